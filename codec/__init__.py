@@ -1,0 +1,35 @@
+"""A neural speech codec whose bottleneck is SimVQ. ``Codec.from_pretrained()`` is where to begin."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codec.config import CodecConfig, ConfigError
+    from codec.container import ContainerError
+    from codec.model import Codec
+    from codec.pretrained import ModelError
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Codec": "codec.model",
+    "CodecConfig": "codec.config",
+    "ConfigError": "codec.config",
+    "ContainerError": "codec.container",
+    "ModelError": "codec.pretrained",
+}
+
+__all__ = ["Codec", "CodecConfig", "ConfigError", "ContainerError", "ModelError", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    # names load their modules when first used: importing codec, and the commands' --help, wait for no torch
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'codec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,150 @@
+"""Reading, mixing down, resampling and writing audio, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+Block = NDArray[np.float32]
+
+BLOCK_SECONDS = 10
+OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+
+
+class AudioError(ValueError):
+    """Audio that cannot be read or written; the message names the file."""
+
+
+def audio_suffixes() -> dict[str, str]:
+    """File suffixes that libsndfile reads and writes here, with its name of the format."""
+    suffixes = {f".{name.lower()}": name for name in soundfile.available_formats() if name != "RAW"}
+    return suffixes | {".oga": "OGG", ".opus": "OGG", ".aif": "AIFF"}
+
+
+class AudioReader:
+    """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
+
+    Args:
+        source: path, or a seekable binary file.
+        name: how messages call it.
+
+    Raises:
+        AudioError: cannot be read as audio.
+        OSError: cannot be opened.
+    """
+
+    def __init__(self, source: str | Path | IO[bytes], name: str | None = None) -> None:
+        self.name = name or str(source)
+        if isinstance(source, (str, Path)):
+            open(source, "rb").close()  # the system's own words for a missing or forbidden file
+        try:
+            self._file = soundfile.SoundFile(source)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{self.name} is not audio that libsndfile reads ({error.error_string})") from None
+        self.sample_rate: int = self._file.samplerate
+        self.channels: int = self._file.channels
+        self.claimed_seconds: float = max(self._file.frames, 0) / self.sample_rate  # a guess for some formats
+        self.num_samples = 0  # per channel, read so far
+
+    def __enter__(self) -> AudioReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def blocks(self) -> Iterator[Block]:
+        """Mono float32 blocks ``[T]`` of up to ten seconds.
+
+        Raises:
+            AudioError: the file breaks off, holds NaN, or has no samples at all.
+        """
+        while True:
+            try:
+                block = self._file.read(BLOCK_SECONDS * self.sample_rate, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise AudioError(f"{self.name} is damaged ({error.error_string})") from None
+            if len(block) == 0:
+                break
+            self.num_samples += len(block)
+            if not np.isfinite(block).all():
+                raise AudioError(f"{self.name} holds NaN or infinity; repair it first")
+            yield block.mean(axis=1, dtype=np.float32)
+        if self.num_samples == 0:
+            raise AudioError(f"{self.name} holds no samples")
+
+
+class AudioWriter:
+    """Writes mono blocks to an audio file whose format follows from the suffix; 16 bits where the format has them.
+
+    Raises:
+        AudioError: the format does not take this sample rate or is unknown.
+    """
+
+    def __init__(self, path: Path, sample_rate: int, name: str | None = None) -> None:
+        self.name = name or str(path)
+        file_format = audio_suffixes().get(path.suffix.lower())
+        if file_format is None:
+            raise AudioError(f"{self.name}: no audio format has the suffix {path.suffix!r}; take .wav, .flac or .ogg")
+        subtype = "OPUS" if path.suffix.lower() == ".opus" else None
+        if subtype and sample_rate not in OPUS_RATES:
+            raise AudioError(f"{self.name}: Opus has no sample rate {sample_rate} Hz; take .wav, .flac or --native-rate")
+        try:
+            self._file = soundfile.SoundFile(path, "w", sample_rate, 1, subtype, format=file_format)
+        except (soundfile.LibsndfileError, ValueError) as error:
+            raise AudioError(f"{self.name} cannot be written at {sample_rate} Hz: {error}") from None
+
+    def __enter__(self) -> AudioWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def write(self, block: Block) -> None:
+        """Append samples; beyond full scale they are clipped."""
+        try:
+            self._file.write(np.clip(block, -1.0, 1.0))
+        except (soundfile.LibsndfileError, AssertionError) as error:
+            raise AudioError(f"{self.name} cannot be written (disk full?): {error}") from None
+
+
+def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
+    """Samples after resampling: the smallest whole number that covers the same duration."""
+    return -(-num_samples * to_rate // from_rate)
+
+
+def resample_blocks(blocks: Iterable[Block], from_rate: int, to_rate: int) -> Iterator[Block]:
+    """Resample one signal given in blocks (soxr, high quality); the total length is exactly ``resampled_length``."""
+    if from_rate == to_rate:
+        yield from blocks
+        return
+    stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
+    taken = given = 0
+    for block in blocks:
+        taken += len(block)
+        made = stream.resample_chunk(block)
+        given += len(made)
+        yield made
+    wanted = resampled_length(taken, from_rate, to_rate)
+    rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)[: wanted - given]
+    yield np.pad(rest, (0, wanted - given - len(rest)))
+
+
+def resample(waveform: Block, from_rate: int, to_rate: int) -> Block:
+    """Resample a mono waveform ``[T]`` to exactly ``resampled_length`` samples."""
+    return np.concatenate(list(resample_blocks([waveform], from_rate, to_rate)))
+
+
+def cut(blocks: Iterable[Block], num_samples: int) -> Iterator[Block]:
+    """The first ``num_samples`` of a signal given in blocks, followed by zeros if it is shorter."""
+    left = num_samples
+    for block in blocks:
+        yield block[:left]
+        left -= min(left, len(block))
+    if left:
+        yield np.zeros(left, np.float32)

@@ -1,0 +1,210 @@
+"""The commands codec-encode, codec-decode and codec-info."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from codec import __version__
+from codec.paths import Job, UsageError, plan_jobs
+
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+EXIT_NOTE = "exit codes: 0 done, 1 at least one file failed, 2 bad usage, 130 interrupted"
+
+ENCODE_EXAMPLES = """examples:
+  codec-encode in.wav out.codes                 all quantizers of the default model
+  codec-encode --bitrate 1.5 in.flac out.codes  at most 1.5 kbit/s
+  codec-encode speech/ -o codes/                a folder, its tree mirrored
+  cat in.wav | codec-encode - - > out.codes     from and to a pipe
+"""
+DECODE_EXAMPLES = """examples:
+  codec-decode out.codes out.wav
+  codec-decode --num-quantizers 2 out.codes out.wav   only the first two codes of each frame
+  codec-decode codes/ -o speech/ --format flac        a folder, its tree mirrored
+  codec-decode --salvage damaged.codes out.wav        silence where blocks are lost
+"""
+INFO_EXAMPLES = """examples:
+  codec-info out.codes
+  codec-info --json out.codes
+  codec-info path/to/model_folder
+  codec-info default
+"""
+
+
+@dataclass
+class _Progress:
+    """Messages and the progress bar, both on stderr so that stdout stays free for data."""
+
+    command: str
+
+    def note(self, text: str) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"{self.command}: {text}", file=sys.stderr)
+
+    def fail(self, text: str) -> None:
+        self.note(f"error: {text}")
+
+
+def encode_main(argv: Sequence[str] | None = None) -> int:
+    """codec-encode: audio files to .codes files. Returns the exit code."""
+    parser = _parser("codec-encode", "Encode speech to .codes files.", ENCODE_EXAMPLES)
+    _add_transfer_arguments(parser, "audio file, folder, or - for stdin", "out.codes, or - for stdout")
+    return _main("codec-encode", parser, argv, _encode)
+
+
+def decode_main(argv: Sequence[str] | None = None) -> int:
+    """codec-decode: .codes files to audio files. Returns the exit code."""
+    parser = _parser("codec-decode", "Decode .codes files to audio.", DECODE_EXAMPLES)
+    _add_transfer_arguments(parser, ".codes file, folder, or - for stdin", "audio file, or - for WAV on stdout")
+    parser.add_argument("--format", default="wav", help="audio format of files written with -o (default: wav)")
+    parser.add_argument("--native-rate", action="store_true", help="write at the model's sample rate, not the original's")
+    parser.add_argument("--salvage", action="store_true", help="decode the intact blocks of a damaged file")
+    return _main("codec-decode", parser, argv, _decode)
+
+
+def info_main(argv: Sequence[str] | None = None) -> int:
+    """codec-info: describe .codes files and models. Returns the exit code."""
+    parser = _parser("codec-info", "Show what is in a .codes file or a model.", INFO_EXAMPLES)
+    parser.add_argument("inputs", nargs="+", metavar="FILE", help=".codes file, model folder, or name of a shipped model")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    return _main("codec-info", parser, argv, _info)
+
+
+def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description=description,
+        epilog=f"{examples}\n{EXIT_NOTE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target: str) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"INPUT OUTPUT, or with -o any number of INPUT: {source}")
+    parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR", help=f"write into DIR, not to OUTPUT ({target})")
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--bitrate", type=float, metavar="KBPS", help="at most so many kbit/s (default: all quantizers)")
+    rate.add_argument("--num-quantizers", type=int, metavar="K", help="use the first K quantizers")
+    parser.add_argument("--model", help="shipped model, model folder, or hub id owner/name (default: the shipped one)")
+    parser.add_argument("--device", default="cpu", help="torch device, as cpu or cuda (default: cpu)")
+    parser.add_argument("--force", action="store_true", help="overwrite existing outputs")
+
+
+def _main(
+    name: str,
+    parser: argparse.ArgumentParser,
+    argv: Sequence[str] | None,
+    run: Callable[[argparse.Namespace, _Progress], int],
+) -> int:
+    progress = _Progress(name)
+    args = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed on the way out
+    try:
+        return run(args, progress)
+    except UsageError as error:
+        progress.fail(f"{error} (see {name} --help)")
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        progress.note("interrupted; nothing half-written is left")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
+        return EXIT_FAILURE
+    except (ValueError, OSError) as error:
+        progress.fail(_one_line(error))
+        return EXIT_FAILURE
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _for_each(jobs: list[Job], force: bool, progress: _Progress, transfer: Callable[[Job], None]) -> int:
+    """Run the jobs, going on after a failure; a bar when there are several."""
+    from tqdm import tqdm
+
+    failures = 0
+    for job in tqdm(jobs, unit=" file", disable=None if len(jobs) > 1 else True):
+        try:
+            if job.target.exists() and not force:
+                raise FileExistsError(f"{job.target} exists; --force overwrites it")
+            if not job.to_stdout:
+                job.target.parent.mkdir(parents=True, exist_ok=True)
+            transfer(job)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError) as error:
+            failures += 1
+            text = _one_line(error)
+            progress.fail(text if str(job.source) in text or str(job.target) in text else f"{job.source}: {text}")
+    if failures and len(jobs) > 1:
+        progress.note(f"{len(jobs) - failures} of {len(jobs)} files done, {failures} failed")
+    return EXIT_FAILURE if failures else EXIT_OK
+
+
+def _encode(args: argparse.Namespace, progress: _Progress) -> int:
+    from codec.audio import audio_suffixes
+    from codec.transfer import Encoding, encode_file
+
+    jobs = plan_jobs(args.paths, args.output_dir, set(audio_suffixes()), [".codes"], progress.note)
+    _check_range(args)
+    encoding = Encoding.load(args.model, args.device, args.num_quantizers, args.bitrate, progress.note)
+    return _for_each(jobs, args.force, progress, lambda job: encode_file(encoding, job, progress.note))
+
+
+def _decode(args: argparse.Namespace, progress: _Progress) -> int:
+    from codec.audio import audio_suffixes
+    from codec.transfer import Decoding, decode_file
+
+    suffix = "." + args.format.lower().lstrip(".")
+    if suffix not in audio_suffixes():
+        raise UsageError(f"--format {args.format}: no such audio format; take wav, flac, ogg, mp3 or opus")
+    targets = [suffix, *sorted(audio_suffixes())]
+    jobs = plan_jobs(args.paths, args.output_dir, {".codes"}, targets, progress.note)
+    _check_range(args)
+    decoding = Decoding(args.model, args.device, args.num_quantizers, args.bitrate, args.native_rate, args.salvage)
+    return _for_each(jobs, args.force, progress, lambda job: decode_file(decoding, job, progress.note))
+
+
+def _check_range(args: argparse.Namespace) -> None:
+    if args.num_quantizers is not None and args.num_quantizers < 1:
+        raise UsageError("--num-quantizers must be at least 1")
+    if args.bitrate is not None and not args.bitrate > 0:
+        raise UsageError("--bitrate must be positive")
+
+
+def _info(args: argparse.Namespace, progress: _Progress) -> int:
+    from codec.info import describe
+
+    failures = 0
+    for index, name in enumerate(args.inputs):
+        try:
+            facts = describe(name)
+        except (ValueError, OSError) as error:
+            failures += 1
+            text = _one_line(error)
+            progress.fail(text if name in text else f"{name}: {text}")
+            continue
+        if args.json:
+            print(json.dumps(facts))
+        else:
+            print(("\n" if index else "") + "\n".join(f"{key:<20} {value}" for key, value in facts.items()))
+        failures += "damage" in facts
+    sys.stdout.flush()
+    return EXIT_FAILURE if failures else EXIT_OK

@@ -1,0 +1,187 @@
+"""The model's configuration: frozen dataclasses, read strictly, written as plain JSON values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names the key and what it should be."""
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build the dataclass ``cls`` from plain values (JSON, YAML), naming unknown keys and wrong types at once.
+
+    An int is taken where a float is asked for; nothing else is converted, so YAML's string "5e-4" is an error.
+
+    Raises:
+        ConfigError: unknown key, missing key, wrong type, or a value that the dataclass itself refuses.
+    """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{where or 'the configuration'} must be a mapping, not {values!r}")
+    hints = typing.get_type_hints(cls)
+    known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    prefix = f"{where}." if where else ""
+    for key in values:
+        if key not in known:
+            raise ConfigError(f"unknown key {prefix}{key}; known are {', '.join(known)}")
+    for name, f in known.items():
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"missing key {prefix}{name}")
+    converted = {key: _convert(hints[key], value, prefix + key) for key, value in values.items()}
+    try:
+        return cls(**converted)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}" if where else str(error)) from None
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The plain values of a configuration dataclass; ``from_dict`` reads them back to an equal object."""
+    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return from_dict(hint, value, where)  # type: ignore[arg-type]
+    if origin is Literal:
+        if value in args and any(type(value) is type(arg) for arg in args):
+            return value
+        raise ConfigError(f"{where} must be one of {', '.join(map(repr, args))}, not {value!r}")
+    if origin in (typing.Union, types.UnionType):  # only "X | None" is used
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(arg for arg in args if arg is not type(None)), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(f"{where} must be a list, not {value!r}")
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            raise ConfigError(f"{where} must be a mapping of names, not {value!r}")
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        hint_name = getattr(hint, "__name__", str(hint))
+        note = " (YAML reads 5e-4 as text; write 5.0e-4)" if hint is float and isinstance(value, str) else ""
+        raise ConfigError(f"{where} must be of type {hint_name}, not {value!r}{note}")
+    return value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Waveform encoder: for each stride one strided convolution and ``depths[i]`` ConvNeXt blocks of ``widths[i]``."""
+
+    strides: tuple[int, ...] = (8, 5, 8)
+    widths: tuple[int, ...] = (48, 128, 256)
+    depths: tuple[int, ...] = (1, 2, 4)
+    kernel_size: int = 7
+
+    def __post_init__(self) -> None:
+        n = len(self.strides)
+        _require(n > 0 and min(self.strides) > 0, "strides must be positive")
+        _require(len(self.widths) == n, f"widths must have {n} entries, one a stride")
+        _require(len(self.depths) == n, f"depths must have {n} entries, one a stride")
+        _require(min(self.widths) > 0 and min(self.depths) >= 0, "widths and depths must not be negative")
+        _require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """The bottleneck. ``kind`` names an entry of ``codec.quantizers.QUANTIZERS``.
+
+    ``codebook_dim`` is the dimension of the lookup; where it differs from the latents' width every stage has its own
+    projections in and out. ``basis``, ``map`` and ``map_bias`` choose the SimVQ variant.
+    """
+
+    kind: str = "residual_simvq"
+    num_quantizers: int = 8
+    codebook_size: int = 1024
+    codebook_dim: int = 16
+    basis: Literal["frozen", "learnable"] = "frozen"
+    map: Literal["dense", "diagonal"] = "dense"
+    map_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _require(self.num_quantizers >= 1, "num_quantizers must be at least 1")
+        _require(self.codebook_size >= 2, "codebook_size must be at least 2")
+        _require(self.codebook_dim >= 1, "codebook_dim must be at least 1")
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Frames to waveform.
+
+    ``istft``: ConvNeXt blocks of ``width`` at the frame rate, then an inverse STFT of ``n_fft`` with the model's hop.
+    ``upsampling``: fully convolutional; for each of ``strides`` a transposed convolution and ``depths[i]`` blocks of
+    ``widths[i]``, after ``depth`` blocks of ``width`` at the frame rate.
+    """
+
+    kind: Literal["istft", "upsampling"] = "istft"
+    width: int = 320
+    depth: int = 6
+    kernel_size: int = 7
+    n_fft: int = 1280
+    strides: tuple[int, ...] = (8, 5, 8)
+    widths: tuple[int, ...] = (128, 64, 32)
+    depths: tuple[int, ...] = (2, 1, 1)
+
+    def __post_init__(self) -> None:
+        _require(self.width > 0 and self.depth >= 0, "width must be positive and depth not negative")
+        _require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
+        if self.kind == "upsampling":
+            n = len(self.strides)
+            _require(n > 0 and min(self.strides) > 0, "strides must be positive")
+            _require(len(self.widths) == len(self.depths) == n, f"widths and depths must have {n} entries")
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """One codec. The hop length is the product of the encoder's strides."""
+
+    sample_rate: int = 24000
+    latent_dim: int = 256
+    causal: bool = False
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    def __post_init__(self) -> None:
+        _require(self.sample_rate > 0, "sample_rate must be positive")
+        _require(self.latent_dim > 0, "latent_dim must be positive")
+        hop = self.hop_length
+        if self.decoder.kind == "istft":
+            _require(
+                self.decoder.n_fft % hop == 0 and self.decoder.n_fft >= 2 * hop,
+                f"decoder.n_fft must be a multiple (2 or more) of the hop length {hop}, not {self.decoder.n_fft}",
+            )
+        else:
+            _require(
+                math.prod(self.decoder.strides) == hop,
+                f"the product of decoder.strides must be the hop length {hop}, not {math.prod(self.decoder.strides)}",
+            )
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return math.prod(self.encoder.strides)

@@ -1,0 +1,211 @@
+"""Training data: manifest records, random segments of speech, and their batches.
+
+A manifest is a JSONL file, one utterance a line, written by ``data/<set>/prepare.py``. Nothing else of a corpus is read
+in training: no directory layouts, no transcripts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from codec.files import written_whole
+
+
+log = logging.getLogger(__name__)
+
+
+class ManifestError(ValueError):
+    """A manifest line that cannot be used; the message names the file and the line."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One utterance of a manifest.
+
+    Attributes:
+        id: unique name of the utterance.
+        path: the audio file; in the manifest relative to the manifest's folder, absolute once read.
+        num_samples: length in samples per channel at ``sample_rate``.
+        sample_rate: of the file, in Hz.
+        speaker: speaker id, or "" if unknown.
+        split: "train", "dev" or "test".
+        bandwidth_hz: the highest frequency at which the recording holds sound; losses ignore what lies above it.
+        language, source, licence: where the utterance comes from, "" if unknown; for model cards.
+    """
+
+    id: str
+    path: str
+    num_samples: int
+    sample_rate: int
+    speaker: str = ""
+    split: str = "train"
+    bandwidth_hz: int = 0
+    language: str = ""
+    source: str = ""
+    licence: str = ""
+
+    @property
+    def duration(self) -> float:
+        """Length in seconds."""
+        return self.num_samples / self.sample_rate
+
+    @property
+    def bandwidth(self) -> float:
+        """Highest frequency with content in Hz: ``bandwidth_hz``, or half the sample rate where it is not given."""
+        return float(self.bandwidth_hz or self.sample_rate / 2)
+
+
+def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records as JSONL, paths below the manifest's folder made relative to it; replaces the file as a whole."""
+    path = Path(path)
+    folder = path.parent.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for record in records:
+            audio = Path(record.path).resolve()
+            relative = audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else audio.as_posix()
+            file.write(json.dumps(dataclasses.asdict(record) | {"path": relative}, ensure_ascii=False) + "\n")
+
+
+def read_manifest(path: str | Path) -> list[Record]:
+    """Read a JSONL manifest; relative audio paths are taken from the manifest's folder.
+
+    Fields that :class:`Record` does not have are notes of whoever wrote the manifest and are passed over.
+
+    Raises:
+        ManifestError: a line that is not JSON, lacks a field, or has a wrong type, named by its number.
+        FileNotFoundError: no such manifest.
+    """
+    path = Path(path)
+    folder = path.parent.resolve()
+    kinds = {field.name: {"str": str, "int": int}[str(field.type)] for field in dataclasses.fields(Record)}
+    records = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                fields = {k: v for k, v in json.loads(line).items() if k in kinds}
+                record = Record(**fields)
+            except (json.JSONDecodeError, TypeError, AttributeError) as error:
+                raise ManifestError(f"{path}:{number}: not a manifest record: {error}") from None
+            wrong = [k for k, v in fields.items() if type(v) is not kinds[k]]
+            if wrong:
+                raise ManifestError(f"{path}:{number}: {wrong[0]} must be of type {kinds[wrong[0]].__name__}")
+            if record.num_samples < 1 or record.sample_rate < 1:
+                raise ManifestError(f"{path}:{number}: num_samples and sample_rate must be at least 1")
+            records.append(dataclasses.replace(record, path=(folder / record.path).as_posix()))
+    return records
+
+
+def summary(records: Sequence[Record]) -> str:
+    """One line: utterances, hours, speakers."""
+    hours = sum(record.duration for record in records) / 3600
+    return f"{len(records)} utterances, {hours:.2f} h, {len({record.speaker for record in records})} speakers"
+
+
+@dataclass(frozen=True)
+class SegmentConfig:
+    """How random segments are drawn.
+
+    Attributes:
+        seconds: length of a segment.
+        gain_db: lowest and highest random gain; a segment is never amplified beyond full scale.
+        max_bad_fraction: reading stops once more than this share of the files tried cannot be read.
+    """
+
+    seconds: float = 1.0
+    gain_db: tuple[float, ...] = (-6.0, 3.0)
+    max_bad_fraction: float = 0.01
+
+
+class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """Random segments of speech at one sample rate; segment ``index`` is a function of the seed and the index alone.
+
+    Utterances are drawn with a chance proportional to their duration, so that every second of speech is as likely. Any
+    process can therefore go on at any position of the endless stream without having read what came before.
+
+    Items: ``waveform [1, T]`` float32, ``bandwidth []`` in Hz, ``index []``. A file that cannot be read is skipped (the
+    next draw of the same index takes its place), counted in ``bad`` and reported once by name.
+
+    Args:
+        records: the utterances.
+        sample_rate: of the segments, in Hz; files of other rates are resampled.
+        config: segment length and augmentation.
+        seed: of every random choice.
+    """
+
+    def __init__(self, records: Sequence[Record], sample_rate: int, config: SegmentConfig, seed: int) -> None:
+        if not records:
+            raise ManifestError("the manifest is empty")
+        self.records, self.sample_rate, self.config, self.seed = list(records), sample_rate, config, seed
+        self.num_samples = round(config.seconds * sample_rate)
+        self.ends = np.cumsum([record.duration for record in records])
+        self.tried: set[str] = set()
+        self.bad: set[str] = set()
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((self.seed, index))
+        while True:
+            record = self.records[min(np.searchsorted(self.ends, rng.random() * self.ends[-1]), len(self.records) - 1)]
+            position, gain = rng.random(), rng.uniform(*self.config.gain_db)
+            try:
+                segment = read_segment(record, position, self.num_samples, self.sample_rate)
+            except (OSError, soundfile.LibsndfileError, ManifestError) as error:
+                self._count_bad(record, error)
+                continue
+            self.tried.add(record.id)
+            peak = float(np.abs(segment).max(initial=1e-9))
+            segment *= min(10 ** (gain / 20), 1.0 / peak)
+            return {
+                "waveform": torch.from_numpy(segment[None]),
+                "bandwidth": torch.tensor(min(record.bandwidth, self.sample_rate / 2), dtype=torch.float32),
+                "index": torch.tensor(index),
+            }
+
+    def _count_bad(self, record: Record, error: Exception) -> None:
+        if record.id not in self.bad:
+            log.warning("skipped %s: %s", record.path, error)
+        self.tried.add(record.id)
+        self.bad.add(record.id)
+        allowed = max(3.0, self.config.max_bad_fraction * len(self.tried))
+        if len(self.bad) > allowed or len(self.bad) == len(self.records):
+            raise ManifestError(
+                f"{len(self.bad)} of {len(self.tried)} files tried cannot be read (the last: {record.path}); "
+                "prepare the data again, or raise data.max_bad_fraction"
+            )
+
+
+def read_segment(record: Record, position: float, num_samples: int, sample_rate: int) -> NDArray[np.float32]:
+    """``num_samples`` at ``sample_rate`` from a file, mixed down to mono and resampled; zeros after the end.
+
+    ``position`` in [0, 1) chooses the start among all that keep the segment inside the file. A margin is read and cut off
+    on both sides, so that the resampler never sees an edge inside the segment.
+    """
+    with soundfile.SoundFile(record.path) as file:
+        rate, total = file.samplerate, file.frames
+        if total < 1:
+            raise ManifestError(f"{record.path} is empty")
+        wanted = math.ceil(num_samples * rate / sample_rate)
+        start = int(position * (max(total - wanted, 0) + 1))
+        margin = 0 if rate == sample_rate else rate // 50
+        before = min(margin, start)
+        file.seek(start - before)
+        samples = file.read(before + wanted + margin, dtype="float32", always_2d=True).mean(axis=1)
+    if rate != sample_rate:
+        samples = soxr.resample(samples, rate, sample_rate)
+    samples = samples[round(before * sample_rate / rate) :][:num_samples]
+    return np.pad(samples, (0, num_samples - len(samples))).astype(np.float32)

@@ -1,0 +1,35 @@
+"""Writing files so that a killed run leaves no half file and never harms an existing one."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any exception.
+
+    The temporary name keeps the suffix, since audio writers choose the format by it. Errors of the file system name
+    ``path``, not the temporary name.
+
+    Raises:
+        OSError: the folder is missing or read-only, the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        temporary.touch(exist_ok=False)
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary), temporary):
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
+    finally:
+        temporary.unlink(missing_ok=True)

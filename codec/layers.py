@@ -1,0 +1,100 @@
+"""The blocks that encoder and decoder are made of.
+
+Everything here works on channels-last activations ``[B, N, C]``: pointwise convolutions are matrix products, strided
+convolutions are framing and a matrix product, and the depthwise convolution sees a channels-last view. In the usual
+``[B, C, N]`` layout the depthwise convolution alone is several times slower on CPUs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class DepthwiseConv(nn.Module):
+    """One filter a channel along the frames, length kept: ``[B, N, C] -> [B, N, C]``.
+
+    Padded with zeros on both sides alike, or on the left only if ``causal``.
+    """
+
+    def __init__(self, channels: int, kernel_size: int, causal: bool) -> None:
+        super().__init__()
+        self.left = kernel_size - 1 if causal else kernel_size // 2
+        self.right = kernel_size - 1 - self.left
+        self.conv = nn.Conv2d(channels, channels, (1, kernel_size), groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (0, 0, self.left, self.right))
+        x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], still channels-last in memory
+        y: Tensor = self.conv(x).squeeze(2).transpose(1, 2)
+        return y
+
+
+class ConvNeXtBlock(nn.Module):
+    """Depthwise convolution, layer norm, two-layer perceptron, scaled and added: ``[B, N, C] -> [B, N, C]``.
+
+    After Liu et al., "A ConvNet for the 2020s" (arXiv 2201.03545), in one dimension as in Vocos (arXiv 2306.00814).
+    """
+
+    def __init__(self, channels: int, kernel_size: int, causal: bool, scale: float) -> None:
+        super().__init__()
+        self.depthwise = DepthwiseConv(channels, kernel_size, causal)
+        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.expand = nn.Linear(channels, 4 * channels)
+        self.project = nn.Linear(4 * channels, channels)
+        self.scale = nn.Parameter(torch.full((channels,), scale))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.project(F.gelu(self.expand(self.norm(self.depthwise(x)))))
+        return x + self.scale * y
+
+
+class Downsample(nn.Module):
+    """Strided convolution with kernel ``2 * stride``: ``[B, N * stride, C_in] -> [B, N, C_out]``."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, causal: bool) -> None:
+        super().__init__()
+        self.stride = stride
+        self.left = stride if causal else stride // 2
+        self.linear = nn.Linear(2 * stride * in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, length, channels = x.shape
+        assert length % self.stride == 0, "the length must be a multiple of the stride"
+        x = F.pad(x, (0, 0, self.left, self.stride - self.left))
+        x = x.reshape(batch, length // self.stride + 1, self.stride * channels)
+        y: Tensor = self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
+        return y
+
+
+class Upsample(nn.Module):
+    """Transposed convolution with kernel ``2 * stride``: ``[B, N, C_in] -> [B, N * stride, C_out]``."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int, causal: bool) -> None:
+        super().__init__()
+        self.stride = stride
+        self.drop = 0 if causal else stride // 2
+        self.out_channels = out_channels
+        self.linear = nn.Linear(in_channels, 2 * stride * out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, frames, _ = x.shape
+        first, second = self.linear(x).chunk(2, dim=-1)  # what a frame gives to its own and to the next hop
+        y = F.pad(first, (0, 0, 0, 1)) + F.pad(second, (0, 0, 1, 0))
+        y = y.reshape(batch, (frames + 1) * self.stride, self.out_channels)
+        return y[:, self.drop : self.drop + frames * self.stride]
+
+
+def blocks(channels: int, depth: int, kernel_size: int, causal: bool) -> nn.Sequential:
+    """``depth`` ConvNeXt blocks whose initial scale keeps the sum of their outputs at the size of one."""
+    return nn.Sequential(*[ConvNeXtBlock(channels, kernel_size, causal, 1.0 / max(depth, 1)) for _ in range(depth)])
+
+
+def initialise(module: nn.Module) -> None:
+    """Zero biases and truncated normal weights of standard deviation ``fan_in ** -0.5``, in every layer below."""
+    for layer in module.modules():
+        if isinstance(layer, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(layer.weight, std=layer.weight[0].numel() ** -0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

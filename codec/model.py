@@ -1,0 +1,343 @@
+"""Codec: waveform to codes and back, loading and saving."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codec.audio import resample, resampled_length
+from codec.autoencoder import Encoder, build_decoder, decoder_context, encoder_context
+from codec.config import CodecConfig, ConfigError, from_dict, to_dict
+from codec.files import written_whole
+from codec.pretrained import DEFAULT_MODEL, ModelError, find_model
+from codec.quantizers import build_quantizer
+from codec.windows import overlapping
+
+WINDOW_FRAMES = 512  # new frames a window: long signals run window by window, short ones in one piece
+
+
+@dataclass
+class CodecOutput:
+    """What the training forward pass returns; codes and losses are None without quantization.
+
+    Attributes:
+        waveform: ``[B, 1, T]``, as long as the input.
+        latents: ``[B, D, N]``, before quantization.
+        codes: int64 ``[B, K, N]``.
+        commitment_loss, codebook_loss: ``[B, K]``; see QuantizerOutput.
+    """
+
+    waveform: Tensor
+    latents: Tensor
+    codes: Tensor | None = None
+    commitment_loss: Tensor | None = None
+    codebook_loss: Tensor | None = None
+
+
+class Codec(nn.Module):
+    """A neural speech codec: convolutional encoder, (residual) SimVQ, decoder.
+
+    ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights.
+
+    Attributes:
+        config: the architecture.
+        name: of the model, as stored in ``.codes`` files.
+    """
+
+    def __init__(self, config: CodecConfig, name: str = "unnamed") -> None:
+        super().__init__()
+        self.config, self.name = config, name
+        self.encoder = Encoder(config)
+        self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
+        self.decoder = build_decoder(config)
+        self._encoder_context, self._decoder_context = encoder_context(config), decoder_context(config)
+
+    # ---- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the waveforms inside, in Hz."""
+        return self.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.config.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def num_quantizers(self) -> int:
+        """Stages K: the most codes a frame can have."""
+        return self.quantizer.num_quantizers
+
+    @property
+    def codebook_size(self) -> int:
+        """Entries V of each stage's codebook."""
+        return self.quantizer.codebook_size
+
+    @property
+    def bitrate(self) -> float:
+        """With all quantizers, in bit/s: ``frame_rate * num_quantizers * log2(codebook_size)``."""
+        return self.frame_rate * self.num_quantizers * float(np.log2(self.codebook_size))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of the configuration and of the tensors that make the codebooks.
+
+        Two models with one fingerprint give a code the same meaning. The tensors are taken as stored, not as computed
+        (``C``, ``W``, ``b`` and the projection out rather than their product), so that no rounding of another machine
+        changes it.
+        """
+        digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
+        for tensor in self.quantizer.codebook_state():
+            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype="<f4").tobytes())
+        return digest.hexdigest()
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
+        return -(-num_samples // self.hop_length)
+
+    # ---- training -------------------------------------------------------------------------------------------------
+
+    def forward(
+        self,
+        waveform: Tensor,
+        quantize: bool = True,
+        num_quantizers: int | None = None,
+        quantizer_dropout: float = 0.0,
+    ) -> CodecOutput:
+        """Reconstruct ``[B, 1, T]`` in one piece, with gradients; for use of a trained model see encode and decode.
+
+        Args:
+            waveform: float in [-1, 1] at the model's sample rate.
+            quantize: False passes the latents on as they are (autoencoder warm-up).
+            num_quantizers: use the first so many stages; default all.
+            quantizer_dropout: share of the items that use a random number of stages (residual quantizers).
+        """
+        length = waveform.shape[-1]
+        latents = self.encoder(F.pad(waveform, (0, -length % self.hop_length)))
+        if not quantize:
+            return CodecOutput(self.decoder(latents)[..., :length], latents)
+        output = self.quantizer(latents, num_quantizers, quantizer_dropout)
+        return CodecOutput(
+            waveform=self.decoder(output.quantized)[..., :length],
+            latents=latents,
+            codes=output.codes,
+            commitment_loss=output.commitment_loss,
+            codebook_loss=output.codebook_loss,
+        )
+
+    # ---- use ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self,
+        waveform: Tensor,
+        sample_rate: int,
+        num_quantizers: int | None = None,
+        lengths: Tensor | list[int] | None = None,
+    ) -> Tensor:
+        """Codes int64 ``[B, K, N]`` of a waveform; N is ``num_frames`` of its length at the model's rate.
+
+        Every item is computed by itself, long ones in windows of a fixed size: its codes are, bit for bit, the same
+        whatever it was batched with, and memory does not grow with its length.
+
+        Args:
+            waveform: float in [-1, 1], ``[B, C, T]`` or ``[T]``; more channels are mixed down.
+            sample_rate: of the waveform, in Hz; another one than the model's is resampled.
+            num_quantizers: stages to use, 1 to ``codec.num_quantizers``; default all.
+            lengths: ``[B]``, samples of each item that count, where a batch of unequal items was padded at the end. The
+                codes of a shorter item are followed by zeros.
+
+        Raises:
+            ValueError: a shape, type, rate, length or number of quantizers that cannot be; NaN in the waveform.
+        """
+        stages = self._checked_stages(num_quantizers, self.num_quantizers)
+        items = _split_items(_checked_waveform(waveform), lengths)
+        if sample_rate < 1:
+            raise ValueError(f"sample_rate must be positive, not {sample_rate}")
+        codes = [self._encode_item(item, sample_rate, stages) for item in items]
+        frames = max(item.shape[-1] for item in codes)
+        return torch.stack([F.pad(item, (0, frames - item.shape[-1])) for item in codes])
+
+    @torch.no_grad()
+    def decode(
+        self, codes: Tensor, num_quantizers: int | None = None, lengths: Tensor | list[int] | None = None
+    ) -> Tensor:
+        """Waveform float ``[B, 1, T]`` at the model's sample rate, ``T = N * hop_length`` unless ``lengths`` are given.
+
+        Args:
+            codes: int64 ``[B, k, N]``; k may be fewer than the model's stages: any prefix of them decodes.
+            num_quantizers: use only the first so many of them.
+            lengths: ``[B]``, samples of each item; frames beyond are passed over and the waveform is cut, or followed by
+                zeros, to the longest.
+
+        Raises:
+            ValueError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
+        """
+        if codes.ndim != 3 or codes.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"codes must be int64 [B, K, N], not {codes.dtype} {list(codes.shape)}")
+        batch, given, frames = codes.shape
+        if not 1 <= given <= self.num_quantizers:
+            raise ValueError(f"codes have {given} stages; this model has 1 to {self.num_quantizers}")
+        if batch == 0 or frames == 0:
+            raise ValueError("codes are empty")
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise ValueError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
+        stages = self._checked_stages(num_quantizers, given)
+        wanted = _checked_lengths(lengths, batch, frames * self.hop_length) or [frames * self.hop_length] * batch
+        audio = []
+        for item, length in zip(codes[:, :stages], wanted, strict=True):
+            waveform = torch.cat(list(self.decode_blocks([item[:, : self.num_frames(length)]])), dim=-1)
+            audio.append(F.pad(waveform[:length], (0, max(wanted) - length)))
+        return torch.stack(audio).unsqueeze(1)
+
+    @torch.no_grad()
+    def encode_blocks(self, blocks: Iterable[Tensor], num_quantizers: int | None = None) -> Iterator[Tensor]:
+        """Codes ``[K, n]``, window by window, of one waveform of any length given in blocks ``[T]`` at the model's rate.
+
+        Together exactly what :meth:`encode` gives for the whole; memory is that of one window and one block.
+        """
+        stages = self._checked_stages(num_quantizers, self.num_quantizers)
+        context, hop = self._encoder_context, self.hop_length
+        for window, before, count in overlapping(_whole_frames(blocks, hop), WINDOW_FRAMES, context, hop):
+            latents = self.encoder(window.to(self.device)[None, None])[..., before : before + count]
+            yield self.quantizer(latents, stages).codes[0]
+
+    @torch.no_grad()
+    def decode_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
+        hop = self.hop_length
+        for window, before, count in overlapping(blocks, WINDOW_FRAMES, self._decoder_context, 1):
+            waveform = self.decoder(self.quantizer.decode(window.to(self.device)[None]))
+            yield waveform[0, 0, before * hop : (before + count) * hop]
+
+    def _encode_item(self, item: Tensor, sample_rate: int, stages: int) -> Tensor:
+        if sample_rate != self.sample_rate:
+            item = torch.from_numpy(resample(item.cpu().numpy(), sample_rate, self.sample_rate))
+        return torch.cat(list(self.encode_blocks([item], stages)), dim=-1)
+
+    def _checked_stages(self, asked: int | None, most: int) -> int:
+        if asked is None:
+            return most
+        if not 1 <= asked <= most:
+            raise ValueError(f"num_quantizers must be from 1 to {most}, not {asked}")
+        return asked
+
+    # ---- loading and saving ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path = DEFAULT_MODEL, device: str | torch.device = "cpu") -> Codec:
+        """Load a model in eval mode: the name of one inside the package, a folder, or a hub id ``owner/name[@revision]``.
+
+        Raises:
+            ModelError: no such model, or its files cannot be used; says what to do.
+        """
+        folder = find_model(model)
+        try:
+            config = from_dict(CodecConfig, json.loads((folder / "config.json").read_text(encoding="utf-8")))
+            codec = cls(config, name=str(model) if "/" not in str(model) else folder.name)
+        except (ConfigError, json.JSONDecodeError) as error:
+            raise ModelError(f"{folder / 'config.json'}: {error}") from None
+        _load_weights(codec, folder / "model.safetensors")
+        return codec.to(device).eval()
+
+    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
+        """Write ``config.json`` and ``model.safetensors``; from_pretrained reads them back to an equal model.
+
+        Args:
+            folder: made if need be; a model in it is replaced.
+            half: store encoder and decoder in float16, half the size (the quantizer stays float32: codes keep their
+                meaning). The weights are rounded once; what is loaded is float32 again.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+        if half:
+            state = {name: t if name.startswith("quantizer.") else t.half() for name, t in state.items()}
+        with written_whole(folder / "model.safetensors") as temporary:
+            temporary.write_bytes(save(state, metadata={"format": "pt"}))
+        with written_whole(folder / "config.json") as temporary:
+            temporary.write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
+
+
+def _load_weights(codec: Codec, path: Path) -> None:
+    """Copy every tensor of the file into the model; names and shapes must agree exactly."""
+    expected = codec.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            found = set(file.keys())
+            missing, foreign = sorted(expected.keys() - found), sorted(found - expected.keys())
+            if missing or foreign:
+                parts = [f"missing {', '.join(missing)}"] if missing else []
+                parts += [f"not part of the model {', '.join(foreign)}"] if foreign else []
+                raise ModelError(f"{path} does not fit its config.json: {'; '.join(parts)}")
+            for name, tensor in expected.items():
+                stored = file.get_tensor(name)
+                if stored.shape != tensor.shape:
+                    raise ModelError(f"{path}: {name} is {list(stored.shape)}, config.json says {list(tensor.shape)}")
+                tensor.copy_(stored)
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"{path} cannot be read: {error}") from None
+
+
+def _whole_frames(blocks: Iterable[Tensor], hop_length: int) -> Iterator[Tensor]:
+    """The blocks, followed by zeros up to a whole number of frames."""
+    total = 0
+    for block in blocks:
+        total += block.shape[-1]
+        yield block
+    if total % hop_length:
+        yield torch.zeros(-total % hop_length)
+
+
+def _checked_waveform(waveform: Tensor) -> Tensor:
+    """As float32 mono ``[B, T]``."""
+    if not isinstance(waveform, Tensor) or not waveform.is_floating_point():
+        kind = waveform.dtype if isinstance(waveform, Tensor) else type(waveform).__name__
+        raise ValueError(f"waveform must be a float tensor in [-1, 1], not {kind}")
+    if waveform.ndim == 1:
+        waveform = waveform[None, None]
+    if waveform.ndim != 3:
+        raise ValueError(f"waveform must be [B, C, T] or [T], not {list(waveform.shape)}")
+    if waveform.numel() == 0:
+        raise ValueError("waveform is empty")
+    if not torch.isfinite(waveform).all():
+        raise ValueError("waveform holds NaN or infinity")
+    return waveform.float().mean(dim=1)
+
+
+def _checked_lengths(lengths: Tensor | list[int] | None, batch: int, longest: int) -> list[int] | None:
+    if lengths is None:
+        return None
+    wanted = [int(length) for length in lengths]
+    if len(wanted) != batch or not all(1 <= length <= longest for length in wanted):
+        raise ValueError(f"lengths must be {batch} numbers from 1 to {longest}, not {wanted}")
+    return wanted
+
+
+def _split_items(waveform: Tensor, lengths: Tensor | list[int] | None) -> list[Tensor]:
+    wanted = _checked_lengths(lengths, *waveform.shape) or [waveform.shape[-1]] * len(waveform)
+    return [item[:length] for item, length in zip(waveform, wanted, strict=True)]
+
+
+__all__ = ["Codec", "CodecOutput", "ModelError", "resampled_length"]

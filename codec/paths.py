@@ -1,0 +1,91 @@
+"""Which input goes to which output: the path arguments of codec-encode and codec-decode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+STREAM = Path("-")
+
+
+class UsageError(ValueError):
+    """Arguments that make no sense together."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file to convert; ``-`` stands for stdin or stdout."""
+
+    source: Path
+    target: Path
+
+    @property
+    def from_stdin(self) -> bool:
+        return self.source == STREAM
+
+    @property
+    def to_stdout(self) -> bool:
+        return self.target == STREAM
+
+
+def plan_jobs(
+    paths: Sequence[str],
+    output_dir: Path | None,
+    source_suffixes: Collection[str],
+    target_suffixes: Sequence[str],
+    note: Callable[[str], None],
+) -> list[Job]:
+    """Pair inputs with outputs: ``INPUT OUTPUT``, or any inputs and folders with an output folder.
+
+    Args:
+        source_suffixes: which files of an input folder are taken (files named outright always are).
+        target_suffixes: what an OUTPUT may end with; the first one is given to files written into ``output_dir``.
+        note: told about files of a folder that are passed over.
+
+    Raises:
+        UsageError: paths that cannot be paired, or two inputs with one output.
+    """
+    if output_dir is None:
+        return [_pair(paths, target_suffixes)]
+    jobs: list[Job] = []
+    for name in paths:
+        path = Path(name)
+        if path == STREAM:
+            raise UsageError("stdin has no name for a file in the output folder; give OUTPUT instead of -o")
+        if path.is_dir():
+            sources = _audio_below(path, source_suffixes, note)
+            jobs += [Job(source, output_dir / source.relative_to(path)) for source in sources]
+        else:
+            jobs.append(Job(path, output_dir / path.name))
+    jobs = [Job(job.source, job.target.with_suffix(target_suffixes[0])) for job in jobs]
+    taken: dict[Path, Path] = {}
+    for job in jobs:
+        if job.target in taken:
+            raise UsageError(f"{taken[job.target]} and {job.source} would both become {job.target}")
+        taken[job.target] = job.source
+    if not jobs:
+        raise UsageError(f"nothing to do: no {' '.join(sorted(source_suffixes))} file in {' '.join(paths)}")
+    return jobs
+
+
+def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
+    if len(paths) != 2:
+        raise UsageError("give INPUT OUTPUT, or several inputs with -o DIR")
+    job = Job(Path(paths[0]), Path(paths[1]))
+    if job.source.is_dir():
+        raise UsageError(f"{job.source} is a folder; give -o DIR for the outputs")
+    if not job.to_stdout and job.target.suffix.lower() not in target_suffixes:
+        wanted = target_suffixes[0] if len(target_suffixes) == 1 else "an audio suffix as .wav or .flac"
+        raise UsageError(f"OUTPUT must end in {wanted}, not {job.target.name!r}; several inputs need -o DIR")
+    if job.target.is_dir():
+        raise UsageError(f"{job.target} is a folder; give -o {job.target}")
+    return job
+
+
+def _audio_below(folder: Path, suffixes: Collection[str], note: Callable[[str], None]) -> list[Path]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    chosen = [path for path in files if path.suffix.lower() in suffixes]
+    if len(chosen) < len(files):
+        note(f"{folder}: {len(files) - len(chosen)} files of other kinds passed over")
+    return chosen

@@ -1,0 +1,56 @@
+"""The contract that every quantizer keeps, and the table of their names.
+
+A quantizer is a module built by ``from_config(config, dim)`` with
+
+- ``forward(latents [B, D, N], num_quantizers=None, dropout=0.0) -> QuantizerOutput``
+- ``decode(codes [B, k, N]) -> [B, D, N]``: what ``forward`` gave as ``quantized`` for these codes in eval mode
+- ``initialize(latents [B, D, N])``: start from real latents, once, in place
+- ``num_quantizers``, ``codebook_size``, and ``codebook_state()``: the tensors that decide what a code means
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass
+class QuantizerOutput:
+    """What a quantizer returns; B batch, D latent width, N frames, K stages used.
+
+    Attributes:
+        quantized: ``[B, D, N]``, with gradients to the latents and to the codebooks.
+        codes: int64 ``[B, K, N]``.
+        commitment_loss: ``[B, K]``, mean squared distance that pulls latents to their codes; 0 for dropped stages.
+        codebook_loss: ``[B, K]``, the same distance, pulling codes to latents.
+    """
+
+    quantized: Tensor
+    codes: Tensor
+    commitment_loss: Tensor
+    codebook_loss: Tensor
+
+
+class Quantizer(nn.Module):
+    """Base class of the quantizers; see the module's text for the contract."""
+
+    num_quantizers: int
+    codebook_size: int
+
+    @abstractmethod
+    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
+        """Quantize ``[B, D, N]`` with the first ``num_quantizers`` stages; ``dropout``: see ResidualSimVQ."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Latents ``[B, D, N]`` of codes ``[B, k, N]``, k at most ``num_quantizers``."""
+
+    @abstractmethod
+    def initialize(self, latents: Tensor) -> None:
+        """Match the codebooks to real latents ``[B, D, N]``, in place."""
+
+    @abstractmethod
+    def codebook_state(self) -> list[Tensor]:
+        """The tensors that decide what a code means, in a fixed order; the model's fingerprint covers them."""

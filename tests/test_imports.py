@@ -1,0 +1,89 @@
+"""Imports run one way, heavy packages are lazy, and importing the package costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted((ROOT / "codec").rglob("*.py"))
+LAZY = {"accelerate", "yaml", "pesq", "pystoi", "librosa", "torchaudio", "tensorboard", "matplotlib", "huggingface_hub"}
+
+# what each module may import from the package at module level; every module may import files and config
+BASIC = {"codec", "codec.files", "codec.config", "codec.windows"}
+QUANTIZERS = {"codec.quantizers", "codec.quantizers.base", "codec.quantizers.simvq", "codec.quantizers.residual"}
+ALLOWED = {
+    "codec.config": set(),
+    "codec.files": set(),
+    "codec.windows": set(),
+    "codec.container": {"codec.files"},
+    "codec.paths": set(),
+    "codec.pretrained": set(),
+    "codec.audio": set(),
+    "codec.spectral": set(),
+    "codec.layers": set(),
+    "codec.scan": {"codec.data", "codec.files"},
+    "codec.fetch": {"codec.files"},
+    "codec.autoencoder": BASIC | {"codec.layers"},
+    **dict.fromkeys(QUANTIZERS, BASIC | QUANTIZERS),
+    "codec.model": BASIC | QUANTIZERS | {"codec.audio", "codec.autoencoder", "codec.pretrained"},
+    "codec.losses": {"codec.spectral"},
+    "codec.discriminators": BASIC | {"codec.spectral"},
+    "codec.adversarial": {"codec.discriminators"},
+    "codec.health": set(),
+    "codec.metrics": {"codec.audio", "codec.losses"},
+    "codec.data": {"codec.files"},
+}
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree: ast.Module, top_level: bool) -> set[str]:
+    """Module names imported; ``from codec import x`` counts as ``codec.x`` where that is a module."""
+    names: set[str] = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = below & {module_name(path) for path in MODULES}
+            names |= modules or {node.module}
+    return names
+
+
+def test_something_is_checked() -> None:
+    assert len(MODULES) > 20 and set(ALLOWED) <= {module_name(path) for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=module_name)
+def test_imports_run_one_way(path: Path) -> None:
+    names = imported(ast.parse(path.read_text(encoding="utf-8")), top_level=True)
+    assert not {name.split(".")[0] for name in names} & LAZY, "import it where it is used"
+    allowed = ALLOWED.get(module_name(path))
+    own = {name for name in names if name.split(".")[0] == "codec"}
+    assert allowed is None or own <= allowed, own - (allowed or set())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.py")) + sorted((ROOT / "data").rglob("*.py")), ids=str)
+def test_scripts_do_not_import_each_other(path: Path) -> None:
+    names = imported(ast.parse(path.read_text(encoding="utf-8")), top_level=False)
+    assert not {name.split(".")[0] for name in names} & {"recipes", "data", "tests"}
+
+
+def test_container_needs_no_torch() -> None:
+    names = imported(ast.parse((ROOT / "codec" / "container.py").read_text(encoding="utf-8")), top_level=False)
+    assert "torch" not in {name.split(".")[0] for name in names}
+
+
+@pytest.mark.parametrize("statement", ["import codec", "import codec.cli", "import codec.container"])
+def test_importing_is_cheap(statement: str) -> None:
+    code = f"import sys; {statement}; print('torch' in sys.modules, 'soundfile' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,81 @@
+"""Losses are zero on identical input, finite in value and gradient, and see what they should."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from codec.losses import SpectralLoss
+from codec.spectral import bin_frequencies, hz_to_mel, mel_edges, mel_filterbank, mel_to_hz, stft
+
+RATE = 24000
+WINDOWS, MELS, PHASE = (128, 256, 512, 1024, 2048), (16, 32, 64, 80, 128), (256, 512, 1024)
+FULL = torch.tensor([RATE / 2, RATE / 2])
+
+
+def speechlike(batch: int = 2, samples: int = 12000) -> torch.Tensor:
+    return torch.randn(batch, 1, samples, generator=torch.Generator().manual_seed(0)).cumsum(dim=-1) * 0.003
+
+
+def test_stft_is_the_definition() -> None:
+    x = torch.randn(1, 4096, dtype=torch.float64)
+    n, hop = 256, 64
+    made = stft(x.float(), n, hop)
+    padded = torch.nn.functional.pad(x, (n // 2, n // 2))
+    window = torch.hann_window(n, dtype=torch.float64)
+    for frame in (0, 7, made.shape[1] - 1):
+        expected = torch.fft.rfft(padded[0, frame * hop : frame * hop + n] * window)
+        torch.testing.assert_close(made[0, frame].to(torch.complex128), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_mel_scale_and_filterbank() -> None:
+    f = torch.tensor([0.0, 500.0, 1000.0, 6400.0])
+    torch.testing.assert_close(hz_to_mel(f), torch.tensor([0.0, 7.5, 15.0, 42.0]))
+    torch.testing.assert_close(mel_to_hz(hz_to_mel(f)), f)
+    for n_fft, n_mels in zip(WINDOWS, MELS, strict=True):
+        filters = mel_filterbank(RATE, n_fft, n_mels)
+        torch.testing.assert_close(filters.sum(dim=0), torch.ones(n_mels))
+        centre = (filters * bin_frequencies(RATE, n_fft)[:, None]).sum(dim=0)
+        assert (centre[1:] > centre[:-1]).all()
+    assert mel_edges(RATE, 80)[-1].item() == pytest.approx(12000, rel=1e-4)
+
+
+def test_zero_on_identical_input_and_finite_gradients() -> None:
+    loss = SpectralLoss(RATE, WINDOWS, MELS, PHASE)
+    x = speechlike()
+    same = loss(x, x, FULL)
+    assert set(same) == {"mel", "stft"} and all(value == 0 for value in same.values())
+    for estimate in (torch.zeros_like(x), torch.randn_like(x), x * 1.1):
+        estimate = estimate.requires_grad_()
+        terms = loss(estimate, torch.zeros_like(x), FULL) | {}
+        (terms["mel"] + terms["stft"]).backward()
+        assert estimate.grad is not None and torch.isfinite(estimate.grad).all()
+
+
+def test_mel_measures_gain_and_forgives_phase_where_stft_does_not() -> None:
+    loss = SpectralLoss(RATE, (1024,), (80,), (1024,))
+    x = speechlike()
+    louder = loss(2 * x, x, FULL)
+    assert louder["mel"].item() == pytest.approx(math.log(2), rel=0.02)
+    assert louder["stft"].item() == pytest.approx(1.0, rel=0.02)
+    flipped = loss(-x, x, FULL)
+    assert flipped["mel"].item() == pytest.approx(0, abs=1e-6) and flipped["stft"].item() == pytest.approx(2, rel=0.02)
+
+
+def test_nothing_above_the_bandwidth_counts() -> None:
+    loss = SpectralLoss(RATE, (1024, 2048), (80, 128), (1024,))
+    t = torch.arange(12000) / RATE
+    x = speechlike()
+    hiss = x + 0.05 * torch.sin(2 * torch.pi * 10500 * t)
+    narrow = loss(hiss, x, torch.tensor([8000.0, 8000.0]))
+    wide = loss(hiss, x, FULL)
+    assert wide["mel"] > 20 * narrow["mel"] and wide["stft"] > 20 * narrow["stft"]
+
+
+def test_wrong_windows_are_named() -> None:
+    with pytest.raises(ValueError, match="one entry a window"):
+        SpectralLoss(RATE, (256, 512), (10,), ())
+    with pytest.raises(ValueError, match="among windows"):
+        SpectralLoss(RATE, (256,), (10,), (512,))

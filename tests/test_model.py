@@ -1,0 +1,241 @@
+"""The codec as a whole: shapes, exactness over batches and windows, context, loading and saving."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import codec.model
+from codec.audio import resample
+from codec.autoencoder import decoder_context, encoder_context
+from codec.config import CodecConfig, DecoderConfig, EncoderConfig, QuantizerConfig
+from codec.model import Codec
+from codec.pretrained import ModelError
+
+ENCODER = EncoderConfig(strides=(4, 5, 4), widths=(8, 12, 16), depths=(1, 1, 2))
+QUANTIZER = QuantizerConfig(num_quantizers=3, codebook_size=50, codebook_dim=4)
+ISTFT = DecoderConfig(width=16, depth=2, n_fft=320)
+UPSAMPLING = DecoderConfig(kind="upsampling", width=16, depth=1, strides=(4, 5, 4), widths=(12, 8, 8), depths=(1, 1, 1))
+CONFIGS = {
+    f"{decoder.kind}-{'causal' if causal else 'both_sides'}": CodecConfig(8000, 16, causal, ENCODER, QUANTIZER, decoder)
+    for decoder in (ISTFT, UPSAMPLING)
+    for causal in (False, True)
+}
+
+
+def make(config: CodecConfig) -> Codec:
+    torch.manual_seed(0)
+    model = Codec(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("scale"):
+                parameter.fill_(1.0)  # blocks count in full, so that a wrong context would show
+        model.quantizer.initialize(model.encoder(noise(1, 8000)))
+    return model
+
+
+def noise(batch: int, samples: int, seed: int = 1) -> Tensor:
+    return torch.randn(batch, 1, samples, generator=torch.Generator().manual_seed(seed)) * 0.1
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def model(request: pytest.FixtureRequest) -> Codec:
+    return make(CONFIGS[request.param])
+
+
+def test_shapes_and_properties(model: Codec) -> None:
+    assert (model.sample_rate, model.hop_length, model.frame_rate) == (8000, 80, 100.0)
+    assert (model.num_quantizers, model.codebook_size) == (3, 50)
+    assert model.bitrate == pytest.approx(100 * 3 * 5.643856)
+    codes = model.encode(noise(2, 801), 8000)
+    assert codes.shape == (2, 3, 11) and codes.dtype == torch.int64
+    assert model.decode(codes).shape == (2, 1, 880)
+    assert model.encode(noise(1, 1)[0, 0], 8000).shape == (1, 3, 1)
+
+
+def test_use_equals_the_training_forward_pass(model: Codec) -> None:
+    x = noise(1, 1600)
+    with torch.no_grad():
+        output = model(x)
+    codes = model.encode(x, 8000)
+    assert torch.equal(codes, output.codes)
+    torch.testing.assert_close(model.decode(codes), output.waveform, atol=1e-5, rtol=1e-4)
+
+
+def test_forward_reaches_every_parameter(model: Codec) -> None:
+    output = model.train()(noise(2, 800))
+    assert output.commitment_loss is not None and output.codebook_loss is not None
+    loss = output.waveform.square().mean() + output.commitment_loss.mean() + output.codebook_loss.mean()
+    loss.backward()
+    missing = [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert missing == []
+    model.zero_grad()
+    assert model(noise(2, 800), quantize=False).codes is None
+    model.eval()
+
+
+def test_windows_leave_no_seam(model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short windows give what one window over the whole gives, so the declared context is wide enough."""
+    x = noise(1, 80 * 100 + 13)
+    whole_codes = model.encode(x, 8000)
+    whole = model.decode(whole_codes)
+    for size in (7, 32):
+        monkeypatch.setattr(codec.model, "WINDOW_FRAMES", size)
+        assert torch.equal(model.encode(x, 8000), whole_codes)
+        torch.testing.assert_close(model.decode(whole_codes), whole, atol=2e-6, rtol=1e-4)
+
+
+def test_contexts_are_no_wider_than_one_frame_too_much(model: Codec) -> None:
+    config = model.config
+    context, frames = encoder_context(config), 100
+    x = noise(1, 80 * frames).requires_grad_()
+    model.encoder(x)[0, :, 50].sum().backward()
+    assert x.grad is not None
+    touched = (x.grad.reshape(frames, 80).abs().sum(dim=1) > 0).nonzero().flatten()
+    assert 50 - context.left <= touched.min() <= 50 - context.left + 1
+    assert 50 + context.right - 1 <= touched.max() <= 50 + context.right
+    latents = torch.randn(1, 16, frames, requires_grad=True)
+    model.decoder(latents)[0, 0, 80 * 50 : 80 * 51].square().sum().backward()
+    context = decoder_context(config)
+    assert latents.grad is not None
+    touched = (latents.grad.abs().sum(dim=(0, 1)) > 0).nonzero().flatten()
+    assert 50 - context.left <= touched.min() <= 50 - context.left + 2
+    assert 50 + max(context.right - 2, 0) <= touched.max() <= 50 + context.right
+
+
+def test_causal_means_causal(model: Codec) -> None:
+    if not model.config.causal:
+        assert encoder_context(model.config).right > 0 and decoder_context(model.config).right > 0
+        return
+    a = noise(1, 1600)
+    b = a.clone()
+    b[..., 800:] = noise(1, 800, seed=9)
+    with torch.no_grad():
+        assert torch.equal(model.encoder(a)[..., :10], model.encoder(b)[..., :10])
+        latents = model.encoder(a)
+        changed = latents.clone()
+        changed[..., 10:] += 1.0
+        assert torch.equal(model.decoder(latents)[..., :800], model.decoder(changed)[..., :800])
+
+
+def test_blocks_give_what_the_whole_gives_to_the_bit(model: Codec) -> None:
+    x = noise(1, 80 * 60 + 5)
+    codes = model.encode(x, 8000)
+    parts = torch.cat(list(model.encode_blocks(x[0, 0].split(333))), dim=-1)
+    assert torch.equal(parts, codes[0])
+    audio = torch.cat(list(model.decode_blocks(codes[0].split(17, dim=-1))))
+    assert torch.equal(audio, model.decode(codes)[0, 0])
+
+
+def test_an_item_does_not_depend_on_its_batch(model: Codec) -> None:
+    lengths = [500, 80, 1333, 1]
+    batch = torch.zeros(4, 1, 1333)
+    for i, length in enumerate(lengths):
+        batch[i, :, :length] = noise(1, length, seed=i)
+        batch[i, :, length:] = 0.7  # whatever the padding holds
+    codes = model.encode(batch, 8000, lengths=lengths)
+    audio = model.decode(codes, lengths=lengths)
+    for i, length in enumerate(lengths):
+        alone = model.encode(batch[i : i + 1, :, :length], 8000)
+        frames = model.num_frames(length)
+        assert torch.equal(codes[i, :, :frames], alone[0]) and not codes[i, :, frames:].any()
+        assert torch.equal(audio[i, :, :length], model.decode(alone)[0, :, :length]) and not audio[i, :, length:].any()
+
+
+def test_fewer_quantizers_are_a_prefix(model: Codec) -> None:
+    x = noise(1, 800)
+    codes = model.encode(x, 8000)
+    assert torch.equal(model.encode(x, 8000, num_quantizers=2), codes[:, :2])
+    assert torch.equal(model.decode(codes, num_quantizers=1), model.decode(codes[:, :1]))
+
+
+def test_other_rates_and_channels(model: Codec) -> None:
+    x = torch.randn(1, 2, 4410) * 0.1
+    mono = torch.from_numpy(resample(x.mean(dim=1)[0].numpy(), 44100, 8000))
+    assert torch.equal(model.encode(x, 44100), model.encode(mono, 8000))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.encode(torch.zeros(2, 800), 8000), r"\[B, C, T\] or \[T\]"),
+        (lambda m: m.encode(torch.zeros(1, 1, 800, dtype=torch.int16), 8000), "float tensor"),
+        (lambda m: m.encode(torch.zeros(1, 1, 0), 8000), "empty"),
+        (lambda m: m.encode(torch.full((1, 1, 9), torch.nan), 8000), "NaN"),
+        (lambda m: m.encode(torch.zeros(1, 1, 800), 0), "sample_rate"),
+        (lambda m: m.encode(torch.zeros(1, 1, 800), 8000, num_quantizers=4), "from 1 to 3"),
+        (lambda m: m.encode(torch.zeros(1, 1, 800), 8000, lengths=[801]), "from 1 to 800"),
+        (lambda m: m.decode(torch.zeros(1, 4, 9, dtype=torch.int64)), "1 to 3"),
+        (lambda m: m.decode(torch.full((1, 3, 9), 50)), "from 0 to 49"),
+        (lambda m: m.decode(torch.zeros(1, 3, 9)), "int64"),
+        (lambda m: m.decode(torch.zeros(1, 3, 0, dtype=torch.int64)), "empty"),
+    ],
+)
+def test_wrong_arguments_are_named(model: Codec, call, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=message):
+        call(model)
+
+
+# ---- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_give_an_equal_model(model: Codec, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path / "m")
+    loaded = Codec.from_pretrained(tmp_path / "m")
+    assert loaded.config == model.config and loaded.fingerprint == model.fingerprint and not loaded.training
+    x = noise(1, 800)
+    assert torch.equal(loaded.decode(loaded.encode(x, 8000)), model.decode(model.encode(x, 8000)))
+    model.save_pretrained(tmp_path / "half", half=True)
+    half = Codec.from_pretrained(tmp_path / "half")
+    assert half.fingerprint == model.fingerprint
+    assert next(half.parameters()).dtype == torch.float32
+    size = [(tmp_path / name / "model.safetensors").stat().st_size for name in ("m", "half")]
+    assert size[1] < 0.7 * size[0]
+
+
+def test_fingerprint_follows_what_codes_mean(model: Codec) -> None:
+    other = make(model.config)
+    with torch.no_grad():
+        next(other.decoder.parameters()).add_(1.0)
+    assert other.fingerprint == make(model.config).fingerprint
+    with torch.no_grad():
+        other.quantizer.codebook_state()[1].add_(1e-3)
+    assert other.fingerprint != make(model.config).fingerprint
+    assert make(dataclasses.replace(model.config, sample_rate=16000)).fingerprint != make(model.config).fingerprint
+
+
+def test_loading_is_strict(tmp_path: Path) -> None:
+    model = make(CONFIGS["istft-causal"])
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    name = "encoder.output.weight"
+    save_file({k: v for k, v in state.items() if k != name} | {"foreign": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=f"missing {name}; not part of the model foreign"):
+        Codec.from_pretrained(tmp_path)
+    save_file(state | {name: torch.zeros(3, 3)}, tmp_path / "model.safetensors")
+    with pytest.raises(ModelError, match=name):
+        Codec.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ModelError, match="cannot be read"):
+        Codec.from_pretrained(tmp_path)
+    save_file(state, tmp_path / "model.safetensors")
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"sample_rat": 1}))
+    with pytest.raises(ModelError, match="unknown key sample_rat"):
+        Codec.from_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ModelError, match=r"lacks config\.json"):
+        Codec.from_pretrained(tmp_path)
+
+
+def test_unknown_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="default"):
+        Codec.from_pretrained("nonsense")
+    with pytest.raises(ModelError, match="hub"):
+        Codec.from_pretrained("someone/something")
