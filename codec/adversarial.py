@@ -79,5 +79,6 @@ def _distance_from_fake(logits: Tensor, kind: AdversarialKind) -> Tensor:
 
 
 def _relative_distance(real: Tensor, fake: Tensor) -> Tensor:
-    real, fake = real.float(), fake.float()
-    return (real - fake).abs().mean() / real.abs().mean().clamp(min=FEATURE_FLOOR)
+    """Item by item, so that a batch shared by several processes gives the gradient of the whole."""
+    size = real.float().abs().mean(dim=(1, 2, 3)).clamp(min=FEATURE_FLOOR)
+    return ((real.float() - fake.float()).abs().mean(dim=(1, 2, 3)) / size).mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -15,16 +16,31 @@ Block = NDArray[np.float32]
 
 BLOCK_SECONDS = 10
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
+
+WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".oga": ("OGG", "VORBIS"),
+    ".opus": ("OGG", "OPUS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".aif": ("AIFF", "PCM_16"),
+    ".aiff": ("AIFF", "PCM_16"),
+    ".au": ("AU", "PCM_16"),
+    ".caf": ("CAF", "PCM_16"),
+    ".rf64": ("RF64", "PCM_16"),
+    ".w64": ("W64", "PCM_16"),
+}
 
 
 class AudioError(ValueError):
     """Audio that cannot be read or written; the message names the file."""
 
 
-def audio_suffixes() -> dict[str, str]:
-    """File suffixes that libsndfile reads and writes here, with its name of the format."""
-    suffixes = {f".{name.lower()}": name for name in soundfile.available_formats() if name != "RAW"}
-    return suffixes | {".oga": "OGG", ".opus": "OGG", ".aif": "AIFF"}
+def audio_suffixes() -> set[str]:
+    """Suffixes of the files that libsndfile reads here."""
+    return {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"} | {*WRITTEN, ".wave", ".snd"}
 
 
 class AudioReader:
@@ -43,10 +59,15 @@ class AudioReader:
         self.name = name or str(source)
         if isinstance(source, (str, Path)):
             open(source, "rb").close()  # the system's own words for a missing or forbidden file
+            if Path(source).suffix.lower() == ".raw":
+                raise AudioError(f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first")
         try:
             self._file = soundfile.SoundFile(source)
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{self.name} is not audio that libsndfile reads ({error.error_string})") from None
+            reason = error.error_string.strip(" .")
+            raise AudioError(
+                f"{self.name} is not audio that libsndfile reads ({reason}); convert it to WAV or FLAC first"
+            ) from None
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
         self.claimed_seconds: float = max(self._file.frames, 0) / self.sample_rate  # a guess for some formats
@@ -68,7 +89,7 @@ class AudioReader:
             try:
                 block = self._file.read(BLOCK_SECONDS * self.sample_rate, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
-                raise AudioError(f"{self.name} is damaged ({error.error_string})") from None
+                raise AudioError(f"{self.name} is damaged ({error.error_string.strip(' .')})") from None
             if len(block) == 0:
                 break
             self.num_samples += len(block)
@@ -77,40 +98,63 @@ class AudioReader:
             yield block.mean(axis=1, dtype=np.float32)
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
+        seconds = self.num_samples / self.sample_rate
+        if seconds < self.claimed_seconds - 1:  # the claim of an MP3 may be a little off
+            raise AudioError(
+                f"{self.name} is damaged: it breaks off after {seconds:.1f} of {self.claimed_seconds:.1f} s"
+            )
 
 
 class AudioWriter:
     """Writes mono blocks to an audio file whose format follows from the suffix; 16 bits where the format has them.
 
+    Args:
+        path: of the file; one that exists is overwritten.
+        sample_rate: in Hz.
+        num_samples: how many will be written, if known: too many for a WAV file make it RF64, its 64-bit variant.
+        name: how messages call it.
+
     Raises:
         AudioError: the format does not take this sample rate or is unknown.
     """
 
-    def __init__(self, path: Path, sample_rate: int, name: str | None = None) -> None:
+    def __init__(self, path: Path, sample_rate: int, num_samples: int = 0, name: str | None = None) -> None:
         self.name = name or str(path)
-        file_format = audio_suffixes().get(path.suffix.lower())
-        if file_format is None:
-            raise AudioError(f"{self.name}: no audio format has the suffix {path.suffix!r}; take .wav, .flac or .ogg")
-        subtype = "OPUS" if path.suffix.lower() == ".opus" else None
-        if subtype and sample_rate not in OPUS_RATES:
-            raise AudioError(f"{self.name}: Opus has no sample rate {sample_rate} Hz; take .wav, .flac or --native-rate")
+        if path.suffix.lower() not in WRITTEN:
+            raise AudioError(f"{self.name}: audio is not written as {path.suffix!r}; take .wav, .flac or .ogg")
+        file_format, subtype = WRITTEN[path.suffix.lower()]
+        if file_format == "WAV" and 2 * num_samples > WAV_BYTES:
+            file_format = "RF64"
+        if subtype == "OPUS" and sample_rate not in OPUS_RATES:
+            raise AudioError(
+                f"{self.name}: Opus has no sample rate {sample_rate} Hz; take .wav, .flac or --native-rate"
+            )
         try:
             self._file = soundfile.SoundFile(path, "w", sample_rate, 1, subtype, format=file_format)
         except (soundfile.LibsndfileError, ValueError) as error:
-            raise AudioError(f"{self.name} cannot be written at {sample_rate} Hz: {error}") from None
+            reason = getattr(error, "error_string", str(error)).strip(" .")
+            raise AudioError(
+                f"{self.name} cannot be written at {sample_rate} Hz ({reason}); take .wav or .flac"
+            ) from None
 
     def __enter__(self) -> AudioWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with self._failures():
+            self._file.close()
 
     def write(self, block: Block) -> None:
         """Append samples; beyond full scale they are clipped."""
-        try:
+        with self._failures():
             self._file.write(np.clip(block, -1.0, 1.0))
-        except (soundfile.LibsndfileError, AssertionError) as error:
-            raise AudioError(f"{self.name} cannot be written (disk full?): {error}") from None
+
+    @contextmanager
+    def _failures(self) -> Iterator[None]:
+        try:
+            yield
+        except (soundfile.LibsndfileError, AssertionError):  # neither tells the system's reason
+            raise AudioError(f"{self.name} cannot be written; is the disk full?") from None
 
 
 def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:
@@ -141,10 +185,8 @@ def resample(waveform: Block, from_rate: int, to_rate: int) -> Block:
 
 
 def cut(blocks: Iterable[Block], num_samples: int) -> Iterator[Block]:
-    """The first ``num_samples`` of a signal given in blocks, followed by zeros if it is shorter."""
+    """The first ``num_samples`` of a signal given in blocks, or all of it if it is shorter."""
     left = num_samples
     for block in blocks:
         yield block[:left]
         left -= min(left, len(block))
-    if left:
-        yield np.zeros(left, np.float32)

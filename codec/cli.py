@@ -65,7 +65,9 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
     parser = _parser("codec-decode", "Decode .codes files to audio.", DECODE_EXAMPLES)
     _add_transfer_arguments(parser, ".codes file, folder, or - for stdin", "audio file, or - for WAV on stdout")
     parser.add_argument("--format", default="wav", help="audio format of files written with -o (default: wav)")
-    parser.add_argument("--native-rate", action="store_true", help="write at the model's sample rate, not the original's")
+    parser.add_argument(
+        "--native-rate", action="store_true", help="write at the model's sample rate, not the original's"
+    )
     parser.add_argument("--salvage", action="store_true", help="decode the intact blocks of a damaged file")
     return _main("codec-decode", parser, argv, _decode)
 
@@ -73,7 +75,9 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
 def info_main(argv: Sequence[str] | None = None) -> int:
     """codec-info: describe .codes files and models. Returns the exit code."""
     parser = _parser("codec-info", "Show what is in a .codes file or a model.", INFO_EXAMPLES)
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help=".codes file, model folder, or name of a shipped model")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="FILE", help=".codes file, model folder, or name of a shipped model"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     return _main("codec-info", parser, argv, _info)
 
@@ -90,8 +94,12 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
 
 
 def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target: str) -> None:
-    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"INPUT OUTPUT, or with -o any number of INPUT: {source}")
-    parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR", help=f"write into DIR, not to OUTPUT ({target})")
+    parser.add_argument(
+        "paths", nargs="+", metavar="PATH", help=f"INPUT OUTPUT, or with -o any number of INPUT: {source}"
+    )
+    parser.add_argument(
+        "-o", "--output-dir", type=Path, metavar="DIR", help=f"write into DIR, not to OUTPUT ({target})"
+    )
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--bitrate", type=float, metavar="KBPS", help="at most so many kbit/s (default: all quantizers)")
     rate.add_argument("--num-quantizers", type=int, metavar="K", help="use the first K quantizers")

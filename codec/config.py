@@ -78,7 +78,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is not hint:
         hint_name = getattr(hint, "__name__", str(hint))
-        note = " (YAML reads 5e-4 as text; write 5.0e-4)" if hint is float and isinstance(value, str) else ""
+        note = (
+            " (YAML reads 5e-4 as text; write 5.0e-4; exponents need a sign)"
+            if hint is float and isinstance(value, str)
+            else ""
+        )
         raise ConfigError(f"{where} must be of type {hint_name}, not {value!r}{note}")
     return value
 

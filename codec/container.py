@@ -58,10 +58,10 @@ class Header:
     """What a file says of its codes.
 
     Attributes:
-        model: name of the model, at most 255 bytes of UTF-8.
-        fingerprint: 32 hex digits, the beginning of ``Codec.fingerprint``.
-        sample_rate: of the model, in Hz.
-        original_sample_rate: of what was encoded, in Hz.
+        model: name of the model, printable, at most 255 bytes of UTF-8.
+        fingerprint: 32 lower-case hex digits, the beginning of ``Codec.fingerprint``.
+        sample_rate: of the model, in Hz, from 1,000 to 768,000.
+        original_sample_rate: of what was encoded, likewise.
         num_samples: length of what was encoded, in samples at its own rate.
         hop_length: samples a frame at the model's rate.
         num_quantizers: stages K, at most 255.
@@ -79,8 +79,8 @@ class Header:
 
     def __post_init__(self) -> None:
         limits = {
-            "sample_rate": (1, 2**32),
-            "original_sample_rate": (1, 2**32),
+            "sample_rate": (1000, 768_001),  # resampling to a rate far out would never end
+            "original_sample_rate": (1000, 768_001),
             "num_samples": (0, 2**64),
             "hop_length": (1, 2**16),
             "num_quantizers": (1, 2**8),
@@ -89,9 +89,11 @@ class Header:
         for field, (low, high) in limits.items():
             if not low <= getattr(self, field) < high:
                 raise ContainerError(f"{field} must be from {low} to {high - 1}, not {getattr(self, field)}")
+        if not self.model.isprintable():  # it is shown on terminals
+            raise ContainerError(f"the model's name {self.model!r} is not printable")
         if len(self.model.encode()) > 255:
             raise ContainerError("the model's name is longer than 255 bytes")
-        if len(self.fingerprint) != 2 * FINGERPRINT_BYTES:
+        if len(self.fingerprint) != 2 * FINGERPRINT_BYTES or set(self.fingerprint) - set("0123456789abcdef"):
             raise ContainerError(f"fingerprint must be {2 * FINGERPRINT_BYTES} hex digits, not {self.fingerprint!r}")
 
     @property
@@ -139,11 +141,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Damage:
-    """A block that could not be read: its index, its frames, and why."""
+    """A block that could not be read: its index, its frames, and why.
+
+    Where the file is ``truncated``, these are the first block that is missing and the frames of all that are.
+    """
 
     index: int
     num_frames: int
     reason: str
+    truncated: bool = False
 
 
 def pack_codes(codes: Codes, bits: int) -> bytes:
@@ -208,15 +214,15 @@ def read_header(stream: IO[bytes]) -> Header:
 def read_blocks(stream: IO[bytes], header: Header) -> Iterator[Codes | Damage]:
     """Yield the codes int64 ``[K, n]`` of each block after the header, or its damage; never more than one in memory.
 
-    A truncated file ends with the damage of the first block that is not whole. Bytes after the last block are reported
+    A truncated file ends with one damage for all that is missing. Bytes after the last block are reported
     as the damage of one more block without frames.
     """
     for index in range(header.num_blocks):
         frames, size = header.frames_in_block(index), header.bytes_in_block(index)
         data = stream.read(size + _CRC.size)
         if len(data) < size + _CRC.size:
-            missing = header.num_blocks - index
-            yield Damage(index, frames, f"truncated: {missing} of {header.num_blocks} blocks are missing")
+            reason = f"truncated: {header.num_blocks - index} of {header.num_blocks} blocks are missing"
+            yield Damage(index, header.num_frames - index * BLOCK_FRAMES, reason, truncated=True)
             return
         packed, checksum = data[:size], data[size:]
         if _CRC.unpack(checksum)[0] != zlib.crc32(packed):
@@ -272,11 +278,7 @@ def loads(data: bytes) -> tuple[Header, Codes]:
     Raises:
         ContainerError: see :func:`read_header` and :func:`intact_blocks`.
     """
-    stream = io.BytesIO(data)
-    header = read_header(stream)
-    blocks = list(intact_blocks(stream, header))
-    empty = np.zeros((header.num_quantizers, 0), np.int64)
-    return header, np.concatenate([empty, *blocks], axis=1)
+    return _load(io.BytesIO(data))
 
 
 def write(path: str | Path, header: Header, codes: Codes) -> None:
@@ -288,4 +290,12 @@ def write(path: str | Path, header: Header, codes: Codes) -> None:
 
 def read(path: str | Path) -> tuple[Header, Codes]:
     """Header and codes int64 ``[K, N]`` of a file. Errors as :func:`loads`."""
-    return loads(Path(path).read_bytes())
+    with open(path, "rb") as stream:
+        return _load(stream)
+
+
+def _load(stream: IO[bytes]) -> tuple[Header, Codes]:
+    header = read_header(stream)
+    blocks = list(intact_blocks(stream, header))
+    empty = np.zeros((header.num_quantizers, 0), np.int64)
+    return header, np.concatenate([empty, *blocks], axis=1)

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from codec.files import written_whole
 
-
 log = logging.getLogger(__name__)
 
 
@@ -138,8 +137,8 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     Utterances are drawn with a chance proportional to their duration, so that every second of speech is as likely. Any
     process can therefore go on at any position of the endless stream without having read what came before.
 
-    Items: ``waveform [1, T]`` float32, ``bandwidth []`` in Hz, ``index []``. A file that cannot be read is skipped (the
-    next draw of the same index takes its place), counted in ``bad`` and reported once by name.
+    Items: ``waveform [1, T]`` float32, ``bandwidth []`` in Hz, ``index []``, ``skipped []``. A file that cannot be read
+    is skipped (the next draw of the same index takes its place), counted in ``skipped`` and reported once by name.
 
     Args:
         records: the utterances.
@@ -159,13 +158,15 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
+        skipped = 0
         while True:
             record = self.records[min(np.searchsorted(self.ends, rng.random() * self.ends[-1]), len(self.records) - 1)]
-            position, gain = rng.random(), rng.uniform(*self.config.gain_db)
+            position, gain = rng.random(), rng.uniform(self.config.gain_db[0], self.config.gain_db[1])
             try:
                 segment = read_segment(record, position, self.num_samples, self.sample_rate)
             except (OSError, soundfile.LibsndfileError, ManifestError) as error:
                 self._count_bad(record, error)
+                skipped += 1
                 continue
             self.tried.add(record.id)
             peak = float(np.abs(segment).max(initial=1e-9))
@@ -174,6 +175,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
                 "waveform": torch.from_numpy(segment[None]),
                 "bandwidth": torch.tensor(min(record.bandwidth, self.sample_rate / 2), dtype=torch.float32),
                 "index": torch.tensor(index),
+                "skipped": torch.tensor(skipped),
             }
 
     def _count_bad(self, record: Record, error: Exception) -> None:
@@ -205,6 +207,8 @@ def read_segment(record: Record, position: float, num_samples: int, sample_rate:
         before = min(margin, start)
         file.seek(start - before)
         samples = file.read(before + wanted + margin, dtype="float32", always_2d=True).mean(axis=1)
+    if not np.isfinite(samples).all():
+        raise ManifestError(f"{record.path} holds NaN or infinity")
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate)
     samples = samples[round(before * sample_rate / rate) :][:num_samples]

@@ -7,6 +7,7 @@ layout of a folded waveform and of a spectrogram's real and imaginary parts.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -62,7 +63,9 @@ class DiscriminatorConfig:
         for n_fft in self.resolutions:
             _require(n_fft >= 4 and n_fft % 4 == 0, f"resolutions must be multiples of 4, not {n_fft}")
         _require(len(set(self.resolutions)) == len(self.resolutions), "resolutions must differ from each other")
-        _require(self.resolution_channels >= 1, f"resolution_channels must be 1 or more, not {self.resolution_channels}")
+        _require(
+            self.resolution_channels >= 1, f"resolution_channels must be 1 or more, not {self.resolution_channels}"
+        )
         edges = (0.0, *self.band_edges, 1.0)
         _require(
             all(low < high for low, high in pairwise(edges)),
@@ -152,7 +155,8 @@ class ResolutionDiscriminator(nn.Module):
         """``[B, 1, T]`` -> logits ``[B, 1, N, about bins / 8]`` with ``N = 4 T / n_fft + 1``."""
         image = self._spectrogram(waveform)
         per_band = [
-            _activations(stack, image[..., low:high]) for stack, (low, high) in zip(self.stacks, self.bands, strict=True)
+            _activations(stack, image[..., low:high])
+            for stack, (low, high) in zip(self.stacks, self.bands, strict=True)
         ]
         logits = self.output(torch.cat([features[-1] for features in per_band], dim=-1))
         return DiscriminatorOutput(logits, [feature for features in per_band for feature in features])
@@ -193,7 +197,7 @@ def _convolution(before: int, after: int, kernel: tuple[int, int], stride: tuple
     return normed
 
 
-def _activations(layers: nn.ModuleList, x: Tensor) -> list[Tensor]:
+def _activations(layers: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
     """Each layer's output behind its leaky ReLU."""
     features = []
     for layer in layers:

@@ -74,6 +74,7 @@ def _fetch_rest(url: str, part: Path) -> None:
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
         if have and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
+            error.close()
             return  # nothing is missing: the run before was killed between the last byte and the check
         raise
     with response:

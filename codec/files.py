@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -13,14 +13,14 @@ from pathlib import Path
 def written_whole(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any exception.
 
-    The temporary name keeps the suffix, since audio writers choose the format by it. Errors of the file system name
-    ``path``, not the temporary name.
+    The temporary name keeps the suffix, since audio writers choose the format by it, and little of the rest, since names
+    have a longest length. Errors of the file system name ``path``, not the temporary name.
 
     Raises:
         OSError: the folder is missing or read-only, the disk is full.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:20]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         temporary.touch(exist_ok=False)
         yield temporary
@@ -32,4 +32,5 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # such as of the place that was found unusable above
+            temporary.unlink()

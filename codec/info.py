@@ -15,15 +15,16 @@ def describe(name: str) -> dict[str, Any]:
 
     Raises:
         ContainerError, ModelError, OSError: cannot be read.
+        UsageError: stdin.
     """
     from codec.pretrained import shipped_models
 
+    if name == "-":
+        raise UsageError("codec-info reads files, not stdin")
     if Path(name).is_file():
         return _describe_codes(Path(name))
     if Path(name).is_dir() or name in shipped_models():
         return _describe_model(name)
-    if name == "-":
-        raise UsageError("codec-info reads files, not stdin")
     raise FileNotFoundError(f"{name}: no such file, model folder or shipped model ({', '.join(shipped_models())})")
 
 

@@ -28,6 +28,16 @@ class Job:
     def to_stdout(self) -> bool:
         return self.target == STREAM
 
+    @property
+    def source_name(self) -> str:
+        """For messages."""
+        return "stdin" if self.from_stdin else str(self.source)
+
+    @property
+    def target_name(self) -> str:
+        """For messages."""
+        return "stdout" if self.to_stdout else str(self.target)
+
 
 def plan_jobs(
     paths: Sequence[str],
@@ -46,15 +56,19 @@ def plan_jobs(
     Raises:
         UsageError: paths that cannot be paired, or two inputs with one output.
     """
+    if "" in paths:
+        raise UsageError("a path is empty")
     if output_dir is None:
         return [_pair(paths, target_suffixes)]
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UsageError(f"-o {output_dir} is a file, not a folder")
     jobs: list[Job] = []
     for name in paths:
         path = Path(name)
         if path == STREAM:
             raise UsageError("stdin has no name for a file in the output folder; give OUTPUT instead of -o")
         if path.is_dir():
-            sources = _audio_below(path, source_suffixes, note)
+            sources = _files_below(path, source_suffixes, note)
             jobs += [Job(source, output_dir / source.relative_to(path)) for source in sources]
         else:
             jobs.append(Job(path, output_dir / path.name))
@@ -65,7 +79,8 @@ def plan_jobs(
             raise UsageError(f"{taken[job.target]} and {job.source} would both become {job.target}")
         taken[job.target] = job.source
     if not jobs:
-        raise UsageError(f"nothing to do: no {' '.join(sorted(source_suffixes))} file in {' '.join(paths)}")
+        kind = next(iter(source_suffixes)) if len(source_suffixes) == 1 else "audio"
+        raise UsageError(f"nothing to do: no {kind} file in {' '.join(paths)}")
     return jobs
 
 
@@ -83,8 +98,10 @@ def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
     return job
 
 
-def _audio_below(folder: Path, suffixes: Collection[str], note: Callable[[str], None]) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+def _files_below(folder: Path, suffixes: Collection[str], note: Callable[[str], None]) -> list[Path]:
+    """Files with these suffixes, without hidden ones (temporary files, and the ``._x.wav`` that some systems add)."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
     chosen = [path for path in files if path.suffix.lower() in suffixes]
     if len(chosen) < len(files):
         note(f"{folder}: {len(files) - len(chosen)} files of other kinds passed over")

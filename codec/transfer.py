@@ -6,8 +6,8 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from codec import container
-from codec.audio import AudioReader, AudioWriter, Block, cut, resample_blocks, resampled_length
+from codec.audio import AudioReader, AudioWriter, cut, resample_blocks, resampled_length
 from codec.container import Codes, ContainerError, Damage, Header
 from codec.files import written_whole
 from codec.model import Codec
-from codec.paths import Job
+from codec.paths import Job, UsageError
 from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_models
 
 Note = Callable[[str], None]
@@ -34,9 +34,10 @@ def load_codec(model: str, device: str) -> Codec:
     """
     codec = Codec.from_pretrained(model)
     try:
-        return codec.to(torch.device(device))
-    except (RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split(".")[0].split())
+        torch.zeros(1, device=device).item()  # some devices can be named but not used
+        return codec.to(device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = " ".join(str(error).split(". ")[0].split("\n")[0].split())
         raise ModelError(f"--device {device} cannot be used here: {reason}") from None
 
 
@@ -44,17 +45,17 @@ def quantizers_for(bitrate_of_one: float, most: int, num_quantizers: int | None,
     """How many quantizers to use for a number asked for, or for a bitrate in kbit/s, which is never exceeded.
 
     Raises:
-        ValueError: the model has fewer quantizers, or needs more than this bitrate for one.
+        UsageError: there are fewer quantizers, or one alone needs more than this bitrate.
     """
     if num_quantizers is not None:
         if num_quantizers > most:
-            raise ValueError(f"--num-quantizers {num_quantizers}: there are {most}")
+            raise UsageError(f"--num-quantizers {num_quantizers}: there are only {most}")
         return num_quantizers
     if kbps is None:
         return most
     count = int(kbps * 1000 / bitrate_of_one + 1e-6)
     if count < 1:
-        raise ValueError(f"--bitrate {kbps:g}: the lowest is {bitrate_of_one / 1000:g} kbit/s (one quantizer)")
+        raise UsageError(f"--bitrate {kbps:g}: the lowest is {bitrate_of_one / 1000:g} kbit/s (one quantizer)")
     return min(count, most)
 
 
@@ -70,7 +71,12 @@ class Encoding:
     def load(
         cls, model: str | None, device: str, num_quantizers: int | None, kbps: float | None, note: Note
     ) -> Encoding:
-        """Load the model; say which bitrate is used where the one asked for is not one of the model's."""
+        """Load the model; say which bitrate is used where the one asked for is not one of the model's.
+
+        Raises:
+            ModelError: no such model, or no such device here.
+            UsageError: the model does not have this bitrate or number of quantizers.
+        """
         codec = load_codec(model or DEFAULT_MODEL, device)
         one = codec.bitrate / codec.num_quantizers
         count = quantizers_for(one, codec.num_quantizers, num_quantizers, kbps)
@@ -84,11 +90,23 @@ def encode_file(encoding: Encoding, job: Job, note: Note) -> None:
 
     Raises:
         AudioError: not readable as audio.
+        ContainerError: a sample rate that is no sample rate of audio.
         OSError: files that cannot be opened or written.
     """
     codec = encoding.codec
     with ExitStack() as stack:
         reader = stack.enter_context(_open_audio(job))
+        header = Header(  # before the long work, in case that something in it is wrong
+            model=codec.name,
+            fingerprint=codec.fingerprint[: 2 * container.FINGERPRINT_BYTES],
+            sample_rate=codec.sample_rate,
+            original_sample_rate=reader.sample_rate,
+            num_samples=0,
+            hop_length=codec.hop_length,
+            num_quantizers=encoding.num_quantizers,
+            codebook_size=codec.codebook_size,
+        )
+        output = stack.enter_context(_output(job))
         if reader.channels > 1 and not encoding.said_mixed:
             note(f"{reader.name}: {reader.channels} channels mixed down to one")
             encoding.said_mixed = True
@@ -99,23 +117,8 @@ def encode_file(encoding: Encoding, job: Job, note: Note) -> None:
         for window in windows:
             codes.append(window.cpu().numpy().astype(np.uint32))
             bar(window.shape[-1] / codec.frame_rate)
-        header = Header(
-            model=codec.name,
-            fingerprint=codec.fingerprint[: 2 * container.FINGERPRINT_BYTES],
-            sample_rate=codec.sample_rate,
-            original_sample_rate=reader.sample_rate,
-            num_samples=reader.num_samples,
-            hop_length=codec.hop_length,
-            num_quantizers=encoding.num_quantizers,
-            codebook_size=codec.codebook_size,
-        )
-    data = container.dumps(header, np.concatenate(codes, axis=1))
-    if job.to_stdout:
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-    else:
-        with written_whole(job.target) as temporary:
-            temporary.write_bytes(data)
+        header = replace(header, num_samples=reader.num_samples)
+        output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
 
 @dataclass
@@ -130,6 +133,16 @@ class Decoding:
     salvage: bool
     loaded: dict[str, Codec] = field(default_factory=dict)
 
+    def load(self, name: str) -> Codec:
+        """The model of this name.
+
+        Raises:
+            ModelError: it cannot be loaded, or not on this device.
+        """
+        if name not in self.loaded:
+            self.loaded[name] = load_codec(name, self.device)
+        return self.loaded[name]
+
     def codec_for(self, header: Header) -> Codec:
         """The model that made this file: the one asked for, else the shipped one of that name.
 
@@ -137,12 +150,9 @@ class Decoding:
             ContainerError: that model did not make it.
             ModelError: the model cannot be loaded.
         """
-        name = self.model or header.model
         if self.model is None and header.model not in shipped_models():
             raise ModelError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
-        if name not in self.loaded:
-            self.loaded[name] = load_codec(name, self.device)
-        codec = self.loaded[name]
+        codec = self.load(self.model or header.model)
         check_model(codec, header)
         return codec
 
@@ -160,7 +170,10 @@ def check_model(codec: Codec, header: Header) -> None:
             f"this is {codec.name!r}, fingerprint {own}"
         )
     told = (header.sample_rate, header.hop_length, header.codebook_size)
-    if told != (codec.sample_rate, codec.hop_length, codec.codebook_size) or header.num_quantizers > codec.num_quantizers:
+    if (
+        told != (codec.sample_rate, codec.hop_length, codec.codebook_size)
+        or header.num_quantizers > codec.num_quantizers
+    ):
         raise ContainerError("the header contradicts the model that it names")
 
 
@@ -180,24 +193,18 @@ def decode_file(decoding: Decoding, job: Job, note: Note) -> None:
         stages = quantizers_for(one, header.num_quantizers, decoding.num_quantizers, decoding.kbps)
         rate = codec.sample_rate if decoding.native_rate else header.original_sample_rate
         wanted = resampled_length(header.num_samples, header.original_sample_rate, rate)
-        target = stack.enter_context(_output(job))
-        writer = stack.enter_context(AudioWriter(target, rate, str(job.target)))
+        output = stack.enter_context(_output(job))
+        if decoding.salvage:
+            waveform = _salvaged(codec, container.read_blocks(stream, header), stages, note)
+        else:
+            waveform = codec.decode_blocks(_tensors(container.intact_blocks(stream, header), stages))
+        length = resampled_length(header.num_samples, header.original_sample_rate, codec.sample_rate)
+        signal = cut((block.cpu().numpy() for block in waveform), length)
+        writer = stack.enter_context(AudioWriter(output, rate, wanted, job.target_name))
         bar = _seconds_bar(stack, header.duration)
-        for block in cut(resample_blocks(_waveform(codec, header, stream, stages, decoding, note), codec.sample_rate, rate), wanted):
+        for block in cut(resample_blocks(signal, codec.sample_rate, rate), wanted):
             writer.write(block)
             bar(len(block) / rate)
-
-
-def _waveform(codec: Codec, header: Header, stream: IO[bytes], stages: int, decoding: Decoding, note: Note) -> Iterator[Block]:
-    """The decoded signal at the model's rate, cut to its length; silence for damaged blocks if they are salvaged."""
-    if decoding.salvage:
-        blocks = _salvaged(codec, container.read_blocks(stream, header), stages, note)
-    else:
-        blocks = codec.decode_blocks(_tensors(container.intact_blocks(stream, header), stages))
-    left = resampled_length(header.num_samples, header.original_sample_rate, codec.sample_rate)
-    for block in blocks:
-        yield block[:left].cpu().numpy()
-        left -= min(left, len(block))
 
 
 def _tensors(blocks: Iterator[Codes], stages: int) -> Iterator[Tensor]:
@@ -206,60 +213,85 @@ def _tensors(blocks: Iterator[Codes], stages: int) -> Iterator[Tensor]:
 
 
 def _salvaged(codec: Codec, blocks: Iterator[Codes | Damage], stages: int, note: Note) -> Iterator[Tensor]:
-    """Decode each run of intact blocks by itself; the time of a damaged one passes in silence."""
-    damage: list[Damage] = []
+    """Decode each run of intact blocks by itself; the time of a damaged one passes in silence, a missing end is left out.
 
-    def intact() -> Iterator[Codes]:
+    Raises:
+        ContainerError: no block is intact.
+    """
+    damage: list[Damage] = []
+    found = 0
+
+    def run() -> Iterator[Codes]:
+        nonlocal found
         for block in blocks:
             if isinstance(block, Damage):
                 damage.append(block)
                 return
+            found += 1
             yield block
 
     while True:
-        damage.clear()
-        yield from codec.decode_blocks(_tensors(intact(), stages))
-        if not damage:
-            return
-        lost = damage[0].num_frames * codec.hop_length
-        note(f"{damage[0].reason}; {lost / codec.sample_rate:.1f} s of silence instead")
-        if lost:
-            yield torch.zeros(lost)
+        before = len(damage)
+        yield from codec.decode_blocks(_tensors(run(), stages))
+        if len(damage) == before:
+            break
+        last = damage[-1]
+        seconds = last.num_frames / codec.frame_rate
+        if last.truncated:
+            note(f"{last.reason}; the output ends {seconds:.1f} s early")
+        elif last.num_frames:
+            note(f"{last.reason}; {seconds:.1f} s of silence instead")
+            yield torch.zeros(last.num_frames * codec.hop_length)
+        else:
+            note(f"{last.reason}; they are left out")
+    if damage and not found:
+        raise ContainerError(f"{damage[0].reason}; no block is intact")
 
 
 @contextmanager
 def _open_audio(job: Job) -> Iterator[AudioReader]:
-    """An audio file, or stdin kept in a temporary file since audio formats need seeking."""
+    """An audio file; stdin or a pipe is first copied to a temporary file, since audio formats need seeking."""
     with ExitStack() as stack:
-        if job.from_stdin:
+        if job.from_stdin or job.source.is_fifo():
+            pipe = sys.stdin.buffer if job.from_stdin else stack.enter_context(open(job.source, "rb"))
             held = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(sys.stdin.buffer, held)
+            shutil.copyfileobj(pipe, held)
             held.seek(0)
-            yield stack.enter_context(AudioReader(held, "stdin"))
+            yield stack.enter_context(AudioReader(held, job.source_name))
         else:
             yield stack.enter_context(AudioReader(job.source))
 
 
 @contextmanager
 def _output(job: Job) -> Iterator[Path]:
-    """Where to write the audio: a temporary file that becomes the target, or goes to stdout, once it is whole."""
+    """Where to write: a temporary file that becomes the target, or goes to stdout, once it is whole.
+
+    It is made at once, so that a place that cannot be written to is known before the long work.
+    """
     if not job.to_stdout:
+        with suppress(FileExistsError):  # a file where the folder should be: the next line says so
+            job.target.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(job.target) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdout.wav"
         yield path
-        with open(path, "rb") as file:
-            shutil.copyfileobj(file, sys.stdout.buffer)
-        sys.stdout.buffer.flush()
+        try:
+            with open(path, "rb") as file:
+                shutil.copyfileobj(file, sys.stdout.buffer)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, job.target_name) from None
 
 
 def _seconds_bar(stack: ExitStack, seconds: float) -> Callable[[float], object]:
     """A bar over the seconds of one long file, on terminals only."""
     from tqdm import tqdm
 
-    bar = stack.enter_context(tqdm(total=round(seconds), unit=" s", leave=False, disable=None if seconds > 60 else True))
+    bar = stack.enter_context(
+        tqdm(total=round(seconds), unit=" s", leave=False, disable=None if seconds > 60 else True)
+    )
     return lambda done: bar.update(done)
 
 

@@ -29,7 +29,9 @@ from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL, ModelError
 
 
-def measure(codec: Codec, records: Sequence[Record], stages: Sequence[int]) -> tuple[list[dict[str, Any]], CodebookCounter]:
+def measure(
+    codec: Codec, records: Sequence[Record], stages: Sequence[int]
+) -> tuple[list[dict[str, Any]], CodebookCounter]:
     """One row an utterance and a number of quantizers, and the codes counted over all utterances."""
     counter = CodebookCounter(codec.num_quantizers, codec.codebook_size)
     rows = []
@@ -81,14 +83,20 @@ def summarise(codec: Codec, rows: list[dict[str, Any]], counter: CodebookCounter
 
 def print_summary(summary: dict[str, Any]) -> None:
     """The summary as two tables."""
-    print(f"{'quantizers':>10} {'kbit/s':>7} " + " ".join(f"{name:>8}" for name in METRICS) + f" {'utts':>5} {'failed':>7}")
+    print(
+        f"{'quantizers':>10} {'kbit/s':>7} "
+        + " ".join(f"{name:>8}" for name in METRICS)
+        + f" {'utts':>5} {'failed':>7}"
+    )
     for level in summary["levels"]:
         cells = " ".join(f"{level[name]:8.3f}" if level[name] is not None else f"{'-':>8}" for name in METRICS)
         failed = sum(level[f"{name}_failed"] for name in METRICS)
         print(f"{level['num_quantizers']:>10} {level['kbps']:>7.3g} {cells} {level['utterances']:>5} {failed:>7}")
     print(f"\n{'stage':>10} {'frames':>7} {'usage':>8} {'perplex.':>8} {'unseen':>8}")
     for index, stage in enumerate(summary["codebooks"], start=1):
-        print(f"{index:>10} {stage['frames']:>7} {stage['usage']:8.3f} {stage['perplexity']:8.1f} {stage['unseen_mass']:8.4f}")
+        print(
+            f"{index:>10} {stage['frames']:>7} {stage['usage']:8.3f} {stage['perplexity']:8.1f} {stage['unseen_mass']:8.4f}"
+        )
 
 
 def main() -> int:

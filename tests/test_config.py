@@ -29,7 +29,10 @@ def test_round_trip_gives_plain_values_and_an_equal_config() -> None:
         ({"encoder": {"widths": [1, 2]}}, "encoder: widths must have 3 entries"),
         ({"decoder": {"kind": "gan"}}, "decoder.kind must be one of 'istft', 'upsampling'"),
         ({"decoder": {"n_fft": 1000}}, "decoder.n_fft must be a multiple"),
-        ({"decoder": {"kind": "upsampling", "strides": [8, 5, 4]}}, "product of decoder.strides must be the hop length 320"),
+        (
+            {"decoder": {"kind": "upsampling", "strides": [8, 5, 4]}},
+            "product of decoder.strides must be the hop length 320",
+        ),
         ({"quantizer": {"codebook_size": 1}}, "codebook_size must be at least 2"),
         ({"latent_dim": 0}, "latent_dim must be positive"),
     ],

@@ -22,7 +22,11 @@ def sine(path: Path, seconds: float, rate: int, hz: float = 440.0) -> Record:
 
 @pytest.fixture
 def records(tmp_path: Path) -> list[Record]:
-    return [sine(tmp_path / "a.wav", 3.0, 24000), sine(tmp_path / "b.wav", 1.0, 16000), sine(tmp_path / "c.flac", 0.2, 24000)]
+    return [
+        sine(tmp_path / "a.wav", 3.0, 24000),
+        sine(tmp_path / "b.wav", 1.0, 16000),
+        sine(tmp_path / "c.flac", 0.2, 24000),
+    ]
 
 
 def test_manifest_round_trip(tmp_path: Path, records: list[Record]) -> None:
@@ -83,7 +87,9 @@ def test_a_short_file_is_padded(records: list[Record]) -> None:
     assert segment[:4800].any() and not segment[4800:].any()
 
 
-def test_bad_files_are_skipped_counted_and_named(tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_files_are_skipped_counted_and_named(
+    tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     bad = Record("bad", str(tmp_path / "bad.wav"), 24000, 24000)
     dataset = SegmentDataset([*records, bad], 24000, SegmentConfig(0.1), seed=0)

@@ -71,7 +71,9 @@ def test_imports_run_one_way(path: Path) -> None:
     assert allowed is None or own <= allowed, own - (allowed or set())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").rglob("*.py")) + sorted((ROOT / "data").rglob("*.py")), ids=str)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "recipes").rglob("*.py")) + sorted((ROOT / "data").rglob("*.py")), ids=str
+)
 def test_scripts_do_not_import_each_other(path: Path) -> None:
     names = imported(ast.parse(path.read_text(encoding="utf-8")), top_level=False)
     assert not {name.split(".")[0] for name in names} & {"recipes", "data", "tests"}

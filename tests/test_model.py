@@ -215,7 +215,9 @@ def test_loading_is_strict(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     state = load_file(tmp_path / "model.safetensors")
     name = "encoder.output.weight"
-    save_file({k: v for k, v in state.items() if k != name} | {"foreign": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file(
+        {k: v for k, v in state.items() if k != name} | {"foreign": torch.zeros(1)}, tmp_path / "model.safetensors"
+    )
     with pytest.raises(ModelError, match=f"missing {name}; not part of the model foreign"):
         Codec.from_pretrained(tmp_path)
     save_file(state | {name: torch.zeros(3, 3)}, tmp_path / "model.safetensors")

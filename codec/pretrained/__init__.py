@@ -44,9 +44,7 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ModelError(
-            f"{name!r} is no folder; to fetch it from the hub: pip install 'simvq-codec[hub]'"
-        ) from None
+        raise ModelError(f"{name!r} is no folder; to fetch it from the hub: pip install 'simvq-codec[hub]'") from None
     repo, _, revision = name.partition("@")
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))

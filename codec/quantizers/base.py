@@ -1,6 +1,6 @@
 """The contract that every quantizer keeps, and the table of their names.
 
-A quantizer is a module built by ``from_config(config, dim)`` with
+A quantizer is a module built by ``Class(dim, config)``, D = dim, with
 
 - ``forward(latents [B, D, N], num_quantizers=None, dropout=0.0) -> QuantizerOutput``
 - ``decode(codes [B, k, N]) -> [B, D, N]``: what ``forward`` gave as ``quantized`` for these codes in eval mode

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import add
+
 import torch
 from torch import Tensor, nn
 
@@ -24,10 +27,6 @@ class ResidualSimVQ(Quantizer):
         super().__init__()
         self.num_quantizers, self.codebook_size = config.num_quantizers, config.codebook_size
         self.stages = nn.ModuleList([SimVQ(dim, config) for _ in range(config.num_quantizers)])
-
-    @classmethod
-    def from_config(cls, config: QuantizerConfig, dim: int) -> ResidualSimVQ:
-        return cls(dim, config)
 
     def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
         """Quantize with the first ``num_quantizers`` stages (default all).
@@ -59,17 +58,19 @@ class ResidualSimVQ(Quantizer):
         return torch.where(torch.rand(batch, device=device) < dropout, fewer, everything)
 
     def decode(self, codes: Tensor) -> Tensor:
-        stages = list(self.stages)[: codes.shape[1]]
-        quantized: Tensor = sum(stage.decode(codes[:, i : i + 1]) for i, stage in enumerate(stages))  # type: ignore
-        return quantized
+        parts = [stage.decode(codes[:, i : i + 1]) for i, stage in enumerate(self._simvqs()[: codes.shape[1]])]
+        return reduce(add, parts)  # in the order of forward, so that the sums round alike
 
     @torch.no_grad()
     def initialize(self, latents: Tensor) -> None:
         """Start the stages one after another, each from what the ones before it leave of these latents."""
         residual = latents
-        for stage in self.stages:
+        for stage in self._simvqs():
             stage.initialize(residual)
             residual = residual - stage(residual).quantized
 
+    def _simvqs(self) -> list[SimVQ]:
+        return [stage for stage in self.stages if isinstance(stage, SimVQ)]
+
     def codebook_state(self) -> list[Tensor]:
-        return [tensor for stage in self.stages for tensor in stage.codebook_state()]
+        return [tensor for stage in self._simvqs() for tensor in stage.codebook_state()]

@@ -68,10 +68,6 @@ class SimVQ(Quantizer):
         self.project_out = nn.Identity() if d == dim else nn.Linear(d, dim)
         self._merged: tuple[tuple[object, ...], Tensor] | None = None
 
-    @classmethod
-    def from_config(cls, config: QuantizerConfig, dim: int) -> SimVQ:
-        return cls(dim, config)
-
     def map_basis(self, rows: Tensor) -> Tensor:
         """``C W + b`` for rows of the basis, ``[..., d] -> [..., d]``."""
         mapped = rows * self.weight if self.diagonal else rows @ self.weight
@@ -141,5 +137,5 @@ class SimVQ(Quantizer):
             self.bias.copy_(offset)
 
     def codebook_state(self) -> list[Tensor]:
-        tensors = [self.basis, self.weight, self.bias]
-        return [t for t in tensors if t is not None] + list(self.project_out.parameters())
+        tensors = [self.basis, self.weight, self.bias, *self.project_out.parameters()]
+        return [tensor for tensor in tensors if tensor is not None]

@@ -30,7 +30,7 @@ def find_audio(root: Path) -> list[Path]:
     """Every audio file below ``root``, sorted by its path."""
     if not root.is_dir():
         raise PrepareError(f"no such folder: {root}")
-    found = []
+    found: list[Path] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         audio = (name for name in names if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES)

@@ -80,7 +80,9 @@ def main() -> int:
                 bad += 1
                 print(f"skipped {shard.name}:{key}: {error}", file=sys.stderr)
     if not records:
-        print("no utterance found: are these tar files with KEY.opus (flac, wav, ...) beside KEY.json?", file=sys.stderr)
+        print(
+            "no utterance found: are these tar files with KEY.opus (flac, wav, ...) beside KEY.json?", file=sys.stderr
+        )
         return 1
     for split in sorted({record.split for record in records}):
         chosen = [record for record in records if record.split == split]

@@ -1,0 +1,20 @@
+# CPU by default. For CUDA:
+#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t simvq-codec:cuda .
+# Use: docker run --rm -v "$PWD:/audio" simvq-codec encode in.wav out.codes     (or decode, info)
+ARG PYTHON_VERSION=3.11
+FROM python:${PYTHON_VERSION}-slim-bookworm
+
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
+
+WORKDIR /app
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY codec ./codec
+RUN pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple torch \
+    && pip install --constraint constraints.txt .
+
+RUN useradd --create-home codec
+USER codec
+WORKDIR /audio
+ENTRYPOINT ["/bin/sh", "-c", "exec \"codec-$0\" \"$@\""]
+CMD ["encode", "--help"]

@@ -1,0 +1,120 @@
+"""Checkpoints of a training run: safetensors and JSON, no pickle, written whole or not at all.
+
+A checkpoint is a folder ``step_00001000`` with ``state.safetensors`` (weights, running average, optimizer moments) and
+``state.json`` (step and counters). Random states are not in it: every random choice of a run is a function of its
+seed and the step.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+
+from codec.files import written_whole
+
+STATE, META = "state.safetensors", "state.json"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be found or read; the message says which."""
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    meta: Mapping[str, Any],
+) -> Path:
+    """Write ``folder/step_XXXXXXXX`` under a temporary name, then rename it."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in modules.items():
+        tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
+    for name, optimizer in optimizers.items():
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
+    final = folder / f"step_{step:08d}"
+    temporary = folder / f".{final.name}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    data = save({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()})
+    with written_whole(temporary / STATE) as path:
+        path.write_bytes(data)
+    with written_whole(temporary / META) as path:
+        path.write_text(json.dumps({"step": step, **meta}, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    return final
+
+
+def load_checkpoint(
+    checkpoint: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """Restore modules and optimizers in place; return the counters.
+
+    Raises:
+        CheckpointError: damaged, or of another architecture.
+    """
+    tensors, meta = read_checkpoint(checkpoint)
+    for name, module in modules.items():
+        try:
+            module.load_state_dict(_below(tensors, name))
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"{checkpoint} does not fit this configuration: {' '.join(str(error).split())}"
+            ) from None
+    for name, optimizer in optimizers.items():
+        states: dict[int, dict[str, Tensor]] = {}
+        for key, value in _below(tensors, name).items():
+            index, _, field = key.partition("/")
+            states.setdefault(int(index), {})[field] = value
+        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+    return meta
+
+
+def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """All tensors by name, and the counters.
+
+    Raises:
+        CheckpointError: damaged or missing.
+    """
+    try:
+        return load_file(checkpoint / STATE), json.loads((checkpoint / META).read_text(encoding="utf-8"))
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{checkpoint} cannot be read: {error}") from None
+
+
+def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The state dict of one module of a checkpoint."""
+    return _below(tensors, name)
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The newest whole checkpoint of a run.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    found = sorted(path for path in folder.glob("step_*") if (path / META).is_file())
+    if not found:
+        raise CheckpointError(f"no checkpoint in {folder}")
+    return found[-1]
+
+
+def prune_checkpoints(folder: Path, keep: int, best: str | None) -> None:
+    """Delete all but the ``keep`` newest checkpoints and the one named ``best``."""
+    for path in sorted(folder.glob("step_*"))[:-keep]:
+        if path.name != best:
+            shutil.rmtree(path)
+
+
+def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}

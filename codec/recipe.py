@@ -1,0 +1,234 @@
+"""A training run's configuration: one YAML file, read strictly, every field with its default here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from codec.config import CodecConfig, ConfigError, from_dict
+from codec.discriminators import DiscriminatorConfig
+
+WEIGHTS = {"mel": 1.0, "stft": 1.0, "commitment": 0.1, "codebook": 0.4, "adversarial": 0.05, "feature_matching": 0.1}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where speech comes from and how it is cut.
+
+    Attributes:
+        train, valid: manifests, each a list of files. ``valid`` is never trained on.
+        batch_size: segments a step, over all processes together.
+        segment_seconds: length of a segment; a whole number of frames.
+        gain_db: lowest and highest random gain.
+        max_bad_fraction: training stops once more than this share of the files tried cannot be read.
+        workers: reading processes a training process.
+        valid_limit: use only the first so many validation utterances; 0 for all.
+    """
+
+    train: tuple[str, ...] = ("manifests/train.jsonl",)
+    valid: tuple[str, ...] = ("manifests/dev.jsonl",)
+    batch_size: int = 16
+    segment_seconds: float = 1.0
+    gain_db: tuple[float, ...] = (-6.0, 3.0)
+    max_bad_fraction: float = 0.01
+    workers: int = 1
+    valid_limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.workers < 0:
+            raise ConfigError("batch_size must be at least 1 and workers not negative")
+        if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
+            raise ConfigError("gain_db must be a lowest and a highest gain")
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """When what happens, in steps.
+
+    Attributes:
+        steps: length of the run.
+        autoencoder: steps without quantizer at the start; then the codebooks are matched to the latents' distribution.
+        ramp: steps over which the learning rate rises again after that start.
+        adversarial: step at which the discriminators come in; -1 for never.
+    """
+
+    steps: int = 4600
+    autoencoder: int = 500
+    ramp: int = 150
+    adversarial: int = -1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.autoencoder < 0 or self.ramp < 0 or self.adversarial < -1:
+            raise ConfigError("phases must not be negative (adversarial: -1 for never)")
+        if 0 <= self.adversarial < self.autoencoder:
+            raise ConfigError("adversarial training must not begin before the quantizer")
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Loss terms; a term's weight stands in ``weights``, 0 leaves it out.
+
+    Attributes:
+        weights: of each term; those left out keep the defaults of ``WEIGHTS``. The commitment and codebook losses are
+            summed over stages.
+        windows, mels: window lengths and mel bands of the log-mel term.
+        phase_windows: those of ``windows`` with the complex-STFT term.
+        adversarial: form of the adversarial loss.
+    """
+
+    weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+    windows: tuple[int, ...] = (128, 256, 512, 1024, 2048)
+    mels: tuple[int, ...] = (16, 32, 64, 80, 128)
+    phase_windows: tuple[int, ...] = (256, 512, 1024)
+    adversarial: Literal["hinge", "least_squares"] = "hinge"
+
+    def __post_init__(self) -> None:
+        unknown = self.weights.keys() - WEIGHTS.keys()
+        if unknown:
+            raise ConfigError(f"weights: unknown term {', '.join(sorted(unknown))}; known are {', '.join(WEIGHTS)}")
+        object.__setattr__(self, "weights", WEIGHTS | self.weights)
+        if len(self.windows) != len(self.mels):
+            raise ConfigError(f"mels must have {len(self.windows)} entries, one a window")
+        if not set(self.phase_windows) <= set(self.windows):
+            raise ConfigError("phase_windows must be among windows")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW for both networks: linear warm-up, then cosine to ``final_ratio`` of the peak (or a constant rate).
+
+    Attributes:
+        learning_rate, discriminator_learning_rate: peaks.
+        clip_norm: largest norm of each network's gradient.
+        ema_decay: of the running average of the weights that is evaluated and exported.
+        max_bad_steps: so many non-finite steps in a row stop the run.
+    """
+
+    learning_rate: float = 1e-3
+    discriminator_learning_rate: float = 5e-4
+    betas: tuple[float, ...] = (0.8, 0.99)
+    weight_decay: float = 0.01
+    warmup_steps: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    final_ratio: float = 0.01
+    clip_norm: float = 1.0
+    ema_decay: float = 0.998
+    max_bad_steps: int = 20
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError("betas must be two numbers from 0 to below 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ConfigError("ema_decay must be from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """How often, in steps: scalars, validation, checkpoints; and how many checkpoints and audio examples are kept."""
+
+    scalars_every: int = 25
+    valid_every: int = 500
+    checkpoint_every: int = 250
+    keep_checkpoints: int = 2
+    audio_examples: int = 4
+
+    def __post_init__(self) -> None:
+        if min(self.scalars_every, self.valid_every, self.checkpoint_every, self.keep_checkpoints) < 1:
+            raise ConfigError("intervals and keep_checkpoints must be at least 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a training run.
+
+    Attributes:
+        quantizer_dropout: share of the items that train with a random number of stages.
+        precision: bf16 means autocast of the networks; quantizer and losses stay float32.
+        compile: torch.compile of the codec's forward pass.
+        seed: of every random choice.
+    """
+
+    model: CodecConfig = field(default_factory=CodecConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    phases: PhaseConfig = field(default_factory=PhaseConfig)
+    losses: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    quantizer_dropout: float = 0.25
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        samples = self.data.segment_seconds * self.model.sample_rate
+        if samples < 1 or abs(samples / self.model.hop_length - round(samples / self.model.hop_length)) > 1e-6:
+            raise ConfigError(
+                f"data.segment_seconds {self.data.segment_seconds:g} is {samples:g} samples, not a multiple of the hop "
+                f"length {self.model.hop_length}"
+            )
+        if not 0 <= self.quantizer_dropout <= 1:
+            raise ConfigError("quantizer_dropout must be from 0 to 1")
+
+    def learning_rate(self, step: int) -> float:
+        """Share of the peak learning rate at ``step`` (0-based), from the step alone."""
+        optimizer, phases = self.optimizer, self.phases
+        share = min(1.0, (step + 1) / max(optimizer.warmup_steps, 1))
+        if phases.autoencoder and phases.ramp and step >= phases.autoencoder:
+            share *= min(1.0, (step - phases.autoencoder + 1) / phases.ramp)
+        if optimizer.schedule == "cosine":
+            cosine = 0.5 * (1 + math.cos(math.pi * min(step / phases.steps, 1.0)))
+            share *= optimizer.final_ratio + (1 - optimizer.final_ratio) * cosine
+        return share
+
+
+def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a YAML configuration; ``overrides`` are ``key.path=value``, the value in YAML.
+
+    A file may name another one to start from: ``base: other.yaml``, relative to itself.
+
+    Raises:
+        ConfigError: not YAML, unknown key, wrong type, or values that contradict each other.
+        OSError: cannot be read.
+    """
+    values = _read_yaml(Path(path))
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes KEY=VALUE, not {override!r}")
+        nested: Any = _parse_yaml(text, override)
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        values = _merge(values, nested)
+    try:
+        return from_dict(TrainConfig, values)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a mapping")
+    base = values.pop("base", None)
+    return _merge(_read_yaml(path.parent / base), values) if base is not None else values
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged

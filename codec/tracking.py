@@ -1,0 +1,77 @@
+"""What a training run shows of itself: scalars as JSON lines, and TensorBoard curves, audio, spectrograms and text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from codec.files import written_whole
+from codec.spectral import mel_filterbank, stft
+
+
+class Tracker:
+    """Writes ``metrics.jsonl`` (one line a point in time) and, unless ``logger="none"``, events for TensorBoard.
+
+    Args:
+        folder: of the run.
+        logger: "tensorboard" or "none".
+        first_step: points of an earlier run after this step are dropped (after a resume).
+    """
+
+    def __init__(self, folder: Path, logger: str, first_step: int = 0) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._metrics = folder / "metrics.jsonl"
+        kept = [line for line in _lines(self._metrics) if json.loads(line)["step"] <= first_step]
+        with written_whole(self._metrics) as temporary:
+            temporary.write_text("".join(kept), encoding="utf-8")
+        self._writer = None
+        if logger == "tensorboard":
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """One point of each named curve."""
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **values}) + "\n")
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
+
+    def speech(self, name: str, waveform: Tensor, sample_rate: int, step: int) -> None:
+        """A waveform ``[T]`` to listen to, and its log-mel spectrogram to look at."""
+        if self._writer is not None:
+            self._writer.add_audio(f"audio/{name}", waveform[None], step, sample_rate)
+            self._writer.add_image(f"mel/{name}", mel_picture(waveform, sample_rate)[None], step)
+
+    def text(self, name: str, text: str) -> None:
+        """A block of text, shown as it is."""
+        if self._writer is not None:
+            self._writer.add_text(name, f"```\n{text}\n```")
+
+    def close(self) -> None:
+        """Write out what is buffered."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def _lines(path: Path) -> list[str]:
+    """Whole lines of a file that may not be there, or may break off where its writer was killed."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+
+
+def mel_picture(waveform: Tensor, sample_rate: int, n_mels: int = 80) -> Tensor:
+    """Log-mel spectrogram of ``[T]`` as grey values 0 to 1 ``[n_mels, N]``, low frequencies at the bottom.
+
+    Black is 80 dB under a full-scale sine, white full scale.
+    """
+    magnitude = stft(waveform[None].float(), 1024, 256)[0].abs() / 256
+    mel = magnitude @ mel_filterbank(sample_rate, 1024, n_mels).to(waveform.device)
+    decibels = 20 * torch.log10(mel.clamp(min=1e-4))
+    return (decibels / 80 + 1).clamp(0, 1).T.flip(0)

@@ -1,0 +1,151 @@
+"""Speed and memory of a model, as ratios within one run (machines differ; ratios less so).
+
+python recipes/benchmark.py              # encode and decode against transformers' EnCodec 24 kHz (extra ``bench``)
+python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
+python recipes/benchmark.py --startup    # what codec-encode spends beyond ``import torch``
+python recipes/benchmark.py --train recipes/default/default.yaml --set data.train=[manifests/train.jsonl]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+
+from codec.model import Codec
+from codec.pretrained import DEFAULT_MODEL
+
+SECONDS = 10
+
+
+def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median wall time of each call in seconds, the calls taking turns so that a disturbance meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call()  # warm up
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def against_encodec(model: str, rounds: int) -> None:
+    """Encode and decode ten seconds with both codecs; EnCodec has random weights, the work is the same."""
+    from transformers import EncodecConfig, EncodecModel
+
+    codec = Codec.from_pretrained(model)
+    peer = EncodecModel(EncodecConfig()).eval()
+    waveform = torch.randn(1, 1, SECONDS * 24000, generator=torch.Generator().manual_seed(0)) * 0.1
+    codes = codec.encode(waveform, codec.sample_rate)
+    with torch.no_grad():
+        peer_codes = peer.encode(waveform, bandwidth=6.0)
+        calls: dict[str, Callable[[], object]] = {
+            "encode": lambda: codec.encode(waveform, codec.sample_rate),
+            "decode": lambda: codec.decode(codes),
+            "EnCodec encode": lambda: peer.encode(waveform, bandwidth=6.0),
+            "EnCodec decode": lambda: peer.decode(peer_codes.audio_codes, peer_codes.audio_scales),
+        }
+        times = interleaved(calls, rounds)
+    print(f"{torch.get_num_threads()} threads, {SECONDS} s of audio at 6 kbit/s, medians of {rounds} rounds")
+    for name, value in times.items():
+        print(f"{name:>15}: {value / SECONDS:.4f} s per second of audio")
+    for part in ("encode", "decode"):
+        print(f"{part}: {times[f'EnCodec {part}'] / times[part]:.1f} times faster than EnCodec")
+    both = (times["EnCodec encode"] + times["EnCodec decode"]) / (times["encode"] + times["decode"])
+    print(f"encode + decode: {both:.1f} times faster than EnCodec")
+
+
+def one_hour(model: str) -> None:
+    """Peak resident memory of codec-encode and codec-decode on an hour of noise."""
+    with tempfile.TemporaryDirectory() as folder:
+        wav, codes, back = (Path(folder) / name for name in ("hour.wav", "hour.codes", "back.wav"))
+        rng = np.random.default_rng(0)
+        with soundfile.SoundFile(wav, "w", 24000, 1) as file:
+            for _ in range(60):
+                file.write(rng.standard_normal(60 * 24000, dtype=np.float32) * 0.05)
+        for command, source, target in (("encode", wav, codes), ("decode", codes, back)):
+            start = time.perf_counter()
+            code = f"from codec.cli import {command}_main as main; raise SystemExit(main())"
+            process = subprocess.Popen([sys.executable, "-c", code, "--model", model, str(source), str(target)])
+            _, status, usage = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - start
+            if status != 0:
+                raise SystemExit(f"codec-{command} failed")
+            print(
+                f"{command} an hour: peak {usage.ru_maxrss / 1024:.0f} MiB, {seconds:.0f} s, {3600 / seconds:.0f} x real time"
+            )
+
+
+def startup(model: str, rounds: int) -> None:
+    """codec-encode of ten seconds against a bare ``import torch``."""
+    with tempfile.TemporaryDirectory() as folder:
+        wav, codes = Path(folder) / "in.wav", Path(folder) / "out.codes"
+        soundfile.write(wav, np.random.default_rng(0).standard_normal(SECONDS * 24000) * 0.05, 24000)
+        encode = "from codec.cli import encode_main as main; raise SystemExit(main())"
+        calls: dict[str, Callable[[], object]] = {
+            "import torch": lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True),
+            "codec-encode": lambda: subprocess.run(
+                [sys.executable, "-c", encode, "--force", "--model", model, str(wav), str(codes)], check=True
+            ),
+        }
+        times = interleaved(calls, rounds)
+    for name, value in times.items():
+        print(f"{name:>15}: {value:.2f} s")
+    print(f"codec-encode of {SECONDS} s beyond import torch: {times['codec-encode'] - times['import torch']:.2f} s")
+
+
+def training(config: str, overrides: list[str], threads: int) -> None:
+    """Speed of quantized training steps and the share of their time spent waiting for data, from a short real run."""
+    settings = [*overrides, "phases.steps=60", "phases.autoencoder=10", "phases.ramp=1", "log.scalars_every=10"]
+    sets = [part for setting in [*settings, "data.valid_limit=1"] for part in ("--set", setting)]
+    with tempfile.TemporaryDirectory() as folder:
+        script = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", config]
+        command = [*script, "--out", f"{folder}/run", "--logger", "none", *sets]
+        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=sys.stderr)
+        lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+    laps = [line for line in lines if line["step"] > 20 and "speed/data_wait_share" in line]
+    speed = statistics.median(line["speed/audio_seconds_per_second"] for line in laps)
+    wait = statistics.median(line["speed/data_wait_share"] for line in laps)
+    print(
+        f"training on {threads} threads: {speed:.1f} s of audio a second; {100 * wait:.1f} % of the time waits for data"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--startup", action="store_true")
+    parser.add_argument("--train", metavar="CONFIG", help="measure training with this configuration")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override of that configuration"
+    )
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    if args.train:
+        training(args.train, args.set, args.threads)
+    elif args.memory:
+        one_hour(args.model)
+    elif args.startup:
+        startup(args.model, args.rounds)
+    else:
+        against_encodec(args.model, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""Make a model folder of a training run: config.json, model.safetensors (averaged weights) and a card.
+
+    python recipes/export.py runs/mine models/mine
+    python recipes/export.py runs/mine models/mine --half --evaluation eval.json --with-discriminator
+
+``--evaluation`` takes what ``recipes/evaluate.py --out`` wrote for the exported model and puts its table on the card, so
+export once, evaluate, and export again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from codec.checkpoint import CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
+from codec.config import ConfigError, from_dict
+from codec.files import written_whole
+from codec.model import Codec
+from codec.recipe import TrainConfig
+
+
+def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
+    """The configuration of a run, and the checkpoint asked for: a name, "best", or the latest."""
+    config = from_dict(TrainConfig, json.loads((run / "config.json").read_text(encoding="utf-8")))
+    latest = latest_checkpoint(run / "checkpoints")
+    if checkpoint is None:
+        return config, latest
+    if checkpoint == "best":
+        checkpoint = json.loads((latest / "state.json").read_text(encoding="utf-8"))["best"]
+        if checkpoint is None:
+            raise CheckpointError(f"{run} has no validated checkpoint yet")
+    return config, run / "checkpoints" / checkpoint
+
+
+def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluation: Path | None) -> str:
+    """The card: what the model is, what it was trained on and how, and what was measured."""
+    data = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    one = codec.bitrate / codec.num_quantizers / 1000
+    rates = f"{one:g} to {codec.bitrate / 1000:g}" if codec.num_quantizers > 1 else f"{one:g}"
+    adversarial = config.phases.adversarial
+    discriminators = f"discriminators from step {adversarial}" if 0 <= adversarial < step else "no discriminators"
+    lines = [
+        "# Model card",
+        "",
+        f"A speech codec, {codec.sample_rate / 1000:g} kHz, {codec.frame_rate:g} frames/s, {codec.num_quantizers} x "
+        f"{codec.codebook_size} codes ({config.model.quantizer.kind}), {rates} kbit/s, "
+        f"{sum(p.numel() for p in codec.parameters()) / 1e6:.2f} M parameters.",
+        "",
+        f"Fingerprint: `{codec.fingerprint}`",
+        "",
+        "## Training",
+        "",
+        f"{step} steps of {config.data.batch_size} segments of {config.data.segment_seconds:g} s, "
+        f"{config.phases.autoencoder} of them without quantizer; {discriminators}. Seed {config.seed}.",
+        "",
+        f"Speech: {data['train']}. Sources, in hours:",
+        "",
+        *[f"- {name}: {hours:.2f}" for name, hours in sorted(data["hours_by_source"].items(), key=lambda kv: -kv[1])],
+        "",
+        "## Quality",
+        "",
+        *(_table(json.loads(evaluation.read_text(encoding="utf-8")), codec) if evaluation else ["Not yet measured."]),
+        "",
+        "## Limits",
+        "",
+        "Made for speech of one person at a time: music, overlapping voices and noise come back distorted. It has heard "
+        "only the languages and accents of the sources above. Do not use it where a changed word does harm.",
+    ]
+    notes = run / "notes.md"
+    if notes.exists():
+        lines += ["", notes.read_text(encoding="utf-8").strip()]
+    return "\n".join(lines) + "\n"
+
+
+def _table(evaluation: dict[str, Any], codec: Codec) -> list[str]:
+    if evaluation["fingerprint"] != codec.fingerprint:
+        raise CheckpointError("the evaluation is of another model; run recipes/evaluate.py on this export first")
+    rows = ["| quantizers | kbit/s | PESQ-WB | STOI | SI-SDR, dB | mel |", "|---|---|---|---|---|---|"]
+    for level in evaluation["levels"]:
+        cells = [f"{level[name]:.3f}" if level[name] is not None else "-" for name in ("pesq", "stoi", "si_sdr", "mel")]
+        rows.append(f"| {level['num_quantizers']} | {level['kbps']:g} | {' | '.join(cells)} |")
+    usage = ", ".join(f"{100 * stage['usage']:.1f} %" for stage in evaluation["codebooks"])
+    frames = evaluation["codebooks"][0]["frames"]
+    count = evaluation["levels"][0]["utterances"]
+    return [f"Means over {count} utterances:", "", *rows, "", f"Codes in use over {frames} frames, by stage: {usage}."]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("out", type=Path, metavar="OUT")
+    parser.add_argument("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
+    parser.add_argument("--half", action="store_true", help="store encoder and decoder in float16")
+    parser.add_argument("--evaluation", type=Path, help="JSON of recipes/evaluate.py --out, for the card")
+    parser.add_argument("--with-discriminator", action="store_true", help="also write discriminator.safetensors")
+    args = parser.parse_args()
+    try:
+        config, checkpoint = load_run(args.run, args.checkpoint)
+        tensors, meta = read_checkpoint(checkpoint)
+        codec = Codec(config.model, name=args.out.name)
+        codec.load_state_dict(module_tensors(tensors, "average"))
+        codec.save_pretrained(args.out, half=args.half)
+        card = model_card(args.run, config, codec, int(meta["step"]), args.evaluation)
+        with written_whole(args.out / "README.md") as temporary:
+            temporary.write_text(card, encoding="utf-8")
+        if args.with_discriminator:
+            with written_whole(args.out / "discriminator.safetensors") as temporary:
+                temporary.write_bytes(save(module_tensors(tensors, "judges")))
+    except (CheckpointError, ConfigError, OSError, KeyError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{checkpoint} -> {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The README's snippets run as printed, and its figures come from where it says."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, flags=re.DOTALL)
+COMMANDS = [body for kind, body in BLOCKS if kind == "bash" and "venv" not in body and "codec-" in body]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the README's relative paths hold."""
+    path = tmp_path_factory.mktemp("readme")
+    (path / "tests").symlink_to(ROOT / "tests")
+    return path
+
+
+def test_the_readme_has_what_is_tested() -> None:
+    assert len(COMMANDS) == 1 and sum(kind == "python" for kind, _ in BLOCKS) >= 3
+
+
+def test_commands_run(folder: Path) -> None:
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in COMMANDS:
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", command], cwd=folder, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert (folder / "piped.wav").read_bytes() == (folder / "out.wav").read_bytes()
+    assert (folder / "decoded" / "example.flac").is_file()
+
+
+def test_python_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    for kind, body in BLOCKS:
+        if kind == "python":
+            exec(compile(body, "README.md", "exec"), names)
+    assert capsys.readouterr().out.startswith("24000 320 75.0 8 1024 6000.0")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README.md", "CONTRIBUTING.md", "recipes/default/README.md", "recipes/libritts/README.md", "data/README.md"],
+)
+def test_links_lead_somewhere(name: str) -> None:
+    path = ROOT / name
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+def test_no_placeholder_is_left() -> None:
+    assert "@@" not in TEXT

@@ -1,0 +1,259 @@
+"""Training end to end: phases, resume to the bit, kill, two processes, guards, export; on a corpus made here."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import accelerate
+import numpy as np
+import pytest
+import soundfile
+import torch
+from loading import load_script
+from safetensors.torch import load_file
+
+from codec.cli import decode_main, encode_main
+from codec.config import ConfigError
+from codec.data import Record, write_manifest
+from codec.model import Codec
+from codec.recipe import TrainConfig, load_train_config
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ROOT / "recipes"
+CONFIGS = sorted(RECIPES.glob("*/*.yaml"))
+CONFIGS = [path for path in CONFIGS if path.parent.name != "accelerate"]
+DEBUG = RECIPES / "libritts" / "debug.yaml"
+SHORT = ["phases.steps=8", "phases.autoencoder=2", "phases.ramp=2", "phases.adversarial=5", "data.segment_seconds=0.2"]
+SHORT += [
+    "log.scalars_every=2",
+    "log.valid_every=4",
+    "log.checkpoint_every=4",
+    "data.workers=0",
+    "optimizer.warmup_steps=1",
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four short harmonic sounds as train and dev."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    records = []
+    for index in range(4):
+        t = np.arange(24000) / 24000
+        tone = sum(np.sin(2 * np.pi * (100 + 40 * index) * k * t) / k for k in range(1, 20))
+        soundfile.write(folder / f"{index}.wav", 0.1 * tone + 0.002 * rng.standard_normal(24000), 24000)
+        records.append(
+            Record(str(index), str(folder / f"{index}.wav"), 24000, 24000, source="made here", licence="CC0")
+        )
+    write_manifest(folder / "train.jsonl", records)
+    write_manifest(folder / "dev.jsonl", records)
+    return folder
+
+
+def command(
+    corpus: Path, run: Path, *settings: str, launcher: tuple[str, ...] = (), flags: tuple[str, ...] = ()
+) -> list[str]:
+    paths = [f"data.train=[{corpus}/train.jsonl]", f"data.valid=[{corpus}/dev.jsonl]"]
+    sets = [part for setting in (*paths, *settings) for part in ("--set", setting)]
+    start = [sys.executable, *launcher, str(RECIPES / "train.py")]
+    return [*start, "--config", str(DEBUG), "--out", str(run), "--cpu", *sets, *flags]
+
+
+def train(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=env)  # type: ignore[arg-type]
+
+
+def state(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / f"step_{step:08d}" / "state.safetensors")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_shipped_configs_are_valid(path: Path) -> None:
+    config = load_train_config(path)
+    with torch.device("meta"):
+        codec = Codec(config.model)
+    assert codec.hop_length == 320 and codec.num_quantizers >= 1
+
+
+def test_the_shipped_configs_are_there() -> None:
+    names = {path.stem for path in CONFIGS}
+    assert names >= {
+        "simvq_4k",
+        "simvq_8k",
+        "simvq_65k",
+        "simvq_262k",
+        "residual",
+        "simvq_8k_16khz",
+        "debug",
+        "default",
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.encoder.stride=[8]", "unknown key model.encoder.stride"),
+        ("optimizer.learning_rate=5e-4", "YAML reads 5e-4 as text"),
+        ("data.segment_seconds=0.41", "not a multiple of the hop"),
+        ("model.decoder={kind: upsampling, strides: [8, 5, 4]}", "product of decoder.strides"),
+        ("losses.weights.gan=2.0", "weights: unknown term gan"),
+        ("phases.adversarial=1", "before the quantizer"),
+        ("data.train=x.jsonl", "data.train must be a list"),
+        ("nonsense", "KEY=VALUE"),
+        ("seed=[", "not YAML"),
+    ],
+)
+def test_config_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_train_config(DEBUG, [override])
+
+
+def test_learning_rate_warms_up_twice_and_falls_to_its_end() -> None:
+    config = TrainConfig()
+    rates = [config.learning_rate(step) for step in range(config.phases.steps + 1)]
+    assert rates[0] < 0.02 and rates[99] > 0.98
+    assert rates[500] < 0.02 < 0.9 < rates[660]
+    assert rates[-1] == pytest.approx(config.optimizer.final_ratio)
+
+
+def test_resume_is_exact_to_the_bit(corpus: Path, tmp_path: Path) -> None:
+    """8 steps equal 4 steps, a new process, and 4 more: both networks, their optimizers, and the running average."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    done = train(corpus, whole, *SHORT, flags=("--logger", "none"))
+    assert done.returncode == 0, done.stderr
+    assert not (whole / "tensorboard").exists()
+    assert train(corpus, parts, *SHORT, flags=("--logger", "none")).returncode == 0
+    for path in (parts / "checkpoints").glob("step_00000008"):
+        path.rename(tmp_path / "gone")
+    done = train(corpus, parts, *SHORT, flags=("--resume", "--logger", "none"))
+    assert done.returncode == 0, done.stderr
+    a, b = state(whole, 8), state(parts, 8)
+    groups = {name.split("/")[0] for name in a}
+    assert groups == {"codec", "average", "judges", "optimizer", "judge_optimizer"}
+    assert a.keys() == b.keys() and [name for name in a if not torch.equal(a[name], b[name])] == []
+    middle = state(whole, 4)
+    assert any(not torch.equal(middle[name], a[name]) for name in a if name.startswith("codec/"))
+    again = train(corpus, whole, *SHORT)
+    assert again.returncode == 1 and "--resume" in again.stderr and "Traceback" not in again.stderr
+
+
+def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: Path) -> None:
+    """After one step Adam's first moment is (1 - beta1) times the clipped gradient; it must be that of the whole batch."""
+    settings = [*SHORT, "phases.steps=1", "phases.autoencoder=0", "phases.adversarial=0", "quantizer_dropout=0.0"]
+    settings += ["losses.weights.adversarial=1.0", "losses.weights.feature_matching=1.0", "log.valid_every=1"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    done = train(corpus, one, *settings, flags=("--logger", "none"))
+    assert done.returncode == 0, done.stderr
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = train(corpus, two, *settings, launcher=launcher, flags=("--logger", "none"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "utterances 4" in done.stdout, "each validation file counts once, over both processes"
+    a, b = state(one, 1), state(two, 1)
+    moments = [name for name in a if name.endswith("/exp_avg")]
+    assert len(moments) > 40
+    for kind in ("optimizer", "judge_optimizer"):
+        flat = [torch.cat([s[name].flatten() for name in moments if name.startswith(kind + "/")]) for s in (a, b)]
+        assert flat[0].norm() > 0
+        difference = (flat[0] - flat[1]).norm() / flat[0].norm()
+        assert difference < 1e-3, (kind, difference)
+
+
+def test_a_non_finite_step_changes_nothing_and_many_stop_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    script = load_script("recipes/train.py")
+    accelerator = accelerate.Accelerator(cpu=True)
+    layer = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    config = load_train_config(DEBUG, ["optimizer.max_bad_steps=3"])
+    counters, batch = script.Counters(step=7), {"index": torch.tensor([70, 71])}
+
+    def step(factor: float) -> torch.Tensor:
+        loss = (factor * layer(torch.ones(1, 3))).sum()
+        return script.update(loss, layer, optimizer, config, counters, batch, accelerator)  # type: ignore[no-any-return]
+
+    before = layer.weight.clone()
+    step(math.nan)
+    step(math.inf)
+    assert torch.equal(layer.weight, before) and (counters.bad_steps, counters.bad_in_a_row) == (2, 2)
+    assert "step 7 skipped" in caplog.text and "[70, 71]" in caplog.text
+    step(1.0)
+    assert not torch.equal(layer.weight, before) and (counters.bad_steps, counters.bad_in_a_row) == (2, 0)
+    with pytest.raises(script.TrainingError, match=r"3 steps in a row.*learning_rate"):
+        for _ in range(3):
+            step(math.nan)
+
+
+def test_a_diverging_run_stops_with_advice(corpus: Path, tmp_path: Path) -> None:
+    settings = [*SHORT, "optimizer.learning_rate=1.0e+30", "optimizer.max_bad_steps=2", "phases.autoencoder=100"]
+    done = train(corpus, tmp_path / "run", *settings, "phases.adversarial=-1", flags=("--logger", "none"))
+    assert done.returncode == 1 and "2 steps in a row" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_debug_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: Path) -> None:
+    run, model = tmp_path / "run", tmp_path / "model"
+    args = command(
+        corpus, run, "phases.steps=24", "phases.autoencoder=6", "phases.adversarial=12", "log.checkpoint_every=4"
+    )
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    wait_for(lambda: any((run / "checkpoints").glob("step_*")), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    process = subprocess.Popen([*args, "--resume"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
+    known = set((run / "checkpoints").glob("step_*"))
+    wait_for(lambda: set((run / "checkpoints").glob("step_*")) - known, process)
+    process.terminate()
+    _, errors = process.communicate()
+    assert process.returncode == 0, errors
+    done = subprocess.run([*args, "--resume"], capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and "done at step 24" in done.stdout, done.stderr
+    kept = {path.name for path in (run / "checkpoints").iterdir()}
+    assert "step_00000024" in kept and len(kept) <= 3
+    assert list((run / "tensorboard").iterdir())
+
+    export = [sys.executable, str(RECIPES / "export.py"), str(run), str(model), "--with-discriminator"]
+    done = subprocess.run(export, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in model.iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "README.md",
+        "discriminator.safetensors",
+    }
+    assert "made here | CC0" in (model / "README.md").read_text()
+    average = {k.removeprefix("average/"): v for k, v in state(run, 24).items() if k.startswith("average/")}
+    exported = load_file(model / "model.safetensors")
+    assert exported.keys() == average.keys() and all(torch.equal(exported[k], average[k]) for k in average)
+
+    speech = ROOT / "tests" / "assets" / "example.wav"
+    assert encode_main([str(speech), str(tmp_path / "a.codes"), "--model", str(model)]) == 0
+    assert decode_main([str(tmp_path / "a.codes"), str(tmp_path / "a.wav"), "--model", str(model)]) == 0
+    assert soundfile.info(tmp_path / "a.wav").frames == soundfile.info(speech).frames
+
+    tuned = train(corpus, tmp_path / "tuned", *SHORT, flags=("--init", str(model), "--logger", "none"))
+    assert tuned.returncode == 0, tuned.stderr
+
+
+def test_mistakes_are_one_line(corpus: Path, tmp_path: Path) -> None:
+    for settings, message in (
+        (["model.sample_rat=1"], "unknown key model.sample_rat"),
+        (["data.train=[nowhere.jsonl]"], "nowhere.jsonl"),
+    ):
+        done = train(corpus, tmp_path / "run", *settings)
+        assert done.returncode == 1 and message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+def wait_for(condition, process: subprocess.Popen[bytes], seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "training made no checkpoint in time"
+        time.sleep(0.05)
