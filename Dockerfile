@@ -13,8 +13,8 @@ COPY codec ./codec
 RUN pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" --extra-index-url https://pypi.org/simple torch \
     && pip install --constraint constraints.txt .
 
-RUN useradd --create-home codec
-USER codec
+RUN useradd --create-home --uid 1000 codec
+USER 1000
 WORKDIR /audio
 ENTRYPOINT ["/bin/sh", "-c", "exec \"codec-$0\" \"$@\""]
 CMD ["encode", "--help"]

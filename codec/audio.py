@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 Block = NDArray[np.float32]
 
 BLOCK_SECONDS = 10
+BLOCK_VALUES = 2**23  # and no block holds more, all channels together
+UNKNOWN_LENGTH = 2**62  # what libsndfile tells of a FLAC file written to a pipe is beyond this
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
 
@@ -43,6 +45,13 @@ def audio_suffixes() -> set[str]:
     return {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"} | {*WRITTEN, ".wave", ".snd"}
 
 
+class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
+    """soundfile seeks after each read, which is inexact in some MP3 files and fails in FLAC files of unknown length."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 class AudioReader:
     """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
 
@@ -59,10 +68,12 @@ class AudioReader:
         self.name = name or str(source)
         if isinstance(source, (str, Path)):
             open(source, "rb").close()  # the system's own words for a missing or forbidden file
+            if Path(source).stat().st_size == 0:
+                raise AudioError(f"{self.name} is empty")
             if Path(source).suffix.lower() == ".raw":
                 raise AudioError(f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first")
         try:
-            self._file = soundfile.SoundFile(source)
+            self._file = _SequentialFile(source)
         except soundfile.LibsndfileError as error:
             reason = error.error_string.strip(" .")
             raise AudioError(
@@ -70,7 +81,8 @@ class AudioReader:
             ) from None
         self.sample_rate: int = self._file.samplerate
         self.channels: int = self._file.channels
-        self.claimed_seconds: float = max(self._file.frames, 0) / self.sample_rate  # a guess for some formats
+        frames = self._file.frames if 0 < self._file.frames < UNKNOWN_LENGTH else 0
+        self.claimed_seconds: float = frames / self.sample_rate  # 0 if unknown, and a guess for some formats
         self.num_samples = 0  # per channel, read so far
 
     def __enter__(self) -> AudioReader:
@@ -85,9 +97,10 @@ class AudioReader:
         Raises:
             AudioError: the file breaks off, holds NaN, or has no samples at all.
         """
+        size = max(min(BLOCK_SECONDS * self.sample_rate, BLOCK_VALUES // self.channels), 1)
         while True:
             try:
-                block = self._file.read(BLOCK_SECONDS * self.sample_rate, dtype="float32", always_2d=True)
+                block = self._file.read(size, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
                 raise AudioError(f"{self.name} is damaged ({error.error_string.strip(' .')})") from None
             if len(block) == 0:

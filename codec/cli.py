@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +18,8 @@ from codec import __version__
 from codec.paths import Job, UsageError, plan_jobs
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
+       %(prog)s [options] INPUT [INPUT ...] -o DIR"""
 EXIT_NOTE = "exit codes: 0 done, 1 at least one file failed, 2 bad usage, 130 interrupted"
 
 ENCODE_EXAMPLES = """examples:
@@ -55,16 +59,23 @@ class _Progress:
 
 def encode_main(argv: Sequence[str] | None = None) -> int:
     """codec-encode: audio files to .codes files. Returns the exit code."""
-    parser = _parser("codec-encode", "Encode speech to .codes files.", ENCODE_EXAMPLES)
-    _add_transfer_arguments(parser, "audio file, folder, or - for stdin", "out.codes, or - for stdout")
+    parser = _parser("codec-encode", "Encode speech to .codes files.", ENCODE_EXAMPLES, TRANSFER_USAGE)
+    _add_transfer_arguments(
+        parser, "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout", "the shipped one"
+    )
     return _main("codec-encode", parser, argv, _encode)
 
 
 def decode_main(argv: Sequence[str] | None = None) -> int:
     """codec-decode: .codes files to audio files. Returns the exit code."""
-    parser = _parser("codec-decode", "Decode .codes files to audio.", DECODE_EXAMPLES)
-    _add_transfer_arguments(parser, ".codes file, folder, or - for stdin", "audio file, or - for WAV on stdout")
-    parser.add_argument("--format", default="wav", help="audio format of files written with -o (default: wav)")
+    parser = _parser("codec-decode", "Decode .codes files to audio.", DECODE_EXAMPLES, TRANSFER_USAGE)
+    _add_transfer_arguments(
+        parser,
+        ".codes file, folder (with -o), or - for stdin",
+        "audio file, its format told by its suffix, or - for WAV on stdout",
+        "the one that the file names",
+    )
+    parser.add_argument("--format", help="audio format of the files written with -o (default: wav)")
     parser.add_argument(
         "--native-rate", action="store_true", help="write at the model's sample rate, not the original's"
     )
@@ -82,9 +93,10 @@ def info_main(argv: Sequence[str] | None = None) -> int:
     return _main("codec-info", parser, argv, _info)
 
 
-def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+def _parser(name: str, description: str, examples: str, usage: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=name,
+        usage=usage,
         description=description,
         epilog=f"{examples}\n{EXIT_NOTE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -93,18 +105,16 @@ def _parser(name: str, description: str, examples: str) -> argparse.ArgumentPars
     return parser
 
 
-def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target: str) -> None:
-    parser.add_argument(
-        "paths", nargs="+", metavar="PATH", help=f"INPUT OUTPUT, or with -o any number of INPUT: {source}"
-    )
-    parser.add_argument(
-        "-o", "--output-dir", type=Path, metavar="DIR", help=f"write into DIR, not to OUTPUT ({target})"
-    )
+def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target: str, model: str) -> None:
+    parser.add_argument("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}")
+    parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR", help="write all outputs into this folder")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--bitrate", type=float, metavar="KBPS", help="at most so many kbit/s (default: all quantizers)")
-    rate.add_argument("--num-quantizers", type=int, metavar="K", help="use the first K quantizers")
-    parser.add_argument("--model", help="shipped model, model folder, or hub id owner/name (default: the shipped one)")
-    parser.add_argument("--device", default="cpu", help="torch device, as cpu or cuda (default: cpu)")
+    rate.add_argument(
+        "--bitrate", type=float, metavar="KBPS", help="use as many quantizers as fit into this, in kbit/s"
+    )
+    rate.add_argument("--num-quantizers", type=int, metavar="K", help="use the first K quantizers (default: all)")
+    parser.add_argument("--model", help=f"shipped model, model folder, or hub id owner/name (default: {model})")
+    parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda (default: cpu)")
     parser.add_argument("--force", action="store_true", help="overwrite existing outputs")
 
 
@@ -116,7 +126,10 @@ def _main(
 ) -> int:
     progress = _Progress(name)
     args = parser.parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # so that temporary files are removed on the way out
+    # a polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out
+    for polite in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(polite) == signal.SIG_DFL:  # nohup stays in force
+            signal.signal(polite, _interrupt)
     try:
         return run(args, progress)
     except UsageError as error:
@@ -126,11 +139,21 @@ def _main(
         progress.note("interrupted; nothing half-written is left")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        sys.stderr.close()  # whoever read our output has gone; there is nobody to tell
-        return EXIT_FAILURE
+        return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell
     except (ValueError, OSError) as error:
         progress.fail(_one_line(error))
         return EXIT_FAILURE
+    finally:
+        _settle_stdout()
+
+
+def _settle_stdout() -> None:
+    """Flush stdout; where that fails, send the rest nowhere, for the interpreter's own flush at exit would fail too."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -150,17 +173,16 @@ def _for_each(jobs: list[Job], force: bool, progress: _Progress, transfer: Calla
     failures = 0
     for job in tqdm(jobs, unit=" file", disable=None if len(jobs) > 1 else True):
         try:
-            if job.target.exists() and not force:
+            if not (job.to_stdout or force) and job.target.exists():
                 raise FileExistsError(f"{job.target} exists; --force overwrites it")
-            if not job.to_stdout:
-                job.target.parent.mkdir(parents=True, exist_ok=True)
             transfer(job)
         except BrokenPipeError:
             raise
         except (ValueError, OSError) as error:
             failures += 1
             text = _one_line(error)
-            progress.fail(text if str(job.source) in text or str(job.target) in text else f"{job.source}: {text}")
+            named = text.startswith((job.source_name, job.target_name))
+            progress.fail(text if named else f"{job.source_name}: {text}")
     if failures and len(jobs) > 1:
         progress.note(f"{len(jobs) - failures} of {len(jobs)} files done, {failures} failed")
     return EXIT_FAILURE if failures else EXIT_OK
@@ -170,30 +192,34 @@ def _encode(args: argparse.Namespace, progress: _Progress) -> int:
     from codec.audio import audio_suffixes
     from codec.transfer import Encoding, encode_file
 
-    jobs = plan_jobs(args.paths, args.output_dir, set(audio_suffixes()), [".codes"], progress.note)
+    jobs = plan_jobs(args.paths, args.output_dir, audio_suffixes(), [".codes"], progress.note)
     _check_range(args)
     encoding = Encoding.load(args.model, args.device, args.num_quantizers, args.bitrate, progress.note)
     return _for_each(jobs, args.force, progress, lambda job: encode_file(encoding, job, progress.note))
 
 
 def _decode(args: argparse.Namespace, progress: _Progress) -> int:
-    from codec.audio import audio_suffixes
+    from codec.audio import WRITTEN
     from codec.transfer import Decoding, decode_file
 
-    suffix = "." + args.format.lower().lstrip(".")
-    if suffix not in audio_suffixes():
-        raise UsageError(f"--format {args.format}: no such audio format; take wav, flac, ogg, mp3 or opus")
-    targets = [suffix, *sorted(audio_suffixes())]
+    if args.format is not None and args.output_dir is None:
+        raise UsageError("--format goes with -o; the suffix of OUTPUT tells its format")
+    suffix = "." + (args.format or "wav").lower().lstrip(".")
+    if suffix not in WRITTEN:
+        raise UsageError(f"--format {args.format}: not written here; take wav, flac, ogg, mp3 or opus")
+    targets = [suffix, *WRITTEN]
     jobs = plan_jobs(args.paths, args.output_dir, {".codes"}, targets, progress.note)
     _check_range(args)
     decoding = Decoding(args.model, args.device, args.num_quantizers, args.bitrate, args.native_rate, args.salvage)
+    if args.model is not None:  # else the files name it
+        decoding.load(args.model)
     return _for_each(jobs, args.force, progress, lambda job: decode_file(decoding, job, progress.note))
 
 
 def _check_range(args: argparse.Namespace) -> None:
     if args.num_quantizers is not None and args.num_quantizers < 1:
         raise UsageError("--num-quantizers must be at least 1")
-    if args.bitrate is not None and not args.bitrate > 0:
+    if args.bitrate is not None and not 0 < args.bitrate < math.inf:
         raise UsageError("--bitrate must be positive")
 
 
@@ -204,10 +230,12 @@ def _info(args: argparse.Namespace, progress: _Progress) -> int:
     for index, name in enumerate(args.inputs):
         try:
             facts = describe(name)
+        except UsageError:
+            raise
         except (ValueError, OSError) as error:
             failures += 1
             text = _one_line(error)
-            progress.fail(text if name in text else f"{name}: {text}")
+            progress.fail(text if text.startswith(name) else f"{name}: {text}")
             continue
         if args.json:
             print(json.dumps(facts))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from codec import container
-from codec.audio import AudioReader, AudioWriter, cut, resample_blocks, resampled_length
+from codec.audio import AudioError, AudioReader, AudioWriter, cut, resample_blocks, resampled_length
 from codec.container import Codes, ContainerError, Damage, Header
 from codec.files import written_whole
 from codec.model import Codec
@@ -256,6 +256,8 @@ def _open_audio(job: Job) -> Iterator[AudioReader]:
             pipe = sys.stdin.buffer if job.from_stdin else stack.enter_context(open(job.source, "rb"))
             held = stack.enter_context(tempfile.TemporaryFile())
             shutil.copyfileobj(pipe, held)
+            if held.tell() == 0:
+                raise AudioError(f"{job.source_name} is empty")
             held.seek(0)
             yield stack.enter_context(AudioReader(held, job.source_name))
         else:

@@ -237,7 +237,9 @@ def test_debug_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: P
     assert decode_main([str(tmp_path / "a.codes"), str(tmp_path / "a.wav"), "--model", str(model)]) == 0
     assert soundfile.info(tmp_path / "a.wav").frames == soundfile.info(speech).frames
 
-    tuned = train(corpus, tmp_path / "tuned", *SHORT, flags=("--init", str(model), "--logger", "none"))
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(RECIPES / "accelerate" / "cpu.yaml"))
+    flags = ("--init", str(model), "--logger", "none")
+    tuned = train(corpus, tmp_path / "tuned", *SHORT, launcher=launcher, flags=flags)
     assert tuned.returncode == 0, tuned.stderr
 
 
