@@ -101,6 +101,17 @@ class DiscriminatorOutput(NamedTuple):
     features: list[Tensor]
 
 
+class _Layers(nn.ModuleList):
+    """Convolutions in a row, a leaky ReLU behind each: returns the activations of every one."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        features = []
+        for layer in self:
+            x = F.leaky_relu(layer(x), SLOPE)
+            features.append(x)
+        return features
+
+
 class PeriodDiscriminator(nn.Module):
     """Sees every ``period``-th sample as one signal: the waveform folded to ``[B, 1, T / period, period]``.
 
@@ -113,7 +124,7 @@ class PeriodDiscriminator(nn.Module):
         self.period = period
         widths = [min(channels * PERIOD_GROWTH**i, max_channels) for i in range(PERIOD_LAYERS)]
         strides = [3] * (PERIOD_LAYERS - 1) + [1]
-        self.layers = nn.ModuleList(
+        self.layers = _Layers(
             _convolution(before, after, (5, 1), (stride, 1))
             for before, after, stride in zip([1, *widths[:-1]], widths, strides, strict=True)
         )
@@ -123,7 +134,7 @@ class PeriodDiscriminator(nn.Module):
         """``[B, 1, T]``, T longer than the period -> logits ``[B, 1, about T / (81 period), period]``."""
         padded = F.pad(waveform, (0, -waveform.shape[-1] % self.period), mode="reflect")
         folded = padded.reshape(len(padded), -1, self.period, 1).permute(0, 3, 1, 2)
-        features = _activations(self.layers, folded)
+        features: list[Tensor] = self.layers(folded)
         return DiscriminatorOutput(self.output(features[-1]), features)
 
 
@@ -140,7 +151,7 @@ class ResolutionDiscriminator(nn.Module):
         self.n_fft = n_fft
         self.bands = _bands(n_fft, band_edges)
         self.stacks = nn.ModuleList(
-            nn.ModuleList(
+            _Layers(
                 [
                     _convolution(2, channels, (3, 9), (1, 1)),
                     *(_convolution(channels, channels, (3, 9), (1, 2)) for _ in range(3)),
@@ -155,8 +166,7 @@ class ResolutionDiscriminator(nn.Module):
         """``[B, 1, T]`` -> logits ``[B, 1, N, about bins / 8]`` with ``N = 4 T / n_fft + 1``."""
         image = self._spectrogram(waveform)
         per_band = [
-            _activations(stack, image[..., low:high])
-            for stack, (low, high) in zip(self.stacks, self.bands, strict=True)
+            stack(image[..., low:high]) for stack, (low, high) in zip(self.stacks, self.bands, strict=True)
         ]
         logits = self.output(torch.cat([features[-1] for features in per_band], dim=-1))
         return DiscriminatorOutput(logits, [feature for features in per_band for feature in features])
@@ -195,12 +205,3 @@ def _convolution(before: int, after: int, kernel: tuple[int, int], stride: tuple
     nn.init.zeros_(layer.bias)
     normed: nn.Module = weight_norm(layer)
     return normed
-
-
-def _activations(layers: Iterable[nn.Module], x: Tensor) -> list[Tensor]:
-    """Each layer's output behind its leaky ReLU."""
-    features = []
-    for layer in layers:
-        x = F.leaky_relu(layer(x), SLOPE)
-        features.append(x)
-    return features

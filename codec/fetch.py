@@ -10,6 +10,7 @@ import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -30,7 +31,7 @@ def checksum_of(path: Path, algorithm: str) -> str:
     return f"{algorithm}:{digest.hexdigest()}"
 
 
-def _progress(label: str, total: int | None, initial: int = 0) -> tqdm[None]:
+def _progress(label: str, total: int | None, initial: int = 0) -> tqdm[NoReturn]:
     return tqdm(desc=label, total=total, initial=initial, unit="B", unit_scale=True, disable=None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib import import_module
 from types import ModuleType
 
@@ -30,6 +31,8 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """
     pesq = _lazy("pesq")
     wanted, made = (resample(w, sample_rate, PESQ_RATE) for w in _same_length(reference, estimate))
+    if not (wanted.any() and made.any()):
+        raise MetricError("PESQ: digital silence")
     try:
         return float(pesq.pesq(PESQ_RATE, wanted, made, "wb"))
     except (pesq.PesqError, ValueError) as error:
@@ -43,8 +46,6 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
         MetricError: less than 30 frames of speech (0.4 s) remain once silence is removed.
         ModuleNotFoundError: the package ``pystoi`` is not installed.
     """
-    import warnings
-
     module = _lazy("pystoi")
     wanted, made = _same_length(reference, estimate)
     with warnings.catch_warnings():

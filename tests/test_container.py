@@ -104,7 +104,10 @@ def test_bytes_are_as_documented(frames: int, stages: int, size: int) -> None:
 
 @settings(deadline=None)
 @given(
-    samples=st.integers(0, 200_000), original=st.integers(1000, 768_000), rate=st.integers(1000, 768_000), hop=st.integers(1, 65535)
+    samples=st.integers(0, 200_000),
+    original=st.integers(1000, 768_000),
+    rate=st.integers(1000, 768_000),
+    hop=st.integers(1, 65535),
 )
 def test_number_of_frames(samples: int, original: int, rate: int, hop: int) -> None:
     header, _ = make(0, num_samples=samples, original_sample_rate=original, sample_rate=rate, hop_length=hop)

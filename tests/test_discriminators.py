@@ -123,7 +123,8 @@ class TestGradients:
         assert gain.grad is None
         for name, parameter in discriminators.named_parameters():
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
-            assert parameter.grad.abs().max() > 0, name
+            # the two hinges pull the last bias up and down alike while every logit lies inside the margin
+            assert parameter.grad.abs().max() > 0 or name.endswith("output.bias"), name
 
     @FAMILIES
     def test_frozen_discriminators_still_pass_the_gradient_on(self, config: DiscriminatorConfig) -> None:

@@ -243,6 +243,12 @@ def test_debug_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: P
     assert tuned.returncode == 0, tuned.stderr
 
 
+def test_bf16_autocast_trains_and_stores_float32(corpus: Path, tmp_path: Path) -> None:
+    done = train(corpus, tmp_path / "run", *SHORT, "precision=bf16", flags=("--logger", "none"))
+    assert done.returncode == 0, done.stderr
+    assert {t.dtype for t in state(tmp_path / "run", 8).values()} == {torch.float32}
+
+
 def test_mistakes_are_one_line(corpus: Path, tmp_path: Path) -> None:
     for settings, message in (
         (["model.sample_rat=1"], "unknown key model.sample_rat"),

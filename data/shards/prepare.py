@@ -21,8 +21,7 @@ from tqdm import tqdm
 
 from codec.data import Record, summary, write_manifest
 from codec.files import written_whole
-
-AUDIO_SUFFIXES = {".opus", ".ogg", ".flac", ".wav", ".mp3"}
+from codec.scan import AUDIO_SUFFIXES
 
 
 def utterances(shard: Path) -> Iterator[tuple[str, bytes, dict[str, object]]]:
