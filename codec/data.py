@@ -1,18 +1,11 @@
-"""Training data: manifest records, random segments of speech, and their batches.
-
-A manifest is a JSONL file, one utterance a line, written by ``data/<set>/prepare.py``. Nothing else of a corpus is read
-in training: no directory layouts, no transcripts.
-"""
+"""Training data: random segments of the utterances of a manifest."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import soundfile
@@ -21,99 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codec.files import written_whole
+from codec.manifest import ManifestError, Record
 
 log = logging.getLogger(__name__)
-
-
-class ManifestError(ValueError):
-    """A manifest line that cannot be used; the message names the file and the line."""
-
-
-@dataclass(frozen=True)
-class Record:
-    """One utterance of a manifest.
-
-    Attributes:
-        id: unique name of the utterance.
-        path: the audio file; in the manifest relative to the manifest's folder, absolute once read.
-        num_samples: length in samples per channel at ``sample_rate``.
-        sample_rate: of the file, in Hz.
-        speaker: speaker id, or "" if unknown.
-        split: "train", "dev" or "test".
-        bandwidth_hz: the highest frequency at which the recording holds sound; losses ignore what lies above it.
-        language, source, licence: where the utterance comes from, "" if unknown; for model cards.
-    """
-
-    id: str
-    path: str
-    num_samples: int
-    sample_rate: int
-    speaker: str = ""
-    split: str = "train"
-    bandwidth_hz: int = 0
-    language: str = ""
-    source: str = ""
-    licence: str = ""
-
-    @property
-    def duration(self) -> float:
-        """Length in seconds."""
-        return self.num_samples / self.sample_rate
-
-    @property
-    def bandwidth(self) -> float:
-        """Highest frequency with content in Hz: ``bandwidth_hz``, or half the sample rate where it is not given."""
-        return float(self.bandwidth_hz or self.sample_rate / 2)
-
-
-def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
-    """Write records as JSONL, paths below the manifest's folder made relative to it; replaces the file as a whole."""
-    path = Path(path)
-    folder = path.parent.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        for record in records:
-            audio = Path(record.path).resolve()
-            relative = audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else audio.as_posix()
-            file.write(json.dumps(dataclasses.asdict(record) | {"path": relative}, ensure_ascii=False) + "\n")
-
-
-def read_manifest(path: str | Path) -> list[Record]:
-    """Read a JSONL manifest; relative audio paths are taken from the manifest's folder.
-
-    Fields that :class:`Record` does not have are notes of whoever wrote the manifest and are passed over.
-
-    Raises:
-        ManifestError: a line that is not JSON, lacks a field, or has a wrong type, named by its number.
-        FileNotFoundError: no such manifest.
-    """
-    path = Path(path)
-    folder = path.parent.resolve()
-    kinds = {field.name: {"str": str, "int": int}[str(field.type)] for field in dataclasses.fields(Record)}
-    records = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                fields = {k: v for k, v in json.loads(line).items() if k in kinds}
-                record = Record(**fields)
-            except (json.JSONDecodeError, TypeError, AttributeError) as error:
-                raise ManifestError(f"{path}:{number}: not a manifest record: {error}") from None
-            wrong = [k for k, v in fields.items() if type(v) is not kinds[k]]
-            if wrong:
-                raise ManifestError(f"{path}:{number}: {wrong[0]} must be of type {kinds[wrong[0]].__name__}")
-            if record.num_samples < 1 or record.sample_rate < 1:
-                raise ManifestError(f"{path}:{number}: num_samples and sample_rate must be at least 1")
-            records.append(dataclasses.replace(record, path=(folder / record.path).as_posix()))
-    return records
-
-
-def summary(records: Sequence[Record]) -> str:
-    """One line: utterances, hours, speakers."""
-    hours = sum(record.duration for record in records) / 3600
-    return f"{len(records)} utterances, {hours:.2f} h, {len({record.speaker for record in records})} speakers"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ layout of a folded waveform and of a spectrogram's real and imaginary parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -165,9 +164,7 @@ class ResolutionDiscriminator(nn.Module):
     def forward(self, waveform: Tensor) -> DiscriminatorOutput:
         """``[B, 1, T]`` -> logits ``[B, 1, N, about bins / 8]`` with ``N = 4 T / n_fft + 1``."""
         image = self._spectrogram(waveform)
-        per_band = [
-            stack(image[..., low:high]) for stack, (low, high) in zip(self.stacks, self.bands, strict=True)
-        ]
+        per_band = [stack(image[..., low:high]) for stack, (low, high) in zip(self.stacks, self.bands, strict=True)]
         logits = self.output(torch.cat([features[-1] for features in per_band], dim=-1))
         return DiscriminatorOutput(logits, [feature for features in per_band for feature in features])
 

@@ -26,13 +26,11 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """Wide-band PESQ (ITU-T P.862.2) as MOS-LQO, 1.04 to 4.64, of two mono waveforms ``[T]``, resampled to 16 kHz.
 
     Raises:
-        MetricError: shorter than a quarter of a second, or no speech found.
+        MetricError: shorter than a quarter of a second, silence, or no speech found.
         ModuleNotFoundError: the package ``pesq`` is not installed.
     """
     pesq = _lazy("pesq")
-    wanted, made = (resample(w, sample_rate, PESQ_RATE) for w in _same_length(reference, estimate))
-    if not (wanted.any() and made.any()):
-        raise MetricError("PESQ: digital silence")
+    wanted, made = (resample(w, sample_rate, PESQ_RATE) for w in _comparable(reference, estimate))
     try:
         return float(pesq.pesq(PESQ_RATE, wanted, made, "wb"))
     except (pesq.PesqError, ValueError) as error:
@@ -43,11 +41,11 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """Short-time objective intelligibility (Taal et al. 2011), about 0 to 1, of two mono waveforms ``[T]``.
 
     Raises:
-        MetricError: less than 30 frames of speech (0.4 s) remain once silence is removed.
+        MetricError: silence, or less than 30 frames of speech (0.4 s) once pauses are removed.
         ModuleNotFoundError: the package ``pystoi`` is not installed.
     """
     module = _lazy("pystoi")
-    wanted, made = _same_length(reference, estimate)
+    wanted, made = _comparable(reference, estimate)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # pystoi warns and returns 1e-5 where it has too few frames
         try:
@@ -60,13 +58,10 @@ def si_sdr(reference: Waveform, estimate: Waveform, sample_rate: int = 0) -> flo
     """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508).
 
     Raises:
-        MetricError: the reference is silent.
+        MetricError: silence.
     """
-    wanted, made = (w.astype(np.float64) for w in _same_length(reference, estimate))
-    energy = float(wanted @ wanted)
-    if energy < 1e-10:
-        raise MetricError("SI-SDR: the reference is silent")
-    target = (float(made @ wanted) / energy) * wanted
+    wanted, made = (w.astype(np.float64) for w in _comparable(reference, estimate))
+    target = (made @ wanted) / (wanted @ wanted) * wanted
     noise = made - target
     return float(10 * np.log10((target @ target + 1e-12) / (noise @ noise + 1e-12)))
 
@@ -85,6 +80,14 @@ METRICS = {"pesq": pesq_wb, "stoi": stoi, "si_sdr": si_sdr, "mel": mel_distance}
 def _same_length(reference: Waveform, estimate: Waveform) -> tuple[Waveform, Waveform]:
     if reference.shape != estimate.shape or reference.ndim != 1:
         raise ValueError(f"both must be mono and of one length: {list(reference.shape)} and {list(estimate.shape)}")
+    return reference, estimate
+
+
+def _comparable(reference: Waveform, estimate: Waveform) -> tuple[Waveform, Waveform]:
+    """Both, if neither is digital silence, to which these metrics give no meaning."""
+    reference, estimate = _same_length(reference, estimate)
+    if not (reference.any() and estimate.any()):
+        raise MetricError("digital silence cannot be compared")
     return reference, estimate
 
 

@@ -21,9 +21,9 @@ import torch
 from tqdm import tqdm
 
 from codec.audio import AudioError, AudioReader
-from codec.data import ManifestError, Record, read_manifest
 from codec.files import written_whole
 from codec.health import CodebookCounter
+from codec.manifest import ManifestError, Record, read_manifest
 from codec.metrics import METRICS, MetricError, Waveform
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL, ModelError

@@ -35,11 +35,12 @@ from codec.adversarial import discriminator_loss, feature_matching_loss, generat
 from codec.audio import AudioError, AudioReader, resample
 from codec.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from codec.config import ConfigError, to_dict
-from codec.data import ManifestError, Record, SegmentConfig, SegmentDataset, read_manifest, summary
+from codec.data import SegmentConfig, SegmentDataset
 from codec.discriminators import Discriminators
 from codec.files import written_whole
 from codec.health import CodebookCounter, effective_dimension
 from codec.losses import SpectralLoss
+from codec.manifest import ManifestError, Record, read_manifest, summary
 from codec.model import Codec, CodecOutput
 from codec.pretrained import ModelError
 from codec.recipe import TrainConfig, load_train_config

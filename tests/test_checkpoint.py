@@ -32,7 +32,7 @@ def test_round_trip_restores_weights_and_moments(tmp_path: Path) -> None:
 
 
 def test_an_unfinished_checkpoint_is_not_taken(tmp_path: Path) -> None:
-    layer, optimizer = trained(0)
+    layer, _ = trained(0)
     save_checkpoint(tmp_path, 1, {"codec": layer}, {}, {})
     (tmp_path / ".step_00000002.tmp").mkdir()
     (tmp_path / "step_00000003").mkdir()

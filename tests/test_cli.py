@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +25,8 @@ Samples = NDArray[np.float32]
 Run = Callable[..., int]
 
 HOP, RATE = 80, 16000  # of the tiny model
+LENGTHS = [(1, 16000, 1), (80, 16000, 1), (81, 16000, 1), (40_959, 16000, 1), (3331, 8000, 1), (7, 11025, 1)]
+LENGTHS += [(1, 44100, 2), (44_101, 44100, 2), (1, 48000, 1), (100_003, 96000, 3)]
 MAINS = {"encode": encode_main, "decode": decode_main, "info": info_main}
 
 
@@ -77,19 +78,7 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 # ---- one file -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("length", "rate", "channels"),
-    [
-        (1, 16000, 1),
-        (80, 16000, 1),
-        (81, 16000, 1),
-        (40_959, 16000, 1),
-        (1, 44100, 2),
-        (44_101, 44100, 2),
-        (3331, 8000, 1),
-    ]
-    + [(1, 48000, 1), (7, 11025, 1), (100_003, 96000, 3)],
-)
+@pytest.mark.parametrize(("length", "rate", "channels"), LENGTHS)
 def test_exactly_as_many_samples(folder: Path, run: Run, length: int, rate: int, channels: int) -> None:
     noise = np.random.default_rng(length).uniform(-0.3, 0.3, (length, channels))
     soundfile.write("in.wav", noise, rate)
@@ -495,26 +484,47 @@ def test_info(folder: Path, run: Run, capsys: pytest.CaptureFixture[str], tiny_m
 # ---- processes: pipes, signals, imports -----------------------------------------------------------------------------
 
 
-def test_pipes(folder: Path, run: Run, sound: Samples, tiny_model_folder: Path) -> None:
+def test_pipes(
+    folder: Path, run: Run, sound: Samples, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     soundfile.write("in.flac", sound[:RATE], RATE)
     Path("-").write_text("a file with this name is not meant")
     assert run("encode", "in.flac", "file.codes") == 0
     assert run("decode", "file.codes", "file.wav") == 0
-    model = ["--model", str(tiny_model_folder)]
-    encode, decode = process("encode", "-", "-", *model), process("decode", "-", "-", *model)
-    encoded = subprocess.run(encode, input=Path("in.flac").read_bytes(), capture_output=True)
-    assert encoded.returncode == 0 and encoded.stderr == b"", encoded.stderr
-    assert encoded.stdout == Path("file.codes").read_bytes()
-    decoded = subprocess.run(decode, input=encoded.stdout, capture_output=True)
-    assert decoded.returncode == 0 and decoded.stderr == b"", decoded.stderr
-    assert decoded.stdout == Path("file.wav").read_bytes()
+    command = process("encode", "-", "-", "--model", tiny_model_folder)
+    done = subprocess.run(command, input=Path("in.flac").read_bytes(), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == Path("file.codes").read_bytes()
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(done.stdout)))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
+    assert run("decode", "-", "-") == 0
+    assert out.getvalue() == Path("file.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("encode", "error: stdin is not audio that libsndfile reads"), ("decode", "error: stdin: not a .codes file")],
+)
+def test_nonsense_from_a_pipe(
+    folder: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    message: str,
+) -> None:
+    for content, expected in ((b"hello, world" * 9, message), (b"", "empty")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert run(command, "-", "out.wav" if command == "decode" else "out.codes") == 1
+        assert expected in one_line(capsys)
+    assert names(folder) == []
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
 def test_a_named_pipe_is_read_as_stdin_is(folder: Path, run: Run, sound: Samples) -> None:
     soundfile.write("in.wav", sound[:RATE], RATE)
     os.mkfifo("pipe.wav")
-    writer = threading.Thread(target=shutil.copyfile, args=("in.wav", "copy.wav"))
     writer = threading.Thread(target=lambda: Path("pipe.wav").write_bytes(Path("in.wav").read_bytes()))
     writer.start()
     assert run("encode", "pipe.wav", "pipe.codes") == 0
@@ -541,14 +551,19 @@ def test_a_full_or_closed_stdout(folder: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize(("command", "number"), [("encode", signal.SIGINT), ("decode", signal.SIGTERM)])
 def test_an_interrupted_run_leaves_nothing(
-    folder: Path, tiny_model_folder: Path, command: str, number: signal.Signals
+    folder: Path,
+    run: Run,
+    capsys: pytest.CaptureFixture[str],
+    tiny_model_folder: Path,
+    command: str,
+    number: signal.Signals,
 ) -> None:
     hour = 3600 * RATE
     source, target = ("in.wav", "out.codes") if command == "encode" else ("in.codes", "out.wav")
     if command == "encode":
-        soundfile.write(source, np.zeros(hour // 100, np.int16), RATE)
+        soundfile.write(source, np.zeros(RATE, np.int16), RATE)
         data = bytearray(Path(source).read_bytes())
-        data[40:44] = b"\xff" * 4  # as much as there is
+        data[40:44] = b"\xff" * 4  # as many samples as there are
         Path(source).write_bytes(data)
         os.truncate(source, 2 * hour)
     else:
@@ -556,17 +571,23 @@ def test_an_interrupted_run_leaves_nothing(
         header = Header("tiny", fingerprint, RATE, RATE, hour, HOP, 3, 32)
         container.write(source, header, np.zeros((3, header.num_frames), np.int64))
     Path(target).write_text("mine")
-    args = process(command, "--model", tiny_model_folder, "--force", source, target)
-    running = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while len(names(folder)) < 3:  # until there is a temporary file
-        assert running.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.2)
-    running.send_signal(number)
-    _, said = running.communicate(timeout=30)
-    assert running.returncode == 130
-    assert said == f"codec-{command}: interrupted; nothing half-written is left\n"
+    finished = threading.Event()
+
+    def interrupt() -> None:
+        while len(names(folder)) < 3:  # until there is a temporary file
+            if finished.wait(0.02):
+                return
+        finished.wait(0.3)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        assert run(command, "--force", source, target) == 130
+    finally:
+        finished.set()
+        thread.join()
+    assert one_line(capsys) == f"codec-{command}: interrupted; nothing half-written is left\n"
     assert names(folder) == sorted([source, target]) and Path(target).read_text() == "mine"
 
 

@@ -11,7 +11,8 @@ import pytest
 import soundfile
 import torch
 
-from codec.data import ManifestError, Record, SegmentConfig, SegmentDataset, read_manifest, read_segment, write_manifest
+from codec.data import SegmentConfig, SegmentDataset, read_segment
+from codec.manifest import ManifestError, Record, read_manifest, write_manifest
 
 
 def sine(path: Path, seconds: float, rate: int, hz: float = 440.0) -> Record:

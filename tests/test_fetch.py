@@ -18,8 +18,8 @@ import pytest
 import soundfile
 from loading import load_script
 
-from codec.data import read_manifest
 from codec.fetch import FetchError, fetch, unpack
+from codec.manifest import read_manifest
 
 libritts = load_script("data/libritts/prepare.py")
 

@@ -53,7 +53,7 @@ def test_errors_without_a_name_get_the_target(tmp_path: Path) -> None:
 
 def test_errors_of_other_files_stay(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error, written_whole(tmp_path / "out.txt"):
-        open(tmp_path / "other", "rb")
+        (tmp_path / "other").read_bytes()
     assert str(error.value.filename) == str(tmp_path / "other")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec.data import Record, write_manifest
+from codec.manifest import Record, write_manifest
 from codec.metrics import METRICS, MetricError, mel_distance, pesq_wb, si_sdr, stoi
 
 ROOT = Path(__file__).parent.parent

@@ -18,7 +18,7 @@ import soundfile
 from loading import ROOT, load_script
 
 from codec import scan
-from codec.data import Record, read_manifest
+from codec.manifest import Record, read_manifest
 
 libritts = load_script("data/libritts/prepare.py")
 folder = load_script("data/folder/prepare.py")

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from codec.cli import decode_main, encode_main
 from codec.config import ConfigError
-from codec.data import Record, write_manifest
+from codec.manifest import Record, write_manifest
 from codec.model import Codec
 from codec.recipe import TrainConfig, load_train_config
 

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from codec.data import Record, summary, write_manifest
+from codec.manifest import Record, summary, write_manifest
 from codec.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad, thinned
 
 SPLITS = ("train", "dev", "test")

@@ -21,8 +21,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codec.data import Record, write_manifest
 from codec.fetch import FetchError, fetch, unpack
+from codec.manifest import Record, write_manifest
 from codec.scan import AudioInfo, BadFile, PrepareError, probe, report_bad, thinned
 
 MIRROR = "https://www.openslr.org/resources"
@@ -34,8 +34,8 @@ SAMPLE_RATE = 24000  # of every file of both corpora
 class Published:
     """What a complete split of LibriTTS holds.
 
-    Files as the TensorFlow Datasets catalog counts them, hours as icefall's recipe measured them, speakers as in the
-    LibriTTS paper (https://arxiv.org/abs/1904.02882).
+    Files as the TensorFlow Datasets catalog counts them, hours as icefall's recipe measured them; the speakers add up to
+    the 2,456 of the LibriTTS paper (https://arxiv.org/abs/1904.02882).
     """
 
     files: int

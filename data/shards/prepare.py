@@ -13,15 +13,15 @@ import io
 import json
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import soundfile
 from tqdm import tqdm
 
-from codec.data import Record, summary, write_manifest
 from codec.files import written_whole
-from codec.scan import AUDIO_SUFFIXES
+from codec.manifest import Record, summary, write_manifest
+from codec.scan import AUDIO_SUFFIXES, PrepareError
 
 
 def utterances(shard: Path) -> Iterator[tuple[str, bytes, dict[str, object]]]:
@@ -58,6 +58,29 @@ def unpack(key: str, audio: bytes, meta: dict[str, object], folder: Path) -> Rec
     return Record(**known)  # type: ignore[arg-type]
 
 
+def unpack_shards(shards: Sequence[Path], folder: Path, limit: int | None) -> tuple[list[Record], int]:
+    """The records of all shards, and how many utterances could not be used.
+
+    Raises:
+        PrepareError: a shard that is missing or no tar file.
+    """
+    records: list[Record] = []
+    bad = 0
+    for shard in shards:
+        try:
+            for key, audio, meta in tqdm(utterances(shard), desc=shard.name, unit=" utt", disable=None):
+                if limit is not None and len(records) >= limit:
+                    return records, bad
+                try:
+                    records.append(unpack(key, audio, meta, folder))
+                except (soundfile.LibsndfileError, TypeError) as error:  # no audio, or metadata that is no record
+                    bad += 1
+                    print(f"skipped {shard.name}:{key}: {error}", file=sys.stderr)
+        except (OSError, tarfile.TarError, json.JSONDecodeError) as error:
+            raise PrepareError(f"{shard} cannot be unpacked: {error}") from None
+    return records, bad
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", nargs="+", type=Path, metavar="SHARD.tar")
@@ -66,27 +89,18 @@ def main() -> int:
     args = parser.parse_args()
 
     folder = args.out / "audio"
-    folder.mkdir(parents=True, exist_ok=True)
-    records: list[Record] = []
-    bad = 0
-    for shard in args.shards:
-        for key, audio, meta in tqdm(utterances(shard), desc=shard.name, unit=" utt", disable=None):
-            if args.limit is not None and len(records) >= args.limit:
-                break
-            try:
-                records.append(unpack(key, audio, meta, folder))
-            except soundfile.LibsndfileError as error:
-                bad += 1
-                print(f"skipped {shard.name}:{key}: {error}", file=sys.stderr)
-    if not records:
-        print(
-            "no utterance found: are these tar files with KEY.opus (flac, wav, ...) beside KEY.json?", file=sys.stderr
-        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        records, bad = unpack_shards(args.shards, folder, args.limit)
+        if not records:
+            raise PrepareError("no utterance found: are there KEY.opus (flac, wav, ...) beside KEY.json in the shards?")
+        for split in sorted({record.split for record in records}):
+            chosen = [record for record in records if record.split == split]
+            write_manifest(args.out / f"{split}.jsonl", chosen)
+            print(f"{args.out / split}.jsonl: {summary(chosen)}")
+    except (PrepareError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
         return 1
-    for split in sorted({record.split for record in records}):
-        chosen = [record for record in records if record.split == split]
-        write_manifest(args.out / f"{split}.jsonl", chosen)
-        print(f"{args.out / split}.jsonl: {summary(chosen)}")
     print(f"{bad} utterances skipped")
     return 0
 
