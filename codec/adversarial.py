@@ -49,9 +49,9 @@ def generator_loss(fake: list[DiscriminatorOutput], kind: AdversarialKind) -> Te
 def feature_matching_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
     """Distance of the hidden activations, relative to their mean size on recorded speech.
 
-    ``1/K sum_k 1/L_k sum_l mean |F_kl(x) - F_kl(x')| / mean |F_kl(x)|``: the mean over a discriminator's L_k layers,
-    then over discriminators (EnCodec, arXiv 2210.13438, eq. 2). The logits do not count, and the recorded speech's
-    activations are a target without gradient.
+    ``1/K sum_k 1/L_k sum_l mean |F_kl(x) - F_kl(x')| / mean |F_kl(x)|`` for each item, both means over its activations;
+    then the mean over items. It averages over a discriminator's L_k layers, then over discriminators (EnCodec, arXiv
+    2210.13438, eq. 2). The logits do not count, and the recorded speech's activations are a target without gradient.
     """
     terms = []
     for r, f in zip(real, fake, strict=True):

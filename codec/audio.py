@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import soundfile
@@ -16,8 +14,10 @@ Block = NDArray[np.float32]
 
 BLOCK_SECONDS = 10
 BLOCK_VALUES = 2**23  # and no block holds more, all channels together
+SYSTEM_ERROR = 2  # libsndfile's code where the system calls fail
 UNKNOWN_LENGTH = 2**62  # what libsndfile tells of a FLAC file written to a pipe is beyond this
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks of some millions
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
 
 WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
@@ -56,7 +56,7 @@ class AudioReader:
     """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
 
     Args:
-        source: path, or a seekable binary file.
+        path: of the file.
         name: how messages call it.
 
     Raises:
@@ -64,16 +64,15 @@ class AudioReader:
         OSError: cannot be opened.
     """
 
-    def __init__(self, source: str | Path | IO[bytes], name: str | None = None) -> None:
-        self.name = name or str(source)
-        if isinstance(source, (str, Path)):
-            open(source, "rb").close()  # the system's own words for a missing or forbidden file
-            if Path(source).stat().st_size == 0:
-                raise AudioError(f"{self.name} is empty")
-            if Path(source).suffix.lower() == ".raw":
-                raise AudioError(f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first")
+    def __init__(self, path: str | Path, name: str | None = None) -> None:
+        self.name = name or str(path)
+        open(path, "rb").close()  # the system's own words for a missing or forbidden file
+        if Path(path).stat().st_size == 0:
+            raise AudioError(f"{self.name} is empty")
+        if Path(path).suffix.lower() == ".raw":
+            raise AudioError(f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first")
         try:
-            self._file = _SequentialFile(source)
+            self._file = _SequentialFile(path)
         except soundfile.LibsndfileError as error:
             reason = error.error_string.strip(" .")
             raise AudioError(
@@ -121,6 +120,8 @@ class AudioReader:
 class AudioWriter:
     """Writes mono blocks to an audio file whose format follows from the suffix; 16 bits where the format has them.
 
+    At the end the file is read back: what is there then is all that was written.
+
     Args:
         path: of the file; one that exists is overwritten.
         sample_rate: in Hz.
@@ -128,11 +129,13 @@ class AudioWriter:
         name: how messages call it.
 
     Raises:
-        AudioError: the format does not take this sample rate or is unknown.
+        AudioError: the format does not take this sample rate or is unknown; the disk is full.
+        OSError: the file cannot be made.
     """
 
     def __init__(self, path: Path, sample_rate: int, num_samples: int = 0, name: str | None = None) -> None:
         self.name = name or str(path)
+        self._path, self._written = path, 0
         if path.suffix.lower() not in WRITTEN:
             raise AudioError(f"{self.name}: audio is not written as {path.suffix!r}; take .wav, .flac or .ogg")
         file_format, subtype = WRITTEN[path.suffix.lower()]
@@ -142,9 +145,12 @@ class AudioWriter:
             raise AudioError(
                 f"{self.name}: Opus has no sample rate {sample_rate} Hz; take .wav, .flac or --native-rate"
             )
+        open(path, "ab").close()  # the system's own words for a missing or forbidden folder
         try:
             self._file = soundfile.SoundFile(path, "w", sample_rate, 1, subtype, format=file_format)
         except (soundfile.LibsndfileError, ValueError) as error:
+            if getattr(error, "code", None) == SYSTEM_ERROR:
+                raise self._failure() from None
             reason = getattr(error, "error_string", str(error)).strip(" .")
             raise AudioError(
                 f"{self.name} cannot be written at {sample_rate} Hz ({reason}); take .wav or .flac"
@@ -153,21 +159,37 @@ class AudioWriter:
     def __enter__(self) -> AudioWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with self._failures():
+    def __exit__(self, kind: object, *_: object) -> None:
+        try:
             self._file.close()
+        except soundfile.LibsndfileError:
+            raise self._failure() from None
+        if kind is None and self._written:
+            self._verify()
+
+    def _verify(self) -> None:
+        """Read everything back: where the disk is full, the last bytes of FLAC, Opus and MP3 are lost without an error."""
+        try:
+            with AudioReader(self._path) as reader:
+                for _ in reader.blocks():
+                    pass
+        except AudioError:
+            raise self._failure() from None
+        if reader.num_samples != self._written:
+            raise self._failure()
 
     def write(self, block: Block) -> None:
         """Append samples; beyond full scale they are clipped."""
-        with self._failures():
-            self._file.write(np.clip(block, -1.0, 1.0))
-
-    @contextmanager
-    def _failures(self) -> Iterator[None]:
+        samples = np.clip(block, -1.0, 1.0)
         try:
-            yield
-        except (soundfile.LibsndfileError, AssertionError):  # neither tells the system's reason
-            raise AudioError(f"{self.name} cannot be written; is the disk full?") from None
+            for start in range(0, len(samples), WRITE_SAMPLES):
+                self._file.write(samples[start : start + WRITE_SAMPLES])
+        except (soundfile.LibsndfileError, AssertionError):  # soundfile asserts that all was written
+            raise self._failure() from None
+        self._written += len(samples)
+
+    def _failure(self) -> AudioError:
+        return AudioError(f"{self.name} cannot be written; is the disk full?")  # libsndfile does not tell the reason
 
 
 def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:

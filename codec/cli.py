@@ -181,7 +181,7 @@ def _for_each(jobs: list[Job], force: bool, progress: _Progress, transfer: Calla
         except (ValueError, OSError) as error:
             failures += 1
             text = _one_line(error)
-            named = text.startswith((job.source_name, job.target_name))
+            named = text.startswith((job.source_name, job.target_name)) or getattr(error, "filename", None)
             progress.fail(text if named else f"{job.source_name}: {text}")
     if failures and len(jobs) > 1:
         progress.note(f"{len(jobs) - failures} of {len(jobs)} files done, {failures} failed")

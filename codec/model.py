@@ -15,7 +15,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.audio import resample, resampled_length
+from codec.audio import resample
 from codec.autoencoder import Encoder, build_decoder, decoder_context, encoder_context
 from codec.config import CodecConfig, ConfigError, from_dict, to_dict
 from codec.files import written_whole
@@ -23,7 +23,7 @@ from codec.pretrained import DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
 from codec.windows import overlapping
 
-WINDOW_FRAMES = 512  # new frames a window: long signals run window by window, short ones in one piece
+WINDOW_FRAMES = 1024  # new frames a window: long signals run window by window, short ones in one piece
 
 
 @dataclass
@@ -255,7 +255,7 @@ class Codec(nn.Module):
         folder = find_model(model)
         try:
             config = from_dict(CodecConfig, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-            codec = cls(config, name=str(model) if "/" not in str(model) else folder.name)
+            codec = cls(config, name=folder.resolve().name if Path(model).is_dir() else str(model))
         except (ConfigError, json.JSONDecodeError) as error:
             raise ModelError(f"{folder / 'config.json'}: {error}") from None
         _load_weights(codec, folder / "model.safetensors")
@@ -321,7 +321,7 @@ def _checked_waveform(waveform: Tensor) -> Tensor:
         raise ValueError(f"waveform must be [B, C, T] or [T], not {list(waveform.shape)}")
     if waveform.numel() == 0:
         raise ValueError("waveform is empty")
-    if not torch.isfinite(waveform).all():
+    if not all(extreme.isfinite() for extreme in torch.aminmax(waveform)):
         raise ValueError("waveform holds NaN or infinity")
     return waveform.float().mean(dim=1)
 
@@ -338,6 +338,3 @@ def _checked_lengths(lengths: Tensor | list[int] | None, batch: int, longest: in
 def _split_items(waveform: Tensor, lengths: Tensor | list[int] | None) -> list[Tensor]:
     wanted = _checked_lengths(lengths, *waveform.shape) or [waveform.shape[-1]] * len(waveform)
     return [item[:length] for item, length in zip(waveform, wanted, strict=True)]
-
-
-__all__ = ["Codec", "CodecOutput", "ModelError", "resampled_length"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from codec import container
-from codec.audio import AudioError, AudioReader, AudioWriter, cut, resample_blocks, resampled_length
+from codec.audio import AudioReader, AudioWriter, cut, resample_blocks, resampled_length
 from codec.container import Codes, ContainerError, Damage, Header
 from codec.files import written_whole
 from codec.model import Codec
@@ -254,11 +254,9 @@ def _open_audio(job: Job) -> Iterator[AudioReader]:
     with ExitStack() as stack:
         if job.from_stdin or job.source.is_fifo():
             pipe = sys.stdin.buffer if job.from_stdin else stack.enter_context(open(job.source, "rb"))
-            held = stack.enter_context(tempfile.TemporaryFile())
-            shutil.copyfileobj(pipe, held)
-            if held.tell() == 0:
-                raise AudioError(f"{job.source_name} is empty")
-            held.seek(0)
+            held = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "audio"
+            with open(held, "wb") as file:
+                shutil.copyfileobj(pipe, file)
             yield stack.enter_context(AudioReader(held, job.source_name))
         else:
             yield stack.enter_context(AudioReader(job.source))

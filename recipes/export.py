@@ -87,7 +87,8 @@ def _table(evaluation: dict[str, Any], codec: Codec) -> list[str]:
     usage = ", ".join(f"{100 * stage['usage']:.1f} %" for stage in evaluation["codebooks"])
     frames = evaluation["codebooks"][0]["frames"]
     count = evaluation["levels"][0]["utterances"]
-    return [f"Means over {count} utterances:", "", *rows, "", f"Codes in use over {frames} frames, by stage: {usage}."]
+    how = f"Means over {count} utterances, from `python recipes/evaluate.py --manifest DEV.jsonl --model THIS_FOLDER`:"
+    return [how, "", *rows, "", f"Codes in use over {frames} frames, by stage: {usage}."]
 
 
 def main() -> int:

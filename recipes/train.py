@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -368,6 +368,8 @@ def show_examples(
 
 def train(args: argparse.Namespace) -> int:
     config = load_train_config(args.config, args.set)
+    if args.init is not None:  # its codebooks fit its latents already
+        config = replace(config, phases=replace(config.phases, autoencoder=0))
     accelerator = accelerate.Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=args.cpu)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
     if config.data.batch_size % world:
@@ -511,8 +513,12 @@ def main() -> int:
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override, as phases.steps=1000"
     )
-    parser.add_argument("--resume", action="store_true", help="go on from the run's last checkpoint")
-    parser.add_argument("--init", metavar="MODEL", help="start from an exported model (fine-tuning)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on from the run's last checkpoint (otherwise the same command)"
+    )
+    parser.add_argument(
+        "--init", metavar="MODEL", help="start from an exported model (fine-tuning), without autoencoder phase"
+    )
     parser.add_argument("--logger", choices=["tensorboard", "none"], default="tensorboard")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU that is there")
     args = parser.parse_args()

@@ -233,6 +233,7 @@ def test_every_flip_is_noticed() -> None:
         (header_bytes(hop=0), "hop_length must be"),
         (header_bytes(size=3, stages=1) + with_checksum(b"\xc0"), "beyond the codebook"),
     ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
 )
 def test_what_is_wrong_is_said(data: bytes, message: str) -> None:
     with pytest.raises(ContainerError, match=message):

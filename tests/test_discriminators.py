@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,14 +22,19 @@ from codec.discriminators import (
 
 SAMPLE_RATE = 24000
 PERIODS = DiscriminatorConfig(periods=(2, 7), period_channels=2, period_max_channels=8, resolutions=())
-RESOLUTIONS = DiscriminatorConfig(periods=(), resolutions=(256, 512), resolution_channels=4)
+RESOLUTIONS = DiscriminatorConfig(periods=(), resolutions=(256, 512), resolution_channels=4, band_edges=(0.25,))
 FAMILIES = pytest.mark.parametrize("config", [PERIODS, RESOLUTIONS], ids=["periods", "resolutions"])
 KINDS = pytest.mark.parametrize("kind", ["hinge", "least_squares"])
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seeded_on_one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and on a busy machine those wait for each other for minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
 
 
 def noise(batch: int = 2, length: int = 4800) -> Tensor:
@@ -178,18 +184,16 @@ class TestKnownValues:
     def test_generator_loss(self, kind: AdversarialKind, fake: tuple[float, ...], expected: float) -> None:
         assert generator_loss(scores(*fake), kind).item() == pytest.approx(expected)
 
-    def test_feature_matching_averages_layers_then_discriminators(self) -> None:
-        logits = torch.zeros(1)
-        real = [
-            DiscriminatorOutput(logits, [torch.tensor([2.0, -2.0]), torch.tensor([4.0, 4.0])]),
-            DiscriminatorOutput(logits, [torch.tensor([0.5, 0.5, 0.5])]),
-        ]
-        fake = [
-            DiscriminatorOutput(logits + 9, [torch.tensor([1.0, -2.0]), torch.tensor([4.0, 0.0])]),
-            DiscriminatorOutput(logits + 9, [torch.tensor([0.5, 0.5, -0.25])]),
-        ]
-        # layers 0.5 / 2 and 2 / 4; the other discriminator's only layer 0.25 / 0.5
-        assert feature_matching_loss(real, fake).item() == pytest.approx(((0.25 + 0.5) / 2 + 0.5) / 2)
+    def test_feature_matching_averages_items_layers_and_discriminators(self) -> None:
+        def output(*layers: list[list[float]]) -> DiscriminatorOutput:
+            """One layer an argument, one list of activations an item."""
+            return DiscriminatorOutput(torch.randn(2, 1, 1, 1), [torch.tensor(v)[:, None, None] for v in layers])
+
+        real = [output([[2.0, -2.0], [8.0, 8.0]], [[4.0, 4.0], [4.0, 4.0]]), output([[0.5] * 3, [0.5] * 3])]
+        fake = [output([[1.0, -2.0], [8.0, 8.0]], [[4.0, 0.0], [4.0, 4.0]]), output([[0.5, 0.5, -0.25], [0.5] * 3])]
+        # the second items agree; of the first ones the layers differ by 0.5 / 2 and 2 / 4, and by 0.25 / 0.5
+        expected = ((0.25 / 2 + 0.5 / 2) / 2 + 0.5 / 2) / 2
+        assert feature_matching_loss(real, fake).item() == pytest.approx(expected)
 
     @FAMILIES
     def test_feature_matching_is_zero_on_identical_input_only(self, config: DiscriminatorConfig) -> None:
@@ -199,7 +203,7 @@ class TestKnownValues:
         assert feature_matching_loss(discriminators(real), discriminators(real + noise())).item() > 0.1
 
     def test_feature_matching_holds_the_recorded_side_fixed(self) -> None:
-        real, fake = torch.ones(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+        real, fake = torch.ones(1, 2, 3, 4, requires_grad=True), torch.zeros(1, 2, 3, 4, requires_grad=True)
         logits = torch.zeros(1)
         feature_matching_loss([DiscriminatorOutput(logits, [real])], [DiscriminatorOutput(logits, [fake])]).backward()
         assert real.grad is None

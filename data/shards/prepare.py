@@ -77,7 +77,7 @@ def unpack_shards(shards: Sequence[Path], folder: Path, limit: int | None) -> tu
                     bad += 1
                     print(f"skipped {shard.name}:{key}: {error}", file=sys.stderr)
         except (OSError, tarfile.TarError, json.JSONDecodeError) as error:
-            raise PrepareError(f"{shard} cannot be unpacked: {error}") from None
+            raise PrepareError(f"{shard} cannot be unpacked: {str(error).splitlines()[0].rstrip(':')}") from None
     return records, bad
 
 
