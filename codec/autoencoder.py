@@ -40,8 +40,7 @@ class Encoder(nn.Module):
 class ISTFTHead(nn.Module):
     """Log-magnitude and phase of each frame, then an inverse STFT: ``[B, N, C] -> [B, N * hop]`` (as in Vocos).
 
-    Frame i covers the samples from ``i * hop - (n_fft - hop) / 2`` on; from ``i * hop`` on if ``causal``. Weights are
-    stored interleaved as one projection to ``n_fft + 2`` values.
+    Frame i covers the samples from ``i * hop - (n_fft - hop) / 2`` on; from ``i * hop`` on if ``causal``.
     """
 
     window: Tensor
@@ -79,47 +78,54 @@ class ISTFTHead(nn.Module):
         return total.reshape(batch, -1)
 
 
-class ISTFTDecoder(nn.Module):
-    """ConvNeXt blocks at the frame rate and an inverse-STFT head: ``[B, D, N] -> [B, 1, N * hop_length]``."""
+class FrameDecoder(nn.Module):
+    """What both decoders begin with: ConvNeXt blocks at the frame rate, ``[B, D, N] -> [B, N, width]``."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        decoder, causal = config.decoder, config.causal
+        decoder = config.decoder
         self.input = nn.Linear(config.latent_dim, decoder.width)
-        self.blocks = blocks(decoder.width, decoder.depth, decoder.kernel_size, causal)
+        self.blocks = blocks(decoder.width, decoder.depth, decoder.kernel_size, config.causal)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
-        self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, causal)
+
+    def frames(self, latents: Tensor) -> Tensor:
+        x: Tensor = self.norm(self.blocks(self.input(latents.transpose(1, 2))))
+        return x
+
+
+class ISTFTDecoder(FrameDecoder):
+    """An inverse-STFT head on the frames: ``[B, D, N] -> [B, 1, N * hop_length]``."""
+
+    def __init__(self, config: CodecConfig) -> None:
+        super().__init__(config)
+        self.head = ISTFTHead(config.decoder.width, config.decoder.n_fft, config.hop_length, config.causal)
         initialise(self)
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = self.blocks(self.input(latents.transpose(1, 2)))
-        waveform: Tensor = self.head(self.norm(x)).unsqueeze(1)
+        waveform: Tensor = self.head(self.frames(latents)).unsqueeze(1)
         return waveform
 
 
-class UpsamplingDecoder(nn.Module):
-    """Blocks at the frame rate, then transposed convolutions to the sample rate: the same shapes as ISTFTDecoder.
+class UpsamplingDecoder(FrameDecoder):
+    """Transposed convolutions from the frames to the sample rate: the same shapes as ISTFTDecoder.
 
     No Fourier transform and no complex numbers, so it exports to inference engines cleanly.
     """
 
     def __init__(self, config: CodecConfig) -> None:
-        super().__init__()
-        decoder, causal = config.decoder, config.causal
-        self.input = nn.Linear(config.latent_dim, decoder.width)
-        self.blocks = blocks(decoder.width, decoder.depth, decoder.kernel_size, causal)
-        self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
+        super().__init__(config)
+        decoder = config.decoder
         self.stages = nn.ModuleList()
         channels = decoder.width
         for stride, width, depth in zip(decoder.strides, decoder.widths, decoder.depths, strict=True):
-            up = Upsample(channels, width, stride, causal)
-            self.stages.append(nn.Sequential(up, *blocks(width, depth, decoder.kernel_size, causal)))
+            up = Upsample(channels, width, stride, config.causal)
+            self.stages.append(nn.Sequential(up, *blocks(width, depth, decoder.kernel_size, config.causal)))
             channels = width
         self.output = nn.Linear(channels, 1)
         initialise(self)
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = self.norm(self.blocks(self.input(latents.transpose(1, 2))))
+        x = self.frames(latents)
         for stage in self.stages:
             x = stage(x)
         waveform: Tensor = self.output(x).transpose(1, 2)

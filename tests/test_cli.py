@@ -537,13 +537,14 @@ def test_a_named_pipe_is_read_as_stdin_is(folder: Path, run: Run, sound: Samples
 def test_a_full_or_closed_stdout(folder: Path) -> None:
     header = Header("tiny", "0" * 32, RATE, RATE, 800, HOP, 1, 32)
     container.write("a.codes", header, np.zeros((1, 10), int))
-    command = process("info", *["a.codes"] * 100)
+    command = process("info", "a.codes")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
     assert (done.returncode, done.stderr) == (1, "codec-info: error: No space left on device\n")
     read_end, write_end = os.pipe()
     os.close(read_end)
-    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, env=env)
     os.close(write_end)
     assert (done.returncode, done.stderr) == (1, "")
 
