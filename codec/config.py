@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeVar
 
 T = TypeVar("T")
 
+RATES = (1000, 768_000)  # lowest and highest sample rate in Hz that is taken; resampling from far out would never end
+
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message names the key and what it should be."""

@@ -37,6 +37,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from codec.config import RATES
 from codec.files import written_whole
 
 Codes = NDArray[np.int64]
@@ -79,8 +80,8 @@ class Header:
 
     def __post_init__(self) -> None:
         limits = {
-            "sample_rate": (1000, 768_001),  # resampling to a rate far out would never end
-            "original_sample_rate": (1000, 768_001),
+            "sample_rate": (RATES[0], RATES[1] + 1),
+            "original_sample_rate": (RATES[0], RATES[1] + 1),
             "num_samples": (0, 2**64),
             "hop_length": (1, 2**16),
             "num_quantizers": (1, 2**8),

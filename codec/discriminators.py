@@ -34,6 +34,8 @@ class DiscriminatorConfig:
         period_max_channels: where that growth ends.
         resolutions: n_fft of the resolution discriminators, hop a quarter of it; empty for none.
         resolution_channels: width of all their layers.
+        resolution_stride: step of their first layer along the frequencies. 1 in the literature; 2 costs about 0.6 times as
+            much, and such a discriminator learned faster too.
         band_edges: where a resolution discriminator splits the spectrum, in shares of half the sample rate; every band
             has weights of its own. Empty: one band.
 
@@ -46,6 +48,7 @@ class DiscriminatorConfig:
     period_max_channels: int = 128
     resolutions: tuple[int, ...] = (2048, 1024, 512)
     resolution_channels: int = 8
+    resolution_stride: int = 2
     band_edges: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
 
     def __post_init__(self) -> None:
@@ -65,6 +68,7 @@ class DiscriminatorConfig:
         _require(
             self.resolution_channels >= 1, f"resolution_channels must be 1 or more, not {self.resolution_channels}"
         )
+        _require(self.resolution_stride >= 1, f"resolution_stride must be 1 or more, not {self.resolution_stride}")
         edges = (0.0, *self.band_edges, 1.0)
         _require(
             all(low < high for low, high in pairwise(edges)),
@@ -145,14 +149,14 @@ class ResolutionDiscriminator(nn.Module):
     UnivNet (Jang et al., arXiv 2106.07889).
     """
 
-    def __init__(self, n_fft: int, channels: int, band_edges: tuple[float, ...]) -> None:
+    def __init__(self, n_fft: int, channels: int, stride: int, band_edges: tuple[float, ...]) -> None:
         super().__init__()
         self.n_fft = n_fft
         self.bands = _bands(n_fft, band_edges)
         self.stacks = nn.ModuleList(
             _Layers(
                 [
-                    _convolution(2, channels, (3, 9), (1, 1)),
+                    _convolution(2, channels, (3, 9), (1, stride)),
                     *(_convolution(channels, channels, (3, 9), (1, 2)) for _ in range(3)),
                     _convolution(channels, channels, (3, 3), (1, 1)),
                 ]
@@ -162,7 +166,7 @@ class ResolutionDiscriminator(nn.Module):
         self.output = _convolution(channels, 1, (3, 3), (1, 1))
 
     def forward(self, waveform: Tensor) -> DiscriminatorOutput:
-        """``[B, 1, T]`` -> logits ``[B, 1, N, about bins / 8]`` with ``N = 4 T / n_fft + 1``."""
+        """``[B, 1, T]`` -> logits ``[B, 1, N, about bins / (8 stride)]`` with ``N = 4 T / n_fft + 1``."""
         image = self._spectrogram(waveform)
         per_band = [stack(image[..., low:high]) for stack, (low, high) in zip(self.stacks, self.bands, strict=True)]
         logits = self.output(torch.cat([features[-1] for features in per_band], dim=-1))
@@ -183,7 +187,10 @@ class Discriminators(nn.Module):
         super().__init__()
         self.members = nn.ModuleList(
             [PeriodDiscriminator(p, config.period_channels, config.period_max_channels) for p in config.periods]
-            + [ResolutionDiscriminator(n, config.resolution_channels, config.band_edges) for n in config.resolutions]
+            + [
+                ResolutionDiscriminator(n, config.resolution_channels, config.resolution_stride, config.band_edges)
+                for n in config.resolutions
+            ]
         )
 
     def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from codec.audio import resample
 from codec.autoencoder import Encoder, build_decoder, decoder_context, encoder_context
-from codec.config import CodecConfig, ConfigError, from_dict, to_dict
+from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
 from codec.files import written_whole
 from codec.pretrained import DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
@@ -173,8 +173,8 @@ class Codec(nn.Module):
         """
         stages = self._checked_stages(num_quantizers, self.num_quantizers)
         items = _split_items(_checked_waveform(waveform), lengths)
-        if sample_rate < 1:
-            raise ValueError(f"sample_rate must be positive, not {sample_rate}")
+        if not RATES[0] <= sample_rate <= RATES[1]:
+            raise ValueError(f"sample_rate must be from {RATES[0]} to {RATES[1]} Hz, not {sample_rate}")
         codes = [self._encode_item(item, sample_rate, stages) for item in items]
         frames = max(item.shape[-1] for item in codes)
         return torch.stack([F.pad(item, (0, frames - item.shape[-1])) for item in codes])
@@ -256,7 +256,7 @@ class Codec(nn.Module):
         try:
             config = from_dict(CodecConfig, json.loads((folder / "config.json").read_text(encoding="utf-8")))
             codec = cls(config, name=folder.resolve().name if Path(model).is_dir() else str(model))
-        except (ConfigError, json.JSONDecodeError) as error:
+        except (ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{folder / 'config.json'}: {error}") from None
         _load_weights(codec, folder / "model.safetensors")
         return codec.to(device).eval()

@@ -104,5 +104,5 @@ def _files_below(folder: Path, suffixes: Collection[str], note: Callable[[str], 
     files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
     chosen = [path for path in files if path.suffix.lower() in suffixes]
     if len(chosen) < len(files):
-        note(f"{folder}: {len(files) - len(chosen)} files of other kinds passed over")
+        note(f"{folder}: files of other kinds passed over: {len(files) - len(chosen)}")
     return chosen

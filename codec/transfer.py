@@ -81,7 +81,7 @@ class Encoding:
         one = codec.bitrate / codec.num_quantizers
         count = quantizers_for(one, codec.num_quantizers, num_quantizers, kbps)
         if kbps is not None and abs(count * one - kbps * 1000) > 1:
-            note(f"using {count} quantizers, {count * one / 1000:g} kbit/s")
+            note(f"using {count} of {codec.num_quantizers} quantizers, {count * one / 1000:g} kbit/s")
         return cls(codec, count)
 
 
@@ -167,7 +167,7 @@ def check_model(codec: Codec, header: Header) -> None:
     if own != header.fingerprint:
         raise ContainerError(
             f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
-            f"this is {codec.name!r}, fingerprint {own}"
+            f"this is {codec.name!r}, fingerprint {own}; give the right one with --model"
         )
     told = (header.sample_rate, header.hop_length, header.codebook_size)
     if (

@@ -205,7 +205,7 @@ def test_a_folder_is_mirrored(folder: Path, run: Run, capsys: pytest.CaptureFixt
         else:
             soundfile.write(path, np.zeros(500), RATE)
     assert run("encode", "speech", "-o", "codes") == 0
-    assert "1 files of other kinds passed over" in one_line(capsys)
+    assert "speech: files of other kinds passed over: 1" in one_line(capsys)
     assert names(Path("codes")) == ["a.codes", "deep/b.codes", "deep/er/c.codes", "v1.2.codes"]
     assert run("decode", "codes", "-o", "again", "--format", "flac") == 0
     assert names(Path("again")) == ["a.flac", "deep/b.flac", "deep/er/c.flac", "v1.2.flac"]
@@ -383,6 +383,28 @@ def test_failures_are_one_line(
     assert message in said[-1] and said[-1].startswith(f"codec-{args[0]}: error: ")
     assert len(said) == (2 if "--salvage" in args else 1), said
     assert names(folder) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on the size of files")
+def test_a_full_disk(folder: Path, run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
+    import resource
+
+    soundfile.write("in.wav", sound, RATE)
+    assert run("encode", "in.wav", "in.codes") == 0
+    Path("out.wav").write_text("mine")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for args in (
+        ["encode", "in.wav", "out.codes"],
+        ["decode", "in.codes", "out.wav"],
+        ["decode", "in.codes", "out.flac"],
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        try:
+            assert run(*args, "--force") == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert one_line(capsys).startswith(f"codec-{args[0]}: error: {args[2]}")
+    assert names(folder) == ["in.codes", "in.wav", "out.wav"] and Path("out.wav").read_text() == "mine"
 
 
 def test_another_model_is_refused(

@@ -20,7 +20,7 @@ ALLOWED = {
     "codec.config": set(),
     "codec.files": set(),
     "codec.windows": set(),
-    "codec.container": {"codec.files"},
+    "codec.container": {"codec.config", "codec.files"},
     "codec.paths": set(),
     "codec.pretrained": set(),
     "codec.audio": set(),

@@ -168,7 +168,8 @@ def test_other_rates_and_channels(model: Codec) -> None:
         (lambda m: m.encode(torch.zeros(1, 1, 800, dtype=torch.int16), 8000), "float tensor"),
         (lambda m: m.encode(torch.zeros(1, 1, 0), 8000), "empty"),
         (lambda m: m.encode(torch.full((1, 1, 9), torch.nan), 8000), "NaN"),
-        (lambda m: m.encode(torch.zeros(1, 1, 800), 0), "sample_rate"),
+        (lambda m: m.encode(torch.zeros(1, 1, 800), 0), "sample_rate must be from 1000 to 768000"),
+        (lambda m: m.encode(torch.zeros(1, 1, 800), 2**31 - 1), "sample_rate must be from 1000 to 768000"),
         (lambda m: m.encode(torch.zeros(1, 1, 800), 8000, num_quantizers=4), "from 1 to 3"),
         (lambda m: m.encode(torch.zeros(1, 1, 800), 8000, lengths=[801]), "from 1 to 800"),
         (lambda m: m.decode(torch.zeros(1, 4, 9, dtype=torch.int64)), "1 to 3"),
@@ -180,6 +181,16 @@ def test_other_rates_and_channels(model: Codec) -> None:
 def test_wrong_arguments_are_named(model: Codec, call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match=message):
         call(model)
+
+
+def test_decoders_export_with_any_number_of_frames(model: Codec) -> None:
+    frames = torch.export.Dim("frames", min=2, max=5000)
+    exported = torch.export.export(model.decoder, (torch.randn(1, 16, 20),), dynamic_shapes=({2: frames},))
+    latents = torch.randn(1, 16, 33)
+    torch.testing.assert_close(exported.module()(latents), model.decoder(latents), atol=1e-5, rtol=1e-4)
+    operators = {str(node.target) for node in exported.graph.nodes if node.op == "call_function"}
+    if model.config.decoder.kind == "upsampling":
+        assert not [name for name in operators if "fft" in name or "complex" in name]
 
 
 # ---- files ------------------------------------------------------------------------------------------------------------
@@ -230,6 +241,9 @@ def test_loading_is_strict(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"sample_rat": 1}))
     with pytest.raises(ModelError, match="unknown key sample_rat"):
+        Codec.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match=r"config\.json"):
         Codec.from_pretrained(tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ModelError, match=r"lacks config\.json"):
