@@ -34,21 +34,22 @@ class DiscriminatorConfig:
         period_max_channels: where that growth ends.
         resolutions: n_fft of the resolution discriminators, hop a quarter of it; empty for none.
         resolution_channels: width of all their layers.
-        resolution_stride: step of their first layer along the frequencies. 1 in the literature; 2 costs about 0.6 times as
-            much, and such a discriminator learned faster too.
+        resolution_stride: step of their first layer along the frequencies. The literature has 1; with 4 a discriminator
+            costs half as much or less, and learned faster in short trials.
         band_edges: where a resolution discriminator splits the spectrum, in shares of half the sample rate; every band
             has weights of its own. Empty: one band.
 
-    The size used in the literature on GPUs is ``period_channels=32, period_max_channels=1024`` (HiFi-GAN) with
-    ``resolutions=(2048, 1024, 512), resolution_channels=32`` and these band edges (Descript Audio Codec).
+    The size used in the literature on GPUs is ``periods=(2, 3, 5, 7, 11), period_channels=32, period_max_channels=1024``
+    (HiFi-GAN) with ``resolutions=(2048, 1024, 512), resolution_channels=32, resolution_stride=1`` and these band edges
+    (Descript Audio Codec).
     """
 
-    periods: tuple[int, ...] = (2, 3, 5, 7, 11)
-    period_channels: int = 8
-    period_max_channels: int = 128
-    resolutions: tuple[int, ...] = (2048, 1024, 512)
+    periods: tuple[int, ...] = (2, 5, 11)
+    period_channels: int = 4
+    period_max_channels: int = 64
+    resolutions: tuple[int, ...] = (2048, 512)
     resolution_channels: int = 8
-    resolution_stride: int = 2
+    resolution_stride: int = 4
     band_edges: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
 
     def __post_init__(self) -> None:
@@ -68,7 +69,10 @@ class DiscriminatorConfig:
         _require(
             self.resolution_channels >= 1, f"resolution_channels must be 1 or more, not {self.resolution_channels}"
         )
-        _require(self.resolution_stride >= 1, f"resolution_stride must be 1 or more, not {self.resolution_stride}")
+        _require(
+            1 <= self.resolution_stride <= 9,
+            f"resolution_stride must be from 1 to 9, the kernel's width, not {self.resolution_stride}",
+        )
         edges = (0.0, *self.band_edges, 1.0)
         _require(
             all(low < high for low, high in pairwise(edges)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -59,15 +60,19 @@ class TestShapes:
             (3, width, height, period) for width, height in zip((2, 8, 16, 16, 16), heights[1:], strict=True)
         ]
 
+    @pytest.mark.parametrize("stride", [1, 4])
     @pytest.mark.parametrize("edges", [(), (0.1, 0.25, 0.5, 0.75)], ids=["one band", "five bands"])
-    def test_resolution(self, edges: tuple[float, ...]) -> None:
-        output = ResolutionDiscriminator(512, channels=4, band_edges=edges)(noise(3, 5000))
+    def test_resolution(self, edges: tuple[float, ...], stride: int) -> None:
+        output = ResolutionDiscriminator(512, channels=4, stride=stride, band_edges=edges)(noise(3, 5000))
         frames = 5000 // 128 + 1
-        assert output.logits.shape[:3] == (3, 1, frames)
-        assert len(output.features) == 5 * (len(edges) + 1)
-        assert all(f.shape[:3] == (3, 4, frames) for f in output.features)
-        first_layers = output.features[::5]
-        assert sum(f.shape[3] for f in first_layers) == 257, "every bin belongs to one band"
+        limits = [0, *(int(edge * 257) for edge in edges), 257]
+        bins = []  # of every layer of every band
+        for low, high in pairwise(limits):
+            bins.append(math.ceil((high - low) / stride))
+            for step in (2, 2, 2, 1):
+                bins.append(math.ceil(bins[-1] / step))
+        assert [f.shape for f in output.features] == [(3, 4, frames, width) for width in bins]
+        assert output.logits.shape == (3, 1, frames, sum(bins[4::5]))
 
     def test_all_together(self) -> None:
         config = DiscriminatorConfig(
@@ -85,7 +90,7 @@ class TestShapes:
         assert (moved > 0).tolist() == [False, False, False, True, False]
 
     def test_spectrogram_is_float32_under_autocast(self) -> None:
-        discriminator = ResolutionDiscriminator(256, channels=2, band_edges=())
+        discriminator = ResolutionDiscriminator(256, channels=2, stride=1, band_edges=())
         seen: list[Tensor] = []
         discriminator.stacks[0][0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         with torch.autocast("cpu", torch.bfloat16):
@@ -96,7 +101,7 @@ class TestShapes:
 
     @pytest.mark.parametrize("n_fft", [256, 1024])
     def test_noise_has_the_same_spectral_size_at_every_resolution(self, n_fft: int) -> None:
-        discriminator = ResolutionDiscriminator(n_fft, channels=2, band_edges=())
+        discriminator = ResolutionDiscriminator(n_fft, channels=2, stride=1, band_edges=())
         seen: list[Tensor] = []
         discriminator.stacks[0][0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         discriminator(torch.randn(1, 1, 24000))
@@ -235,6 +240,8 @@ class TestConfig:
             ({"resolutions": [1024, 510]}, "resolutions must be multiples of 4, not 510"),
             ({"resolutions": [1024, 1024]}, "resolutions must differ"),
             ({"resolution_channels": -1}, "resolution_channels must be 1 or more, not -1"),
+            ({"resolution_stride": 0}, "resolution_stride must be from 1 to 9, the kernel's width, not 0"),
+            ({"resolution_stride": 10}, "not 10"),
             ({"band_edges": [0.5, 0.25]}, "band_edges must rise"),
             ({"band_edges": [0.0, 0.5]}, "band_edges must rise"),
             ({"band_edges": [0.5, 1.0]}, "band_edges must rise"),

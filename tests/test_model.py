@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -255,3 +257,20 @@ def test_unknown_models_are_refused(tmp_path: Path) -> None:
         Codec.from_pretrained("nonsense")
     with pytest.raises(ModelError, match="hub"):
         Codec.from_pretrained("someone/something")
+
+
+def test_hub_ids_are_fetched_by_revision_and_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(CONFIGS["istft-causal"]).save_pretrained(tmp_path / "snapshot")
+    asked = []
+
+    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repo, revision, sorted(allow_patterns)))
+        if repo == "owner/gone":
+            raise ConnectionError("no connection\nand more")
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    assert Codec.from_pretrained("owner/name@v2").name == "owner/name@v2"
+    assert asked == [("owner/name", "v2", ["config.json", "model.safetensors"])]
+    with pytest.raises(ModelError, match="cannot fetch 'owner/gone' from the hub: no connection$"):
+        Codec.from_pretrained("owner/gone")
