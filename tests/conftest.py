@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from codec import Codec, CodecConfig
 from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
 
+torch.set_num_threads(1)  # the tests' networks are tiny: threads would only wait for each other on a busy machine
+
 ASSETS = Path(__file__).parent / "assets"
 SPEECH = {24000: ASSETS / "vctk-p228-0006.flac", 16000: ASSETS / "librispeech-5339-0001.flac"}
 

@@ -272,5 +272,5 @@ def test_hub_ids_are_fetched_by_revision_and_keep_their_name(tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
     assert Codec.from_pretrained("owner/name@v2").name == "owner/name@v2"
     assert asked == [("owner/name", "v2", ["config.json", "model.safetensors"])]
-    with pytest.raises(ModelError, match="cannot fetch 'owner/gone' from the hub: no connection$"):
+    with pytest.raises(ModelError, match=r"cannot fetch 'owner/gone' from the hub: no connection$"):
         Codec.from_pretrained("owner/gone")
