@@ -73,10 +73,11 @@ def read_manifest(path: str | Path) -> list[Record]:
     Fields that :class:`Record` does not have are notes of whoever wrote the manifest and are passed over.
 
     Raises:
-        ManifestError: a line that is not JSON, lacks a field, or has a wrong type, named by its number.
-        FileNotFoundError: no such manifest.
+        ManifestError: no such manifest; a line that is not JSON, lacks a field, or has a wrong type, named by its number.
     """
     path = Path(path)
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such manifest; data/<set>/prepare.py writes one")
     folder = path.parent.resolve()
     kinds = {field.name: {"str": str, "int": int}[str(field.type)] for field in dataclasses.fields(Record)}
     records = []

@@ -26,6 +26,8 @@ from codec.recipe import TrainConfig
 
 def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
     """The configuration of a run, and the checkpoint asked for: a name, "best", or the latest."""
+    if not (run / "config.json").is_file():
+        raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json")
     config = from_dict(TrainConfig, json.loads((run / "config.json").read_text(encoding="utf-8")))
     latest = latest_checkpoint(run / "checkpoints")
     if checkpoint is None:
