@@ -125,7 +125,7 @@ def _main(
     run: Callable[[argparse.Namespace, _Progress], int],
 ) -> int:
     progress = _Progress(name)
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # options may stand between INPUT and OUTPUT
     # a polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out
     for polite in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(polite) == signal.SIG_DFL:  # nohup stays in force

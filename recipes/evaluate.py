@@ -111,6 +111,8 @@ def main() -> int:
     try:
         codec = Codec.from_pretrained(args.model, args.device)
         records = read_manifest(args.manifest)[:: args.every]
+        if not records:
+            raise ManifestError(f"{args.manifest} holds no utterances")
         halves = [codec.num_quantizers >> shift for shift in range(codec.num_quantizers.bit_length())]
         rows, counter = measure(codec, records, args.num_quantizers or halves)
     except (ModelError, ManifestError, AudioError, ModuleNotFoundError, OSError, ValueError) as error:

@@ -635,3 +635,10 @@ def test_help_does_not_wait_for_torch() -> None:
         "raise SystemExit(not {'torch', 'numpy', 'soundfile'}.isdisjoint(sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_options_may_stand_between_input_and_output(folder: Path, tiny_model_folder: Path) -> None:
+    soundfile.write(folder / "between.wav", np.zeros(800), 16000)
+    paths = str(folder / "between.wav"), str(folder / "between.codes")
+    assert encode_main([paths[0], "--num-quantizers", "1", paths[1], "--model", str(tiny_model_folder)]) == 0
+    assert (folder / "between.codes").is_file()
