@@ -27,18 +27,20 @@ class SegmentConfig:
         seconds: length of a segment.
         gain_db: lowest and highest random gain; a segment is never amplified beyond full scale.
         max_bad_fraction: reading stops once more than this share of the files tried cannot be read.
+        max_speaker_hours: a speaker with more speech is drawn as if it were so much; 0 for no cap.
     """
 
     seconds: float = 1.0
     gain_db: tuple[float, ...] = (-6.0, 3.0)
     max_bad_fraction: float = 0.01
+    max_speaker_hours: float = 0.0
 
 
 class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Random segments of speech at one sample rate; segment ``index`` is a function of the seed and the index alone.
 
-    Utterances are drawn with a chance proportional to their duration, so that every second of speech is as likely. Any
-    process can therefore go on at any position of the endless stream without having read what came before.
+    Utterances are drawn with a chance proportional to their duration, so that every second of speech is as likely (but for
+    speakers over ``max_speaker_hours``, so that a few long-winded ones do not make up the whole). Any process can therefore go on at any position of the endless stream without having read what came before.
 
     Items: ``waveform [1, T]`` float32, ``bandwidth []`` in Hz, ``index []``, ``skipped []``. A file that cannot be read
     is skipped (the next draw of the same index takes its place), counted in ``skipped`` and reported once by name.
@@ -55,7 +57,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             raise ManifestError("the manifest is empty")
         self.records, self.sample_rate, self.config, self.seed = list(records), sample_rate, config, seed
         self.num_samples = round(config.seconds * sample_rate)
-        self.ends = np.cumsum([record.duration for record in records])
+        self.ends = np.cumsum(draw_weights(records, config.max_speaker_hours))
         self.tried: set[str] = set()
         self.bad: set[str] = set()
 
@@ -92,6 +94,17 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
                 f"{len(self.bad)} of {len(self.tried)} files tried cannot be read (the last: {record.path}); "
                 "prepare the data again, or raise data.max_bad_fraction"
             )
+
+
+def draw_weights(records: Sequence[Record], max_speaker_hours: float) -> list[float]:
+    """How often each record is drawn, in seconds of speech; a record without a speaker is a speaker of its own."""
+    if max_speaker_hours <= 0:
+        return [record.duration for record in records]
+    spoken: dict[str, float] = {}
+    for record in records:
+        spoken[record.speaker or record.id] = spoken.get(record.speaker or record.id, 0.0) + record.duration
+    most = 3600 * max_speaker_hours
+    return [record.duration * min(1.0, most / spoken[record.speaker or record.id]) for record in records]
 
 
 def read_segment(record: Record, position: float, num_samples: int, sample_rate: int) -> NDArray[np.float32]:

@@ -26,6 +26,7 @@ class DataConfig:
         max_bad_fraction: training stops once more than this share of the files tried cannot be read.
         workers: reading processes a training process.
         valid_limit: use only the first so many validation utterances; 0 for all.
+        max_speaker_hours: a speaker with more speech is drawn as if it were so much; 0 for no cap.
     """
 
     train: tuple[str, ...] = ("manifests/train.jsonl",)
@@ -36,10 +37,13 @@ class DataConfig:
     max_bad_fraction: float = 0.01
     workers: int = 1
     valid_limit: int = 0
+    max_speaker_hours: float = 0.0
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0:
             raise ConfigError("batch_size must be at least 1 and workers not negative")
+        if self.max_speaker_hours < 0:
+            raise ConfigError("max_speaker_hours must not be negative (0: no cap)")
         if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
             raise ConfigError("gain_db must be a lowest and a highest gain")
 
@@ -76,6 +80,7 @@ class LossConfig:
             summed over stages.
         windows, mels: window lengths and mel bands of the log-mel term.
         phase_windows: those of ``windows`` with the complex-STFT term.
+        phase_exponent: of the magnitudes in that term, above 0 to 1; below 1 weak components count for more.
         adversarial: form of the adversarial loss.
     """
 
@@ -83,6 +88,7 @@ class LossConfig:
     windows: tuple[int, ...] = (128, 256, 512, 1024, 2048)
     mels: tuple[int, ...] = (16, 32, 64, 80, 128)
     phase_windows: tuple[int, ...] = (256, 512, 1024)
+    phase_exponent: float = 1.0
     adversarial: Literal["hinge", "least_squares"] = "hinge"
 
     def __post_init__(self) -> None:
@@ -94,14 +100,17 @@ class LossConfig:
             raise ConfigError(f"mels must have {len(self.windows)} entries, one a window")
         if not set(self.phase_windows) <= set(self.windows):
             raise ConfigError("phase_windows must be among windows")
+        if not 0 < self.phase_exponent <= 1:
+            raise ConfigError("phase_exponent must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW for both networks: linear warm-up, then cosine to ``final_ratio`` of the peak (or a constant rate).
+    """AdamW for both networks: linear warm-up, the peak held, then cosine to ``final_ratio`` of it (or a constant rate).
 
     Attributes:
         learning_rate, discriminator_learning_rate: peaks.
+        hold: share of the run for which the peak is held before the cosine begins.
         clip_norm: largest norm of each network's gradient.
         ema_decay: of the running average of the weights that is evaluated and exported.
         max_bad_steps: so many non-finite steps in a row stop the run.
@@ -113,6 +122,7 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     warmup_steps: int = 100
     schedule: Literal["cosine", "constant"] = "cosine"
+    hold: float = 0.0
     final_ratio: float = 0.01
     clip_norm: float = 1.0
     ema_decay: float = 0.998
@@ -123,6 +133,8 @@ class OptimizerConfig:
             raise ConfigError("betas must be two numbers from 0 to below 1")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError("ema_decay must be from 0 to below 1")
+        if not 0 <= self.hold < 1:
+            raise ConfigError("hold must be from 0 to below 1")
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,8 @@ class TrainConfig:
         if phases.autoencoder and phases.ramp and step >= phases.autoencoder:
             share *= min(1.0, (step - phases.autoencoder + 1) / phases.ramp)
         if optimizer.schedule == "cosine":
-            cosine = 0.5 * (1 + math.cos(math.pi * min(step / phases.steps, 1.0)))
+            progress = (step / phases.steps - optimizer.hold) / (1 - optimizer.hold)
+            cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
             share *= optimizer.final_ratio + (1 - optimizer.final_ratio) * cosine
         return share
 

@@ -381,13 +381,14 @@ def train(args: argparse.Namespace) -> int:
 
     records = [record for path in config.data.train for record in read_manifest(path)]
     valid = [record for path in config.data.valid for record in read_manifest(path)][: config.data.valid_limit or None]
-    segments = SegmentConfig(config.data.segment_seconds, config.data.gain_db, config.data.max_bad_fraction)
+    data = config.data
+    segments = SegmentConfig(data.segment_seconds, data.gain_db, data.max_bad_fraction, data.max_speaker_hours)
     dataset = SegmentDataset(records, config.model.sample_rate, segments, config.seed)
     networks = build_networks(config, accelerator, args.init)
+    losses = config.losses
     spectral = SpectralLoss(
-        config.model.sample_rate, config.losses.windows, config.losses.mels, config.losses.phase_windows
-    )
-    spectral = spectral.to(device)
+        config.model.sample_rate, losses.windows, losses.mels, losses.phase_windows, losses.phase_exponent
+    ).to(device)
     counters = Counters()
     if args.resume:
         meta = load_checkpoint(latest_checkpoint(checkpoints), networks.modules, networks.optimizers)

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from codec.data import SegmentConfig, SegmentDataset, read_segment
+from codec.data import SegmentConfig, SegmentDataset, draw_weights, read_segment
 from codec.manifest import ManifestError, Record, read_manifest, write_manifest
 
 
@@ -70,6 +70,14 @@ def test_utterances_are_drawn_by_duration(records: list[Record]) -> None:
     dataset = SegmentDataset(records, 24000, SegmentConfig(0.01), seed=0)
     narrow = sum(dataset[i]["bandwidth"].item() == 8000 for i in range(400)) / 400
     assert 0.15 < narrow < 0.33  # 1.0 s of 4.2 s
+
+
+def test_a_speaker_beyond_the_cap_is_drawn_less_often() -> None:
+    rate = 16000
+    spoken = [("much", 3600), ("much", 3600), ("little", 900), ("", 600), ("", 5400)]
+    records = [Record(f"{i}", f"{i}.wav", seconds * rate, rate, who) for i, (who, seconds) in enumerate(spoken)]
+    assert draw_weights(records, 0.0) == [3600, 3600, 900, 600, 5400]
+    assert draw_weights(records, 1.0) == pytest.approx([1800, 1800, 900, 600, 3600])
 
 
 def test_segments_are_resampled_without_edges(records: list[Record]) -> None:
