@@ -40,7 +40,8 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Random segments of speech at one sample rate; segment ``index`` is a function of the seed and the index alone.
 
     Utterances are drawn with a chance proportional to their duration, so that every second of speech is as likely (but for
-    speakers over ``max_speaker_hours``, so that a few long-winded ones do not make up the whole). Any process can therefore go on at any position of the endless stream without having read what came before.
+    speakers over ``max_speaker_hours``: a few long-winded ones should not make up the whole). Any
+    process can therefore go on at any position of the endless stream without having read what came before.
 
     Items: ``waveform [1, T]`` float32, ``bandwidth []`` in Hz, ``index []``, ``skipped []``. A file that cannot be read
     is skipped (the next draw of the same index takes its place), counted in ``skipped`` and reported once by name.

@@ -6,6 +6,8 @@ themselves merge into few dimensions.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -20,12 +22,14 @@ class StageHealth:
         frames: seen.
         usage: share of the V entries that were hit; it grows with ``frames``.
         perplexity: ``2^entropy`` of the code frequencies, 1 to V.
+        normalised_entropy: entropy over ``log2 V``, 0 to 1: the share of the bits spent that say something.
         unseen_mass: Good-Turing estimate of the chance that the next frame hits an entry not hit so far.
     """
 
     frames: int
     usage: float
     perplexity: float
+    normalised_entropy: float
     unseen_mass: float
 
 
@@ -49,19 +53,84 @@ def stage_health(counts: Tensor) -> StageHealth:
     """Health of one codebook from how often each entry was hit, ``[V]``."""
     frames = int(counts.sum())
     if frames == 0:
-        return StageHealth(0, 0.0, 1.0, 1.0)
+        return StageHealth(0, 0.0, 1.0, 0.0, 1.0)
     share = counts[counts > 0].double() / frames
+    entropy = float(-(share * share.log2()).sum())
     return StageHealth(
         frames=frames,
         usage=float((counts > 0).double().mean()),
-        perplexity=float(torch.exp2(-(share * share.log2()).sum())),
+        perplexity=2.0**entropy,
+        normalised_entropy=entropy / math.log2(len(counts)),
         unseen_mass=float((counts == 1).sum()) / frames,
     )
+
+
+def coverage_curve(codes: Iterable[Tensor], codebook_size: int, points: int = 40) -> list[list[tuple[int, float]]]:
+    """For each stage, ``(frames seen, share of the V entries hit so far)`` at about ``points`` doubling-spaced counts.
+
+    Args:
+        codes: ``[K, N]``, piece by piece; read once.
+        codebook_size: V.
+    """
+    seen: Tensor | None = None
+    curves: list[list[tuple[int, float]]] = []
+    frames, due, ratio = 0, 1.0, 2 ** (20 / points)  # twenty doublings, a million frames, in that many points
+    for piece in codes:
+        if seen is None:
+            seen = torch.zeros(len(piece), codebook_size, dtype=torch.bool)
+            curves = [[] for _ in piece]
+        for column in piece.split(max(1, min(piece.shape[1], 64)), dim=1):
+            seen.scatter_(1, column, True)
+            frames += column.shape[1]
+            if frames >= due:
+                due = frames * ratio
+                for curve, share in zip(curves, seen.double().mean(dim=1).tolist(), strict=True):
+                    curve.append((frames, share))
+    if seen is not None and curves[0] and curves[0][-1][0] != frames:
+        for curve, share in zip(curves, seen.double().mean(dim=1).tolist(), strict=True):
+            curve.append((frames, share))
+    return curves
+
+
+class Moments:
+    """Mean and covariance of points ``[M, D]`` added up batch by batch, in float64."""
+
+    def __init__(self, dim: int) -> None:
+        self.count = 0
+        self.total = torch.zeros(dim, dtype=torch.float64)
+        self.products = torch.zeros(dim, dim, dtype=torch.float64)
+
+    def add(self, points: Tensor) -> None:
+        """Count points ``[M, D]``."""
+        points = points.detach().cpu().double()
+        self.count += len(points)
+        self.total += points.sum(dim=0)
+        self.products += points.t() @ points
+
+    @property
+    def covariance(self) -> Tensor:
+        """``[D, D]``."""
+        mean = self.total / max(self.count, 1)
+        return self.products / max(self.count, 1) - torch.outer(mean, mean)
+
+    @property
+    def energy(self) -> float:
+        """Mean squared length of the points about their mean."""
+        return float(self.covariance.diagonal().sum())
+
+    @property
+    def effective_dimension(self) -> float:
+        """See :func:`effective_dimension`."""
+        return participation_ratio(self.covariance)
 
 
 def effective_dimension(points: Tensor) -> float:
     """Participation ratio ``(sum l)^2 / sum l^2`` of the covariance's eigenvalues l, of points ``[M, D]``: 1 to D."""
     centred = points.detach().double() - points.detach().double().mean(dim=0)
-    covariance = centred.t() @ centred / max(len(points), 1)
+    return participation_ratio(centred.t() @ centred / max(len(points), 1))
+
+
+def participation_ratio(covariance: Tensor) -> float:
+    """``(sum l)^2 / sum l^2`` of the eigenvalues l of a covariance ``[D, D]``."""
     total = covariance.diagonal().sum()
     return float(total.square() / covariance.square().sum().clamp(min=1e-30))

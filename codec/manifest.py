@@ -31,6 +31,7 @@ class Record:
         split: "train", "dev" or "test".
         bandwidth_hz: the highest frequency at which the recording holds sound; losses ignore what lies above it.
         language, source, licence: where the utterance comes from, "" if unknown; for model cards.
+        text: what is said, "" if unknown; for word error rates.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Record:
     language: str = ""
     source: str = ""
     licence: str = ""
+    text: str = ""
 
     @property
     def duration(self) -> float:

@@ -1,10 +1,19 @@
-"""How close a decoded waveform is to its original. PESQ and STOI come from their packages (extra ``eval``)."""
+"""How close a decoded waveform is to its original.
+
+Each metric is a function of two mono waveforms ``[T]`` of one length at one rate; :data:`METRICS` lists them with what a
+reader of a result has to know: unit, direction, how the pair was brought to the metric. PESQ, STOI and the pitch tracker
+come from their packages (extra ``eval``). A pair that a metric has no value for raises :class:`MetricError`.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from importlib import import_module
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,10 +21,18 @@ from numpy.typing import NDArray
 
 from codec.audio import resample
 from codec.losses import SpectralLoss
+from codec.spectral import stft as short_time_spectrum
 
 Waveform = NDArray[np.float32]
 
 PESQ_RATE = 16000  # ITU-T P.862.2 (wide-band) is defined at 16 kHz only
+PITCH_RATE = 16000
+PITCH_HOP = 160  # 10 ms
+PITCH_WINDOW = 1024  # 64 ms: four periods of the lowest pitch
+PITCH_RANGE = (65.0, 500.0)  # Hz
+MEL_WINDOWS = (256, 512, 1024, 2048)
+MEL_BANDS = (32, 64, 80, 128)
+SPECTRAL_FLOOR = 1e-4  # of a full-scale sine: 80 dB
 
 
 class MetricError(ValueError):
@@ -34,11 +51,14 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     try:
         return float(pesq.pesq(PESQ_RATE, wanted, made, "wb"))
     except (pesq.PesqError, ValueError) as error:
-        raise MetricError(f"PESQ: {error.args[0] if error.args else type(error).__name__}") from None
+        text = error.args[0] if error.args else type(error).__name__
+        raise MetricError(text.decode() if isinstance(text, bytes) else str(text)) from None
 
 
-def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+def stoi(reference: Waveform, estimate: Waveform, sample_rate: int, extended: bool = False) -> float:
     """Short-time objective intelligibility (Taal et al. 2011), about 0 to 1, of two mono waveforms ``[T]``.
+
+    ``extended`` gives ESTOI (Jensen and Taal 2016), which also punishes what changes faster than a band's mean level.
 
     Raises:
         MetricError: silence, or less than 30 frames of speech (0.4 s) once pauses are removed.
@@ -49,9 +69,9 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # pystoi warns and returns 1e-5 where it has too few frames
         try:
-            return float(module.stoi(wanted, made, sample_rate, extended=False))
+            return float(module.stoi(wanted, made, sample_rate, extended=extended))
         except (RuntimeWarning, ValueError) as error:
-            raise MetricError(f"STOI: {str(error).split('.')[0]}") from None
+            raise MetricError(str(error).split(".")[0]) from None
 
 
 def si_sdr(reference: Waveform, estimate: Waveform, sample_rate: int = 0) -> float:
@@ -67,14 +87,190 @@ def si_sdr(reference: Waveform, estimate: Waveform, sample_rate: int = 0) -> flo
 
 
 def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
-    """Mean absolute difference of natural-log mel magnitudes over 80 bands, window 1,024, hop 256."""
+    """Mean absolute difference of natural-log mel magnitudes, averaged over windows of 256, 512, 1,024, 2,048 samples.
+
+    32, 64, 80 and 128 bands; hop a quarter of the window; floor 100 dB under a full-scale sine.
+    """
     wanted, made = (torch.from_numpy(w)[None, None] for w in _same_length(reference, estimate))
-    distance = SpectralLoss(sample_rate, (1024,), (80,), ())
     with torch.no_grad():
-        return float(distance(made, wanted, torch.tensor([sample_rate / 2]))["mel"])
+        return float(_mel_loss(sample_rate)(made, wanted, torch.tensor([sample_rate / 2]))["mel"])
 
 
-METRICS = {"pesq": pesq_wb, "stoi": stoi, "si_sdr": si_sdr, "mel": mel_distance}
+@lru_cache(maxsize=8)
+def _mel_loss(sample_rate: int) -> SpectralLoss:
+    return SpectralLoss(sample_rate, MEL_WINDOWS, MEL_BANDS, ())
+
+
+def log_spectral_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Log-spectral distance in dB: root mean square over bins of the level difference, mean over frames.
+
+    Window 32 ms, hop 8 ms; levels below 80 dB under a full-scale sine count as 80 dB.
+
+    Raises:
+        MetricError: silence.
+    """
+    n_fft = max(16, round(sample_rate * 0.008) * 4)
+    levels = []
+    for waveform in _comparable(reference, estimate):
+        magnitude = short_time_spectrum(torch.from_numpy(waveform)[None], n_fft, n_fft // 4).abs() / (n_fft / 4)
+        levels.append(20 * torch.log10(magnitude.clamp(min=SPECTRAL_FLOOR)))
+    return float((levels[0] - levels[1]).square().mean(dim=-1).sqrt().mean())
+
+
+def pitch_track(waveform: Waveform, sample_rate: int) -> NDArray[np.float64]:
+    """Fundamental frequency in Hz every 10 ms, NaN where unvoiced: pYIN (Mauch and Dixon 2014) by librosa.
+
+    Raises:
+        MetricError: shorter than one analysis window (64 ms).
+        ModuleNotFoundError: the package ``librosa`` is not installed.
+    """
+    librosa = _lazy("librosa")
+    samples = resample(waveform, sample_rate, PITCH_RATE)
+    if len(samples) < PITCH_WINDOW:
+        raise MetricError("shorter than a pitch window of 64 ms")
+    frequency, _, _ = librosa.pyin(
+        samples,
+        fmin=PITCH_RANGE[0],
+        fmax=PITCH_RANGE[1],
+        sr=PITCH_RATE,
+        frame_length=PITCH_WINDOW,
+        hop_length=PITCH_HOP,
+        resolution=0.2,  # of a semitone; librosa's 0.1 takes several times as long
+    )
+    return np.asarray(frequency, dtype=np.float64)
+
+
+def voicing_f1(reference: NDArray[np.float64], estimate: NDArray[np.float64]) -> float:
+    """F1 score of the voiced/unvoiced decision of two pitch tracks ``[N]``, voiced being the positive class.
+
+    Raises:
+        MetricError: the reference has no voiced frame.
+    """
+    wanted, made = ~np.isnan(reference), ~np.isnan(estimate)
+    if not wanted.any():
+        raise MetricError("the reference has no voiced frame")
+    return float(2 * (wanted & made).sum() / (wanted.sum() + made.sum()))
+
+
+def pitch_rmse(reference: NDArray[np.float64], estimate: NDArray[np.float64]) -> float:
+    """Root mean square difference in Hz of two pitch tracks ``[N]`` over the frames that are voiced in both.
+
+    Raises:
+        MetricError: there is no such frame.
+    """
+    both = ~np.isnan(reference) & ~np.isnan(estimate)
+    if not both.any():
+        raise MetricError("no frame is voiced in both")
+    return float(np.sqrt(np.square(reference[both] - estimate[both]).mean()))
+
+
+# ---- the table of metrics -----------------------------------------------------------------------------------------------
+
+
+class Pair:
+    """A reference and an estimate, mono ``[T]`` float32 at ``sample_rate`` Hz; what several metrics need is kept.
+
+    Args:
+        reference_pitch: the reference's pitch track, where the caller has it from an earlier pair.
+    """
+
+    def __init__(self, reference: Waveform, estimate: Waveform, sample_rate: int, reference_pitch: PitchOf) -> None:
+        self.reference, self.estimate = _same_length(reference, estimate)
+        self.sample_rate, self._reference_pitch = sample_rate, reference_pitch
+
+    @property
+    def waveforms(self) -> tuple[Waveform, Waveform, int]:
+        """Reference, estimate, sample rate."""
+        return self.reference, self.estimate, self.sample_rate
+
+    @cached_property
+    def pitch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Pitch tracks of both."""
+        _comparable(self.reference, self.estimate)
+        return self._reference_pitch(), pitch_track(self.estimate, self.sample_rate)
+
+
+PitchOf = Callable[[], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric and what has to be said with its values.
+
+    Attributes:
+        label, unit: for tables.
+        better: which direction is good; "none" for what is neither.
+        digits: after the point, in tables.
+        how: alignment, resampling and definition in one or two sentences.
+        package: distribution that it needs beyond this one's own, "" for none.
+        compute: its value of a pair; None for what is measured while decoding and not of the waveforms.
+    """
+
+    label: str
+    unit: str
+    better: Literal["higher", "lower", "none"]
+    digits: int
+    how: str
+    package: str = ""
+    compute: Callable[[Pair], float] | None = None
+
+
+METRICS: dict[str, Metric] = {
+    "pesq": Metric(
+        "PESQ-WB", "MOS-LQO", "higher", 3,
+        "ITU-T P.862.2 by the package pesq, both resampled to 16 kHz by soxr; PESQ aligns in time by itself.",
+        "pesq", lambda pair: pesq_wb(*pair.waveforms),
+    ),
+    "stoi": Metric(
+        "STOI", "", "higher", 3,
+        "Taal et al. 2011 by the package pystoi, which resamples to 10 kHz and removes pauses (frames 40 dB below the "
+        "loudest of the reference).",
+        "pystoi", lambda pair: stoi(*pair.waveforms),
+    ),
+    "estoi": Metric(
+        "ESTOI", "", "higher", 3, "Jensen and Taal 2016 by the package pystoi; otherwise as STOI.",
+        "pystoi", lambda pair: stoi(*pair.waveforms, extended=True),
+    ),
+    "mel": Metric(
+        "mel distance", "nepers", "lower", 3,
+        "Mean absolute difference of log-mel magnitudes over windows of 256, 512, 1,024 and 2,048 samples at the "
+        "reference's rate, 32 to 128 bands, floor 100 dB under full scale.",
+        compute=lambda pair: mel_distance(*pair.waveforms),
+    ),
+    "si_sdr": Metric(
+        "SI-SDR", "dB", "higher", 2,
+        "Scale-invariant signal-to-distortion ratio at the reference's rate, no alignment.",
+        compute=lambda pair: si_sdr(*pair.waveforms),
+    ),
+    "lsd": Metric(
+        "log-spectral distance", "dB", "lower", 2,
+        "RMS level difference over bins, mean over frames of 32 ms, hop 8 ms, floor 80 dB under full scale.",
+        compute=lambda pair: log_spectral_distance(*pair.waveforms),
+    ),
+    "vuv_f1": Metric(
+        "V/UV F1", "", "higher", 3,
+        "F1 of voiced frames; pitch every 10 ms by librosa.pyin at 16 kHz (soxr), 65 to 500 Hz, window 64 ms.",
+        "librosa", lambda pair: voicing_f1(*pair.pitch),
+    ),
+    "f0_rmse": Metric(
+        "F0 RMSE", "Hz", "lower", 1, "Over frames voiced in both; pitch tracks as for V/UV F1.",
+        "librosa", lambda pair: pitch_rmse(*pair.pitch),
+    ),
+    "kbps_file": Metric(
+        "file bitrate", "kbit/s", "lower", 2,
+        "Size of the whole file, header and checksums included, over the reference's duration (Opus: with its Ogg pages).",
+    ),
+    "kbps_entropy": Metric(
+        "entropy bound", "kbit/s", "lower", 2,
+        "Bits that an ideal entropy coder would need that knows how often each code occurs in these very files, stage by "
+        "stage; no context.",
+    ),
+    "rtf": Metric(
+        "real-time factor", "", "lower", 4,
+        "Seconds of encoding and decoding for a second of speech, one thread, whatever else the machine was doing; programs "
+        "of other systems include their start.",
+    ),
+}  # fmt: skip
 
 
 def _same_length(reference: Waveform, estimate: Waveform) -> tuple[Waveform, Waveform]:

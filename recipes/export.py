@@ -1,9 +1,9 @@
 """Make a model folder of a training run: config.json, model.safetensors (averaged weights) and a card.
 
     python recipes/export.py runs/mine models/mine
-    python recipes/export.py runs/mine models/mine --half --evaluation eval.json --with-discriminator
+    python recipes/export.py runs/mine models/mine --half --evaluation report --with-discriminator
 
-``--evaluation`` takes what ``recipes/evaluate.py --out`` wrote for the exported model and puts its table on the card, so
+``--evaluation`` takes the report that ``codec-evaluate`` made of the exported model and puts its table on the card, so
 export once, evaluate, and export again.
 """
 
@@ -66,7 +66,7 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
         "",
         "## Quality",
         "",
-        *(_table(json.loads(evaluation.read_text(encoding="utf-8")), codec) if evaluation else ["Not yet measured."]),
+        *(_table(read_summary(evaluation), codec) if evaluation else ["Not yet measured."]),
         "",
         "## Limits",
         "",
@@ -79,18 +79,42 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
     return "\n".join(lines) + "\n"
 
 
-def _table(evaluation: dict[str, Any], codec: Codec) -> list[str]:
-    if evaluation["fingerprint"] != codec.fingerprint:
-        raise CheckpointError("the evaluation is of another model; run recipes/evaluate.py on this export first")
-    rows = ["| quantizers | kbit/s | PESQ-WB | STOI | SI-SDR, dB | mel |", "|---|---|---|---|---|---|"]
-    for level in evaluation["levels"]:
-        cells = [f"{level[name]:.3f}" if level[name] is not None else "-" for name in ("pesq", "stoi", "si_sdr", "mel")]
-        rows.append(f"| {level['num_quantizers']} | {level['kbps']:g} | {' | '.join(cells)} |")
-    usage = ", ".join(f"{100 * stage['usage']:.1f} %" for stage in evaluation["codebooks"])
-    frames = evaluation["codebooks"][0]["frames"]
-    count = evaluation["levels"][0]["utterances"]
-    how = f"Means over {count} utterances, from `python recipes/evaluate.py --manifest DEV.jsonl --model THIS_FOLDER`:"
-    return [how, "", *rows, "", f"Codes in use over {frames} frames, by stage: {usage}."]
+def read_summary(report: Path) -> dict[str, Any]:
+    """What a report's metrics.json holds."""
+    path = report / "metrics.json"
+    if not path.is_file():
+        raise CheckpointError(f"{report} is no report: it has no metrics.json; codec-evaluate makes one")
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
+
+
+def _table(summary: dict[str, Any], codec: Codec) -> list[str]:
+    """The model's rows of a report, as a table."""
+    if summary["model"] is None or summary["model"]["fingerprint"] != codec.fingerprint:
+        raise CheckpointError("the evaluation is of another model; run codec-evaluate on this export first")
+    names = [name for name in ("pesq", "stoi", "estoi", "si_sdr", "mel", "distillmos") if name in summary["metrics"]]
+    labels = [summary["metrics"][name]["label"] for name in names]
+    lines = [f"| kbit/s | {' | '.join(labels)} |", "|---" * (len(names) + 1) + "|"]
+    for system in summary["systems"]:
+        if system["kind"] == "model":
+            cells = [_cell(system["results"][name], summary["metrics"][name]["digits"]) for name in names]
+            lines.append(f"| {system['kbps']:g} | {' | '.join(cells)} |")
+    manifest, interval = summary["manifest"], summary["interval"]
+    how = (
+        f"Means over {manifest['utterances']} utterances of {manifest['speakers']} speakers with "
+        f"{100 * interval['level']:g} % intervals (bootstrap over {interval['unit']}), measured on "
+        f"{summary['created'][:10]} by `{summary['command']}`:"
+    )
+    stages = summary["health"]["stages"]
+    usage = ", ".join(f"{100 * stage['usage']:.1f} %" for stage in stages)
+    return [how, "", *lines, "", f"Codes in use over {stages[0]['frames']} frames, by stage: {usage}."]
+
+
+def _cell(result: dict[str, Any], digits: int) -> str:
+    if result["mean"] is None:
+        return "-"
+    interval = "" if result["low"] is None else f" ({result['low']:.{digits}f} to {result['high']:.{digits}f})"
+    return f"{result['mean']:.{digits}f}{interval}"
 
 
 def main() -> int:
@@ -99,7 +123,7 @@ def main() -> int:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
     parser.add_argument("--half", action="store_true", help="store encoder and decoder in float16")
-    parser.add_argument("--evaluation", type=Path, help="JSON of recipes/evaluate.py --out, for the card")
+    parser.add_argument("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")
     parser.add_argument("--with-discriminator", action="store_true", help="also write discriminator.safetensors")
     args = parser.parse_args()
     try:

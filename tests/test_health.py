@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from codec.health import CodebookCounter, effective_dimension, stage_health
+from codec.health import CodebookCounter, Moments, coverage_curve, effective_dimension, stage_health
 
 
 def test_health_of_known_counts() -> None:
     health = stage_health(torch.tensor([2, 2, 2, 2, 0, 0, 0, 0]))
     assert (health.frames, health.usage, health.unseen_mass) == (8, 0.5, 0.0)
     assert health.perplexity == pytest.approx(4)
+    assert health.normalised_entropy == pytest.approx(2 / 3)  # 2 of 3 bits
     assert stage_health(torch.tensor([3, 1, 1, 0])).unseen_mass == pytest.approx(0.4)
     assert stage_health(torch.zeros(4, dtype=torch.int64)).usage == 0
 
@@ -29,3 +30,22 @@ def test_effective_dimension_counts_directions() -> None:
     assert effective_dimension(points) == pytest.approx(6, rel=0.02)
     points[:, 2:] = 0
     assert effective_dimension(points) == pytest.approx(2, rel=0.02)
+
+
+def test_moments_are_those_of_all_batches_together() -> None:
+    points = 3 + torch.randn(500, 4, generator=torch.Generator().manual_seed(0))
+    moments = Moments(4)
+    for batch in points.split(130):
+        moments.add(batch)
+    assert torch.allclose(moments.covariance, torch.cov(points.t().double(), correction=0))
+    assert moments.energy == pytest.approx(float(points.double().var(dim=0, correction=0).sum()))
+    assert moments.effective_dimension == pytest.approx(effective_dimension(points))
+
+
+def test_coverage_grows_with_the_frames_seen() -> None:
+    codes = torch.stack([torch.arange(1000) % 100, torch.zeros(1000, dtype=torch.int64)])
+    first, second = coverage_curve(codes.split(70, dim=1), 200)
+    assert first[-1] == (1000, 0.5) and second[-1] == (1000, 1 / 200)
+    assert [frames for frames, _ in first] == sorted({frames for frames, _ in first})
+    assert first[0] == (64, 64 / 200)
+    assert coverage_curve([], 200) == []

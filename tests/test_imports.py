@@ -36,7 +36,10 @@ ALLOWED = {
     "codec.discriminators": BASIC | {"codec.spectral"},
     "codec.adversarial": {"codec.discriminators"},
     "codec.health": set(),
-    "codec.metrics": {"codec.audio", "codec.losses"},
+    "codec.metrics": {"codec.audio", "codec.losses", "codec.spectral"},
+    "codec.evaluation.statistics": set(),
+    "codec.evaluation.compare": {"codec.evaluation.statistics"},
+    "codec.evaluation.commands": {"codec"},
     "codec.data": {"codec.manifest"},
 }
 

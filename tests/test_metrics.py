@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from codec.manifest import Record, write_manifest
-from codec.metrics import METRICS, MetricError, mel_distance, pesq_wb, si_sdr, stoi
+from codec.metrics import (
+    METRICS,
+    MetricError,
+    Pair,
+    log_spectral_distance,
+    mel_distance,
+    pesq_wb,
+    pitch_rmse,
+    pitch_track,
+    si_sdr,
+    stoi,
+    voicing_f1,
+)
 
 ROOT = Path(__file__).parent.parent
 
@@ -55,26 +63,52 @@ def test_pairs_without_a_value_are_errors_not_numbers() -> None:
         stoi(silence, short, 24000)
 
 
-def test_evaluate_script_counts_what_it_cannot_measure(
-    speech: tuple[np.ndarray, int], tmp_path: Path, tiny_model_folder: Path
-) -> None:
+def harmonic(frequency: float, seconds: float, rate: int = 16000) -> np.ndarray:
+    t = np.arange(round(seconds * rate)) / rate
+    return sum(0.1 / k * np.sin(2 * np.pi * frequency * k * t) for k in range(1, 20)).astype(np.float32)
+
+
+def test_log_spectral_distance_measures_level() -> None:
+    noise = 0.1 * np.random.default_rng(0).standard_normal(24000).astype(np.float32)
+    assert log_spectral_distance(noise, 2 * noise, 24000) == pytest.approx(20 * np.log10(2), abs=0.02)
+    assert log_spectral_distance(noise, noise, 24000) == 0
+    with pytest.raises(MetricError, match="silence"):
+        log_spectral_distance(noise, 0 * noise, 24000)
+
+
+def test_pitch_and_voicing_of_known_sounds() -> None:
+    silence = 1e-4 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    low, high = (pitch_track(np.concatenate([harmonic(f, 1.0), silence]), 16000) for f in (150.0, 160.0))
+    voiced = ~np.isnan(low)
+    assert voiced[10:90].all() and not voiced[110:].any()
+    assert np.nanmedian(low) == pytest.approx(150, rel=0.01)
+    assert voicing_f1(low, high) > 0.97 and pitch_rmse(low, high) == pytest.approx(10, abs=1.5)
+    wanted, made = (
+        np.array([100.0 if voiced else np.nan for voiced in marks]) for marks in ([1, 1, 1, 0], [1, 0, 1, 1])
+    )
+    assert voicing_f1(wanted, made) == pytest.approx(2 / 3)  # 2 hits, 3 voiced in each
+    nothing = np.full(4, np.nan)
+    with pytest.raises(MetricError, match="no voiced frame"):
+        voicing_f1(nothing, made)
+    with pytest.raises(MetricError, match="voiced in both"):
+        pitch_rmse(wanted, nothing)
+    with pytest.raises(MetricError, match="64 ms"):
+        pitch_track(np.zeros(160, np.float32), 16000)
+
+
+def test_every_metric_has_a_value_or_a_reason(speech: tuple[np.ndarray, int]) -> None:
+    """The best one for identical files, worse for noise of 10 dB, a MetricError for 10 ms or silence, never a crash."""
     x, rate = speech
-    soundfile.write(tmp_path / "speech.wav", x, rate)
-    soundfile.write(tmp_path / "short.wav", x[:1000], rate)
-    records = [Record(n, str(tmp_path / f"{n}.wav"), k, rate) for n, k in (("speech", len(x)), ("short", 1000))]
-    write_manifest(tmp_path / "m.jsonl", records)
-    script = [sys.executable, str(ROOT / "recipes" / "evaluate.py"), "--manifest", str(tmp_path / "m.jsonl")]
-    out = tmp_path / "eval.json"
-    done = subprocess.run(
-        [*script, "--model", str(tiny_model_folder), "--out", str(out)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    result = json.loads(out.read_text())
-    level = result["levels"][0]
-    assert (level["utterances"], level["pesq_failed"], level["stoi_failed"]) == (2, 1, 1)
-    assert level["pesq"] == next(
-        r["pesq"] for r in result["rows"] if r["id"] == "speech" and r["num_quantizers"] == level["num_quantizers"]
-    )
-    assert set(METRICS) <= set(level)
-    done = subprocess.run([*script[:-1], "nowhere.jsonl"], capture_output=True, text=True)
-    assert done.returncode == 1 and "nowhere.jsonl" in done.stderr and "Traceback" not in done.stderr
+    noise = np.random.default_rng(0).standard_normal(len(x)).astype(np.float32)
+    noisy = x + noise * np.linalg.norm(x) / np.linalg.norm(noise) * 10**-0.5
+    for name, metric in METRICS.items():
+        if metric.compute is None:
+            continue
+        same, worse = (metric.compute(Pair(x, y, rate, lambda: pitch_track(x, rate))) for y in (x, noisy))
+        assert worse < same if metric.better == "higher" else worse > same, name
+        for useless in (x[:240], np.zeros(24000, np.float32)):
+            try:
+                value = metric.compute(Pair(useless, useless, rate, lambda u=useless: pitch_track(u, rate)))
+            except MetricError:
+                continue
+            assert np.isfinite(value) and name in ("mel", "lsd", "si_sdr"), name

@@ -1,0 +1,1 @@
+"""Evaluation: systems, metrics, statistics and the report; ``codec-evaluate`` and ``codec-compare``."""

@@ -1,0 +1,142 @@
+"""Two reports on the same files: paired differences, system by system."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from codec.evaluation.statistics import Estimate, bootstrap_mean
+
+
+class ReportError(ValueError):
+    """A folder that is no report, or two that cannot be compared; the message says why."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric of a pair of systems over the utterances that both have a value for.
+
+    Attributes:
+        system_a, system_b, metric: what is compared.
+        better: the metric's direction.
+        mean_a, mean_b: over the pairs.
+        difference: B minus A, with its interval.
+        share_better: of the pairs, where B is better (0.5 a tie), None where the metric has no direction.
+        unpaired: utterances that only one of them has a value for.
+    """
+
+    system_a: str
+    system_b: str
+    metric: str
+    better: str
+    mean_a: float
+    mean_b: float
+    difference: Estimate
+    share_better: float | None
+    unpaired: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        low, high = self.difference.low, self.difference.high
+        return low is not None and high is not None and (low > 0 or high < 0)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report folder holds: ``metrics.json`` and the values of ``per_file.csv``."""
+
+    folder: Path
+    summary: dict[str, Any]
+    values: dict[str, dict[str, dict[str, float]]]  # system -> metric -> id -> value
+    units: dict[str, str]  # id -> speaker, or the id
+
+    @property
+    def systems(self) -> list[str]:
+        """Ids in the report's order."""
+        return [system["id"] for system in self.summary["systems"]]
+
+
+def read_report(folder: Path) -> Report:
+    """Read a folder that codec-evaluate wrote.
+
+    Raises:
+        ReportError: it is none, or an unfinished one.
+    """
+    try:
+        summary = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        names = list(summary["metrics"])
+        values: dict[str, dict[str, dict[str, float]]] = {}
+        units = {}
+        with open(folder / "per_file.csv", newline="", encoding="utf-8") as file:
+            for line in csv.DictReader(file):
+                units[line["id"]] = line["speaker"] or line["id"]
+                of_system = values.setdefault(line["system"], {})
+                for name in names:
+                    if line[name]:
+                        of_system.setdefault(name, {})[line["id"]] = float(line[name])
+    except FileNotFoundError as error:
+        name = Path(str(error.filename)).name
+        raise ReportError(f"{folder} is no finished report: it has no {name}; codec-evaluate makes one") from None
+    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ReportError(f"{folder} holds a report that cannot be read: {error!r}") from None
+    return Report(folder, summary, values, units)
+
+
+def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list[Difference]:
+    """Differences B - A of every metric of every pair of systems.
+
+    Args:
+        pairs: ids ``(in A, in B)``; none for all systems that both reports have.
+
+    Raises:
+        ReportError: a system that a report does not have; no system or no utterance in common.
+    """
+    chosen = list(pairs) or [(system, system) for system in a.systems if system in b.systems]
+    if not chosen:
+        raise ReportError(
+            f"no system is in both: A has {', '.join(a.systems)}; B has {', '.join(b.systems)}; name a pair with --pair A:B"
+        )
+    for report, ids in ((a, {pair[0] for pair in chosen}), (b, {pair[1] for pair in chosen})):
+        for system in sorted(ids - set(report.systems)):
+            raise ReportError(f"{report.folder} has no system {system}; it has {', '.join(report.systems)}")
+    if not a.units.keys() & b.units.keys():
+        raise ReportError("no utterance is in both reports")
+    differences = []
+    for system_a, system_b in chosen:
+        for metric in a.summary["metrics"]:
+            if metric in b.summary["metrics"]:
+                found = _difference(a, b, system_a, system_b, metric)
+                differences += [found] if found else []
+    return differences
+
+
+def _difference(a: Report, b: Report, system_a: str, system_b: str, metric: str) -> Difference | None:
+    first, second = a.values.get(system_a, {}).get(metric, {}), b.values.get(system_b, {}).get(metric, {})
+    both = sorted(first.keys() & second.keys())
+    if not both:
+        return None
+    gaps = [second[key] - first[key] for key in both]
+    better = a.summary["metrics"][metric]["better"]
+    sign = {"higher": 1, "lower": -1}.get(better)
+    wins = None if sign is None else sum(0.5 if gap == 0 else float(sign * gap > 0) for gap in gaps) / len(gaps)
+    return Difference(
+        system_a=system_a,
+        system_b=system_b,
+        metric=metric,
+        better=better,
+        mean_a=sum(first[key] for key in both) / len(both),
+        mean_b=sum(second[key] for key in both) / len(both),
+        difference=bootstrap_mean(gaps, [a.units[key] for key in both]),
+        share_better=wins,
+        unpaired=len(first.keys() ^ second.keys()),
+    )
+
+
+def plain(differences: Sequence[Difference]) -> list[dict[str, Any]]:
+    """For JSON."""
+    return [asdict(difference) | {"clear": difference.clear} for difference in differences]

@@ -1,0 +1,219 @@
+"""Evaluate a manifest with all cores, one line a finished utterance, so that a killed evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from codec.evaluation.measure import Measurer, Plan
+from codec.evaluation.plugins import PLUGINS, load_plugins
+from codec.evaluation.systems import classical_families
+from codec.files import written_whole
+from codec.manifest import Record
+from codec.metrics import METRICS
+from codec.pretrained import find_model
+
+ROWS, SETTINGS = "rows.jsonl", "run.json"
+AHEAD = 4  # utterances handed to each process in advance
+
+_measurer: Measurer | None = None  # of this worker process
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be run as asked; the message says what to change."""
+
+
+def make_plan(
+    *,
+    model: str,
+    stages: Sequence[int],
+    folders: dict[str, str],
+    classical: Sequence[str],
+    metrics: Sequence[str] | None,
+    stability: bool,
+    out: Path,
+    device: str,
+) -> tuple[Plan, list[dict[str, str]]]:
+    """The plan, and what was asked for but is not on this machine: ``[{kind, name, reason}]``.
+
+    Args:
+        metrics: names in METRICS and PLUGINS; None for all that are here.
+
+    Raises:
+        EvaluationError: a metric asked for by name that is unknown or not here.
+    """
+    known = {**{n: m for n, m in METRICS.items()}, **{n: p.metric for n, p in PLUGINS.items()}}
+    unknown = [name for name in metrics or () if name not in known]
+    if unknown:
+        raise EvaluationError(f"--metrics: no metric {unknown[0]}; there are {', '.join(known)}")
+    wanted = list(known) if metrics is None else list(dict.fromkeys(metrics))
+    reasons = {
+        name: f"package {metric.package} is not installed: pip install 'simvq-codec[eval]'"
+        for name, metric in METRICS.items()
+        if name in wanted and metric.package and find_spec(metric.package) is None
+    }
+    reasons |= load_plugins([name for name in wanted if name in PLUGINS])[1]
+    if metrics is not None and reasons:
+        name, reason = next(iter(reasons.items()))
+        raise EvaluationError(f"--metrics {name}: {reason}")
+    absent = [{"kind": "metric", "name": known[name].label, "reason": reason} for name, reason in reasons.items()]
+    families, missing = classical_families(classical)
+    absent += [{"kind": "system", "name": name, "reason": reason} for name, reason in missing.items()]
+    present = [name for name in wanted if name not in reasons]
+    plan = Plan(
+        model=model,
+        stages=tuple(stages),
+        folders=folders,
+        classical=tuple(family.systems[0].kind for family in families),
+        metrics=tuple(name for name in present if name in METRICS),
+        plugins=tuple(name for name in present if name in PLUGINS),
+        stability=stability and bool(model),
+        codes_folder=str(out / "codes"),
+        device=device,
+    )
+    return plan, absent
+
+
+def evaluate(plan: Plan, records: Sequence[Record], out: Path, workers: int, force: bool = False) -> None:
+    """Measure every record that ``out/rows.jsonl`` does not hold yet.
+
+    Raises:
+        EvaluationError: ``out`` holds something else; a worker process died.
+    """
+    prepare_folder(plan, records, out, force)
+    done = {row["index"] for row in read_rows(out)}
+    left = [(index, record) for index, record in enumerate(records) if index not in done]
+    if done:
+        print(f"{len(done)} of {len(records)} utterances were measured before", flush=True)
+    if not left:
+        return
+    with open(out / ROWS, "a", encoding="utf-8") as file:
+        bar = tqdm(total=len(records), initial=len(done), unit=" utt", disable=None)
+        for result in _results(plan, left, workers):
+            file.write(json.dumps(result, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            bar.update()
+        bar.close()
+
+
+def prepare_folder(plan: Plan, records: Sequence[Record], out: Path, force: bool) -> None:
+    """Make ``out``, or make sure that what it holds is the beginning of this very evaluation."""
+    settings = json.loads(json.dumps(fingerprint(plan, records)))
+    found = out / SETTINGS
+    if found.exists() and not force:
+        if json.loads(found.read_text(encoding="utf-8")) != settings:
+            raise EvaluationError(
+                f"{out} holds an evaluation of something else (other model, files or settings): "
+                "choose another --out, or start anew with --force"
+            )
+    elif out.exists() and any(out.iterdir()) and not found.exists():
+        raise EvaluationError(f"{out} is not empty and no evaluation; choose another --out")
+    else:
+        if found.exists():
+            for name in ("audio", "codes", "images"):
+                shutil.rmtree(out / name, ignore_errors=True)
+            (out / ROWS).unlink(missing_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
+        with written_whole(found) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    (out / "codes").mkdir(exist_ok=True)
+    _drop_half_line(out / ROWS)
+
+
+def fingerprint(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
+    """What decides the rows: the plan, the records, and the model's weights."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(json.dumps(asdict(record), sort_keys=True).encode())
+    values: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key != "codes_folder"}
+    if plan.model:
+        weights = find_model(plan.model) / "model.safetensors"
+        values["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    return values | {"records": digest.hexdigest(), "utterances": len(records)}
+
+
+def _drop_half_line(path: Path) -> None:
+    """A kill in the middle of a write leaves a line without its end: that utterance is measured again."""
+    if path.exists():
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:
+            with written_whole(path) as temporary:
+                temporary.write_bytes(whole)
+
+
+def read_rows(out: Path) -> Iterator[dict[str, Any]]:
+    """What was measured, one utterance at a time, in the order in which it was finished."""
+    path = out / ROWS
+    if path.exists():
+        with open(path, encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+
+def _results(plan: Plan, left: Sequence[tuple[int, Record]], workers: int) -> Iterator[dict[str, Any]]:
+    if workers == 1:
+        measurer = Measurer(plan)
+        for index, record in left:
+            yield measurer.measure(index, record)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
+    jobs = iter(left)
+    with ProcessPoolExecutor(workers, context, _load, (plan,)) as pool:
+        running: set[Future[dict[str, Any]]] = set()
+        try:
+            for _ in range(AHEAD * workers):
+                _submit(pool, jobs, running)
+            while running:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    _submit(pool, jobs, running)
+                    yield future.result()
+        except BrokenProcessPool:
+            raise EvaluationError(
+                "a worker process died (out of memory, or killed); the same command goes on from here, with fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _submit(
+    pool: ProcessPoolExecutor, jobs: Iterator[tuple[int, Record]], running: set[Future[dict[str, Any]]]
+) -> None:
+    job = next(jobs, None)
+    if job is not None:
+        running.add(pool.submit(_measure, *job))
+
+
+def _load(plan: Plan) -> None:
+    global _measurer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the parent decides
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _measurer = Measurer(plan)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _measure(index: int, record: Record) -> dict[str, Any]:
+    assert _measurer is not None
+    return _measurer.measure(index, record)
