@@ -1,10 +1,10 @@
 """Make a model folder of a training run: config.json, model.safetensors (averaged weights) and a card.
 
     python recipes/export.py runs/mine models/mine
-    python recipes/export.py runs/mine models/mine --half --evaluation eval.json --with-discriminator
+    python recipes/export.py runs/mine models/mine --half --evaluation eval.json --with-discriminator --force
 
 ``--evaluation`` takes what ``recipes/evaluate.py --out`` wrote for the exported model and puts its table on the card, so
-export once, evaluate, and export again.
+export once, evaluate, and export again with ``--force``: an existing model is kept otherwise.
 """
 
 from __future__ import annotations
@@ -19,9 +19,16 @@ from safetensors.torch import save
 
 from codec.checkpoint import CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
 from codec.config import ConfigError, from_dict
+from codec.errors import one_line
 from codec.files import written_whole
 from codec.model import Codec
 from codec.recipe import TrainConfig
+
+WRITTEN = ("config.json", "model.safetensors", "README.md", "discriminator.safetensors")
+
+
+class ExportError(ValueError):
+    """What keeps a model from being exported; the message says how to mend it."""
 
 
 def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
@@ -39,7 +46,28 @@ def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
     return config, run / "checkpoints" / checkpoint
 
 
-def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluation: Path | None) -> str:
+def refuse_existing(out: Path) -> None:
+    """Raises ExportError where an export would overwrite a file."""
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file; give a folder")
+    for path in (out / name for name in WRITTEN):
+        if path.exists():
+            raise ExportError(f"{path} exists; --force overwrites it")
+
+
+def read_evaluation(path: Path) -> dict[str, Any]:
+    """What ``recipes/evaluate.py --out`` wrote."""
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+        missing = {"fingerprint", "levels", "codebooks"} - evaluation.keys()
+    except (ValueError, AttributeError):
+        missing = {"everything"}
+    if missing:
+        raise ExportError(f"{path} is not what recipes/evaluate.py --out writes")
+    return evaluation
+
+
+def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluation: dict[str, Any] | None) -> str:
     """The card: what the model is, what it was trained on and how, and what was measured."""
     data = json.loads((run / "data.json").read_text(encoding="utf-8"))
     one = codec.bitrate / codec.num_quantizers / 1000
@@ -66,7 +94,7 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
         "",
         "## Quality",
         "",
-        *(_table(json.loads(evaluation.read_text(encoding="utf-8")), codec) if evaluation else ["Not yet measured."]),
+        *(_table(evaluation, codec) if evaluation else ["Not yet measured."]),
         "",
         "## Limits",
         "",
@@ -81,7 +109,7 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
 
 def _table(evaluation: dict[str, Any], codec: Codec) -> list[str]:
     if evaluation["fingerprint"] != codec.fingerprint:
-        raise CheckpointError("the evaluation is of another model; run recipes/evaluate.py on this export first")
+        raise ExportError("the evaluation is of another model; run recipes/evaluate.py on this export first")
     rows = ["| quantizers | kbit/s | PESQ-WB | STOI | SI-SDR, dB | mel |", "|---|---|---|---|---|---|"]
     for level in evaluation["levels"]:
         cells = [f"{level[name]:.3f}" if level[name] is not None else "-" for name in ("pesq", "stoi", "si_sdr", "mel")]
@@ -101,21 +129,25 @@ def main() -> int:
     parser.add_argument("--half", action="store_true", help="store encoder and decoder in float16")
     parser.add_argument("--evaluation", type=Path, help="JSON of recipes/evaluate.py --out, for the card")
     parser.add_argument("--with-discriminator", action="store_true", help="also write discriminator.safetensors")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing model")
     args = parser.parse_args()
     try:
+        if not args.force:
+            refuse_existing(args.out)
+        evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
         config, checkpoint = load_run(args.run, args.checkpoint)
         tensors, meta = read_checkpoint(checkpoint)
         codec = Codec(config.model, name=args.out.name)
         codec.load_state_dict(module_tensors(tensors, "average"))
+        card = model_card(args.run, config, codec, int(meta["step"]), evaluation)
         codec.save_pretrained(args.out, half=args.half)
-        card = model_card(args.run, config, codec, int(meta["step"]), args.evaluation)
         with written_whole(args.out / "README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
         if args.with_discriminator:
             with written_whole(args.out / "discriminator.safetensors") as temporary:
                 temporary.write_bytes(save(module_tensors(tensors, "judges")))
-    except (CheckpointError, ConfigError, OSError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (CheckpointError, ConfigError, ExportError, OSError, KeyError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     print(f"{checkpoint} -> {args.out}")
     return 0

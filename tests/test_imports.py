@@ -19,6 +19,7 @@ QUANTIZERS = {"codec.quantizers", "codec.quantizers.base", "codec.quantizers.sim
 ALLOWED = {
     "codec.config": set(),
     "codec.files": set(),
+    "codec.errors": set(),
     "codec.windows": set(),
     "codec.container": {"codec.config", "codec.files"},
     "codec.paths": set(),
