@@ -21,7 +21,7 @@ from codec.paths import Job, UsageError, plan_jobs
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
        %(prog)s [options] INPUT [INPUT ...] -o DIR"""
-EXIT_NOTE = "exit codes: 0 done, 1 at least one file failed, 2 bad usage, 130 interrupted"
+EXIT_NOTE = "exit codes: 0 done, 1 a file, model or device cannot be used, 2 bad usage, 130 interrupted"
 
 ENCODE_EXAMPLES = """examples:
   codec-encode in.wav out.codes                 all quantizers of the default model

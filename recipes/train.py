@@ -165,10 +165,22 @@ def build_networks(config: TrainConfig, accelerator: accelerate.Accelerator, ini
     judges = Discriminators(config.discriminator)
     codec, judges = codec.to(accelerator.device).train(), judges.to(accelerator.device).train()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
+    if accelerator.num_processes > 1:
+        for filters in (p for p in codec.parameters() if p.ndim == 4):
+            filters.register_hook(plainly_strided)
     optimizers = [adamw(module, config) for module in (codec, judges)]
     forward = torch.compile(codec) if config.compile else codec
     codec_step, judges_step, *prepared = accelerator.prepare(forward, judges, *optimizers)
     return Networks(codec, average, judges, prepared[0], prepared[1], codec_step, judges_step)
+
+
+def plainly_strided(gradient: Tensor) -> Tensor:
+    """The same values with the usual strides.
+
+    A depthwise filter's gradient takes those of its channels-last activations. In memory the two are one, as all but
+    two dimensions have size 1, but the averaging over processes would warn of it.
+    """
+    return gradient.flatten().view(gradient.shape)
 
 
 def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

@@ -530,7 +530,7 @@ def test_info(folder: Path, run: Run, capsys: pytest.CaptureFixture[str], tiny_m
     assert run("encode", "in.wav", "out.codes", "--num-quantizers", 2) == 0
     assert run("info", "--json", "out.codes", tiny_model_folder) == 0
     file, model = map(json.loads, capsys.readouterr().out.splitlines())
-    assert file["fingerprint"] == model["fingerprint"][:32] and file["model"] == model["model"] == "tiny"
+    assert file["fingerprint_prefix"] == model["fingerprint"][:32] and file["model"] == model["model"] == "tiny"
     expected = {"duration_s": 0.5, "num_samples": 22050, "original_rate_hz": 44100, "model_rate_hz": RATE}
     expected |= {"frames": 100, "num_quantizers": 2, "codebook_size": 32, "bitrate_kbps": 2, "checksums": "correct"}
     assert expected.items() <= file.items() and file["bytes"] == Path("out.codes").stat().st_size
