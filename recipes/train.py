@@ -205,7 +205,8 @@ def leave_stopping_to_the_parent(_worker: int) -> None:
 
 def end_readers() -> None:
     """Kill the reading processes that an error has left: at exit Python would wait for them after a mere SIGTERM."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the DataLoader would report them as lost
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the DataLoader would report them as lost
     for process in multiprocessing.active_children():
         process.kill()
 
