@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 Block = NDArray[np.float32]
 
+LARGEST_PEAK = 8.0  # full scale is 1; what goes beyond this is no loud recording but, say, integers not divided
 BLOCK_SECONDS = 10
 BLOCK_VALUES = 2**23  # and no block holds more, all channels together
 SYSTEM_ERROR = 2  # libsndfile's code where the system calls fail

@@ -64,13 +64,17 @@ def load_checkpoint(
         CheckpointError: damaged, or of another architecture.
     """
     tensors, meta = read_checkpoint(checkpoint)
+    wanted = {f"{name}/{key}": t.shape for name, module in modules.items() for key, t in module.state_dict().items()}
+    found = {key: t.shape for key, t in tensors.items() if key.partition("/")[0] in modules}
+    other = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    if other:
+        raise CheckpointError(
+            f"{checkpoint} does not fit this configuration: {len(other)} tensors are missing, foreign or of another shape "
+            f"({', '.join(other[:3])}{', ...' if len(other) > 3 else ''}); take the run's own model and discriminator "
+            "settings, or another --out"
+        )
     for name, module in modules.items():
-        try:
-            module.load_state_dict(_below(tensors, name))
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"{checkpoint} does not fit this configuration: {' '.join(str(error).split())}"
-            ) from None
+        module.load_state_dict(_below(tensors, name))
     for name, optimizer in optimizers.items():
         states: dict[int, dict[str, Tensor]] = {}
         for key, value in _below(tensors, name).items():

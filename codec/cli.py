@@ -15,12 +15,13 @@ from types import FrameType
 from typing import NoReturn
 
 from codec import __version__
+from codec.errors import one_line
 from codec.paths import Job, UsageError, plan_jobs
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
        %(prog)s [options] INPUT [INPUT ...] -o DIR"""
-EXIT_NOTE = "exit codes: 0 done, 1 at least one file failed, 2 bad usage, 130 interrupted"
+EXIT_NOTE = "exit codes: 0 done, 1 a file, model or device cannot be used, 2 bad usage, 130 interrupted"
 
 ENCODE_EXAMPLES = """examples:
   codec-encode in.wav out.codes                 all quantizers of the default model
@@ -141,7 +142,7 @@ def _main(
     except BrokenPipeError:
         return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell
     except (ValueError, OSError) as error:
-        progress.fail(_one_line(error))
+        progress.fail(one_line(error))
         return EXIT_FAILURE
     finally:
         _settle_stdout()
@@ -160,12 +161,6 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _one_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _for_each(jobs: list[Job], force: bool, progress: _Progress, transfer: Callable[[Job], None]) -> int:
     """Run the jobs, going on after a failure; a bar when there are several."""
     from tqdm import tqdm
@@ -180,7 +175,7 @@ def _for_each(jobs: list[Job], force: bool, progress: _Progress, transfer: Calla
             raise
         except (ValueError, OSError) as error:
             failures += 1
-            text = _one_line(error)
+            text = one_line(error)
             named = text.startswith((job.source_name, job.target_name)) or getattr(error, "filename", None)
             progress.fail(text if named else f"{job.source_name}: {text}")
     if failures and len(jobs) > 1:
@@ -234,7 +229,7 @@ def _info(args: argparse.Namespace, progress: _Progress) -> int:
             raise
         except (ValueError, OSError) as error:
             failures += 1
-            text = _one_line(error)
+            text = one_line(error)
             progress.fail(text if text.startswith(name) else f"{name}: {text}")
             continue
         if args.json:

@@ -244,9 +244,14 @@ def intact_blocks(stream: IO[bytes], header: Header) -> Iterator[Codes]:
     Raises:
         ContainerError: truncated or damaged.
     """
-    for block in read_blocks(stream, header):
+    found = False
+    blocks = read_blocks(stream, header)
+    for block in blocks:
         if isinstance(block, Damage):
-            raise ContainerError(f"{block.reason}; --salvage decodes the intact blocks")
+            found = found or any(not isinstance(other, Damage) for other in blocks)  # is there anything to be saved?
+            advice = "--salvage decodes the intact blocks" if found else "no block is intact"
+            raise ContainerError(f"{block.reason}; {advice}")
+        found = True
         yield block
 
 

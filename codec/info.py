@@ -36,7 +36,7 @@ def _describe_codes(path: Path) -> dict[str, Any]:
         "file": str(path),
         "format_version": container.VERSION,
         "model": header.model,
-        "fingerprint": header.fingerprint,
+        "fingerprint_prefix": header.fingerprint,  # files hold the first half of their model's
         "duration_s": round(header.duration, 3),
         "num_samples": header.num_samples,
         "original_rate_hz": header.original_sample_rate,

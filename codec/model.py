@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.audio import resample
+from codec.audio import LARGEST_PEAK, resample
 from codec.autoencoder import Encoder, build_decoder, decoder_context, encoder_context
 from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
 from codec.files import written_whole
@@ -23,6 +24,7 @@ from codec.pretrained import DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
 from codec.windows import overlapping
 
+MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
 WINDOW_FRAMES = 1024  # new frames a window: long signals run window by window, short ones in one piece
 
 
@@ -169,12 +171,13 @@ class Codec(nn.Module):
                 codes of a shorter item are followed by zeros.
 
         Raises:
-            ValueError: a shape, type, rate, length or number of quantizers that cannot be; NaN in the waveform.
+            ValueError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
+                of fewer samples (``[B, T, C]``); NaN in the waveform, or a peak beyond 8 (integers not scaled to [-1, 1]).
         """
         stages = self._checked_stages(num_quantizers, self.num_quantizers)
         items = _split_items(_checked_waveform(waveform), lengths)
-        if not RATES[0] <= sample_rate <= RATES[1]:
-            raise ValueError(f"sample_rate must be from {RATES[0]} to {RATES[1]} Hz, not {sample_rate}")
+        if not isinstance(sample_rate, Real) or not RATES[0] <= sample_rate <= RATES[1]:
+            raise ValueError(f"sample_rate must be from {RATES[0]} to {RATES[1]} Hz, not {sample_rate!r}")
         codes = [self._encode_item(item, sample_rate, stages) for item in items]
         frames = max(item.shape[-1] for item in codes)
         return torch.stack([F.pad(item, (0, frames - item.shape[-1])) for item in codes])
@@ -194,6 +197,8 @@ class Codec(nn.Module):
         Raises:
             ValueError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
         """
+        if not isinstance(codes, Tensor):
+            raise ValueError(f"codes must be a tensor, int64 [B, K, N], not {type(codes).__name__}")
         if codes.ndim != 3 or codes.dtype not in (torch.int64, torch.int32):
             raise ValueError(f"codes must be int64 [B, K, N], not {codes.dtype} {list(codes.shape)}")
         batch, given, frames = codes.shape
@@ -239,9 +244,9 @@ class Codec(nn.Module):
     def _checked_stages(self, asked: int | None, most: int) -> int:
         if asked is None:
             return most
-        if not 1 <= asked <= most:
-            raise ValueError(f"num_quantizers must be from 1 to {most}, not {asked}")
-        return asked
+        if not isinstance(asked, (int, np.integer)) or not 1 <= asked <= most:
+            raise ValueError(f"num_quantizers must be a whole number from 1 to {most}, not {asked!r}")
+        return int(asked)
 
     # ---- loading and saving ---------------------------------------------------------------------------------------
 
@@ -268,8 +273,14 @@ class Codec(nn.Module):
             folder: made if need be; a model in it is replaced.
             half: store encoder and decoder in float16, half the size (the quantizer stays float32: codes keep their
                 meaning). The weights are rounded once; what is loaded is float32 again.
+
+        Raises:
+            ValueError: ``folder`` is a file.
+            OSError: it cannot be written to.
         """
         folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder} is a file; save_pretrained takes a folder")
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if half:
@@ -321,18 +332,29 @@ def _checked_waveform(waveform: Tensor) -> Tensor:
         raise ValueError(f"waveform must be [B, C, T] or [T], not {list(waveform.shape)}")
     if waveform.numel() == 0:
         raise ValueError("waveform is empty")
-    if not all(extreme.isfinite() for extreme in torch.aminmax(waveform)):
+    channels, samples = waveform.shape[1:]
+    if channels > MOST_CHANNELS and channels > samples:
+        raise ValueError(
+            f"waveform {list(waveform.shape)} would be {channels} channels of {samples} samples; if it is [B, T, C], give "
+            "waveform.transpose(1, 2)"
+        )
+    extremes = torch.aminmax(waveform)
+    if not all(extreme.isfinite() for extreme in extremes):
         raise ValueError("waveform holds NaN or infinity")
+    peak = max(abs(float(extreme)) for extreme in extremes)
+    if peak > LARGEST_PEAK:
+        raise ValueError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")
     return waveform.float().mean(dim=1)
 
 
 def _checked_lengths(lengths: Tensor | list[int] | None, batch: int, longest: int) -> list[int] | None:
     if lengths is None:
         return None
-    wanted = [int(length) for length in lengths]
-    if len(wanted) != batch or not all(1 <= length <= longest for length in wanted):
-        raise ValueError(f"lengths must be {batch} numbers from 1 to {longest}, not {wanted}")
-    return wanted
+    given = lengths.tolist() if hasattr(lengths, "tolist") else lengths  # tensors and arrays
+    valid = isinstance(given, list | tuple) and len(given) == batch
+    if not valid or not all(isinstance(length, (int, np.integer)) and 1 <= length <= longest for length in given):
+        raise ValueError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {given!r}")
+    return [int(length) for length in given]
 
 
 def _split_items(waveform: Tensor, lengths: Tensor | list[int] | None) -> list[Tensor]:

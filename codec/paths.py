@@ -76,7 +76,10 @@ def plan_jobs(
     taken: dict[Path, Path] = {}
     for job in jobs:
         if job.target in taken:
-            raise UsageError(f"{taken[job.target]} and {job.source} would both become {job.target}")
+            raise UsageError(
+                f"{taken[job.target]} and {job.source} would both become {job.target}; rename one, or give them one by one "
+                "or with different -o"
+            )
         taken[job.target] = job.source
     if not jobs:
         kind = next(iter(source_suffixes)) if len(source_suffixes) == 1 else "audio"

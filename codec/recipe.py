@@ -223,7 +223,11 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path} is not text") from None
+    values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping")
     base = values.pop("base", None)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from codec import container
-from codec.audio import AudioReader, AudioWriter, cut, resample_blocks, resampled_length
+from codec.audio import LARGEST_PEAK, AudioReader, AudioWriter, Block, cut, resample_blocks, resampled_length
 from codec.container import Codes, ContainerError, Damage, Header
 from codec.files import written_whole
 from codec.model import Codec
@@ -38,7 +38,7 @@ def load_codec(model: str, device: str) -> Codec:
         return codec.to(device)
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = " ".join(str(error).split(". ")[0].split("\n")[0].split())
-        raise ModelError(f"--device {device} cannot be used here: {reason}") from None
+        raise ModelError(f"--device {device} cannot be used here: {reason}; use --device cpu") from None
 
 
 def quantizers_for(bitrate_of_one: float, most: int, num_quantizers: int | None, kbps: float | None) -> int:
@@ -57,6 +57,14 @@ def quantizers_for(bitrate_of_one: float, most: int, num_quantizers: int | None,
     if count < 1:
         raise UsageError(f"--bitrate {kbps:g}: the lowest is {bitrate_of_one / 1000:g} kbit/s (one quantizer)")
     return min(count, most)
+
+
+def _say_bitrate(count: int, most: int, bitrate_of_one: float, kbps: float, said: set[str], note: Note) -> None:
+    """Note, once, the bitrate that is used where the one asked for cannot be met exactly."""
+    text = f"using {count} of {most} quantizers, {count * bitrate_of_one / 1000:g} kbit/s"
+    if abs(count * bitrate_of_one - kbps * 1000) > 1 and text not in said:
+        said.add(text)
+        note(text)
 
 
 @dataclass
@@ -80,8 +88,8 @@ class Encoding:
         codec = load_codec(model or DEFAULT_MODEL, device)
         one = codec.bitrate / codec.num_quantizers
         count = quantizers_for(one, codec.num_quantizers, num_quantizers, kbps)
-        if kbps is not None and abs(count * one - kbps * 1000) > 1:
-            note(f"using {count} of {codec.num_quantizers} quantizers, {count * one / 1000:g} kbit/s")
+        if kbps is not None:
+            _say_bitrate(count, codec.num_quantizers, one, kbps, set(), note)
         return cls(codec, count)
 
 
@@ -110,7 +118,8 @@ def encode_file(encoding: Encoding, job: Job, note: Note) -> None:
         if reader.channels > 1 and not encoding.said_mixed:
             note(f"{reader.name}: {reader.channels} channels mixed down to one")
             encoding.said_mixed = True
-        samples = resample_blocks(reader.blocks(), reader.sample_rate, codec.sample_rate)
+        blocks = _watched(reader.blocks(), reader.name, note)
+        samples = resample_blocks(blocks, reader.sample_rate, codec.sample_rate)
         windows = codec.encode_blocks((torch.from_numpy(block) for block in samples), encoding.num_quantizers)
         bar = _seconds_bar(stack, reader.claimed_seconds)
         codes = []
@@ -119,6 +128,16 @@ def encode_file(encoding: Encoding, job: Job, note: Note) -> None:
             bar(window.shape[-1] / codec.frame_rate)
         header = replace(header, num_samples=reader.num_samples)
         output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
+
+
+def _watched(blocks: Iterator[Block], name: str, note: Note) -> Iterator[Block]:
+    """The blocks; said once where they are so far beyond full scale that something else must be meant."""
+    said = False
+    for block in blocks:
+        if not said and (peak := float(np.abs(block).max(initial=0))) > LARGEST_PEAK:
+            note(f"{name}: warning: samples reach {peak:g} where full scale is 1; divide 16-bit values by 32768")
+            said = True
+        yield block
 
 
 @dataclass
@@ -132,6 +151,7 @@ class Decoding:
     native_rate: bool
     salvage: bool
     loaded: dict[str, Codec] = field(default_factory=dict)
+    said: set[str] = field(default_factory=set)
 
     def load(self, name: str) -> Codec:
         """The model of this name.
@@ -191,6 +211,8 @@ def decode_file(decoding: Decoding, job: Job, note: Note) -> None:
         codec = decoding.codec_for(header)
         one = header.bitrate / header.num_quantizers
         stages = quantizers_for(one, header.num_quantizers, decoding.num_quantizers, decoding.kbps)
+        if decoding.kbps is not None:
+            _say_bitrate(stages, header.num_quantizers, one, decoding.kbps, decoding.said, note)
         rate = codec.sample_rate if decoding.native_rate else header.original_sample_rate
         wanted = resampled_length(header.num_samples, header.original_sample_rate, rate)
         output = stack.enter_context(_output(job))
@@ -219,6 +241,9 @@ def _salvaged(codec: Codec, blocks: Iterator[Codes | Damage], stages: int, note:
         ContainerError: no block is intact.
     """
     damage: list[Damage] = []
+    held: list[
+        str
+    ] = []  # what to note, until an intact block is found: else nothing is written, and the error says all
     found = 0
 
     def run() -> Iterator[Codes]:
@@ -230,6 +255,10 @@ def _salvaged(codec: Codec, blocks: Iterator[Codes | Damage], stages: int, note:
             found += 1
             yield block
 
+    def say() -> None:
+        while found and held:
+            note(held.pop(0))
+
     while True:
         before = len(damage)
         yield from codec.decode_blocks(_tensors(run(), stages))
@@ -238,12 +267,15 @@ def _salvaged(codec: Codec, blocks: Iterator[Codes | Damage], stages: int, note:
         last = damage[-1]
         seconds = last.num_frames / codec.frame_rate
         if last.truncated:
-            note(f"{last.reason}; the output ends {seconds:.1f} s early")
+            held.append(f"{last.reason}; the output ends {seconds:.1f} s early")
         elif last.num_frames:
-            note(f"{last.reason}; {seconds:.1f} s of silence instead")
-            yield torch.zeros(last.num_frames * codec.hop_length)
+            held.append(f"{last.reason}; {seconds:.1f} s of silence instead")
         else:
-            note(f"{last.reason}; they are left out")
+            held.append(f"{last.reason}; they are left out")
+        say()
+        if last.num_frames and not last.truncated:
+            yield torch.zeros(last.num_frames * codec.hop_length)
+    say()
     if damage and not found:
         raise ContainerError(f"{damage[0].reason}; no block is intact")
 

@@ -23,8 +23,9 @@ import numpy as np
 import soundfile
 import torch
 
+from codec.errors import one_line
 from codec.model import Codec
-from codec.pretrained import DEFAULT_MODEL
+from codec.pretrained import DEFAULT_MODEL, ModelError
 
 SECONDS = 10
 
@@ -124,7 +125,7 @@ def training(config: str, overrides: list[str], threads: int) -> None:
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--threads", type=int, default=2)
@@ -133,19 +134,27 @@ def main() -> None:
     parser.add_argument("--startup", action="store_true")
     parser.add_argument("--train", metavar="CONFIG", help="measure training with this configuration")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override of that configuration"
+        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of that configuration"
     )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    if args.train:
-        training(args.train, args.set, args.threads)
-    elif args.memory:
-        one_hour(args.model)
-    elif args.startup:
-        startup(args.model, args.rounds)
-    else:
-        against_encodec(args.model, args.rounds)
+    try:
+        if args.train:
+            training(args.train, args.set, args.threads)
+        elif args.memory:
+            one_hour(args.model)
+        elif args.startup:
+            startup(args.model, args.rounds)
+        else:
+            against_encodec(args.model, args.rounds)
+    except subprocess.CalledProcessError as error:  # which has said why
+        print(f"error: {Path(error.cmd[1]).name} failed", file=sys.stderr)
+        return 1
+    except (ModelError, ModuleNotFoundError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

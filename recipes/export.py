@@ -1,10 +1,10 @@
 """Make a model folder of a training run: config.json, model.safetensors (averaged weights) and a card.
 
     python recipes/export.py runs/mine models/mine
-    python recipes/export.py runs/mine models/mine --half --evaluation report --with-discriminator
+    python recipes/export.py runs/mine models/mine --half --evaluation report --with-discriminator --force
 
 ``--evaluation`` takes the report that ``codec-evaluate`` made of the exported model and puts its table on the card, so
-export once, evaluate, and export again.
+export once, evaluate, and export again with ``--force``: an existing model is kept otherwise.
 """
 
 from __future__ import annotations
@@ -19,9 +19,16 @@ from safetensors.torch import save
 
 from codec.checkpoint import CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
 from codec.config import ConfigError, from_dict
+from codec.errors import one_line
 from codec.files import written_whole
 from codec.model import Codec
 from codec.recipe import TrainConfig
+
+WRITTEN = ("config.json", "model.safetensors", "README.md", "discriminator.safetensors")
+
+
+class ExportError(ValueError):
+    """What keeps a model from being exported; the message says how to mend it."""
 
 
 def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
@@ -39,7 +46,28 @@ def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
     return config, run / "checkpoints" / checkpoint
 
 
-def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluation: Path | None) -> str:
+def refuse_existing(out: Path) -> None:
+    """Raises ExportError where an export would overwrite a file."""
+    if out.exists() and not out.is_dir():
+        raise ExportError(f"{out} is a file; give a folder")
+    for path in (out / name for name in WRITTEN):
+        if path.exists():
+            raise ExportError(f"{path} exists; --force overwrites it")
+
+
+def read_evaluation(report: Path) -> dict[str, Any]:
+    """What the folder of a codec-evaluate report says in its ``metrics.json``, a model among its systems."""
+    try:
+        summary = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+        complete = bool(summary["model"]["fingerprint"] and summary["systems"] and summary["health"]["stages"])
+    except (OSError, ValueError, KeyError, TypeError):
+        complete = False
+    if not complete:
+        raise ExportError(f"{report} is not the report that codec-evaluate makes of a model")
+    return summary  # type: ignore[no-any-return]
+
+
+def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluation: dict[str, Any] | None) -> str:
     """The card: what the model is, what it was trained on and how, and what was measured."""
     data = json.loads((run / "data.json").read_text(encoding="utf-8"))
     one = codec.bitrate / codec.num_quantizers / 1000
@@ -66,7 +94,7 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
         "",
         "## Quality",
         "",
-        *(_table(read_summary(evaluation), codec) if evaluation else ["Not yet measured."]),
+        *(_table(evaluation, codec) if evaluation else ["Not yet measured."]),
         "",
         "## Limits",
         "",
@@ -79,19 +107,10 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
     return "\n".join(lines) + "\n"
 
 
-def read_summary(report: Path) -> dict[str, Any]:
-    """What a report's metrics.json holds."""
-    path = report / "metrics.json"
-    if not path.is_file():
-        raise CheckpointError(f"{report} is no report: it has no metrics.json; codec-evaluate makes one")
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary
-
-
 def _table(summary: dict[str, Any], codec: Codec) -> list[str]:
     """The model's rows of a report, as a table."""
-    if summary["model"] is None or summary["model"]["fingerprint"] != codec.fingerprint:
-        raise CheckpointError("the evaluation is of another model; run codec-evaluate on this export first")
+    if summary["model"]["fingerprint"] != codec.fingerprint:
+        raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
     names = [name for name in ("pesq", "stoi", "estoi", "si_sdr", "mel", "distillmos") if name in summary["metrics"]]
     labels = [summary["metrics"][name]["label"] for name in names]
     lines = [f"| kbit/s | {' | '.join(labels)} |", "|---" * (len(names) + 1) + "|"]
@@ -125,21 +144,25 @@ def main() -> int:
     parser.add_argument("--half", action="store_true", help="store encoder and decoder in float16")
     parser.add_argument("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")
     parser.add_argument("--with-discriminator", action="store_true", help="also write discriminator.safetensors")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing model")
     args = parser.parse_args()
     try:
+        if not args.force:
+            refuse_existing(args.out)
+        evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
         config, checkpoint = load_run(args.run, args.checkpoint)
         tensors, meta = read_checkpoint(checkpoint)
         codec = Codec(config.model, name=args.out.name)
         codec.load_state_dict(module_tensors(tensors, "average"))
+        card = model_card(args.run, config, codec, int(meta["step"]), evaluation)
         codec.save_pretrained(args.out, half=args.half)
-        card = model_card(args.run, config, codec, int(meta["step"]), args.evaluation)
         with written_whole(args.out / "README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
         if args.with_discriminator:
             with written_whole(args.out / "discriminator.safetensors") as temporary:
                 temporary.write_bytes(save(module_tensors(tensors, "judges")))
-    except (CheckpointError, ConfigError, OSError, KeyError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (CheckpointError, ConfigError, ExportError, OSError, KeyError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     print(f"{checkpoint} -> {args.out}")
     return 0

@@ -1,52 +1,89 @@
 """Draw the curves of one or more training runs from their metrics.jsonl.
 
 python recipes/plot.py runs/default --out curves.png
+python recipes/plot.py runs/one runs/two --curves valid/mel "codebook/usage_*" --out compared.png
 """
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import json
 import sys
 from pathlib import Path
 
+from codec.errors import one_line
+from codec.files import written_whole
+
 CURVES = ["loss/mel", "loss/stft", "loss/commitment", "valid/mel", "valid/stft", "learning_rate"]
+CURVES += ["codebook/usage_*", "codebook/perplexity_*", "latents/effective_dimension"]
+
+Curve = tuple[list[int], list[float]]
 
 
-def read_curve(run: Path, name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of one scalar of a run."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    points = [(line["step"], line[name]) for line in lines if name in line]
-    return [step for step, _ in points], [value for _, value in points]
+class PlotError(ValueError):
+    """What keeps the curves from being drawn; the message is one line for the user."""
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument("--curves", nargs="+", default=CURVES, metavar="NAME")
-    parser.add_argument("--out", type=Path, default=Path("curves.png"))
-    args = parser.parse_args()
-    missing = [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]
-    if missing:
-        print(f"error: no metrics.jsonl in {', '.join(missing)}", file=sys.stderr)
-        return 1
+def read_curves(run: Path, pattern: str) -> dict[str, Curve]:
+    """Steps and values of the scalars of a run that match a pattern, by name."""
+    curves: dict[str, Curve] = {}
+    for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        line = json.loads(text)
+        for name in fnmatch.filter(line, pattern):
+            steps, values = curves.setdefault(name, ([], []))
+            steps.append(line["step"])
+            values.append(line[name])
+    return curves
+
+
+def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
+    """One picture with a panel a pattern; a run keeps its colour, the curves of one pattern grow paler."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     columns = 3
-    rows = -(-len(args.curves) // columns)
+    rows = -(-len(patterns) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(4.5 * columns, 3 * rows), squeeze=False)
-    for axis, name in zip(axes.flat, args.curves, strict=False):
-        for run in args.runs:
-            axis.plot(*read_curve(run, name), label=run.name, linewidth=1)
-        axis.set_title(name)
+    for axis, pattern in zip(axes.flat, patterns, strict=False):
+        for index, run in enumerate(runs):
+            curves = read_curves(run, pattern)
+            for stage, points in enumerate(curves.values()):
+                label = {"label": run.name} if stage == 0 else {}
+                axis.plot(*points, **label, linewidth=1, color=f"C{index % 10}", alpha=1 - 0.8 * stage / len(curves))
+        axis.set_title(pattern)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
+    for axis in axes.flat[len(patterns) :]:
+        axis.remove()
     axes.flat[0].legend()
     figure.tight_layout()
-    figure.savefig(args.out, dpi=80)
+    with written_whole(out) as temporary:
+        figure.savefig(temporary, dpi=80)
+    pyplot.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument(
+        "--curves", nargs="+", default=CURVES, metavar="NAME", help="scalars of the run; NAME_* draws all of that kind"
+    )
+    parser.add_argument("--out", type=Path, default=Path("curves.png"))
+    parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
+    args = parser.parse_args()
+    try:
+        if args.out.exists() and not args.force:
+            raise PlotError(f"{args.out} exists; --force overwrites it")
+        missing = [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]
+        if missing:
+            raise PlotError(f"no metrics.jsonl in {', '.join(missing)}")
+        plot(args.runs, args.curves, args.out)
+    except (PlotError, ModuleNotFoundError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
     print(args.out)
     return 0
 

@@ -16,6 +16,8 @@ import copy
 import json
 import logging
 import math
+import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -25,9 +27,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import accelerate
+if __name__ == "__main__":  # importing torch takes seconds, in which ctrl-C would end in a traceback
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted before training began\n"), os._exit(130)))
+
 import torch
-from accelerate.utils import broadcast
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -37,6 +40,7 @@ from codec.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint
 from codec.config import ConfigError, to_dict
 from codec.data import SegmentConfig, SegmentDataset
 from codec.discriminators import Discriminators
+from codec.errors import one_line
 from codec.files import written_whole
 from codec.health import CodebookCounter, effective_dimension
 from codec.losses import SpectralLoss
@@ -46,12 +50,23 @@ from codec.pretrained import ModelError
 from codec.recipe import TrainConfig, load_train_config
 from codec.tracking import Tracker
 
+try:
+    import accelerate
+    from accelerate.utils import broadcast  # where the package is missing, the folder beside this script has its name
+except ModuleNotFoundError as error:
+    raise SystemExit(f"error: {one_line(error)}") from None
+
 MATCHING_BATCHES = 8  # batches of latents that the codebooks are matched to
 MATCHING_INDEX = 2**40  # where those segments lie in the stream: training never gets there
+EXIT_NOTE = """exit codes: 0 done, or stopped by SIGTERM or ctrl-C with a checkpoint written (--resume goes on),
+            1 an error, 2 bad usage, 130 interrupted before training began"""
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says what to change."""
+
+
+MISTAKES = (ConfigError, CheckpointError, ManifestError, ModelError, AudioError, TrainingError)
 
 
 @dataclass
@@ -150,10 +165,22 @@ def build_networks(config: TrainConfig, accelerator: accelerate.Accelerator, ini
     judges = Discriminators(config.discriminator)
     codec, judges = codec.to(accelerator.device).train(), judges.to(accelerator.device).train()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
+    if accelerator.num_processes > 1:
+        for filters in (p for p in codec.parameters() if p.ndim == 4):
+            filters.register_hook(plainly_strided)
     optimizers = [adamw(module, config) for module in (codec, judges)]
     forward = torch.compile(codec) if config.compile else codec
     codec_step, judges_step, *prepared = accelerator.prepare(forward, judges, *optimizers)
     return Networks(codec, average, judges, prepared[0], prepared[1], codec_step, judges_step)
+
+
+def plainly_strided(gradient: Tensor) -> Tensor:
+    """The same values with the usual strides.
+
+    A depthwise filter's gradient takes those of its channels-last activations. In memory the two are one, as all but
+    two dimensions have size 1, but the averaging over processes would warn of it.
+    """
+    return gradient.flatten().view(gradient.shape)
 
 
 def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -165,6 +192,23 @@ def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     ]
     beta1, beta2 = config.optimizer.betas
     return torch.optim.AdamW(groups, lr=config.optimizer.learning_rate, betas=(beta1, beta2))
+
+
+def leave_stopping_to_the_parent(_worker: int) -> None:
+    """Ignore SIGTERM and ctrl-C in a reading process: they often reach the whole group, and the step wants its batch.
+
+    The parent ends its readers through their queue; readers whose parent was killed end by themselves within seconds.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_readers() -> None:
+    """Kill the reading processes that an error has left: at exit Python would wait for them after a mere SIGTERM."""
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the DataLoader would report them as lost
+    for process in multiprocessing.active_children():
+        process.kill()
 
 
 def batches(
@@ -180,6 +224,7 @@ def batches(
         sampler=list(indices),
         num_workers=config.data.workers,
         prefetch_factor=8 if config.data.workers else None,
+        worker_init_fn=leave_stopping_to_the_parent,
     )
     return iter(loader)
 
@@ -393,6 +438,14 @@ def train(args: argparse.Namespace) -> int:
     if args.resume:
         meta = load_checkpoint(latest_checkpoint(checkpoints), networks.modules, networks.optimizers)
         counters = Counters(**meta)
+    if counters.step >= config.phases.steps:
+        if rank == 0:
+            print(
+                f"nothing left to do: {args.out} is at step {counters.step} and phases.steps is {config.phases.steps}; "
+                "raise it to train on, as with --set phases.steps=" + str(2 * counters.step)
+            )
+        accelerator.end_training()
+        return 0
 
     tracker = None
     if rank == 0:
@@ -459,7 +512,10 @@ def train(args: argparse.Namespace) -> int:
     bar.close()
     if tracker is not None:
         tracker.close()
-        print(f"{'stopped' if counters.step < config.phases.steps else 'done'} at step {counters.step}: {checkpoints}")
+        if counters.step < config.phases.steps:
+            print(f"stopped at step {counters.step}: {checkpoints}; the same command with --resume goes on from there")
+        else:
+            print(f"done at step {counters.step}: {checkpoints}")
     accelerator.end_training()
     return 0
 
@@ -505,14 +561,33 @@ def describe_run(folder: Path, config: TrainConfig, records: list[Record], valid
             temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def sentence(error: Exception) -> str:
+    """The message on one line, without the traceback that the DataLoader puts before it where a reading process failed."""
+    _, wrapped, traceback = str(error).partition("\nOriginal Traceback")
+    return traceback.strip().splitlines()[-1].partition(": ")[2] if wrapped else one_line(error)
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, type=Path)
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXIT_NOTE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--config",
+        required=True,
+        type=Path,
+        metavar="YAML",
+        help="what to train on what, as recipes/libritts/debug.yaml",
+    )
     parser.add_argument(
         "--out", type=Path, help="the run's folder, for checkpoints and logs (default: runs/NAME_OF_CONFIG)"
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override, as phases.steps=1000"
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override fields of the configuration, as --set phases.steps=1000 data.workers=2",
     )
     parser.add_argument(
         "--resume", action="store_true", help="go on from the run's last checkpoint (otherwise the same command)"
@@ -525,10 +600,16 @@ def main() -> int:
     args = parser.parse_args()
     args.out = args.out or Path("runs") / args.config.stem
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on an exception can tidy up
         return train(args)
-    except (ConfigError, CheckpointError, ManifestError, ModelError, AudioError, TrainingError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted before training began", file=sys.stderr)
+        return 130
+    except (*MISTAKES, OSError, ModuleNotFoundError) as error:
+        print(f"error: {sentence(error)}", file=sys.stderr)
         return 1
+    finally:
+        end_readers()
 
 
 if __name__ == "__main__":

@@ -128,6 +128,16 @@ def test_mixed_down_is_said_once(folder: Path, run: Run, capsys: pytest.CaptureF
     assert one_line(capsys) == "codec-encode: a.wav: 2 channels mixed down to one\n"
 
 
+def test_samples_far_beyond_full_scale_are_noted(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    """As 16-bit values stored as floats; a loud recording is not."""
+    soundfile.write("loud.wav", np.full(12 * RATE, 3.0), RATE, subtype="FLOAT")
+    assert run("encode", "loud.wav", "loud.codes") == 0
+    assert capsys.readouterr().err == ""
+    soundfile.write("wrong.wav", np.full(12 * RATE, 32767.0), RATE, subtype="FLOAT")
+    assert run("encode", "wrong.wav", "wrong.codes") == 0
+    assert "wrong.wav: warning: samples reach 32767 where full scale is 1" in one_line(capsys)
+
+
 @pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3", "opus", "WAV"])
 def test_output_formats(folder: Path, run: Run, sound: Samples, suffix: str) -> None:
     soundfile.write("in.flac", sound[:RATE], RATE)
@@ -177,7 +187,9 @@ def test_bitrates(
     np.testing.assert_array_equal(codes, container.read("all.codes")[1][:stages])
     assert header.num_quantizers == stages
     assert run("decode", "some.codes", "a.wav") == 0
+    capsys.readouterr()
     assert run("decode", "all.codes", "b.wav", *option) == 0
+    assert capsys.readouterr().err.count("using") == noted
     assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
 
 
@@ -237,7 +249,7 @@ def test_one_bad_file_does_not_stop_the_others(folder: Path, run: Run, capsys: p
         (["encode", "in.wav", "sub/in.wav"], "OUTPUT must end in .codes"),
         (["encode", "sub", "out.codes"], "sub is a folder; give -o DIR"),
         (["encode", "in.wav", "dir.codes"], "dir.codes is a folder; give -o dir.codes"),
-        (["encode", "in.wav", "sub/in.wav", "-o", "out"], "would both become out/in.codes"),
+        (["encode", "in.wav", "sub/in.wav", "-o", "out"], "would both become out/in.codes; rename one"),
         (["encode", "in.wav", "in.wav", "-o", "out"], "would both become out/in.codes"),
         (["encode", "-", "-o", "out"], "stdin has no name"),
         (["encode", "dir.codes", "-o", "out"], "no audio file in dir.codes"),
@@ -339,7 +351,7 @@ def test_a_failure_harms_nothing_in_spite_of_force(folder: Path, run: Run, sound
         (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
         (["encode", "in.wav", "x.codes", "--model", "."], "error: . is not a model folder: it lacks config.json"),
         (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: --device nonsense cannot be used here"),
-        (["encode", "in.wav", "x.codes", "--device", "cuda:77"], "error: --device cuda:77 cannot be used here"),
+        (["encode", "in.wav", "x.codes", "--device", "cuda:77"], "use --device cpu"),
         (["encode", "in.wav", "x.codes", "--device", "meta"], "error: --device meta cannot be used here"),
         (["encode", "in.wav", "x.codes", "--device", ""], "error: --device"),
         (["decode", "a.codes", "b.codes", "-o", "x", "--model", "nonsense"], "error: no model 'nonsense'"),
@@ -347,7 +359,7 @@ def test_a_failure_harms_nothing_in_spite_of_force(folder: Path, run: Run, sound
         (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
         (
             ["decode", "truncated.codes", "x.wav"],
-            "error: truncated.codes: truncated: 1 of 1 blocks are missing; --salvage",
+            "error: truncated.codes: truncated: 1 of 1 blocks are missing; no block is intact",
         ),
         (["decode", "truncated.codes", "x.wav", "--salvage"], "no block is intact"),
         (["decode", "absurd.codes", "x.wav"], "blocks are missing"),
@@ -381,7 +393,7 @@ def test_failures_are_one_line(
     assert run(*args) == 1
     said = capsys.readouterr().err.splitlines()
     assert message in said[-1] and said[-1].startswith(f"codec-{args[0]}: error: ")
-    assert len(said) == (2 if "--salvage" in args else 1), said
+    assert len(said) == 1, said
     assert names(folder) == before
 
 
@@ -470,6 +482,35 @@ def test_salvage_of_a_truncated_file_ends_early(
     assert soundfile.info("out.wav").frames == BLOCK_FRAMES * HOP
 
 
+@pytest.mark.parametrize("option", [[], ["--salvage"]], ids=str)
+def test_salvage_is_not_advised_where_nothing_is_intact(
+    folder: Path, run: Run, sound: Samples, capsys: pytest.CaptureFixture[str], option: list[str]
+) -> None:
+    soundfile.write("in.wav", sound, RATE)
+    assert run("encode", "in.wav", "out.codes") == 0
+    data, header = bytearray(Path("out.codes").read_bytes()), container.read("out.codes")[0]
+    start = len(container.pack_header(header))
+    data[start:] = bytes(value ^ 1 for value in data[start:])
+    Path("out.codes").write_bytes(data)
+    assert run("decode", "out.codes", "out.wav", *option) == 1
+    assert "block 1 of 4 is damaged (its checksum is wrong); no block is intact" in one_line(capsys)
+    assert names(folder) == ["in.wav", "out.codes"]
+
+
+def test_salvage_is_advised_for_a_later_block(
+    folder: Path, run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write("in.wav", sound, RATE)
+    assert run("encode", "in.wav", "out.codes") == 0
+    data, header = bytearray(Path("out.codes").read_bytes()), container.read("out.codes")[0]
+    data[len(container.pack_header(header)) + 20] ^= 1
+    Path("out.codes").write_bytes(data)
+    assert run("decode", "out.codes", "out.wav") == 1
+    assert "block 1 of 4 is damaged (its checksum is wrong); --salvage decodes" in one_line(capsys)
+    assert run("decode", "out.codes", "out.wav", "--salvage") == 0
+    assert one_line(capsys).endswith("5.1 s of silence instead\n")
+
+
 def test_salvage_leaves_bytes_at_the_end_out(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     soundfile.write("in.wav", np.zeros(800), RATE)
     assert run("encode", "in.wav", "out.codes") == 0
@@ -489,7 +530,7 @@ def test_info(folder: Path, run: Run, capsys: pytest.CaptureFixture[str], tiny_m
     assert run("encode", "in.wav", "out.codes", "--num-quantizers", 2) == 0
     assert run("info", "--json", "out.codes", tiny_model_folder) == 0
     file, model = map(json.loads, capsys.readouterr().out.splitlines())
-    assert file["fingerprint"] == model["fingerprint"][:32] and file["model"] == model["model"] == "tiny"
+    assert file["fingerprint_prefix"] == model["fingerprint"][:32] and file["model"] == model["model"] == "tiny"
     expected = {"duration_s": 0.5, "num_samples": 22050, "original_rate_hz": 44100, "model_rate_hz": RATE}
     expected |= {"frames": 100, "num_quantizers": 2, "codebook_size": 32, "bitrate_kbps": 2, "checksums": "correct"}
     assert expected.items() <= file.items() and file["bytes"] == Path("out.codes").stat().st_size

@@ -19,6 +19,7 @@ QUANTIZERS = {"codec.quantizers", "codec.quantizers.base", "codec.quantizers.sim
 ALLOWED = {
     "codec.config": set(),
     "codec.files": set(),
+    "codec.errors": set(),
     "codec.windows": set(),
     "codec.container": {"codec.config", "codec.files"},
     "codec.paths": set(),
@@ -39,7 +40,7 @@ ALLOWED = {
     "codec.metrics": {"codec.audio", "codec.losses", "codec.spectral"},
     "codec.evaluation.statistics": set(),
     "codec.evaluation.compare": {"codec.evaluation.statistics"},
-    "codec.evaluation.commands": {"codec"},
+    "codec.evaluation.commands": {"codec", "codec.errors"},
     "codec.data": {"codec.manifest"},
 }
 

@@ -178,6 +178,13 @@ def test_other_rates_and_channels(model: Codec) -> None:
         (lambda m: m.decode(torch.full((1, 3, 9), 50)), "from 0 to 49"),
         (lambda m: m.decode(torch.zeros(1, 3, 9)), "int64"),
         (lambda m: m.decode(torch.zeros(1, 3, 0, dtype=torch.int64)), "empty"),
+        (lambda m: m.decode([1, 2]), "codes must be a tensor"),
+        (lambda m: m.decode(torch.zeros(1, 3, 9, dtype=torch.int64), num_quantizers=1.5), "whole number from 1 to 3"),
+        (lambda m: m.decode(torch.zeros(1, 3, 9, dtype=torch.int64), lengths=5), "1 whole numbers"),
+        (lambda m: m.encode(torch.zeros(8000), "44100"), "sample_rate must be from.*'44100'"),
+        (lambda m: m.encode(torch.zeros(1, 24000, 2), 8000), r"24000 channels of 2 samples.*transpose\(1, 2\)"),
+        (lambda m: m.encode(torch.full((8000,), 32767.0), 8000), "reaches 32767; divide"),
+        (lambda m: m.save_pretrained(__file__), "is a file; save_pretrained takes a folder"),
     ],
 )
 def test_wrong_arguments_are_named(model: Codec, call, message: str) -> None:  # type: ignore[no-untyped-def]

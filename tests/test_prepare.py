@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -332,3 +333,29 @@ def test_shards_rerun_keeps_what_is_unpacked(tmp_path: Path, monkeypatch: pytest
     assert shards.main() == 0
     assert kept.stat().st_mtime_ns == before and again.exists()
     assert ids(tmp_path / "out/train.jsonl") == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.tar", "nowhere.tar: No such file or directory"),
+        ("text.tar", "text.tar is no tar file, or a damaged one"),
+        ("half.tar", "half.tar is no tar file, or a damaged one"),
+        ("half.tar.gz", "half.tar.gz is no tar file, or a damaged one"),
+        ("json.tar", "json.tar: the metadata of an utterance cannot be read"),
+    ],
+)
+def test_shards_that_cannot_be_read_are_one_line(
+    name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shard(tmp_path / "one.tar")
+    whole = (tmp_path / "one.tar").read_bytes()
+    (tmp_path / "text.tar").write_text("no tar " * 200)
+    (tmp_path / "half.tar").write_bytes(whole[:700])
+    (tmp_path / "half.tar.gz").write_bytes(gzip.compress(whole)[:100])
+    with tarfile.open(tmp_path / "json.tar", "w") as tar:
+        add_member(tar, "a.json", b"no JSON")
+    monkeypatch.setattr(sys, "argv", ["prepare.py", str(tmp_path / name), "--out", str(tmp_path / "out")])
+    assert shards.main() == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {tmp_path}/{message}") and said.count("\n") == 1 and "[Errno" not in said

@@ -50,12 +50,26 @@ def test_python_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "recipes/default/README.md", "recipes/libritts/README.md", "data/README.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "recipes/README.md",
+        "recipes/default/README.md",
+        "recipes/libritts/README.md",
+        "data/README.md",
+    ],
 )
 def test_links_lead_somewhere(name: str) -> None:
     path = ROOT / name
     links = re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8"))
     assert [link for link in links if "://" not in link and not (path.parent / link).exists()] == []
+
+
+def test_the_recipes_are_all_described() -> None:
+    told = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
+    names = {path.name for path in (ROOT / "recipes").iterdir() if path.suffix == ".py" or path.is_dir()}
+    names -= {"__pycache__"}
+    assert {name for name in names if f"({name}" not in told} == set()
 
 
 def test_no_placeholder_is_left() -> None:

@@ -61,14 +61,19 @@ def command(
     corpus: Path, run: Path, *settings: str, launcher: tuple[str, ...] = (), flags: tuple[str, ...] = ()
 ) -> list[str]:
     paths = [f"data.train=[{corpus}/train.jsonl]", f"data.valid=[{corpus}/dev.jsonl]"]
-    sets = [part for setting in (*paths, *settings) for part in ("--set", setting)]
     start = [sys.executable, *launcher, str(RECIPES / "train.py")]
-    return [*start, "--config", str(DEBUG), "--out", str(run), "--cpu", *sets, *flags]
+    return [*start, "--config", str(DEBUG), "--out", str(run), "--cpu", "--set", *paths, *settings, *flags]
 
 
 def train(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command(*args, **kwargs), capture_output=True, text=True, env=env)  # type: ignore[arg-type]
+    return subprocess.run(  # a run that hangs is a failure
+        command(*args, **kwargs),  # type: ignore[arg-type]
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
+    )
 
 
 def state(run: Path, step: int) -> dict[str, torch.Tensor]:
@@ -116,6 +121,11 @@ def test_config_mistakes_are_named(override: str, message: str) -> None:
         load_train_config(DEBUG, [override])
 
 
+def test_a_configuration_that_is_no_text_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"example\.wav is not text"):
+        load_train_config(ROOT / "tests" / "assets" / "example.wav")
+
+
 def test_learning_rate_warms_up_twice_and_falls_to_its_end() -> None:
     config = TrainConfig()
     rates = [config.learning_rate(step) for step in range(config.phases.steps + 1)]
@@ -155,6 +165,7 @@ def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: P
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = train(corpus, two, *settings, launcher=launcher, flags=("--logger", "none"))
     assert done.returncode == 0, done.stderr[-2000:]
+    assert "strides do not match" not in done.stderr
     assert "utterances 4" in done.stdout, "each validation file counts once, over both processes"
     a, b = state(one, 1), state(two, 1)
     moments = [name for name in a if name.endswith("/exp_avg")]
@@ -205,7 +216,7 @@ def test_debug_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: P
     process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     wait_for(lambda: any((run / "checkpoints").glob("step_*")), process)
     process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process.communicate(timeout=60)  # to the end of stdout, which the reading processes hold too: they end as well
     process = subprocess.Popen([*args, "--resume"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env)
     known = set((run / "checkpoints").glob("step_*"))
     wait_for(lambda: set((run / "checkpoints").glob("step_*")) - known, process)
@@ -253,10 +264,139 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path) -> None:
     for settings, message in (
         (["model.sample_rat=1"], "unknown key model.sample_rat"),
         (["data.train=[nowhere.jsonl]"], "nowhere.jsonl"),
+        (["--config", "nowhere.yaml"], "error: nowhere.yaml: No such file or directory"),
     ):
         done = train(corpus, tmp_path / "run", *settings)
         assert done.returncode == 1 and message in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def recipe(name: str, *args: object) -> int:
+    """The exit code of a script's main, called with these arguments."""
+    script = load_script(f"recipes/{name}.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+        return script.main()  # type: ignore[no-any-return]
+
+
+def test_exports_and_pictures_are_not_overwritten(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SHORT, "phases.steps=2", "phases.autoencoder=0", "phases.adversarial=-1"]
+    run, model, picture = tmp_path / "run", tmp_path / "model", tmp_path / "curves.png"
+    assert train(corpus, run, *settings, flags=("--logger", "none")).returncode == 0
+    assert recipe("export", run, model, "--evaluation", tmp_path / "nowhere") == 1
+    assert "nowhere is not the report that codec-evaluate makes of a model" in capsys.readouterr().err
+    assert not model.exists()
+    assert recipe("export", run, model) == 0
+    (model / "README.md").write_text("mine")
+    assert recipe("export", run, model) == 1
+    assert capsys.readouterr().err == f"error: {model}/config.json exists; --force overwrites it\n"
+    assert (model / "README.md").read_text() == "mine"
+    assert recipe("export", run, model, "--force") == 0
+    assert (model / "README.md").read_text() != "mine"
+    assert recipe("export", run, model / "README.md") == 1
+    assert "README.md is a file; give a folder" in capsys.readouterr().err
+
+    curves = load_script("recipes/plot.py").read_curves(run, "codebook/usage_*")
+    assert sorted(curves) == ["codebook/usage_1", "codebook/usage_2", "codebook/usage_3"]
+    assert all(steps == [2] and 0 < values[0] <= 1 for steps, values in curves.values())
+    assert recipe("plot", run, "--out", picture) == 0
+    picture.write_text("mine")
+    assert recipe("plot", run, "--out", picture) == 1
+    assert f"{picture} exists; --force overwrites it" in capsys.readouterr().err and picture.read_text() == "mine"
+    assert recipe("plot", run, "--out", picture, "--force") == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+HOOKED = """
+import importlib.machinery, os, runpy, signal, sys
+script, blocked, interrupting = sys.argv[1:4]
+sys.argv, sys.path[0] = sys.argv[3:], os.path.dirname(script)
+original = importlib.machinery.PathFinder.find_spec
+def find_spec(name, path=None, target=None):
+    if name == interrupting:
+        os.kill(os.getpid(), signal.SIGINT)
+    top = name.partition(".")[0]
+    return original(name, [sys.path[0]] if name == top == blocked else path, target)
+importlib.machinery.PathFinder.find_spec = find_spec
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+def hooked(script: str, blocked: str, interrupting: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a recipe where one package is not installed, and where ctrl-C comes as another one is imported."""
+    start = [sys.executable, "-c", HOOKED, str(RECIPES / script), blocked, interrupting]
+    return subprocess.run([*start, *args], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "package", "extra"),
+    [
+        ("train.py", "accelerate", "train"),
+        ("train.py", "yaml", "train"),
+        ("plot.py", "matplotlib", "train"),
+        ("benchmark.py", "transformers", "bench"),
+    ],
+)
+def test_a_missing_extra_is_named(script: str, package: str, extra: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    args = {"train.py": ["--config", str(DEBUG)], "plot.py": [str(tmp_path)], "benchmark.py": []}[script]
+    done = hooked(script, package, "", *args)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"error: the package {package} is missing") and f"[{extra}]" in done.stderr
+
+
+@pytest.mark.parametrize("package", ["torch", "yaml"])
+def test_an_interrupt_before_training_is_one_line(package: str) -> None:
+    """While the script's packages are imported, and while it sets up."""
+    done = hooked("train.py", "", package, "--config", str(DEBUG))
+    assert (done.returncode, done.stderr) == (130, "interrupted before training began\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_stops_and_saves(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """A terminal's ctrl-C and many a cluster's SIGTERM reach the reading processes too."""
+    run = tmp_path / "run"
+    args = command(corpus, run, "phases.steps=100000", "data.workers=2", "log.checkpoint_every=4")
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*args, "--logger", "none"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        start_new_session=True,
+    )
+    wait_for(lambda: any((run / "checkpoints").glob("step_*")), process)
+    os.killpg(process.pid, number)
+    output, errors = (text.decode() for text in process.communicate(timeout=120))
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+    stopped = output.splitlines()[-1]
+    assert stopped.startswith("stopped at step ") and "--resume" in stopped
+    assert (run / "checkpoints" / f"step_{int(stopped.split()[3].rstrip(':')):08d}").is_dir()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_missing_audio_is_one_sentence(corpus: Path, tmp_path: Path, workers: int) -> None:
+    write_manifest(tmp_path / "bad.jsonl", [Record(str(i), str(tmp_path / f"{i}.wav"), 24000, 24000) for i in range(3)])
+    settings = [*SHORT, f"data.train=[{tmp_path}/bad.jsonl]", f"data.workers={workers}"]
+    done = train(corpus, tmp_path / "run", *settings, flags=("--logger", "none"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1 and said[0].startswith("error: 3 of 3 files tried cannot be read"), done.stderr
+
+
+def test_resuming_what_is_done_or_different_is_one_line(corpus: Path, tmp_path: Path) -> None:
+    settings = [*SHORT, "phases.steps=1", "phases.autoencoder=0", "phases.adversarial=-1"]
+    run, flags = tmp_path / "run", ("--resume", "--logger", "none")
+    assert train(corpus, run, *settings, flags=flags[1:]).returncode == 0
+    before = sorted(path.stat().st_mtime_ns for path in run.rglob("*"))
+    done = train(corpus, run, *settings, flags=flags)
+    assert done.returncode == 0 and "nothing left to do" in done.stdout and "--set phases.steps=" in done.stdout
+    done = train(corpus, run, *settings, "model.latent_dim=48", flags=flags)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and len(done.stderr) < 500
+    assert "does not fit this configuration: " in done.stderr and " tensors are" in done.stderr
+    assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
 
 
 def wait_for(condition, process: subprocess.Popen[bytes], seconds: float = 120) -> None:  # type: ignore[no-untyped-def]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codec import __version__
+from codec.errors import one_line
 
 EVALUATE_EXAMPLES = """examples:
   codec-evaluate --manifest dev.jsonl --out report                     the shipped model beside Opus and Codec2
@@ -103,12 +104,13 @@ def _main(parser: argparse.ArgumentParser, args: argparse.Namespace, run: Callab
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except OSError as error:
-        text = f"{error.filename}: {error.strerror}" if error.strerror and error.filename else str(error)
-        print(f"{parser.prog}: error: {text}", file=sys.stderr)
-        return 1
-    except (ValueError, RuntimeError, ModuleNotFoundError) as error:  # every error of the package's own is one of them
-        print(f"{parser.prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        ModuleNotFoundError,
+    ) as error:  # every error of the package's own is one of them
+        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 1
 
 

@@ -34,7 +34,7 @@ def bootstrap_mean(values: Sequence[float], units: Sequence[str]) -> Estimate:
         return Estimate(None, None, None, 0)
     names, member = np.unique(np.asarray(units), return_inverse=True)
     sums: NDArray[np.float64] = np.bincount(member, weights=np.asarray(values, dtype=np.float64))
-    counts = np.asarray(np.bincount(member), dtype=np.float64)
+    counts: NDArray[np.float64] = np.bincount(member, weights=np.ones(len(values)))
     mean = float(sums.sum() / counts.sum())
     if len(names) < 2:
         return Estimate(mean, None, None, len(values))

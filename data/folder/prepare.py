@@ -20,6 +20,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from codec.errors import one_line
 from codec.manifest import Record, summary, write_manifest
 from codec.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad, thinned
 
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prepare(args)
     except (PrepareError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from codec.errors import one_line
 from codec.fetch import FetchError, fetch, unpack
 from codec.manifest import Record, write_manifest
 from codec.scan import AudioInfo, BadFile, PrepareError, probe, report_bad, thinned
@@ -277,7 +278,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         prepare(args)
     except (PrepareError, FetchError, OSError, UnicodeDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)

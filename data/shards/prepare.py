@@ -13,12 +13,14 @@ import io
 import json
 import sys
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import soundfile
 from tqdm import tqdm
 
+from codec.errors import one_line
 from codec.files import written_whole
 from codec.manifest import Record, summary, write_manifest
 from codec.scan import AUDIO_SUFFIXES, PrepareError
@@ -76,8 +78,13 @@ def unpack_shards(shards: Sequence[Path], folder: Path, limit: int | None) -> tu
                 except (soundfile.LibsndfileError, TypeError) as error:  # no audio, or metadata that is no record
                     bad += 1
                     print(f"skipped {shard.name}:{key}: {error}", file=sys.stderr)
-        except (OSError, tarfile.TarError, json.JSONDecodeError) as error:
-            raise PrepareError(f"{shard} cannot be unpacked: {str(error).splitlines()[0].rstrip(':')}") from None
+        except OSError as error:
+            raise PrepareError(one_line(error) if error.filename else f"{shard}: {one_line(error)}") from None
+        except (tarfile.TarError, EOFError, zlib.error) as error:
+            reason = (str(error).splitlines() or ["it ends early"])[0].rstrip(":")
+            raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None
+        except ValueError as error:  # no JSON, or no text
+            raise PrepareError(f"{shard}: the metadata of an utterance cannot be read: {one_line(error)}") from None
     return records, bad
 
 
@@ -99,7 +106,7 @@ def main() -> int:
             write_manifest(args.out / f"{split}.jsonl", chosen)
             print(f"{args.out / split}.jsonl: {summary(chosen)}")
     except (PrepareError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     print(f"{bad} utterances skipped")
     return 0
