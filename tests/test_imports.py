@@ -16,6 +16,10 @@ LAZY = {"accelerate", "yaml", "pesq", "pystoi", "librosa", "torchaudio", "tensor
 # what each module may import from the package at module level; every module may import files and config
 BASIC = {"codec", "codec.files", "codec.config", "codec.windows"}
 QUANTIZERS = {"codec.quantizers", "codec.quantizers.base", "codec.quantizers.simvq", "codec.quantizers.residual"}
+REPORT_PARTS = {
+    f"codec.evaluation.report_{part}"
+    for part in ("html", "input", "plots", "spectrograms", "results", "codebooks", "files")
+}
 ALLOWED = {
     "codec.config": set(),
     "codec.files": set(),
@@ -42,6 +46,13 @@ ALLOWED = {
     "codec.evaluation.compare": {"codec.evaluation.statistics"},
     "codec.evaluation.commands": {"codec", "codec.errors"},
     "codec.data": {"codec.manifest"},
+    "codec.evaluation.report_html": set(),
+    "codec.evaluation.report_input": set(),
+    "codec.evaluation.report_spectrograms": set(),
+    "codec.evaluation.report_plots": {"codec.evaluation.report_html"},
+    **dict.fromkeys(("codec.evaluation.report_results", "codec.evaluation.report_codebooks"), REPORT_PARTS),
+    "codec.evaluation.report_files": REPORT_PARTS | {"codec.files"},
+    "codec.evaluation.report": REPORT_PARTS | {"codec.files"},
 }
 
 
@@ -90,7 +101,14 @@ def test_container_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import codec", "import codec.cli", "import codec.container", "import codec.manifest"]
+    "statement",
+    [
+        "import codec",
+        "import codec.cli",
+        "import codec.container",
+        "import codec.manifest",
+        "import codec.evaluation.report",
+    ],
 )
 def test_importing_is_cheap(statement: str) -> None:
     code = f"import sys; {statement}; print('torch' in sys.modules, 'soundfile' in sys.modules)"

@@ -28,6 +28,9 @@ def test_what_is_in_it(wheel: Path) -> None:
         "codec/pretrained/default/config.json",
         "codec/pretrained/default/model.safetensors",
         "codec/py.typed",
+        "codec/evaluation/report.html",
+        "codec/evaluation/report.css",
+        "codec/evaluation/report.js",
     } <= set(names)
     assert "codec/pretrained/default/README.md" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"codec"}

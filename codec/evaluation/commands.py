@@ -109,7 +109,7 @@ def _main(parser: argparse.ArgumentParser, args: argparse.Namespace, run: Callab
         ValueError,
         RuntimeError,
         ModuleNotFoundError,
-    ) as error:  # every error of the package's own is one of them
+    ) as error:  # all of the package's own are among these
         print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
         return 1
 
