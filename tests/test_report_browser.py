@@ -45,7 +45,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chr
     browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if browser is None or driver is None:
         reason = "needs Chromium: apt-get install chromium chromium-driver (Debian packages)"
-        if os.environ.get("CODEC_REQUIRE_BROWSER") == "1":
+        if os.environ.get("CODEC_REQUIRE_TOOLS") == "1":
             pytest.fail(reason)
         pytest.skip(reason)
     options = webdriver.ChromeOptions()
