@@ -127,6 +127,15 @@ def test_what_is_absent_or_failed_is_said_with_the_reason(page: Page) -> None:
     assert "EnCodec (system): absent, package transformers is not installed" in page.text
     assert "NoUtterancesError: 1 file" in page.text and "<too short>: 1 file" in page.text
     assert "2 of 111" in page.text and "111 of 111" in page.text
+    assert page.text.count("MetricError: 111 filesCodec 2 <1300>") == 1
+
+
+def test_systems_that_fail_alike_share_a_row(tmp_path: Path) -> None:
+    content = metrics_json(examples=False)
+    for system in content["systems"]:
+        system["results"]["mel"] |= {"failed": 3, "reasons": {"MetricError": 2}}
+    page = Page(write_report(make_folder(tmp_path, 2, content)).read_text(encoding="utf-8"))
+    assert "Mel distance3 of 114MetricError: 2 filesno reason recorded: 1 fileall 7 systems" in page.text
 
 
 def test_how_it_was_measured_and_facts(page: Page) -> None:
@@ -281,7 +290,7 @@ def test_numbers() -> None:
     assert (number(-0.0004, 3), number(-1.25, 1), number(2.0, 0)) == ("0.000", "\u22121.2", "2")
     assert (percent(0.5), percent(1.0), percent(0.0)) == ("50.0\u2009%", "100.0\u2009%", "0.0\u2009%")
     assert (percent(0.99999), percent(0.00001)) == ("&gt;\u200999.9\u2009%", "&lt;\u20090.1\u2009%")
-    assert (duration(6.24), duration(738.1), duration(9000)) == ("6.2 s", "12.3 min", "2.5 h")
+    assert (duration(6.24), duration(738.1), duration(9000)) == ("6.2\u00a0s", "12.3\u00a0min", "2.5\u00a0h")
     assert moment("2026-11-23T10:00:00+02:00").endswith(">23 November 2026, 08:00 UTC</time>")
     assert moment("<yesterday>") == "&lt;yesterday&gt;"
     assert esc("a\x00\x1b\ud800") == "a\ufffd\ufffd\ufffd"

@@ -192,8 +192,21 @@ def test_filter_search_and_show_all(page: webdriver.Chrome) -> None:
     assert set(column(page, "System")) == {"Codec 2 <1300>"} and len(column(page, "File")) == 200
     choice.select_by_visible_text("all systems")
     assert status.text == "The first 200 of 2,100 rows." and column(page, "File")[:7] == [NASTY] * 7
+    assert more.text == "Show all"  # 1,900 more: few enough for one step
     page.find_element(By.ID, "files-find").send_keys("NoUtter")
     assert status.text == "2 rows." and set(column(page, "File")) == {"file-0003", "file-0004"}
+
+
+def test_very_many_rows_come_in_steps(chromium: webdriver.Chrome, tmp_path: Path) -> None:
+    page = opened(chromium, write_report(make_folder(tmp_path, 350, metrics_json(examples=False))), 1280)
+    Select(page.find_element(By.ID, "files-system")).select_by_visible_text("all systems")
+    more = page.find_element(By.ID, "files-all")
+    assert more.text == "Show 2,000 more"
+    more.click()
+    assert page.find_element(By.ID, "files-status").text == "The first 2,200 of 2,450 rows."
+    assert more.text == "Show all"
+    more.click()
+    assert page.find_element(By.ID, "files-status").text == "2,450 rows." and len(column(page, "File")) == 2450
 
 
 def test_the_script_makes_the_rows_that_the_page_came_with(page: webdriver.Chrome, report: Path) -> None:

@@ -31,7 +31,8 @@
   const place = Object.fromEntries(data.columns.map((column, i) => [column.key, i]));
   const names = new Intl.Collator(undefined, { numeric: true });
   let sorted = { column: place.rank, sign: 1 };
-  let whole = false;
+  const more = 2000; // rows a browser lays out in a second or two
+  let limit = data.shown;
 
   const number = (value, digits) => {
     const text = value.toFixed(digits);
@@ -82,16 +83,22 @@
       (system.value === "" || row[place.system] === Number(system.value)) &&
       (!wanted || searched.some((i) => row[i].toLowerCase().includes(wanted))));
     rows.sort(compare);
-    const visible = whole ? rows : rows.slice(0, data.shown);
+    const visible = rows.slice(0, limit);
     table.tBodies[0].replaceChildren(...visible.map(element));
     status.textContent = visible.length < rows.length
       ? `The first ${visible.length.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows.`
       : rows.length === 1 ? "1 row." : `${rows.length.toLocaleString("en")} rows.`;
     all.hidden = visible.length === rows.length;
+    all.textContent = rows.length - limit <= more ? "Show all" : `Show ${more.toLocaleString("en")} more`;
     heads.forEach((head, i) => {
       if (i === sorted.column) head.setAttribute("aria-sort", sorted.sign > 0 ? "ascending" : "descending");
       else head.removeAttribute("aria-sort");
     });
+  };
+
+  const refresh = () => {
+    limit = data.shown;
+    render();
   };
 
   heads.forEach((head, i) => {
@@ -101,13 +108,12 @@
     head.append(button);
     button.addEventListener("click", () => {
       sorted = { column: i, sign: sorted.column === i ? -sorted.sign : 1 };
-      whole = false;
-      render();
+      refresh();
     });
   });
-  system.addEventListener("change", () => { whole = false; render(); });
-  find.addEventListener("input", () => { whole = false; render(); });
-  all.addEventListener("click", () => { whole = true; render(); });
+  system.addEventListener("change", refresh);
+  find.addEventListener("input", refresh);
+  all.addEventListener("click", () => { limit += more; render(); });
   document.getElementById("files-controls").hidden = false;
   render();
 })();

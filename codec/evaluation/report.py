@@ -96,10 +96,10 @@ def _absent_note(metrics: Metrics) -> str:
 
 def _how(metrics: Metrics) -> str:
     rows = [
-        (esc(m.label), esc(m.unit) or "–", ARROWS[m.better] or "–", esc(m.package or "this package"), esc(m.how))
+        (esc(m.label), esc(m.how) or "–", esc(m.package or "this package"), esc(m.unit) or "–", ARROWS[m.better] or "–")
         for m in metrics.metrics.values()
     ]
-    head = ("Metric", "Unit", "Direction", "Package", "How it was computed")
+    head = ("Metric", "How it was computed", "Package", "Unit", "Direction")
     return scroller("How every metric was computed", table(head, rows, text_columns=5), "prose")
 
 

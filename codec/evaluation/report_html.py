@@ -47,8 +47,8 @@ def count(value: int) -> str:
 def duration(seconds: float) -> str:
     """Seconds below two minutes, minutes below two hours, then hours."""
     if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        return f"{seconds:.1f}\u00a0s"
+    return f"{seconds / 60:.1f}\u00a0min" if seconds < 7200 else f"{seconds / 3600:.1f}\u00a0h"
 
 
 def plural(value: int, thing: str) -> str:

@@ -144,7 +144,7 @@ def _names(lines: Sequence[Line], x: Axis, y: Axis) -> list[str]:
     """The lines' names, apart from each other, each led to from the end of its line."""
     ends = [(x.at(line.points[-1].x), y.at(line.points[-1].y)) for line in lines]
     parts = []
-    for line, (a, b), place in zip(lines, ends, _apart([b for _, b in ends], 11.0, y.end, y.start), strict=True):
+    for line, (a, b), place in zip(lines, ends, _apart([b for _, b in ends], 12.5, y.end, y.start), strict=True):
         parts.append(f'<path class="leader" d="M{a + 1:.1f} {b}L{a + 14:.1f} {place:.1f}"/>')
         parts.append(f'<text x="{a + 17:.1f}" y="{place + 4:.1f}">{esc(line.name)}</text>')
     return parts

@@ -95,15 +95,18 @@ def missing(metrics: Metrics) -> str:
     else:
         parts.append("<p>Nothing that was asked for is absent.</p>")
     parts.append('<h3 id="failures">Failed files</h3>')
-    rows = [
-        (esc(s.name), esc(metrics.metrics[n].label), f"{count(r.failed)} of {count(r.n + r.failed)}", _reasons(r))
-        for s in metrics.systems
-        for n, r in s.results.items()
-        if r.failed
-    ]
-    if rows:
+    groups: dict[tuple[str, str, str], list[str]] = {}  # many systems fail alike, on the same files
+    for system in metrics.systems:
+        for name, result in system.results.items():
+            if result.failed:
+                times = f"{count(result.failed)} of {count(result.n + result.failed)}"
+                alike = (esc(metrics.metrics[name].label), times, _reasons(result))
+                groups.setdefault(alike, []).append(esc(system.name))
+    if groups:
         parts.append("<p>A file that a metric could not judge is counted here and is in no mean.</p>")
-        parts.append(scroller("Failed files", table(("System", "Metric", "Failed", "Reasons"), rows, text_columns=4)))
+        rows = ((label, times, why, _names(systems, metrics)) for (label, times, why), systems in groups.items())
+        head = ("Metric", "Failed", "Reasons", "Systems, each of them")
+        parts.append(scroller("Failed files", table(head, rows, text_columns=4), "failed"))
     else:
         parts.append("<p>No file failed in any metric.</p>")
     return "\n".join(parts)
@@ -183,6 +186,11 @@ def _point(system: System, name: str, metric: Metric) -> Point:
 
 def _mean(system: System, name: str) -> float | None:
     return system.results[name].mean if name in system.results else None
+
+
+def _names(systems: Sequence[str], metrics: Metrics) -> str:
+    every = len(systems) == len(metrics.systems) > 1
+    return f"all {len(systems)} systems" if every else "; ".join(systems)
 
 
 def _reasons(result: Result) -> str:
