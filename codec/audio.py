@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -57,7 +58,7 @@ class AudioReader:
     """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
 
     Args:
-        path: of the file.
+        path: of the file; or an open binary file.
         name: how messages call it.
 
     Raises:
@@ -65,13 +66,14 @@ class AudioReader:
         OSError: cannot be opened.
     """
 
-    def __init__(self, path: str | Path, name: str | None = None) -> None:
+    def __init__(self, path: str | Path | BinaryIO, name: str | None = None) -> None:
         self.name = name or str(path)
-        open(path, "rb").close()  # the system's own words for a missing or forbidden file
-        if Path(path).stat().st_size == 0:
-            raise AudioError(f"{self.name} is empty")
-        if Path(path).suffix.lower() == ".raw":
-            raise AudioError(f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first")
+        if isinstance(path, (str, Path)):
+            open(path, "rb").close()  # the system's own words for a missing or forbidden file
+            if Path(path).stat().st_size == 0:
+                raise AudioError(f"{self.name} is empty")
+            if Path(path).suffix.lower() == ".raw":
+                raise AudioError(f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first")
         try:
             self._file = _SequentialFile(path)
         except soundfile.LibsndfileError as error:

@@ -1,8 +1,9 @@
 """Checkpoints of a training run: safetensors and JSON, no pickle, written whole or not at all.
 
-A checkpoint is a folder ``step_00001000`` with ``state.safetensors`` (weights, running average, optimizer moments) and
-``state.json`` (step and counters). Random states are not in it: every random choice of a run is a function of its
-seed and the step.
+A checkpoint is a folder ``step_00001000`` with ``state-00.safetensors``, ``state-01.safetensors``, ... (weights, running
+average, optimizer moments; parts of at most 15 MB, so that they pass through what takes small files only) and
+``state.json`` (step, counters, number of parts). Random states are not in it: every random choice of a run is a function
+of its seed and the step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from codec.files import written_whole
 
-STATE, META = "state.safetensors", "state.json"
+META = "state.json"
+PART_BYTES = 15_000_000
 
 
 class CheckpointError(ValueError):
@@ -45,11 +47,12 @@ def save_checkpoint(
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    data = save({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()})
-    with written_whole(temporary / STATE) as path:
-        path.write_bytes(data)
+    parts = _parts({key: value.detach().cpu() for key, value in tensors.items()})
+    for index, part in enumerate(parts):
+        with written_whole(temporary / _part_name(index)) as path:
+            path.write_bytes(save({key: value.clone().contiguous() for key, value in part.items()}))
     with written_whole(temporary / META) as path:
-        path.write_text(json.dumps({"step": step, **meta}, indent=1) + "\n", encoding="utf-8")
+        path.write_text(json.dumps({"step": step, **meta, "parts": len(parts)}, indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
     return final
@@ -91,8 +94,12 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         CheckpointError: damaged or missing.
     """
     try:
-        return load_file(checkpoint / STATE), json.loads((checkpoint / META).read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        meta = json.loads((checkpoint / META).read_text(encoding="utf-8"))
+        tensors: dict[str, Tensor] = {}
+        for index in range(meta.pop("parts")):
+            tensors |= load_file(checkpoint / _part_name(index))
+        return tensors, meta
+    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {error}") from None
 
 
@@ -118,6 +125,23 @@ def prune_checkpoints(folder: Path, keep: int, best: str | None) -> None:
     for path in sorted(folder.glob("step_*"))[:-keep]:
         if path.name != best:
             shutil.rmtree(path)
+
+
+def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The tensors in order, in groups of at most PART_BYTES; a larger tensor is a group of its own."""
+    parts: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for key, value in tensors.items():
+        if parts[-1] and size + value.nbytes > PART_BYTES:
+            parts.append({})
+            size = 0
+        parts[-1][key] = value
+        size += value.nbytes
+    return parts
+
+
+def _part_name(index: int) -> str:
+    return f"state-{index:02d}.safetensors"
 
 
 def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codec.manifest import ManifestError, Record
+from codec.audio import AudioReader
+from codec.manifest import ManifestError, Record, audio_source
 
 log = logging.getLogger(__name__)
 
@@ -108,13 +109,24 @@ def draw_weights(records: Sequence[Record], max_speaker_hours: float) -> list[fl
     return [record.duration * min(1.0, most / spoken[record.speaker or record.id]) for record in records]
 
 
+def read_record(record: Record) -> tuple[NDArray[np.float32], int]:
+    """A whole utterance, mixed down ``[T]``, and its sample rate in Hz as the file says it.
+
+    Raises:
+        AudioError: not readable as audio, or empty.
+        ManifestError, OSError: not there.
+    """
+    with AudioReader(audio_source(record), record.path) as reader:
+        return np.concatenate(list(reader.blocks())), reader.sample_rate
+
+
 def read_segment(record: Record, position: float, num_samples: int, sample_rate: int) -> NDArray[np.float32]:
     """``num_samples`` at ``sample_rate`` from a file, mixed down to mono and resampled; zeros after the end.
 
     ``position`` in [0, 1) chooses the start among all that keep the segment inside the file. A margin is read and cut off
     on both sides, so that the resampler never sees an edge inside the segment.
     """
-    with soundfile.SoundFile(record.path) as file:
+    with soundfile.SoundFile(audio_source(record)) as file:
         rate, total = file.samplerate, file.frames
         if total < 1:
             raise ManifestError(f"{record.path} is empty")

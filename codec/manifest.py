@@ -6,9 +6,11 @@ Nothing else of a corpus is read in training: no directory layouts, no transcrip
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 from codec.files import written_whole
@@ -25,6 +27,8 @@ class Record:
     Attributes:
         id: unique name of the utterance.
         path: the audio file; in the manifest relative to the manifest's folder, absolute once read.
+        offset, num_bytes: where the audio lies in the file at ``path``, for one that holds many (a tar shard); 0 bytes
+            mean the file is the audio.
         num_samples: length in samples per channel at ``sample_rate``.
         sample_rate: of the file, in Hz.
         speaker: speaker id, or "" if unknown.
@@ -45,6 +49,8 @@ class Record:
     source: str = ""
     licence: str = ""
     text: str = ""
+    offset: int = 0
+    num_bytes: int = 0
 
     @property
     def duration(self) -> float:
@@ -55,6 +61,39 @@ class Record:
     def bandwidth(self) -> float:
         """Highest frequency with content in Hz: ``bandwidth_hz``, or half the sample rate where it is not given."""
         return float(self.bandwidth_hz or self.sample_rate / 2)
+
+
+def audio_source(record: Record) -> str | BytesIO:
+    """What to open for a record's audio: its path, or the bytes of its part of a shard.
+
+    Raises:
+        ManifestError: the shard ends before.
+        OSError: the shard cannot be read.
+    """
+    if not record.num_bytes:
+        return record.path
+    with open(record.path, "rb") as file:
+        file.seek(record.offset)
+        data = file.read(record.num_bytes)
+    if len(data) < record.num_bytes:
+        raise ManifestError(f"{record.path} ends before the audio of {record.id}; prepare it again")
+    return BytesIO(data)
+
+
+def hold_out(records: Sequence[Record], speakers: int) -> tuple[list[Record], list[Record]]:
+    """Set all utterances of ``speakers`` speakers aside: (the rest, those), the latter in a mixed order.
+
+    Speakers are chosen, and their utterances mixed, by a hash of their names: the same in every run, and whoever is added
+    to a corpus moves nobody else. Records without a speaker stay.
+    """
+    names = sorted({record.speaker for record in records if record.speaker}, key=_hashed)
+    chosen = set(names[:speakers])
+    held = sorted((record for record in records if record.speaker in chosen), key=lambda record: _hashed(record.id))
+    return [record for record in records if record.speaker not in chosen], held
+
+
+def _hashed(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
 
 
 def write_manifest(path: str | Path, records: Iterable[Record]) -> None:

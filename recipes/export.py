@@ -64,7 +64,7 @@ def read_evaluation(report: Path) -> dict[str, Any]:
         complete = False
     if not complete:
         raise ExportError(f"{report} is not the report that codec-evaluate makes of a model")
-    return summary  # type: ignore[no-any-return]
+    return summary
 
 
 def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluation: dict[str, Any] | None) -> str:

@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from codec.adversarial import discriminator_loss, feature_matching_loss, generator_loss
-from codec.audio import AudioError, AudioReader, resample
+from codec.audio import AudioError, resample
 from codec.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, prune_checkpoints, save_checkpoint
 from codec.config import ConfigError, to_dict
-from codec.data import SegmentConfig, SegmentDataset
+from codec.data import SegmentConfig, SegmentDataset, read_record
 from codec.discriminators import Discriminators
 from codec.errors import one_line
 from codec.files import written_whole
@@ -108,8 +108,9 @@ class Counters:
 
 @dataclass
 class StopSignal:
-    """Set by SIGTERM and ctrl-C: finish the step, save, leave."""
+    """Set by SIGTERM, ctrl-C and the end of the time given: finish the step, save, leave."""
 
+    deadline: float = math.inf  # on the monotonic clock
     asked: bool = False
     signals: tuple[int, ...] = field(default=(signal.SIGTERM, signal.SIGINT))
 
@@ -122,9 +123,10 @@ class StopSignal:
 
     def anywhere(self, accelerator: accelerate.Accelerator) -> bool:
         """Whether any process was asked to stop, so that all of them do."""
+        asked = self.asked or time.monotonic() > self.deadline
         if accelerator.num_processes == 1:
-            return self.asked
-        flag = torch.tensor([float(self.asked)], device=accelerator.device)
+            return asked
+        flag = torch.tensor([float(asked)], device=accelerator.device)
         return bool(accelerator.reduce(flag, "sum").item() > 0)
 
 
@@ -351,9 +353,8 @@ def update_average(networks: Networks, config: TrainConfig, step: int) -> None:
 
 def read_speech(record: Record, sample_rate: int) -> Tensor:
     """A whole utterance ``[T]``."""
-    with AudioReader(record.path) as reader:
-        blocks = [torch.from_numpy(block) for block in reader.blocks()]
-    return torch.from_numpy(resample(torch.cat(blocks).numpy(), reader.sample_rate, sample_rate))
+    samples, rate = read_record(record)
+    return torch.from_numpy(resample(samples, rate, sample_rate))
 
 
 @torch.no_grad()
@@ -412,6 +413,7 @@ def show_examples(
 
 
 def train(args: argparse.Namespace) -> int:
+    started = time.monotonic()
     config = load_train_config(args.config, args.set)
     if args.init is not None:  # its codebooks fit its latents already
         config = replace(config, phases=replace(config.phases, autoencoder=0))
@@ -421,7 +423,8 @@ def train(args: argparse.Namespace) -> int:
         raise ConfigError(f"data.batch_size {config.data.batch_size} cannot be shared evenly by {world} processes")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if rank == 0 else logging.ERROR)
     checkpoints = args.out / "checkpoints"
-    if not args.resume and checkpoints.exists():
+    resume = args.resume or (args.minutes is not None and checkpoints.exists())
+    if not resume and checkpoints.exists():
         raise TrainingError(f"{args.out} holds a run already; continue it with --resume or choose another --out")
 
     records = [record for path in config.data.train for record in read_manifest(path)]
@@ -435,7 +438,7 @@ def train(args: argparse.Namespace) -> int:
         config.model.sample_rate, losses.windows, losses.mels, losses.phase_windows, losses.phase_exponent
     ).to(device)
     counters = Counters()
-    if args.resume:
+    if resume:
         meta = load_checkpoint(latest_checkpoint(checkpoints), networks.modules, networks.optimizers)
         counters = Counters(**meta)
     if counters.step >= config.phases.steps:
@@ -452,7 +455,7 @@ def train(args: argparse.Namespace) -> int:
         describe_run(args.out, config, records, valid)
         tracker = Tracker(args.out, args.logger, counters.step)
         tracker.text("config", json.dumps(to_dict(config), indent=1))
-    stop = StopSignal()
+    stop = StopSignal(started + 60 * args.minutes if args.minutes else math.inf)
     stop.listen()
 
     def save() -> None:
@@ -513,7 +516,8 @@ def train(args: argparse.Namespace) -> int:
     if tracker is not None:
         tracker.close()
         if counters.step < config.phases.steps:
-            print(f"stopped at step {counters.step}: {checkpoints}; the same command with --resume goes on from there")
+            how = "the same command" if args.minutes else "the same command with --resume"
+            print(f"stopped at step {counters.step}: {checkpoints}; {how} goes on from there")
         else:
             print(f"done at step {counters.step}: {checkpoints}")
     accelerator.end_training()
@@ -595,9 +599,18 @@ def main() -> int:
     parser.add_argument(
         "--init", metavar="MODEL", help="start from an exported model (fine-tuning), without autoencoder phase"
     )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        metavar="M",
+        help="a leg of a long run: from the last checkpoint, if there is one, for so many minutes; the same command again "
+        "is the next leg",
+    )
     parser.add_argument("--logger", choices=["tensorboard", "none"], default="tensorboard")
     parser.add_argument("--cpu", action="store_true", help="do not use a GPU that is there")
     args = parser.parse_args()
+    if args.minutes is not None and args.minutes <= 0:
+        parser.error("--minutes must be positive")
     args.out = args.out or Path("runs") / args.config.stem
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on an exception can tidy up

@@ -54,6 +54,20 @@ def test_damage_and_other_architectures_are_named(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, {"codec": layer}, {}, {})
     with pytest.raises(CheckpointError, match="does not fit"):
         load_checkpoint(path, {"codec": torch.nn.Linear(4, 2)}, {})
-    (path / "state.safetensors").write_bytes(b"damaged")
+    (path / "state-00.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(path, {"codec": layer}, {})
+
+
+def test_large_states_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codec.checkpoint.PART_BYTES", 100)
+    layer, optimizer = trained(0)
+    path = save_checkpoint(tmp_path, 1, {"codec": layer}, {"optimizer": optimizer}, {})
+    parts = sorted(path.glob("state-*.safetensors"))
+    assert len(parts) > 1
+    other, other_optimizer = trained(1)
+    assert load_checkpoint(path, {"codec": other}, {"optimizer": other_optimizer}) == {"step": 1}
+    assert torch.equal(other.weight, layer.weight)  # type: ignore[arg-type]
+    parts[-1].unlink()
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_checkpoint(path, {"codec": other}, {})

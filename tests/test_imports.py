@@ -45,7 +45,7 @@ ALLOWED = {
     "codec.evaluation.statistics": set(),
     "codec.evaluation.compare": {"codec.evaluation.statistics"},
     "codec.evaluation.commands": {"codec", "codec.errors"},
-    "codec.data": {"codec.manifest"},
+    "codec.data": {"codec.audio", "codec.manifest"},
     "codec.evaluation.report_html": set(),
     "codec.evaluation.report_input": set(),
     "codec.evaluation.report_spectrograms": set(),

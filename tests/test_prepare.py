@@ -19,7 +19,8 @@ import soundfile
 from loading import ROOT, load_script
 
 from codec import scan
-from codec.manifest import Record, read_manifest
+from codec.data import SegmentConfig, SegmentDataset, read_record
+from codec.manifest import ManifestError, Record, hold_out, read_manifest
 
 libritts = load_script("data/libritts/prepare.py")
 folder = load_script("data/folder/prepare.py")
@@ -333,6 +334,39 @@ def test_shards_rerun_keeps_what_is_unpacked(tmp_path: Path, monkeypatch: pytest
     assert shards.main() == 0
     assert kept.stat().st_mtime_ns == before and again.exists()
     assert ids(tmp_path / "out/train.jsonl") == ["a"]
+
+
+def test_shards_can_be_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_shard(tmp_path / "one.tar")
+    for out, flags in (("unpacked", []), ("placed", ["--in-place"])):
+        command = ["prepare.py", str(tmp_path / "one.tar"), "--out", str(tmp_path / out), *flags]
+        monkeypatch.setattr(sys, "argv", command)
+        assert shards.main() == 0
+    assert not (tmp_path / "placed" / "audio").exists()
+    (placed,), (unpacked,) = (read_manifest(tmp_path / out / "train.jsonl") for out in ("placed", "unpacked"))
+    assert placed.path == str(tmp_path / "one.tar") and (placed.speaker, placed.num_samples) == ("of a", 16000)
+    samples, rate = read_record(placed)
+    assert rate == 16000 and np.allclose(samples, read_record(unpacked)[0], atol=1e-4)
+    segments = [SegmentDataset([record], 24000, SegmentConfig(0.5), 0)[3]["waveform"] for record in (placed, unpacked)]
+    assert np.allclose(segments[0], segments[1], atol=1e-4)
+    (tmp_path / "one.tar").write_bytes((tmp_path / "one.tar").read_bytes()[: placed.offset + 10])
+    with pytest.raises(ManifestError, match="ends before the audio of a"):
+        read_record(placed)
+
+
+def test_speakers_are_held_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [Record(f"{i}", f"{i}.wav", 16000, 16000, f"s{i % 10}" if i < 50 else "") for i in range(60)]
+    train, valid = hold_out(records, 3)
+    assert len(train) == 45 and len(valid) == 15
+    assert not {record.speaker for record in train} & {record.speaker for record in valid}
+    assert hold_out(list(reversed(records)), 3)[1] == valid  # whatever the order
+    more = [*records, *(Record(f"x{i}", "x.wav", 16000, 16000, "s1") for i in range(5))]
+    assert {record.speaker for record in hold_out(more, 3)[1]} == {record.speaker for record in valid}
+    write_shard(tmp_path / "one.tar")
+    monkeypatch.setattr(
+        sys, "argv", ["prepare.py", str(tmp_path / "one.tar"), "--out", str(tmp_path), "--in-place", "--hold-out", "1"]
+    )
+    assert shards.main() == 1  # the only speaker of train
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ import torch
 from loading import load_script
 from safetensors.torch import load_file
 
+from codec.checkpoint import latest_checkpoint, read_checkpoint
 from codec.cli import decode_main, encode_main
 from codec.config import ConfigError
 from codec.manifest import Record, write_manifest
@@ -77,7 +78,7 @@ def train(*args: object, **kwargs: object) -> subprocess.CompletedProcess[str]:
 
 
 def state(run: Path, step: int) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / f"step_{step:08d}" / "state.safetensors")
+    return read_checkpoint(run / "checkpoints" / f"step_{step:08d}")[0]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -405,3 +406,16 @@ def wait_for(condition, process: subprocess.Popen[bytes], seconds: float = 120) 
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, "training made no checkpoint in time"
         time.sleep(0.05)
+
+
+def test_legs_of_minutes_make_one_run(corpus: Path, tmp_path: Path) -> None:
+    """The same command again and again trains on, straight from a shard."""
+    settings = [*SHORT, "phases.adversarial=-1", "phases.steps=100000"]
+    first = train(corpus, tmp_path / "run", *settings, flags=("--logger", "none", "--minutes", "0.05"))
+    assert first.returncode == 0, first.stderr
+    reached = latest_checkpoint(tmp_path / "run" / "checkpoints").name
+    assert f"stopped at step {int(reached.removeprefix('step_'))}:" in first.stdout
+    assert "; the same command goes on from there" in first.stdout
+    second = train(corpus, tmp_path / "run", *settings, flags=("--logger", "none", "--minutes", "0.05"))
+    assert second.returncode == 0, second.stderr
+    assert latest_checkpoint(tmp_path / "run" / "checkpoints").name > reached

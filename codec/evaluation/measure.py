@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from codec import container
-from codec.audio import AudioReader, resample
+from codec.audio import resample
+from codec.data import read_record
 from codec.evaluation.plugins import load_plugins
 from codec.evaluation.stability import changed_codes
 from codec.evaluation.systems import (
@@ -27,7 +28,7 @@ from codec.evaluation.systems import (
 )
 from codec.files import written_whole
 from codec.manifest import Record
-from codec.metrics import METRICS, MetricError, Pair, Waveform, pitch_track
+from codec.metrics import METRICS, MetricError, Pair, pitch_track
 from codec.model import Codec
 
 LONGEST = 600  # seconds of an utterance: PESQ and pitch hold all of it at once
@@ -81,14 +82,11 @@ class Reference:
     """An utterance as read: ``waveform [T]`` at ``record.sample_rate``; the pitch track is made once, when asked for."""
 
     def __init__(self, record: Record) -> None:
-        with AudioReader(record.path) as reader:
-            if record.duration > LONGEST:
-                raise ValueError(f"longer than {LONGEST} s; cut it into utterances")
-            self.waveform: Waveform = np.concatenate([*reader.blocks(), np.zeros(0, np.float32)])
-        if len(self.waveform) == 0:
-            raise ValueError("no samples")
+        if record.duration > LONGEST:
+            raise ValueError(f"longer than {LONGEST} s; cut it into utterances")
+        self.waveform, sample_rate = read_record(record)
         # what the file says counts, not what the manifest remembers
-        self.record = replace(record, sample_rate=reader.sample_rate, num_samples=len(self.waveform))
+        self.record = replace(record, sample_rate=sample_rate, num_samples=len(self.waveform))
 
     @cached_property
     def _pitch(self) -> NDArray[np.float64] | MetricError:

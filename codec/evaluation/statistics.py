@@ -33,8 +33,9 @@ def bootstrap_mean(values: Sequence[float], units: Sequence[str]) -> Estimate:
     if not values:
         return Estimate(None, None, None, 0)
     names, member = np.unique(np.asarray(units), return_inverse=True)
-    sums: NDArray[np.float64] = np.bincount(member, weights=np.asarray(values, dtype=np.float64))
-    counts: NDArray[np.float64] = np.bincount(member, weights=np.ones(len(values)))
+    sums, counts = np.zeros(len(names)), np.zeros(len(names))
+    np.add.at(sums, member, np.asarray(values, dtype=np.float64))
+    np.add.at(counts, member, 1.0)
     mean = float(sums.sum() / counts.sum())
     if len(names) < 2:
         return Estimate(mean, None, None, len(values))

@@ -1,9 +1,12 @@
-"""Unpack tar shards of speech (WebDataset layout: KEY.<audio> beside KEY.json) into WAV files and a manifest.
+"""Make manifests of tar shards of speech (WebDataset layout: KEY.<audio> beside KEY.json).
 
-    python data/shards/prepare.py SHARD.tar [SHARD.tar ...] --out corpora/speech
+    python data/shards/prepare.py SHARD.tar [SHARD.tar ...] --out corpora/speech --hold-out 60
+    python data/shards/prepare.py SHARD.tar [SHARD.tar ...] --out corpora/speech --hold-out 60 --in-place
 
 Each utterance becomes ``OUT/audio/KEY.wav`` (16-bit, at its own sample rate: random segments are then read without
 decoding whole files) and a line of ``OUT/<split>.jsonl``. Utterances already unpacked are kept, so a stopped run goes on.
+With ``--in-place`` nothing is unpacked: the manifest says where in its shard each utterance lies. ``--hold-out N`` sets
+the utterances of N speakers of the split train aside as ``OUT/valid.jsonl``, to choose settings and checkpoints by.
 """
 
 from __future__ import annotations
@@ -15,20 +18,32 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import soundfile
 from tqdm import tqdm
 
 from codec.errors import one_line
 from codec.files import written_whole
-from codec.manifest import Record, summary, write_manifest
+from codec.manifest import Record, hold_out, summary, write_manifest
 from codec.scan import AUDIO_SUFFIXES, PrepareError
 
 
-def utterances(shard: Path) -> Iterator[tuple[str, bytes, dict[str, object]]]:
-    """Yield (key, audio bytes, metadata) of one shard; members of one key stand next to each other."""
-    key, audio, meta = "", None, None
+@dataclass(frozen=True)
+class Utterance:
+    """One utterance of a shard: the bytes of its audio, where they begin in the shard, and what is known of it."""
+
+    key: str
+    audio: bytes
+    offset: int
+    meta: dict[str, object]
+
+
+def utterances(shard: Path) -> Iterator[Utterance]:
+    """The utterances of one shard; members of one key stand next to each other."""
+    key, audio, meta, offset = "", None, None, 0
     with tarfile.open(shard) as tar:
         for member in tar:
             if not member.isfile():
@@ -41,27 +56,37 @@ def utterances(shard: Path) -> Iterator[tuple[str, bytes, dict[str, object]]]:
             if name.suffix == ".json":
                 meta = json.load(content)
             elif name.suffix in AUDIO_SUFFIXES:
-                audio = content.read()
+                audio, offset = content.read(), member.offset_data
             if audio is not None and meta is not None:
-                yield key, audio, meta
+                yield Utterance(key, audio, offset, meta)
                 audio = meta = None
 
 
-def unpack(key: str, audio: bytes, meta: dict[str, object], folder: Path) -> Record:
+def unpack(utterance: Utterance, folder: Path) -> Record:
     """Decode one utterance to ``folder/KEY.wav`` unless it is there already, and describe it."""
-    path = folder / f"{key}.wav"
+    path = folder / f"{utterance.key}.wav"
     if not path.exists():
-        samples, sample_rate = soundfile.read(io.BytesIO(audio), dtype="float32", always_2d=True)
+        samples, sample_rate = soundfile.read(io.BytesIO(utterance.audio), dtype="float32", always_2d=True)
         with written_whole(path) as temporary:
             soundfile.write(temporary, samples.mean(axis=1), sample_rate, subtype="PCM_16")
-    info = soundfile.info(path)
-    known = {k: v for k, v in meta.items() if k in Record.__dataclass_fields__}
-    known |= {"id": key, "path": str(path), "num_samples": info.frames, "sample_rate": info.samplerate}
+    return describe(utterance, soundfile.info(path), path=str(path))
+
+
+def point_into(utterance: Utterance, shard: Path) -> Record:
+    """Describe one utterance where it lies."""
+    info = soundfile.info(io.BytesIO(utterance.audio))
+    return describe(utterance, info, path=str(shard), offset=utterance.offset, num_bytes=len(utterance.audio))
+
+
+def describe(utterance: Utterance, info: Any, **where: object) -> Record:
+    """A record of what the metadata and the audio's own header say."""
+    known = {k: v for k, v in utterance.meta.items() if k in Record.__dataclass_fields__}
+    known |= {"id": utterance.key, "num_samples": info.frames, "sample_rate": info.samplerate, **where}
     return Record(**known)  # type: ignore[arg-type]
 
 
-def unpack_shards(shards: Sequence[Path], folder: Path, limit: int | None) -> tuple[list[Record], int]:
-    """The records of all shards, and how many utterances could not be used.
+def read_shards(shards: Sequence[Path], folder: Path | None, limit: int | None) -> tuple[list[Record], int]:
+    """The records of all shards, unpacked into ``folder`` if one is given, and how many utterances could not be used.
 
     Raises:
         PrepareError: a shard that is missing or no tar file.
@@ -70,14 +95,14 @@ def unpack_shards(shards: Sequence[Path], folder: Path, limit: int | None) -> tu
     bad = 0
     for shard in shards:
         try:
-            for key, audio, meta in tqdm(utterances(shard), desc=shard.name, unit=" utt", disable=None):
+            for utterance in tqdm(utterances(shard), desc=shard.name, unit=" utt", disable=None):
                 if limit is not None and len(records) >= limit:
                     return records, bad
                 try:
-                    records.append(unpack(key, audio, meta, folder))
+                    records.append(unpack(utterance, folder) if folder else point_into(utterance, shard))
                 except (soundfile.LibsndfileError, TypeError) as error:  # no audio, or metadata that is no record
                     bad += 1
-                    print(f"skipped {shard.name}:{key}: {error}", file=sys.stderr)
+                    print(f"skipped {shard.name}:{utterance.key}: {error}", file=sys.stderr)
         except OSError as error:
             raise PrepareError(one_line(error) if error.filename else f"{shard}: {one_line(error)}") from None
         except (tarfile.TarError, EOFError, zlib.error) as error:
@@ -88,21 +113,34 @@ def unpack_shards(shards: Sequence[Path], folder: Path, limit: int | None) -> tu
     return records, bad
 
 
+def splits(records: Sequence[Record], held_speakers: int) -> dict[str, list[Record]]:
+    """The records by split, those of ``held_speakers`` speakers of train as ``valid``."""
+    found: dict[str, list[Record]] = {}
+    for record in records:
+        found.setdefault(record.split, []).append(record)
+    if held_speakers > 0 and "train" in found:
+        found["train"], found["valid"] = hold_out(found["train"], held_speakers)
+        if not (found["train"] and found["valid"]):
+            raise PrepareError(f"--hold-out {held_speakers}: of train, one side would be empty")
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", nargs="+", type=Path, metavar="SHARD.tar")
     parser.add_argument("--out", required=True, type=Path, help="folder for audio/ and the manifests")
     parser.add_argument("--limit", type=int, help="stop after this many utterances")
+    parser.add_argument("--in-place", action="store_true", help="unpack nothing; read the shards where they lie")
+    parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="speakers of train for valid.jsonl")
     args = parser.parse_args()
 
-    folder = args.out / "audio"
+    folder = None if args.in_place else args.out / "audio"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        records, bad = unpack_shards(args.shards, folder, args.limit)
+        (folder or args.out).mkdir(parents=True, exist_ok=True)
+        records, bad = read_shards(args.shards, folder, args.limit)
         if not records:
             raise PrepareError("no utterance found: are there KEY.opus (flac, wav, ...) beside KEY.json in the shards?")
-        for split in sorted({record.split for record in records}):
-            chosen = [record for record in records if record.split == split]
+        for split, chosen in splits(records, args.hold_out).items():
             write_manifest(args.out / f"{split}.jsonl", chosen)
             print(f"{args.out / split}.jsonl: {summary(chosen)}")
     except (PrepareError, OSError) as error:
