@@ -78,6 +78,7 @@ def metrics_json(examples: bool = True) -> dict[str, Any]:
             {"kind": "metric", "name": "UTMOS", "reason": "package utmos is not installed"},
             {"kind": "system", "name": "EnCodec", "reason": "package transformers is not installed"},
         ],
+        "alignment": "Folders by the <peak> of correlation.",
         "systems": systems,
         "health": {
             "stages": stages,

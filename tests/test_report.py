@@ -141,6 +141,7 @@ def test_systems_that_fail_alike_share_a_row(tmp_path: Path) -> None:
 def test_how_it_was_measured_and_facts(page: Page) -> None:
     for label, unit, _, _, how, package in METRICS.values():
         assert label in page.text and unit in page.text and how in page.text and (package or "") in page.text
+    assert "Folders by the <peak> of correlation." in page.text
     for said in ("5,412,345", "0123456789abcdef", "ab" * 32, "report <1>", "23 November 2026, 08:00 UTC", "AMD EPYC"):
         assert said in page.text
     assert "95\u2009% interval by bootstrap over speakers (2,000 resamples, seed 0)" in page.text
@@ -313,3 +314,15 @@ def _pixels(png: bytes) -> Any:
     (length,) = struct.unpack(">I", png[at - 4 : at])
     rows = np.frombuffer(zlib.decompress(png[at + 4 : at + 4 + length]), np.uint8).reshape(height, width + 1)
     return rows[:, 1:].astype(int)
+
+
+def test_a_system_is_plotted_at_the_rate_of_its_files(tmp_path: Path) -> None:
+    content = metrics_json(examples=False)
+    system = content["systems"][0]
+    system["how"] = "encoded & decoded"
+    content["metrics"]["kbps_file"] = content["metrics"]["pesq"] | {"label": "file bitrate", "better": "lower"}
+    for each in content["systems"]:
+        each["results"].pop("kbps_file", None)
+    system["results"]["kbps_file"] = {"mean": 7.39, "low": 7.1, "high": 7.6, "n": 111, "failed": 0, "reasons": {}}
+    html = write_report(make_folder(tmp_path, 2, content)).read_text(encoding="utf-8")
+    assert f"{system['name']}, 7.39 kbit/s:" in html and "encoded &amp; decoded" in html

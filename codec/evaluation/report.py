@@ -100,7 +100,10 @@ def _how(metrics: Metrics) -> str:
         for m in metrics.metrics.values()
     ]
     head = ("Metric", "How it was computed", "Package", "Unit", "Direction")
-    return scroller("How every metric was computed", table(head, rows, text_columns=5), "prose")
+    families = {system.family: system.how for system in metrics.systems if system.how}
+    made = "".join(f"<li><b>{esc(family)}</b>: {esc(how)}</li>" for family, how in families.items())
+    aligned = f"<p>Alignment. {esc(metrics.alignment)}</p>" if metrics.alignment else ""
+    return aligned + (f'<ul class="plain">{made}</ul>' if made else "") + scroller("How every metric was computed", table(head, rows, text_columns=5), "prose")
 
 
 def _facts(metrics: Metrics) -> str:

@@ -56,6 +56,13 @@ class System:
     kind: str
     kbps: float | None
     results: dict[str, Result]
+    how: str = ""
+
+    @property
+    def rate(self) -> float | None:
+        """Bitrate to plot at, kbit/s: what the files really took, the nominal one where that is not known."""
+        measured = self.results.get("kbps_file")
+        return measured.mean if measured is not None and measured.mean else self.kbps
 
 
 @dataclass(frozen=True)
@@ -174,6 +181,7 @@ class Metrics:
     health: Health | None = None
     stability: tuple[Stability, ...] | None = None
     examples: tuple[Example, ...] | None = None
+    alignment: str = ""
 
     @property
     def headline(self) -> System:

@@ -72,14 +72,14 @@ def quality_plots(metrics: Metrics) -> str:
     """One plot a metric, one line a family; PESQ and STOI large, the others small."""
     families = list(dict.fromkeys(system.family for system in metrics.systems))
     names = [n for n, m in metrics.metrics.items() if m.better != "none" and n not in RATES | COSTS]
-    names = [n for n in names if any(s.kbps and _mean(s, n) is not None for s in metrics.systems)]
+    names = [n for n in names if any(s.rate and _mean(s, n) is not None for s in metrics.systems)]
     main = [n for n in MAIN if n in names] or names[:2]
     if not names:
         return '<p class="note">No system has both a bitrate and a value to plot.</p>'
     legend = "".join(key(family, i) for i, family in enumerate(families))
     big = "".join(_quality_plot(metrics, name, families, (400, 235)) for name in main)
     small = "".join(_quality_plot(metrics, name, families, (300, 190)) for name in names if name not in main)
-    unrated = [esc(s.name) for s in metrics.systems if not s.kbps]
+    unrated = [esc(s.name) for s in metrics.systems if not s.rate]
     note = f'<p class="note">Not drawn, since no bitrate is known: {", ".join(unrated)}.</p>' if unrated else ""
     return f'<ul class="legend">{legend}</ul><div class="plots main">{big}</div><div class="plots">{small}</div>{note}'
 
@@ -158,8 +158,8 @@ def _quality_plot(metrics: Metrics, name: str, families: Sequence[str], size: tu
     metric = metrics.metrics[name]
     lines = []
     for style, family in enumerate(families):
-        systems = [s for s in metrics.systems if s.family == family and s.kbps and _mean(s, name) is not None]
-        points = [_point(s, name, metric) for s in sorted(systems, key=lambda s: s.kbps or 0.0)]
+        systems = [s for s in metrics.systems if s.family == family and s.rate and _mean(s, name) is not None]
+        points = [_point(s, name, metric) for s in sorted(systems, key=lambda s: s.rate or 0.0)]
         if points:
             strong = any(s.kind == "model" for s in systems)
             lines.append(Line(family, points, style, strong=strong))
@@ -180,8 +180,8 @@ def _quality_plot(metrics: Metrics, name: str, families: Sequence[str], size: tu
 def _point(system: System, name: str, metric: Metric) -> Point:
     result = system.results[name]
     mean = result.mean or 0.0
-    says = f"{system.name}, {system.kbps:g} kbit/s: {number(mean, metric.digits)} {_interval(result, metric)}"
-    return Point(system.kbps or 0.0, mean, says, result.low, result.high)
+    says = f"{system.name}, {system.rate:.3g} kbit/s: {number(mean, metric.digits)} {_interval(result, metric)}"
+    return Point(system.rate or 0.0, mean, says, result.low, result.high)
 
 
 def _mean(system: System, name: str) -> float | None:
