@@ -103,11 +103,13 @@ def evaluate(plan: Plan, records: Sequence[Record], out: Path, workers: int, for
         return
     with open(out / ROWS, "a", encoding="utf-8") as file:
         bar = tqdm(total=len(records), initial=len(done), unit=" utt", disable=None)
-        for result in _results(plan, left, workers):
+        for count, result in enumerate(_results(plan, left, workers), start=len(done) + 1):
             file.write(json.dumps(result, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             bar.update()
+            if bar.disable and count * 10 // len(records) > (count - 1) * 10 // len(records):  # no terminal: a line a tenth
+                print(f"{count} of {len(records)} utterances measured", flush=True)
         bar.close()
 
 
