@@ -103,7 +103,8 @@ def _how(metrics: Metrics) -> str:
     families = {system.family: system.how for system in metrics.systems if system.how}
     made = "".join(f"<li><b>{esc(family)}</b>: {esc(how)}</li>" for family, how in families.items())
     aligned = f"<p>Alignment. {esc(metrics.alignment)}</p>" if metrics.alignment else ""
-    return aligned + (f'<ul class="plain">{made}</ul>' if made else "") + scroller("How every metric was computed", table(head, rows, text_columns=5), "prose")
+    systems = f'<ul class="plain">{made}</ul>' if made else ""
+    return aligned + systems + scroller("How every metric was computed", table(head, rows, text_columns=5), "prose")
 
 
 def _facts(metrics: Metrics) -> str:

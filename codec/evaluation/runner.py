@@ -108,7 +108,9 @@ def evaluate(plan: Plan, records: Sequence[Record], out: Path, workers: int, for
             file.flush()
             os.fsync(file.fileno())
             bar.update()
-            if bar.disable and count * 10 // len(records) > (count - 1) * 10 // len(records):  # no terminal: a line a tenth
+            if bar.disable and count * 10 // len(records) > (count - 1) * 10 // len(
+                records
+            ):  # no terminal: a line a tenth
                 print(f"{count} of {len(records)} utterances measured", flush=True)
         bar.close()
 
