@@ -71,7 +71,10 @@ MISTAKES = (ConfigError, CheckpointError, ManifestError, ModelError, AudioError,
 
 @dataclass
 class Networks:
-    """What is trained. ``codec`` and ``judges`` are the bare modules, the ``*_step`` ones are prepared for many processes."""
+    """What is trained. ``codec`` and ``judges`` are the bare modules, the ``*_step`` ones are prepared for many processes.
+
+    ``quantizer_given`` says that the codebooks came with the weights and fit their latents already.
+    """
 
     codec: Codec
     average: Codec
@@ -80,6 +83,7 @@ class Networks:
     judge_optimizer: torch.optim.Optimizer
     codec_step: nn.Module
     judges_step: nn.Module
+    quantizer_given: bool
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -156,14 +160,24 @@ class Clock:
 
 
 def build_networks(config: TrainConfig, accelerator: accelerate.Accelerator, init: str | None) -> Networks:
-    """Networks and optimizers, the same on every process; ``init`` starts from an exported model."""
+    """Networks and optimizers, the same on every process; ``init`` starts from an exported model.
+
+    Of a model with another quantizer it takes the encoder and the decoder.
+    """
     torch.manual_seed(config.seed)
     codec = Codec(config.model)
+    quantizer_given = False
     if init is not None:
         given = Codec.from_pretrained(init)
-        if given.config != config.model:
-            raise ConfigError(f"{init} has another architecture than the configuration's model; make them equal")
-        codec.load_state_dict(given.state_dict())
+        if replace(given.config, quantizer=config.model.quantizer) != config.model:
+            raise ConfigError(
+                f"{init} has another architecture than the configuration's model; all but the quantizer must be equal"
+            )
+        codec.encoder.load_state_dict(given.encoder.state_dict())
+        codec.decoder.load_state_dict(given.decoder.state_dict())
+        quantizer_given = given.config.quantizer == config.model.quantizer
+        if quantizer_given:
+            codec.quantizer.load_state_dict(given.quantizer.state_dict())
     judges = Discriminators(config.discriminator)
     codec, judges = codec.to(accelerator.device).train(), judges.to(accelerator.device).train()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
@@ -173,7 +187,7 @@ def build_networks(config: TrainConfig, accelerator: accelerate.Accelerator, ini
     optimizers = [adamw(module, config) for module in (codec, judges)]
     forward = torch.compile(codec) if config.compile else codec
     codec_step, judges_step, *prepared = accelerator.prepare(forward, judges, *optimizers)
-    return Networks(codec, average, judges, prepared[0], prepared[1], codec_step, judges_step)
+    return Networks(codec, average, judges, prepared[0], prepared[1], codec_step, judges_step, quantizer_given)
 
 
 def plainly_strided(gradient: Tensor) -> Tensor:
@@ -415,7 +429,7 @@ def show_examples(
 def train(args: argparse.Namespace) -> int:
     started = time.monotonic()
     config = load_train_config(args.config, args.set)
-    if args.init is not None:  # its codebooks fit its latents already
+    if args.init is not None:  # an autoencoder already
         config = replace(config, phases=replace(config.phases, autoencoder=0))
     accelerator = accelerate.Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=args.cpu)
     rank, world, device = accelerator.process_index, accelerator.num_processes, accelerator.device
@@ -473,7 +487,7 @@ def train(args: argparse.Namespace) -> int:
         with clock.waiting():
             batch = {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
         counters.skipped_files += int(batch["skipped"].sum())
-        if counters.step == config.phases.autoencoder and args.init is None:
+        if counters.step == config.phases.autoencoder and not networks.quantizer_given:
             start_quantizer(networks, dataset, config, device)
         share = config.learning_rate(counters.step)
         set_rates(networks, config, share)
@@ -597,7 +611,10 @@ def main() -> int:
         "--resume", action="store_true", help="go on from the run's last checkpoint (otherwise the same command)"
     )
     parser.add_argument(
-        "--init", metavar="MODEL", help="start from an exported model (fine-tuning), without autoencoder phase"
+        "--init",
+        metavar="MODEL",
+        help="start from an exported model (fine-tuning), without autoencoder phase; of one with another quantizer it takes "
+        "encoder and decoder",
     )
     parser.add_argument(
         "--minutes",

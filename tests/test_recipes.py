@@ -254,6 +254,17 @@ def test_debug_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: P
     tuned = train(corpus, tmp_path / "tuned", *SHORT, launcher=launcher, flags=flags)
     assert tuned.returncode == 0, tuned.stderr
 
+    # with another quantizer: encoder and decoder as they were, the codebook from the data
+    other = ["model.quantizer.kind=simvq", "model.quantizer.num_quantizers=1", "optimizer.learning_rate=1.0e-12"]
+    single = train(corpus, tmp_path / "single", *SHORT, "phases.steps=1", *other, flags=flags)
+    assert single.returncode == 0, single.stderr
+    started = {k.removeprefix("codec/"): v for k, v in state(tmp_path / "single", 1).items() if k.startswith("codec/")}
+    kept = [key for key in exported if not key.startswith("quantizer.")]
+    assert all(torch.allclose(started[key], exported[key], atol=1e-6) for key in kept)
+    assert not torch.equal(started["quantizer.weight"], torch.eye(8))
+    wider = train(corpus, tmp_path / "wider", *SHORT, "model.latent_dim=16", flags=flags)
+    assert wider.returncode == 1 and "all but the quantizer must be equal" in wider.stderr
+
 
 def test_bf16_autocast_trains_and_stores_float32(corpus: Path, tmp_path: Path) -> None:
     done = train(corpus, tmp_path / "run", *SHORT, "precision=bf16", flags=("--logger", "none"))
