@@ -402,3 +402,16 @@ def test_the_recipe_is_the_command() -> None:
         [sys.executable, str(script), "--manifest", "nowhere.jsonl", "--out", "x"], capture_output=True, text=True
     )
     assert done.returncode == 1 and "nowhere.jsonl" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_reports_are_drawn_against_bitrate_and_steps(report: Path, tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "recipes" / "plot_reports.py"
+    for given in ([str(report)], [f"0={report}", f"100={report}"]):
+        out = tmp_path / f"{len(given)}.png"
+        command = [sys.executable, str(script), *given, "--out", str(out)]
+        assert subprocess.run(command, check=True, capture_output=True).returncode == 0
+        assert out.read_bytes().startswith(b"\x89PNG")
+        again = subprocess.run(command, capture_output=True, text=True)
+        assert again.returncode == 1 and again.stderr.endswith("--force overwrites it\n")
+    wrong = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    assert wrong.returncode == 1 and "is no report" in wrong.stderr

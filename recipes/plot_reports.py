@@ -1,0 +1,126 @@
+"""Draw what codec-evaluate measured: quality against bitrate of one report, or against training steps over several.
+
+python recipes/plot_reports.py report --out quality.png
+python recipes/plot_reports.py 0=reports/start 1400=reports/1400 2600=reports/2600 --out steps.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from codec.errors import one_line
+from codec.files import written_whole
+
+METRICS = ["pesq", "stoi"]
+Line = list[tuple[float, dict[str, Any]]]  # x, and a result: mean, low, high
+
+
+class PlotError(ValueError):
+    """What keeps the reports from being drawn; the message is one line for the user."""
+
+
+def read_summary(report: Path) -> dict[str, Any]:
+    """The metrics.json of a report."""
+    path = report / "metrics.json"
+    if not path.is_file():
+        raise PlotError(f"{report} is no report: it has no metrics.json; codec-evaluate makes one")
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return summary
+
+
+def against_bitrate(summary: dict[str, Any], metric: str) -> dict[str, Line]:
+    """One line a family of systems, at the bitrates of their files where known."""
+    lines: dict[str, Line] = {}
+    for system in summary["systems"]:
+        result = system["results"].get(metric)
+        rate = (system["results"].get("kbps_file") or {}).get("mean") or system["kbps"]
+        if result and result["mean"] is not None and rate:
+            lines.setdefault(system["family"], []).append((rate, result))
+    return {family: sorted(line, key=lambda point: point[0]) for family, line in lines.items()}
+
+
+def against_steps(reports: Sequence[tuple[int, dict[str, Any]]], metric: str) -> dict[str, Line]:
+    """One line a bitrate of the model."""
+    lines: dict[str, Line] = {}
+    for step, summary in sorted(reports, key=lambda report: report[0]):
+        for system in summary["systems"]:
+            result = system["results"].get(metric)
+            if system["kind"] == "model" and result and result["mean"] is not None:
+                lines.setdefault(f"{system['kbps']:g} kbit/s", []).append((step, result))
+    return lines
+
+
+def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path) -> None:
+    """One panel a metric; bars are intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        for (name, line), marker in zip(lines.items(), "osD^v<>", strict=False):
+            x, means = [point[0] for point in line], [point[1]["mean"] for point in line]
+            ends = [(r["mean"] - (r["low"] or r["mean"]), (r["high"] or r["mean"]) - r["mean"]) for _, r in line]
+            axis.errorbar(x, means, yerr=list(zip(*ends, strict=True)), label=name, marker=marker, capsize=2)
+        axis.set_title(title)
+        axis.set_xlabel(x_label)
+        if log:
+            axis.set_xscale("log")
+            ticks = [0.75, 1.5, 3, 6, 12]
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend()
+    figure.tight_layout()
+    with written_whole(out) as temporary:
+        figure.savefig(temporary, dpi=80)
+    pyplot.close(figure)
+
+
+def parse_reports(given: Sequence[str]) -> list[tuple[int, Path]]:
+    """``STEP=REPORT`` for each; a single one may go without."""
+    found = []
+    for text in given:
+        step, equals, folder = text.partition("=")
+        if not equals or not step.isdigit():
+            raise PlotError(f"several reports are given as STEP=REPORT, not {text!r}")
+        found.append((int(step), Path(folder)))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reports", nargs="+", metavar="REPORT", help="one folder, or STEP=REPORT several times")
+    parser.add_argument("--metrics", nargs="+", default=METRICS, metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("quality.png"))
+    parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
+    args = parser.parse_args()
+    try:
+        if args.out.exists() and not args.force:
+            raise PlotError(f"{args.out} exists; --force overwrites it")
+        single = len(args.reports) == 1 and "=" not in args.reports[0]
+        steps = [(0, Path(args.reports[0]))] if single else parse_reports(args.reports)
+        summaries = [(step, read_summary(report)) for step, report in steps]
+        panels = {}
+        for name in args.metrics:
+            described = summaries[0][1]["metrics"].get(name)
+            if described is None:
+                raise PlotError(f"{steps[0][1]} has no metric {name}; it has {', '.join(summaries[0][1]['metrics'])}")
+            line = against_bitrate(summaries[0][1], name) if single else against_steps(summaries, name)
+            panels[described["label"]] = line
+        draw(panels, "kbit/s" if single else "training step", single, args.out)
+    except (PlotError, OSError, ModuleNotFoundError, ValueError, KeyError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 1
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
