@@ -20,7 +20,7 @@ from codec.audio import LARGEST_PEAK, resample
 from codec.autoencoder import Encoder, build_decoder, decoder_context, encoder_context
 from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
 from codec.files import written_whole
-from codec.pretrained import DEFAULT_MODEL, ModelError, find_model
+from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
 from codec.windows import overlapping
 
@@ -260,7 +260,8 @@ class Codec(nn.Module):
         folder = find_model(model)
         try:
             config = from_dict(CodecConfig, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-            codec = cls(config, name=folder.resolve().name if Path(model).is_dir() else str(model))
+            by_folder = Path(model).is_dir() or str(model) == ALIAS
+            codec = cls(config, name=folder.resolve().name if by_folder else str(model))
         except (ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{folder / 'config.json'}: {error}") from None
         _load_weights(codec, folder / "model.safetensors")

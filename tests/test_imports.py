@@ -44,7 +44,7 @@ ALLOWED = {
     "codec.metrics": {"codec.audio", "codec.losses", "codec.spectral"},
     "codec.evaluation.statistics": set(),
     "codec.evaluation.compare": {"codec.evaluation.statistics"},
-    "codec.evaluation.commands": {"codec", "codec.errors"},
+    "codec.evaluation.commands": {"codec", "codec.errors", "codec.pretrained"},
     "codec.data": {"codec.audio", "codec.manifest"},
     "codec.evaluation.report_html": set(),
     "codec.evaluation.report_input": set(),

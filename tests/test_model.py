@@ -260,7 +260,7 @@ def test_loading_is_strict(tmp_path: Path) -> None:
 
 
 def test_unknown_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="default"):
+    with pytest.raises(ModelError, match="speech-24khz"):
         Codec.from_pretrained("nonsense")
     with pytest.raises(ModelError, match="hub"):
         Codec.from_pretrained("someone/something")

@@ -24,7 +24,8 @@ def model() -> Codec:
 
 
 def test_size_and_rates(model: Codec) -> None:
-    folder: Path = find_model("default")
+    folder: Path = find_model("speech-24khz")
+    assert find_model("default") == folder and Codec.from_pretrained("default").name == model.name == "speech-24khz"
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 24e6
     assert (model.sample_rate, model.num_quantizers, model.codebook_size, model.bitrate) == (24000, 8, 1024, 6000)
     card = (folder / "README.md").read_text(encoding="utf-8")

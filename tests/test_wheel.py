@@ -25,16 +25,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_what_is_in_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {
-        "codec/pretrained/default/config.json",
-        "codec/pretrained/default/model.safetensors",
+        "codec/pretrained/speech-24khz/config.json",
+        "codec/pretrained/speech-24khz/model.safetensors",
         "codec/py.typed",
         "codec/evaluation/report.html",
         "codec/evaluation/report.css",
         "codec/evaluation/report.js",
     } <= set(names)
-    assert "codec/pretrained/default/README.md" in names
+    assert "codec/pretrained/speech-24khz/README.md" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"codec"}
-    weights = zipfile.ZipFile(wheel).getinfo("codec/pretrained/default/model.safetensors")
+    weights = zipfile.ZipFile(wheel).getinfo("codec/pretrained/speech-24khz/model.safetensors")
     assert weights.file_size <= 24e6
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from codec import __version__
 from codec.errors import one_line
+from codec.pretrained import ALIAS
 
 EVALUATE_EXAMPLES = """examples:
   codec-evaluate --manifest dev.jsonl --out report                     the shipped model beside Opus and Codec2
@@ -39,7 +40,7 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--manifest", required=True, type=Path, help="JSONL of the utterances (see data/README.md)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the report")
     parser.add_argument(
-        "--model", default="default", help="shipped model, model folder or hub id; none for no model (default: default)"
+        "--model", default=ALIAS, help="shipped model, model folder or hub id; none for no model (default: the shipped one)"
     )
     parser.add_argument(
         "--num-quantizers", type=int, nargs="+", metavar="K", help="default: all the model has, and halves of it"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DEFAULT_MODEL = "default"
+DEFAULT_MODEL = "speech-24khz"
+ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
 FILES = ("config.json", "model.safetensors")
 
 
@@ -19,13 +20,14 @@ def shipped_models() -> list[str]:
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of a model given by shipped name, folder path, or hub id ``owner/name[@revision]``.
+    """The folder of a model given by shipped name (or "default"), folder path, or hub id ``owner/name[@revision]``.
 
     Raises:
         ModelError: none of these, or files are missing in the folder.
     """
-    if str(model) in shipped_models():
-        return Path(__file__).parent / str(model)
+    shipped = DEFAULT_MODEL if str(model) == ALIAS else str(model)
+    if shipped in shipped_models():
+        return Path(__file__).parent / shipped
     folder = Path(model)
     if folder.is_dir():
         missing = [name for name in FILES if not (folder / name).is_file()]
