@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codec.config import QuantizerConfig
 from codec.quantizers import QUANTIZERS, ResidualSimVQ, SimVQ, build_quantizer
-from codec.quantizers.simvq import nearest
+from codec.quantizers.search import nearest
 
 DIM = 12
 VARIANTS = {
@@ -104,7 +104,7 @@ def test_nearest_equals_the_definition_and_chunking_changes_nothing(monkeypatch:
     points, codebook = torch.randn(500, 6, generator=generator), torch.randn(300, 6, generator=generator)
     expected = torch.cdist(points.double(), codebook.double()).argmin(dim=1)
     assert torch.equal(nearest(points, codebook), expected)
-    monkeypatch.setattr("codec.quantizers.simvq.SEARCH_ELEMENTS", 300 * 7)
+    monkeypatch.setattr("codec.quantizers.search.SEARCH_ELEMENTS", 300 * 7)
     assert torch.equal(nearest(points, codebook), expected)
 
 
