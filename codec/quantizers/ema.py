@@ -30,10 +30,10 @@ class EMAVQ(LookupQuantizer):
     updates: Tensor
 
     def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__(dim, config)
-        v, d = config.codebook_size, config.codebook_dim
-        self.register_buffer("counts", torch.ones(v))
-        self.register_buffer("sums", torch.randn(v, d) * d**-0.5)
+        table = torch.randn(config.codebook_size, config.codebook_dim) * config.codebook_dim**-0.5
+        super().__init__(dim, config)  # after the table: SimVQ draws in this order too
+        self.register_buffer("counts", torch.ones(config.codebook_size))
+        self.register_buffer("sums", table)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     def table(self) -> Tensor:

@@ -19,8 +19,9 @@ class VQ(LookupQuantizer):
     """
 
     def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__(dim, config)
-        self.embedding = nn.Parameter(torch.randn(config.codebook_size, config.codebook_dim) * config.codebook_dim**-0.5)
+        table = torch.randn(config.codebook_size, config.codebook_dim) * config.codebook_dim**-0.5
+        super().__init__(dim, config)  # after the table: SimVQ draws in this order too
+        self.embedding = nn.Parameter(table)
 
     def table(self) -> Tensor:
         return self.embedding
