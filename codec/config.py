@@ -54,7 +54,9 @@ def to_dict(config: Any) -> dict[str, Any]:
     Fields marked ``LATER`` are left out while they have their default: a model's fingerprint hashes this dictionary, and
     must not change because the code has learned a new option.
     """
-    fields = [f for f in dataclasses.fields(config) if not (f.metadata == LATER and getattr(config, f.name) == f.default)]
+    fields = [
+        f for f in dataclasses.fields(config) if not (f.metadata == LATER and getattr(config, f.name) == f.default)
+    ]
     return {f.name: _plain(getattr(config, f.name)) for f in fields}
 
 

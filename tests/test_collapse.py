@@ -106,7 +106,11 @@ def test_a_study_runs_resumes_and_reports(
     (page / "README.md").write_text("a\n<!-- table headline -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
     assert report.main([str(out), "--into", str(page)]) == 0
     text = (page / "README.md").read_text(encoding="utf-8")
-    assert text.startswith("a\n<!-- table headline -->\n| V |") and text.endswith("<!-- end -->\nb\n") and "old" not in text
+    assert (
+        text.startswith("a\n<!-- table headline -->\n| V |")
+        and text.endswith("<!-- end -->\nb\n")
+        and "old" not in text
+    )
     assert "| 32 | **SimVQ** | 2 |" in text and " to " in text
     assert {path.name for path in page.iterdir()} == {"README.md", "curves.png", "quality.png", "results.jsonl"}
 
@@ -137,7 +141,10 @@ def test_mistakes_in_a_study_are_named(manifest: Path, tmp_path: Path, capsys: p
 
 
 def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
-    assert plane.main(["--out", str(tmp_path), "--steps", "80", "--remedy-steps", "3", "--seeds", "0", "--frames", "2"]) == 0
+    assert (
+        plane.main(["--out", str(tmp_path), "--steps", "80", "--remedy-steps", "3", "--seeds", "0", "--frames", "2"])
+        == 0
+    )
     numbers = json.loads((tmp_path / "plane.json").read_text(encoding="utf-8"))
     assert numbers["plane"]["cloud simvq"]["moved"] == 1.0 and numbers["plane"]["cloud vq"]["moved"] < 0.5
     assert numbers["plane"]["cloud simvq"]["usage"] > 1.5 * numbers["plane"]["cloud vq"]["usage"]

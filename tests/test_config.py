@@ -16,7 +16,15 @@ def test_round_trip_gives_plain_values_and_an_equal_config() -> None:
 
 
 def test_later_options_stay_out_of_what_fingerprints_hash() -> None:
-    first = ["kind", "num_quantizers", "codebook_size", "codebook_dim", "basis", "map", "map_bias"]  # of the first models
+    first = [
+        "kind",
+        "num_quantizers",
+        "codebook_size",
+        "codebook_dim",
+        "basis",
+        "map",
+        "map_bias",
+    ]  # of the first models
     assert list(to_dict(CodecConfig())["quantizer"]) == first
     changed = CodecConfig(quantizer=QuantizerConfig(gradient="rotation"))
     assert to_dict(changed)["quantizer"]["gradient"] == "rotation"

@@ -50,7 +50,14 @@ def test_python_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.parametrize(
     "name",
-    ["README.md", "CONTRIBUTING.md", "recipes/default/README.md", "recipes/libritts/README.md", "data/README.md"],
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "recipes/default/README.md",
+        "recipes/libritts/README.md",
+        "recipes/collapse/README.md",
+        "data/README.md",
+    ],
 )
 def test_links_lead_somewhere(name: str) -> None:
     path = ROOT / name

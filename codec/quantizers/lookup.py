@@ -32,7 +32,11 @@ class LookupQuantizer(Quantizer):
 
     def __init__(self, dim: int, config: QuantizerConfig) -> None:
         super().__init__()
-        self.codebook_size, self.codebook_dim, self.gradient = config.codebook_size, config.codebook_dim, config.gradient
+        self.codebook_size, self.codebook_dim, self.gradient = (
+            config.codebook_size,
+            config.codebook_dim,
+            config.gradient,
+        )
         self.project_in = projection(dim, config.codebook_dim)
         self.project_out = projection(config.codebook_dim, dim)
 

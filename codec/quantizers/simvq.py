@@ -95,7 +95,8 @@ class SimVQ(Quantizer):
     def initialize(self, latents: Tensor) -> None:
         """Data-matched start: the codes take the mean and covariance of these latents ``[B, D, N]``.
 
-        Projections, where there are any, start as ``start_projections`` says. Then ``W = sqrt(d) * Sigma^(1/2)`` and ``b = mean``, since C has covariance I/d.
+        Projections, where there are any, start as ``start_projections`` says. Then ``W = sqrt(d) * Sigma^(1/2)`` and
+        ``b = mean``, since C has covariance I/d.
         """
         points = latents.transpose(1, 2).flatten(0, 1).double()
         points = start_projections(self.project_in, self.project_out, points)

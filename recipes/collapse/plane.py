@@ -84,7 +84,7 @@ def follow(kind: str, shape: str, steps: int, seed: int = 0) -> History:
     """
     quantizer = quantizer_2d(kind, CODES, seed)
     generator = torch.Generator().manual_seed(seed + 1)
-    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.05 if kind == "simvq" else 1.0)
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.2 if kind == "simvq" else 1.0)
     recent: deque[Tensor] = deque(maxlen=WINDOW)
     tables, alive = [], []
     first = table_of(quantizer)
@@ -232,9 +232,7 @@ def autoencode(kind: str, weak: bool, matched: bool, warmup: bool, seed: int, st
     hidden = [1] if weak else [64, 64]
     encoder, decoder = perceptron(16, hidden, 2), perceptron(2, [64, 64], 16)
     generator = torch.Generator().manual_seed(seed + 100)
-    optimizer = torch.optim.Adam(
-        [*encoder.parameters(), *decoder.parameters(), *quantizer.parameters()], lr=3e-3
-    )
+    optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *quantizer.parameters()], lr=3e-3)
     begin = steps // 3 if warmup else 0
     for step in range(steps):
         x, _ = observations(128, generator)
@@ -274,11 +272,13 @@ def perceptron(width_in: int, hidden: Sequence[int], width_out: int) -> nn.Seque
 def remedies(seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
     """Every combination of quantizer, encoder, start and warm-up; means over the seeds."""
     rows = []
-    for kind, weak, matched, warmup in itertools.product(("vq", "simvq"), *[(False, True)] * 3):
+    switches = list(itertools.product((False, True), repeat=3))
+    for kind, (weak, matched, warmup) in itertools.product(("vq", "simvq"), switches):
         runs = [autoencode(kind, weak, matched, warmup, seed, steps) for seed in seeds]
         mean = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
         rows.append({"quantizer": kind, "weak_encoder": weak, "matched_start": matched, "warmup": warmup, **mean,
-                     "usage_lowest": min(run["usage"] for run in runs), "usage_highest": max(run["usage"] for run in runs)})  # fmt: skip
+                     "usage_lowest": min(run["usage"] for run in runs),
+                     "usage_highest": max(run["usage"] for run in runs)})  # fmt: skip
     return rows
 
 
@@ -293,7 +293,8 @@ def draw_remedies(path: Path, rows: list[dict[str, Any]]) -> None:
             axis = axes[row][column]
             for offset, kind in ((-0.2, "vq"), (0.2, "simvq")):
                 chosen = [r for r in rows if r["quantizer"] == kind and r["weak_encoder"] == weak]
-                bars = axis.bar([i + offset for i in range(4)], [r[name] for r in chosen], 0.38, color=COLOURS[kind], label=TITLES[kind].split(":")[0])  # fmt: skip
+                heights, places = [r[name] for r in chosen], [i + offset for i in range(4)]
+                bars = axis.bar(places, heights, 0.38, color=COLOURS[kind], label=TITLES[kind].split(":")[0])
                 axis.bar_label(bars, [f"{r[name]:.0%}" for r in chosen], fontsize=7)
             axis.set_xticks(range(4), labels)
             axis.set(title=f"{'weak' if weak else 'strong'} encoder: {what}", ylim=(0, 1.12), yticks=[0, 0.5, 1])
@@ -315,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/collapse"))
     parser.add_argument("--steps", type=int, default=600, help="of the codes on the plane")
-    parser.add_argument("--remedy-steps", type=int, default=900, help="of each small autoencoder")
+    parser.add_argument("--remedy-steps", type=int, default=600, help="of each small autoencoder")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the small autoencoders")
     parser.add_argument("--frames", type=int, default=40, help="pictures of the GIF")
     args = parser.parse_args(argv)
@@ -326,17 +327,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     histories = {(shape, kind): follow(kind, shape, args.steps) for shape in SHAPES for kind in COLOURS}
     animate(args.out / "plane.gif", histories, args.frames)
-    numbers = {
+    numbers: dict[str, Any] = {
         "steps": args.steps, "codes": CODES, "batch": BATCH, "seed": 0,
         "plane": {f"{shape} {kind}": {"usage": h.usage, "moved": h.moved} for (shape, kind), h in histories.items()},
         "one_step": one_step(args.out / "step.png"),
         "remedies": {"steps": args.remedy_steps, "seeds": args.seeds, "rows": remedies(args.seeds, args.remedy_steps)},
     }  # fmt: skip
-    draw_remedies(args.out / "remedies.png", numbers["remedies"]["rows"])  # type: ignore[index]
+    draw_remedies(args.out / "remedies.png", numbers["remedies"]["rows"])
     numbers["seconds"] = round(time.perf_counter() - began, 1)
     with written_whole(args.out / "plane.json") as temporary:
         temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    for name, values in numbers["plane"].items():  # type: ignore[union-attr]
+    for name, values in numbers["plane"].items():
         print(f"{name}: {values['usage']:.1%} of {CODES} codes used, {values['moved']:.1%} moved")
     return 0
 

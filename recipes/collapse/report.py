@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,6 +48,11 @@ def measured(*path: str) -> Callable[[Result], float | None]:
     return value
 
 
+def stage_usage(index: int) -> Callable[[Result], float | None]:
+    """Share of one stage's codes used."""
+    return lambda result: result["measured"]["stages"][index]["usage"]
+
+
 COLUMNS: list[Column] = [
     ("codes used", first("usage"), "{:.1%}"),
     ("perplexity", first("perplexity"), "{:.0f}"),
@@ -58,7 +62,7 @@ COLUMNS: list[Column] = [
     ("dim. table", measured("effective_dimension", "codebook"), "{:.1f}"),
     ("mel", measured("mel"), "{:.3f}"),
     ("PESQ", measured("pesq"), "{:.3f}"),
-    ("s", lambda result: result["seconds"], "{:.0f}"),
+    ("CPU s", lambda result: result.get("cpu_seconds"), "{:.0f}"),
 ]
 
 
@@ -89,9 +93,7 @@ def table(results: Sequence[Result], lead: Sequence[str], columns: Sequence[Colu
 def stages_table(results: Sequence[Result]) -> str:
     """Residual stacks: the share of codes used, stage by stage."""
     count = max((len(result["measured"]["stages"]) for result in results), default=0)
-    columns: list[Column] = [
-        (f"stage {i + 1}", lambda result, i=i: result["measured"]["stages"][i]["usage"], "{:.1%}") for i in range(count)
-    ]
+    columns: list[Column] = [(f"stage {i + 1}", stage_usage(i), "{:.1%}") for i in range(count)]
     return table(results, ("quantizer", "start"), [*columns, COLUMNS[3], COLUMNS[6], COLUMNS[7], COLUMNS[8]])
 
 
@@ -200,8 +202,10 @@ def save(figure: Any, path: Path) -> None:
 def filled(text: str, made: dict[str, str]) -> str:
     """A page with every marked table replaced."""
     for name, body in made.items():
-        pattern = rf"(<!-- table {name} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda match, body=body: f"{match[1]}{body}\n{match[2]}", text, flags=re.DOTALL)
+        begin, end = f"<!-- table {name} -->\n", "<!-- end -->"
+        before, mark, rest = text.partition(begin)
+        if mark:
+            text = before + mark + body + "\n" + end + rest.partition(end)[2]
     return text
 
 

@@ -100,7 +100,9 @@ class StudyConfig:
             unknown = [name for name in group.quantizers if name not in self.quantizers]
             unknown += [start for start in group.starts if start not in ("scratch", "default", "matched")]
             if unknown:
-                raise ConfigError(f"cells: {unknown[0]} is neither in quantizers nor a start (scratch, default, matched)")
+                raise ConfigError(
+                    f"cells: {unknown[0]} is neither in quantizers nor a start (scratch, default, matched)"
+                )
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,9 @@ class Study:
         held = [record for record in records if is_held_out(record, config.held_out)]
         kept = [record for record in records if not is_held_out(record, config.held_out)]
         if not held or not kept:
-            raise ManifestError("too few speakers to hold some out; set held_out, or name more speakers in the manifest")
+            raise ManifestError(
+                "too few speakers to hold some out; set held_out, or name more speakers in the manifest"
+            )
         self.data = {"train": summary(kept), "measured": summary(held)}
         rate = config.model.sample_rate
         self._train = functools.partial(SegmentDataset, kept, rate, SegmentConfig(config.segment_seconds))
@@ -198,7 +202,10 @@ class Study:
             output = codec(waveform, quantize=quantize)
             terms = self.loss(output.waveform, waveform, bandwidth)
             if quantize:
-                terms |= {"commitment": output.commitment_loss.sum(1).mean(), "codebook": output.codebook_loss.sum(1).mean()}
+                terms |= {
+                    "commitment": output.commitment_loss.sum(1).mean(),
+                    "codebook": output.codebook_loss.sum(1).mean(),
+                }
             total = sum(config.weights[name] * term for name, term in terms.items())
             optimizer.zero_grad()
             total.backward()
@@ -212,9 +219,10 @@ class Study:
         codec = Codec(replace(self.config.model, quantizer=QuantizerConfig(kind="vq", codebook_size=2, codebook_dim=1)))
         if not warm:
             return networks(codec)
-        key = hashlib.sha256(json.dumps([to_dict(self.config.model), self.config.batch_size, self.config.segment_seconds,
-            self.config.warmup, self.config.learning_rate, self.config.ramp, self.data], sort_keys=True).encode())  # fmt: skip
-        path = self.out / f"warmup-{key.hexdigest()[:8]}-seed{seed}.safetensors"
+        c = self.config
+        decides = [to_dict(c.model), c.batch_size, c.segment_seconds, c.warmup, c.learning_rate, c.ramp, self.data]
+        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        path = self.out / f"warmup-{key}-seed{seed}.safetensors"
         if not path.is_file():
             codec.to(self.device)
             for step, losses, _ in self.fit(codec, seed, range(self.config.warmup), quantize=False):
@@ -237,20 +245,25 @@ class Study:
             per_step = config.batch_size
             with torch.no_grad():
                 latents = [
-                    codec.encoder(self.batch(cell.seed, step)[0]) for step in range(-(-config.match_segments // per_step))
+                    codec.encoder(self.batch(cell.seed, step)[0])
+                    for step in range(-(-config.match_segments // per_step))
                 ]
             codec.quantizer.initialize(torch.cat(latents))
         return codec
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Train and measure one cell; the result is plain values."""
-        config, began = self.config, time.perf_counter()
+        config, began, cpu = self.config, time.perf_counter(), time.process_time()
         codec = self.build(cell)
         first = 0 if cell.start == "scratch" else config.warmup
         recent: deque[Tensor] = deque(maxlen=config.window)
-        curve: dict[str, list[float]] = {name: [] for name in ("step", "codes_in_step", "codes_in_window", "mel", "commitment")}
+        curve: dict[str, list[float]] = {
+            name: [] for name in ("step", "codes_in_step", "codes_in_window", "mel", "commitment")
+        }
         trained = time.perf_counter()
-        for step, losses, codes in self.fit(codec, cell.seed, range(first, config.warmup + config.steps), quantize=True):
+        for step, losses, codes in self.fit(
+            codec, cell.seed, range(first, config.warmup + config.steps), quantize=True
+        ):
             recent.append(codes[:, 0].flatten().cpu())
             curve["step"].append(step)
             curve["codes_in_step"].append(len(recent[-1].unique()))
@@ -265,6 +278,7 @@ class Study:
             "batch_size": config.batch_size, "segment_seconds": config.segment_seconds, "weights": config.weights,
             "parameters": sum(p.numel() for p in codec.parameters() if p.requires_grad), "data": self.data,
             "training_seconds": round(seconds, 1), "seconds": round(time.perf_counter() - began, 1),
+            "cpu_seconds": round(time.process_time() - cpu, 1),
             "machine": f"{platform.machine()} {self.device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
             "measured": measured, "curve": curve,
         }  # fmt: skip
@@ -347,8 +361,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             with written_whole(path) as temporary:
                 temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
             stage = result["measured"]["stages"][0]
-            print(f"{cell.name}: usage {stage['usage']:.4f} perplexity {stage['perplexity']:.0f} of {stage['frames']} frames, "
-                  f"mel {result['measured']['mel']:.3f}, {result['seconds']:.0f} s", flush=True)  # fmt: skip
+            health = f"usage {stage['usage']:.4f}, perplexity {stage['perplexity']:.0f}"
+            print(f"{cell.name}: {health}, mel {result['measured']['mel']}, {result['seconds']:.0f} s", flush=True)
     except (ConfigError, ManifestError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
