@@ -154,12 +154,13 @@ def draw_curves(results: Sequence[Result], path: Path) -> None:
     for axis, size in zip(axes[0], sizes, strict=True):
         for r in (r for r in chosen if r["codebook_size"] == size):
             share = [count / size for count in r["curve"]["codes_in_window"]]
-            label = NAMES[r["quantizer"]].strip("*") if r["seed"] == 0 else None
-            axis.plot(r["curve"]["step"], share, color=COLOURS[r["quantizer"]], linewidth=1.2, label=label)
+            axis.plot(r["curve"]["step"], share, color=COLOURS[r["quantizer"]], linewidth=1.2)
         axis.set(title=f"V = {size:,}", xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0][0].set_ylabel("share of codes hit in the last 50 steps")
-    axes[0][0].legend(fontsize=8, frameon=False)
+    for name, colour in COLOURS.items():
+        axes[0][0].plot([], [], color=colour, label=NAMES[name].strip("*"))
+    axes[0][0].legend(fontsize=8, frameon=False, loc="lower right")
     save(figure, path)
 
 
