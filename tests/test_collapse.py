@@ -124,7 +124,7 @@ def test_speakers_are_held_out_whole(manifest: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_studies_can_be_read_and_every_quantizer_built(path: Path) -> None:
     config = run.load_study(path)
-    assert len(run.cells_of(config)) > 10
+    assert len(run.cells_of(config)) >= 2
     for name, quantizer in config.quantizers.items():
         build_quantizer(dataclasses.replace(quantizer, codebook_size=64), config.model.latent_dim)
         assert name in report.NAMES

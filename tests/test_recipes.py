@@ -153,7 +153,6 @@ def test_tables_that_training_moves_without_gradient_reach_the_averaged_model(co
     assert moved and all(torch.equal(tensors[name], tensors[name.replace("codec", "average", 1)]) for name in moved)
 
 
-
 def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: Path) -> None:
     """After one step Adam's first moment is (1 - beta1) times the clipped gradient; it must be that of the whole batch."""
     settings = [*SHORT, "phases.steps=1", "phases.autoencoder=0", "phases.adversarial=0", "quantizer_dropout=0.0"]

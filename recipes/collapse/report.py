@@ -1,7 +1,7 @@
 """Tables and plots of a study's result files.
 
     python recipes/collapse/report.py runs/collapse                              # into the same folder
-    python recipes/collapse/report.py runs/collapse --into recipes/collapse      # also fills the README's tables there
+    python recipes/collapse/report.py runs/collapse runs/collapse_longer --into recipes/collapse     # and fill its README
 
 Writes results.jsonl (a line a cell), curves.png and quality.png, and prints the tables, or puts each between the marks
 ``<!-- table NAME -->`` and ``<!-- end -->`` of a README.md that stands in the folder.
@@ -97,10 +97,21 @@ def stages_table(results: Sequence[Result]) -> str:
     return table(results, ("quantizer", "start"), [*columns, COLUMNS[3], COLUMNS[6], COLUMNS[7], COLUMNS[8]])
 
 
+def last_step(result: Result) -> int:
+    """Where training ended, counted with the warm-up."""
+    return int(result["first_step"] + result["steps"])
+
+
+def is_longer(result: Result, results: Sequence[Result]) -> bool:
+    """Whether it was trained longer than the shortest: such cells have their own table and panel."""
+    return last_step(result) > min(last_step(r) for r in results)
+
+
 def tables(results: Sequence[Result]) -> dict[str, str]:
     """All tables by name."""
     order = list(NAMES)
     results = sorted(results, key=lambda r: (r["codebook_size"], order.index(r["quantizer"]), r["start"], r["seed"]))
+    results, longer = [r for r in results if not is_longer(r, results)], [r for r in results if is_longer(r, results)]
     single = [r for r in results if len(r["measured"]["stages"]) == 1]
 
     def pick(names: Sequence[str], start: str | None = "default", size: int | None = None) -> list[Result]:
@@ -122,8 +133,9 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
                         ("codebook_size", "quantizer", "start")),
         "variants": table([r for r in pick(variants, size=8192) if r["seed"] == 0], ("quantizer",)),
         "others": table([r for r in pick(others) if r["seed"] == 0], ("codebook_size", "quantizer")),
+        "longer": table(longer, ("codebook_size", "quantizer")),
         "residual": stages_table([r for r in results if len(r["measured"]["stages"]) > 1]),
-        "runs": runs_line(results),
+        "runs": "\n\n".join(runs_line(part) for part in (results, longer) if part),
     }  # fmt: skip
 
 
@@ -147,17 +159,21 @@ def draw_curves(results: Sequence[Result], path: Path) -> None:
     from matplotlib import pyplot
 
     chosen = [r for r in results if r["quantizer"] in COLOURS and r["start"] == "default"]
-    sizes = sorted({r["codebook_size"] for r in chosen})
-    if not sizes:
+    panels = sorted({(last_step(r), r["codebook_size"]) for r in chosen})
+    if not panels:
         return
-    figure, axes = pyplot.subplots(1, len(sizes), figsize=(3.8 * len(sizes), 3.5), squeeze=False)
-    for axis, size in zip(axes[0], sizes, strict=True):
-        for r in (r for r in chosen if r["codebook_size"] == size):
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(4.4 * columns, 3.1 * rows), squeeze=False)
+    for axis, (steps, size) in zip(axes.flat, panels, strict=False):
+        for r in (r for r in chosen if (last_step(r), r["codebook_size"]) == (steps, size)):
             share = [count / size for count in r["curve"]["codes_in_window"]]
             axis.plot(r["curve"]["step"], share, color=COLOURS[r["quantizer"]], linewidth=1.2)
-        axis.set(title=f"V = {size:,}", xlabel="step", yscale="log")
+        axis.set(title=f"V = {size:,}, to step {steps:,}", xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both")
-    axes[0][0].set_ylabel("share of codes hit in the last 50 steps")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_axis_off()
+    figure.supylabel("share of codes hit in the last 50 steps", fontsize=10)
     for name, colour in COLOURS.items():
         axes[0][0].plot([], [], color=colour, label=NAMES[name].strip("*"))
     axes[0][0].legend(fontsize=8, frameon=False, loc="lower right")
@@ -169,6 +185,7 @@ def draw_quality(results: Sequence[Result], path: Path) -> None:
     from matplotlib import pyplot
 
     chosen = [r for r in results if len(r["measured"]["stages"]) == 1 and r["measured"]["mel"] is not None]
+    chosen = [r for r in chosen if not is_longer(r, chosen)]
     if not chosen:
         return
     figure, axis = pyplot.subplots(figsize=(6.4, 4.2))
@@ -212,17 +229,18 @@ def filled(text: str, made: dict[str, str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="folder of result files")
-    parser.add_argument("--into", type=Path, help="where pictures and tables go; default the same folder")
+    parser.add_argument("results", type=Path, nargs="+", help="folders of result files")
+    parser.add_argument("--into", type=Path, help="where pictures and tables go; default the first folder")
     args = parser.parse_args(argv)
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(args.results.glob("*-seed*.json"))]
+    files = [path for folder in args.results for path in sorted(folder.glob("*-seed*.json"))]
+    results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
     if not results:
-        print(f"error: no result files in {args.results}; recipes/collapse/run.py writes them", file=sys.stderr)
+        print(f"error: no result files in {args.results[0]}; recipes/collapse/run.py writes them", file=sys.stderr)
         return 1
     import matplotlib
 
     matplotlib.use("Agg")
-    into = args.into or args.results
+    into = args.into or args.results[0]
     draw_curves(results, into / "curves.png")
     draw_quality(results, into / "quality.png")
     with written_whole(into / "results.jsonl") as temporary:

@@ -24,7 +24,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +43,8 @@ from codec.model import Codec
 
 HERE = Path(__file__).parent
 HELD_OUT_INDEX = 2**40  # where the measured segments lie in the stream; training never gets there
-Start = Literal["scratch", "default", "matched"]
+CACHE_BYTES = 2**31  # of training segments kept in memory: all of a small study's, the first of a long one's
+STARTS = ("scratch", "default", "matched")
 
 
 @dataclass(frozen=True)
@@ -98,11 +99,9 @@ class StudyConfig:
     def __post_init__(self) -> None:
         for group in self.cells:
             unknown = [name for name in group.quantizers if name not in self.quantizers]
-            unknown += [start for start in group.starts if start not in ("scratch", "default", "matched")]
+            unknown += [start for start in group.starts if start not in STARTS]
             if unknown:
-                raise ConfigError(
-                    f"cells: {unknown[0]} is neither in quantizers nor a start (scratch, default, matched)"
-                )
+                raise ConfigError(f"cells: {unknown[0]} is neither in quantizers nor a start ({', '.join(STARTS)})")
 
 
 @dataclass(frozen=True)
@@ -174,11 +173,17 @@ class Study:
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Waveforms ``[B, 1, T]`` and bandwidths ``[B]`` of a training step."""
-        if (seed, step) not in self._cache:
+        found = self._cache.get((seed, step))
+        if found is None:
             dataset, size = self._train(seed), self.config.batch_size
             items = [dataset[index] for index in range(step * size, (step + 1) * size)]
-            self._cache[seed, step] = tuple(torch.stack([item[k] for item in items]) for k in ("waveform", "bandwidth"))  # type: ignore[assignment]
-        waveform, bandwidth = self._cache[seed, step]
+            found = (
+                torch.stack([item["waveform"] for item in items]),
+                torch.stack([item["bandwidth"] for item in items]),
+            )
+            if (len(self._cache) + 1) * found[0].nbytes <= CACHE_BYTES:
+                self._cache[seed, step] = found
+        waveform, bandwidth = found
         return waveform.to(self.device), bandwidth.to(self.device)
 
     @functools.cached_property
