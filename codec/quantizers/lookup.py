@@ -60,6 +60,10 @@ class LookupQuantizer(Quantizer):
     def update(self, z: Tensor, codes: Tensor) -> None:
         """What else moves the table in a training step, given points ``[M, d]`` and their codes ``[M]``; in place."""
 
+    def extra_loss(self, z: Tensor) -> Tensor | None:
+        """What a quantizer adds to ``codebook_loss``, ``[B]``, given points ``[B, N, d]``."""
+        return None
+
     @abstractmethod
     def start(self, points: Tensor) -> None:
         """Match the table to points ``[M, d]`` of the lookup space, in place."""
@@ -72,6 +76,8 @@ class LookupQuantizer(Quantizer):
             chosen = F.embedding(codes, self.table())
             commitment = (z - chosen.detach()).square().mean(dim=(1, 2))
             codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2))
+            extra = self.extra_loss(z)
+            codebook_loss = codebook_loss if extra is None else codebook_loss + extra
             quantized = self.project_out(self.carry(z, chosen)).transpose(1, 2)
             if self.training and torch.is_grad_enabled():
                 self.update(z.detach().flatten(0, 1), codes.flatten())
