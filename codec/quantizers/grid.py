@@ -7,10 +7,14 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codec.config import ConfigError, QuantizerConfig
 from codec.quantizers.base import Quantizer, QuantizerOutput
 from codec.quantizers.projection import projection, start_projections
+
+ENTROPY = 0.05  # weight of LFQ's entropy term beside the distance
+JOINT_BITS = 13
 
 
 def grid_levels(codebook_size: int, most_bits: int = 3) -> tuple[int, ...]:
@@ -134,14 +138,13 @@ class FSQ(GridQuantizer):
 class LFQ(GridQuantizer):
     """Lookup-free quantization (Yu et al., arXiv 2310.05737): the sign of each of log2(V) dimensions.
 
-    ``codebook_loss`` holds the paper's entropy term, of the mean choice subtracted from that of each choice, both in
-    nats a bit, with probability ``sigmoid(4 z / temperature)`` for +1. The entropy of the mean choice is taken bit by bit
-    (an upper bound of the joint one, which would need all V codes). It may be negative. ``commitment_loss`` is the mean
-    squared distance.
+    ``codebook_loss`` is the paper's entropy term in nats times ``ENTROPY``: the entropy of each choice less that of the mean
+    choice, where a bit is +1 with probability ``sigmoid(4 z)``. It may be negative. The mean choice's entropy is that of
+    groups of at most ``JOINT_BITS`` bits, summed: taken bit by bit it would not mind if all bits said the same.
+    ``commitment_loss`` is the mean squared distance.
     """
 
     most_bits = 1
-    temperature = 1.0
 
     def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return (z > 0).long(), z
@@ -150,10 +153,15 @@ class LFQ(GridQuantizer):
         return 2.0 * digits - 1.0
 
     def losses(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        logits = 4 * z / self.temperature
-        each = binary_entropy(torch.sigmoid(logits)).mean(dim=(1, 2))
-        together = binary_entropy(torch.sigmoid(logits).mean(dim=(0, 1))).mean()
-        return (z - values).square().mean(dim=(1, 2)), each - together
+        each = binary_entropy(torch.sigmoid(4 * z)).sum(dim=2).mean(dim=1)
+        together = z.new_zeros(())
+        for group in z.tensor_split(-(-z.shape[2] // JOINT_BITS), dim=2):
+            bits = torch.arange(2 ** group.shape[2], device=z.device)[:, None] >> torch.arange(
+                group.shape[2], device=z.device
+            )
+            mean = F.softmax(2 * group @ (2.0 * (bits & 1) - 1).t(), dim=-1).mean(dim=(0, 1))
+            together = together - (mean * mean.clamp(min=1e-9).log()).sum()
+        return (z - values).square().mean(dim=(1, 2)), ENTROPY * (each - together)
 
 
 class LatticeVQ(GridQuantizer):
