@@ -126,14 +126,14 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     several = {(r["codebook_size"], r["quantizer"]) for r in pick(main) if r["seed"] != 0}
     headline = [r for r in pick(main) if (r["codebook_size"], r["quantizer"]) in several]
     return {
-        "headline": table(headline, ("codebook_size", "quantizer"), COLUMNS[:4] + COLUMNS[6:8]),
+        "headline": table(longer or headline, ("codebook_size", "quantizer"), COLUMNS[:4] + COLUMNS[6:]),
+        "seeds": table(headline, ("codebook_size", "quantizer"), COLUMNS[:4] + COLUMNS[6:8]),
         "sizes": table([r for r in pick(main) if r["seed"] == 0], ("codebook_size", "quantizer")),
         "starts": table([r for r in pick(("vq", "ema_vq", "simvq"), None) if r["seed"] == 0 and
                          any(o["start"] != "default" and o["codebook_size"] == r["codebook_size"] for o in single)],
                         ("codebook_size", "quantizer", "start")),
         "variants": table([r for r in pick(variants, size=8192) if r["seed"] == 0], ("quantizer",)),
         "others": table([r for r in pick(others) if r["seed"] == 0], ("codebook_size", "quantizer")),
-        "longer": table(longer, ("codebook_size", "quantizer")),
         "residual": stages_table([r for r in results if len(r["measured"]["stages"]) > 1]),
         "runs": "\n\n".join(runs_line(part) for part in (results, longer) if part),
     }  # fmt: skip
