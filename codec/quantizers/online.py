@@ -50,8 +50,8 @@ class IndexVQ(VQ):
 
     The code is the row of largest dot product with z. In the backward pass the choice is a softmax over all codes, so
     that every row of the table, and z, get gradient from the reconstruction. ``codebook_loss`` also holds the entropy of
-    each choice less that of the mean choice, in nats, times ``ENTROPY``: without it one code takes everything. The
-    paper's double quantization loss is left out. A training step holds softmax rows of all codes, ``[M, V]``.
+    each choice less that of the mean choice, in nats, times ``ENTROPY``. The paper's double quantization loss is left out.
+    A training step holds softmax rows of all codes, ``[M, V]``.
     """
 
     def search(self, z: Tensor) -> Tensor:
