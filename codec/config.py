@@ -45,12 +45,24 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 
 
+LATER = {"left_out_at_default": True}  # metadata of a field that came after models were shipped; see to_dict
+
+
 def to_dict(config: Any) -> dict[str, Any]:
-    """The plain values of a configuration dataclass; ``from_dict`` reads them back to an equal object."""
-    return {key: _plain(value) for key, value in dataclasses.asdict(config).items()}
+    """The plain values of a configuration dataclass; ``from_dict`` reads them back to an equal object.
+
+    Fields marked ``LATER`` are left out while they have their default: a model's fingerprint hashes this dictionary, and
+    must not change because the code has learned a new option.
+    """
+    fields = [
+        f for f in dataclasses.fields(config) if not (f.metadata == LATER and getattr(config, f.name) == f.default)
+    ]
+    return {f.name: _plain(getattr(config, f.name)) for f in fields}
 
 
 def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, tuple) else value
@@ -117,7 +129,8 @@ class QuantizerConfig:
     """The bottleneck. ``kind`` names an entry of ``codec.quantizers.QUANTIZERS``.
 
     ``codebook_dim`` is the dimension of the lookup; where it differs from the latents' width every stage has its own
-    projections in and out. ``basis``, ``map`` and ``map_bias`` choose the SimVQ variant.
+    projections in and out. ``basis``, ``map`` and ``map_bias`` choose the SimVQ variant. ``gradient`` says how the
+    encoder's gradient passes the lookup (``codec/quantizers/gradient.py``).
     """
 
     kind: str = "residual_simvq"
@@ -127,6 +140,7 @@ class QuantizerConfig:
     basis: Literal["frozen", "learnable"] = "frozen"
     map: Literal["dense", "diagonal"] = "dense"
     map_bias: bool = True
+    gradient: Literal["straight_through", "rotation"] = field(default="straight_through", metadata=LATER)
 
     def __post_init__(self) -> None:
         _require(self.num_quantizers >= 1, "num_quantizers must be at least 1")

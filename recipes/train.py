@@ -360,6 +360,8 @@ def update_average(networks: Networks, config: TrainConfig, step: int) -> None:
     """Exponential moving average of the weights, quicker at the beginning."""
     decay = min(config.optimizer.ema_decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(networks.average.parameters()), list(networks.codec.parameters()), 1 - decay)
+    for kept, moved in zip(networks.average.quantizer.buffers(), networks.codec.quantizer.buffers(), strict=True):
+        kept.copy_(moved)  # tables that are running averages already
 
 
 # ---- looking at it ----------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from codec.config import CodecConfig, ConfigError, from_dict, to_dict
+from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
 
 
 def test_round_trip_gives_plain_values_and_an_equal_config() -> None:
@@ -13,6 +13,22 @@ def test_round_trip_gives_plain_values_and_an_equal_config() -> None:
     assert values["encoder"]["strides"] == [8, 5, 8] and type(values["encoder"]["strides"][0]) is int
     assert from_dict(CodecConfig, values) == config
     assert from_dict(CodecConfig, {}) == config
+
+
+def test_later_options_stay_out_of_what_fingerprints_hash() -> None:
+    first = [
+        "kind",
+        "num_quantizers",
+        "codebook_size",
+        "codebook_dim",
+        "basis",
+        "map",
+        "map_bias",
+    ]  # of the first models
+    assert list(to_dict(CodecConfig())["quantizer"]) == first
+    changed = CodecConfig(quantizer=QuantizerConfig(gradient="rotation"))
+    assert to_dict(changed)["quantizer"]["gradient"] == "rotation"
+    assert from_dict(CodecConfig, to_dict(changed)) == changed
 
 
 @pytest.mark.parametrize(

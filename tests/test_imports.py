@@ -15,7 +15,9 @@ LAZY = {"accelerate", "yaml", "pesq", "pystoi", "librosa", "torchaudio", "tensor
 
 # what each module may import from the package at module level; every module may import files and config
 BASIC = {"codec", "codec.files", "codec.config", "codec.windows"}
-QUANTIZERS = {"codec.quantizers", "codec.quantizers.base", "codec.quantizers.simvq", "codec.quantizers.residual"}
+QUANTIZERS = {
+    f"codec.quantizers.{path.stem}".removesuffix(".__init__") for path in MODULES if path.parent.name == "quantizers"
+}
 REPORT_PARTS = {
     f"codec.evaluation.report_{part}"
     for part in ("html", "input", "plots", "spectrograms", "results", "codebooks", "files")

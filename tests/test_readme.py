@@ -59,6 +59,7 @@ def test_python_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch, caps
         "recipes/README.md",
         "recipes/default/README.md",
         "recipes/libritts/README.md",
+        "recipes/collapse/README.md",
         "data/README.md",
     ],
 )

@@ -40,7 +40,9 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--manifest", required=True, type=Path, help="JSONL of the utterances (see data/README.md)")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the report")
     parser.add_argument(
-        "--model", default=ALIAS, help="shipped model, model folder or hub id; none for no model (default: the shipped one)"
+        "--model",
+        default=ALIAS,
+        help="shipped model, model folder or hub id; none for no model (default: the shipped one)",
     )
     parser.add_argument(
         "--num-quantizers", type=int, nargs="+", metavar="K", help="default: all the model has, and halves of it"

@@ -13,7 +13,7 @@ from codec.evaluation.measure import Plan, Reference, read_codes
 from codec.health import CodebookCounter, Moments, coverage_curve
 from codec.manifest import Record
 from codec.model import Codec
-from codec.quantizers import Quantizer, ResidualSimVQ
+from codec.quantizers import Quantizer, ResidualQuantizer
 
 UTTERANCES = 200  # whose latents are looked at, spread evenly over the manifest
 LONGEST = 20  # seconds of each
@@ -74,7 +74,7 @@ def _latent_moments(codec: Codec, records: Sequence[Record]) -> tuple[Moments, l
 
 def _codebook_dimensions(quantizer: Quantizer, index: int) -> dict[str, Any]:
     """Size and effective dimension of a stage's table; None for quantizers without one."""
-    stage = quantizer.stages[index] if isinstance(quantizer, ResidualSimVQ) else quantizer
+    stage = quantizer.stages[index] if isinstance(quantizer, ResidualQuantizer) else quantizer
     codebook = getattr(stage, "codebook", None)
     if codebook is None:
         return {"codebook_dimension": None, "codebook_effective_dimension": None}

@@ -6,6 +6,9 @@ A quantizer is a module built by ``Class(dim, config)``, D = dim, with
 - ``decode(codes [B, k, N]) -> [B, D, N]``: what ``forward`` gave as ``quantized`` for these codes in eval mode
 - ``initialize(latents [B, D, N])``: start from real latents, once, in place
 - ``num_quantizers``, ``codebook_size``, and ``codebook_state()``: the tensors that decide what a code means
+
+Codes are found in float32, outside autocast; where distances are equal the lowest index is taken. In eval mode nothing
+changes and every item of a batch is quantized as if alone. Single quantizers also have ``codebook``, their points ``[V, d]``.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ class QuantizerOutput:
         quantized: ``[B, D, N]``, with gradients to the latents and to the codebooks.
         codes: int64 ``[B, K, N]``.
         commitment_loss: ``[B, K]``, mean squared distance that pulls latents to their codes; 0 for dropped stages.
-        codebook_loss: ``[B, K]``, the same distance, pulling codes to latents.
+        codebook_loss: ``[B, K]``, the same distance, pulling codes to latents. Quantizers without a table of codes
+            return zeros, or what their text says.
     """
 
     quantized: Tensor

@@ -13,21 +13,9 @@ from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
 from codec.quantizers.base import Quantizer, QuantizerOutput
-
-SEARCH_ELEMENTS = 2**24  # distances held at once, as rows x codes: 64 MiB, so that V = 262,144 needs no gigabytes
-
-
-def nearest(points: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the nearest row of ``codebook`` ``[V, d]`` for each of ``points`` ``[M, d]``; ties to the lowest index.
-
-    Always float32, outside autocast: in half precision near codes change places.
-    """
-    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-        points, codebook = points.float(), codebook.float()
-        squared = codebook.square().sum(dim=1)
-        rows = max(1, SEARCH_ELEMENTS // len(codebook))
-        found = [torch.addmm(squared, part, codebook.t(), alpha=-2).argmin(dim=1) for part in points.split(rows)]
-        return torch.cat(found) if found else points.new_zeros(0, dtype=torch.int64)
+from codec.quantizers.gradient import pass_gradient
+from codec.quantizers.projection import projection, start_projections
+from codec.quantizers.search import nearest
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
@@ -47,7 +35,8 @@ class SimVQ(Quantizer):
     Args:
         dim: width D of the latents.
         config: codebook size and dimension, and the variant: ``basis="learnable"`` trains C too (which can bring
-            collapse back), ``map="diagonal"`` learns one factor a dimension, ``map_bias=False`` leaves out b.
+            collapse back), ``map="diagonal"`` learns one factor a dimension, ``map_bias=False`` leaves out b;
+            ``gradient="rotation"`` replaces the straight-through gradient.
     """
 
     num_quantizers = 1
@@ -64,8 +53,8 @@ class SimVQ(Quantizer):
             self.register_buffer("basis", basis)
         self.weight = nn.Parameter(torch.ones(d) if self.diagonal else torch.eye(d))
         self.bias = nn.Parameter(torch.zeros(d)) if config.map_bias else None
-        self.project_in = nn.Identity() if d == dim else nn.Linear(dim, d)
-        self.project_out = nn.Identity() if d == dim else nn.Linear(d, dim)
+        self.gradient = config.gradient
+        self.project_in, self.project_out = projection(dim, d), projection(d, dim)
         self._merged: tuple[tuple[object, ...], Tensor] | None = None
 
     def map_basis(self, rows: Tensor) -> Tensor:
@@ -93,8 +82,7 @@ class SimVQ(Quantizer):
             chosen = self.map_basis(F.embedding(codes, self.basis))
             commitment = (z - chosen.detach()).square().mean(dim=(1, 2))
             codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2))
-            straight = chosen.detach() + (z - z.detach())  # the code in value, to the bit; z in gradient
-            quantized = self.project_out(straight).transpose(1, 2)
+            quantized = self.project_out(pass_gradient(z, chosen, self.gradient)).transpose(1, 2)
         return QuantizerOutput(quantized, codes.unsqueeze(1), commitment.unsqueeze(1), codebook_loss.unsqueeze(1))
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -107,25 +95,11 @@ class SimVQ(Quantizer):
     def initialize(self, latents: Tensor) -> None:
         """Data-matched start: the codes take the mean and covariance of these latents ``[B, D, N]``.
 
-        Projections, where there are any, become the latents' leading principal components (in and out transposed),
-        scaled so that the lookup space has unit variance: the losses of all residual stages are then of one size.
-        Then ``W = sqrt(d) * Sigma^(1/2)`` and ``b = mean``, since C has covariance I/d.
+        Projections, where there are any, start as ``start_projections`` says. Then ``W = sqrt(d) * Sigma^(1/2)`` and
+        ``b = mean``, since C has covariance I/d.
         """
         points = latents.transpose(1, 2).flatten(0, 1).double()
-        if isinstance(self.project_in, nn.Linear) and isinstance(self.project_out, nn.Linear):
-            mean = points.mean(dim=0)
-            vectors = torch.linalg.eigh(torch.cov(points.t(), correction=0)).eigenvectors
-            components = vectors[:, -self.codebook_dim :].flip(1)  # [D, d], largest first
-            self.project_in.weight.copy_(components.t())
-            self.project_in.bias.copy_(-(mean @ components))
-            self.project_out.weight.copy_(components)
-            self.project_out.bias.copy_(mean)
-            points = (points - mean) @ components
-            scale = points.square().mean().sqrt()
-            self.project_in.weight.div_(scale)
-            self.project_in.bias.div_(scale)
-            self.project_out.weight.mul_(scale)
-            points = points / scale
+        points = start_projections(self.project_in, self.project_out, points)
         offset = points.mean(dim=0) if self.bias is not None else torch.zeros_like(points[0])
         centred = points - offset
         root_d = float(self.codebook_dim) ** 0.5

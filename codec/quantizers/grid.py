@@ -1,0 +1,197 @@
+"""Quantizers without a table: each dimension of a narrow space is rounded to a few levels."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from codec.config import ConfigError, QuantizerConfig
+from codec.quantizers.base import Quantizer, QuantizerOutput
+from codec.quantizers.projection import projection, start_projections
+
+ENTROPY = 0.05  # weight of LFQ's entropy term beside the distance
+JOINT_BITS = 13
+
+
+def grid_levels(codebook_size: int, most_bits: int = 3) -> tuple[int, ...]:
+    """Levels of each dimension, powers of two up to ``2 ** most_bits``, as equal as can be, with product V.
+
+    Raises:
+        ConfigError: V is not a power of two.
+    """
+    bits = codebook_size.bit_length() - 1
+    if codebook_size != 2**bits:
+        raise ConfigError(f"quantizer.codebook_size must be a power of two for this kind, not {codebook_size}")
+    dims = -(-bits // most_bits)
+    return tuple(2 ** (bits // dims + (i < bits % dims)) for i in range(dims))
+
+
+class GridQuantizer(Quantizer):
+    """Projection to as many dimensions as there are levels, rounding, projection out; a code is a number in mixed radix.
+
+    The dimension follows from ``codebook_size`` (``codebook_dim`` is not used). The gradient is straight-through.
+
+    Args:
+        dim: width D of the latents.
+        config: the codebook size V, a power of two.
+    """
+
+    num_quantizers = 1
+    most_bits = 3
+    levels: Tensor
+    places: Tensor
+
+    def __init__(self, dim: int, config: QuantizerConfig) -> None:
+        super().__init__()
+        levels = grid_levels(config.codebook_size, self.most_bits)
+        if config.gradient != "straight_through":
+            raise ConfigError(f"quantizer.gradient must be straight_through for {config.kind}, not {config.gradient!r}")
+        self.codebook_size, self.codebook_dim = config.codebook_size, len(levels)
+        places = [math.prod(levels[:i]) for i in range(len(levels))]
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.project_in = projection(dim, len(levels))
+        self.project_out = projection(len(levels), dim)
+
+    @abstractmethod
+    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Level of each dimension, int64 from 0, and what the gradient passes to; both ``[B, N, d]``."""
+
+    @abstractmethod
+    def values(self, digits: Tensor) -> Tensor:
+        """The points ``[..., d]`` of levels ``[..., d]``."""
+
+    def losses(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Commitment and codebook loss ``[B]``; none by default."""
+        return z.new_zeros(len(z)), z.new_zeros(len(z))
+
+    @property
+    def codebook(self) -> Tensor:
+        """All points ``[V, d]``."""
+        return self.values(self._digits(torch.arange(self.codebook_size, device=self.levels.device))).detach()
+
+    def _digits(self, codes: Tensor) -> Tensor:
+        return codes.unsqueeze(-1) // self.places % self.levels
+
+    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
+        assert num_quantizers in (None, 1), f"{type(self).__name__} has one stage"
+        with torch.autocast(latents.device.type, enabled=False):
+            z = self.project_in(latents.float().transpose(1, 2))
+            digits, passed = self.round(z)
+            codes = (digits * self.places).sum(dim=-1)
+            values = self.values(digits)
+            commitment, codebook_loss = self.losses(z, values)
+            straight = values.detach() + (passed - passed.detach())
+            quantized = self.project_out(straight).transpose(1, 2)
+        return QuantizerOutput(quantized, codes.unsqueeze(1), commitment.unsqueeze(1), codebook_loss.unsqueeze(1))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        assert codes.shape[1] == 1, f"{type(self).__name__} has one stage"
+        quantized: Tensor = self.project_out(self.values(self._digits(codes[:, 0])).detach()).transpose(1, 2)
+        return quantized
+
+    @torch.no_grad()
+    def initialize(self, latents: Tensor) -> None:
+        """Each dimension takes a principal component at unit variance; the way out is fitted by least squares."""
+        points = latents.transpose(1, 2).flatten(0, 1).double()
+        if not (isinstance(self.project_in, nn.Linear) and isinstance(self.project_out, nn.Linear)):
+            return
+        spread = start_projections(self.project_in, self.project_out, points).std(dim=0).clamp(min=1e-6).float()
+        self.project_in.weight.div_(spread[:, None])
+        self.project_in.bias.div_(spread)
+        values = self.values(self.round(self.project_in(points.float())[None])[0])[0].double()
+        known = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
+        gram = known.t() @ known
+        gram.diagonal().add_(1e-6 * len(known))  # a level that no point takes leaves no hole
+        fitted = torch.linalg.solve(gram, known.t() @ points)
+        self.project_out.weight.copy_(fitted[:-1].t())
+        self.project_out.bias.copy_(fitted[-1])
+
+    def codebook_state(self) -> list[Tensor]:
+        return list(self.project_out.parameters()) or [self.levels]
+
+
+class FSQ(GridQuantizer):
+    """Finite scalar quantization (Mentzer et al., arXiv 2309.15505): ``tanh`` bounds each dimension, then rounding.
+
+    No losses and nothing to collapse into: the codes are the corners of a fixed grid in [-1, 1]. Levels are powers of
+    two (8 and 4), so that V is exactly that of the other quantizers; the paper's sets (8, 5, 5, 5 for about 1,024) are
+    not powers of two.
+    """
+
+    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        half = (self.levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
+        bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
+        middle = self.levels // 2
+        return bounded.round().long() + middle, bounded / middle
+
+    def values(self, digits: Tensor) -> Tensor:
+        middle = self.levels // 2
+        return (digits - middle).float() / middle
+
+
+class LFQ(GridQuantizer):
+    """Lookup-free quantization (Yu et al., arXiv 2310.05737): the sign of each of log2(V) dimensions.
+
+    ``codebook_loss`` is the paper's entropy term in nats times ``ENTROPY``: the entropy of each choice less that of the mean
+    choice, where a bit is +1 with probability ``sigmoid(4 z)``. It may be negative. The mean choice's entropy is that of
+    groups of at most ``JOINT_BITS`` bits, summed: taken bit by bit it would not mind if all bits said the same.
+    ``commitment_loss`` is the mean squared distance.
+    """
+
+    most_bits = 1
+
+    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return (z > 0).long(), z
+
+    def values(self, digits: Tensor) -> Tensor:
+        return 2.0 * digits - 1.0
+
+    def losses(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        each = binary_entropy(torch.sigmoid(4 * z)).sum(dim=2).mean(dim=1)
+        together = z.new_zeros(())
+        for group in z.tensor_split(-(-z.shape[2] // JOINT_BITS), dim=2):
+            bits = torch.arange(2 ** group.shape[2], device=z.device)[:, None] >> torch.arange(
+                group.shape[2], device=z.device
+            )
+            mean = F.softmax(2 * group @ (2.0 * (bits & 1) - 1).t(), dim=-1).mean(dim=(0, 1))
+            together = together - (mean * mean.clamp(min=1e-9).log()).sum()
+        return (z - values).square().mean(dim=(1, 2)), ENTROPY * (each - together)
+
+
+class LatticeVQ(GridQuantizer):
+    """A learnable lattice with a diagonal basis (Khalil, Piechocki and Santos-Rodriguez, arXiv 2310.09382).
+
+    ``e = step * (level - middle)`` with a learned step for each dimension. The paper's lattice is endless; here levels
+    end where the codebook size asks for it, and points beyond take the last one. Its term against dense lattices is
+    left out. Both losses are mean squared distances.
+    """
+
+    def __init__(self, dim: int, config: QuantizerConfig) -> None:
+        super().__init__(dim, config)
+        self.step = nn.Parameter(4.0 / self.levels)  # levels span two standard deviations of unit latents
+
+    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        digits = torch.round(z.detach() / self.step + (self.levels - 1) / 2).long()
+        return digits.clamp(min=0).minimum(self.levels - 1), z
+
+    def values(self, digits: Tensor) -> Tensor:
+        return self.step * (digits - (self.levels - 1) / 2)
+
+    def losses(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        commitment = (z - values.detach()).square().mean(dim=(1, 2))
+        return commitment, (z.detach() - values).square().mean(dim=(1, 2))
+
+    def codebook_state(self) -> list[Tensor]:
+        return [self.step, *self.project_out.parameters()]
+
+
+def binary_entropy(probability: Tensor) -> Tensor:
+    """In nats, of a choice of two; finite at 0 and 1."""
+    p = probability.clamp(1e-6, 1 - 1e-6)
+    return -(p * p.log() + (1 - p) * (1 - p).log())

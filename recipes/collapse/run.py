@@ -1,0 +1,379 @@
+"""One linear layer against collapse: the same codec trained with different quantizers, from one starting point.
+
+    python recipes/collapse/run.py                                       # the plane, in a minute; no data needed
+    python recipes/collapse/run.py --manifest manifests/train.jsonl      # the plane, then the study on speech
+    python recipes/collapse/run.py --manifest manifests/train.jsonl --config recipes/collapse/full_gpu.yaml --device cuda
+
+A cell of the study is one quantizer, one codebook size, one start and one seed; each leaves one JSON file under --out, and
+a cell that has its file is not run again: a killed study goes on where it was. recipes/collapse/report.py makes the
+tables and plots of the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional as F
+
+from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
+from codec.data import SegmentConfig, SegmentDataset
+from codec.files import written_whole
+from codec.health import CodebookCounter, effective_dimension, stage_health
+from codec.losses import SpectralLoss
+from codec.manifest import ManifestError, Record, read_manifest, summary
+from codec.metrics import MetricError, mel_distance, pesq_wb
+from codec.model import Codec
+
+HERE = Path(__file__).parent
+HELD_OUT_INDEX = 2**40  # where the measured segments lie in the stream; training never gets there
+CACHE_BYTES = 2**31  # of training segments kept in memory: all of a small study's, the first of a long one's
+STARTS = ("scratch", "default", "matched")
+
+
+@dataclass(frozen=True)
+class CellGroup:
+    """Cells: every quantizer with every codebook size, start and seed, in this order of loops, seeds outermost."""
+
+    quantizers: tuple[str, ...]
+    codebook_sizes: tuple[int, ...]
+    starts: tuple[str, ...] = ("default",)
+    seeds: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """The study.
+
+    Attributes:
+        model: encoder and decoder; its quantizer is replaced by each of ``quantizers``.
+        quantizers: name in the tables -> settings; codebook_size comes from the cell.
+        cells: what is run, group after group.
+        batch_size, segment_seconds: of training.
+        warmup: steps without quantizer, shared by all cells of a seed.
+        steps: training steps with quantizer (starts "default" and "matched"); "scratch" trains warmup + steps with it.
+        learning_rate: peak, of AdamW without weight decay: linear rise over ``ramp`` steps, then cosine to 1 %.
+        weights: of the loss terms mel, stft, commitment, codebook.
+        held_out: one speaker in so many is kept for measuring.
+        measure_segments, measure_seconds: held-out speech that codes are counted on.
+        listen_segments: of these so many are decoded for mel distance and PESQ.
+        match_segments: training segments whose latents a "matched" start is taken from.
+        window: steps over which the curves count distinct codes.
+    """
+
+    model: CodecConfig
+    quantizers: dict[str, QuantizerConfig]
+    cells: tuple[CellGroup, ...]
+    batch_size: int = 8
+    segment_seconds: float = 0.5
+    warmup: int = 200
+    steps: int = 400
+    learning_rate: float = 1e-3
+    ramp: int = 50
+    weights: dict[str, float] = field(
+        default_factory=lambda: {"mel": 1.0, "stft": 1.0, "commitment": 0.1, "codebook": 0.4}
+    )
+    held_out: int = 10
+    measure_segments: int = 400
+    measure_seconds: float = 4.0
+    listen_segments: int = 40
+    match_segments: int = 400
+    window: int = 50
+
+    def __post_init__(self) -> None:
+        for group in self.cells:
+            unknown = [name for name in group.quantizers if name not in self.quantizers]
+            unknown += [start for start in group.starts if start not in STARTS]
+            if unknown:
+                raise ConfigError(f"cells: {unknown[0]} is neither in quantizers nor a start ({', '.join(STARTS)})")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of the study."""
+
+    quantizer: str
+    codebook_size: int
+    start: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """Of the result file, without suffix."""
+        return f"{self.quantizer}-{self.codebook_size}-{self.start}-seed{self.seed}"
+
+
+def load_study(path: Path) -> StudyConfig:
+    """Read a study's YAML file.
+
+    Raises:
+        ConfigError: not YAML, unknown key, wrong type, a cell of an unknown quantizer.
+    """
+    import yaml
+
+    try:
+        return from_dict(StudyConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (yaml.YAMLError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def cells_of(config: StudyConfig) -> list[Cell]:
+    """All cells in the order of the file, each once."""
+    return list(
+        dict.fromkeys(
+            Cell(quantizer, size, start, seed)
+            for group in config.cells
+            for seed in group.seeds
+            for size in group.codebook_sizes
+            for start in group.starts
+            for quantizer in group.quantizers
+        )
+    )
+
+
+def is_held_out(record: Record, one_in: int) -> bool:
+    """Whether the utterance's speaker (where unknown: the utterance) is kept for measuring; of the name alone."""
+    name = record.speaker or record.id
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % one_in == 0
+
+
+class Study:
+    """What the cells share: data, the start of each seed, losses. One instance runs many cells."""
+
+    def __init__(self, config: StudyConfig, records: Sequence[Record], out: Path, device: str) -> None:
+        self.config, self.out, self.device = config, out, device
+        held = [record for record in records if is_held_out(record, config.held_out)]
+        kept = [record for record in records if not is_held_out(record, config.held_out)]
+        if not held or not kept:
+            raise ManifestError(
+                "too few speakers to hold some out; set held_out, or name more speakers in the manifest"
+            )
+        self.data = {"train": summary(kept), "measured": summary(held)}
+        rate = config.model.sample_rate
+        self._train = functools.partial(SegmentDataset, kept, rate, SegmentConfig(config.segment_seconds))
+        self._held = SegmentDataset(held, rate, SegmentConfig(config.measure_seconds, gain_db=(0.0, 0.0)), seed=0)
+        self._cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # kept: all cells of a seed see the same batches
+        self.loss = SpectralLoss(rate, (128, 256, 512, 1024), (16, 32, 64, 80), (256, 512, 1024)).to(device)
+
+    def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """Waveforms ``[B, 1, T]`` and bandwidths ``[B]`` of a training step."""
+        found = self._cache.get((seed, step))
+        if found is None:
+            dataset, size = self._train(seed), self.config.batch_size
+            items = [dataset[index] for index in range(step * size, (step + 1) * size)]
+            found = (
+                torch.stack([item["waveform"] for item in items]),
+                torch.stack([item["bandwidth"] for item in items]),
+            )
+            if (len(self._cache) + 1) * found[0].nbytes <= CACHE_BYTES:
+                self._cache[seed, step] = found
+        waveform, bandwidth = found
+        return waveform.to(self.device), bandwidth.to(self.device)
+
+    @functools.cached_property
+    def held_out(self) -> Tensor:
+        """The measured speech, ``[S, 1, T]``, the same for every cell and seed."""
+        return torch.stack([self._held[HELD_OUT_INDEX + i]["waveform"] for i in range(self.config.measure_segments)])
+
+    # ---- training ---------------------------------------------------------------------------------------------------
+
+    def fit(self, codec: Codec, seed: int, steps: range, quantize: bool) -> Iterator[tuple[int, dict[str, float], Any]]:
+        """Train in place; yields step, losses and codes after every step."""
+        config = self.config
+        optimizer = torch.optim.AdamW(codec.parameters(), lr=config.learning_rate, betas=(0.8, 0.99), weight_decay=0.0)
+        codec.train()
+        for done, step in enumerate(steps):
+            cosine = 0.5 * (1 + math.cos(math.pi * done / len(steps)))
+            share = min(1.0, (done + 1) / config.ramp) * ((0.01 + 0.99 * cosine) if quantize else 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * share
+            waveform, bandwidth = self.batch(seed, step)
+            output = codec(waveform, quantize=quantize)
+            terms = self.loss(output.waveform, waveform, bandwidth)
+            if quantize:
+                terms |= {
+                    "commitment": output.commitment_loss.sum(1).mean(),
+                    "codebook": output.codebook_loss.sum(1).mean(),
+                }
+            total = sum(config.weights[name] * term for name, term in terms.items())
+            optimizer.zero_grad()
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(codec.parameters(), 1.0)
+            optimizer.step()
+            yield step, {name: float(term.detach()) for name, term in terms.items()}, output.codes
+
+    def warm_weights(self, seed: int, warm: bool) -> dict[str, Tensor]:
+        """Encoder and decoder of a seed: fresh, or after the warm-up, which is trained once and kept in a file."""
+        torch.manual_seed(seed)
+        codec = Codec(replace(self.config.model, quantizer=QuantizerConfig(kind="vq", codebook_size=2, codebook_dim=1)))
+        if not warm:
+            return networks(codec)
+        c = self.config
+        decides = [to_dict(c.model), c.batch_size, c.segment_seconds, c.warmup, c.learning_rate, c.ramp, self.data]
+        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        path = self.out / f"warmup-{key}-seed{seed}.safetensors"
+        if not path.is_file():
+            codec.to(self.device)
+            for step, losses, _ in self.fit(codec, seed, range(self.config.warmup), quantize=False):
+                if step % 50 == 0:
+                    print(f"warm-up seed {seed} step {step}: mel {losses['mel']:.3f}", flush=True)
+            with written_whole(path) as temporary:
+                save_file(networks(codec), temporary)
+        return load_file(path)
+
+    def build(self, cell: Cell) -> Codec:
+        """The cell's codec at its start."""
+        config = self.config
+        quantizer = replace(config.quantizers[cell.quantizer], codebook_size=cell.codebook_size)
+        torch.manual_seed(cell.seed)
+        codec = Codec(replace(config.model, quantizer=quantizer), name=cell.name)
+        missing, foreign = codec.load_state_dict(self.warm_weights(cell.seed, cell.start != "scratch"), strict=False)
+        assert not foreign and all(name.startswith("quantizer.") for name in missing)
+        codec.to(self.device)
+        if cell.start == "matched":
+            per_step = config.batch_size
+            with torch.no_grad():
+                latents = [
+                    codec.encoder(self.batch(cell.seed, step)[0])
+                    for step in range(-(-config.match_segments // per_step))
+                ]
+            codec.quantizer.initialize(torch.cat(latents))
+        return codec
+
+    def run(self, cell: Cell) -> dict[str, Any]:
+        """Train and measure one cell; the result is plain values."""
+        config, began, cpu = self.config, time.perf_counter(), time.process_time()
+        codec = self.build(cell)
+        first = 0 if cell.start == "scratch" else config.warmup
+        recent: deque[Tensor] = deque(maxlen=config.window)
+        curve: dict[str, list[float]] = {
+            name: [] for name in ("step", "codes_in_step", "codes_in_window", "mel", "commitment")
+        }
+        trained = time.perf_counter()
+        for step, losses, codes in self.fit(
+            codec, cell.seed, range(first, config.warmup + config.steps), quantize=True
+        ):
+            recent.append(codes[:, 0].flatten().cpu())
+            curve["step"].append(step)
+            curve["codes_in_step"].append(len(recent[-1].unique()))
+            curve["codes_in_window"].append(len(torch.cat(tuple(recent)).unique()))
+            curve["mel"].append(round(losses["mel"], 4))
+            curve["commitment"].append(float(f"{losses['commitment']:.4g}"))
+        seconds = time.perf_counter() - trained
+        measured = self.measure(codec)
+        return {
+            "quantizer": cell.quantizer, "codebook_size": cell.codebook_size, "start": cell.start, "seed": cell.seed,
+            "settings": to_dict(codec.config.quantizer), "steps": len(curve["step"]), "first_step": first,
+            "batch_size": config.batch_size, "segment_seconds": config.segment_seconds, "weights": config.weights,
+            "parameters": sum(p.numel() for p in codec.parameters() if p.requires_grad), "data": self.data,
+            "training_seconds": round(seconds, 1), "seconds": round(time.perf_counter() - began, 1),
+            "cpu_seconds": round(time.process_time() - cpu, 1),
+            "machine": f"{platform.machine()} {self.device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
+            "measured": measured, "curve": curve,
+        }  # fmt: skip
+
+    # ---- measuring --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def measure(self, codec: Codec) -> dict[str, Any]:
+        """Codebook health and quality on the held-out speech."""
+        config, rate = self.config, codec.sample_rate
+        codec.eval()
+        counter = CodebookCounter(codec.num_quantizers, codec.codebook_size)
+        latents, chosen, error, power = [], [], 0.0, 0.0
+        scores: dict[str, list[float]] = {"mel": [], "pesq": []}
+        failed = 0
+        for start in range(0, len(self.held_out), 8):
+            waveform = self.held_out[start : start + 8]
+            z = codec.encoder(F.pad(waveform, (0, -waveform.shape[-1] % codec.hop_length)).to(self.device))
+            output = codec.quantizer(z)
+            counter.add(output.codes)
+            error += float((output.quantized - z).square().sum())
+            power += float((z - z.mean(dim=(0, 2), keepdim=True)).square().sum())
+            if start < 80:
+                latents.append(z.transpose(1, 2).flatten(0, 1))
+                chosen.append(output.quantized.transpose(1, 2).flatten(0, 1))
+            if start < config.listen_segments:
+                made = codec.decoder(output.quantized)[..., : waveform.shape[-1]].cpu()
+                for wanted, given in zip(waveform[:, 0].numpy(), made[:, 0].numpy(), strict=True):
+                    try:
+                        values = {"mel": mel_distance(wanted, given, rate), "pesq": pesq_wb(wanted, given, rate)}
+                    except MetricError:
+                        failed += 1
+                        continue
+                    for name, value in values.items():
+                        scores[name].append(value)
+        table = getattr(codec.quantizer, "codebook", None)
+        return {
+            "stages": [vars(stage_health(counts)) for counts in counter.counts],
+            "quantization_error": error / max(power, 1e-12),
+            "latent_scale": float(torch.cat(latents).std()),
+            "effective_dimension": {
+                "latents": effective_dimension(torch.cat(latents)),
+                "quantized": effective_dimension(torch.cat(chosen)),
+                "codebook": effective_dimension(table) if isinstance(table, Tensor) else None,
+            },
+            **{name: float(np.mean(values)) if values else None for name, values in scores.items()},
+            "scored": len(scores["pesq"]), "not_scored": failed,
+        }  # fmt: skip
+
+
+def networks(codec: Codec) -> dict[str, Tensor]:
+    """Encoder's and decoder's tensors."""
+    state = codec.state_dict().items()
+    return {k: v.detach().cpu().clone() for k, v in state if not k.startswith("quantizer.")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest", type=Path, nargs="+", help="speech; without it only the plane is drawn")
+    parser.add_argument("--config", type=Path, default=HERE / "essential.yaml")
+    parser.add_argument("--out", type=Path, default=Path("runs/collapse"), help="results; default runs/collapse")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name holds TEXT")
+    parser.add_argument("--skip-plane", action="store_true", help="leave out the plane")
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not args.skip_plane:
+        subprocess.run([sys.executable, str(HERE / "plane.py"), "--out", str(args.out)], check=True)
+    if not args.manifest:
+        return 0
+    try:
+        config = load_study(args.config)
+        records = [record for path in args.manifest for record in read_manifest(path)]
+        study = Study(config, records, args.out, args.device)
+        for cell in cells_of(config):
+            path = args.out / f"{cell.name}.json"
+            if args.only not in cell.name or path.is_file():
+                continue
+            result = study.run(cell)
+            with written_whole(path) as temporary:
+                temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+            stage = result["measured"]["stages"][0]
+            health = f"usage {stage['usage']:.4f}, perplexity {stage['perplexity']:.0f}"
+            print(f"{cell.name}: {health}, mel {result['measured']['mel']}, {result['seconds']:.0f} s", flush=True)
+    except (ConfigError, ManifestError, OSError, ModuleNotFoundError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    subprocess.run([sys.executable, str(HERE / "report.py"), str(args.out)], check=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
