@@ -143,4 +143,5 @@ def read_manifest(path: str | Path) -> list[Record]:
 def summary(records: Sequence[Record]) -> str:
     """One line: utterances, hours, speakers."""
     hours = sum(record.duration for record in records) / 3600
-    return f"{len(records)} utterances, {hours:.2f} h, {len({record.speaker for record in records})} speakers"
+    speakers = {record.speaker for record in records if record.speaker}
+    return f"{len(records)} utterances, {hours:.2f} h, {len(speakers)} speakers"

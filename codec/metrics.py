@@ -26,6 +26,7 @@ from codec.spectral import stft as short_time_spectrum
 Waveform = NDArray[np.float32]
 
 PESQ_RATE = 16000  # ITU-T P.862.2 (wide-band) is defined at 16 kHz only
+PESQ_SECONDS = 60  # the reference code keeps 50 utterances and does not check that there are no more
 PITCH_RATE = 16000
 PITCH_HOP = 160  # 10 ms
 PITCH_WINDOW = 1024  # 64 ms: four periods of the lowest pitch
@@ -43,10 +44,12 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """Wide-band PESQ (ITU-T P.862.2) as MOS-LQO, 1.04 to 4.64, of two mono waveforms ``[T]``, resampled to 16 kHz.
 
     Raises:
-        MetricError: shorter than a quarter of a second, silence, or no speech found.
+        MetricError: shorter than a quarter of a second or longer than a minute, silence, or no speech found.
         ModuleNotFoundError: the package ``pesq`` is not installed.
     """
     pesq = _lazy("pesq")
+    if len(reference) > PESQ_SECONDS * sample_rate:
+        raise MetricError(f"longer than {PESQ_SECONDS} s, for which PESQ is not made")
     wanted, made = (resample(w, sample_rate, PESQ_RATE) for w in _comparable(reference, estimate))
     try:
         return float(pesq.pesq(PESQ_RATE, wanted, made, "wb"))
@@ -218,7 +221,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "pesq": Metric(
         "PESQ-WB", "MOS-LQO", "higher", 3,
-        "ITU-T P.862.2 by the package pesq, both resampled to 16 kHz by soxr; PESQ aligns in time by itself.",
+        "ITU-T P.862.2 by the package pesq, both resampled to 16 kHz by soxr; PESQ aligns in time by itself. Up to 60 s.",
         "pesq", lambda pair: pesq_wb(*pair.waveforms),
     ),
     "stoi": Metric(
@@ -239,7 +242,7 @@ METRICS: dict[str, Metric] = {
     ),
     "si_sdr": Metric(
         "SI-SDR", "dB", "higher", 2,
-        "Scale-invariant signal-to-distortion ratio at the reference's rate, no alignment.",
+        "Scale-invariant signal-to-distortion ratio at the reference's rate, of waveforms as aligned above.",
         compute=lambda pair: si_sdr(*pair.waveforms),
     ),
     "lsd": Metric(

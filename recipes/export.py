@@ -10,8 +10,10 @@ export once, evaluate, and export again with ``--force``: an existing model is k
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +61,7 @@ def read_evaluation(report: Path) -> dict[str, Any]:
     """What the folder of a codec-evaluate report says in its ``metrics.json``, a model among its systems."""
     try:
         summary = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+        summary["weights"] = json.loads((report / "run.json").read_text(encoding="utf-8"))["weights"]
         complete = bool(summary["model"]["fingerprint"] and summary["systems"] and summary["health"]["stages"])
     except (OSError, ValueError, KeyError, TypeError):
         complete = False
@@ -94,7 +97,7 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
         "",
         "## Quality",
         "",
-        *(_table(evaluation, codec) if evaluation else ["Not yet measured."]),
+        *(_table(evaluation) if evaluation else ["Not yet measured."]),
         "",
         "## Limits",
         "",
@@ -107,10 +110,15 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
     return "\n".join(lines) + "\n"
 
 
-def _table(summary: dict[str, Any], codec: Codec) -> list[str]:
+def weights_hash(codec: Codec, half: bool) -> str:
+    """SHA-256 of the ``model.safetensors`` that this export writes: what was evaluated must be just that."""
+    with tempfile.TemporaryDirectory() as folder:
+        codec.save_pretrained(folder, half=half)
+        return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
+
+
+def _table(summary: dict[str, Any]) -> list[str]:
     """The model's rows of a report, as a table."""
-    if summary["model"]["fingerprint"] != codec.fingerprint:
-        raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
     names = [name for name in ("pesq", "stoi", "estoi", "si_sdr", "mel", "distillmos") if name in summary["metrics"]]
     labels = [summary["metrics"][name]["label"] for name in names]
     lines = [f"| kbit/s | {' | '.join(labels)} |", "|---" * (len(names) + 1) + "|"]
@@ -154,6 +162,8 @@ def main() -> int:
         tensors, meta = read_checkpoint(checkpoint)
         codec = Codec(config.model, name=args.out.name)
         codec.load_state_dict(module_tensors(tensors, "average"))
+        if evaluation and evaluation["weights"] != weights_hash(codec, args.half):
+            raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
         card = model_card(args.run, config, codec, int(meta["step"]), evaluation)
         codec.save_pretrained(args.out, half=args.half)
         with written_whole(args.out / "README.md") as temporary:

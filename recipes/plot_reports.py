@@ -7,6 +7,7 @@ python recipes/plot_reports.py 0=reports/start 1400=reports/1400 2600=reports/26
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path)
 
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
-        for (name, line), marker in zip(lines.items(), "osD^v<>", strict=False):
+        for (name, line), marker in zip(lines.items(), itertools.cycle("osD^v<>"), strict=False):
             x, means = [point[0] for point in line], [point[1]["mean"] for point in line]
             ends = [(r["mean"] - (r["low"] or r["mean"]), (r["high"] or r["mean"]) - r["mean"]) for _, r in line]
             axis.errorbar(x, means, yerr=list(zip(*ends, strict=True)), label=name, marker=marker, capsize=2)

@@ -31,9 +31,9 @@ from codec.evaluation.compare import ReportError, compare, read_report
 from codec.evaluation.plugins import AbsentError, Plugin, load_plugins, normalised_words, word_errors
 from codec.evaluation.stability import changed_codes
 from codec.evaluation.statistics import bootstrap_mean
-from codec.evaluation.systems import Codec2Family, Failure, OpusFamily, Reconstruction, classical_families
+from codec.evaluation.systems import Codec2Family, Failure, FolderFamily, OpusFamily, Reconstruction, classical_families
 from codec.manifest import Record, read_manifest, write_manifest
-from codec.metrics import METRICS
+from codec.metrics import METRICS, MetricError, Pair
 
 QUICK = ["--metrics", *METRICS, "--baselines", "--workers", "1", "--examples", "1"]
 
@@ -142,7 +142,7 @@ class TestReport:
         assert [share for _, share in curve] == sorted(share for _, share in curve)
         for entry in summary["stability"]:
             assert 0 <= entry["changed"]["mean"] <= 1 and len(entry["stages"]) == 3
-            assert entry["changed"]["n"] + entry["changed"]["failed"] == 4
+            assert entry["changed"]["n"] + entry["changed"]["failed"] == 5
         assert len(summary["health"]["notes"]) == 2
 
     def test_says_how_and_with_what(self, report: Path) -> None:
@@ -322,7 +322,7 @@ class SignCodec:
 
     sample_rate, hop_length = 8000, 100
 
-    def encode(self, waveform: Tensor, sample_rate: int) -> Tensor:
+    def encode(self, waveform: Tensor, sample_rate: int, num_quantizers: int) -> Tensor:
         flat = torch.nn.functional.pad(waveform.flatten(), (0, -waveform.numel() % 100))
         return (flat.reshape(-1, 100).mean(dim=1) > 0).long()[None, None]
 
@@ -333,7 +333,7 @@ class SignCodec:
 def test_stability_counts_changed_codes() -> None:
     codec: Any = SignCodec()
     alternating = torch.tensor([1.0, -1.0]).repeat(20).repeat_interleave(100)
-    codes = codec.encode(alternating, 8000)[0]
+    codes = codec.encode(alternating, 8000, 1)[0]
     values, failures = changed_codes(codec, alternating, codes)
     assert not failures
     assert values["scale"] == [0.0] and values["slice"] == [0.0] and values["again"] == [0.0]
@@ -415,3 +415,60 @@ def test_reports_are_drawn_against_bitrate_and_steps(report: Path, tmp_path: Pat
         assert again.returncode == 1 and again.stderr.endswith("--force overwrites it\n")
     wrong = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
     assert wrong.returncode == 1 and "is no report" in wrong.stderr
+
+
+def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
+    """Two speakers' files of one name are never taken for each other."""
+    rng = np.random.default_rng(0)
+    sounds = {name: 0.1 * rng.standard_normal(8000).astype(np.float32) for name in ("one/001", "two/001", "alone")}
+    for name in ("two/001", "alone"):
+        path = tmp_path / "made" / f"{name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, sounds[name], 16000)
+    family = FolderFamily("made", tmp_path / "made")
+
+    def outcome(record_id: str, path: str, sound: str) -> Reconstruction | Failure:
+        (made,) = family.reconstruct(Record(record_id, path, 8000, 16000), sounds[sound])
+        return made
+
+    for record_id in ("two/001", "two/001.wav"):
+        made = outcome(record_id, "/corpus/two/001.wav", "two/001")
+        assert isinstance(made, Reconstruction) and np.allclose(made.waveform, sounds["two/001"], atol=1e-4)
+    assert isinstance(outcome("one/001.wav", "/corpus/one/001.wav", "one/001"), Failure)
+    assert isinstance(outcome("x17", "/corpus/alone.wav", "alone"), Reconstruction)
+
+
+def test_files_that_change_are_another_evaluation(
+    report: Path, manifest: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "copies").mkdir()
+    shutil.copy(manifest.parent / "a.flac", tmp_path / "copies")
+    command = ["--manifest", str(manifest), "--model", "none", "--baselines", "--metrics", "mel", "--workers", "1"]
+    command += ["--reconstructions", f"copy={tmp_path / 'copies'}", "--out", str(tmp_path / "r")]
+    assert evaluate_main(command) == 0
+    shutil.copy(manifest.parent / "b.flac", tmp_path / "copies")
+    assert evaluate_main(command) == 1 and "something else" in capsys.readouterr().err
+    assert evaluate_main([*command, "--force"]) == 0
+    assert results(tmp_path / "r", "folder-copy")["mel"]["n"] == 2
+
+
+def test_odd_input_is_a_failure_and_not_the_end(tiny_model_folder: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "loud.wav", np.full(16000, 50.0), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "stereo.wav", 0.1 * np.random.default_rng(0).standard_normal((16000, 2)), 16000)
+    write_manifest(
+        tmp_path / "m.jsonl", [Record(f"{n}/x", str(tmp_path / f"{n}.wav"), 16000, 16000) for n in ("loud", "stereo")]
+    )
+    command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--baselines"]
+    command += ["--metrics", "mel", "si_sdr", "--out", str(tmp_path / "r"), "--workers", "1", "--num-quantizers", "2"]
+    assert evaluate_main(command) == 0
+    found = results(tmp_path / "r", "model-2")["mel"]
+    assert (found["n"], found["failed"]) == (1, 1) and "reaches 50" in next(iter(found["reasons"]))
+    summary = summary_of(tmp_path / "r")
+    assert [entry["changed"]["n"] for entry in summary["stability"]] == [1] * 5  # with two of three quantizers, too
+    assert summary["interval"]["unit"] == "files"
+
+
+def test_pesq_is_not_asked_about_long_files() -> None:
+    long = 0.1 * np.random.default_rng(0).standard_normal(16000 * 61).astype(np.float32)
+    with pytest.raises(MetricError, match="longer than 60 s"):
+        METRICS["pesq"].compute(Pair(long, long, 16000, lambda: np.zeros(0)))  # type: ignore[misc]

@@ -354,6 +354,17 @@ def test_shards_can_be_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.M
         read_record(placed)
 
 
+def test_a_key_that_comes_twice_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one.tar", "two.tar"):
+        write_shard(tmp_path / name)
+    command = ["prepare.py", str(tmp_path / "one.tar"), str(tmp_path / "two.tar"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", command)
+    assert shards.main() == 1
+    assert "error: two.tar has a again, after one.tar; keys must differ" in capsys.readouterr().err
+
+
 def test_speakers_are_held_out_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [Record(f"{i}", f"{i}.wav", 16000, 16000, f"s{i % 10}" if i < 50 else "") for i in range(60)]
     train, valid = hold_out(records, 3)

@@ -159,6 +159,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _stages(model: str, asked: Sequence[int] | None) -> list[int]:
     """Numbers of quantizers to measure, checked against the model's."""
     if not model:
+        if asked:
+            raise ValueError("--num-quantizers goes with a model")
         return []
     from codec.model import Codec
 
@@ -205,8 +207,8 @@ def table(summary: dict[str, Any]) -> str:
         lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]))
     interval = summary["interval"]
     note = (
-        f"means over {summary['manifest']['utterances']} utterances ± half of the {100 * interval['level']:g} % interval "
-        f"(bootstrap over {interval['unit']})"
+        f"means over the utterances that did not fail, of {summary['manifest']['utterances']}, "
+        f"± half of the {100 * interval['level']:g} % interval (bootstrap over {interval['unit']})"
     )
     return "\n".join([*lines, note])
 

@@ -54,6 +54,7 @@ class Report:
     summary: dict[str, Any]
     values: dict[str, dict[str, dict[str, float]]]  # system -> metric -> id -> value
     units: dict[str, str]  # id -> speaker, or the id
+    seconds: dict[str, float]  # id -> duration
 
     @property
     def systems(self) -> list[str]:
@@ -71,10 +72,12 @@ def read_report(folder: Path) -> Report:
         summary = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         names = list(summary["metrics"])
         values: dict[str, dict[str, dict[str, float]]] = {}
-        units = {}
+        units: dict[str, str] = {}
+        seconds: dict[str, float] = {}
         with open(folder / "per_file.csv", newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
                 units[line["id"]] = line["speaker"] or line["id"]
+                seconds[line["id"]] = float(line["seconds"])
                 of_system = values.setdefault(line["system"], {})
                 for name in names:
                     if line[name]:
@@ -84,7 +87,7 @@ def read_report(folder: Path) -> Report:
         raise ReportError(f"{folder} is no finished report: it has no {name}; codec-evaluate makes one") from None
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ReportError(f"{folder} holds a report that cannot be read: {error!r}") from None
-    return Report(folder, summary, values, units)
+    return Report(folder, summary, values, units, seconds)
 
 
 def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list[Difference]:
@@ -106,6 +109,11 @@ def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list
             raise ReportError(f"{report.folder} has no system {system}; it has {', '.join(report.systems)}")
     if not a.units.keys() & b.units.keys():
         raise ReportError("no utterance is in both reports")
+    odd = next((key for key in a.units.keys() & b.units.keys() if abs(a.seconds[key] - b.seconds[key]) > 0.01), None)
+    if odd is not None:
+        raise ReportError(
+            f"{odd} is {a.seconds[odd]:.2f} s long in A and {b.seconds[odd]:.2f} s in B: not the same files"
+        )
     differences = []
     for system_a, system_b in chosen:
         for metric in a.summary["metrics"]:

@@ -18,6 +18,7 @@ from codec.quantizers import Quantizer, ResidualQuantizer
 UTTERANCES = 200  # whose latents are looked at, spread evenly over the manifest
 LONGEST = 20  # seconds of each
 FEW_CODES, FEW_DIMENSIONS = 0.5, 0.05  # below these shares collapse is spoken of
+ENOUGH = 10  # frames a code, or a dimension, without which it is not
 
 
 def stored_codes(plan: Plan, count: int) -> Iterator[Tensor]:
@@ -44,7 +45,7 @@ def codebook_health(plan: Plan, codec: Codec, records: Sequence[Record], counter
     stages = []
     for index, health in enumerate(counter.stages()):
         stage = vars(health) | {"stage": index + 1, "coverage": curves[index] if index < len(curves) else []}
-        stage |= _codebook_dimensions(codec.quantizer, index)
+        stage |= _codebook_dimensions(codec.quantizer, index) | {"codebook_size": codec.codebook_size}
         energy = residuals[index].energy / latents.energy if latents.energy > 0 else None
         stages.append(stage | {"residual_energy": energy})
     width = codec.config.latent_dim
@@ -85,18 +86,23 @@ def _codebook_dimensions(quantizer: Quantizer, index: int) -> dict[str, Any]:
 
 def notes(stages: Sequence[dict[str, Any]], latents: dict[str, Any]) -> list[str]:
     """Both collapses of arXiv 2411.16550 in words: tokens (few codes in use), embeddings (latents in few dimensions)."""
+    return [_tokens(stages), _embeddings(latents)]
+
+
+def _tokens(stages: Sequence[dict[str, Any]]) -> str:
+    if not stages or stages[0]["frames"] < ENOUGH * stages[0]["codebook_size"]:
+        return "Too few frames to tell whether tokens have collapsed."
     poor = [str(stage["stage"]) for stage in stages if stage["normalised_entropy"] < FEW_CODES]
-    least = min((stage["normalised_entropy"] for stage in stages), default=0.0)
-    tokens = (
-        f"Token collapse in stage {', '.join(poor)}: the codes say less than half of what their bits could."
-        if poor
-        else f"No token collapse: every stage's codes say at least {100 * least:.0f} % of what their bits could."
-    )
-    share = latents["effective_dimension"] / latents["dimension"]
+    if poor:
+        return f"Token collapse in stage {', '.join(poor)}: the codes say less than half of what their bits could."
+    least = min(stage["normalised_entropy"] for stage in stages)
+    return f"No token collapse: every stage's codes say at least {100 * least:.0f} % of what their bits could."
+
+
+def _embeddings(latents: dict[str, Any]) -> str:
+    if latents["frames"] < ENOUGH * latents["dimension"]:
+        return "Too few frames to tell whether embeddings have collapsed."
     spread = f"{latents['effective_dimension']:.1f} of {latents['dimension']} dimensions"
-    embeddings = (
-        f"Embedding collapse: the latents spread over {spread} only."
-        if share < FEW_DIMENSIONS
-        else f"No embedding collapse by this measure: the latents spread over {spread} (participation ratio)."
-    )
-    return [tokens, embeddings]
+    if latents["effective_dimension"] / latents["dimension"] < FEW_DIMENSIONS:
+        return f"Embedding collapse: the latents spread over {spread} only."
+    return f"No embedding collapse by this measure: the latents spread over {spread} (participation ratio)."

@@ -16,7 +16,7 @@ from codec import container
 from codec.audio import resample
 from codec.data import read_record
 from codec.evaluation.plugins import load_plugins
-from codec.evaluation.stability import changed_codes
+from codec.evaluation.stability import CHANGES, changed_codes
 from codec.evaluation.systems import (
     Codec2Family,
     Failure,
@@ -120,7 +120,8 @@ class Measurer:
             reason = f"reference unreadable: {error.strerror if isinstance(error, OSError) else error}"
             reason = " ".join(str(reason).replace(record.path, "").split())
             rows = [Row(system.id, failures=dict.fromkeys(self._names, reason)) for system in self._systems]
-            return facts | {"seconds": record.duration, "rows": [vars(row) for row in rows], "stability": None}
+            stability = {"values": {}, "failures": dict.fromkeys(CHANGES, reason)} if self.plan.stability else None
+            return facts | {"seconds": record.duration, "rows": [vars(row) for row in rows], "stability": stability}
         rows = [self._row(reference, made) for made in self._reconstructions(reference)]
         facts["seconds"] = reference.record.duration
         return facts | {"rows": [vars(row) for row in rows], "stability": self._stability(index, reference)}
@@ -161,10 +162,13 @@ class Measurer:
         family = self.families[0]
         if not isinstance(family, ModelFamily):
             return None
-        codes = family.encode(reference.waveform, reference.record.sample_rate)
+        try:
+            codes = family.encode(reference.waveform, reference.record.sample_rate)
+        except ValueError as error:  # counted among the model's failures too
+            return {"values": {}, "failures": dict.fromkeys(CHANGES, str(error))} if self.plan.stability else None
         with written_whole(codes_path(self.plan, index)) as temporary:
             temporary.write_bytes(family.stored(codes, reference.record))
-        if not self.plan.stability or family.stages[0] != family.codec.num_quantizers:
+        if not self.plan.stability:
             return None
         samples = resample(reference.waveform, reference.record.sample_rate, family.codec.sample_rate)
         values, failures = changed_codes(family.codec, torch.from_numpy(samples), codes)
@@ -176,6 +180,9 @@ def _score(row: Row, name: str, compute: Callable[[], float]) -> None:
         value = compute()
     except MetricError as error:
         row.failures[name] = str(error)
+        return
+    except Exception as error:  # of another package: one odd file must not end an evaluation of thousands
+        row.failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
         return
     if np.isfinite(value):
         row.values[name] = value

@@ -190,7 +190,8 @@ PLUGINS: dict[str, Plugin] = {
     "wer": Plugin(
         Metric(
             "word error rate", "", "lower", 3,
-            "Whisper base against the manifest's `text`, or where it has none against what Whisper hears in the reference.",
+            "Whisper base against the manifest's `text`, or where it has none against what Whisper hears in the reference; "
+            "resampled to 16 kHz by soxr, mean of the files' rates.",
             "openai-whisper",
         ),
         load_word_errors,
@@ -206,4 +207,6 @@ def load_plugins(names: list[str]) -> tuple[dict[str, Scorer], dict[str, str]]:
             scorers[name] = PLUGINS[name].load()
         except AbsentError as error:
             absent[name] = str(error)
+        except Exception as error:  # of somebody else's package: whatever it is, the metric is not there
+            absent[name] = f"cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())[:120]}"
     return scorers, absent

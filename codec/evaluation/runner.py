@@ -94,6 +94,7 @@ def evaluate(plan: Plan, records: Sequence[Record], out: Path, workers: int, for
     Raises:
         EvaluationError: ``out`` holds something else; a worker process died.
     """
+    check_systems(plan)
     prepare_folder(plan, records, out, force)
     done = {row["index"] for row in read_rows(out)}
     left = [(index, record) for index, record in enumerate(records) if index not in done]
@@ -115,6 +116,22 @@ def evaluate(plan: Plan, records: Sequence[Record], out: Path, workers: int, for
         bar.close()
 
 
+def check_systems(plan: Plan) -> None:
+    """Build all systems once here, where a mistake can still be said: in a worker it would look like a crash."""
+    try:
+        systems = [system for family in plan.families() for system in family.systems]
+    except RuntimeError as error:  # torch's word for a device that is not there
+        raise EvaluationError(f"--device {plan.device}: {str(error).splitlines()[0]}; use --device cpu") from None
+    if not systems:
+        raise EvaluationError(
+            "nothing to measure: no model, no --reconstructions, and no classical codec on this machine"
+        )
+    ids = [system.id for system in systems]
+    twice = sorted({each for each in ids if ids.count(each) > 1})
+    if twice:
+        raise EvaluationError(f"two systems would both be called {twice[0]}; give --reconstructions other names")
+
+
 def prepare_folder(plan: Plan, records: Sequence[Record], out: Path, force: bool) -> None:
     """Make ``out``, or make sure that what it holds is the beginning of this very evaluation."""
     settings = json.loads(json.dumps(fingerprint(plan, records)))
@@ -131,7 +148,8 @@ def prepare_folder(plan: Plan, records: Sequence[Record], out: Path, force: bool
         if found.exists():
             for name in ("audio", "codes", "images"):
                 shutil.rmtree(out / name, ignore_errors=True)
-            (out / ROWS).unlink(missing_ok=True)
+            for name in (ROWS, "metrics.json", "per_file.csv", "index.html"):
+                (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         with written_whole(found) as temporary:
             temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
@@ -140,15 +158,26 @@ def prepare_folder(plan: Plan, records: Sequence[Record], out: Path, force: bool
 
 
 def fingerprint(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
-    """What decides the rows: the plan, the records, and the model's weights."""
+    """What decides the rows: the plan, the records, the model's weights, and the files of reconstructions."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(asdict(record), sort_keys=True).encode())
     values: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key != "codes_folder"}
     if plan.model:
-        weights = find_model(plan.model) / "model.safetensors"
-        values["weights"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+        folder = find_model(plan.model)
+        values["weights"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+        values["config"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
+    values["folders"] = {name: [folder, _listing(Path(folder))] for name, folder in plan.folders.items()}
     return values | {"records": digest.hexdigest(), "utterances": len(records)}
+
+
+def _listing(folder: Path) -> str:
+    """A hash of names, sizes and times of all files below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        facts = path.stat()
+        digest.update(f"{path.relative_to(folder)} {facts.st_size} {facts.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _drop_half_line(path: Path) -> None:

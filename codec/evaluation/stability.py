@@ -18,12 +18,12 @@ def shifted(codec: Codec, waveform: Tensor, codes: Tensor, share: float) -> tupl
     later = waveform[int(share * codec.hop_length) :]
     if len(later) == 0:
         raise MetricError("shorter than the shift")
-    return codes, codec.encode(later, codec.sample_rate)[0]
+    return codes, codec.encode(later, codec.sample_rate, len(codes))[0]
 
 
 def scaled(codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """The input 6 dB quieter."""
-    return codes, codec.encode(waveform * 10 ** (GAIN_DB / 20), codec.sample_rate)[0]
+    return codes, codec.encode(waveform * 10 ** (GAIN_DB / 20), codec.sample_rate, len(codes))[0]
 
 
 def sliced(codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
@@ -33,12 +33,12 @@ def sliced(codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[Tensor, Tenso
         raise MetricError("shorter than four frames")
     start, stop = quarter, codes.shape[-1] - quarter
     part = waveform[start * codec.hop_length : stop * codec.hop_length]
-    return codes[:, start:stop], codec.encode(part, codec.sample_rate)[0]
+    return codes[:, start:stop], codec.encode(part, codec.sample_rate, len(codes))[0]
 
 
 def encoded_again(codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """The codec's own output as its input."""
-    return codes, codec.encode(codec.decode(codes[None]), codec.sample_rate)[0]
+    return codes, codec.encode(codec.decode(codes[None]), codec.sample_rate, len(codes))[0]
 
 
 Change = Callable[[Codec, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -64,7 +64,7 @@ def changed_codes(codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[dict[s
     values, failures = {}, {}
     for name, (_, change) in CHANGES.items():
         try:
-            before, after = change(codec, waveform, codes)
+            before, after = (part.cpu() for part in change(codec, waveform, codes))
         except MetricError as error:
             failures[name] = str(error)
             continue

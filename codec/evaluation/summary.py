@@ -80,7 +80,9 @@ def summarise(
     table = Table(systems)
     for result in read_rows(out):
         table.add(result)
-    units = [record.speaker or record.id for record in records]
+    speakers = {record.speaker for record in records if record.speaker}
+    by_speaker = len(speakers) > 1  # the files of one speaker alone are all there is to resample
+    units = [(by_speaker and record.speaker) or record.id for record in records]
     metrics = {name: METRICS[name] for name in plan.metrics} | {name: PLUGINS[name].metric for name in plan.plugins}
     health = None
     if isinstance(families[0], ModelFamily):
@@ -90,19 +92,19 @@ def summarise(
         "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "software": _software(metrics.values()),
-        "machine": _machine(workers),
+        "machine": _machine(workers, plan.device),
         "manifest": {
             "name": manifest.name,
             "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
             "utterances": len(records),
             "seconds": sum(table.seconds.values()),
-            "speakers": len({record.speaker for record in records if record.speaker}),
+            "speakers": len(speakers),
         },
         "model": _model_facts(families[0].codec) if isinstance(families[0], ModelFamily) else None,
         "interval": {
             "level": LEVEL,
             "resamples": RESAMPLES,
-            "unit": "speakers" if any(record.speaker for record in records) else "files",
+            "unit": "speakers" if by_speaker else "files",
             "seed": SEED,
         },
         "alignment": alignment.HOW,
@@ -190,7 +192,7 @@ def chosen(
     worst = sorted(values, key=lambda index: (sign * values[index], index))[:WORST]
     step = max(1, utterances // max(examples, 1))
     spread = [index for index in range(step // 2, utterances, step) if index in table.seconds][:examples]
-    picked = {index: "worst" for index in worst} | {index: "example" for index in spread}
+    picked = {index: "example" for index in spread} | {index: "worst" for index in worst}
     return sorted(picked.items(), key=lambda item: (item[1], item[0]))
 
 
@@ -264,10 +266,11 @@ def _software(metrics: Iterable[Metric]) -> dict[str, str]:
     return {"codec": __version__, "python": platform.python_version(), **kept}
 
 
-def _machine(workers: int) -> dict[str, Any]:
+def _machine(workers: int, device: str) -> dict[str, Any]:
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "device": device,
         "workers": workers,
         "threads_per_worker": 1,
     }

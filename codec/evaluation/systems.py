@@ -12,7 +12,7 @@ import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,9 +94,13 @@ class ModelFamily(Family):
         ]
         self.how = "encoded whole, decoded, cut to the reference's length; other sample rates resampled by soxr"
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction]:
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
         start = time.perf_counter()
-        codes = self.encode(waveform, record.sample_rate)
+        try:
+            codes = self.encode(waveform, record.sample_rate)
+        except ValueError as error:  # a rate or a level that no speech has
+            yield from (Failure(system, str(error)) for system in self.systems)
+            return
         encoding = time.perf_counter() - start
         for system, count in zip(self.systems, self.stages, strict=True):
             start = time.perf_counter()
@@ -125,7 +129,7 @@ class ModelFamily(Family):
 
 
 class FolderFamily(Family):
-    """Reconstructions that somebody else made: one audio file an utterance, named by its id or like its audio file."""
+    """Reconstructions that somebody else made: one audio file an utterance, ``ID.*`` below the folder or like its audio."""
 
     def __init__(self, name: str, folder: Path, kbps: float | None = None) -> None:
         if not folder.is_dir():
@@ -134,15 +138,15 @@ class FolderFamily(Family):
         slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "folder"
         self.systems = [System(f"folder-{slug}", name, name, "folder", kbps)]
         self.how = "files as they are, resampled by soxr where needed; shifted by the delay found (see alignment)"
-        suffixes = audio_suffixes()
-        self.files: dict[str, list[Path]] = {}
+        self.suffixes = audio_suffixes()
+        self.files: dict[str, list[Path]] = {}  # by the path below the folder, without suffix
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in suffixes:
-                self.files.setdefault(path.stem, []).append(path)
+            if path.suffix.lower() in self.suffixes:
+                self.files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
         (system,) = self.systems
-        found = self.files.get(record.id) or self.files.get(Path(record.path).stem) or []
+        found = self._files_of(record)
         if len(found) != 1:
             yield Failure(system, "no such file in the folder" if not found else f"{len(found)} files of that name")
             return
@@ -158,6 +162,15 @@ class FolderFamily(Family):
             yield Failure(system, "another length than the reference")
             return
         yield Reconstruction(system, aligned(waveform, made, record.sample_rate))
+
+    def _files_of(self, record: Record) -> list[Path]:
+        """Files at the place that the id names (with or without an audio suffix of its own), or named like the audio."""
+        names = [record.id]
+        if Path(record.id).suffix.lower() in self.suffixes:
+            names.append(Path(record.id).with_suffix("").as_posix())
+        if not record.num_bytes and "/" not in record.id:  # a shard's name is nobody's; a path in the id says enough
+            names.append(Path(record.path).stem)
+        return next((self.files[name] for name in names if name in self.files), [])
 
 
 class OpusFamily(Family):
@@ -192,7 +205,10 @@ class Codec2Family(Family):
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
         for system in self.systems:
-            yield run_program(system, record, waveform, self._code)
+            made = run_program(system, record, waveform, self._code)
+            if isinstance(made, Reconstruction):
+                made = replace(made, waveform=aligned(waveform, made.waveform, record.sample_rate))
+            yield made
 
     def _code(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, int]:
         mode = system.id.removeprefix("codec2-")
@@ -201,8 +217,7 @@ class Codec2Family(Family):
         run("c2enc", mode, folder / "in.raw", folder / "out.c2")
         run("c2dec", mode, folder / "out.c2", folder / "out.raw")
         made = np.frombuffer((folder / "out.raw").read_bytes(), dtype="<i2").astype(np.float32) / np.float32(2**15)
-        wide = resample(made, CODEC2_RATE, record.sample_rate)
-        return aligned(waveform, wide, record.sample_rate), (folder / "out.c2").stat().st_size
+        return resample(made, CODEC2_RATE, record.sample_rate), (folder / "out.c2").stat().st_size
 
 
 def classical_families(names: Sequence[str]) -> tuple[list[Family], dict[str, str]]:

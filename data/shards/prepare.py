@@ -50,6 +50,11 @@ def utterances(shard: Path) -> Iterator[Utterance]:
                 continue
             name = Path(member.name)
             if name.stem != key:
+                if (audio is None) != (meta is None):
+                    print(
+                        f"skipped {shard.name}:{key}: no {'audio' if audio is None else 'metadata'} beside it",
+                        file=sys.stderr,
+                    )
                 key, audio, meta = name.stem, None, None
             content = tar.extractfile(member)
             assert content is not None  # isfile() holds
@@ -92,17 +97,25 @@ def read_shards(shards: Sequence[Path], folder: Path | None, limit: int | None) 
         PrepareError: a shard that is missing or no tar file.
     """
     records: list[Record] = []
+    seen: dict[str, str] = {}  # key -> its shard
     bad = 0
     for shard in shards:
         try:
             for utterance in tqdm(utterances(shard), desc=shard.name, unit=" utt", disable=None):
                 if limit is not None and len(records) >= limit:
                     return records, bad
+                if utterance.key in seen:
+                    raise PrepareError(
+                        f"{shard.name} has {utterance.key} again, after {seen[utterance.key]}; keys must differ"
+                    )
+                seen[utterance.key] = shard.name
                 try:
                     records.append(unpack(utterance, folder) if folder else point_into(utterance, shard))
                 except (soundfile.LibsndfileError, TypeError) as error:  # no audio, or metadata that is no record
                     bad += 1
                     print(f"skipped {shard.name}:{utterance.key}: {error}", file=sys.stderr)
+        except PrepareError:
+            raise
         except OSError as error:
             raise PrepareError(one_line(error) if error.filename else f"{shard}: {one_line(error)}") from None
         except (tarfile.TarError, EOFError, zlib.error) as error:
