@@ -241,9 +241,7 @@ def _salvaged(codec: Codec, blocks: Iterator[Codes | Damage], stages: int, note:
         ContainerError: no block is intact.
     """
     damage: list[Damage] = []
-    held: list[
-        str
-    ] = []  # what to note, until an intact block is found: else nothing is written, and the error says all
+    held: list[str] = []  # notes wait for an intact block: without one nothing is written, and the error says all
     found = 0
 
     def run() -> Iterator[Codes]:
