@@ -17,13 +17,13 @@ def describe(name: str) -> dict[str, Any]:
         ContainerError, ModelError, OSError: cannot be read.
         UsageError: stdin.
     """
-    from codec.pretrained import shipped_models
+    from codec.pretrained import ALIAS, shipped_models
 
     if name == "-":
         raise UsageError("codec-info reads files, not stdin")
     if Path(name).is_file():
         return _describe_codes(Path(name))
-    if Path(name).is_dir() or name in shipped_models():
+    if Path(name).is_dir() or name in (*shipped_models(), ALIAS):
         return _describe_model(name)
     raise FileNotFoundError(f"{name}: no such file, model folder or shipped model ({', '.join(shipped_models())})")
 

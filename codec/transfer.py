@@ -21,7 +21,7 @@ from codec.container import Codes, ContainerError, Damage, Header
 from codec.files import written_whole
 from codec.model import Codec
 from codec.paths import Job, UsageError
-from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_models
+from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, shipped_models
 
 Note = Callable[[str], None]
 
@@ -170,7 +170,7 @@ class Decoding:
             ContainerError: that model did not make it.
             ModelError: the model cannot be loaded.
         """
-        if self.model is None and header.model not in shipped_models():
+        if self.model is None and header.model not in (*shipped_models(), ALIAS):
             raise ModelError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
         codec = self.load(self.model or header.model)
         check_model(codec, header)

@@ -212,6 +212,8 @@ class TestResuming:
         (["--model", "none", "--baselines"], "nothing to measure"),
         (["--every", "0"], "at least 1"),
         (["--metrics", "utmos"], "--metrics utmos: "),
+        (["--device", "cuda:77"], "use --device cpu"),
+        (["--reconstructions", "a b=.", "--reconstructions", "a-b=."], "two systems would both be called folder-a-b"),
     ],
 )
 def test_wrong_use_is_one_line(

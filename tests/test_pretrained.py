@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 import codec.model
 from codec import Codec
 from codec.audio import resample
+from codec.cli import info_main
 from codec.metrics import pesq_wb, stoi
 from codec.pretrained import find_model
 
@@ -30,6 +31,11 @@ def test_size_and_rates(model: Codec) -> None:
     assert (model.sample_rate, model.num_quantizers, model.codebook_size, model.bitrate) == (24000, 8, 1024, 6000)
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert model.fingerprint in card and "Not yet measured" not in card
+
+
+def test_the_alias_is_known_to_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert info_main(["default"]) == 0
+    assert "speech-24khz" in capsys.readouterr().out
 
 
 def test_speech_stays_intelligible(model: Codec, speech: Speech) -> None:

@@ -29,7 +29,7 @@ from codec.evaluation.systems import (
 from codec.files import written_whole
 from codec.manifest import Record
 from codec.metrics import METRICS, MetricError, Pair, pitch_track
-from codec.model import Codec
+from codec.transfer import load_codec
 
 LONGEST = 600  # seconds of an utterance: PESQ and pitch hold all of it at once
 
@@ -63,7 +63,7 @@ class Plan:
         """The systems, the model first."""
         families: list[Family] = []
         if self.model:
-            families.append(ModelFamily(Codec.from_pretrained(self.model, self.device), self.stages))
+            families.append(ModelFamily(load_codec(self.model, self.device), self.stages))
         families += [FolderFamily(name, Path(folder)) for name, folder in self.folders.items()]
         makers = {"opus": OpusFamily, "codec2": Codec2Family}
         return families + [makers[name]() for name in self.classical]

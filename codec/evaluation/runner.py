@@ -118,10 +118,7 @@ def evaluate(plan: Plan, records: Sequence[Record], out: Path, workers: int, for
 
 def check_systems(plan: Plan) -> None:
     """Build all systems once here, where a mistake can still be said: in a worker it would look like a crash."""
-    try:
-        systems = [system for family in plan.families() for system in family.systems]
-    except RuntimeError as error:  # torch's word for a device that is not there
-        raise EvaluationError(f"--device {plan.device}: {str(error).splitlines()[0]}; use --device cpu") from None
+    systems = [system for family in plan.families() for system in family.systems]
     if not systems:
         raise EvaluationError(
             "nothing to measure: no model, no --reconstructions, and no classical codec on this machine"
