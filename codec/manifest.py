@@ -122,14 +122,17 @@ def read_manifest(path: str | Path) -> list[Record]:
     folder = path.parent.resolve()
     kinds = {field.name: {"str": str, "int": int}[str(field.type)] for field in dataclasses.fields(Record)}
     records = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # what is no text is no JSON either
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                fields = {k: v for k, v in json.loads(line).items() if k in kinds}
+                found = json.loads(line)
+                if not isinstance(found, dict):
+                    raise TypeError("it is no JSON object")
+                fields = {k: v for k, v in found.items() if k in kinds}
                 record = Record(**fields)
-            except (json.JSONDecodeError, TypeError, AttributeError) as error:
+            except (json.JSONDecodeError, TypeError) as error:
                 raise ManifestError(f"{path}:{number}: not a manifest record: {error}") from None
             wrong = [k for k, v in fields.items() if type(v) is not kinds[k]]
             if wrong:

@@ -7,6 +7,7 @@ come from their packages (extra ``eval``). A pair that a metric has no value for
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,7 +27,10 @@ from codec.spectral import stft as short_time_spectrum
 Waveform = NDArray[np.float32]
 
 PESQ_RATE = 16000  # ITU-T P.862.2 (wide-band) is defined at 16 kHz only
-PESQ_SECONDS = 60  # the reference code keeps 50 utterances and does not check that there are no more
+SHORTEST = 0.25  # seconds: what PESQ asks for at least; of less, no metric's value says anything about speech
+PESQ_SECONDS = 60
+PESQ_UTTERANCES = 25  # half of what the reference code has room for; its voice detector cuts finer
+PESQ_SAFE_SECONDS = 20  # 50 utterances of 0.2 s with gaps of 0.2 s, the shortest that it tells apart
 PITCH_RATE = 16000
 PITCH_HOP = 160  # 10 ms
 PITCH_WINDOW = 1024  # 64 ms: four periods of the lowest pitch
@@ -44,18 +48,33 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """Wide-band PESQ (ITU-T P.862.2) as MOS-LQO, 1.04 to 4.64, of two mono waveforms ``[T]``, resampled to 16 kHz.
 
     Raises:
-        MetricError: shorter than a quarter of a second or longer than a minute, silence, or no speech found.
+        MetricError: shorter than a quarter of a second or longer than a minute, silence, no speech found, or so many
+            bursts of speech that the reference code might run out of room.
         ModuleNotFoundError: the package ``pesq`` is not installed.
     """
     pesq = _lazy("pesq")
     if len(reference) > PESQ_SECONDS * sample_rate:
         raise MetricError(f"longer than {PESQ_SECONDS} s, for which PESQ is not made")
-    wanted, made = (resample(w, sample_rate, PESQ_RATE) for w in _comparable(reference, estimate))
+    wanted, made = (resample(w, sample_rate, PESQ_RATE) for w in _comparable(reference, estimate, sample_rate))
+    if len(wanted) > PESQ_SAFE_SECONDS * PESQ_RATE and bursts(wanted) > PESQ_UTTERANCES:
+        raise MetricError("more bursts of speech than PESQ has room for; cut it into shorter files")
     try:
         return float(pesq.pesq(PESQ_RATE, wanted, made, "wb"))
     except (pesq.PesqError, ValueError) as error:
         text = error.args[0] if error.args else type(error).__name__
         raise MetricError(text.decode() if isinstance(text, bytes) else str(text)) from None
+
+
+def bursts(waveform: Waveform) -> int:
+    """Most stretches of sound, by any level, with gaps of at least 0.2 s between them, in ``[T]`` at 16 kHz."""
+    frame, gap = 64, 50  # 4 ms as in PESQ, and 0.2 s of them
+    frames = waveform[: len(waveform) // frame * frame].reshape(-1, frame)
+    energy = np.square(frames.astype(np.float64)).mean(axis=1)
+    most = 0
+    for level in np.quantile(energy, np.linspace(0.02, 0.98, 25)):
+        loud = np.flatnonzero(energy > level)
+        most = max(most, int(len(loud) > 0) + int((np.diff(loud) > gap).sum()))
+    return most
 
 
 def stoi(reference: Waveform, estimate: Waveform, sample_rate: int, extended: bool = False) -> float:
@@ -64,11 +83,11 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int, extended: bo
     ``extended`` gives ESTOI (Jensen and Taal 2016), which also punishes what changes faster than a band's mean level.
 
     Raises:
-        MetricError: silence, or less than 30 frames of speech (0.4 s) once pauses are removed.
+        MetricError: silence, too short, or less than 30 frames of speech (0.4 s) once pauses are removed.
         ModuleNotFoundError: the package ``pystoi`` is not installed.
     """
     module = _lazy("pystoi")
-    wanted, made = _comparable(reference, estimate)
+    wanted, made = _comparable(reference, estimate, sample_rate)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # pystoi warns and returns 1e-5 where it has too few frames
         try:
@@ -77,13 +96,13 @@ def stoi(reference: Waveform, estimate: Waveform, sample_rate: int, extended: bo
             raise MetricError(str(error).split(".")[0]) from None
 
 
-def si_sdr(reference: Waveform, estimate: Waveform, sample_rate: int = 0) -> float:
+def si_sdr(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508).
 
     Raises:
-        MetricError: silence.
+        MetricError: silence, or shorter than a quarter of a second.
     """
-    wanted, made = (w.astype(np.float64) for w in _comparable(reference, estimate))
+    wanted, made = (w.astype(np.float64) for w in _comparable(reference, estimate, sample_rate))
     target = (made @ wanted) / (wanted @ wanted) * wanted
     noise = made - target
     return float(10 * np.log10((target @ target + 1e-12) / (noise @ noise + 1e-12)))
@@ -93,8 +112,11 @@ def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> f
     """Mean absolute difference of natural-log mel magnitudes, averaged over windows of 256, 512, 1,024, 2,048 samples.
 
     32, 64, 80 and 128 bands; hop a quarter of the window; floor 100 dB under a full-scale sine.
+
+    Raises:
+        MetricError: silence, or shorter than a quarter of a second.
     """
-    wanted, made = (torch.from_numpy(w)[None, None] for w in _same_length(reference, estimate))
+    wanted, made = (torch.from_numpy(w)[None, None] for w in _comparable(reference, estimate, sample_rate))
     with torch.no_grad():
         return float(_mel_loss(sample_rate)(made, wanted, torch.tensor([sample_rate / 2]))["mel"])
 
@@ -107,17 +129,21 @@ def _mel_loss(sample_rate: int) -> SpectralLoss:
 def log_spectral_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """Log-spectral distance in dB: root mean square over bins of the level difference, mean over frames.
 
-    Window 32 ms, hop 8 ms; levels below 80 dB under a full-scale sine count as 80 dB.
+    Window 32 ms, hop 8 ms; levels below 80 dB under a full-scale sine count as 80 dB, and frames in which neither waveform
+    has anything above that do not count.
 
     Raises:
-        MetricError: silence.
+        MetricError: silence, nothing above the floor, or shorter than a quarter of a second.
     """
     n_fft = max(16, round(sample_rate * 0.008) * 4)
     levels = []
-    for waveform in _comparable(reference, estimate):
+    for waveform in _comparable(reference, estimate, sample_rate):
         magnitude = short_time_spectrum(torch.from_numpy(waveform)[None], n_fft, n_fft // 4).abs() / (n_fft / 4)
         levels.append(20 * torch.log10(magnitude.clamp(min=SPECTRAL_FLOOR)))
-    return float((levels[0] - levels[1]).square().mean(dim=-1).sqrt().mean())
+    heard = (torch.maximum(*levels) > 20 * math.log10(SPECTRAL_FLOOR)).any(dim=-1)
+    if not heard.any():
+        raise MetricError("nothing lies above the floor of 80 dB under full scale")
+    return float((levels[0] - levels[1]).square().mean(dim=-1).sqrt()[heard].mean())
 
 
 def pitch_track(waveform: Waveform, sample_rate: int) -> NDArray[np.float64]:
@@ -189,7 +215,7 @@ class Pair:
     @cached_property
     def pitch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pitch tracks of both."""
-        _comparable(self.reference, self.estimate)
+        _comparable(*self.waveforms)
         return self._reference_pitch(), pitch_track(self.estimate, self.sample_rate)
 
 
@@ -207,6 +233,7 @@ class Metric:
         how: alignment, resampling and definition in one or two sentences.
         package: distribution that it needs beyond this one's own, "" for none.
         compute: its value of a pair; None for what is measured while decoding and not of the waveforms.
+        per_second: whether a mean weighs each file by its duration: means of rates would be ruled by the shortest files.
     """
 
     label: str
@@ -216,12 +243,14 @@ class Metric:
     how: str
     package: str = ""
     compute: Callable[[Pair], float] | None = None
+    per_second: bool = False
 
 
 METRICS: dict[str, Metric] = {
     "pesq": Metric(
         "PESQ-WB", "MOS-LQO", "higher", 3,
-        "ITU-T P.862.2 by the package pesq, both resampled to 16 kHz by soxr; PESQ aligns in time by itself. Up to 60 s.",
+        "ITU-T P.862.2 by the package pesq, both resampled to 16 kHz by soxr; PESQ aligns in time by itself. Up to 60 s "
+        "(beyond 20 s only where there are at most 25 bursts of speech).",
         "pesq", lambda pair: pesq_wb(*pair.waveforms),
     ),
     "stoi": Metric(
@@ -247,7 +276,8 @@ METRICS: dict[str, Metric] = {
     ),
     "lsd": Metric(
         "log-spectral distance", "dB", "lower", 2,
-        "RMS level difference over bins, mean over frames of 32 ms, hop 8 ms, floor 80 dB under full scale.",
+        "RMS level difference over bins, mean over frames of 32 ms, hop 8 ms, floor 80 dB under full scale (frames "
+        "wholly below it are left out).",
         compute=lambda pair: log_spectral_distance(*pair.waveforms),
     ),
     "vuv_f1": Metric(
@@ -261,17 +291,18 @@ METRICS: dict[str, Metric] = {
     ),
     "kbps_file": Metric(
         "file bitrate", "kbit/s", "lower", 2,
-        "Size of the whole file, header and checksums included, over the reference's duration (Opus: with its Ogg pages).",
+        "Size of all files, headers and checksums included, over their duration (Opus: with its Ogg pages).",
+        per_second=True,
     ),
     "kbps_entropy": Metric(
         "entropy bound", "kbit/s", "lower", 2,
         "Bits that an ideal entropy coder would need that knows how often each code occurs in these very files, stage by "
-        "stage; no context.",
+        "stage; no context.", per_second=True,
     ),
     "rtf": Metric(
         "real-time factor", "", "lower", 4,
         "Seconds of encoding and decoding for a second of speech, one thread, whatever else the machine was doing; programs "
-        "of other systems include their start.",
+        "of other systems include their start, and encoding is that of all quantizers.", per_second=True,
     ),
 }  # fmt: skip
 
@@ -282,9 +313,11 @@ def _same_length(reference: Waveform, estimate: Waveform) -> tuple[Waveform, Wav
     return reference, estimate
 
 
-def _comparable(reference: Waveform, estimate: Waveform) -> tuple[Waveform, Waveform]:
-    """Both, if neither is digital silence, to which these metrics give no meaning."""
+def _comparable(reference: Waveform, estimate: Waveform, sample_rate: int) -> tuple[Waveform, Waveform]:
+    """Both, if neither is digital silence nor very short, to which these metrics give no meaning."""
     reference, estimate = _same_length(reference, estimate)
+    if len(reference) < SHORTEST * sample_rate:
+        raise MetricError("shorter than a quarter of a second")
     if not (reference.any() and estimate.any()):
         raise MetricError("digital silence cannot be compared")
     return reference, estimate

@@ -127,8 +127,9 @@ def _table(summary: dict[str, Any]) -> list[str]:
             cells = [_cell(system["results"][name], summary["metrics"][name]["digits"]) for name in names]
             lines.append(f"| {system['kbps']:g} | {' | '.join(cells)} |")
     manifest, interval = summary["manifest"], summary["interval"]
+    speakers = f" of {manifest['speakers']} speakers" if manifest["speakers"] else ""
     how = (
-        f"Means over {manifest['utterances']} utterances of {manifest['speakers']} speakers with "
+        f"Means over {manifest['utterances']} utterances{speakers} with "
         f"{100 * interval['level']:g} % intervals (bootstrap over {interval['unit']}), measured on "
         f"{summary['created'][:10]} by `{summary['command']}`:"
     )

@@ -153,6 +153,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     page = write_report(args.out)
     print(table(summary))
     print(f"\nreport: {page}")
+    if not any(result["n"] for system in summary["systems"] for result in system["results"].values()):
+        raise ValueError(f"no metric has a value for any of the {len(records)} utterances; the report says why")
     return 0
 
 
@@ -191,7 +193,7 @@ def table(summary: dict[str, Any]) -> str:
     """The main results as text: mean and half the interval's width, and how many utterances failed."""
     names = [name for name in TABLE_METRICS if name in summary["metrics"]]
     labels = [summary["metrics"][name]["label"] for name in names]
-    rows = [["system", "kbit/s", *labels, "failed"]]
+    rows = [["system", "nominal kbit/s", *labels, "failed"]]
     for system in summary["systems"]:
         cells = [system["name"], f"{system['kbps']:g}" if system["kbps"] is not None else "-"]
         failed = 0
@@ -221,7 +223,7 @@ def _cell(result: dict[str, Any] | None, digits: int) -> str:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from codec.evaluation.compare import Difference, compare, plain, read_report
+    from codec.evaluation.compare import Difference, compare, plain, read_report, unlike
 
     pairs = []
     for text in args.pair:
@@ -231,6 +233,8 @@ def _compare(args: argparse.Namespace) -> int:
         pairs.append((first, second))
     a, b = read_report(args.a), read_report(args.b)
     found = compare(a, b, pairs)
+    for note in unlike(a, b):
+        print(f"note: {note}", file=sys.stderr)
     if args.metrics:
         known = {difference.metric for difference in found}
         for name in args.metrics:

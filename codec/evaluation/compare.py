@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from codec.evaluation.statistics import Estimate, bootstrap_mean
 
 
@@ -53,7 +55,7 @@ class Report:
     folder: Path
     summary: dict[str, Any]
     values: dict[str, dict[str, dict[str, float]]]  # system -> metric -> id -> value
-    units: dict[str, str]  # id -> speaker, or the id
+    units: dict[str, str]  # id -> what is resampled as a whole: speaker or id
     seconds: dict[str, float]  # id -> duration
 
     @property
@@ -71,22 +73,25 @@ def read_report(folder: Path) -> Report:
     try:
         summary = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         names = list(summary["metrics"])
+        by_speaker = summary["interval"]["unit"] == "speakers"
         values: dict[str, dict[str, dict[str, float]]] = {}
         units: dict[str, str] = {}
         seconds: dict[str, float] = {}
         with open(folder / "per_file.csv", newline="", encoding="utf-8") as file:
             for line in csv.DictReader(file):
-                units[line["id"]] = line["speaker"] or line["id"]
+                units[line["id"]] = (by_speaker and line["speaker"]) or line["id"]
                 seconds[line["id"]] = float(line["seconds"])
                 of_system = values.setdefault(line["system"], {})
                 for name in names:
                     if line[name]:
                         of_system.setdefault(name, {})[line["id"]] = float(line[name])
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         name = Path(str(error.filename)).name
         raise ReportError(f"{folder} is no finished report: it has no {name}; codec-evaluate makes one") from None
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ReportError(f"{folder} holds a report that cannot be read: {error!r}") from None
+    except KeyError as error:
+        raise ReportError(f"{folder} holds a report without {error}; make it again with codec-evaluate") from None
+    except (TypeError, ValueError) as error:
+        raise ReportError(f"{folder} holds a report that cannot be read ({error}); make it again") from None
     return Report(folder, summary, values, units, seconds)
 
 
@@ -129,6 +134,8 @@ def _difference(a: Report, b: Report, system_a: str, system_b: str, metric: str)
     if not both:
         return None
     gaps = [second[key] - first[key] for key in both]
+    per_second = a.summary["metrics"][metric].get("per_second", False)
+    weights = [a.seconds[key] if per_second else 1.0 for key in both]
     better = a.summary["metrics"][metric]["better"]
     sign = {"higher": 1, "lower": -1}.get(better)
     wins = None if sign is None else sum(0.5 if gap == 0 else float(sign * gap > 0) for gap in gaps) / len(gaps)
@@ -137,12 +144,26 @@ def _difference(a: Report, b: Report, system_a: str, system_b: str, metric: str)
         system_b=system_b,
         metric=metric,
         better=better,
-        mean_a=sum(first[key] for key in both) / len(both),
-        mean_b=sum(second[key] for key in both) / len(both),
-        difference=bootstrap_mean(gaps, [a.units[key] for key in both]),
+        mean_a=float(np.average([first[key] for key in both], weights=weights)),
+        mean_b=float(np.average([second[key] for key in both], weights=weights)),
+        difference=bootstrap_mean(gaps, [a.units[key] for key in both], weights),
         share_better=wins,
         unpaired=len(first.keys() ^ second.keys()),
     )
+
+
+def unlike(a: Report, b: Report) -> list[str]:
+    """In what the two reports were not measured alike; a comparison may then compare just that."""
+    found = []
+    if a.summary["manifest"]["sha256"] != b.summary["manifest"]["sha256"]:
+        found.append("the manifests differ: only utterances of the same id are compared")
+    for name in a.summary["metrics"].keys() & b.summary["metrics"].keys():
+        first, second = a.summary["metrics"][name], b.summary["metrics"][name]
+        if first["package"] != second["package"]:
+            found.append(f"{first['label']} is by {first['package']} in A and by {second['package']} in B")
+        elif first["how"] != second["how"]:
+            found.append(f"{first['label']} is defined otherwise in A than in B")
+    return sorted(found)
 
 
 def plain(differences: Sequence[Difference]) -> list[dict[str, Any]]:

@@ -31,7 +31,7 @@ from codec.manifest import Record
 from codec.metrics import METRICS, MetricError, Pair, pitch_track
 from codec.transfer import load_codec
 
-LONGEST = 600  # seconds of an utterance: PESQ and pitch hold all of it at once
+LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
 
 
 @dataclass(frozen=True)

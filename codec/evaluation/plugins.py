@@ -13,6 +13,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _for_predictor(waveform: Waveform, sample_rate: int) -> Waveform:
 
 def load_distillmos() -> Scorer:
     """distillmos: a mean opinion score predicted without reference, weights inside its package."""
-    with _torchaudio_or_nothing(), redirect_stdout(sys.stderr):  # it announces its weights
+    with _torchaudio_or_nothing(), redirect_stdout(StringIO()):  # it announces its weights
         model = _package("distillmos").ConvTransformerSQAModel().eval()
 
     def score(_reference: Waveform, estimate: Waveform, sample_rate: int, _text: str) -> float:

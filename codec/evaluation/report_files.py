@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,11 +18,15 @@ MARKED = (500, 1000, 4000)  # Hz, named at the edge of a spectrogram
 
 
 def worst_first(rows: Sequence[Row], metrics: Metrics) -> dict[str, int]:
-    """Rank of each file by the first metric of the headline system, 1 the worst; files without a value have none."""
+    """Rank of each file by the first metric of the headline system, 1 the worst.
+
+    Files that it has no value for and another system has come first; those that no system has one for have no rank.
+    """
     first = next(iter(metrics.metrics))
     sign = -1.0 if metrics.metrics[first].better == "lower" else 1.0
-    judged = [(sign * v, r.id) for r in rows if r.system == metrics.headline.id and (v := r.values[first]) is not None]
-    return {name: rank for rank, (_, name) in enumerate(sorted(judged, key=lambda pair: pair[0]), start=1)}
+    judged = {row.id: -math.inf for row in rows if row.values[first] is not None}
+    judged |= {r.id: sign * v for r in rows if r.system == metrics.headline.id and (v := r.values[first]) is not None}
+    return {name: rank for rank, name in enumerate(sorted(judged, key=lambda name: judged[name]), start=1)}
 
 
 def draw_examples(metrics: Metrics, folder: Path) -> list[tuple[list[str], int]]:

@@ -41,7 +41,7 @@ def results_table(metrics: Metrics) -> str:
         parts.append(f'<tbody><tr class="class"><th scope="rowgroup" colspan="{width}"><span>{title}</span></th></tr>')
         best = {name: _best(systems, name, metric) for name, metric in metrics.metrics.items()}
         for system in systems:
-            rate = "" if system.kbps is None else f"<small>{system.kbps:g} kbit/s</small>"
+            rate = "" if system.rate is None else f"<small>{system.rate:.3g} kbit/s</small>"
             cells = "".join(
                 _cell(system.results.get(name), metric, best[name].get(system.id, ""))
                 for name, metric in metrics.metrics.items()
@@ -53,12 +53,15 @@ def results_table(metrics: Metrics) -> str:
 
 
 def bitrate_classes(systems: Sequence[System]) -> list[tuple[str, list[System]]]:
-    """Octaves of bitrate up to 1, 2, 4, ... kbit/s, each with its systems in the order given; last, those without."""
+    """Octaves of bitrate up to 1, 2, 4, ... kbit/s, each with its systems in the order given; last, those without.
+
+    What counts are the bits that the files took: a nominal rate leaves out headers, and some codecs do not keep to it.
+    """
 
     def octave(system: System) -> float:
-        if system.kbps is None or system.kbps <= 0:
+        if system.rate is None or system.rate <= 0:
             return math.inf
-        return max(0, math.ceil(math.log2(system.kbps) - 1e-9))
+        return max(0, math.ceil(math.log2(system.rate) - 1e-9))
 
     classes = []
     for k in sorted({octave(system) for system in systems}):

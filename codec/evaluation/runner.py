@@ -6,28 +6,32 @@ import hashlib
 import json
 import multiprocessing
 import os
+import platform
 import shutil
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from codec import __version__
 from codec.evaluation.measure import Measurer, Plan
 from codec.evaluation.plugins import PLUGINS, load_plugins
 from codec.evaluation.systems import classical_families
 from codec.files import written_whole
 from codec.manifest import Record
-from codec.metrics import METRICS
+from codec.metrics import METRICS, Metric
 from codec.pretrained import find_model
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
+PACKAGES = ("torch", "numpy", "soxr", "soundfile", "pesq", "pystoi", "librosa")
 AHEAD = 4  # utterances handed to each process in advance
 
 _measurer: Measurer | None = None  # of this worker process
@@ -155,17 +159,39 @@ def prepare_folder(plan: Plan, records: Sequence[Record], out: Path, force: bool
 
 
 def fingerprint(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
-    """What decides the rows: the plan, the records, the model's weights, and the files of reconstructions."""
+    """What decides the rows: the plan, the records and their files, the weights, the reconstructions, the software."""
     digest = hashlib.sha256()
     for record in records:
         digest.update(json.dumps(asdict(record), sort_keys=True).encode())
+        if os.path.isfile(record.path):
+            facts = os.stat(record.path)
+            digest.update(f"{facts.st_size} {facts.st_mtime_ns}".encode())
     values: dict[str, Any] = {key: value for key, value in asdict(plan).items() if key != "codes_folder"}
     if plan.model:
         folder = find_model(plan.model)
         values["weights"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         values["config"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
     values["folders"] = {name: [folder, _listing(Path(folder))] for name, folder in plan.folders.items()}
+    metrics = [METRICS[name] for name in plan.metrics] + [PLUGINS[name].metric for name in plan.plugins]
+    values["software"] = software_versions(metrics)
+    values["how"] = [metric.how for metric in metrics] + [family.how for family in plan.families()]
     return values | {"records": digest.hexdigest(), "utterances": len(records)}
+
+
+def software_versions(metrics: Iterable[Metric]) -> dict[str, str]:
+    """Versions of this package, of Python, and of all packages that have a say in the values of ``metrics``."""
+    names = dict.fromkeys([*PACKAGES, *(metric.package for metric in metrics if metric.package)])
+    found = {name: package_version(name) for name in names}
+    kept = {name: number for name, number in found.items() if number != "unknown"}
+    return {"codec": __version__, "python": platform.python_version(), **kept}
+
+
+def package_version(package: str) -> str:
+    """Version of an installed distribution, or "unknown"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def _listing(folder: Path) -> str:

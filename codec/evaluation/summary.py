@@ -6,6 +6,7 @@ import csv
 import datetime
 import hashlib
 import json
+import math
 import os
 import platform
 import shlex
@@ -13,19 +14,17 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import soundfile
 import torch
 
-from codec import __version__
 from codec.evaluation import alignment
 from codec.evaluation.latents import codebook_health, count_codes
 from codec.evaluation.measure import Plan, Reference, read_codes
 from codec.evaluation.plugins import PLUGINS
-from codec.evaluation.runner import read_rows
+from codec.evaluation.runner import package_version, read_rows, software_versions
 from codec.evaluation.stability import CHANGES
 from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.systems import Failure, Family, ModelFamily, System, to_pcm
@@ -35,7 +34,6 @@ from codec.metrics import METRICS, Metric
 
 FORMAT = 1
 WORST = 10
-PACKAGES = ("torch", "numpy", "soxr", "soundfile", "pesq", "pystoi", "librosa")
 
 
 class Table:
@@ -91,14 +89,14 @@ def summarise(
         "format": FORMAT,
         "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "software": _software(metrics.values()),
+        "software": software_versions(metrics.values()),
         "machine": _machine(workers, plan.device),
         "manifest": {
             "name": manifest.name,
             "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
             "utterances": len(records),
             "seconds": sum(table.seconds.values()),
-            "speakers": len(speakers),
+            "speakers": len(speakers) or None,
         },
         "model": _model_facts(families[0].codec) if isinstance(families[0], ModelFamily) else None,
         "interval": {
@@ -151,13 +149,19 @@ def _results(table: Table, system: str, metrics: dict[str, Metric], units: Seque
         values, failures = table.values[system].get(name, {}), table.failures[system].get(name, {})
         applies = metric.compute is not None or name in PLUGINS  # a folder's files have no bitrate and no speed
         if values or (failures and applies):
-            results[name] = _estimate(values, failures, units)
+            results[name] = _estimate(values, failures, units, table.seconds if metric.per_second else None)
     return results
 
 
-def _estimate(values: dict[int, float], failures: dict[int, str], units: Sequence[str]) -> dict[str, Any]:
+def _estimate(
+    values: dict[int, float], failures: dict[int, str], units: Sequence[str], weights: dict[int, float] | None = None
+) -> dict[str, Any]:
     order = sorted(values)
-    estimate = bootstrap_mean([values[index] for index in order], [units[index] for index in order])
+    estimate = bootstrap_mean(
+        [values[index] for index in order],
+        [units[index] for index in order],
+        None if weights is None else [weights[index] for index in order],
+    )
     reasons = dict(Counter(failures.values()).most_common())
     return asdict(estimate) | {"failed": len(failures), "reasons": reasons}
 
@@ -185,11 +189,15 @@ def main_metric(metrics: Iterable[str]) -> str | None:
 def chosen(
     table: Table, systems: Sequence[System], metrics: dict[str, Metric], utterances: int, examples: int
 ) -> list[tuple[int, str]]:
-    """Utterances to listen to: the worst ten of the first system by the main metric, and ``examples`` spread evenly."""
+    """Utterances to listen to: the worst ten of the first system by the main metric, and ``examples`` spread evenly.
+
+    Those that the first system has no value for and another one has are worse than any value.
+    """
     name = main_metric(metrics)
     values = table.values[systems[0].id].get(name, {}) if name else {}
+    elsewhere = {index for system in systems for index in table.values[system.id].get(name, {})} if name else set()
     sign = -1 if name and metrics[name].better == "lower" else 1
-    worst = sorted(values, key=lambda index: (sign * values[index], index))[:WORST]
+    worst = sorted(elsewhere, key=lambda index: (sign * values.get(index, -sign * math.inf), index))[:WORST]
     step = max(1, utterances // max(examples, 1))
     spread = [index for index in range(step // 2, utterances, step) if index in table.seconds][:examples]
     picked = {index: "example" for index in spread} | {index: "worst" for index in worst}
@@ -248,22 +256,9 @@ def write_table(
 
 
 def _describe(metric: Metric) -> dict[str, Any]:
-    package = f"{metric.package} {_version(metric.package)}" if metric.package else ""
-    return {key: getattr(metric, key) for key in ("label", "unit", "better", "digits", "how")} | {"package": package}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _software(metrics: Iterable[Metric]) -> dict[str, str]:
-    names = dict.fromkeys([*PACKAGES, *(metric.package for metric in metrics if metric.package)])
-    found = {name: _version(name) for name in names}
-    kept = {name: number for name, number in found.items() if number != "unknown"}
-    return {"codec": __version__, "python": platform.python_version(), **kept}
+    package = f"{metric.package} {package_version(metric.package)}" if metric.package else ""
+    shown = ("label", "unit", "better", "digits", "how", "per_second")
+    return {key: getattr(metric, key) for key in shown} | {"package": package}
 
 
 def _machine(workers: int, device: str) -> dict[str, Any]:

@@ -178,7 +178,10 @@ class OpusFamily(Family):
 
     def __init__(self, kbps: Sequence[int] = OPUS_KBPS) -> None:
         self.systems = [System(f"opus-{rate}", f"Opus {rate} kbit/s", "Opus", "opus", float(rate)) for rate in kbps]
-        self.how = "opusenc --bitrate B --quiet, opusdec; opus-tools takes the encoder's delay out itself"
+        self.how = (
+            f"{program_version('opusenc')}: opusenc --bitrate B --padding 0 (which leaves out the room that it keeps for "
+            "tags), opusdec; they take the encoder's delay out themselves"
+        )
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
         for system in self.systems:
@@ -186,7 +189,8 @@ class OpusFamily(Family):
 
     def _code(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, int]:
         write_wav(folder / "in.wav", waveform, record.sample_rate)
-        run("opusenc", "--quiet", "--bitrate", f"{system.kbps:g}", folder / "in.wav", folder / "out.opus")
+        options = ("--quiet", "--padding", "0", "--bitrate", f"{system.kbps:g}")
+        run("opusenc", *options, folder / "in.wav", folder / "out.opus")
         run("opusdec", "--quiet", "--rate", "48000", folder / "out.opus", folder / "out.wav")
         with AudioReader(folder / "out.wav") as reader:
             made = resample(np.concatenate(list(reader.blocks())), reader.sample_rate, record.sample_rate)
@@ -263,6 +267,13 @@ def run(*command: str | Path) -> None:
     if done.returncode != 0:
         complaint = done.stderr.decode(errors="replace").strip().splitlines()
         raise ValueError(f"{command[0]} failed: {complaint[-1] if complaint else done.returncode}")
+
+
+def program_version(program: str) -> str:
+    """What a program says of its version, in one line."""
+    said = subprocess.run([program, "--version"], capture_output=True, timeout=PROGRAM_SECONDS)
+    first_line = (said.stdout or said.stderr).decode(errors="replace").partition("\n")[0].strip()
+    return first_line or f"{program}, version unknown"
 
 
 def write_wav(path: Path, waveform: Waveform, sample_rate: int) -> None:
