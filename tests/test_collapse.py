@@ -112,6 +112,16 @@ def test_a_study_runs_resumes_and_reports(
         and "old" not in text
     )
     assert "| 32 | **SimVQ** | 2 |" in text and " to " in text
+    kept = (page / "results.jsonl").read_text(encoding="utf-8")
+    assert report.main([str(page / "results.jsonl"), str(out), "--into", str(page)]) == 0, "a page grows by more cells"
+    assert (page / "README.md").read_text(encoding="utf-8") == text
+    assert sorted((page / "results.jsonl").read_text(encoding="utf-8").splitlines()) == sorted(kept.splitlines())
+
+    capsys.readouterr()
+    config.write_text(yaml.safe_dump(TINY | {"steps": 4}), encoding="utf-8")
+    assert run.main(arguments) == 1, "results of another study are not taken for this one's"
+    said = capsys.readouterr().err
+    assert "is a result of other settings" in said and len(said.strip().splitlines()) == 1
     assert {path.name for path in page.iterdir()} == {"README.md", "curves.png", "quality.png", "results.jsonl"}
 
 
@@ -135,9 +145,28 @@ def test_mistakes_in_a_study_are_named(manifest: Path, tmp_path: Path, capsys: p
     config.write_text(yaml.safe_dump(TINY | {"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}))
     with pytest.raises(ConfigError, match="vqq is neither"):
         run.load_study(config)
-    assert run.main(["--manifest", str(manifest), "--config", str(config), "--out", str(tmp_path), "--skip-plane"]) == 1
-    assert "error: " in capsys.readouterr().err
-    assert report.main([str(tmp_path)]) == 1
+    for wrong, message in (
+        ({"weights": {"mell": 1.0}}, "unknown term mell"),
+        ({"quantizers": TINY["quantizers"] | {"vq": {"kind": "vqq"}}}, "vqq is none of"),
+    ):
+        config.write_text(yaml.safe_dump(TINY | wrong), encoding="utf-8")
+        with pytest.raises(ConfigError, match=message):
+            run.load_study(config)
+    (tmp_path / "file").write_text("no result\n", encoding="utf-8")
+    config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    good = ["--manifest", str(manifest), "--config", str(config), "--out", str(tmp_path / "out"), "--skip-plane"]
+    for arguments, message in (
+        ([*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
+        ([*good, "--out", str(tmp_path / "file")], "exists"),
+        ([*good, "--only", "nothing"], "no cell of"),
+        ([*good, "--device", "cuda:77"], "use --device cpu"),
+    ):
+        assert run.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and message in said and len(said.strip().splitlines()) == 1
+    for path, message in ((tmp_path, "no result files"), (tmp_path / "file", "is no result")):
+        assert report.main([str(path)]) == 1
+        assert message in capsys.readouterr().err
 
 
 def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:

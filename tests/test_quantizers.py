@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.config import ConfigError, QuantizerConfig
@@ -31,6 +31,7 @@ SIMVQ = ("simvq", "residual_simvq")
 GRIDS = ("fsq", "lfq", "lattice_vq")
 EVERY = [(kind, variant) for kind in QUANTIZERS for variant in ("frozen", "no_projection", "rotation")]
 EVERY = [(kind, variant) for kind, variant in EVERY if not (kind in GRIDS and variant != "frozen")]
+EVERY += [(kind, variant) for kind in SIMVQ for variant in ("learnable", "diagonal", "no_bias")]
 
 
 def make(kind: str, variant: str = "frozen", **fields: object) -> SimVQ | ResidualSimVQ:
@@ -478,3 +479,28 @@ def test_grids_say_what_they_cannot_do() -> None:
         make("fsq", codebook_size=1000)
     with pytest.raises(ConfigError, match="straight_through"):
         make("lfq", "rotation")
+
+
+def test_index_backpropagation_learns_to_use_its_table() -> None:
+    """In an autoencoder of its own: with flat choices in its entropy, nearly all points came to take a few rows."""
+    torch.manual_seed(0)
+    encoder, decoder = (nn.Sequential(nn.Linear(16, 64), nn.GELU(), nn.Linear(64, 16)) for _ in range(2))
+    quantizer = build_quantizer(QuantizerConfig(kind="index_vq", codebook_size=512, codebook_dim=16), 16)
+    mix = torch.randn(16, 16) * torch.logspace(0, -1, 16)[:, None]
+    modules = nn.ModuleList([encoder, decoder, quantizer])
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=1e-3, weight_decay=0.0)
+    for step in range(500):
+        x = torch.randn(320, 16) @ mix + 2.0
+        z = encoder(x).t()[None]
+        if step < 150:
+            loss = (decoder(z[0].t()) - x).square().mean()
+        else:
+            output = quantizer(z)
+            loss = (decoder(output.quantized[0].t()) - x).square().mean()
+            loss = loss + output.commitment_loss.mean() + 4 * output.codebook_loss.mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        codes = quantizer.eval()(encoder(torch.randn(4000, 16) @ mix + 2.0).t()[None]).codes
+    assert len(codes.unique()) > 200

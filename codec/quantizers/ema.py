@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from codec.config import QuantizerConfig
-from codec.quantizers.lookup import LookupQuantizer, sampled_points
+from codec.quantizers.lookup import LookupQuantizer, over_processes, sampled_points
 
 DECAY = 0.99  # of the running averages, a step
 DEAD_BELOW = 0.1  # a code is dead when its running count is below this share of the fair one, M / V
@@ -44,13 +44,8 @@ class EMAVQ(LookupQuantizer):
         """One step of both running averages, then revival; training's forward calls it after the lookup."""
         hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, codes, z)
-        total = z.new_tensor([float(len(z))])
-        if distributed.is_available() and distributed.is_initialized():
-            z = z.clone()
-            distributed.broadcast(z, src=0)
-            for tensor in (hits, sums, total):
-                distributed.all_reduce(tensor)
-        fair = float(total) / self.codebook_size
+        z, (hits, sums) = over_processes(z, [hits, sums])
+        fair = float(hits.sum()) / self.codebook_size
         if int(self.updates) == 0:  # every code starts with the fair share: none is dead, none weighs more
             self.sums.mul_(fair / self.counts[:, None])
             self.counts.fill_(fair)

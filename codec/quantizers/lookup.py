@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
@@ -108,3 +108,13 @@ def sampled_points(points: Tensor, count: int) -> Tensor:
     order = torch.cat([torch.randperm(len(points), generator=generator) for _ in range(rounds)])[:count]
     noise = torch.randn(count, points.shape[1], generator=generator).to(points)
     return points[order.to(points.device)] + JITTER * points.std(dim=0) * noise
+
+
+def over_processes(points: Tensor, sums: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The first process's points on every process, and ``sums`` added up over all; as given where there is one process."""
+    if distributed.is_available() and distributed.is_initialized():
+        points = points.clone()
+        distributed.broadcast(points, src=0)
+        for tensor in sums:
+            distributed.all_reduce(tensor)
+    return points, sums

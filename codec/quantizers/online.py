@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
+from codec.quantizers.lookup import over_processes
 from codec.quantizers.search import SEARCH_ELEMENTS
 from codec.quantizers.simvq import SimVQ
 from codec.quantizers.vq import VQ
 
 DECAY = 0.99  # of the running share of hits, a step
 ENTROPY = 0.05  # weight of the entropy term beside the distance
+TEMPERATURE = 0.01  # of the choices whose entropy is taken
 
 
 class ClusteredVQ(VQ):
@@ -22,8 +24,9 @@ class ClusteredVQ(VQ):
 
     Beside the gradient, each step pulls every code towards a random point of the batch, the more the less it is used:
     ``e_k <- (1 - a_k) e_k + a_k z`` with ``a_k = exp(-10 V p_k / (1 - DECAY) - 0.001)`` and p_k the running share of hits.
-    The points depend on the number of updates alone, so that a resumed run draws alike. Of the paper's anchors these are
-    the random ones (the nearest point instead makes many unused codes equal); its contrastive loss is left out.
+    The points depend on the number of updates alone, so that a resumed run draws alike; with several processes the shares
+    are those over all of them, and the points are those of the first. Of the paper's anchors these are the random ones (the
+    nearest point instead makes many unused codes equal); its contrastive loss is left out.
     """
 
     share: Tensor
@@ -36,8 +39,9 @@ class ClusteredVQ(VQ):
 
     @torch.no_grad()
     def update(self, z: Tensor, codes: Tensor) -> None:
-        hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype) / len(codes)
-        self.share.mul_(DECAY).add_(hits, alpha=1 - DECAY)
+        hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype)
+        z, (hits,) = over_processes(z, [hits])
+        self.share.mul_(DECAY).add_(hits / hits.sum(), alpha=1 - DECAY)
         pull = torch.exp(-10 * self.codebook_size * self.share / (1 - DECAY) - 1e-3)[:, None]
         generator = torch.Generator().manual_seed(int(self.updates))
         drawn = torch.randint(0, len(z), (self.codebook_size,), generator=generator)
@@ -49,9 +53,11 @@ class IndexVQ(VQ):
     """Index backpropagation quantization, IBQ (Shi et al., arXiv 2412.02692).
 
     The code is the row of largest dot product with z. In the backward pass the choice is a softmax over all codes, so
-    that every row of the table, and z, get gradient from the reconstruction. ``codebook_loss`` also holds the entropy of
-    each choice less that of the mean choice, in nats, times ``ENTROPY``. The paper's double quantization loss is left out.
-    A training step holds softmax rows of all codes, ``[M, V]``.
+    that every row of the table, and z, get gradient from the reconstruction. ``codebook_loss`` also holds the distance of
+    z to what is carried on (the paper's double quantization loss: it reaches z and, by the softmax, every row), and the
+    entropy of each choice less that of the mean choice, in nats, times ``ENTROPY``. These entropies are of the logits over
+    ``TEMPERATURE``, as in the authors' code: at temperature 1 the softmax over thousands of short rows is flat, and stays
+    so while every point chooses one and the same row. A training step holds softmax rows of all codes, ``[M, V]``.
     """
 
     def search(self, z: Tensor) -> Tensor:
@@ -68,16 +74,20 @@ class IndexVQ(VQ):
     def extra_loss(self, z: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():
             return None
-        log = F.log_softmax(z @ self.embedding.t(), dim=-1)
+        logits = z @ self.embedding.t()
+        chosen = F.embedding(logits.argmax(dim=-1), self.embedding)
+        distance = (self.carry(z, chosen) - z).square().mean(dim=(1, 2))
+        log = F.log_softmax(logits / TEMPERATURE, dim=-1)
         each = -(log.exp() * log).sum(dim=-1).mean(dim=1)
         mean = log.exp().mean(dim=(0, 1))
-        return ENTROPY * (each + (mean * mean.clamp(min=1e-9).log()).sum())
+        return distance + ENTROPY * (each + (mean * mean.clamp(min=1e-9).log()).sum())
 
 
 class AffineVQ(SimVQ):
     """Affine re-parameterisation, ``e_k = s * c_k + b`` with c, s and b learned (Huh et al., arXiv 2305.08842).
 
-    It is SimVQ with a learnable basis and a diagonal map with bias, and is built as that.
+    It is SimVQ with a learnable basis and a diagonal map with bias, and is built as that. The paper's larger learning rate
+    for s and b is left out.
     """
 
     def __init__(self, dim: int, config: QuantizerConfig) -> None:

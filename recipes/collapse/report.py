@@ -2,9 +2,11 @@
 
     python recipes/collapse/report.py runs/collapse                              # into the same folder
     python recipes/collapse/report.py runs/collapse runs/collapse_longer --into recipes/collapse     # and fill its README
+    python recipes/collapse/report.py recipes/collapse/results.jsonl runs/more --into recipes/collapse     # more cells
 
-Writes results.jsonl (a line a cell), curves.png and quality.png, and prints the tables, or puts each between the marks
-``<!-- table NAME -->`` and ``<!-- end -->`` of a README.md that stands in the folder.
+Writes results.jsonl (a line a cell, curves at every tenth step), curves.png and quality.png, and prints the tables, or puts
+each between the marks ``<!-- table NAME -->`` and ``<!-- end -->`` of a README.md that stands in the folder. Of a cell that
+is given twice the later one counts.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from codec.errors import one_line
 from codec.files import written_whole
 
 Result = dict[str, Any]
@@ -28,7 +31,40 @@ NAMES = {
     "index_vq": "IBQ (index backpropagation)", "affine_vq": "affine VQ", "lfq": "LFQ", "lattice_vq": "learnable lattice",
     "residual_vq": "residual plain VQ", "residual_simvq": "residual SimVQ",
 }  # fmt: skip
+UNCOMMITTED = {"fsq", "lfq", "lattice_vq", "factorised_vq"}  # nothing pulls the latents to what is put in their place
+THINNED = 10  # steps between the kept points of a curve
 COLOURS = {"vq": "tab:red", "ema_vq": "tab:orange", "simvq": "tab:blue", "fsq": "tab:green"}
+
+
+class ResultError(ValueError):
+    """What is given holds no results; the message says where they come from."""
+
+
+def read_results(places: Sequence[Path]) -> list[Result]:
+    """The cells of folders of result files, and of files with a line a cell; of two of one name and length the later."""
+    found: dict[tuple[Any, ...], Result] = {}
+    for place in places:
+        files = sorted(place.glob("*-seed*.json")) if place.is_dir() else [place]
+        for path in files:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    result = json.loads(line)
+                    key = tuple(result[name] for name in ("quantizer", "codebook_size", "start", "seed", "steps"))
+                    assert result["measured"]["stages"]
+                except (ValueError, KeyError, TypeError, AssertionError):
+                    raise ResultError(f"{path} is no result of recipes/collapse/run.py") from None
+                found[key] = result
+        if not files:
+            raise ResultError(f"no result files in {place}; recipes/collapse/run.py writes them")
+    return list(found.values())
+
+
+def thinned(result: Result) -> Result:
+    """The result with every tenth point of its curves, which is what the plots show of a cell anyway."""
+    steps = result.get("curve", {}).get("step", [])
+    if len(steps) < 2 or steps[1] - steps[0] >= THINNED:
+        return result
+    return result | {"curve": {name: values[::THINNED] for name, values in result["curve"].items()}}
 
 
 def first(name: str) -> Callable[[Result], float | None]:
@@ -57,7 +93,7 @@ COLUMNS: list[Column] = [
     ("codes used", first("usage"), "{:.1%}"),
     ("perplexity", first("perplexity"), "{:.0f}"),
     ("unseen mass", first("unseen_mass"), "{:.2%}"),
-    ("error", measured("quantization_error"), "{:.2f}"),
+    ("error", lambda r: None if r["quantizer"] in UNCOMMITTED else r["measured"]["quantization_error"], "{:.2f}"),
     ("dim. latents", measured("effective_dimension", "latents"), "{:.1f}"),
     ("dim. table", measured("effective_dimension", "codebook"), "{:.1f}"),
     ("mel", measured("mel"), "{:.3f}"),
@@ -126,8 +162,8 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     several = {(r["codebook_size"], r["quantizer"]) for r in pick(main) if r["seed"] != 0}
     headline = [r for r in pick(main) if (r["codebook_size"], r["quantizer"]) in several]
     return {
-        "headline": table(longer or headline, ("codebook_size", "quantizer"), COLUMNS[:4] + COLUMNS[6:]),
-        "seeds": table(headline, ("codebook_size", "quantizer"), COLUMNS[:4] + COLUMNS[6:8]),
+        "headline": table(longer or headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:]),
+        "seeds": table(headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:8]),
         "sizes": table([r for r in pick(main) if r["seed"] == 0], ("codebook_size", "quantizer")),
         "starts": table([r for r in pick(("vq", "ema_vq", "simvq"), None) if r["seed"] == 0 and
                          any(o["start"] != "default" and o["codebook_size"] == r["codebook_size"] for o in single)],
@@ -159,6 +195,9 @@ def draw_curves(results: Sequence[Result], path: Path) -> None:
     from matplotlib import pyplot
 
     chosen = [r for r in results if r["quantizer"] in COLOURS and r["start"] == "default"]
+    if not all("curve" in r for r in chosen):
+        print(f"{path.name} is left as it is: not every cell has its curve", file=sys.stderr)
+        return
     panels = sorted({(last_step(r), r["codebook_size"]) for r in chosen})
     if not panels:
         return
@@ -230,23 +269,22 @@ def filled(text: str, made: dict[str, str]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, nargs="+", help="folders of result files")
+    parser.add_argument("results", type=Path, nargs="+", help="folders of result files, or a results.jsonl")
     parser.add_argument("--into", type=Path, help="where pictures and tables go; default the first folder")
     args = parser.parse_args(argv)
-    files = [path for folder in args.results for path in sorted(folder.glob("*-seed*.json"))]
-    results = [json.loads(path.read_text(encoding="utf-8")) for path in files]
-    if not results:
-        print(f"error: no result files in {args.results[0]}; recipes/collapse/run.py writes them", file=sys.stderr)
+    try:
+        results = read_results(args.results)
+    except (ResultError, OSError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     import matplotlib
 
     matplotlib.use("Agg")
-    into = args.into or args.results[0]
+    into = args.into or (args.results[0] if args.results[0].is_dir() else args.results[0].parent)
     draw_curves(results, into / "curves.png")
     draw_quality(results, into / "quality.png")
     with written_whole(into / "results.jsonl") as temporary:
-        short = ({k: v for k, v in result.items() if k != "curve"} for result in results)
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in short), encoding="utf-8")
+        temporary.write_text("".join(json.dumps(thinned(result)) + "\n" for result in results), encoding="utf-8")
     made, page = tables(results), into / "README.md"
     if page.is_file():
         text = filled(page.read_text(encoding="utf-8"), made)

@@ -5,8 +5,8 @@
     python recipes/collapse/run.py --manifest manifests/train.jsonl --config recipes/collapse/full_gpu.yaml --device cuda
 
 A cell of the study is one quantizer, one codebook size, one start and one seed; each leaves one JSON file under --out, and
-a cell that has its file is not run again: a killed study goes on where it was. recipes/collapse/report.py makes the
-tables and plots of the files.
+a cell that has its file is not run again: a killed study goes on where it was. A file of other settings or other speech
+stops the study. recipes/collapse/report.py makes the tables and plots of the files.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
 from codec.data import SegmentConfig, SegmentDataset
+from codec.errors import one_line
 from codec.files import written_whole
 from codec.health import CodebookCounter, effective_dimension, stage_health
 from codec.losses import SpectralLoss
 from codec.manifest import ManifestError, Record, read_manifest, summary
 from codec.metrics import MetricError, mel_distance, pesq_wb
 from codec.model import Codec
+from codec.quantizers import QUANTIZERS
 
 HERE = Path(__file__).parent
 HELD_OUT_INDEX = 2**40  # where the measured segments lie in the stream; training never gets there
 CACHE_BYTES = 2**31  # of training segments kept in memory: all of a small study's, the first of a long one's
 STARTS = ("scratch", "default", "matched")
+WEIGHTS = {"mel": 1.0, "stft": 1.0, "commitment": 0.1, "codebook": 0.4}
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class StudyConfig:
         warmup: steps without quantizer, shared by all cells of a seed.
         steps: training steps with quantizer (starts "default" and "matched"); "scratch" trains warmup + steps with it.
         learning_rate: peak, of AdamW without weight decay: linear rise over ``ramp`` steps, then cosine to 1 %.
-        weights: of the loss terms mel, stft, commitment, codebook.
+        weights: of the loss terms mel, stft, commitment, codebook; those left out keep the defaults of ``WEIGHTS``.
         held_out: one speaker in so many is kept for measuring.
         measure_segments, measure_seconds: held-out speech that codes are counted on.
         listen_segments: of these so many are decoded for mel distance and PESQ.
@@ -86,9 +89,7 @@ class StudyConfig:
     steps: int = 400
     learning_rate: float = 1e-3
     ramp: int = 50
-    weights: dict[str, float] = field(
-        default_factory=lambda: {"mel": 1.0, "stft": 1.0, "commitment": 0.1, "codebook": 0.4}
-    )
+    weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
     held_out: int = 10
     measure_segments: int = 400
     measure_seconds: float = 4.0
@@ -97,6 +98,13 @@ class StudyConfig:
     window: int = 50
 
     def __post_init__(self) -> None:
+        unknown_terms = self.weights.keys() - WEIGHTS.keys()
+        if unknown_terms:
+            raise ConfigError(f"weights: unknown term {sorted(unknown_terms)[0]}; there are {', '.join(WEIGHTS)}")
+        object.__setattr__(self, "weights", WEIGHTS | self.weights)
+        for name, quantizer in self.quantizers.items():
+            if quantizer.kind not in QUANTIZERS:
+                raise ConfigError(f"quantizers.{name}.kind: {quantizer.kind} is none of {', '.join(QUANTIZERS)}")
         for group in self.cells:
             unknown = [name for name in group.quantizers if name not in self.quantizers]
             unknown += [start for start in group.starts if start not in STARTS]
@@ -127,6 +135,8 @@ def load_study(path: Path) -> StudyConfig:
     """
     import yaml
 
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such configuration; essential.yaml beside this script is one")
     try:
         return from_dict(StudyConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
     except (yaml.YAMLError, ConfigError) as error:
@@ -256,6 +266,21 @@ class Study:
             codec.quantizer.initialize(torch.cat(latents))
         return codec
 
+    def decides(self, cell: Cell) -> str:
+        """A hash of everything that a cell's result depends on but the machine."""
+        left_out = ("cells", "quantizers")
+        values = {key: value for key, value in to_dict(self.config).items() if key not in left_out}
+        values |= {"quantizer": to_dict(self.config.quantizers[cell.quantizer]), "data": self.data}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    def is_done(self, cell: Cell, path: Path) -> bool:
+        """Whether the cell has its result; raises ConfigError where the file is that of another study's cell."""
+        if not path.is_file():
+            return False
+        if json.loads(path.read_text(encoding="utf-8")).get("decides") != self.decides(cell):
+            raise ConfigError(f"{path} is a result of other settings or other speech; choose another --out")
+        return True
+
     def run(self, cell: Cell) -> dict[str, Any]:
         """Train and measure one cell; the result is plain values."""
         config, began, cpu = self.config, time.perf_counter(), time.process_time()
@@ -285,7 +310,7 @@ class Study:
             "training_seconds": round(seconds, 1), "seconds": round(time.perf_counter() - began, 1),
             "cpu_seconds": round(time.process_time() - cpu, 1),
             "machine": f"{platform.machine()} {self.device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
-            "measured": measured, "curve": curve,
+            "decides": self.decides(cell), "measured": measured, "curve": curve,
         }  # fmt: skip
 
     # ---- measuring --------------------------------------------------------------------------------------------------
@@ -334,6 +359,15 @@ class Study:
         }  # fmt: skip
 
 
+def usable_device(name: str) -> str:
+    """``name``, if tensors can be put there."""
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError):
+        raise ConfigError(f"--device {name}: torch {torch.__version__} has none here; use --device cpu") from None
+    return name
+
+
 def networks(codec: Codec) -> dict[str, Tensor]:
     """Encoder's and decoder's tensors."""
     state = codec.state_dict().items()
@@ -349,18 +383,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name holds TEXT")
     parser.add_argument("--skip-plane", action="store_true", help="leave out the plane")
     args = parser.parse_args(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if not args.skip_plane:
-        subprocess.run([sys.executable, str(HERE / "plane.py"), "--out", str(args.out)], check=True)
-    if not args.manifest:
-        return 0
     try:
+        args.out.mkdir(parents=True, exist_ok=True)
         config = load_study(args.config)
+        chosen = [cell for cell in cells_of(config) if args.only in cell.name]
+        if not chosen:
+            raise ConfigError(f"--only {args.only}: no cell of {args.config} has that in its name")
+        if not args.skip_plane:
+            subprocess.run([sys.executable, str(HERE / "plane.py"), "--out", str(args.out)], check=True)
+        if not args.manifest:
+            print("the plane only; the study on speech wants --manifest")
+            return 0
         records = [record for path in args.manifest for record in read_manifest(path)]
-        study = Study(config, records, args.out, args.device)
-        for cell in cells_of(config):
+        study = Study(config, records, args.out, usable_device(args.device))
+        for cell in chosen:
             path = args.out / f"{cell.name}.json"
-            if args.only not in cell.name or path.is_file():
+            if study.is_done(cell, path):
                 continue
             result = study.run(cell)
             with written_whole(path) as temporary:
@@ -368,10 +406,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             stage = result["measured"]["stages"][0]
             health = f"usage {stage['usage']:.4f}, perplexity {stage['perplexity']:.0f}"
             print(f"{cell.name}: {health}, mel {result['measured']['mel']}, {result['seconds']:.0f} s", flush=True)
+        subprocess.run([sys.executable, str(HERE / "report.py"), str(args.out)], check=True)
+    except subprocess.CalledProcessError as error:  # it has said why itself
+        return error.returncode
     except (ConfigError, ManifestError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    subprocess.run([sys.executable, str(HERE / "report.py"), str(args.out)], check=True)
     return 0
 
 
