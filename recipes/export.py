@@ -24,9 +24,10 @@ from codec.config import ConfigError, from_dict
 from codec.errors import one_line
 from codec.files import written_whole
 from codec.model import Codec
+from codec.pretrained import DISCRIMINATORS
 from codec.recipe import TrainConfig
 
-WRITTEN = ("config.json", "model.safetensors", "README.md", "discriminator.safetensors")
+WRITTEN = ("config.json", "model.safetensors", "README.md", DISCRIMINATORS)
 
 
 class ExportError(ValueError):
@@ -152,7 +153,11 @@ def main() -> int:
     parser.add_argument("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
     parser.add_argument("--half", action="store_true", help="store encoder and decoder in float16")
     parser.add_argument("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")
-    parser.add_argument("--with-discriminator", action="store_true", help="also write discriminator.safetensors")
+    parser.add_argument(
+        "--with-discriminator",
+        action="store_true",
+        help="also write the discriminators, which train.py --init goes on with",
+    )
     parser.add_argument("--force", action="store_true", help="overwrite an existing model")
     args = parser.parse_args()
     try:
@@ -170,7 +175,7 @@ def main() -> int:
         with written_whole(args.out / "README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
         if args.with_discriminator:
-            with written_whole(args.out / "discriminator.safetensors") as temporary:
+            with written_whole(args.out / DISCRIMINATORS) as temporary:
                 temporary.write_bytes(save(module_tensors(tensors, "judges")))
     except (CheckpointError, ConfigError, ExportError, OSError, KeyError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)

@@ -31,6 +31,7 @@ if __name__ == "__main__":  # importing torch takes seconds, in which ctrl-C wou
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted before training began\n"), os._exit(130)))
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -46,7 +47,7 @@ from codec.health import CodebookCounter, effective_dimension
 from codec.losses import SpectralLoss
 from codec.manifest import ManifestError, Record, read_manifest, summary
 from codec.model import Codec, CodecOutput
-from codec.pretrained import ModelError
+from codec.pretrained import DISCRIMINATORS, ModelError, find_model
 from codec.recipe import TrainConfig, load_train_config
 from codec.tracking import Tracker
 
@@ -162,7 +163,7 @@ class Clock:
 def build_networks(config: TrainConfig, accelerator: accelerate.Accelerator, init: str | None) -> Networks:
     """Networks and optimizers, the same on every process; ``init`` starts from an exported model.
 
-    Of a model with another quantizer it takes the encoder and the decoder.
+    Of a model with another quantizer it takes the encoder and the decoder; its discriminators where they were exported too.
     """
     torch.manual_seed(config.seed)
     codec = Codec(config.model)
@@ -179,6 +180,8 @@ def build_networks(config: TrainConfig, accelerator: accelerate.Accelerator, ini
         if quantizer_given:
             codec.quantizer.load_state_dict(given.quantizer.state_dict())
     judges = Discriminators(config.discriminator)
+    if init is not None:
+        load_judges(judges, find_model(init) / DISCRIMINATORS, config)
     codec, judges = codec.to(accelerator.device).train(), judges.to(accelerator.device).train()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:
@@ -188,6 +191,18 @@ def build_networks(config: TrainConfig, accelerator: accelerate.Accelerator, ini
     forward = torch.compile(codec) if config.compile else codec
     codec_step, judges_step, *prepared = accelerator.prepare(forward, judges, *optimizers)
     return Networks(codec, average, judges, prepared[0], prepared[1], codec_step, judges_step, quantizer_given)
+
+
+def load_judges(judges: Discriminators, path: Path, config: TrainConfig) -> None:
+    """Start the discriminators from those that were exported with a model, if they were and if there will be any."""
+    if not path.is_file() or config.phases.adversarial < 0:
+        return
+    try:
+        judges.load_state_dict(load_file(path))
+    except RuntimeError:
+        raise ConfigError(
+            f"{path} holds other discriminators than the configuration's; remove it to begin with new ones"
+        ) from None
 
 
 def plainly_strided(gradient: Tensor) -> Tensor:
@@ -616,7 +631,7 @@ def main() -> int:
         "--init",
         metavar="MODEL",
         help="start from an exported model (fine-tuning), without autoencoder phase; of one with another quantizer it takes "
-        "encoder and decoder",
+        "encoder and decoder, of one exported with them the discriminators",
     )
     parser.add_argument(
         "--minutes",

@@ -270,6 +270,11 @@ def test_debug_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: P
     kept = [key for key in exported if not key.startswith("quantizer.")]
     assert all(torch.allclose(started[key], exported[key], atol=1e-6) for key in kept)
     assert not torch.equal(started["quantizer.weight"], torch.eye(8))
+    judges = {k.removeprefix("judges/"): v for k, v in state(tmp_path / "single", 1).items() if k.startswith("judges/")}
+    given = load_file(model / "discriminator.safetensors")
+    assert judges.keys() == given.keys() and all(torch.equal(judges[k], given[k]) for k in given)
+    fewer = train(corpus, tmp_path / "fewer", *SHORT, "discriminator.periods=[2]", flags=flags)
+    assert fewer.returncode == 1 and "holds other discriminators" in fewer.stderr
     wider = train(corpus, tmp_path / "wider", *SHORT, "model.latent_dim=16", flags=flags)
     assert wider.returncode == 1 and "all but the quantizer must be equal" in wider.stderr
 

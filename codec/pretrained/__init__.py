@@ -7,6 +7,7 @@ from pathlib import Path
 DEFAULT_MODEL = "speech-24khz"
 ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
 FILES = ("config.json", "model.safetensors")
+DISCRIMINATORS = "discriminator.safetensors"  # what training may go on with; no part of a model
 
 
 class ModelError(ValueError):

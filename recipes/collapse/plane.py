@@ -84,7 +84,7 @@ def follow(kind: str, shape: str, steps: int, seed: int = 0) -> History:
     """
     quantizer = quantizer_2d(kind, CODES, seed)
     generator = torch.Generator().manual_seed(seed + 1)
-    optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.2 if kind == "simvq" else 1.0)
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=1.0)
     recent: deque[Tensor] = deque(maxlen=WINDOW)
     tables, alive = [], []
     first = table_of(quantizer)
@@ -119,9 +119,8 @@ def animate(path: Path, histories: dict[tuple[str, str], History], frames: int) 
             live = axis.plot([], [], "o", color=COLOURS[kind], markersize=3.5, markeredgewidth=0)[0]
             axis.set(xlim=(-2.6, 5.4), ylim=(-2.4, 4.0), xticks=[], yticks=[])
             drawn.append((axis, histories[shape, kind], dead, live, TITLES[kind]))
-    axes[0][0].legend(
-        [drawn[0][3], drawn[0][2]], ["code in use", "dead code"], loc="lower right", fontsize=8, frameon=False
-    )
+    labels = [f"hit in the last {WINDOW} steps", "not hit"]
+    axes[0][0].legend([drawn[0][3], drawn[0][2]], labels, loc="lower right", fontsize=8, frameon=False)
     axes[0][0].set_title("x")  # so that the layout leaves room for the titles
     figure.tight_layout(rect=(0, 0, 1, 0.95), h_pad=2.0)
     title = figure.suptitle("", fontsize=11)
@@ -134,7 +133,7 @@ def animate(path: Path, histories: dict[tuple[str, str], History], frames: int) 
             alive = history.alive[step]
             live.set_data(*history.tables[step][alive].t())
             dead.set_data(*history.tables[step][~alive].t())
-            axis.set_title(f"{name}: {int(alive.sum())} of {CODES} codes in use", fontsize=9)
+            axis.set_title(f"{name}: {int(alive.sum())} of {CODES} codes hit", fontsize=9)
         title.set_text(f"step {step}")
 
     animation = FuncAnimation(figure, draw, frames=len(shown) + 8)  # the last picture stands a while
