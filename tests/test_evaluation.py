@@ -64,7 +64,7 @@ def report(manifest: Path, tiny_model_folder: Path, tmp_path_factory: pytest.Tem
         shutil.copy(manifest.parent / f"{name}.flac", folder / "copies")
     command = ["--manifest", str(manifest), "--model", str(tiny_model_folder), "--num-quantizers", "3", "1"]
     status = evaluate_main(
-        [*command, "--reconstructions", f"copy={folder / 'copies'}", "--out", str(folder / "r"), *QUICK]
+        [*command, "--reconstructions", f"copy@7.5={folder / 'copies'}", "--out", str(folder / "r"), *QUICK]
     )
     assert status == 0
     return folder / "r"
@@ -92,6 +92,8 @@ class TestReport:
         assert found["mel"]["mean"] == 0 and found["lsd"]["mean"] == 0
         assert found["vuv_f1"]["mean"] == 1 and found["f0_rmse"]["mean"] == 0
         assert "kbps_file" not in found and "rtf" not in found  # nobody knows how large the files were
+        copies = next(entry for entry in summary_of(report)["systems"] if entry["id"] == "folder-copy")
+        assert copies["kbps"] == 7.5  # but what was said
 
     def test_failures_are_counted_with_their_reason_and_never_averaged_in(self, report: Path) -> None:
         found = results(report, "folder-copy")
@@ -215,6 +217,7 @@ class TestResuming:
         (["--manifest", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--metrics", "loudness"], "no metric loudness"),
         (["--reconstructions", "folder"], "NAME=DIR"),
+        (["--reconstructions", "x@fast=."], "NAME@KBPS=DIR"),
         (["--reconstructions", "x=nowhere"], "no folder of reconstructions"),
         (["--num-quantizers", "4"], "1 to 3"),
         (["--model", "none", "--baselines"], "nothing to measure"),

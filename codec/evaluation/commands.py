@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from codec.pretrained import ALIAS
 EVALUATE_EXAMPLES = """examples:
   codec-evaluate --manifest dev.jsonl --out report                     the shipped model beside Opus and Codec2
   codec-evaluate --manifest dev.jsonl --model models/mine --out mine --num-quantizers 8 4
-  codec-evaluate --manifest dev.jsonl --model none --reconstructions other=decoded/ --out other
+  codec-evaluate --manifest dev.jsonl --model none --reconstructions other@3.2=decoded/ --out other
   codec-compare report mine                                            paired differences on the same files
 The same command again goes on with an evaluation that was stopped.
 """
@@ -51,8 +52,9 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
         "--reconstructions",
         action="append",
         default=[],
-        metavar="NAME=DIR",
-        help="a folder of decoded files, named by the utterances' ids or like their files; may be repeated",
+        metavar="NAME[@KBPS]=DIR",
+        help="a folder of decoded files, named by the utterances' ids or like their files, and the bitrate in kbit/s to plot them "
+        "at; may be repeated",
     )
     parser.add_argument(
         "--baselines", nargs="*", choices=["opus", "codec2"], default=["opus", "codec2"], help="none: --baselines"
@@ -173,15 +175,16 @@ def _stages(model: str, asked: Sequence[int] | None) -> list[int]:
     return sorted(set(asked or [most >> shift for shift in range(most.bit_length())]), reverse=True)
 
 
-def _folders(given: Sequence[str]) -> dict[str, str]:
-    folders = {}
+def _folders(given: Sequence[str]) -> dict[str, tuple[str, float | None]]:
+    folders: dict[str, tuple[str, float | None]] = {}
     for text in given:
-        name, equals, folder = text.partition("=")
-        if not (name and equals and folder):
-            raise ValueError(f"--reconstructions takes NAME=DIR, not {text!r}")
+        found = re.fullmatch(r"(?P<name>[^=@]+)(@(?P<kbps>\d+(\.\d+)?))?=(?P<folder>.+)", text)
+        if not found:
+            raise ValueError(f"--reconstructions takes NAME=DIR or NAME@KBPS=DIR, not {text!r}")
+        name, kbps = found["name"], found["kbps"]
         if name in folders:
             raise ValueError(f"--reconstructions: {name} is given twice")
-        folders[name] = str(Path(folder).resolve())
+        folders[name] = str(Path(found["folder"]).resolve()), None if kbps is None else float(kbps)
     return folders
 
 

@@ -41,7 +41,7 @@ class Plan:
     Attributes:
         model: name or folder of a model, "" for none.
         stages: numbers of quantizers.
-        folders: name -> folder of reconstructions.
+        folders: name -> folder of reconstructions, and their bitrate in kbit/s where it was given.
         classical: those of opus and codec2 whose programs are here.
         metrics, plugins: names in METRICS and PLUGINS of what is here.
         stability: whether to measure token stability.
@@ -51,7 +51,7 @@ class Plan:
 
     model: str
     stages: tuple[int, ...]
-    folders: dict[str, str]
+    folders: dict[str, tuple[str, float | None]]
     classical: tuple[str, ...]
     metrics: tuple[str, ...]
     plugins: tuple[str, ...]
@@ -64,7 +64,7 @@ class Plan:
         families: list[Family] = []
         if self.model:
             families.append(ModelFamily(load_codec(self.model, self.device), self.stages))
-        families += [FolderFamily(name, Path(folder)) for name, folder in self.folders.items()]
+        families += [FolderFamily(name, Path(folder), kbps) for name, (folder, kbps) in self.folders.items()]
         makers = {"opus": OpusFamily, "codec2": Codec2Family}
         return families + [makers[name]() for name in self.classical]
 

@@ -45,7 +45,7 @@ def make_plan(
     *,
     model: str,
     stages: Sequence[int],
-    folders: dict[str, str],
+    folders: dict[str, tuple[str, float | None]],
     classical: Sequence[str],
     metrics: Sequence[str] | None,
     stability: bool,
@@ -171,7 +171,7 @@ def fingerprint(plan: Plan, records: Sequence[Record]) -> dict[str, Any]:
         folder = find_model(plan.model)
         values["weights"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
         values["config"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    values["folders"] = {name: [folder, _listing(Path(folder))] for name, folder in plan.folders.items()}
+    values["folders"] = {name: [*given, _listing(Path(given[0]))] for name, given in plan.folders.items()}
     metrics = [METRICS[name] for name in plan.metrics] + [PLUGINS[name].metric for name in plan.plugins]
     values["software"] = software_versions(metrics)
     values["how"] = [metric.how for metric in metrics] + [family.how for family in plan.families()]
