@@ -53,8 +53,8 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
         action="append",
         default=[],
         metavar="NAME[@KBPS]=DIR",
-        help="a folder of decoded files, named by the utterances' ids or like their files, and the bitrate in kbit/s to plot them "
-        "at; may be repeated",
+        help="a folder of decoded files, named by the utterances' ids or like their files, with their bitrate to plot "
+        "them at, in kbit/s; may be repeated",
     )
     parser.add_argument(
         "--baselines", nargs="*", choices=["opus", "codec2"], default=["opus", "codec2"], help="none: --baselines"
