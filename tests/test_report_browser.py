@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
+from conftest import SPEECH
 from report_folder import NASTY, make_folder, metrics_json
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -16,7 +18,9 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
+from codec.evaluation.commands import evaluate_main
 from codec.evaluation.report import write_report
+from codec.manifest import Record, write_manifest
 
 ARGUMENTS = (
     "--headless",
@@ -104,6 +108,45 @@ def test_opens_without_a_word_on_the_console(page: webdriver.Chrome) -> None:
     assert page.execute_async_script(loaded) == [480] * 16
     assert page.get_log("browser") == []
     assert page.title == "Evaluation of default on dev.jsonl"
+
+
+def test_an_evaluation_of_its_own_opens_and_plays(
+    chromium: webdriver.Chrome, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """The other tests draw a made-up folder; this one is what codec-evaluate makes of real speech."""
+    records = []
+    for rate, path in SPEECH.items():
+        facts = soundfile.info(path)
+        records.append(Record(f"clip {rate}", str(path), facts.frames, rate, speaker=f"speaker {rate}"))
+    write_manifest(tmp_path / "dev.jsonl", records)
+    command = [
+        "--manifest",
+        str(tmp_path / "dev.jsonl"),
+        "--model",
+        str(tiny_model_folder),
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    assert evaluate_main([*command, "--metrics", "pesq", "mel", "kbps_file", "--workers", "1", "--baselines"]) == 0
+    page = opened(chromium, tmp_path / "r" / "index.html", 1280)
+    page.set_script_timeout(WAIT)
+    load = """
+        const done = arguments[arguments.length - 1];
+        document.querySelectorAll("details").forEach((details) => { details.open = true; });
+        const players = [...document.querySelectorAll("audio")];
+        Promise.all(players.map((player) => new Promise((loaded, failed) => {
+            player.addEventListener("loadedmetadata", () => loaded(player.duration));
+            player.addEventListener("error", () => failed(player.src));
+            player.preload = "metadata";
+            player.load();
+        }))).then(done, done);"""
+    durations = page.execute_async_script(load)
+    assert durations == pytest.approx(
+        [r.duration for r in records for _ in range(3)], abs=0.01
+    )  # original, 3, 1 quantizers
+    head(page, "PESQ").click()
+    assert sorted_by(page) == [("PESQ-WB", "ascending")] and len(column(page, "File")) == 2
+    assert page.get_log("browser") == []
 
 
 def test_the_console_is_heard(chromium: webdriver.Chrome, tmp_path: Path) -> None:
