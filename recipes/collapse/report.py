@@ -225,7 +225,6 @@ def draw_quality(results: Sequence[Result], path: Path) -> None:
 
     chosen = [r for r in results if len(r["measured"]["stages"]) == 1 and r["measured"]["mel"] is not None]
     chosen = [r for r in chosen if not is_longer(r, chosen)]
-    chosen = [r for r in chosen if r["measured"]["stages"][0]["perplexity"] > 1.01]  # a single code is off the chart
     if not chosen:
         return
     figure, axis = pyplot.subplots(figsize=(6.4, 4.2))
