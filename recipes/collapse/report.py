@@ -242,7 +242,7 @@ def draw_quality(results: Sequence[Result], path: Path) -> None:
     axis.plot([], [], "s", color="k", markerfacecolor="none", label="other start")
     axis.set(xscale="log", xlabel="share of codes used", ylabel="mel distance (lower is better)")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, ncols=2, loc="lower left")
+    axis.legend(fontsize=7, ncols=2, loc="upper center")
     save(figure, path)
 
 
