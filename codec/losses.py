@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from codec.spectral import bin_frequencies, mel_edges, mel_filterbank, stft
+from codec.spectral import bin_frequencies, mel_edges, mel_filterbank, stft, usable_bandwidth
 
 MEL_FLOOR = 1e-5  # of a full-scale sine: the log-mel term does not tell apart what lies 100 dB below it
 PHASE_FLOOR = 1e-4  # likewise, 80 dB: below it the complex term neither compresses nor compares
@@ -22,7 +22,7 @@ class SpectralLoss(nn.Module):
     stages something to carry. With an exponent below 1 (such as the 0.3 to 0.5 usual in speech enhancement) the weak
     components, which carry consonants, count for more than they do by their energy.
 
-    Items whose recording ends below half the sample rate are compared only up to their bandwidth, so that the model
+    Items whose recording ends below half the sample rate are compared only up to their usable bandwidth, so that the model
     does not learn that nothing lives above.
 
     Args:
@@ -47,6 +47,7 @@ class SpectralLoss(nn.Module):
         if not set(phase_windows) <= set(windows):
             raise ValueError("phase_windows must be among windows")
         self.windows, self.phase_windows, self.exponent = windows, phase_windows, exponent
+        self.sample_rate = sample_rate
         for n_fft, n_mels in zip(windows, mels, strict=True):
             self.register_buffer(f"filters_{n_fft}", mel_filterbank(sample_rate, n_fft, n_mels), persistent=False)
             self.register_buffer(f"edges_{n_fft}", mel_edges(sample_rate, n_mels)[2:], persistent=False)
@@ -55,6 +56,7 @@ class SpectralLoss(nn.Module):
     def forward(self, estimate: Tensor, reference: Tensor, bandwidth: Tensor) -> dict[str, Tensor]:
         """``estimate`` and ``reference`` ``[B, 1, T]``, ``bandwidth`` ``[B]`` in Hz -> {"mel": [], "stft": []}."""
         estimate, reference = estimate.squeeze(1).float(), reference.squeeze(1).float()
+        bandwidth = usable_bandwidth(bandwidth, self.sample_rate)
         mel, phase = estimate.new_zeros(()), estimate.new_zeros(())
         for n_fft in self.windows:
             made, wanted = stft(estimate, n_fft, n_fft // 4), stft(reference, n_fft, n_fft // 4)

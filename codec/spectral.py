@@ -7,6 +7,9 @@ import functools
 import torch
 from torch import Tensor
 
+BAND_MARGIN = 0.92  # of a limited bandwidth: recordings, and resamplers, fade out over the last part of it
+BAND_FADE = 400.0  # Hz over which low_pass goes from all to nothing
+
 
 @functools.lru_cache(maxsize=32)
 def _window(n_fft: int, device: torch.device) -> Tensor:
@@ -57,3 +60,23 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
     falling = (high - frequencies) / (high - edges[1:-1])
     filters = torch.minimum(rising, falling).clamp(min=0)
     return filters / filters.sum(dim=0)
+
+
+def usable_bandwidth(bandwidth: Tensor, sample_rate: int) -> Tensor:
+    """Up to where recordings of these bandwidths can be compared, ``[B]`` in Hz: a limited band less a margin.
+
+    Without the margin a model learns the place where its training recordings fade out, as a notch in all speech.
+    """
+    return torch.where(bandwidth < sample_rate / 2, BAND_MARGIN * bandwidth, bandwidth)
+
+
+def low_pass(waveform: Tensor, bandwidth: Tensor, sample_rate: int) -> Tensor:
+    """Waveforms ``[B, 1, T]`` without what lies above their usable bandwidth, given ``bandwidth [B]`` in Hz; no delay.
+
+    A whole band goes through as it is. The fade is linear over the ``BAND_FADE`` Hz below the end.
+    """
+    frequencies = torch.fft.rfftfreq(waveform.shape[-1], 1 / sample_rate, device=waveform.device)
+    end = usable_bandwidth(bandwidth, sample_rate)[:, None, None]
+    gain = ((end - frequencies) / BAND_FADE).clamp(0, 1)
+    gain = torch.where(bandwidth[:, None, None] < sample_rate / 2, gain, torch.ones_like(gain))
+    return torch.fft.irfft(torch.fft.rfft(waveform.float()) * gain, n=waveform.shape[-1])

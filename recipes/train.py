@@ -49,6 +49,7 @@ from codec.manifest import ManifestError, Record, read_manifest, summary
 from codec.model import Codec, CodecOutput
 from codec.pretrained import DISCRIMINATORS, ModelError, find_model
 from codec.recipe import TrainConfig, load_train_config
+from codec.spectral import low_pass
 from codec.tracking import Tracker
 
 try:
@@ -286,7 +287,11 @@ def train_step(
     counters: Counters,
     accelerator: accelerate.Accelerator,
 ) -> tuple[dict[str, Tensor], CodecOutput]:
-    """Discriminators first, then the codec, both on one forward pass. Returns scalars to log and that pass's output."""
+    """Discriminators first, then the codec, both on one forward pass. Returns scalars to log and that pass's output.
+
+    The discriminators see no more of either speech than the recording's bandwidth: they would tell band-limited recordings
+    by what decoded speech has above, and teach the decoder to be silent there.
+    """
     waveform, weights = batch["waveform"], config.losses.weights
     quantize = counters.step >= config.phases.autoencoder
     adversarial = 0 <= config.phases.adversarial <= counters.step
@@ -296,7 +301,10 @@ def train_step(
     logged: dict[str, Tensor] = {}
 
     if adversarial:
-        judged = networks.judges_step(torch.cat([waveform, output.waveform.detach()]))
+        recorded, decoded = (
+            low_pass(speech, batch["bandwidth"], config.model.sample_rate) for speech in (waveform, output.waveform)
+        )
+        judged = networks.judges_step(torch.cat([recorded, decoded.detach()]))
         real, fake = split_outputs(judged, len(waveform))
         loss = discriminator_loss(real, fake, config.losses.adversarial)
         logged["loss/discriminator"] = loss.detach()
@@ -312,8 +320,8 @@ def train_step(
         networks.judges.requires_grad_(False)
         with accelerator.autocast():
             with torch.no_grad():
-                real = networks.judges(waveform)
-            fake = networks.judges(output.waveform)
+                real = networks.judges(recorded)
+            fake = networks.judges(decoded)
         networks.judges.requires_grad_(True)
         terms["adversarial"] = generator_loss(fake, config.losses.adversarial)
         terms["feature_matching"] = feature_matching_loss(real, fake)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import pytest
+import soxr
 import torch
 
 from codec.losses import SpectralLoss
-from codec.spectral import bin_frequencies, hz_to_mel, mel_edges, mel_filterbank, mel_to_hz, stft
+from codec.spectral import bin_frequencies, hz_to_mel, low_pass, mel_edges, mel_filterbank, mel_to_hz, stft
 
 RATE = 24000
 WINDOWS, MELS, PHASE = (128, 256, 512, 1024, 2048), (16, 32, 64, 80, 128), (256, 512, 1024)
@@ -87,6 +88,29 @@ def test_nothing_above_the_bandwidth_counts() -> None:
     narrow = loss(hiss, x, torch.tensor([8000.0, 8000.0]))
     wide = loss(hiss, x, FULL)
     assert wide["mel"] > 20 * narrow["mel"] and wide["stft"] > 20 * narrow["stft"]
+
+
+def test_where_a_recording_fades_out_does_not_count_either() -> None:
+    """16 kHz speech brought to 24 kHz lacks what it had just below 8 kHz: no decoder should learn that."""
+    loss = SpectralLoss(RATE, (1024, 2048), (80, 128), (1024,))
+    noise = 0.1 * torch.randn((2, 1, 24000), generator=torch.Generator().manual_seed(0))
+    narrow = soxr.resample(soxr.resample(noise[:, 0].T.numpy(), RATE, 16000), 16000, RATE)
+    faded = torch.from_numpy(narrow.T)[:, None]
+    assert faded.shape == noise.shape
+    counted, all_of_it = loss(faded, noise, torch.tensor([8000.0, 8000.0])), loss(faded, noise, FULL)
+    assert counted["mel"] < 1e-3 and all_of_it["mel"] > 0.5
+
+
+def test_low_pass_keeps_what_lies_below_and_nothing_above() -> None:
+    t = torch.arange(24000, dtype=torch.float64) / RATE
+    low, high = (torch.sin(2 * torch.pi * f * t).float().expand(2, 1, -1) for f in (5000, 7800))
+    bandwidth = torch.tensor([8000.0, 12000.0])
+    passed = low_pass(low + high, bandwidth, RATE)
+    torch.testing.assert_close(passed[:1], low[:1], atol=1e-4, rtol=0)
+    torch.testing.assert_close(passed[1:], (low + high)[1:], atol=1e-4, rtol=0)
+    odd = torch.randn(1, 1, 4801, requires_grad=True)
+    low_pass(odd, bandwidth[:1], RATE).square().sum().backward()
+    assert odd.grad is not None and odd.grad.shape == odd.shape and torch.isfinite(odd.grad).all()
 
 
 def test_wrong_windows_are_named() -> None:

@@ -210,6 +210,24 @@ def test_a_non_finite_step_changes_nothing_and_many_stop_the_run(caplog: pytest.
             step(math.nan)
 
 
+def test_discriminators_see_no_more_than_the_recordings_bandwidth() -> None:
+    """Neither of the recorded nor of the decoded speech: what a fresh decoder puts above must not give it away."""
+    script = load_script("recipes/train.py")
+    config = load_train_config(DEBUG, ["phases.autoencoder=0", "phases.adversarial=0"])
+    networks = script.build_networks(config, accelerate.Accelerator(cpu=True), None)
+    spectral = script.SpectralLoss(24000, config.losses.windows, config.losses.mels, config.losses.phase_windows)
+    seen: list[torch.Tensor] = []
+    networks.judges.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    batch = {"waveform": 0.1 * torch.randn(4, 1, 9600), "bandwidth": torch.tensor([8000.0, 12000.0] * 2)}
+    batch["index"] = torch.arange(4)
+    script.train_step(networks, batch, spectral, config, script.Counters(), accelerate.Accelerator(cpu=True))
+    assert [len(waveform) for waveform in seen] == [8, 4, 4]  # both at once, then the recorded, then the decoded
+    for waveform in seen:
+        power = torch.fft.rfft(waveform[:, 0]).abs().square()
+        above = power[:, round(8000 / 24000 * 9600) :].sum(dim=1) / power.sum(dim=1)
+        assert (above[0::2] < 1e-8).all() and (above[1::2] > 1e-3).all()
+
+
 def test_a_diverging_run_stops_with_advice(corpus: Path, tmp_path: Path) -> None:
     settings = [*SHORT, "optimizer.learning_rate=1.0e+30", "optimizer.max_bad_steps=2", "phases.autoencoder=100"]
     done = train(corpus, tmp_path / "run", *settings, "phases.adversarial=-1", flags=("--logger", "none"))
