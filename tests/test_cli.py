@@ -366,7 +366,7 @@ def test_a_failure_harms_nothing_in_spite_of_force(folder: Path, run: Run, sound
         (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
         (["decode", "good.codes", "good.codes/x.wav"], "error: good.codes/x.wav: Not a directory"),
         (["info", "text.codes"], "error: text.codes: not a .codes file"),
-        (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz)"),
+        (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz, "),
         (["info", "."], "error: . is not a model folder"),
     ],
     ids=lambda value: "-".join(value)[:60] if isinstance(value, list) else "",
