@@ -13,6 +13,7 @@ from typing import Any
 
 from codec import __version__
 from codec.errors import one_line
+from codec.evaluation.statistics import FEWEST
 from codec.pretrained import ALIAS
 
 EVALUATE_EXAMPLES = """examples:
@@ -211,10 +212,11 @@ def table(summary: dict[str, Any]) -> str:
         first, *rest = zip(row, widths, strict=True)
         lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]))
     interval = summary["interval"]
-    note = (
-        f"means over the utterances that did not fail, of {summary['manifest']['utterances']}, "
-        f"± half of the {100 * interval['level']:g} % interval (bootstrap over {interval['unit']})"
-    )
+    note = f"means over the utterances that did not fail, of {summary['manifest']['utterances']}"
+    if any("±" in cell for row in rows for cell in row):
+        note += f", ± half of the {100 * interval['level']:g} % interval (bootstrap over {interval['unit']})"
+    else:
+        note += f"; no intervals from fewer than {FEWEST} {interval['unit']}"
     return "\n".join([*lines, note])
 
 
