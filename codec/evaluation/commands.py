@@ -13,7 +13,6 @@ from typing import Any
 
 from codec import __version__
 from codec.errors import one_line
-from codec.evaluation.statistics import FEWEST
 from codec.pretrained import ALIAS
 
 EVALUATE_EXAMPLES = """examples:
@@ -216,7 +215,7 @@ def table(summary: dict[str, Any]) -> str:
     if any("±" in cell for row in rows for cell in row):
         note += f", ± half of the {100 * interval['level']:g} % interval (bootstrap over {interval['unit']})"
     else:
-        note += f"; no intervals from fewer than {FEWEST} {interval['unit']}"
+        note += f"; no intervals, as there are too few {interval['unit']}"
     return "\n".join([*lines, note])
 
 

@@ -17,7 +17,6 @@ from codec.evaluation.report_files import draw_examples, file_table, listening
 from codec.evaluation.report_html import count, duration, esc, facts, moment, plural, scroller, table
 from codec.evaluation.report_input import Metrics, Model, Row, read_metrics, read_rows
 from codec.evaluation.report_results import ARROWS, missing, quality_plots, results_table, tiles
-from codec.evaluation.statistics import FEWEST
 from codec.files import written_whole
 
 
@@ -84,7 +83,7 @@ def _part(name: str) -> str:
 def _interval(metrics: Metrics) -> str:
     made = metrics.interval
     if not any(result.low is not None for system in metrics.systems for result in system.results.values()):
-        return f"no interval, as there are fewer than {FEWEST} {esc(made.unit)}"
+        return f"no interval, as there are too few {esc(made.unit)}"
     return (
         f"{100 * made.level:g}\u2009% interval by bootstrap over {esc(made.unit)} "
         f"({count(made.resamples)} resamples, seed {made.seed})"
