@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
@@ -9,6 +11,14 @@ from codec.spectral import bin_frequencies, mel_edges, mel_filterbank, stft, usa
 
 MEL_FLOOR = 1e-5  # of a full-scale sine: the log-mel term does not tell apart what lies 100 dB below it
 PHASE_FLOOR = 1e-4  # likewise, 80 dB: below it the complex term neither compresses nor compares
+
+
+class _Parts(NamedTuple):
+    """A spectrogram ``[B, N, F]`` in planes: much faster on a CPU than pairs or complex numbers."""
+
+    real: Tensor
+    imaginary: Tensor
+    power: Tensor
 
 
 class SpectralLoss(nn.Module):
@@ -59,43 +69,49 @@ class SpectralLoss(nn.Module):
         bandwidth = usable_bandwidth(bandwidth, self.sample_rate)
         mel, phase = estimate.new_zeros(()), estimate.new_zeros(())
         for n_fft in self.windows:
-            made, wanted = stft(estimate, n_fft, n_fft // 4), stft(reference, n_fft, n_fft // 4)
+            made, wanted = _parts(stft(estimate, n_fft, n_fft // 4)), _parts(stft(reference, n_fft, n_fft // 4))
             mel = mel + self._mel_distance(made, wanted, bandwidth, n_fft)
             if n_fft in self.phase_windows:
                 inside = getattr(self, f"bins_{n_fft}") <= bandwidth[:, None]
                 phase = phase + _relative_distance(made, wanted, inside, self.exponent)
         return {"mel": mel / len(self.windows), "stft": phase / max(len(self.phase_windows), 1)}
 
-    def _mel_distance(self, made: Tensor, wanted: Tensor, bandwidth: Tensor, n_fft: int) -> Tensor:
+    def _mel_distance(self, made: _Parts, wanted: _Parts, bandwidth: Tensor, n_fft: int) -> Tensor:
         filters = getattr(self, f"filters_{n_fft}")
         inside = (getattr(self, f"edges_{n_fft}") <= bandwidth[:, None]).float()  # [B, M]: bands wholly below it
         difference = _log_mel(made, filters) - _log_mel(wanted, filters)
         return ((difference.abs().mean(dim=1) * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)).mean()
 
 
-def _log_mel(spectrum: Tensor, filters: Tensor) -> Tensor:
-    power = torch.view_as_real(spectrum).square().sum(dim=-1) / _full_scale(spectrum) ** 2
-    magnitude = (power + 1e-14).sqrt()  # the root's gradient is infinite at zero: digital silence would give NaN
+def _parts(spectrum: Tensor) -> _Parts:
+    """Relative to full scale, the magnitude of a full-scale sine under a Hann window: half the window's sum."""
+    full_scale = (spectrum.shape[-1] - 1) / 2
+    real, imaginary = (part / full_scale for part in torch.view_as_real(spectrum).unbind(dim=-1))
+    return _Parts(real, imaginary, real.square() + imaginary.square())
+
+
+def _log_mel(spectrum: _Parts, filters: Tensor) -> Tensor:
+    magnitude = (spectrum.power + 1e-14).sqrt()  # the root's gradient is infinite at zero: silence would give NaN
     return (magnitude @ filters).clamp(min=MEL_FLOOR).log()
 
 
-def _relative_distance(made: Tensor, wanted: Tensor, inside: Tensor, exponent: float) -> Tensor:
-    weights = inside.float()[:, None, :, None]
+def _relative_distance(made: _Parts, wanted: _Parts, inside: Tensor, exponent: float) -> Tensor:
+    weights = inside.float()[:, None] / inside.shape[-1]
     made, wanted = _compressed(made, exponent), _compressed(wanted, exponent)
-    difference = ((made - wanted).abs() * weights).mean(dim=(1, 2, 3))
+
+    def size(real: Tensor, imaginary: Tensor) -> Tensor:
+        """Mean absolute value of both parts inside the bandwidth, ``[B]``."""
+        return ((real.abs() + imaginary.abs()).mean(dim=1, keepdim=True) / 2 * weights).sum(dim=(1, 2))
+
+    difference = size(made.real - wanted.real, made.imaginary - wanted.imaginary)
     # the floor keeps near-silent items, which are noise anyway, from ruling the gradient
-    return (difference / ((wanted.abs() * weights).mean(dim=(1, 2, 3)) + PHASE_FLOOR**exponent)).mean()
+    return (difference / (size(wanted.real, wanted.imaginary) + PHASE_FLOOR**exponent)).mean()
 
 
-def _compressed(spectrum: Tensor, exponent: float) -> Tensor:
-    """Real and imaginary parts ``[..., 2]`` relative to full scale, the magnitude raised to ``exponent``."""
-    parts = torch.view_as_real(spectrum) / _full_scale(spectrum)
+def _compressed(spectrum: _Parts, exponent: float) -> _Parts:
+    """The magnitude raised to ``exponent``, the phase kept."""
     if exponent == 1:
-        return parts
-    power = parts.square().sum(dim=-1, keepdim=True) + PHASE_FLOOR**2
-    return parts * power ** ((exponent - 1) / 2)
-
-
-def _full_scale(spectrum: Tensor) -> float:
-    """Magnitude of a full-scale sine under a Hann window: half the window's sum."""
-    return (spectrum.shape[-1] - 1) / 2
+        return spectrum
+    power = spectrum.power + PHASE_FLOOR**2
+    gain = power ** ((exponent - 1) / 2)
+    return _Parts(spectrum.real * gain, spectrum.imaginary * gain, power)

@@ -110,6 +110,8 @@ class OptimizerConfig:
 
     Attributes:
         learning_rate, discriminator_learning_rate: peaks.
+        muon_learning_rate: peak for the matrices between the codec's hidden layers, which Muon then trains instead of AdamW;
+            0 leaves them to AdamW.
         hold: share of the run for which the peak is held before the cosine begins.
         clip_norm: largest norm of each network's gradient.
         ema_decay: of the running average of the weights that is evaluated and exported.
@@ -118,6 +120,7 @@ class OptimizerConfig:
 
     learning_rate: float = 1e-3
     discriminator_learning_rate: float = 5e-4
+    muon_learning_rate: float = 0.0
     betas: tuple[float, ...] = (0.8, 0.99)
     weight_decay: float = 0.01
     warmup_steps: int = 100
@@ -133,6 +136,8 @@ class OptimizerConfig:
             raise ConfigError("betas must be two numbers from 0 to below 1")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError("ema_decay must be from 0 to below 1")
+        if self.muon_learning_rate < 0:
+            raise ConfigError("optimizer.muon_learning_rate must not be negative (0: AdamW for all)")
         if not 0 <= self.hold < 1:
             raise ConfigError("hold must be from 0 to below 1")
 

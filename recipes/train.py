@@ -31,7 +31,6 @@ if __name__ == "__main__":  # importing torch takes seconds, in which ctrl-C wou
     signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted before training began\n"), os._exit(130)))
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -47,10 +46,12 @@ from codec.health import CodebookCounter, effective_dimension
 from codec.losses import SpectralLoss
 from codec.manifest import ManifestError, Record, read_manifest, summary
 from codec.model import Codec, CodecOutput
+from codec.optimizers import adamw, codec_optimizers, set_learning_rates
 from codec.pretrained import DISCRIMINATORS, ModelError, find_model
 from codec.recipe import TrainConfig, load_train_config
 from codec.spectral import low_pass
 from codec.tracking import Tracker
+from codec.warm_start import take_codec, take_discriminators
 
 try:
     import accelerate
@@ -75,14 +76,14 @@ MISTAKES = (ConfigError, CheckpointError, ManifestError, ModelError, AudioError,
 class Networks:
     """What is trained. ``codec`` and ``judges`` are the bare modules, the ``*_step`` ones are prepared for many processes.
 
+    ``optimizers`` are those of the codec, "optimizer" and perhaps "matrix_optimizer", and "judge_optimizer".
     ``quantizer_given`` says that the codebooks came with the weights and fit their latents already.
     """
 
     codec: Codec
     average: Codec
     judges: Discriminators
-    optimizer: torch.optim.Optimizer
-    judge_optimizer: torch.optim.Optimizer
+    optimizers: dict[str, torch.optim.Optimizer]
     codec_step: nn.Module
     judges_step: nn.Module
     quantizer_given: bool
@@ -92,8 +93,8 @@ class Networks:
         return {"codec": self.codec, "average": self.average, "judges": self.judges}
 
     @property
-    def optimizers(self) -> dict[str, torch.optim.Optimizer]:
-        return {"optimizer": self.optimizer, "judge_optimizer": self.judge_optimizer}
+    def codec_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [optimizer for name, optimizer in self.optimizers.items() if name != "judge_optimizer"]
 
 
 @dataclass
@@ -170,40 +171,24 @@ def build_networks(config: TrainConfig, accelerator: accelerate.Accelerator, ini
     codec = Codec(config.model)
     quantizer_given = False
     if init is not None:
-        given = Codec.from_pretrained(init)
-        if replace(given.config, quantizer=config.model.quantizer) != config.model:
-            raise ConfigError(
-                f"{init} has another architecture than the configuration's model; all but the quantizer must be equal"
-            )
-        codec.encoder.load_state_dict(given.encoder.state_dict())
-        codec.decoder.load_state_dict(given.decoder.state_dict())
-        quantizer_given = given.config.quantizer == config.model.quantizer
-        if quantizer_given:
-            codec.quantizer.load_state_dict(given.quantizer.state_dict())
+        quantizer_given = take_codec(codec, Codec.from_pretrained(init), init)
     judges = Discriminators(config.discriminator)
-    if init is not None:
-        load_judges(judges, find_model(init) / DISCRIMINATORS, config)
+    if (
+        init is not None
+        and config.phases.adversarial >= 0
+        and (exported := find_model(init) / DISCRIMINATORS).is_file()
+    ):
+        take_discriminators(judges, exported)
     codec, judges = codec.to(accelerator.device).train(), judges.to(accelerator.device).train()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:
         for filters in (p for p in codec.parameters() if p.ndim == 4):
             filters.register_hook(plainly_strided)
-    optimizers = [adamw(module, config) for module in (codec, judges)]
+    optimizers = codec_optimizers(codec, config.optimizer) | {"judge_optimizer": adamw(judges, config.optimizer)}
     forward = torch.compile(codec) if config.compile else codec
-    codec_step, judges_step, *prepared = accelerator.prepare(forward, judges, *optimizers)
-    return Networks(codec, average, judges, prepared[0], prepared[1], codec_step, judges_step, quantizer_given)
-
-
-def load_judges(judges: Discriminators, path: Path, config: TrainConfig) -> None:
-    """Start the discriminators from those that were exported with a model, if they were and if there will be any."""
-    if not path.is_file() or config.phases.adversarial < 0:
-        return
-    try:
-        judges.load_state_dict(load_file(path))
-    except RuntimeError:
-        raise ConfigError(
-            f"{path} holds other discriminators than the configuration's; remove it to begin with new ones"
-        ) from None
+    codec_step, judges_step, *prepared = accelerator.prepare(forward, judges, *optimizers.values())
+    optimizers = dict(zip(optimizers, prepared, strict=True))
+    return Networks(codec, average, judges, optimizers, codec_step, judges_step, quantizer_given)
 
 
 def plainly_strided(gradient: Tensor) -> Tensor:
@@ -213,17 +198,6 @@ def plainly_strided(gradient: Tensor) -> Tensor:
     two dimensions have size 1, but the averaging over processes would warn of it.
     """
     return gradient.flatten().view(gradient.shape)
-
-
-def adamw(module: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices and filters, not on biases, norms and scales."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.optimizer.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    beta1, beta2 = config.optimizer.betas
-    return torch.optim.AdamW(groups, lr=config.optimizer.learning_rate, betas=(beta1, beta2))
 
 
 def leave_stopping_to_the_parent(_worker: int) -> None:
@@ -309,7 +283,7 @@ def train_step(
         loss = discriminator_loss(real, fake, config.losses.adversarial)
         logged["loss/discriminator"] = loss.detach()
         logged["gradient_norm/discriminator"] = update(
-            loss, networks.judges_step, networks.judge_optimizer, config, counters, batch, accelerator
+            loss, networks.judges_step, [networks.optimizers["judge_optimizer"]], config, counters, batch, accelerator
         )
 
     terms = spectral(output.waveform, waveform, batch["bandwidth"])
@@ -331,7 +305,7 @@ def train_step(
         total = total + 0.0 * torch.stack([p.sum() for p in networks.codec.quantizer.parameters()]).sum()
     logged |= {f"loss/{name}": term.detach() for name, term in terms.items()}
     logged |= {f"weighted/{name}": term.detach() for name, term in weighted.items()} | {"loss/total": total.detach()}
-    norm = update(total, networks.codec_step, networks.optimizer, config, counters, batch, accelerator)
+    norm = update(total, networks.codec_step, networks.codec_optimizers, config, counters, batch, accelerator)
     logged["gradient_norm/codec"] = norm
     if torch.isfinite(norm):
         update_average(networks, config, counters.step)
@@ -341,7 +315,7 @@ def train_step(
 def update(
     loss: Tensor,
     module: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     config: TrainConfig,
     counters: Counters,
     batch: dict[str, Tensor],
@@ -351,12 +325,14 @@ def update(
 
     The norm is that of the averaged gradient, so all processes skip together.
     """
-    optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     accelerator.backward(loss)
     norm = accelerator.clip_grad_norm_(module.parameters(), config.optimizer.clip_norm)
     assert isinstance(norm, Tensor)
     if torch.isfinite(norm):
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         counters.bad_in_a_row = 0
         return norm.detach()
     counters.bad_steps += 1
@@ -515,7 +491,7 @@ def train(args: argparse.Namespace) -> int:
         if counters.step == config.phases.autoencoder and not networks.quantizer_given:
             start_quantizer(networks, dataset, config, device)
         share = config.learning_rate(counters.step)
-        set_rates(networks, config, share)
+        set_learning_rates(networks.optimizers, config.optimizer, share)
         torch.manual_seed(hash((config.seed, counters.step, rank)))
         logged, output = train_step(networks, batch, spectral, config, counters, accelerator)
         counters.step += 1
@@ -561,16 +537,6 @@ def train(args: argparse.Namespace) -> int:
             print(f"done at step {counters.step}: {checkpoints}")
     accelerator.end_training()
     return 0
-
-
-def set_rates(networks: Networks, config: TrainConfig, share: float) -> None:
-    """Learning rates from the step alone: nothing to restore, nothing that a process could step twice."""
-    for optimizer, peak in (
-        (networks.optimizer, config.optimizer.learning_rate),
-        (networks.judge_optimizer, config.optimizer.discriminator_learning_rate),
-    ):
-        for group in optimizer.param_groups:
-            group["lr"] = share * peak
 
 
 def mean_over_processes(logged: dict[str, Tensor], accelerator: accelerate.Accelerator) -> dict[str, float]:
@@ -639,7 +605,7 @@ def main() -> int:
         "--init",
         metavar="MODEL",
         help="start from an exported model (fine-tuning), without autoencoder phase; of one with another quantizer it takes "
-        "encoder and decoder, of one exported with them the discriminators",
+        "encoder and decoder, of one exported with them the discriminators; the configuration may have more blocks",
     )
     parser.add_argument(
         "--minutes",

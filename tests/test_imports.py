@@ -42,6 +42,8 @@ ALLOWED = {
     "codec.losses": {"codec.spectral"},
     "codec.discriminators": BASIC | {"codec.spectral"},
     "codec.adversarial": {"codec.discriminators"},
+    "codec.optimizers": {"codec.config", "codec.model", "codec.recipe"},
+    "codec.warm_start": {"codec.config", "codec.discriminators", "codec.model"},
     "codec.health": set(),
     "codec.metrics": {"codec.audio", "codec.losses", "codec.spectral"},
     "codec.evaluation.statistics": set(),
