@@ -22,6 +22,7 @@ from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
 from codec.files import written_whole
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
+from codec.quantizers.table import TABLE_TYPE
 from codec.windows import overlapping
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
@@ -272,8 +273,9 @@ class Codec(nn.Module):
 
         Args:
             folder: made if need be; a model in it is replaced.
-            half: store encoder and decoder in float16, half the size (the quantizer stays float32: codes keep their
-                meaning). The weights are rounded once; what is loaded is float32 again.
+            half: store encoder and decoder in float16, half the size. The quantizer keeps its values, as codes keep their
+                meaning: float32, or 8 bits where a random basis was drawn in them. The other weights are rounded once;
+                what is loaded is float32 again.
 
         Raises:
             ValueError: ``folder`` is a file.
@@ -285,11 +287,19 @@ class Codec(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         if half:
-            state = {name: t if name.startswith("quantizer.") else t.half() for name, t in state.items()}
+            state = {name: _halved(name, tensor) for name, tensor in state.items()}
         with written_whole(folder / "model.safetensors") as temporary:
             temporary.write_bytes(save(state, metadata={"format": "pt"}))
         with written_whole(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
+
+
+def _halved(name: str, tensor: Tensor) -> Tensor:
+    """What save_pretrained stores of a tensor when asked for half the size."""
+    if not name.startswith("quantizer."):
+        return tensor.half()
+    small = tensor.to(TABLE_TYPE) if name.endswith(".basis") else tensor
+    return small if torch.equal(small.to(tensor.dtype), tensor) else tensor
 
 
 def _load_weights(codec: Codec, path: Path) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from codec.config import QuantizerConfig
 from codec.quantizers.lookup import LookupQuantizer, over_processes, sampled_points
+from codec.quantizers.table import random_table
 
 DECAY = 0.99  # of the running averages, a step
 DEAD_BELOW = 0.1  # a code is dead when its running count is below this share of the fair one, M / V
@@ -30,7 +31,7 @@ class EMAVQ(LookupQuantizer):
     updates: Tensor
 
     def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        table = torch.randn(config.codebook_size, config.codebook_dim) * config.codebook_dim**-0.5
+        table = random_table(config)
         super().__init__(dim, config)  # after the table: SimVQ draws in this order too
         self.register_buffer("counts", torch.ones(config.codebook_size))
         self.register_buffer("sums", table)

@@ -16,6 +16,7 @@ from codec.quantizers.base import Quantizer, QuantizerOutput
 from codec.quantizers.gradient import pass_gradient
 from codec.quantizers.projection import projection, start_projections
 from codec.quantizers.search import nearest
+from codec.quantizers.table import random_table
 
 
 def symmetric_root(matrix: Tensor) -> Tensor:
@@ -46,7 +47,7 @@ class SimVQ(Quantizer):
         d = config.codebook_dim
         self.codebook_size, self.codebook_dim = config.codebook_size, d
         self.diagonal = config.map == "diagonal"
-        basis = torch.randn(config.codebook_size, d) * d**-0.5
+        basis = random_table(config)
         if config.basis == "learnable":
             self.basis = nn.Parameter(basis)
         else:

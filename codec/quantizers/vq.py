@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from codec.config import QuantizerConfig
 from codec.quantizers.lookup import LookupQuantizer, sampled_points
 from codec.quantizers.search import nearest
+from codec.quantizers.table import random_table
 
 
 class VQ(LookupQuantizer):
@@ -19,7 +20,7 @@ class VQ(LookupQuantizer):
     """
 
     def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        table = torch.randn(config.codebook_size, config.codebook_dim) * config.codebook_dim**-0.5
+        table = random_table(config)
         super().__init__(dim, config)  # after the table: SimVQ draws in this order too
         self.embedding = nn.Parameter(table)
 
