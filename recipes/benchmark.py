@@ -3,6 +3,7 @@
 python recipes/benchmark.py              # encode and decode against transformers' EnCodec 24 kHz (extra ``bench``)
 python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
 python recipes/benchmark.py --startup    # what codec-encode spends beyond ``import torch``
+python recipes/benchmark.py --search     # the nearest of so many codes, against one matrix of all distances
 python recipes/benchmark.py --train recipes/default/default.yaml --set data.train=[manifests/train.jsonl]
 """
 
@@ -17,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ import torch
 from codec.errors import one_line
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL, ModelError
+from codec.quantizers.search import nearest
 
 SECONDS = 10
 
@@ -108,6 +111,28 @@ def startup(model: str, rounds: int) -> None:
     print(f"codec-encode of {SECONDS} s beyond import torch: {times['codec-encode'] - times['import torch']:.2f} s")
 
 
+def by_one_matrix(points: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
+    return torch.addmm(codebook.square().sum(dim=1), points, codebook.t(), alpha=-2).argmin(dim=1)
+
+
+def searching(rounds: int) -> None:
+    """The nearest code of 16 s of frames among more and more codes of 16 dimensions."""
+    frames, dim = 16 * 75, 16
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(frames, dim, generator=generator)
+    for size in (1024, 8192, 65536, 262144):
+        codebook = torch.randn(size, dim, generator=generator)
+        calls: dict[str, Callable[[], object]] = {
+            "tiles": partial(nearest, points, codebook),
+            "matrix": partial(by_one_matrix, points, codebook),
+        }
+        times = interleaved(calls, rounds)
+        each = 1e6 * times["tiles"] / frames
+        print(
+            f"{size:>7} codes: {each:.0f} us a frame, {times['matrix'] / times['tiles']:.1f} times faster than one matrix"
+        )
+
+
 def training(config: str, overrides: list[str], threads: int) -> None:
     """Speed of quantized training steps and the share of their time spent waiting for data, from a short real run."""
     settings = [*overrides, "phases.steps=60", "phases.autoencoder=10", "phases.ramp=1", "log.scalars_every=10"]
@@ -132,6 +157,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--startup", action="store_true")
+    parser.add_argument("--search", action="store_true")
     parser.add_argument("--train", metavar="CONFIG", help="measure training with this configuration")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of that configuration"
@@ -143,6 +169,8 @@ def main() -> int:
             training(args.train, args.set, args.threads)
         elif args.memory:
             one_hour(args.model)
+        elif args.search:
+            searching(args.rounds)
         elif args.startup:
             startup(args.model, args.rounds)
         else:
