@@ -12,9 +12,7 @@ from codec.config import ConfigError
 from codec.model import Codec
 from codec.recipe import OptimizerConfig
 
-MUON_ITERATIONS = (
-    3  # of Newton and Schulz; the usual 5 cost a sixth of a CPU's step and add only the faintest directions
-)
+MUON_ITERATIONS = 3  # of Newton and Schulz, where 5 are usual: on a CPU they are a good part of a step
 ENDS = {"encoder.stages.0.0.linear.weight", "decoder.head.output.weight", "decoder.output.weight"}  # at the waveform
 
 

@@ -52,11 +52,13 @@ def _take_blocks(module: nn.Module, given: nn.Module) -> None:
 
 
 def take_discriminators(judges: Discriminators, path: Path) -> None:
-    """Start the discriminators from a file of their weights.
+    """Start the discriminators from a file of their weights, if there is one.
 
     Raises:
         ConfigError: it holds others.
     """
+    if not path.is_file():
+        return
     try:
         judges.load_state_dict(load_file(path))
     except RuntimeError:

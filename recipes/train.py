@@ -173,12 +173,8 @@ def build_networks(config: TrainConfig, accelerator: accelerate.Accelerator, ini
     if init is not None:
         quantizer_given = take_codec(codec, Codec.from_pretrained(init), init)
     judges = Discriminators(config.discriminator)
-    if (
-        init is not None
-        and config.phases.adversarial >= 0
-        and (exported := find_model(init) / DISCRIMINATORS).is_file()
-    ):
-        take_discriminators(judges, exported)
+    if init is not None and config.phases.adversarial >= 0:
+        take_discriminators(judges, find_model(init) / DISCRIMINATORS)
     codec, judges = codec.to(accelerator.device).train(), judges.to(accelerator.device).train()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:

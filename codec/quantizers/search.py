@@ -5,10 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CPU_TILE = (
-    256,
-    2048,
-)  # points x codes: 2 MiB of distances stay in the cache of a core, which halves the time or better
+CPU_TILE = (256, 2048)  # points x codes: 2 MiB of distances stay in a core's cache, which more than halves the time
 SEARCH_ELEMENTS = 2**24  # distances held at once on other devices: 64 MiB, so that V = 262,144 needs no gigabytes
 
 

@@ -7,9 +7,7 @@ from torch import Tensor
 
 from codec.config import QuantizerConfig
 
-TABLE_TYPE = (
-    torch.float8_e4m3fn
-)  # random numbers need few bits: a table that is never trained takes a quarter of the space
+TABLE_TYPE = torch.float8_e4m3fn  # random numbers need few bits: stored so, a frozen table takes a quarter of the space
 
 
 def random_table(config: QuantizerConfig) -> Tensor:
