@@ -16,7 +16,6 @@ from codec.quantizers.ema import EMAVQ
 from codec.quantizers.gradient import pass_gradient
 from codec.quantizers.grid import FSQ, GridQuantizer, grid_levels
 from codec.quantizers.online import IndexVQ
-from codec.quantizers.search import nearest
 
 DIM = 12
 VARIANTS = {
@@ -219,26 +218,6 @@ def test_codebook_state_decides_what_codes_mean(quantizer: SimVQ | ResidualSimVQ
 
 
 # ---- SimVQ ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("tile", [(7, 11), (7, 300), (500, 1)])
-def test_nearest_equals_the_definition_and_tiling_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]
-) -> None:
-    generator = torch.Generator().manual_seed(3)
-    points, codebook = torch.randn(500, 6, generator=generator), torch.randn(300, 6, generator=generator)
-    expected = torch.cdist(points.double(), codebook.double()).argmin(dim=1)
-    assert torch.equal(nearest(points, codebook), expected)
-    monkeypatch.setattr("codec.quantizers.search.CPU_TILE", tile)
-    assert torch.equal(nearest(points, codebook), expected)
-
-
-@pytest.mark.parametrize("columns", [1, 50, 70, 2048])
-def test_ties_go_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
-    monkeypatch.setattr("codec.quantizers.search.CPU_TILE", (64, columns))
-    codebook = torch.randn(50, 4).repeat(20, 1)
-    found = nearest(torch.randn(400, 4), codebook)
-    assert found.max() < 50
 
 
 def test_search_is_float32_under_autocast() -> None:

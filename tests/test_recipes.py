@@ -299,50 +299,6 @@ def test_debug_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: P
         assert unlike.returncode == 1 and "only the quantizer may differ, and there may be more blocks" in unlike.stderr
 
 
-def test_blocks_that_a_given_model_lacks_begin_as_the_identity(tmp_path: Path) -> None:
-    script = load_script("recipes/train.py")
-    accelerator = accelerate.Accelerator(cpu=True)
-    given = script.build_networks(load_train_config(DEBUG), accelerator, None).codec.eval()
-    given.save_pretrained(tmp_path / "given")
-    deeper = ["model.encoder.depths=[1, 2, 3]", "model.decoder.depth=4"]
-    grown = script.build_networks(load_train_config(DEBUG, deeper), accelerator, str(tmp_path / "given")).codec
-    assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in given.parameters())
-    waveform = 0.1 * torch.randn(2, 1, 9600)
-    a, b = given(waveform), grown.eval()(waveform)
-    assert torch.equal(a.codes, b.codes) and torch.equal(a.waveform, b.waveform)
-    b.waveform.square().sum().backward()
-    scales = [p for name, p in grown.named_parameters() if name.endswith("scale")]
-    assert len(scales) == 10 and all(p.grad is not None and p.grad.abs().max() > 0 for p in scales)
-
-
-def test_muon_takes_the_hidden_matrices_and_adamw_all_else() -> None:
-    script = load_script("recipes/train.py")
-    config = load_train_config(DEBUG, ["optimizer.muon_learning_rate=0.01", "optimizer.weight_decay=0.0"])
-    networks = script.build_networks(config, accelerate.Accelerator(cpu=True), None)
-    names = {id(p): name for name, p in networks.codec.named_parameters()}
-    taken = {
-        kind: [names[id(p)] for group in networks.optimizers[kind].param_groups for p in group["params"]]
-        for kind in ("optimizer", "matrix_optimizer")
-    }
-    assert sorted(taken["optimizer"] + taken["matrix_optimizer"]) == sorted(names.values())
-    matrices = {"encoder.stages.1.0.linear.weight", "encoder.output.weight", "decoder.blocks.1.expand.weight"}
-    assert matrices < set(taken["matrix_optimizer"])
-    ends = {"encoder.stages.0.0.linear.weight", "decoder.head.output.weight", "encoder.stages.1.0.linear.bias"}
-    assert ends < set(taken["optimizer"]) and not any("quantizer" in name for name in taken["matrix_optimizer"])
-
-    # one step moves every direction of a matrix about alike, by the rate times what AdamW's step would measure
-    script.set_learning_rates(networks.optimizers, config.optimizer, 0.5)
-    weight = networks.codec.get_parameter("decoder.blocks.1.expand.weight")
-    before = weight.detach().clone()
-    for parameter in networks.codec.parameters():
-        parameter.grad = torch.randn_like(parameter)
-    networks.optimizers["matrix_optimizer"].step()
-    step = weight.detach() - before
-    sizes = torch.linalg.svdvals(step)
-    assert sizes.max() < 2.5 * sizes.min()
-    assert 0.5 < float(step.square().mean().sqrt() / (0.5 * 0.01 * 0.2)) < 2
-
-
 def test_bf16_autocast_trains_and_stores_float32(corpus: Path, tmp_path: Path) -> None:
     done = train(corpus, tmp_path / "run", *SHORT, "precision=bf16", flags=("--logger", "none"))
     assert done.returncode == 0, done.stderr
