@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -22,7 +21,7 @@ from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
 from codec.files import written_whole
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
-from codec.quantizers.table import TABLE_TYPE
+from codec.weights import Bits, load_weights, save_weights
 from codec.windows import overlapping
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
@@ -265,61 +264,31 @@ class Codec(nn.Module):
             codec = cls(config, name=folder.resolve().name if by_folder else str(model))
         except (ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{folder / 'config.json'}: {error}") from None
-        _load_weights(codec, folder / "model.safetensors")
+        load_weights(codec.state_dict(), folder / "model.safetensors")
         return codec.to(device).eval()
 
-    def save_pretrained(self, folder: str | Path, half: bool = False) -> None:
+    def save_pretrained(self, folder: str | Path, bits: Bits = 32) -> None:
         """Write ``config.json`` and ``model.safetensors``; from_pretrained reads them back to an equal model.
 
         Args:
             folder: made if need be; a model in it is replaced.
-            half: store encoder and decoder in float16, half the size. The quantizer keeps its values, as codes keep their
-                meaning: float32, or 8 bits where a random basis was drawn in them. The other weights are rounded once;
-                what is loaded is float32 again.
+            bits: of a stored weight of encoder and decoder, 32, 16 or 8 (matrices; whole numbers times a step for each
+                row). They are rounded once; what is loaded is float32 again. The quantizer keeps its values, as codes keep
+                their meaning: below 32, a random basis that was drawn in 8 bits takes these.
 
         Raises:
-            ValueError: ``folder`` is a file.
+            ValueError: ``folder`` is a file, or ``bits`` none of these.
             OSError: it cannot be written to.
         """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise ValueError(f"{folder} is a file; save_pretrained takes a folder")
+        if bits not in get_args(Bits):
+            raise ValueError(f"bits must be 32, 16 or 8, not {bits!r}")
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        if half:
-            state = {name: _halved(name, tensor) for name, tensor in state.items()}
-        with written_whole(folder / "model.safetensors") as temporary:
-            temporary.write_bytes(save(state, metadata={"format": "pt"}))
+        save_weights(self.state_dict(), folder / "model.safetensors", bits)
         with written_whole(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
-
-
-def _halved(name: str, tensor: Tensor) -> Tensor:
-    """What save_pretrained stores of a tensor when asked for half the size."""
-    if not name.startswith("quantizer."):
-        return tensor.half()
-    small = tensor.to(TABLE_TYPE) if name.endswith(".basis") else tensor
-    return small if torch.equal(small.to(tensor.dtype), tensor) else tensor
-
-
-def _load_weights(codec: Codec, path: Path) -> None:
-    """Copy every tensor of the file into the model; names and shapes must agree exactly."""
-    expected = codec.state_dict()
-    try:
-        with safe_open(path, framework="pt") as file:
-            found = set(file.keys())
-            missing, foreign = sorted(expected.keys() - found), sorted(found - expected.keys())
-            if missing or foreign:
-                parts = [f"missing {', '.join(missing)}"] if missing else []
-                parts += [f"not part of the model {', '.join(foreign)}"] if foreign else []
-                raise ModelError(f"{path} does not fit its config.json: {'; '.join(parts)}")
-            for name, tensor in expected.items():
-                stored = file.get_tensor(name)
-                if stored.shape != tensor.shape:
-                    raise ModelError(f"{path}: {name} is {list(stored.shape)}, config.json says {list(tensor.shape)}")
-                tensor.copy_(stored)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
 
 
 def _whole_frames(blocks: Iterable[Tensor], hop_length: int) -> Iterator[Tensor]:

@@ -1,7 +1,7 @@
 """Make a model folder of a training run: config.json, model.safetensors (averaged weights) and a card.
 
     python recipes/export.py runs/mine models/mine
-    python recipes/export.py runs/mine models/mine --half --evaluation report --with-discriminator --force
+    python recipes/export.py runs/mine models/mine --bits 8 --evaluation report --with-discriminator --force
 
 ``--evaluation`` takes the report that ``codec-evaluate`` made of the exported model and puts its table on the card, so
 export once, evaluate, and export again with ``--force``: an existing model is kept otherwise.
@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from safetensors.torch import save
 
@@ -26,6 +26,7 @@ from codec.files import written_whole
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS
 from codec.recipe import TrainConfig
+from codec.weights import Bits
 
 WRITTEN = ("config.json", "model.safetensors", "README.md", DISCRIMINATORS)
 
@@ -111,10 +112,10 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
     return "\n".join(lines) + "\n"
 
 
-def weights_hash(codec: Codec, half: bool) -> str:
+def weights_hash(codec: Codec, bits: Bits) -> str:
     """SHA-256 of the ``model.safetensors`` that this export writes: what was evaluated must be just that."""
     with tempfile.TemporaryDirectory() as folder:
-        codec.save_pretrained(folder, half=half)
+        codec.save_pretrained(folder, bits=bits)
         return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
 
 
@@ -151,7 +152,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
-    parser.add_argument("--half", action="store_true", help="store encoder and decoder in float16")
+    parser.add_argument("--bits", type=int, default=32, choices=get_args(Bits), help="of a stored weight (default: 32)")
     parser.add_argument("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")
     parser.add_argument(
         "--with-discriminator",
@@ -168,10 +169,10 @@ def main() -> int:
         tensors, meta = read_checkpoint(checkpoint)
         codec = Codec(config.model, name=args.out.name)
         codec.load_state_dict(module_tensors(tensors, "average"))
-        if evaluation and evaluation["weights"] != weights_hash(codec, args.half):
+        if evaluation and evaluation["weights"] != weights_hash(codec, args.bits):
             raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
         card = model_card(args.run, config, codec, int(meta["step"]), evaluation)
-        codec.save_pretrained(args.out, half=args.half)
+        codec.save_pretrained(args.out, bits=args.bits)
         with written_whole(args.out / "README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
         if args.with_discriminator:
