@@ -11,7 +11,15 @@ from typing import Any, Literal
 from codec.config import CodecConfig, ConfigError, from_dict
 from codec.discriminators import DiscriminatorConfig
 
-WEIGHTS = {"mel": 1.0, "stft": 1.0, "commitment": 0.1, "codebook": 0.4, "adversarial": 0.05, "feature_matching": 0.1}
+WEIGHTS = {
+    "mel": 1.0,
+    "stft": 1.0,
+    "envelope": 1.0,
+    "commitment": 0.1,
+    "codebook": 0.4,
+    "adversarial": 0.05,
+    "feature_matching": 0.1,
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,9 @@ class LossConfig:
         windows, mels: window lengths and mel bands of the log-mel term.
         phase_windows: those of ``windows`` with the complex-STFT term.
         phase_exponent: of the magnitudes in that term, above 0 to 1; below 1 weak components count for more.
+        phase_scale: the frequency scale whose equal steps count alike in that term: ``linear`` or ``mel``.
+        envelope_windows: those of ``windows`` with the envelope term; none leaves it out.
+        envelope_bands: mel bands of that term.
         adversarial: form of the adversarial loss.
     """
 
@@ -89,6 +100,9 @@ class LossConfig:
     mels: tuple[int, ...] = (16, 32, 64, 80, 128)
     phase_windows: tuple[int, ...] = (256, 512, 1024)
     phase_exponent: float = 1.0
+    phase_scale: Literal["linear", "mel"] = "linear"
+    envelope_windows: tuple[int, ...] = ()
+    envelope_bands: int = 24
     adversarial: Literal["hinge", "least_squares"] = "hinge"
 
     def __post_init__(self) -> None:
@@ -98,8 +112,10 @@ class LossConfig:
         object.__setattr__(self, "weights", WEIGHTS | self.weights)
         if len(self.windows) != len(self.mels):
             raise ConfigError(f"mels must have {len(self.windows)} entries, one a window")
-        if not set(self.phase_windows) <= set(self.windows):
-            raise ConfigError("phase_windows must be among windows")
+        if not set(self.phase_windows) | set(self.envelope_windows) <= set(self.windows):
+            raise ConfigError("phase_windows and envelope_windows must be among windows")
+        if self.envelope_bands < 1:
+            raise ConfigError("envelope_bands must be at least 1")
         if not 0 < self.phase_exponent <= 1:
             raise ConfigError("phase_exponent must be above 0 and at most 1")
 

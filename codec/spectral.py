@@ -43,7 +43,8 @@ def mel_to_hz(mel: Tensor) -> Tensor:
 def mel_edges(sample_rate: int, n_mels: int) -> Tensor:
     """Corner frequencies in Hz of ``n_mels`` triangular bands from 0 to half the sample rate, ``[n_mels + 2]``."""
     top = hz_to_mel(torch.tensor(sample_rate / 2))
-    return mel_to_hz(torch.linspace(0, 1, n_mels + 2) * top)
+    edges = mel_to_hz(torch.linspace(0, 1, n_mels + 2) * top)
+    return edges.clamp(max=sample_rate / 2)  # rounding put the last one above it, and the band outside every bandwidth
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:

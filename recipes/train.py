@@ -379,18 +379,18 @@ def validate(
     """Mean losses and codebook health over all utterances; every process takes its share, each utterance counts once."""
     rank, world = accelerator.process_index, accelerator.num_processes
     counter = CodebookCounter(codec.num_quantizers, codec.codebook_size)
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(len(spectral.terms) + 1, dtype=torch.float64)
     for record in records[rank::world]:
         waveform = read_speech(record, codec.sample_rate).to(codec.device)[None, None]
         output = codec(waveform, quantize=quantize)
         bandwidth = torch.tensor([min(record.bandwidth, codec.sample_rate / 2)], device=codec.device)
         terms = spectral(output.waveform, waveform, bandwidth)
-        sums += torch.tensor([float(terms["mel"]), float(terms["stft"]), 1.0], dtype=torch.float64)
+        sums += torch.tensor([*(float(terms[name]) for name in spectral.terms), 1.0], dtype=torch.float64)
         if output.codes is not None:
             counter.add(output.codes)
     total = accelerator.reduce(sums.float().to(accelerator.device), "sum").cpu()
-    values = {"valid/mel": float(total[0] / total[2]), "valid/stft": float(total[1] / total[2])}
-    values["valid/utterances"] = float(total[2])
+    values = {f"valid/{name}": float(value / total[-1]) for name, value in zip(spectral.terms, total, strict=False)}
+    values["valid/utterances"] = float(total[-1])
     if quantize:
         values |= codebook_scalars(counter, accelerator, "valid_codebook")
     return values
@@ -446,7 +446,14 @@ def train(args: argparse.Namespace) -> int:
     networks = build_networks(config, accelerator, args.init)
     losses = config.losses
     spectral = SpectralLoss(
-        config.model.sample_rate, losses.windows, losses.mels, losses.phase_windows, losses.phase_exponent
+        config.model.sample_rate,
+        losses.windows,
+        losses.mels,
+        losses.phase_windows,
+        losses.phase_exponent,
+        losses.phase_scale,
+        losses.envelope_windows,
+        losses.envelope_bands,
     ).to(device)
     counters = Counters()
     if resume:

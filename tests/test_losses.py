@@ -40,7 +40,14 @@ def test_mel_scale_and_filterbank() -> None:
         torch.testing.assert_close(filters.sum(dim=0), torch.ones(n_mels))
         centre = (filters * bin_frequencies(RATE, n_fft)[:, None]).sum(dim=0)
         assert (centre[1:] > centre[:-1]).all()
-    assert mel_edges(RATE, 80)[-1].item() == pytest.approx(12000, rel=1e-4)
+    for rate in (16000, 22050, 24000, 44100, 48000):
+        assert rate / 2 * (1 - 1e-4) < mel_edges(rate, 80)[-1].item() <= rate / 2
+
+
+def test_the_uppermost_band_counts_at_full_bandwidth() -> None:
+    x = speechlike()
+    only_band = SpectralLoss(RATE, (512,), (1,), ())
+    assert only_band(2 * x, x, FULL)["mel"].item() == pytest.approx(math.log(2), rel=0.02)
 
 
 def test_zero_on_identical_input_and_finite_gradients() -> None:
@@ -78,6 +85,41 @@ def test_an_exponent_makes_weak_components_count() -> None:
     silence = torch.zeros(2, 1, 12000, requires_grad=True)
     rooted(silence, both, FULL)["stft"].backward()
     assert silence.grad is not None and torch.isfinite(silence.grad).all()
+
+
+def test_on_the_mel_scale_the_upper_bins_count_less() -> None:
+    linear, mel = (SpectralLoss(RATE, (1024,), (80,), (1024,), scale=scale) for scale in ("linear", "mel"))
+    noise = 0.3 * torch.randn((2, 1, 12000), generator=torch.Generator().manual_seed(0))
+    lower = low_pass(
+        noise, torch.tensor([6000 / 0.92] * 2), RATE
+    )  # the upper half of the bins is wrong, the lower right
+    assert linear(lower, noise, FULL)["stft"].item() == pytest.approx(0.5, abs=0.03)
+    share = 1 - float(hz_to_mel(torch.tensor(6000.0)) / hz_to_mel(torch.tensor(12000.0)))
+    assert mel(lower, noise, FULL)["stft"].item() == pytest.approx(share, abs=0.03)
+    wrong = low_pass(noise, torch.tensor([7360.0] * 2), RATE)
+    for loss in (linear, mel):  # and the bandwidth still rules
+        assert loss(wrong, noise, torch.tensor([6000.0, 6000.0]))["stft"] < 1e-3
+
+
+def test_envelope_is_ruled_by_the_loud_moments_of_each_band() -> None:
+    loss = SpectralLoss(RATE, (512, 1024), (64, 80), (), envelope_windows=(512,), envelope_bands=24)
+    assert loss.terms == ("mel", "stft", "envelope")
+    noise = 0.3 * torch.randn((2, 1, 24000), generator=torch.Generator().manual_seed(0))
+    speech = torch.cat([noise[..., :12000], 0.003 * noise[..., 12000:]], dim=-1)
+    assert loss(speech, speech, FULL)["envelope"] == 0
+    assert loss(1.5 * speech, speech, FULL)["envelope"].item() == pytest.approx(0.5, abs=0.02)
+    assert loss(-speech, speech, FULL)["envelope"] == 0  # it forgives phase
+    loud, quiet = (
+        torch.cat([a * speech[..., :12000], b * speech[..., 12000:]], dim=-1) for a, b in ((1.5, 1), (1, 1.5))
+    )
+    terms = [loss(changed, speech, FULL) for changed in (loud, quiet)]
+    assert terms[0]["envelope"] > 50 * terms[1]["envelope"]  # to the log-mel term both are alike
+    assert terms[0]["mel"].item() == pytest.approx(terms[1]["mel"].item(), rel=0.1)
+    hiss = speech + 0.3 * torch.sin(2 * torch.pi * 10500 * torch.arange(24000) / RATE)
+    assert loss(hiss, speech, FULL)["envelope"] > 50 * loss(hiss, speech, torch.tensor([8000.0, 8000.0]))["envelope"]
+    estimate = speech.clone().requires_grad_()  # right already: the root in the norm must not give NaN
+    loss(estimate, speech, FULL)["envelope"].backward()
+    assert estimate.grad is not None and torch.isfinite(estimate.grad).all()
 
 
 def test_nothing_above_the_bandwidth_counts() -> None:
@@ -118,3 +160,5 @@ def test_wrong_windows_are_named() -> None:
         SpectralLoss(RATE, (256, 512), (10,), ())
     with pytest.raises(ValueError, match="among windows"):
         SpectralLoss(RATE, (256,), (10,), (512,))
+    with pytest.raises(ValueError, match="among windows"):
+        SpectralLoss(RATE, (256,), (10,), (256,), envelope_windows=(512,))
