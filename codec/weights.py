@@ -53,6 +53,10 @@ def load_weights(state: Mapping[str, Tensor], path: Path) -> None:
             raise ModelError(f"{path}: {name} is {list(stored.shape)}, config.json says {list(tensor.shape)}")
         if (stored.dtype == torch.int8) != (step is not None):
             raise ModelError(f"{path}: {name} must have a {STEP} if it is int8, and only then")
+        if step is not None and step.shape != (*stored.shape[:1], 1):
+            raise ModelError(
+                f"{path}: {name + STEP} is {list(step.shape)}, not one number a row of {list(stored.shape)}"
+            )
         tensor.copy_(stored if step is None else stored.float() * step)
 
 
