@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,23 +10,16 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from codec import Codec, CodecConfig, ModelError
-from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.weights import STEP, Bits
 
-CONFIG = CodecConfig(
-    sample_rate=8000,
-    latent_dim=64,
-    encoder=EncoderConfig(strides=(4, 5), widths=(16, 64), depths=(1, 1)),
-    quantizer=QuantizerConfig(kind="residual_simvq", num_quantizers=2, codebook_size=64, codebook_dim=8),
-    decoder=DecoderConfig(kind="istft", width=64, depth=2, n_fft=80),
-)
 WIDE, NARROW = "decoder.blocks.0.expand.weight", "encoder.stages.0.0.linear.weight"
 
 
 @pytest.fixture
-def model() -> Codec:
+def model(tiny_config: CodecConfig) -> Codec:
+    """With matrices of short rows and of long ones."""
     torch.manual_seed(0)
-    return Codec(CONFIG, name="small").eval()
+    return Codec(replace(tiny_config, latent_dim=64, decoder=replace(tiny_config.decoder, width=64))).eval()
 
 
 @pytest.mark.parametrize(("bits", "largest"), [(32, 0.0), (16, 2**-11), (8, 0.5 / 127)])
