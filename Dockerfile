@@ -1,6 +1,7 @@
-# CPU by default. For CUDA:
-#   docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t simvq-codec:cuda .
-# Use: docker run --rm -v "$PWD:/audio" simvq-codec encode in.wav out.codes     (or decode, info)
+# On a CPU: docker build -t simvq-codec .
+#           docker run --rm -v "$PWD:/audio" simvq-codec encode in.wav out.codes     (or decode, info)
+# On CUDA:  docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t simvq-codec:cuda .
+#           docker run --rm --gpus all -v "$PWD:/audio" simvq-codec:cuda encode in.wav out.codes --device cuda
 ARG PYTHON_VERSION=3.11
 FROM python:${PYTHON_VERSION}-slim-bookworm
 

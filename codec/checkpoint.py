@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from codec.files import written_whole
 
+CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 META = "state.json"
 PART_BYTES = 15_000_000
 
@@ -53,8 +54,12 @@ def save_checkpoint(
             path.write_bytes(save({key: value.clone().contiguous() for key, value in part.items()}))
     with written_whole(temporary / META) as path:
         path.write_text(json.dumps({"step": step, **meta, "parts": len(parts)}, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
+    former = folder / f".{final.name}.old"  # out of the way first: a folder cannot take another one's place
+    shutil.rmtree(former, ignore_errors=True)
+    if final.exists():
+        final.rename(former)
     temporary.rename(final)
+    shutil.rmtree(former, ignore_errors=True)
     return final
 
 
@@ -64,7 +69,7 @@ def load_checkpoint(
     """Restore modules and optimizers in place; return the counters.
 
     Raises:
-        CheckpointError: damaged, or of another architecture.
+        CheckpointError: damaged, of another architecture, or with the state of other optimizers.
     """
     tensors, meta = read_checkpoint(checkpoint)
     wanted = {f"{name}/{key}": t.shape for name, module in modules.items() for key, t in module.state_dict().items()}
@@ -76,15 +81,36 @@ def load_checkpoint(
             f"({', '.join(other[:3])}{', ...' if len(other) > 3 else ''}); take the run's own model and discriminator "
             "settings, or another --out"
         )
+    states = {name: _optimizer_state(tensors, name) for name in optimizers}
+    strangers = {key.partition("/")[0] for key in tensors} - modules.keys() - optimizers.keys()
+    if strangers or not all(_state_fits(states[name], optimizer) for name, optimizer in optimizers.items()):
+        raise CheckpointError(
+            f"{checkpoint} holds the state of other optimizers: within a run optimizer.muon_learning_rate stays above 0, or "
+            "stays 0; to change that, export the run and start a new one from it with --init"
+        )
     for name, module in modules.items():
-        module.load_state_dict(_below(tensors, name))
+        module.load_state_dict(module_tensors(tensors, name))
     for name, optimizer in optimizers.items():
-        states: dict[int, dict[str, Tensor]] = {}
-        for key, value in _below(tensors, name).items():
-            index, _, field = key.partition("/")
-            states.setdefault(int(index), {})[field] = value
-        optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": states[name], "param_groups": groups})
     return meta
+
+
+def _optimizer_state(tensors: Mapping[str, Tensor], name: str) -> dict[int, dict[str, Tensor]]:
+    states: dict[int, dict[str, Tensor]] = {}
+    for key, value in module_tensors(tensors, name).items():
+        index, _, field = key.partition("/")
+        states.setdefault(int(index), {})[field] = value
+    return states
+
+
+def _state_fits(states: Mapping[int, Mapping[str, Tensor]], optimizer: torch.optim.Optimizer) -> bool:
+    """Whether each moment has its parameter's shape; a parameter that has not been trained yet has none."""
+    shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
+    return all(
+        index < len(shapes) and all(moment.shape in (shapes[index], ()) for moment in state.values())
+        for index, state in states.items()
+    )
 
 
 def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -99,13 +125,23 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         for index in range(meta.pop("parts")):
             tensors |= load_file(checkpoint / _part_name(index))
         return tensors, meta
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {error}") from None
 
 
 def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     """The state dict of one module of a checkpoint."""
-    return _below(tensors, name)
+    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """Those of a run that were written to the end, oldest first."""
+    return sorted(path for path in folder.glob("step_*") if (path / META).is_file())
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step at which a checkpoint was written."""
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def latest_checkpoint(folder: Path) -> Path:
@@ -114,7 +150,7 @@ def latest_checkpoint(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    found = sorted(path for path in folder.glob("step_*") if (path / META).is_file())
+    found = whole_checkpoints(folder)
     if not found:
         raise CheckpointError(f"no checkpoint in {folder}")
     return found[-1]
@@ -142,7 +178,3 @@ def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
 
 def _part_name(index: int) -> str:
     return f"state-{index:02d}.safetensors"
-
-
-def _below(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key.removeprefix(f"{name}/"): value for key, value in tensors.items() if key.startswith(f"{name}/")}

@@ -101,7 +101,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     return value
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """What a configuration must fulfil.
+
+    Raises:
+        ConfigError: with the message, if it does not.
+    """
     if not condition:
         raise ConfigError(message)
 
@@ -117,11 +122,11 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         n = len(self.strides)
-        _require(n > 0 and min(self.strides) > 0, "strides must be positive")
-        _require(len(self.widths) == n, f"widths must have {n} entries, one a stride")
-        _require(len(self.depths) == n, f"depths must have {n} entries, one a stride")
-        _require(min(self.widths) > 0 and min(self.depths) >= 0, "widths and depths must not be negative")
-        _require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
+        require(n > 0 and min(self.strides) > 0, "strides must be positive")
+        require(len(self.widths) == n, f"widths must have {n} entries, one a stride")
+        require(len(self.depths) == n, f"depths must have {n} entries, one a stride")
+        require(min(self.widths) > 0 and min(self.depths) >= 0, "widths must be positive and depths not negative")
+        require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
 
 
 @dataclass(frozen=True)
@@ -143,9 +148,9 @@ class QuantizerConfig:
     gradient: Literal["straight_through", "rotation"] = field(default="straight_through", metadata=LATER)
 
     def __post_init__(self) -> None:
-        _require(self.num_quantizers >= 1, "num_quantizers must be at least 1")
-        _require(self.codebook_size >= 2, "codebook_size must be at least 2")
-        _require(self.codebook_dim >= 1, "codebook_dim must be at least 1")
+        require(self.num_quantizers >= 1, "num_quantizers must be at least 1")
+        require(self.codebook_size >= 2, "codebook_size must be at least 2")
+        require(self.codebook_dim >= 1, "codebook_dim must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -167,12 +172,13 @@ class DecoderConfig:
     depths: tuple[int, ...] = (2, 1, 1)
 
     def __post_init__(self) -> None:
-        _require(self.width > 0 and self.depth >= 0, "width must be positive and depth not negative")
-        _require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
+        require(self.width > 0 and self.depth >= 0, "width must be positive and depth not negative")
+        require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
         if self.kind == "upsampling":
             n = len(self.strides)
-            _require(n > 0 and min(self.strides) > 0, "strides must be positive")
-            _require(len(self.widths) == len(self.depths) == n, f"widths and depths must have {n} entries")
+            require(n > 0 and min(self.strides) > 0, "strides must be positive")
+            require(len(self.widths) == len(self.depths) == n, f"widths and depths must have {n} entries")
+            require(min(self.widths) > 0 and min(self.depths) >= 0, "widths must be positive and depths not negative")
 
 
 @dataclass(frozen=True)
@@ -187,16 +193,17 @@ class CodecConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def __post_init__(self) -> None:
-        _require(self.sample_rate > 0, "sample_rate must be positive")
-        _require(self.latent_dim > 0, "latent_dim must be positive")
+        low, high = RATES
+        require(low <= self.sample_rate <= high, f"sample_rate must be from {low} to {high} Hz, not {self.sample_rate}")
+        require(self.latent_dim > 0, "latent_dim must be positive")
         hop = self.hop_length
         if self.decoder.kind == "istft":
-            _require(
+            require(
                 self.decoder.n_fft % hop == 0 and self.decoder.n_fft >= 2 * hop,
                 f"decoder.n_fft must be a multiple (2 or more) of the hop length {hop}, not {self.decoder.n_fft}",
             )
         else:
-            _require(
+            require(
                 math.prod(self.decoder.strides) == hop,
                 f"the product of decoder.strides must be the hop length {hop}, not {math.prod(self.decoder.strides)}",
             )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
-from codec.config import ConfigError
+from codec.config import require
 from codec.spectral import stft
 
 SLOPE = 0.1  # of the leaky ReLUs, as in HiFi-GAN
@@ -53,41 +53,34 @@ class DiscriminatorConfig:
     band_edges: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
 
     def __post_init__(self) -> None:
-        _require(bool(self.periods or self.resolutions), "periods and resolutions must not both be empty")
+        require(bool(self.periods or self.resolutions), "periods and resolutions must not both be empty")
         for period in self.periods:
-            _require(period >= 1, f"periods must be 1 or more, not {period}")
-        _require(len(set(self.periods)) == len(self.periods), "periods must differ from each other")
-        _require(self.period_channels >= 1, f"period_channels must be 1 or more, not {self.period_channels}")
-        _require(
+            require(period >= 1, f"periods must be 1 or more, not {period}")
+        require(len(set(self.periods)) == len(self.periods), "periods must differ from each other")
+        require(self.period_channels >= 1, f"period_channels must be 1 or more, not {self.period_channels}")
+        require(
             self.period_max_channels >= self.period_channels,
             f"period_max_channels must not be below period_channels {self.period_channels},"
             f" and is {self.period_max_channels}",
         )
         for n_fft in self.resolutions:
-            _require(n_fft >= 4 and n_fft % 4 == 0, f"resolutions must be multiples of 4, not {n_fft}")
-        _require(len(set(self.resolutions)) == len(self.resolutions), "resolutions must differ from each other")
-        _require(
-            self.resolution_channels >= 1, f"resolution_channels must be 1 or more, not {self.resolution_channels}"
-        )
-        _require(
+            require(n_fft >= 4 and n_fft % 4 == 0, f"resolutions must be multiples of 4, not {n_fft}")
+        require(len(set(self.resolutions)) == len(self.resolutions), "resolutions must differ from each other")
+        require(self.resolution_channels >= 1, f"resolution_channels must be 1 or more, not {self.resolution_channels}")
+        require(
             1 <= self.resolution_stride <= 9,
             f"resolution_stride must be from 1 to 9, the kernel's width, not {self.resolution_stride}",
         )
         edges = (0.0, *self.band_edges, 1.0)
-        _require(
+        require(
             all(low < high for low, high in pairwise(edges)),
             f"band_edges must rise and lie between 0 and 1, not {list(self.band_edges)}",
         )
         for n_fft in self.resolutions:
-            _require(
+            require(
                 all(low < high for low, high in _bands(n_fft, self.band_edges)),
                 f"resolutions: {n_fft} is too short to give each band of band_edges a bin",
             )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 def _bands(n_fft: int, edges: tuple[float, ...]) -> list[tuple[int, int]]:
@@ -200,6 +193,17 @@ class Discriminators(nn.Module):
     def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
         """``[B, 1, T]`` -> one output a discriminator."""
         return [member(waveform) for member in self.members]
+
+
+def split_outputs(
+    outputs: list[DiscriminatorOutput], batch: int
+) -> tuple[list[DiscriminatorOutput], list[DiscriminatorOutput]]:
+    """What was judged in one batch of recorded, then decoded speech, ``batch`` items each: of the one and of the other."""
+    recorded, decoded = (
+        [DiscriminatorOutput(o.logits[half], [feature[half] for feature in o.features]) for o in outputs]
+        for half in (slice(None, batch), slice(batch, None))
+    )
+    return recorded, decoded
 
 
 def _convolution(before: int, after: int, kernel: tuple[int, int], stride: tuple[int, int]) -> nn.Module:

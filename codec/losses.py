@@ -72,6 +72,7 @@ class SpectralLoss(nn.Module):
             raise ValueError("phase_windows and envelope_windows must be among windows")
         self.windows, self.phase_windows, self.exponent = windows, phase_windows, exponent
         self.envelope_windows = envelope_windows
+        self._windows_of = {"mel": windows, "stft": phase_windows, "envelope": envelope_windows}
         self.sample_rate = sample_rate
         for n_fft, n_mels in zip(windows, mels, strict=True):
             self.register_buffer(f"filters_{n_fft}", mel_filterbank(sample_rate, n_fft, n_mels), persistent=False)
@@ -86,13 +87,10 @@ class SpectralLoss(nn.Module):
     @property
     def terms(self) -> tuple[str, ...]:
         """Names of the terms that ``forward`` gives."""
-        return ("mel", "stft", "envelope") if self.envelope_windows else ("mel", "stft")
+        return tuple(name for name, windows in self._windows_of.items() if windows)
 
     def forward(self, estimate: Tensor, reference: Tensor, bandwidth: Tensor) -> dict[str, Tensor]:
-        """``estimate`` and ``reference`` ``[B, 1, T]``, ``bandwidth`` ``[B]`` in Hz -> {"mel": [], "stft": []}.
-
-        With ``envelope_windows`` also "envelope".
-        """
+        """``estimate`` and ``reference`` ``[B, 1, T]``, ``bandwidth`` ``[B]`` in Hz -> ``{term: []}`` for ``terms``."""
         estimate, reference = estimate.squeeze(1).float(), reference.squeeze(1).float()
         bandwidth = usable_bandwidth(bandwidth, self.sample_rate)
         mel, phase, envelope = (estimate.new_zeros(()) for _ in range(3))
@@ -105,10 +103,8 @@ class SpectralLoss(nn.Module):
                 phase = phase + _relative_distance(made, wanted, weights, self.exponent)
             if n_fft in self.envelope_windows:
                 envelope = envelope + self._envelope_distance(made, wanted, bandwidth, n_fft)
-        terms = {"mel": mel / len(self.windows), "stft": phase / max(len(self.phase_windows), 1)}
-        if self.envelope_windows:
-            terms["envelope"] = envelope / len(self.envelope_windows)
-        return terms
+        sums = {"mel": mel, "stft": phase, "envelope": envelope}
+        return {name: sums[name] / len(self._windows_of[name]) for name in self.terms}
 
     def _mel_distance(self, made: _Parts, wanted: _Parts, bandwidth: Tensor, n_fft: int) -> Tensor:
         filters = getattr(self, f"filters_{n_fft}")

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from codec.config import CodecConfig, ConfigError, from_dict
+from codec.config import CodecConfig, ConfigError, from_dict, require
 from codec.discriminators import DiscriminatorConfig
 
 WEIGHTS = {
     "mel": 1.0,
     "stft": 1.0,
-    "envelope": 1.0,
+    "envelope": 0.0,
     "commitment": 0.1,
     "codebook": 0.4,
     "adversarial": 0.05,
@@ -48,12 +48,13 @@ class DataConfig:
     max_speaker_hours: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 0:
-            raise ConfigError("batch_size must be at least 1 and workers not negative")
-        if self.max_speaker_hours < 0:
-            raise ConfigError("max_speaker_hours must not be negative (0: no cap)")
-        if len(self.gain_db) != 2 or self.gain_db[0] > self.gain_db[1]:
-            raise ConfigError("gain_db must be a lowest and a highest gain")
+        require(self.batch_size >= 1 and self.workers >= 0, "batch_size must be at least 1 and workers not negative")
+        require(0 < self.segment_seconds < math.inf, "segment_seconds must be a positive number")
+        require(self.max_speaker_hours >= 0, "max_speaker_hours must not be negative (0: no cap)")
+        require(self.valid_limit >= 0, "valid_limit must not be negative (0: all utterances)")
+        require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction must be from 0 to 1")
+        ordered = len(self.gain_db) == 2 and -math.inf < self.gain_db[0] <= self.gain_db[1] < math.inf
+        require(ordered, "gain_db must be a lowest and a highest gain")
 
 
 @dataclass(frozen=True)
@@ -73,15 +74,15 @@ class PhaseConfig:
     adversarial: int = -1
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.autoencoder < 0 or self.ramp < 0 or self.adversarial < -1:
-            raise ConfigError("phases must not be negative (adversarial: -1 for never)")
-        if 0 <= self.adversarial < self.autoencoder:
-            raise ConfigError("adversarial training must not begin before the quantizer")
+        least = min(self.autoencoder, self.ramp, self.adversarial + 1)
+        require(self.steps >= 1 and least >= 0, "phases must not be negative (adversarial: -1 for never)")
+        early = 0 <= self.adversarial < self.autoencoder
+        require(not early, "adversarial training must not begin before the quantizer")
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Loss terms; a term's weight stands in ``weights``, 0 leaves it out.
+    """Loss terms; a term's weight stands in ``weights``, 0 leaves it out (and saves the work of ``stft`` and ``envelope``).
 
     Attributes:
         weights: of each term; those left out keep the defaults of ``WEIGHTS``. The commitment and codebook losses are
@@ -90,7 +91,7 @@ class LossConfig:
         phase_windows: those of ``windows`` with the complex-STFT term.
         phase_exponent: of the magnitudes in that term, above 0 to 1; below 1 weak components count for more.
         phase_scale: the frequency scale whose equal steps count alike in that term: ``linear`` or ``mel``.
-        envelope_windows: those of ``windows`` with the envelope term; none leaves it out.
+        envelope_windows: those of ``windows`` with the envelope term.
         envelope_bands: mel bands of that term.
         adversarial: form of the adversarial loss.
     """
@@ -101,23 +102,29 @@ class LossConfig:
     phase_windows: tuple[int, ...] = (256, 512, 1024)
     phase_exponent: float = 1.0
     phase_scale: Literal["linear", "mel"] = "linear"
-    envelope_windows: tuple[int, ...] = ()
+    envelope_windows: tuple[int, ...] = (512,)
     envelope_bands: int = 24
     adversarial: Literal["hinge", "least_squares"] = "hinge"
 
     def __post_init__(self) -> None:
-        unknown = self.weights.keys() - WEIGHTS.keys()
-        if unknown:
-            raise ConfigError(f"weights: unknown term {', '.join(sorted(unknown))}; known are {', '.join(WEIGHTS)}")
+        unknown = ", ".join(sorted(self.weights.keys() - WEIGHTS.keys()))
+        require(not unknown, f"weights: unknown term {unknown}; known are {', '.join(WEIGHTS)}")
+        for name, weight in self.weights.items():
+            require(0 <= weight < math.inf, f"weights.{name} must be a number from 0 on, not {weight}")
         object.__setattr__(self, "weights", WEIGHTS | self.weights)
-        if len(self.windows) != len(self.mels):
-            raise ConfigError(f"mels must have {len(self.windows)} entries, one a window")
-        if not set(self.phase_windows) | set(self.envelope_windows) <= set(self.windows):
-            raise ConfigError("phase_windows and envelope_windows must be among windows")
-        if self.envelope_bands < 1:
-            raise ConfigError("envelope_bands must be at least 1")
-        if not 0 < self.phase_exponent <= 1:
-            raise ConfigError("phase_exponent must be above 0 and at most 1")
+        require(
+            bool(self.windows) and all(window >= 4 and window % 4 == 0 for window in self.windows),
+            "windows must be multiples of 4, at least one",
+        )
+        require(len(self.windows) == len(self.mels), f"mels must have {len(self.windows)} entries, one a window")
+        require(min(*self.mels, self.envelope_bands) >= 1, "mels and envelope_bands must be at least 1")
+        for term, chosen in (("stft", self.phase_windows), ("envelope", self.envelope_windows)):
+            usable = bool(chosen) and set(chosen) <= set(self.windows)
+            name = "phase_windows" if term == "stft" else "envelope_windows"
+            require(
+                usable or not self.weights[term], f"{name} must be among windows, one at least, or weights.{term} 0"
+            )
+        require(0 < self.phase_exponent <= 1, "phase_exponent must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -148,14 +155,17 @@ class OptimizerConfig:
     max_bad_steps: int = 20
 
     def __post_init__(self) -> None:
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ConfigError("betas must be two numbers from 0 to below 1")
-        if not 0 <= self.ema_decay < 1:
-            raise ConfigError("ema_decay must be from 0 to below 1")
-        if self.muon_learning_rate < 0:
-            raise ConfigError("optimizer.muon_learning_rate must not be negative (0: AdamW for all)")
-        if not 0 <= self.hold < 1:
-            raise ConfigError("hold must be from 0 to below 1")
+        rates = (self.learning_rate, self.discriminator_learning_rate)
+        require(all(0 < rate < math.inf for rate in rates), "learning rates must be positive numbers")
+        require(0 <= self.muon_learning_rate < math.inf, "muon_learning_rate must not be negative (0: AdamW for all)")
+        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas must be two, from 0 to below 1")
+        require(0 <= self.weight_decay < math.inf, "weight_decay must not be negative")
+        require(self.warmup_steps >= 0, "warmup_steps must not be negative")
+        require(0 <= self.hold < 1, "hold must be from 0 to below 1")
+        require(0 <= self.final_ratio <= 1, "final_ratio must be from 0 to 1")
+        require(0 < self.clip_norm < math.inf, "clip_norm must be a positive number")
+        require(0 <= self.ema_decay < 1, "ema_decay must be from 0 to below 1")
+        require(self.max_bad_steps >= 1, "max_bad_steps must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -169,8 +179,9 @@ class LogConfig:
     audio_examples: int = 4
 
     def __post_init__(self) -> None:
-        if min(self.scalars_every, self.valid_every, self.checkpoint_every, self.keep_checkpoints) < 1:
-            raise ConfigError("intervals and keep_checkpoints must be at least 1")
+        least = min(self.scalars_every, self.valid_every, self.checkpoint_every, self.keep_checkpoints)
+        require(least >= 1, "intervals and keep_checkpoints must be at least 1")
+        require(self.audio_examples >= 0, "audio_examples must not be negative")
 
 
 @dataclass(frozen=True)
@@ -198,13 +209,13 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         samples = self.data.segment_seconds * self.model.sample_rate
-        if samples < 1 or abs(samples / self.model.hop_length - round(samples / self.model.hop_length)) > 1e-6:
-            raise ConfigError(
-                f"data.segment_seconds {self.data.segment_seconds:g} is {samples:g} samples, not a multiple of the hop "
-                f"length {self.model.hop_length}"
-            )
-        if not 0 <= self.quantizer_dropout <= 1:
-            raise ConfigError("quantizer_dropout must be from 0 to 1")
+        frames = samples / self.model.hop_length
+        require(
+            samples >= 1 and abs(frames - round(frames)) <= 1e-6,
+            f"data.segment_seconds {self.data.segment_seconds:g} is {samples:g} samples, not a multiple of the hop "
+            f"length {self.model.hop_length}",
+        )
+        require(0 <= self.quantizer_dropout <= 1, "quantizer_dropout must be from 0 to 1")
 
     def learning_rate(self, step: int) -> float:
         """Share of the peak learning rate at ``step`` (0-based), from the step alone."""
@@ -228,7 +239,7 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
         ConfigError: not YAML, unknown key, wrong type, or values that contradict each other.
         OSError: cannot be read.
     """
-    values = _read_yaml(Path(path))
+    values = _read_yaml(Path(path), ())
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
@@ -243,7 +254,10 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """A file with its base merged in; ``above`` are the files that it is the base of."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path} is, through its base, its own base")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
@@ -252,7 +266,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping")
     base = values.pop("base", None)
-    return _merge(_read_yaml(path.parent / base), values) if base is not None else values
+    if base is None:
+        return values
+    require(isinstance(base, str), f"{path}: base must be the name of a file, not {base!r}")
+    return _merge(_read_yaml(path.parent / base, (*above, path.resolve())), values)
 
 
 def _parse_yaml(text: str, where: str) -> Any:

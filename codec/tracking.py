@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,14 +26,19 @@ class Tracker:
     def __init__(self, folder: Path, logger: str, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
-        kept = [line for line in _lines(self._metrics) if json.loads(line)["step"] <= first_step]
+        kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
         with written_whole(self._metrics) as temporary:
-            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
         self._writer = None
         if logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+
+    @property
+    def shows(self) -> bool:
+        """Whether there is somebody to show pictures and speech to."""
+        return self._writer is not None
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each named curve."""
@@ -59,11 +65,12 @@ class Tracker:
             self._writer.close()
 
 
-def _lines(path: Path) -> list[str]:
-    """Whole lines of a file that may not be there, or may break off where its writer was killed."""
+def read_scalars(path: Path) -> list[dict[str, Any]]:
+    """The points of a ``metrics.jsonl``, which may not be there, or may break off where its writer was killed."""
     if not path.exists():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
 def mel_picture(waveform: Tensor, sample_rate: int, n_mels: int = 80) -> Tensor:

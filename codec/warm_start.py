@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -36,6 +37,10 @@ def take_codec(codec: Codec, given: Codec, name: str) -> bool:
 
 def can_grow(given: CodecConfig, wanted: CodecConfig) -> bool:
     """Whether ``wanted`` is ``given`` but for its quantizer and for more blocks of the same width."""
+    if len(given.encoder.strides) != len(wanted.encoder.strides):
+        return False
+    if given.decoder.kind != wanted.decoder.kind or len(given.decoder.strides) != len(wanted.decoder.strides):
+        return False
     encoder = replace(given.encoder, depths=wanted.encoder.depths)
     decoder = replace(given.decoder, depth=wanted.decoder.depth, depths=wanted.decoder.depths)
     depths = [(c.decoder.depth, *c.encoder.depths, *c.decoder.depths) for c in (given, wanted)]
@@ -61,6 +66,8 @@ def take_discriminators(judges: Discriminators, path: Path) -> None:
         return
     try:
         judges.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise ConfigError(f"{path} cannot be read: {error}; remove it to begin with new discriminators") from None
     except RuntimeError:
         raise ConfigError(
             f"{path} holds other discriminators than the configuration's; remove it to begin with new ones"

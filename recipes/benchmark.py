@@ -4,7 +4,7 @@ python recipes/benchmark.py              # encode and decode against transformer
 python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
 python recipes/benchmark.py --startup    # what codec-encode spends beyond ``import torch``
 python recipes/benchmark.py --search     # the nearest of so many codes, against one matrix of all distances
-python recipes/benchmark.py --train recipes/default/default.yaml --set data.train=[manifests/train.jsonl]
+python recipes/benchmark.py --train recipes/default/default.yaml --set "data.train=[manifests/train.jsonl]"
 """
 
 from __future__ import annotations
@@ -25,12 +25,24 @@ import numpy as np
 import soundfile
 import torch
 
+from codec.config import ConfigError
 from codec.errors import one_line
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL, ModelError
 from codec.quantizers.search import nearest
+from codec.recipe import load_train_config
 
 SECONDS = 10
+
+
+class BenchmarkError(RuntimeError):
+    """A program that was to be measured failed, and has said why."""
+
+
+def positive(text: str) -> int:
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return number
 
 
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -47,23 +59,30 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def against_encodec(model: str, rounds: int) -> None:
-    """Encode and decode ten seconds with both codecs; EnCodec has random weights, the work is the same."""
+    """Encode and decode ten seconds with both codecs; EnCodec, at 24 kHz, has random weights, the work is the same."""
     from transformers import EncodecConfig, EncodecModel
 
     codec = Codec.from_pretrained(model)
     peer = EncodecModel(EncodecConfig()).eval()
-    waveform = torch.randn(1, 1, SECONDS * 24000, generator=torch.Generator().manual_seed(0)) * 0.1
+    generator = torch.Generator().manual_seed(0)
+    waveform, peer_waveform = (
+        torch.randn(1, 1, SECONDS * rate, generator=generator) * 0.1
+        for rate in (codec.sample_rate, peer.config.sampling_rate)
+    )
     codes = codec.encode(waveform, codec.sample_rate)
     with torch.no_grad():
-        peer_codes = peer.encode(waveform, bandwidth=6.0)
+        peer_codes = peer.encode(peer_waveform, bandwidth=6.0)
         calls: dict[str, Callable[[], object]] = {
             "encode": lambda: codec.encode(waveform, codec.sample_rate),
             "decode": lambda: codec.decode(codes),
-            "EnCodec encode": lambda: peer.encode(waveform, bandwidth=6.0),
+            "EnCodec encode": lambda: peer.encode(peer_waveform, bandwidth=6.0),
             "EnCodec decode": lambda: peer.decode(peer_codes.audio_codes, peer_codes.audio_scales),
         }
         times = interleaved(calls, rounds)
-    print(f"{torch.get_num_threads()} threads, {SECONDS} s of audio at 6 kbit/s, medians of {rounds} rounds")
+    kbps = f"{codec.bitrate / 1000:g} kbit/s, EnCodec at 6 kbit/s"
+    print(
+        f"{torch.get_num_threads()} threads, {SECONDS} s of audio, {codec.name} at {kbps}, medians of {rounds} rounds"
+    )
     for name, value in times.items():
         print(f"{name:>15}: {value / SECONDS:.4f} s per second of audio")
     for part in ("encode", "decode"):
@@ -72,7 +91,12 @@ def against_encodec(model: str, rounds: int) -> None:
     print(f"encode + decode: {both:.1f} times faster than EnCodec")
 
 
-def one_hour(model: str) -> None:
+def on_threads(threads: int) -> dict[str, str]:
+    """The environment of a program that uses so many threads."""
+    return os.environ | {"OMP_NUM_THREADS": str(threads)}
+
+
+def one_hour(model: str, threads: int) -> None:
     """Peak resident memory of codec-encode and codec-decode on an hour of noise."""
     with tempfile.TemporaryDirectory() as folder:
         wav, codes, back = (Path(folder) / name for name in ("hour.wav", "hour.codes", "back.wav"))
@@ -83,27 +107,31 @@ def one_hour(model: str) -> None:
         for command, source, target in (("encode", wav, codes), ("decode", codes, back)):
             start = time.perf_counter()
             code = f"from codec.cli import {command}_main as main; raise SystemExit(main())"
-            process = subprocess.Popen([sys.executable, "-c", code, "--model", model, str(source), str(target)])
+            args = [sys.executable, "-c", code, "--model", model, str(source), str(target)]
+            process = subprocess.Popen(args, env=on_threads(threads))
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - start
             if status != 0:
-                raise SystemExit(f"codec-{command} failed")
+                raise BenchmarkError(f"codec-{command} failed")
             print(
                 f"{command} an hour: peak {usage.ru_maxrss / 1024:.0f} MiB, {seconds:.0f} s, {3600 / seconds:.0f} x real time"
             )
 
 
-def startup(model: str, rounds: int) -> None:
+def startup(model: str, rounds: int, threads: int) -> None:
     """codec-encode of ten seconds against a bare ``import torch``."""
     with tempfile.TemporaryDirectory() as folder:
         wav, codes = Path(folder) / "in.wav", Path(folder) / "out.codes"
         soundfile.write(wav, np.random.default_rng(0).standard_normal(SECONDS * 24000) * 0.05, 24000)
         encode = "from codec.cli import encode_main as main; raise SystemExit(main())"
+
+        def run(name: str, code: str, *args: str) -> None:
+            if subprocess.run([sys.executable, "-c", code, *args], env=on_threads(threads)).returncode:
+                raise BenchmarkError(f"{name} failed")
+
         calls: dict[str, Callable[[], object]] = {
-            "import torch": lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True),
-            "codec-encode": lambda: subprocess.run(
-                [sys.executable, "-c", encode, "--force", "--model", model, str(wav), str(codes)], check=True
-            ),
+            "import torch": lambda: run("import torch", "import torch"),
+            "codec-encode": lambda: run("codec-encode", encode, "--force", "--model", model, str(wav), str(codes)),
         }
         times = interleaved(calls, rounds)
     for name, value in times.items():
@@ -135,12 +163,15 @@ def searching(rounds: int) -> None:
 
 def training(config: str, overrides: list[str], threads: int) -> None:
     """Speed of quantized training steps and the share of their time spent waiting for data, from a short real run."""
-    settings = [*overrides, "phases.steps=60", "phases.autoencoder=10", "phases.ramp=1", "log.scalars_every=10"]
-    sets = [part for setting in [*settings, "data.valid_limit=1"] for part in ("--set", setting)]
+    manifests = json.dumps(load_train_config(config, overrides).data.train)
+    settings = [*overrides, "phases.steps=60", "phases.autoencoder=0", "log.scalars_every=10"]
+    settings += [f"data.valid={manifests}", "data.valid_limit=1"]  # validation is not measured
+    sets = [part for setting in settings for part in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
         script = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", config]
         command = [*script, "--out", f"{folder}/run", "--logger", "none", *sets]
-        subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, stdout=sys.stderr)
+        if subprocess.run(command, env=on_threads(threads), stdout=sys.stderr).returncode:
+            raise BenchmarkError("train.py failed")
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
     laps = [line for line in lines if line["step"] > 20 and "speed/data_wait_share" in line]
     speed = statistics.median(line["speed/audio_seconds_per_second"] for line in laps)
@@ -153,32 +184,32 @@ def training(config: str, overrides: list[str], threads: int) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--memory", action="store_true")
-    parser.add_argument("--startup", action="store_true")
-    parser.add_argument("--search", action="store_true")
-    parser.add_argument("--train", metavar="CONFIG", help="measure training with this configuration")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--rounds", type=positive, default=7)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--memory", action="store_true")
+    what.add_argument("--startup", action="store_true")
+    what.add_argument("--search", action="store_true")
+    what.add_argument("--train", metavar="CONFIG", help="measure training with this configuration")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of that configuration"
     )
     args = parser.parse_args()
+    if args.set and not args.train:
+        parser.error("--set changes the configuration of --train")
     torch.set_num_threads(args.threads)
     try:
         if args.train:
             training(args.train, args.set, args.threads)
         elif args.memory:
-            one_hour(args.model)
+            one_hour(args.model, args.threads)
         elif args.search:
             searching(args.rounds)
         elif args.startup:
-            startup(args.model, args.rounds)
+            startup(args.model, args.rounds, args.threads)
         else:
             against_encodec(args.model, args.rounds)
-    except subprocess.CalledProcessError as error:  # which has said why
-        print(f"error: {Path(error.cmd[1]).name} failed", file=sys.stderr)
-        return 1
-    except (ModelError, ModuleNotFoundError, OSError) as error:
+    except (BenchmarkError, ConfigError, ModelError, ModuleNotFoundError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     return 0

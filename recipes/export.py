@@ -19,7 +19,7 @@ from typing import Any, get_args
 
 from safetensors.torch import save
 
-from codec.checkpoint import CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
+from codec.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
 from codec.config import ConfigError, from_dict
 from codec.errors import one_line
 from codec.files import written_whole
@@ -39,15 +39,23 @@ def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
     """The configuration of a run, and the checkpoint asked for: a name, "best", or the latest."""
     if not (run / "config.json").is_file():
         raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json")
-    config = from_dict(TrainConfig, json.loads((run / "config.json").read_text(encoding="utf-8")))
-    latest = latest_checkpoint(run / "checkpoints")
+    config = from_dict(TrainConfig, read_json(run / "config.json"))
+    latest = latest_checkpoint(run / CHECKPOINTS)
     if checkpoint is None:
         return config, latest
     if checkpoint == "best":
-        checkpoint = json.loads((latest / "state.json").read_text(encoding="utf-8"))["best"]
+        checkpoint = read_checkpoint(latest)[1].get("best")
         if checkpoint is None:
             raise CheckpointError(f"{run} has no validated checkpoint yet")
-    return config, run / "checkpoints" / checkpoint
+    return config, run / CHECKPOINTS / checkpoint
+
+
+def read_json(path: Path) -> Any:
+    """Raises ExportError where a file of the run is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ExportError(f"{path} is damaged: {error}") from None
 
 
 def refuse_existing(out: Path) -> None:
@@ -74,7 +82,7 @@ def read_evaluation(report: Path) -> dict[str, Any]:
 
 def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluation: dict[str, Any] | None) -> str:
     """The card: what the model is, what it was trained on and how, and what was measured."""
-    data = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    data = read_json(run / "data.json")
     one = codec.bitrate / codec.num_quantizers / 1000
     rates = f"{one:g} to {codec.bitrate / 1000:g}" if codec.num_quantizers > 1 else f"{one:g}"
     adversarial = config.phases.adversarial
@@ -175,10 +183,11 @@ def main() -> int:
         codec.save_pretrained(args.out, bits=args.bits)
         with written_whole(args.out / "README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
+        (args.out / DISCRIMINATORS).unlink(missing_ok=True)  # those of another run would be trained on with
         if args.with_discriminator:
             with written_whole(args.out / DISCRIMINATORS) as temporary:
                 temporary.write_bytes(save(module_tensors(tensors, "judges")))
-    except (CheckpointError, ConfigError, ExportError, OSError, KeyError) as error:
+    except (CheckpointError, ConfigError, ExportError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     print(f"{checkpoint} -> {args.out}")

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import sys
 from pathlib import Path
 
 from codec.errors import one_line
 from codec.files import written_whole
+from codec.tracking import read_scalars
 
 CURVES = ["loss/mel", "loss/stft", "loss/commitment", "valid/mel", "valid/stft", "learning_rate"]
 CURVES += ["codebook/usage_*", "codebook/perplexity_*", "latents/effective_dimension"]
@@ -28,8 +28,7 @@ class PlotError(ValueError):
 def read_curves(run: Path, pattern: str) -> dict[str, Curve]:
     """Steps and values of the scalars of a run that match a pattern, by name."""
     curves: dict[str, Curve] = {}
-    for text in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-        line = json.loads(text)
+    for line in read_scalars(run / "metrics.jsonl"):
         for name in fnmatch.filter(line, pattern):
             steps, values = curves.setdefault(name, ([], []))
             steps.append(line["step"])
@@ -48,8 +47,10 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
     rows = -(-len(patterns) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(4.5 * columns, 3 * rows), squeeze=False)
     for axis, pattern in zip(axes.flat, patterns, strict=False):
-        for index, run in enumerate(runs):
-            curves = read_curves(run, pattern)
+        found = {run: read_curves(run, pattern) for run in runs}
+        if not any(found.values()):
+            raise PlotError(f"no curve is named {pattern} in {', '.join(map(str, runs))}")
+        for index, (run, curves) in enumerate(found.items()):
             for stage, points in enumerate(curves.values()):
                 label = {"label": run.name} if stage == 0 else {}
                 axis.plot(*points, **label, linewidth=1, color=f"C{index % 10}", alpha=1 - 0.8 * stage / len(curves))

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import accelerate
 import numpy as np
@@ -112,6 +113,18 @@ def test_the_shipped_configs_are_there() -> None:
         ("model.decoder={kind: upsampling, strides: [8, 5, 4]}", "product of decoder.strides"),
         ("losses.weights.gan=2.0", "weights: unknown term gan"),
         ("phases.adversarial=1", "before the quantizer"),
+        ("data.segment_seconds=.nan", "segment_seconds must be a positive number"),
+        ("data.valid_limit=-1", "valid_limit must not be negative"),
+        ("data.gain_db=[0.0, .inf]", "a lowest and a highest gain"),
+        ("losses.windows=[0]", "windows must be multiples of 4"),
+        ("losses.phase_windows=[]", "phase_windows must be among windows, one at least, or weights.stft 0"),
+        ("losses.weights.mel=-1.0", "weights.mel must be a number from 0 on"),
+        ("losses={weights: {envelope: 1.0}, envelope_windows: []}", "envelope_windows must be among windows"),
+        ("optimizer.learning_rate=-1.0", "learning rates must be positive"),
+        ("optimizer.final_ratio=7.0", "final_ratio must be from 0 to 1"),
+        ("optimizer.warmup_steps=-5", "warmup_steps must not be negative"),
+        ("optimizer.max_bad_steps=0", "max_bad_steps must be at least 1"),
+        ("log.audio_examples=-1", "audio_examples must not be negative"),
         ("data.train=x.jsonl", "data.train must be a list"),
         ("nonsense", "KEY=VALUE"),
         ("seed=[", "not YAML"),
@@ -120,6 +133,21 @@ def test_the_shipped_configs_are_there() -> None:
 def test_config_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         load_train_config(DEBUG, [override])
+
+
+def test_mistaken_bases_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    for base, message in (("5", "base must be the name of a file, not 5"), ("a.yaml", "its own base")):
+        path.write_text(f"base: {base}\n")
+        with pytest.raises(ConfigError, match=message):
+            load_train_config(path)
+
+
+def test_terms_without_weight_are_not_computed() -> None:
+    script = load_script("recipes/train.py")
+    assert script.build_spectral(load_train_config(DEBUG)).terms == ("mel", "stft")
+    other = ["losses.weights={stft: 0.0, envelope: 0.5}", "losses.windows=[512]", "losses.mels=[64]"]
+    assert script.build_spectral(load_train_config(DEBUG, other)).terms == ("mel", "envelope")
 
 
 def test_a_configuration_that_is_no_text_is_named() -> None:
@@ -165,6 +193,50 @@ def test_tables_that_training_moves_without_gradient_reach_the_averaged_model(co
     assert moved and all(torch.equal(tensors[name], tensors[name.replace("codec", "average", 1)]) for name in moved)
 
 
+def test_a_quantizer_without_parameters_is_trained_around(corpus: Path, tmp_path: Path) -> None:
+    single = ["model.quantizer.kind=ema_vq", "model.quantizer.num_quantizers=1", "model.quantizer.codebook_dim=32"]
+    done = train(corpus, tmp_path, *SHORT, "model.latent_dim=32", *single, flags=("--logger", "none"))
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_run_killed_in_its_first_save_begins_anew(corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / ".step_00000004.tmp").mkdir(parents=True)
+    settings = [*SHORT, "phases.steps=1", "phases.autoencoder=0", "phases.adversarial=-1"]
+    done = train(corpus, tmp_path, *settings, flags=("--logger", "none", "--minutes", "1"))
+    assert done.returncode == 0, done.stderr
+    assert latest_checkpoint(tmp_path / "checkpoints").name == "step_00000001"
+
+
+def test_processes_that_see_different_checkpoints_say_so(corpus: Path, tmp_path: Path) -> None:
+    """As on machines without a common disk: each process here is given a folder of its own."""
+    settings = [*SHORT, "phases.steps=1", "phases.autoencoder=0", "phases.adversarial=-1"]
+    assert train(corpus, tmp_path / "0", *settings, flags=("--logger", "none")).returncode == 0
+    wrapper = tmp_path / "each.py"
+    wrapper.write_text(
+        "import os, runpy, sys\n"
+        f"sys.argv[sys.argv.index('--out') + 1] = r'{tmp_path}/' + os.environ['RANK']\n"
+        f"sys.path.insert(0, r'{RECIPES}')\n"
+        f"runpy.run_path(r'{RECIPES}/train.py', run_name='__main__')\n"
+    )
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(wrapper)]
+    rest = command(corpus, tmp_path / "0", *settings, flags=("--logger", "none", "--minutes", "1"))[2:]
+    done = subprocess.run([*launcher, *rest], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode != 0
+    assert "must lie on a disk that all machines share: the processes see checkpoints of step 1, none" in done.stderr
+
+
+def test_a_checkpoint_is_written_once_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = load_script("recipes/train.py")
+    run = in_process_run(script, load_train_config(DEBUG))
+    written: list[int] = []
+    monkeypatch.setattr(script, "save_checkpoint", lambda folder, step, *_: written.append(step))
+    run.folder = tmp_path
+    for step in (1, 1, 2, 2, 2, 5):
+        run.counters.step = step
+        run.save()
+    assert written == [1, 2, 5]
+
+
 def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: Path) -> None:
     """After one step Adam's first moment is (1 - beta1) times the clipped gradient; it must be that of the whole batch."""
     settings = [*SHORT, "phases.steps=1", "phases.autoencoder=0", "phases.adversarial=0", "quantizer_dropout=0.0"]
@@ -187,17 +259,24 @@ def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: P
         assert difference < 1e-3, (kind, difference)
 
 
+def in_process_run(script: Any, config: TrainConfig, step: int = 0) -> Any:
+    """A run of the script in this process, without data."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    networks, spectral = script.build_networks(config, accelerator, None), script.build_spectral(config)
+    return script.Run(config, accelerator, Path("unused"), networks, spectral, None, [], script.Counters(step=step))
+
+
 def test_a_non_finite_step_changes_nothing_and_many_stop_the_run(caplog: pytest.LogCaptureFixture) -> None:
     script = load_script("recipes/train.py")
-    accelerator = accelerate.Accelerator(cpu=True)
     layer = torch.nn.Linear(3, 1)
     optimizer = torch.optim.AdamW(layer.parameters())
     config = load_train_config(DEBUG, ["optimizer.max_bad_steps=3"])
-    counters, batch = script.Counters(step=7), {"index": torch.tensor([70, 71])}
+    run, batch = in_process_run(script, config, step=7), {"index": torch.tensor([70, 71])}
+    counters = run.counters
 
     def step(factor: float) -> torch.Tensor:
         loss = (factor * layer(torch.ones(1, 3))).sum()
-        return script.update(loss, layer, [optimizer], config, counters, batch, accelerator)  # type: ignore[no-any-return]
+        return script.update(run, loss, layer, [optimizer], batch)  # type: ignore[no-any-return]
 
     before = layer.weight.clone()
     step(math.nan)
@@ -215,13 +294,12 @@ def test_discriminators_see_no_more_than_the_recordings_bandwidth() -> None:
     """Neither of the recorded nor of the decoded speech: what a fresh decoder puts above must not give it away."""
     script = load_script("recipes/train.py")
     config = load_train_config(DEBUG, ["phases.autoencoder=0", "phases.adversarial=0"])
-    networks = script.build_networks(config, accelerate.Accelerator(cpu=True), None)
-    spectral = script.SpectralLoss(24000, config.losses.windows, config.losses.mels, config.losses.phase_windows)
+    run = in_process_run(script, config)
     seen: list[torch.Tensor] = []
-    networks.judges.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    run.networks.judges.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     batch = {"waveform": 0.1 * torch.randn(4, 1, 9600), "bandwidth": torch.tensor([8000.0, 12000.0] * 2)}
     batch["index"] = torch.arange(4)
-    script.train_step(networks, batch, spectral, config, script.Counters(), accelerate.Accelerator(cpu=True))
+    script.train_step(run, batch)
     assert [len(waveform) for waveform in seen] == [8, 4, 4]  # both at once, then the recorded, then the decoded
     for waveform in seen:
         power = torch.fft.rfft(waveform[:, 0]).abs().square()
@@ -444,6 +522,16 @@ def test_resuming_what_is_done_or_different_is_one_line(corpus: Path, tmp_path: 
     assert sorted(path.stat().st_mtime_ns for path in run.rglob("*")) == before
 
 
+def test_the_optimizers_stay_what_they_are_within_a_run(corpus: Path, tmp_path: Path) -> None:
+    settings = [*SHORT, "phases.steps=1", "phases.autoencoder=0", "phases.adversarial=-1"]
+    muon, flags = "optimizer.muon_learning_rate=1.0e-3", ("--logger", "none")
+    for run, first, then in ((tmp_path / "adamw", (), (muon,)), (tmp_path / "muon", (muon,), ())):
+        assert train(corpus, run, *settings, *first, flags=flags).returncode == 0
+        done = train(corpus, run, *settings, "phases.steps=2", *then, flags=(*flags, "--resume"))
+        assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert "holds the state of other optimizers: within a run optimizer.muon_learning_rate" in done.stderr
+
+
 def wait_for(condition, process: subprocess.Popen[bytes], seconds: float = 120) -> None:  # type: ignore[no-untyped-def]
     end = time.monotonic() + seconds
     while not condition():
@@ -455,7 +543,7 @@ def wait_for(condition, process: subprocess.Popen[bytes], seconds: float = 120) 
 def test_legs_of_minutes_make_one_run(corpus: Path, tmp_path: Path) -> None:
     """The same command again and again trains on, straight from a shard."""
     settings = [*SHORT, "phases.adversarial=-1", "phases.steps=100000"]
-    first = train(corpus, tmp_path / "run", *settings, flags=("--logger", "none", "--minutes", "0.05"))
+    first = train(corpus, tmp_path / "run", *settings, flags=("--logger", "none", "--minutes", "0.001"))
     assert first.returncode == 0, first.stderr
     reached = latest_checkpoint(tmp_path / "run" / "checkpoints").name
     assert f"stopped at step {int(reached.removeprefix('step_'))}:" in first.stdout

@@ -1,0 +1,1 @@
+"""What a training run is made of beside the codec and its losses; ``recipes/train.py`` is the run itself."""
