@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,7 @@ BLOCK_VALUES = 2**23  # and no block holds more, all channels together
 SYSTEM_ERROR = 2  # libsndfile's code where the system calls fail
 UNKNOWN_LENGTH = 2**62  # what libsndfile tells of a FLAC file written to a pipe is beyond this
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks of some millions
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
 
@@ -44,7 +46,13 @@ class AudioError(ValueError):
 
 def audio_suffixes() -> set[str]:
     """Suffixes of the files that libsndfile reads here."""
-    return {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"} | {*WRITTEN, ".wave", ".snd"}
+    formats = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
+    return formats | {*WRITTEN, ".wave", ".snd", ".sph", ".aifc"}
+
+
+def system_path(path: str | Path) -> str | bytes:
+    """A path as soundfile takes any: where names are bytes, it would refuse one that is no UTF-8."""
+    return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -75,7 +83,7 @@ class AudioReader:
             if Path(path).suffix.lower() == ".raw":
                 raise AudioError(f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first")
         try:
-            self._file = _SequentialFile(path)
+            self._file = _SequentialFile(system_path(path) if isinstance(path, (str, Path)) else path)
         except soundfile.LibsndfileError as error:
             reason = error.error_string.strip(" .")
             raise AudioError(
@@ -108,9 +116,11 @@ class AudioReader:
             if len(block) == 0:
                 break
             self.num_samples += len(block)
-            if not np.isfinite(block).all():
+            with np.errstate(over="ignore", invalid="ignore"):  # the next line finds it
+                mono = block.mean(axis=1, dtype=np.float32)
+            if not np.isfinite(mono).all():
                 raise AudioError(f"{self.name} holds NaN or infinity; repair it first")
-            yield block.mean(axis=1, dtype=np.float32)
+            yield mono
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
         seconds = self.num_samples / self.sample_rate
@@ -148,9 +158,13 @@ class AudioWriter:
             raise AudioError(
                 f"{self.name}: Opus has no sample rate {sample_rate} Hz; take .wav, .flac or --native-rate"
             )
+        if subtype == "VORBIS" and sample_rate > VORBIS_HIGHEST:
+            raise AudioError(
+                f"{self.name}: Ogg Vorbis has no sample rate {sample_rate} Hz; take .wav, .flac or --native-rate"
+            )
         open(path, "ab").close()  # the system's own words for a missing or forbidden folder
         try:
-            self._file = soundfile.SoundFile(path, "w", sample_rate, 1, subtype, format=file_format)
+            self._file = soundfile.SoundFile(system_path(path), "w", sample_rate, 1, subtype, format=file_format)
         except (soundfile.LibsndfileError, ValueError) as error:
             if getattr(error, "code", None) == SYSTEM_ERROR:
                 raise self._failure() from None

@@ -52,6 +52,8 @@ class _Progress:
     def note(self, text: str) -> None:
         from tqdm import tqdm
 
+        if sys.stderr is None:  # closed: tqdm would write to stdout, among the data
+            return
         tqdm.write(f"{self.command}: {text}", file=sys.stderr)
 
     def fail(self, text: str) -> None:
@@ -76,7 +78,7 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
         "audio file, its format told by its suffix, or - for WAV on stdout",
         "the one that the file names",
     )
-    parser.add_argument("--format", help="audio format of the files written with -o (default: wav)")
+    parser.add_argument("--format", type=_not_empty, help="audio format of the files written with -o (default: wav)")
     parser.add_argument(
         "--native-rate", action="store_true", help="write at the model's sample rate, not the original's"
     )
@@ -106,15 +108,30 @@ def _parser(name: str, description: str, examples: str, usage: str | None = None
     return parser
 
 
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("must not be empty")
+    return text
+
+
+def _after_two_dashes(argv: Sequence[str]) -> list[str]:
+    """The arguments without their ``--``; names after it that begin with a dash are told apart from options by ``./``."""
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    names = [f"./{name}" if name.startswith("-") and name != "-" else name for name in argv[end + 1 :]]
+    return [*argv[:end], *names]
+
+
 def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target: str, model: str) -> None:
     parser.add_argument("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}")
-    parser.add_argument("-o", "--output-dir", type=Path, metavar="DIR", help="write all outputs into this folder")
+    parser.add_argument("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument(
         "--bitrate", type=float, metavar="KBPS", help="use as many quantizers as fit into this, in kbit/s"
     )
     rate.add_argument("--num-quantizers", type=int, metavar="K", help="use the first K quantizers (default: all)")
-    parser.add_argument("--model", help=f"shipped model, model folder, or hub id owner/name (default: {model})")
+    parser.add_argument(
+        "--model", type=_not_empty, help=f"shipped model, model folder, or hub id owner/name (default: {model})"
+    )
     parser.add_argument("--device", default="cpu", help="torch device, such as cpu or cuda (default: cpu)")
     parser.add_argument("--force", action="store_true", help="overwrite existing outputs")
 
@@ -126,7 +143,8 @@ def _main(
     run: Callable[[argparse.Namespace, _Progress], int],
 ) -> int:
     progress = _Progress(name)
-    args = parser.parse_intermixed_args(argv)  # options may stand between INPUT and OUTPUT
+    given = _after_two_dashes(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_intermixed_args(given)  # options may stand between INPUT and OUTPUT
     # a polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out
     for polite in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(polite) == signal.SIG_DFL:  # nohup stays in force
@@ -165,29 +183,57 @@ def _for_each(jobs: list[Job], force: bool, progress: _Progress, transfer: Calla
     """Run the jobs, going on after a failure; a bar when there are several."""
     from tqdm import tqdm
 
+    for stream, name, wanted in (
+        (sys.stdin, "stdin", any(job.from_stdin for job in jobs)),
+        (sys.stdout, "stdout", any(job.to_stdout for job in jobs)),
+    ):
+        if wanted and stream is None:
+            raise UsageError(f"{name} is closed")
     failures = 0
     for job in tqdm(jobs, unit=" file", disable=None if len(jobs) > 1 else True):
         try:
-            if not (job.to_stdout or force) and job.target.exists():
-                raise FileExistsError(f"{job.target} exists; --force overwrites it")
+            _check_target(job, force)
             transfer(job)
         except BrokenPipeError:
             raise
         except (ValueError, OSError) as error:
             failures += 1
-            text = one_line(error)
-            named = text.startswith((job.source_name, job.target_name)) or getattr(error, "filename", None)
-            progress.fail(text if named else f"{job.source_name}: {text}")
+            progress.fail(_naming(error, job.source_name, job.target_name))
     if failures and len(jobs) > 1:
         progress.note(f"{len(jobs) - failures} of {len(jobs)} files done, {failures} failed")
     return EXIT_FAILURE if failures else EXIT_OK
+
+
+def _check_target(job: Job, force: bool) -> None:
+    if job.to_stdout or not job.target.exists():
+        return
+    if job.target.is_dir():
+        raise IsADirectoryError(f"{job.target} is a folder")
+    if not force:
+        raise FileExistsError(f"{job.target} exists; --force overwrites it")
+    if not job.from_stdin and job.source.exists() and job.target.samefile(job.source):
+        raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
+
+
+def _naming(error: Exception, source: str, *others: str) -> str:
+    """The message on one line, beginning with the name of the file that it is about."""
+    from codec.container import ContainerError
+
+    text = one_line(error)
+    if getattr(error, "filename", None):
+        return text
+    names = [start for name in (source, *others) for start in (f"{name}:", f"{name} ")]
+    if text.startswith(tuple(names)) and not isinstance(error, ContainerError):  # the container does not know the name
+        return text
+    return f"{source}: {text}"
 
 
 def _encode(args: argparse.Namespace, progress: _Progress) -> int:
     from codec.audio import audio_suffixes
     from codec.transfer import Encoding, encode_file
 
-    jobs = plan_jobs(args.paths, args.output_dir, audio_suffixes(), [".codes"], progress.note)
+    folder = args.output_dir and Path(args.output_dir)
+    jobs = plan_jobs(args.paths, folder, audio_suffixes(), [".codes"], progress.note)
     _check_range(args)
     encoding = Encoding.load(args.model, args.device, args.num_quantizers, args.bitrate, progress.note)
     return _for_each(jobs, args.force, progress, lambda job: encode_file(encoding, job, progress.note))
@@ -203,7 +249,8 @@ def _decode(args: argparse.Namespace, progress: _Progress) -> int:
     if suffix not in WRITTEN:
         raise UsageError(f"--format {args.format}: not written here; take wav, flac, ogg, mp3 or opus")
     targets = [suffix, *WRITTEN]
-    jobs = plan_jobs(args.paths, args.output_dir, {".codes"}, targets, progress.note)
+    folder = args.output_dir and Path(args.output_dir)
+    jobs = plan_jobs(args.paths, folder, {".codes"}, targets, progress.note)
     _check_range(args)
     decoding = Decoding(args.model, args.device, args.num_quantizers, args.bitrate, args.native_rate, args.salvage)
     if args.model is not None:  # else the files name it
@@ -229,13 +276,14 @@ def _info(args: argparse.Namespace, progress: _Progress) -> int:
             raise
         except (ValueError, OSError) as error:
             failures += 1
-            text = one_line(error)
-            progress.fail(text if text.startswith(name) else f"{name}: {text}")
+            progress.fail(_naming(error, name))
             continue
         if args.json:
             print(json.dumps(facts))
         else:
             print(("\n" if index else "") + "\n".join(f"{key:<20} {value}" for key, value in facts.items()))
         failures += "damage" in facts
+    if sys.stdout is None:
+        raise UsageError("stdout is closed")
     sys.stdout.flush()
     return EXIT_FAILURE if failures else EXIT_OK

@@ -5,7 +5,7 @@ Layout, all integers little-endian::
     offset  bytes
     0       4      magic "SVQC"
     4       1      format version, 1
-    5       16     fingerprint: the first 16 bytes of the model's SHA-256 (configuration and effective codebooks)
+    5       16     fingerprint: the first 16 bytes of the model's SHA-256 (Codec.fingerprint)
     21      4      sample rate of the model, Hz
     25      4      sample rate of the original, Hz
     29      8      samples (per channel) of the original
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from codec.config import RATES
 from codec.files import written_whole
@@ -255,15 +255,16 @@ def intact_blocks(stream: IO[bytes], header: Header) -> Iterator[Codes]:
         yield block
 
 
-def dumps(header: Header, codes: Codes) -> bytes:
+def dumps(header: Header, codes: ArrayLike) -> bytes:
     """The whole file.
 
     Args:
-        codes: integers ``[K, N]``, ``0 <= code < codebook_size``; K and N as the header says.
+        codes: integers ``[K, N]``, ``0 <= code < codebook_size``; K and N as the header says. A tensor on the CPU will do.
 
     Raises:
         ContainerError: codes that do not fit the header.
     """
+    codes = np.asarray(codes)
     wanted = (header.num_quantizers, header.num_frames)
     if codes.shape != wanted:
         raise ContainerError(f"codes must be [K, N] = {list(wanted)} for this header, not {list(codes.shape)}")
@@ -287,7 +288,7 @@ def loads(data: bytes) -> tuple[Header, Codes]:
     return _load(io.BytesIO(data))
 
 
-def write(path: str | Path, header: Header, codes: Codes) -> None:
+def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
     """Write a file as a whole: a temporary name first, then renamed. Errors as :func:`dumps`."""
     data = dumps(header, codes)
     with written_whole(path) as temporary:

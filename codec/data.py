@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codec.audio import AudioReader
+from codec.audio import AudioReader, system_path
 from codec.manifest import ManifestError, Record, audio_source
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,8 @@ def read_segment(record: Record, position: float, num_samples: int, sample_rate:
     ``position`` in [0, 1) chooses the start among all that keep the segment inside the file. A margin is read and cut off
     on both sides, so that the resampler never sees an edge inside the segment.
     """
-    with soundfile.SoundFile(audio_source(record)) as file:
+    source = audio_source(record)
+    with soundfile.SoundFile(system_path(source) if isinstance(source, str) else source) as file:
         rate, total = file.samplerate, file.frames
         if total < 1:
             raise ManifestError(f"{record.path} is empty")

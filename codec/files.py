@@ -20,6 +20,7 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         OSError: the folder is missing or read-only, the disk is full.
     """
     path = Path(path)
+    path = path.resolve() if path.is_symlink() else path  # what the link points to is meant
     temporary = path.with_name(f".{path.stem[:20]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
         temporary.touch(exist_ok=False)

@@ -93,7 +93,7 @@ def hold_out(records: Sequence[Record], speakers: int) -> tuple[list[Record], li
 
 
 def _hashed(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
 
 
 def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
@@ -101,11 +101,37 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
     path = Path(path)
     folder = path.parent.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with written_whole(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
         for record in records:
             audio = Path(record.path).resolve()
             relative = audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else audio.as_posix()
             file.write(json.dumps(dataclasses.asdict(record) | {"path": relative}, ensure_ascii=False) + "\n")
+
+
+def record_of(found: object) -> Record:
+    """The record that a parsed JSON object is; what :class:`Record` does not have is passed over.
+
+    Raises:
+        ManifestError: no object, a field that is missing or of a wrong type, or a value that cannot be.
+    """
+    if not isinstance(found, dict):
+        raise ManifestError("not a manifest record: it is no JSON object")
+    kinds = {field.name: {"str": str, "int": int}[str(field.type)] for field in dataclasses.fields(Record)}
+    fields = {name: value for name, value in found.items() if name in kinds}
+    wrong = [name for name, value in fields.items() if type(value) is not kinds[name]]
+    if wrong:
+        raise ManifestError(f"{wrong[0]} must be of type {kinds[wrong[0]].__name__}")
+    try:
+        record = Record(**fields)
+    except TypeError as error:
+        raise ManifestError(f"not a manifest record: {error}") from None
+    if record.num_samples < 1 or record.sample_rate < 1:
+        raise ManifestError("num_samples and sample_rate must be at least 1")
+    if min(record.offset, record.num_bytes, record.bandwidth_hz) < 0:
+        raise ManifestError("offset, num_bytes and bandwidth_hz must not be negative")
+    if not record.path or not record.split:
+        raise ManifestError("path and split must not be empty")
+    return record
 
 
 def read_manifest(path: str | Path) -> list[Record]:
@@ -114,31 +140,27 @@ def read_manifest(path: str | Path) -> list[Record]:
     Fields that :class:`Record` does not have are notes of whoever wrote the manifest and are passed over.
 
     Raises:
-        ManifestError: no such manifest; a line that is not JSON, lacks a field, or has a wrong type, named by its number.
+        ManifestError: no such manifest; a line, named by its number, that is not JSON, lacks a field, or has one of a wrong
+            type, a value that cannot be, or the id of another line.
     """
     path = Path(path)
     if not path.is_file():
         raise ManifestError(f"{path}: no such manifest; data/<set>/prepare.py writes one")
     folder = path.parent.resolve()
-    kinds = {field.name: {"str": str, "int": int}[str(field.type)] for field in dataclasses.fields(Record)}
-    records = []
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # what is no text is no JSON either
+    records: list[Record] = []
+    lines: dict[str, int] = {}  # id -> its line
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # names of files may be any bytes
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue
             try:
-                found = json.loads(line)
-                if not isinstance(found, dict):
-                    raise TypeError("it is no JSON object")
-                fields = {k: v for k, v in found.items() if k in kinds}
-                record = Record(**fields)
-            except (json.JSONDecodeError, TypeError) as error:
+                record = record_of(json.loads(line))
+            except json.JSONDecodeError as error:
                 raise ManifestError(f"{path}:{number}: not a manifest record: {error}") from None
-            wrong = [k for k, v in fields.items() if type(v) is not kinds[k]]
-            if wrong:
-                raise ManifestError(f"{path}:{number}: {wrong[0]} must be of type {kinds[wrong[0]].__name__}")
-            if record.num_samples < 1 or record.sample_rate < 1:
-                raise ManifestError(f"{path}:{number}: num_samples and sample_rate must be at least 1")
+            except ManifestError as error:
+                raise ManifestError(f"{path}:{number}: {error}") from None
+            if lines.setdefault(record.id, number) != number:
+                raise ManifestError(f"{path}:{number}: id {record.id!r} again, after line {lines[record.id]}")
             records.append(dataclasses.replace(record, path=(folder / record.path).as_posix()))
     return records
 

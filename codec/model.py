@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from codec.audio import LARGEST_PEAK, resample
 from codec.autoencoder import Encoder, build_decoder, decoder_context, encoder_context
 from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
+from codec.container import FINGERPRINT_BYTES, Header
 from codec.files import written_whole
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
@@ -118,6 +119,25 @@ class Codec(nn.Module):
         """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
         return -(-num_samples // self.hop_length)
 
+    def header(self, num_samples: int, sample_rate: int, num_quantizers: int | None = None) -> Header:
+        """What a ``.codes`` file says of codes of this model, for ``codec.container.write``.
+
+        Args:
+            num_samples: length of what was encoded, per channel, at its own rate.
+            sample_rate: of what was encoded, in Hz.
+            num_quantizers: stages of the codes; default all.
+        """
+        return Header(
+            model=self.name,
+            fingerprint=self.fingerprint[: 2 * FINGERPRINT_BYTES],
+            sample_rate=self.sample_rate,
+            original_sample_rate=sample_rate,
+            num_samples=num_samples,
+            hop_length=self.hop_length,
+            num_quantizers=self._checked_stages(num_quantizers, self.num_quantizers),
+            codebook_size=self.codebook_size,
+        )
+
     # ---- training -------------------------------------------------------------------------------------------------
 
     def forward(
@@ -176,9 +196,8 @@ class Codec(nn.Module):
         """
         stages = self._checked_stages(num_quantizers, self.num_quantizers)
         items = _split_items(_checked_waveform(waveform), lengths)
-        if not isinstance(sample_rate, Real) or not RATES[0] <= sample_rate <= RATES[1]:
-            raise ValueError(f"sample_rate must be from {RATES[0]} to {RATES[1]} Hz, not {sample_rate!r}")
-        codes = [self._encode_item(item, sample_rate, stages) for item in items]
+        rate = _checked_rate(sample_rate)
+        codes = [self._encode_item(item, rate, stages) for item in items]
         frames = max(item.shape[-1] for item in codes)
         return torch.stack([F.pad(item, (0, frames - item.shape[-1])) for item in codes])
 
@@ -197,17 +216,7 @@ class Codec(nn.Module):
         Raises:
             ValueError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
         """
-        if not isinstance(codes, Tensor):
-            raise ValueError(f"codes must be a tensor, int64 [B, K, N], not {type(codes).__name__}")
-        if codes.ndim != 3 or codes.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"codes must be int64 [B, K, N], not {codes.dtype} {list(codes.shape)}")
-        batch, given, frames = codes.shape
-        if not 1 <= given <= self.num_quantizers:
-            raise ValueError(f"codes have {given} stages; this model has 1 to {self.num_quantizers}")
-        if batch == 0 or frames == 0:
-            raise ValueError("codes are empty")
-        if codes.min() < 0 or codes.max() >= self.codebook_size:
-            raise ValueError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
+        batch, given, frames = self._checked_codes(codes, "[B, K, N]").shape
         stages = self._checked_stages(num_quantizers, given)
         wanted = _checked_lengths(lengths, batch, frames * self.hop_length) or [frames * self.hop_length] * batch
         audio = []
@@ -221,8 +230,14 @@ class Codec(nn.Module):
         """Codes ``[K, n]``, window by window, of one waveform of any length given in blocks ``[T]`` at the model's rate.
 
         Together exactly what :meth:`encode` gives for the whole; memory is that of one window and one block.
+
+        Raises:
+            ValueError: when its turn comes, a block that ``encode`` would refuse.
         """
         stages = self._checked_stages(num_quantizers, self.num_quantizers)
+        yield from self._encode_windows((_checked_block(block) for block in blocks), stages)
+
+    def _encode_windows(self, blocks: Iterable[Tensor], stages: int) -> Iterator[Tensor]:
         context, hop = self._encoder_context, self.hop_length
         for window, before, count in overlapping(_whole_frames(blocks, hop), WINDOW_FRAMES, context, hop):
             latents = self.encoder(window.to(self.device)[None, None])[..., before : before + count]
@@ -230,16 +245,35 @@ class Codec(nn.Module):
 
     @torch.no_grad()
     def decode_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
+        """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks.
+
+        Raises:
+            ValueError: when its turn comes, a block that ``decode`` would refuse.
+        """
         hop = self.hop_length
-        for window, before, count in overlapping(blocks, WINDOW_FRAMES, self._decoder_context, 1):
+        checked = (self._checked_codes(block, "[k, n]") for block in blocks)
+        for window, before, count in overlapping(checked, WINDOW_FRAMES, self._decoder_context, 1):
             waveform = self.decoder(self.quantizer.decode(window.to(self.device)[None]))
             yield waveform[0, 0, before * hop : (before + count) * hop]
 
     def _encode_item(self, item: Tensor, sample_rate: int, stages: int) -> Tensor:
         if sample_rate != self.sample_rate:
             item = torch.from_numpy(resample(item.cpu().numpy(), sample_rate, self.sample_rate))
-        return torch.cat(list(self.encode_blocks([item], stages)), dim=-1)
+        return torch.cat(list(self._encode_windows([item], stages)), dim=-1)
+
+    def _checked_codes(self, codes: Tensor, shape: str) -> Tensor:
+        """As they are, if they can be this model's; ``shape`` is the one that is wanted."""
+        if not isinstance(codes, Tensor):
+            raise ValueError(f"codes must be a tensor, int64 {shape}, not {type(codes).__name__}")
+        if codes.ndim != shape.count(",") + 1 or codes.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"codes must be int64 {shape}, not {codes.dtype} {list(codes.shape)}")
+        if not 1 <= codes.shape[-2] <= self.num_quantizers:
+            raise ValueError(f"codes have {codes.shape[-2]} stages; this model has 1 to {self.num_quantizers}")
+        if codes.numel() == 0:
+            raise ValueError("codes are empty")
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise ValueError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
+        return codes
 
     def _checked_stages(self, asked: int | None, most: int) -> int:
         if asked is None:
@@ -293,12 +327,12 @@ class Codec(nn.Module):
 
 def _whole_frames(blocks: Iterable[Tensor], hop_length: int) -> Iterator[Tensor]:
     """The blocks, followed by zeros up to a whole number of frames."""
-    total = 0
+    total, block = 0, torch.zeros(0)
     for block in blocks:
         total += block.shape[-1]
         yield block
     if total % hop_length:
-        yield torch.zeros(-total % hop_length)
+        yield block.new_zeros(-total % hop_length)
 
 
 def _checked_waveform(waveform: Tensor) -> Tensor:
@@ -318,13 +352,34 @@ def _checked_waveform(waveform: Tensor) -> Tensor:
             f"waveform {list(waveform.shape)} would be {channels} channels of {samples} samples; if it is [B, T, C], give "
             "waveform.transpose(1, 2)"
         )
+    _check_peak(waveform)
+    return waveform.float().mean(dim=1)
+
+
+def _checked_block(block: Tensor) -> Tensor:
+    """As float32 ``[T]``."""
+    if not isinstance(block, Tensor) or not block.is_floating_point() or block.ndim != 1:
+        kind = f"{block.dtype} {list(block.shape)}" if isinstance(block, Tensor) else type(block).__name__
+        raise ValueError(f"a block must be a float tensor [T] in [-1, 1], not {kind}")
+    if block.numel():
+        _check_peak(block)
+    return block.float()
+
+
+def _check_peak(waveform: Tensor) -> None:
     extremes = torch.aminmax(waveform)
     if not all(extreme.isfinite() for extreme in extremes):
         raise ValueError("waveform holds NaN or infinity")
     peak = max(abs(float(extreme)) for extreme in extremes)
     if peak > LARGEST_PEAK:
         raise ValueError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")
-    return waveform.float().mean(dim=1)
+
+
+def _checked_rate(sample_rate: int) -> int:
+    whole = isinstance(sample_rate, Real) and float(sample_rate).is_integer()
+    if not whole or not RATES[0] <= sample_rate <= RATES[1]:
+        raise ValueError(f"sample_rate must be from {RATES[0]} to {RATES[1]} Hz, a whole number, not {sample_rate!r}")
+    return int(sample_rate)
 
 
 def _checked_lengths(lengths: Tensor | list[int] | None, batch: int, longest: int) -> list[int] | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 STREAM = Path("-")
 
@@ -55,6 +57,7 @@ def plan_jobs(
 
     Raises:
         UsageError: paths that cannot be paired, or two inputs with one output.
+        OSError: a folder that cannot be read.
     """
     if "" in paths:
         raise UsageError("a path is empty")
@@ -64,7 +67,7 @@ def plan_jobs(
         raise UsageError(f"-o {output_dir} is a file, not a folder")
     jobs: list[Job] = []
     for name in paths:
-        path = Path(name)
+        path = _path(name)
         if path == STREAM:
             raise UsageError("stdin has no name for a file in the output folder; give OUTPUT instead of -o")
         if path.is_dir():
@@ -90,7 +93,7 @@ def plan_jobs(
 def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
     if len(paths) != 2:
         raise UsageError("give INPUT OUTPUT, or several inputs with -o DIR")
-    job = Job(Path(paths[0]), Path(paths[1]))
+    job = Job(_path(paths[0]), _path(paths[1]))
     if job.source.is_dir():
         raise UsageError(f"{job.source} is a folder; give -o DIR for the outputs")
     if not job.to_stdout and job.target.suffix.lower() not in target_suffixes:
@@ -101,11 +104,36 @@ def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
     return job
 
 
+def _path(name: str) -> Path:
+    """``-`` is a stream; ``./-`` is a file, which as a mere ``Path`` would be the same."""
+    path = Path(name)
+    return path.absolute() if path == STREAM and name != "-" else path
+
+
 def _files_below(folder: Path, suffixes: Collection[str], note: Callable[[str], None]) -> list[Path]:
-    """Files with these suffixes, without hidden ones (temporary files, and the ``._x.wav`` that some systems add)."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    files = sorted(path for path in found if not any(p.startswith(".") for p in path.relative_to(folder).parts))
-    chosen = [path for path in files if path.suffix.lower() in suffixes]
-    if len(chosen) < len(files):
-        note(f"{folder}: files of other kinds passed over: {len(files) - len(chosen)}")
-    return chosen
+    """Files with these suffixes, without hidden ones (temporary files, and the ``._x.wav`` that some systems add).
+
+    Links to folders are not followed: they may lead in a circle, or to the same files again.
+
+    Raises:
+        OSError: a folder that cannot be read.
+    """
+    chosen: list[Path] = []
+    others = links = 0
+    for where, subfolders, names in os.walk(folder, onerror=_raise):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        links += sum(Path(where, name).is_symlink() for name in subfolders)
+        paths = [Path(where, name) for name in names if not name.startswith(".")]
+        # a link to nothing is taken, so that its failure is told; a pipe is not
+        wanted = [p for p in paths if p.suffix.lower() in suffixes and (p.is_file() or p.is_symlink())]
+        chosen += wanted
+        others += len(paths) - len(wanted)
+    if others:
+        note(f"{folder}: files of other kinds passed over: {others}")
+    if links:
+        note(f"{folder}: links to folders not followed: {links}; give them by name")
+    return sorted(chosen)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error

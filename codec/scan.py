@@ -11,6 +11,7 @@ from pathlib import Path
 import soundfile
 from tqdm import tqdm
 
+from codec.audio import system_path
 from codec.files import written_whole
 
 log = logging.getLogger(__name__)
@@ -72,7 +73,7 @@ def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
     try:
         if path.stat().st_size == 0:
             return BadFile(path, "empty file")
-        info = soundfile.info(path)
+        info = soundfile.info(system_path(path))
     except soundfile.LibsndfileError as error:
         return BadFile(path, f"unreadable: {error.error_string}")
     except OSError as error:

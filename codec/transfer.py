@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from codec import container
-from codec.audio import LARGEST_PEAK, AudioReader, AudioWriter, Block, cut, resample_blocks, resampled_length
+from codec.audio import (
+    LARGEST_PEAK,
+    AudioError,
+    AudioReader,
+    AudioWriter,
+    Block,
+    cut,
+    resample_blocks,
+    resampled_length,
+)
 from codec.container import Codes, ContainerError, Damage, Header
 from codec.files import written_whole
 from codec.model import Codec
@@ -104,21 +113,13 @@ def encode_file(encoding: Encoding, job: Job, note: Note) -> None:
     codec = encoding.codec
     with ExitStack() as stack:
         reader = stack.enter_context(_open_audio(job))
-        header = Header(  # before the long work, in case that something in it is wrong
-            model=codec.name,
-            fingerprint=codec.fingerprint[: 2 * container.FINGERPRINT_BYTES],
-            sample_rate=codec.sample_rate,
-            original_sample_rate=reader.sample_rate,
-            num_samples=0,
-            hop_length=codec.hop_length,
-            num_quantizers=encoding.num_quantizers,
-            codebook_size=codec.codebook_size,
-        )
+        # before the long work, in case that something in it is wrong
+        header = codec.header(0, reader.sample_rate, encoding.num_quantizers)
         output = stack.enter_context(_output(job))
         if reader.channels > 1 and not encoding.said_mixed:
             note(f"{reader.name}: {reader.channels} channels mixed down to one")
             encoding.said_mixed = True
-        blocks = _watched(reader.blocks(), reader.name, note)
+        blocks = _watched(reader.blocks(), reader.name)
         samples = resample_blocks(blocks, reader.sample_rate, codec.sample_rate)
         windows = codec.encode_blocks((torch.from_numpy(block) for block in samples), encoding.num_quantizers)
         bar = _seconds_bar(stack, reader.claimed_seconds)
@@ -130,13 +131,15 @@ def encode_file(encoding: Encoding, job: Job, note: Note) -> None:
         output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
 
-def _watched(blocks: Iterator[Block], name: str, note: Note) -> Iterator[Block]:
-    """The blocks; said once where they are so far beyond full scale that something else must be meant."""
-    said = False
+def _watched(blocks: Iterator[Block], name: str) -> Iterator[Block]:
+    """The blocks, none so far beyond full scale that something else must be meant.
+
+    Raises:
+        AudioError: one is.
+    """
     for block in blocks:
-        if not said and (peak := float(np.abs(block).max(initial=0))) > LARGEST_PEAK:
-            note(f"{name}: warning: samples reach {peak:g} where full scale is 1; divide 16-bit values by 32768")
-            said = True
+        if (peak := float(np.abs(block).max(initial=0))) > LARGEST_PEAK:
+            raise AudioError(f"{name}: samples reach {peak:g} where full scale is 1; divide 16-bit values by 32768")
         yield block
 
 

@@ -158,6 +158,12 @@ def test_missing_files(tmp_path: Path) -> None:
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
+def test_a_mean_beyond_the_largest_float_is_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full((100, 2), 3e38), 8000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="NaN or infinity"):
+        read(tmp_path / "a.wav")
+
+
 def test_writer_clips(tmp_path: Path) -> None:
     with AudioWriter(tmp_path / "a.wav", 8000) as writer:
         writer.write(np.array([0, 1, 1.5, 100, -1, -1.5, -100, 0.5], np.float32))
@@ -169,7 +175,7 @@ def test_writer_clips(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "rate"), [("a.opus", 44100), ("a.opus", 22050), ("a.mp3", 96000), ("a.flac", 700_000)]
+    ("name", "rate"), [("a.opus", 44100), ("a.opus", 22050), ("a.mp3", 96000), ("a.flac", 700_000), ("a.ogg", 200_001)]
 )
 def test_rates_that_a_format_does_not_have(tmp_path: Path, name: str, rate: int) -> None:
     with pytest.raises(AudioError, match=rf"^out\.x.*{rate} Hz.*take \.wav"):

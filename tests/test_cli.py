@@ -128,14 +128,98 @@ def test_mixed_down_is_said_once(folder: Path, run: Run, capsys: pytest.CaptureF
     assert one_line(capsys) == "codec-encode: a.wav: 2 channels mixed down to one\n"
 
 
-def test_samples_far_beyond_full_scale_are_noted(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_samples_far_beyond_full_scale_are_refused(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     """As 16-bit values stored as floats; a loud recording is not."""
     soundfile.write("loud.wav", np.full(12 * RATE, 3.0), RATE, subtype="FLOAT")
     assert run("encode", "loud.wav", "loud.codes") == 0
     assert capsys.readouterr().err == ""
     soundfile.write("wrong.wav", np.full(12 * RATE, 32767.0), RATE, subtype="FLOAT")
-    assert run("encode", "wrong.wav", "wrong.codes") == 0
-    assert "wrong.wav: warning: samples reach 32767 where full scale is 1" in one_line(capsys)
+    assert run("encode", "wrong.wav", "wrong.codes") == 1
+    assert "wrong.wav: samples reach 32767 where full scale is 1; divide" in one_line(capsys)
+
+
+def test_names_that_begin_with_a_dash(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("-x.wav", "-"):
+        soundfile.write(folder / name, np.zeros(100), RATE, format="WAV")
+    assert run("encode", "--", "-x.wav", "-x.codes") == 0
+    assert run("encode", "./-", "dash.codes") == 0
+    assert names(folder) == ["-", "-x.codes", "-x.wav", "dash.codes"]
+
+
+@pytest.mark.parametrize("option", ["--model", "-o"])
+def test_empty_option_values_are_refused(
+    folder: Path, run: Run, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("encode", "a.wav", "a.codes", option, "") == 2
+    assert "must not be empty" in capsys.readouterr().err
+
+
+def test_what_stands_beside_the_files_of_a_folder(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Links to folders are named, links to nothing fail, and neither is passed over in silence."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    soundfile.write(elsewhere / "z.wav", np.zeros(100), RATE)
+    (folder / "in").mkdir()
+    soundfile.write("in/a.wav", np.zeros(100), RATE)
+    (folder / "in" / "folder").symlink_to(elsewhere)
+    (folder / "in" / "b.wav").symlink_to("a.wav")
+    assert run("encode", "in", "-o", "out") == 0
+    assert "in: links to folders not followed: 1; give them by name" in one_line(capsys)
+    assert names(folder / "out") == ["a.codes", "b.codes"]
+    (folder / "in" / "lost.wav").symlink_to("nowhere.wav")
+    assert run("encode", "in", "-o", "out", "--force") == 1
+    assert "in/lost.wav: No such file" in capsys.readouterr().err
+
+
+def test_outputs_through_links_and_onto_the_input(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    soundfile.write("in.wav", np.zeros(100), RATE)
+    (folder / "real.codes").write_bytes(b"old")
+    (folder / "link.codes").symlink_to("real.codes")
+    assert run("encode", "in.wav", "link.codes", "--force") == 0
+    assert (folder / "link.codes").is_symlink() and container.read("real.codes")[0].num_samples == 100
+    (folder / "same.codes").write_bytes((folder / "in.wav").read_bytes())
+    assert run("encode", "same.codes", "same.codes", "--force") == 1
+    assert "same.codes is the input itself" in one_line(capsys)
+    assert soundfile.info("same.codes").frames == 100
+
+
+@pytest.mark.parametrize("name", ["t", "not"])
+def test_messages_name_the_file_whatever_its_name(
+    folder: Path, run: Run, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    (folder / name).write_bytes(b"SVQC")
+    assert run("decode", name, "out.wav") == 1
+    assert one_line(capsys).startswith(f"codec-decode: error: {name}: ")
+
+
+def test_closed_streams_leave_the_data_alone(folder: Path, tiny_model_folder: Path) -> None:
+    """With stderr closed nothing is said, least of all into the data."""
+    soundfile.write("stereo.wav", np.zeros((100, 2)), RATE)
+    command = process("encode", "--model", tiny_model_folder, "stereo.wav")
+    quoted = " ".join(f"'{part}'" for part in command)
+    subprocess.run(["bash", "-c", f"{quoted} - 2>&- > a.codes"], check=True)
+    assert container.read("a.codes")[0].num_samples == 100
+    for source, target, redirection, name in (
+        ("stereo.wav", "-", ">&-", "stdout"),
+        ("-", "b.codes", "<&-", "stdin"),
+    ):
+        start = " ".join(f"'{part}'" for part in process("encode", "--model", tiny_model_folder, source, target))
+        done = subprocess.run(["bash", "-c", f"{start} {redirection}"], capture_output=True, text=True)
+        assert done.returncode == 2 and f"error: {name} is closed" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a name cannot be")
+def test_names_that_are_no_text(folder: Path, tiny_model_folder: Path) -> None:
+    name = b"caf\xe9"
+    soundfile.write("plain.wav", np.zeros(100), RATE)
+    os.rename(b"plain.wav", name + b".wav")
+    for command, source, target in (("encode", b".wav", b".codes"), ("decode", b".codes", b".flac")):
+        start = process(command, "--model", tiny_model_folder)
+        done = subprocess.run([*start, name + source, name + target], capture_output=True)
+        assert done.returncode == 0, done.stderr
+    assert (name + b".flac") in os.listdir(b".")
 
 
 @pytest.mark.parametrize("suffix", ["flac", "ogg", "mp3", "opus", "WAV"])

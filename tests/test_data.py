@@ -44,6 +44,9 @@ def test_manifest_round_trip(tmp_path: Path, records: list[Record]) -> None:
         ('{"id": "x", "path": "p", "num_samples": "5", "sample_rate": 1}', "num_samples must be of type int"),
         ('{"id": "x", "path": "p", "num_samples": 0, "sample_rate": 1}', "at least 1"),
         ("[1]", "m.jsonl:2"),
+        ('{"id": "x", "path": "p", "num_samples": 9, "sample_rate": 9, "num_bytes": -5}', "must not be negative"),
+        ('{"id": "x", "path": "", "num_samples": 9, "sample_rate": 9}', "must not be empty"),
+        ('{"id": "a", "path": "p", "num_samples": 9, "sample_rate": 9}', "m.jsonl:2: id 'a' again, after line 1"),
     ],
 )
 def test_bad_lines_are_named(tmp_path: Path, records: list[Record], line: str, message: str) -> None:

@@ -34,11 +34,13 @@ ALLOWED = {
     "codec.spectral": set(),
     "codec.layers": set(),
     "codec.manifest": {"codec.files"},
-    "codec.scan": {"codec.files"},
+    "codec.scan": {"codec.audio", "codec.files"},
     "codec.fetch": set(),
     "codec.autoencoder": BASIC | {"codec.layers"},
     **dict.fromkeys(QUANTIZERS, BASIC | QUANTIZERS),
-    "codec.model": BASIC | QUANTIZERS | {"codec.audio", "codec.autoencoder", "codec.pretrained", "codec.weights"},
+    "codec.model": BASIC
+    | QUANTIZERS
+    | {"codec.audio", "codec.container", "codec.autoencoder", "codec.pretrained", "codec.weights"},
     "codec.weights": {"codec.files", "codec.pretrained", "codec.quantizers.table"},
     "codec.losses": {"codec.spectral"},
     "codec.discriminators": BASIC | {"codec.spectral"},

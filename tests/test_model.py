@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import codec.model
+from codec import container
 from codec.audio import resample
 from codec.autoencoder import decoder_context, encoder_context
 from codec.config import CodecConfig, DecoderConfig, EncoderConfig, QuantizerConfig
@@ -133,6 +134,67 @@ def test_blocks_give_what_the_whole_gives_to_the_bit(model: Codec) -> None:
     assert torch.equal(parts, codes[0])
     audio = torch.cat(list(model.decode_blocks(codes[0].split(17, dim=-1))))
     assert torch.equal(audio, model.decode(codes)[0, 0])
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (torch.zeros(80, dtype=torch.int16), "float tensor"),
+        (torch.full((80,), float("nan")), "NaN"),
+        (torch.full((80,), 3e38), "reaches 3e"),
+        (torch.zeros(1, 80), "float tensor"),
+    ],
+)
+def test_blocks_are_checked_as_the_whole_is(model: Codec, block: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(model.encode_blocks([torch.zeros(80), block]))
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [
+        (torch.full((3, 2), 50), "from 0 to 49"),
+        (torch.zeros(4, 2, dtype=torch.int64), "4 stages; this model has 1 to 3"),
+        (torch.zeros(1, 3, 2, dtype=torch.int64), r"int64 \[k, n\]"),
+        ([[1, 2]], "must be a tensor"),
+    ],
+)
+def test_blocks_of_codes_are_checked(model: Codec, block: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        list(model.decode_blocks([block]))
+
+
+def test_blocks_may_be_of_another_float_type(model: Codec) -> None:
+    waveform = noise(1, 801)[0, 0]
+    codes = torch.cat(list(model.encode_blocks([waveform.double()])), dim=1)
+    assert torch.equal(codes, model.encode(waveform, 8000)[0])
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 11])
+def test_forward_and_decode_agree_to_the_bit(model: Codec, frames: int) -> None:
+    """However few the frames: small matrix products round otherwise than large ones."""
+    with torch.no_grad():
+        latents = model.encoder(noise(1, 80 * frames))
+        output = model.quantizer(latents)
+        assert torch.equal(output.quantized, model.quantizer.decode(output.codes))
+
+
+def test_a_model_is_used_inside_and_outside_inference_mode(model: Codec, tmp_path: Path) -> None:
+    model.save_pretrained(tmp_path)
+    waveform = noise(1, 801)
+    wanted = model.encode(waveform, 8000)
+    with torch.inference_mode():
+        loaded = Codec.from_pretrained(tmp_path)
+        assert torch.equal(loaded.encode(waveform, 8000), wanted)
+    assert torch.equal(loaded.encode(waveform, 8000), wanted)
+
+
+def test_codes_are_written_with_the_models_header(model: Codec, tmp_path: Path) -> None:
+    codes = model.encode(noise(1, 801), 8000, num_quantizers=2)[0]
+    container.write(tmp_path / "a.codes", model.header(801, 8000, num_quantizers=2), codes)
+    header, stored = container.read(tmp_path / "a.codes")
+    assert (header.num_samples, header.num_quantizers) == (801, 2) and model.fingerprint.startswith(header.fingerprint)
+    assert torch.equal(torch.from_numpy(stored), codes)
 
 
 def test_an_item_does_not_depend_on_its_batch(model: Codec) -> None:

@@ -19,7 +19,7 @@ import soundfile
 from loading import ROOT, load_script
 
 from codec import scan
-from codec.data import SegmentConfig, SegmentDataset, read_record
+from codec.data import SegmentConfig, SegmentDataset, read_record, read_segment
 from codec.manifest import ManifestError, Record, hold_out, read_manifest
 
 libritts = load_script("data/libritts/prepare.py")
@@ -279,6 +279,20 @@ def test_folder_user_errors_are_one_line(
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a name cannot be")
+def test_names_that_are_no_text_reach_the_manifest(tmp_path: Path) -> None:
+    write_folder(tmp_path / "in", ["a", "b"])
+    os.rename(
+        tmp_path / "in" / "a" / "deeper" / "0.wav", os.fsencode(tmp_path / "in" / "a" / "deeper") + b"/caf\xe9.wav"
+    )
+    done = run_script("folder", "--root", tmp_path / "in", "--out", tmp_path / "m")
+    assert done.returncode == 0, done.stderr
+    records = [record for split in ("train", "dev") for record in read_manifest(tmp_path / "m" / f"{split}.jsonl")]
+    assert len(records) == 4
+    for record in records:
+        assert read_segment(record, 0.0, 100, record.sample_rate).shape == (100,)
+
+
 def test_probe_keeps_the_order_over_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan, "BATCH", 2)
     paths = [tmp_path / f"{i}.wav" for i in (4, 2, 0, 3, 1)]
@@ -322,6 +336,29 @@ def test_shards_script_names_the_corrupt_member_and_keeps_files(tmp_path: Path) 
     assert sorted(path.name for path in (out / "audio").iterdir()) == ["a.wav", "b.wav"]
     samples, _ = soundfile.read(out / "audio/a.wav", always_2d=True)
     assert samples.shape == (16000, 1) and np.allclose(samples, 0.25, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"speaker": 1}, "speaker must be of type str"),
+        ({"split": None}, "split must be of type str"),
+        ([1], "its metadata is no JSON object"),
+    ],
+)
+def test_shards_with_mistaken_metadata_are_skipped(
+    meta: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shard(tmp_path / "one.tar")
+    with tarfile.open(tmp_path / "one.tar") as tar:
+        audio = tar.extractfile("a.flac").read()  # type: ignore[union-attr]
+    with tarfile.open(tmp_path / "one.tar", "a") as tar:
+        add_member(tar, "wrong.flac", audio)
+        add_member(tar, "wrong.json", json.dumps(meta).encode())
+    monkeypatch.setattr(sys, "argv", ["prepare.py", str(tmp_path / "one.tar"), "--out", str(tmp_path / "out")])
+    assert shards.main() == 0
+    assert f"skipped one.tar:wrong: {message}" in capsys.readouterr().err
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.jsonl")) == ["dev.jsonl", "train.jsonl"]
 
 
 def test_shards_rerun_keeps_what_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,16 +115,7 @@ class ModelFamily(Family):
 
     def stored(self, codes: Tensor, record: Record) -> bytes:
         """The ``.codes`` file of codes ``[k, N]``."""
-        header = container.Header(
-            model=self.codec.name,
-            fingerprint=self.codec.fingerprint[: 2 * container.FINGERPRINT_BYTES],
-            sample_rate=self.codec.sample_rate,
-            original_sample_rate=record.sample_rate,
-            num_samples=record.num_samples,
-            hop_length=self.codec.hop_length,
-            num_quantizers=len(codes),
-            codebook_size=self.codec.codebook_size,
-        )
+        header = self.codec.header(record.num_samples, record.sample_rate, len(codes))
         return container.dumps(header, codes.numpy())
 
 

@@ -1,4 +1,4 @@
-"""The contract that every quantizer keeps, and the table of their names.
+"""The contract that every quantizer keeps.
 
 A quantizer is a module built by ``Class(dim, config)``, D = dim, with
 
@@ -13,7 +13,7 @@ changes and every item of a batch is quantized as if alone. Single quantizers al
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class QuantizerOutput:
     codebook_loss: Tensor
 
 
-class Quantizer(nn.Module):
+class Quantizer(nn.Module, ABC):
     """Base class of the quantizers; see the module's text for the contract."""
 
     num_quantizers: int
@@ -45,7 +45,7 @@ class Quantizer(nn.Module):
 
     @abstractmethod
     def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
-        """Quantize ``[B, D, N]`` with the first ``num_quantizers`` stages; ``dropout``: see ResidualSimVQ."""
+        """Quantize ``[B, D, N]`` with the first ``num_quantizers`` stages; ``dropout``: see ResidualQuantizer."""
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:

@@ -49,6 +49,10 @@ class LookupQuantizer(Quantizer):
         """The codes ``[V, d]`` without gradient, float32."""
         return self.table().detach().float()
 
+    def rows(self, codes: Tensor) -> Tensor:
+        """Points of the lookup space ``[..., d]`` of codes ``[...]``, with whatever gradient the table has."""
+        return F.embedding(codes, self.table())
+
     def search(self, z: Tensor) -> Tensor:
         """Codes ``[M]`` of points ``[M, d]``: the nearest."""
         return nearest(z, self.codebook)
@@ -73,7 +77,7 @@ class LookupQuantizer(Quantizer):
         with torch.autocast(latents.device.type, enabled=False):
             z = self.project_in(latents.float().transpose(1, 2))  # [B, N, d]
             codes = self.search(z.detach().flatten(0, 1)).view(z.shape[:2])
-            chosen = F.embedding(codes, self.table())
+            chosen = self.rows(codes)
             commitment = (z - chosen.detach()).square().mean(dim=(1, 2))
             codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2))
             extra = self.extra_loss(z)

@@ -12,10 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
-from codec.quantizers.base import Quantizer, QuantizerOutput
-from codec.quantizers.gradient import pass_gradient
-from codec.quantizers.projection import projection, start_projections
-from codec.quantizers.search import nearest
+from codec.quantizers.lookup import LookupQuantizer
 from codec.quantizers.table import random_table
 
 
@@ -25,7 +22,7 @@ def symmetric_root(matrix: Tensor) -> Tensor:
     return (vectors * values.clamp(min=0).sqrt()) @ vectors.t()
 
 
-class SimVQ(Quantizer):
+class SimVQ(LookupQuantizer):
     """One codebook ``E = C W + b`` with the basis ``C [V, d]`` drawn from N(0, 1/d) and the map ``W`` learned.
 
     ``z = project_in(latents)``, ``code = argmin_k |z - E_k|``, ``quantized = project_out(E_code)`` with straight-through
@@ -40,22 +37,17 @@ class SimVQ(Quantizer):
             ``gradient="rotation"`` replaces the straight-through gradient.
     """
 
-    num_quantizers = 1
-
     def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__()
+        basis = random_table(config)  # drawn first, so that a seed gives the same one whatever the projections
+        super().__init__(dim, config)
         d = config.codebook_dim
-        self.codebook_size, self.codebook_dim = config.codebook_size, d
         self.diagonal = config.map == "diagonal"
-        basis = random_table(config)
         if config.basis == "learnable":
             self.basis = nn.Parameter(basis)
         else:
             self.register_buffer("basis", basis)
         self.weight = nn.Parameter(torch.ones(d) if self.diagonal else torch.eye(d))
         self.bias = nn.Parameter(torch.zeros(d)) if config.map_bias else None
-        self.gradient = config.gradient
-        self.project_in, self.project_out = projection(dim, d), projection(d, dim)
         self._merged: tuple[tuple[object, ...], Tensor] | None = None
 
     def map_basis(self, rows: Tensor) -> Tensor:
@@ -63,44 +55,36 @@ class SimVQ(Quantizer):
         mapped = rows * self.weight if self.diagonal else rows @ self.weight
         return mapped if self.bias is None else mapped + self.bias
 
+    def table(self) -> Tensor:
+        return self.map_basis(self.basis)
+
+    def rows(self, codes: Tensor) -> Tensor:
+        """Where the map learns, only the chosen rows pass through it; else they are those of ``decode``, to the bit."""
+        if torch.is_grad_enabled():
+            return self.map_basis(F.embedding(codes, self.basis))
+        return F.embedding(codes, self.codebook)
+
     @property
     def codebook(self) -> Tensor:
-        """The effective table ``[V, d]`` in float32; cached in eval mode, so that W costs nothing at inference."""
+        """The effective table ``[V, d]`` in float32; kept in eval mode, so that W costs nothing at inference."""
         parameters = [t for t in (self.basis, self.weight, self.bias) if t is not None]
-        key = tuple((id(t), t._version, t.device) for t in parameters)
-        if not self.training and self._merged is not None and self._merged[0] == key:
+        lasting = not self.training and not any(
+            t.is_inference() for t in parameters
+        )  # those do not say when they change
+        key = tuple((id(t), t._version, t.device) for t in parameters) if lasting else None
+        if key is not None and self._merged is not None and self._merged[0] == key:
             return self._merged[1]
         with torch.no_grad(), torch.autocast(self.basis.device.type, enabled=False):
-            table = self.map_basis(self.basis).float()
-        self._merged = None if self.training else (key, table)
+            table = self.table().float()
+        self._merged = None if key is None else (key, table)
         return table
 
-    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
-        assert num_quantizers in (None, 1), "SimVQ has one stage"
-        with torch.autocast(latents.device.type, enabled=False):
-            z = self.project_in(latents.float().transpose(1, 2))  # [B, N, d]
-            codes = nearest(z.detach().flatten(0, 1), self.codebook).view(z.shape[:2])
-            chosen = self.map_basis(F.embedding(codes, self.basis))
-            commitment = (z - chosen.detach()).square().mean(dim=(1, 2))
-            codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2))
-            quantized = self.project_out(pass_gradient(z, chosen, self.gradient)).transpose(1, 2)
-        return QuantizerOutput(quantized, codes.unsqueeze(1), commitment.unsqueeze(1), codebook_loss.unsqueeze(1))
+    def start(self, points: Tensor) -> None:
+        """The codes take the mean and covariance of the points: ``W = sqrt(d) * Sigma^(1/2)``, ``b = mean``.
 
-    def decode(self, codes: Tensor) -> Tensor:
-        assert codes.shape[1] == 1, "SimVQ has one stage"
-        chosen = F.embedding(codes[:, 0], self.codebook)
-        quantized: Tensor = self.project_out(chosen).transpose(1, 2)
-        return quantized
-
-    @torch.no_grad()
-    def initialize(self, latents: Tensor) -> None:
-        """Data-matched start: the codes take the mean and covariance of these latents ``[B, D, N]``.
-
-        Projections, where there are any, start as ``start_projections`` says. Then ``W = sqrt(d) * Sigma^(1/2)`` and
-        ``b = mean``, since C has covariance I/d.
+        (C has covariance I/d.)
         """
-        points = latents.transpose(1, 2).flatten(0, 1).double()
-        points = start_projections(self.project_in, self.project_out, points)
+        points = points.double()
         offset = points.mean(dim=0) if self.bias is not None else torch.zeros_like(points[0])
         centred = points - offset
         root_d = float(self.codebook_dim) ** 0.5

@@ -51,7 +51,9 @@ def assign_splits(items: Iterable[str], dev_fraction: float, test_fraction: floa
 
     A split with a fraction above 0 gets at least one item, and so does train.
     """
-    drawn = sorted(set(items), key=lambda item: hashlib.sha256(f"{seed}\0{item}".encode()).digest())
+    drawn = sorted(
+        set(items), key=lambda item: hashlib.sha256(f"{seed}\0{item}".encode(errors="surrogateescape")).digest()
+    )
     needed = 1 + (dev_fraction > 0) + (test_fraction > 0)
     if len(drawn) < needed:
         raise PrepareError(f"{len(drawn)} cannot be split into {needed}")
@@ -146,6 +148,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (PrepareError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; nothing was written", file=sys.stderr)
+        return 130
     return 0
 
 

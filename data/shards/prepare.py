@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from codec.errors import one_line
 from codec.files import written_whole
-from codec.manifest import Record, hold_out, summary, write_manifest
+from codec.manifest import ManifestError, Record, hold_out, record_of, summary, write_manifest
 from codec.scan import AUDIO_SUFFIXES, PrepareError
 
 
@@ -38,7 +38,7 @@ class Utterance:
     key: str
     audio: bytes
     offset: int
-    meta: dict[str, object]
+    meta: Any
 
 
 def utterances(shard: Path) -> Iterator[Utterance]:
@@ -85,9 +85,10 @@ def point_into(utterance: Utterance, shard: Path) -> Record:
 
 def describe(utterance: Utterance, info: Any, **where: object) -> Record:
     """A record of what the metadata and the audio's own header say."""
-    known = {k: v for k, v in utterance.meta.items() if k in Record.__dataclass_fields__}
-    known |= {"id": utterance.key, "num_samples": info.frames, "sample_rate": info.samplerate, **where}
-    return Record(**known)  # type: ignore[arg-type]
+    if not isinstance(utterance.meta, dict):
+        raise ManifestError("its metadata is no JSON object")
+    known = {"id": utterance.key, "num_samples": info.frames, "sample_rate": info.samplerate, **where}
+    return record_of(utterance.meta | known)
 
 
 def read_shards(shards: Sequence[Path], folder: Path | None, limit: int | None) -> tuple[list[Record], int]:
@@ -111,7 +112,7 @@ def read_shards(shards: Sequence[Path], folder: Path | None, limit: int | None) 
                 seen[utterance.key] = shard.name
                 try:
                     records.append(unpack(utterance, folder) if folder else point_into(utterance, shard))
-                except (soundfile.LibsndfileError, TypeError) as error:  # no audio, or metadata that is no record
+                except (soundfile.LibsndfileError, ManifestError) as error:  # no audio, or metadata that is no record
                     bad += 1
                     print(f"skipped {shard.name}:{utterance.key}: {error}", file=sys.stderr)
         except PrepareError:
@@ -146,6 +147,8 @@ def main() -> int:
     parser.add_argument("--in-place", action="store_true", help="unpack nothing; read the shards where they lie")
     parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="speakers of train for valid.jsonl")
     args = parser.parse_args()
+    if args.hold_out < 0 or (args.limit is not None and args.limit < 1):
+        parser.error("--hold-out must not be negative, and --limit at least 1")
 
     folder = None if args.in_place else args.out / "audio"
     try:
@@ -159,6 +162,9 @@ def main() -> int:
     except (PrepareError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 130
     print(f"{bad} utterances skipped")
     return 0
 
