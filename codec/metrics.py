@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from codec.audio import resample
+from codec.errors import install
 from codec.losses import SpectralLoss
 from codec.spectral import stft as short_time_spectrum
 
@@ -327,4 +328,4 @@ def _lazy(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{name} is not installed: pip install 'simvq-codec[eval]'", name=name) from None
+        raise ModuleNotFoundError(f"{name} is not installed: {install('eval')}", name=name) from None

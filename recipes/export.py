@@ -22,6 +22,7 @@ from safetensors.torch import save
 from codec.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
 from codec.config import ConfigError, from_dict
 from codec.errors import one_line
+from codec.evaluation.stored import read_summary
 from codec.files import written_whole
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS
@@ -70,7 +71,7 @@ def refuse_existing(out: Path) -> None:
 def read_evaluation(report: Path) -> dict[str, Any]:
     """What the folder of a codec-evaluate report says in its ``metrics.json``, a model among its systems."""
     try:
-        summary = json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+        summary = read_summary(report)
         summary["weights"] = json.loads((report / "run.json").read_text(encoding="utf-8"))["weights"]
         complete = bool(summary["model"]["fingerprint"] and summary["systems"] and summary["health"]["stages"])
     except (OSError, ValueError, KeyError, TypeError):

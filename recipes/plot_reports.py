@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from codec.errors import one_line
+from codec.evaluation.stored import ReportError, read_summary
 from codec.files import written_whole
 
 METRICS = ["pesq", "stoi"]
@@ -23,15 +23,6 @@ Line = list[tuple[float, dict[str, Any]]]  # x, and a result: mean, low, high
 
 class PlotError(ValueError):
     """What keeps the reports from being drawn; the message is one line for the user."""
-
-
-def read_summary(report: Path) -> dict[str, Any]:
-    """The metrics.json of a report."""
-    path = report / "metrics.json"
-    if not path.is_file():
-        raise PlotError(f"{report} is no report: it has no metrics.json; codec-evaluate makes one")
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return summary
 
 
 def against_bitrate(summary: dict[str, Any], metric: str) -> dict[str, Line]:
@@ -116,7 +107,7 @@ def main() -> int:
             line = against_bitrate(summaries[0][1], name) if single else against_steps(summaries, name)
             panels[described["label"]] = line
         draw(panels, "kbit/s" if single else "training step", single, args.out)
-    except (PlotError, OSError, ModuleNotFoundError, ValueError, KeyError) as error:
+    except (PlotError, ReportError, OSError, ModuleNotFoundError, ValueError, KeyError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
     print(args.out)

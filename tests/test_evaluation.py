@@ -27,10 +27,11 @@ from codec import container
 from codec.evaluation import plugins
 from codec.evaluation.alignment import aligned, find_delay
 from codec.evaluation.commands import compare_main, evaluate_main
-from codec.evaluation.compare import ReportError, compare, read_report
+from codec.evaluation.compare import compare, read_report
 from codec.evaluation.plugins import AbsentError, Plugin, load_plugins, normalised_words, word_errors
 from codec.evaluation.stability import changed_codes
 from codec.evaluation.statistics import bootstrap_mean
+from codec.evaluation.stored import ReportError
 from codec.evaluation.systems import Codec2Family, Failure, FolderFamily, OpusFamily, Reconstruction, classical_families
 from codec.manifest import Record, read_manifest, write_manifest
 from codec.metrics import METRICS, MetricError, Pair
@@ -436,7 +437,7 @@ def test_reports_are_drawn_against_bitrate_and_steps(report: Path, tmp_path: Pat
         again = subprocess.run(command, capture_output=True, text=True)
         assert again.returncode == 1 and again.stderr.endswith("--force overwrites it\n")
     wrong = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
-    assert wrong.returncode == 1 and "is no report" in wrong.stderr
+    assert wrong.returncode == 1 and "is no finished report" in wrong.stderr
 
 
 def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:

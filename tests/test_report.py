@@ -18,10 +18,11 @@ from report_folder import METRICS, NASTY, SPEAKER, SYSTEMS, make_folder, metrics
 
 from codec.evaluation.report import write_report
 from codec.evaluation.report_html import duration, esc, moment, number, percent
-from codec.evaluation.report_input import ReportError, read_metrics, read_rows
+from codec.evaluation.report_input import read_metrics, read_rows
 from codec.evaluation.report_plots import _apart, linear_ticks, log_ticks
 from codec.evaluation.report_results import bitrate_classes
 from codec.evaluation.report_spectrograms import height_of, spectrograms
+from codec.evaluation.stored import ReportError
 
 VOID = {"meta", "link", "img", "br", "input", "path", "hr"}
 
@@ -247,7 +248,7 @@ def test_bad_rows_are_named(old: str, new: str, said: str, tmp_path: Path) -> No
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"metrics\.json"):
+    with pytest.raises(ReportError, match=r"has no metrics\.json"):
         write_report(tmp_path)
     (tmp_path / "metrics.json").write_text("{", encoding="utf-8")
     with pytest.raises(ReportError, match="not JSON"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,10 +11,7 @@ from typing import Any
 import numpy as np
 
 from codec.evaluation.statistics import Estimate, bootstrap_mean
-
-
-class ReportError(ValueError):
-    """A folder that is no report, or two that cannot be compared; the message says why."""
+from codec.evaluation.stored import ReportError, read_summary
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def read_report(folder: Path) -> Report:
         ReportError: it is none, or an unfinished one.
     """
     try:
-        summary = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        summary = read_summary(folder)
         names = list(summary["metrics"])
         by_speaker = summary["interval"]["unit"] == "speakers"
         values: dict[str, dict[str, dict[str, float]]] = {}
@@ -88,6 +84,8 @@ def read_report(folder: Path) -> Report:
     except (FileNotFoundError, NotADirectoryError) as error:
         name = Path(str(error.filename)).name
         raise ReportError(f"{folder} is no finished report: it has no {name}; codec-evaluate makes one") from None
+    except ReportError:
+        raise
     except KeyError as error:
         raise ReportError(f"{folder} holds a report without {error}; make it again with codec-evaluate") from None
     except (TypeError, ValueError) as error:

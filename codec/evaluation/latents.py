@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codec.audio import resample
-from codec.evaluation.measure import Plan, Reference, read_codes
+from codec.evaluation.measure import Plan, Reference, codes_path, read_codes
 from codec.health import CodebookCounter, Moments, coverage_curve
 from codec.manifest import Record
 from codec.model import Codec
@@ -41,7 +41,8 @@ def count_codes(plan: Plan, codec: Codec, utterances: int) -> CodebookCounter:
 def codebook_health(plan: Plan, codec: Codec, records: Sequence[Record], counter: CodebookCounter) -> dict[str, Any]:
     """What a report says of the codebooks, stage by stage, and of the latents."""
     curves = coverage_curve(stored_codes(plan, len(records)), codec.codebook_size)
-    latents, residuals = _latent_moments(codec, records)
+    encoded = [record for index, record in enumerate(records) if codes_path(plan, index).exists()]
+    latents, residuals = _latent_moments(codec, encoded)
     stages = []
     for index, health in enumerate(counter.stages()):
         stage = vars(health) | {"stage": index + 1, "coverage": curves[index] if index < len(curves) else []}

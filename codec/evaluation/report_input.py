@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
@@ -11,12 +10,9 @@ from pathlib import Path, PurePosixPath
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-FORMAT = 1
+from codec.evaluation.stored import ReportError, read_summary
+
 T = TypeVar("T")
-
-
-class ReportError(ValueError):
-    """The folder does not hold what a report needs; the message names the file and the place in it."""
 
 
 @dataclass(frozen=True)
@@ -214,13 +210,7 @@ def read_metrics(folder: Path) -> Metrics:
         ReportError: a key is missing or of the wrong kind, or an audio file it names is not there.
         OSError: cannot be read.
     """
-    try:
-        raw = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ReportError(f"metrics.json is not JSON: {error}") from None
-    if isinstance(raw, dict) and raw.get("format") != FORMAT:
-        raise ReportError(f"metrics.json: format {raw.get('format')!r} is not {FORMAT}, the one this version reads")
-    metrics = _build(Metrics, raw, "metrics.json")
+    metrics = _build(Metrics, read_summary(folder), "metrics.json")
     for complaint in _contradictions(metrics, folder):
         raise ReportError(f"metrics.json: {complaint}")
     return metrics

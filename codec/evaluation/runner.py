@@ -22,6 +22,7 @@ from typing import Any
 from tqdm import tqdm
 
 from codec import __version__
+from codec.errors import install
 from codec.evaluation.measure import Measurer, Plan
 from codec.evaluation.plugins import PLUGINS, load_plugins
 from codec.evaluation.systems import classical_families
@@ -66,7 +67,7 @@ def make_plan(
         raise EvaluationError(f"--metrics: no metric {unknown[0]}; there are {', '.join(known)}")
     wanted = list(known) if metrics is None else list(dict.fromkeys(metrics))
     reasons = {
-        name: f"package {metric.package} is not installed: pip install 'simvq-codec[eval]'"
+        name: f"package {metric.package} is not installed: {install('eval')}"
         for name, metric in METRICS.items()
         if name in wanted and metric.package and find_spec(metric.package) is None
     }

@@ -27,12 +27,12 @@ from codec.evaluation.plugins import PLUGINS
 from codec.evaluation.runner import package_version, read_rows, software_versions
 from codec.evaluation.stability import CHANGES
 from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
+from codec.evaluation.stored import FORMAT
 from codec.evaluation.systems import Failure, Family, ModelFamily, System, to_pcm
 from codec.files import written_whole
 from codec.manifest import Record
 from codec.metrics import METRICS, Metric
 
-FORMAT = 1
 WORST = 10
 
 

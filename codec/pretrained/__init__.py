@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from codec.errors import install
+
 DEFAULT_MODEL = "speech-24khz"
 ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
 FILES = ("config.json", "model.safetensors")
@@ -47,7 +49,7 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ModelError(f"{name!r} is no folder; to fetch it from the hub: pip install 'simvq-codec[hub]'") from None
+        raise ModelError(f"{name!r} is no folder; to fetch it from the hub: {install('hub')}") from None
     repo, _, revision = name.partition("@")
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
