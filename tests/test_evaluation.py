@@ -84,6 +84,19 @@ def results(report: Path, system: str) -> dict[str, Any]:
     return next(entry["results"] for entry in summary_of(report)["systems"] if entry["id"] == system)
 
 
+def test_health_rests_on_the_utterances_that_were_encoded(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Not on one that the model refused, whose latents mean nothing."""
+    samples, rate = soundfile.read(SPEECH[24000], dtype="float32")
+    for name, waveform in (("a", samples), ("loud", 36 * samples / np.abs(samples).max())):
+        soundfile.write(tmp_path / f"{name}.wav", waveform, rate, subtype="FLOAT")
+    records = [Record(name, str(tmp_path / f"{name}.wav"), len(samples), rate) for name in ("a", "loud")]
+    write_manifest(tmp_path / "m.jsonl", records)
+    command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--no-stability"]
+    assert evaluate_main([*command, "--out", str(tmp_path / "r"), *QUICK]) == 0
+    health = summary_of(tmp_path / "r")["health"]
+    assert health["latents"]["frames"] == health["stages"][0]["frames"] > 0
+
+
 class TestReport:
     def test_copies_have_the_best_values(self, report: Path) -> None:
         found = results(report, "folder-copy")
