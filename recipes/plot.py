@@ -70,7 +70,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument(
-        "--curves", nargs="+", default=CURVES, metavar="NAME", help="scalars of the run; NAME_* draws all of that kind"
+        "--curves",
+        nargs="+",
+        metavar="NAME",
+        help="scalars of the run; NAME_* draws all of that kind (default: the usual ones, as far as the runs have them)",
     )
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
@@ -81,7 +84,10 @@ def main() -> int:
         missing = [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]
         if missing:
             raise PlotError(f"no metrics.jsonl in {', '.join(missing)}")
-        plot(args.runs, args.curves, args.out)
+        usual = [name for name in CURVES if any(read_curves(run, name) for run in args.runs)]
+        if not (args.curves or usual):
+            raise PlotError(f"no curve yet in {', '.join(map(str, args.runs))}")
+        plot(args.runs, args.curves or usual, args.out)
     except (PlotError, ModuleNotFoundError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1

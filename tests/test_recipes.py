@@ -421,6 +421,13 @@ def test_exports_and_pictures_are_not_overwritten(
     assert recipe("export", run, model / "README.md") == 1
     assert "README.md is a file; give a folder" in capsys.readouterr().err
 
+    (tmp_path / "few").mkdir()
+    (tmp_path / "few" / "metrics.jsonl").write_text(
+        '{"step": 1, "loss/mel": 0.5}\n{"step": 2, "lo'
+    )  # no stft, broken off
+    assert recipe("plot", tmp_path / "few", "--out", tmp_path / "few.png") == 0
+    assert recipe("plot", tmp_path / "few", "--curves", "lossmel", "--out", tmp_path / "none.png") == 1
+    assert "no curve is named lossmel" in capsys.readouterr().err and not (tmp_path / "none.png").exists()
     curves = load_script("recipes/plot.py").read_curves(run, "codebook/usage_*")
     assert sorted(curves) == ["codebook/usage_1", "codebook/usage_2", "codebook/usage_3"]
     assert all(steps == [2] and 0 < values[0] <= 1 for steps, values in curves.values())
@@ -463,7 +470,7 @@ def hooked(script: str, blocked: str, interrupting: str, *args: str) -> subproce
     ],
 )
 def test_a_missing_extra_is_named(script: str, package: str, extra: str, tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").touch()
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss/mel": 0.5}\n')
     args = {"train.py": ["--config", str(DEBUG)], "plot.py": [str(tmp_path)], "benchmark.py": []}[script]
     done = hooked(script, package, "", *args)
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr

@@ -68,9 +68,8 @@ class SimVQ(LookupQuantizer):
     def codebook(self) -> Tensor:
         """The effective table ``[V, d]`` in float32; kept in eval mode, so that W costs nothing at inference."""
         parameters = [t for t in (self.basis, self.weight, self.bias) if t is not None]
-        lasting = not self.training and not any(
-            t.is_inference() for t in parameters
-        )  # those do not say when they change
+        # tensors of inference mode do not count their changes
+        lasting = not self.training and not any(t.is_inference() for t in parameters)
         key = tuple((id(t), t._version, t.device) for t in parameters) if lasting else None
         if key is not None and self._merged is not None and self._merged[0] == key:
             return self._merged[1]
