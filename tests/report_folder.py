@@ -12,6 +12,7 @@ import soundfile
 
 NASTY = "<b>&\"x'</script><script>alert(1)</script>"  # an utterance's id
 SPEAKER = "Žofie 山田"
+SOURCE = "read <aloud>"
 METRICS = {
     "pesq": ("PESQ-WB", "MOS-LQO", "higher", 3, "resampled to 16 kHz by soxr, aligned by PESQ itself", "pesq 0.0.4"),
     "stoi": ("STOI", "", "higher", 3, "at the original's rate", "pystoi 0.4.1"),
@@ -47,6 +48,10 @@ def metrics_json(examples: bool = True) -> dict[str, Any]:
     nothing = {"mean": None, "low": None, "high": None, "n": 0, "failed": 111, "reasons": {"MetricError": 111}}
     systems[5]["results"]["stoi"] = nothing
     del systems[6]["results"]["kbps_file"]
+    systems[0]["by_source"] = {
+        "": {"pesq": {"mean": 2.7182, "low": None, "high": None, "n": 3}},
+        SOURCE: {"pesq": {"mean": 2.3456, "low": 2.1, "high": 2.5, "n": 106, "failed": 2, "reasons": {"<short>": 2}}},
+    }
     stages = [
         {
             "stage": k + 1, "frames": 55310, "usage": 0.993 - 0.01 * k, "perplexity": 612.4 - 30 * k,

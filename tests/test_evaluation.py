@@ -47,7 +47,8 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, path in (("a", SPEECH[24000]), ("b", SPEECH[16000])):
         samples, rate = soundfile.read(path, dtype="float32")
         soundfile.write(folder / f"{name}.flac", samples, rate)
-        records.append(Record(name, str(folder / f"{name}.flac"), len(samples), rate, speaker=f"s{name}"))
+        origin = {"speaker": f"s{name}", "source": f"corpus {name}"}
+        records.append(Record(name, str(folder / f"{name}.flac"), len(samples), rate, **origin))
     for name, useless in (("short", samples[8000:8160]), ("silent", np.zeros(rate, np.float32))):
         soundfile.write(folder / f"{name}.flac", useless, rate)
         records.append(Record(name, str(folder / f"{name}.flac"), len(useless), rate))
@@ -126,6 +127,17 @@ class TestReport:
         assert rows["gone", "model-3"]["pesq"] == "" and "unreadable" in rows["gone", "model-3"]["failures"]
         values = [float(rows[name, "model-3"]["pesq"]) for name in ("a", "b")]
         assert model["pesq"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
+
+    def test_results_by_source_rest_on_its_files_alone(self, report: Path) -> None:
+        rows = rows_of(report)
+        for system in summary_of(report)["systems"]:
+            assert list(system["by_source"]) == ["", "corpus a", "corpus b"]
+            for name in ("a", "b"):
+                found = system["by_source"][f"corpus {name}"]["pesq"]
+                assert found["mean"] == pytest.approx(float(rows[name, system["id"]]["pesq"]), abs=1e-5)
+                assert (found["n"], found["failed"], found["low"]) == (1, 0, None)
+            without = system["by_source"][""]["pesq"]
+            assert (without["mean"], without["n"], without["failed"]) == (None, 0, 3)
 
     def test_values_are_those_of_the_packages(self, report: Path, manifest: Path) -> None:
         """The example's files are what was heard; 16-bit rounding apart they are what was measured."""

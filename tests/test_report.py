@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from report_folder import METRICS, NASTY, SPEAKER, SYSTEMS, make_folder, metrics_json
+from report_folder import METRICS, NASTY, SOURCE, SPEAKER, SYSTEMS, make_folder, metrics_json
 
 from codec.evaluation.report import write_report
 from codec.evaluation.report_html import duration, esc, moment, number, percent
@@ -205,6 +205,7 @@ def test_least_report(tmp_path: Path) -> None:
         (("systems", 0, "results", "pesq", "n"), 0, "a mean of 0 values"),
         (("systems", 0, "results", "pesq"), {}, "pesq.mean is missing"),
         (("systems", 0, "results", "wer"), {"mean": 1, "low": 1, "high": 1, "n": 1}, "metrics does not describe"),
+        (("systems", 0, "by_source", "", "pesq", "n"), 0, "a mean of 0 values"),
         (("systems", 0, "id"), "model-2", "two systems have the same id"),
         (("systems",), [], "nothing to report"),
         (("metrics", "pesq", "better"), "bigger", "must be one of 'higher', 'lower', 'none'"),
@@ -267,6 +268,26 @@ def test_bitrate_classes_and_best_marks(folder: Path, source: str) -> None:
     marked = re.findall(r'aria-label="(best[^"]*)">.</span><b>([^<]+)</b>', source)
     # PESQ and mel overlap; STOI has no rival there; SI-SDR is clear. Of 6 kbit/s: all overlap. Bitrates are not judged.
     assert [kind == "best, interval clear of the others" for kind, _ in marked] == [False, True, False, *[False] * 4]
+
+
+def test_results_by_source(source: str, tmp_path: Path) -> None:
+    results = source[source.index('id="results"') : source.index('id="quality"')]
+    tables = re.findall(r"<details.*?</details>", results, re.DOTALL)
+    assert [re.findall(r"<summary>(.*?) <small>", made)[0] for made in tables] == [
+        "PESQ-WB",
+        "STOI",
+        "SI-SDR",
+        "Mel distance",
+    ]
+    assert f">{esc(SOURCE)}</th>" in tables[0] and ">source not given</th>" in tables[0]
+    rows = re.findall(r"<tr><th scope=\"row\">.*?</tr>", tables[0], re.DOTALL)
+    assert len(rows) == len(SYSTEMS)
+    cells = [re.sub("<[^>]+>", " ", cell).split() for cell in re.findall("<td.*?</td>", rows[0])]
+    assert cells == [["2.718", "n", "3"], ["2.346", "[2.100,", "2.500]", "n", "106", "·", "2", "failed"]]
+    assert rows[1].count("not measured") == 2
+    alone = metrics_json(examples=False)
+    del alone["systems"][0]["by_source"]
+    assert "By source" not in write_report(make_folder(tmp_path, 2, alone)).read_text(encoding="utf-8")
 
 
 def test_spectrograms_show_a_tone_where_it_is(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from codec.evaluation.report_codebooks import codebooks, stability
 from codec.evaluation.report_files import draw_examples, file_table, listening
 from codec.evaluation.report_html import count, duration, esc, facts, moment, plural, scroller, table
 from codec.evaluation.report_input import Metrics, Model, Row, read_metrics, read_rows
-from codec.evaluation.report_results import ARROWS, missing, quality_plots, results_table, tiles
+from codec.evaluation.report_results import ARROWS, missing, quality_plots, results_table, source_tables, tiles
 from codec.files import written_whole
 
 
@@ -63,6 +63,7 @@ def _page(metrics: Metrics, rows: list[Row], drawn: list[tuple[list[str], int]])
         tiles=tiles(metrics),
         interval=_interval(metrics),
         results=results_table(metrics),
+        sources=source_tables(metrics),
         absent_note=_absent_note(metrics),
         plots=quality_plots(metrics),
         missing=missing(metrics),

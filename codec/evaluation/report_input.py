@@ -44,7 +44,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class System:
-    """One codec at one bitrate, in kbit/s where it has one."""
+    """One codec at one bitrate, in kbit/s where it has one; ``by_source`` holds its results on parts of the files."""
 
     id: str
     name: str
@@ -53,6 +53,7 @@ class System:
     kbps: float | None
     results: dict[str, Result]
     how: str = ""
+    by_source: dict[str, dict[str, Result]] = field(default_factory=dict)
 
     @property
     def rate(self) -> float | None:
@@ -262,11 +263,12 @@ def _contradictions(metrics: Metrics, folder: Path) -> Iterator[str]:
     if len(set(ids)) < len(ids) or "" in ids:
         yield "two systems have the same id, or one has none"
     for system in metrics.systems:
-        if unknown := set(system.results) - set(metrics.metrics):
-            yield f"system {system.id!r} has results of {sorted(unknown)}, which metrics does not describe"
-        for name, result in system.results.items():
-            if (result.mean is None) != (result.n == 0):
-                yield f"system {system.id!r}, {name}: a mean of {result.n} values cannot be {result.mean}"
+        for results in (system.results, *system.by_source.values()):
+            if unknown := set(results) - set(metrics.metrics):
+                yield f"system {system.id!r} has results of {sorted(unknown)}, which metrics does not describe"
+            for name, result in results.items():
+                if (result.mean is None) != (result.n == 0):
+                    yield f"system {system.id!r}, {name}: a mean of {result.n} values cannot be {result.mean}"
     for example in metrics.examples or ():
         if unknown := set(example.systems) - set(ids):
             yield f"example {example.id!r} names systems {sorted(unknown)}, which are not there"

@@ -52,6 +52,35 @@ def results_table(metrics: Metrics) -> str:
     return scroller("Results", "\n".join([*parts, "</table>"]))
 
 
+def source_tables(metrics: Metrics) -> str:
+    """A table a metric of quality, systems in rows and the manifest's sources in columns; nothing where all are of one."""
+    sources = list(dict.fromkeys(source for system in metrics.systems for source in system.by_source))
+    if not sources:
+        return ""
+    parts = [
+        "<h3>By source</h3>",
+        "<p>The same means over the files of one source of the manifest, its speakers (or files) resampled alone.</p>",
+    ]
+    for i, name in enumerate(quality_metrics(metrics)):
+        metric = metrics.metrics[name]
+        rows = []
+        for system in metrics.systems:
+            found = [system.by_source.get(source, {}).get(name) for source in sources]
+            cells = ["not measured" if result is None else value(result, metric.digits) for result in found]
+            rows.append((esc(system.name), *cells))
+        shown = table(("System", *(esc(source) or "source not given" for source in sources)), rows)
+        under = " · ".join(esc(text) for text in (metric.unit, ARROWS[metric.better]) if text)
+        title = f"{esc(metric.label)} <small>{under}</small>"
+        box = scroller(f"{metric.label} by source", shown)
+        parts.append(f"<details{'' if i else ' open'}><summary>{title}</summary>{box}</details>")
+    return "\n".join(parts)
+
+
+def quality_metrics(metrics: Metrics) -> list[str]:
+    """The metrics that say how well, not how dearly."""
+    return [n for n, m in metrics.metrics.items() if m.better != "none" and n not in RATES | COSTS]
+
+
 def bitrate_classes(systems: Sequence[System]) -> list[tuple[str, list[System]]]:
     """Octaves of bitrate up to 1, 2, 4, ... kbit/s, each with its systems in the order given; last, those without.
 
@@ -74,8 +103,7 @@ def bitrate_classes(systems: Sequence[System]) -> list[tuple[str, list[System]]]
 def quality_plots(metrics: Metrics) -> str:
     """One plot a metric, one line a family; PESQ and STOI large, the others small."""
     families = list(dict.fromkeys(system.family for system in metrics.systems))
-    names = [n for n, m in metrics.metrics.items() if m.better != "none" and n not in RATES | COSTS]
-    names = [n for n in names if any(s.rate and _mean(s, n) is not None for s in metrics.systems)]
+    names = [n for n in quality_metrics(metrics) if any(s.rate and _mean(s, n) is not None for s in metrics.systems)]
     main = [n for n in MAIN if n in names] or names[:2]
     if not names:
         return '<p class="note">No system has both a bitrate and a value to plot.</p>'

@@ -81,6 +81,7 @@ def summarise(
     speakers = {record.speaker for record in records if record.speaker}
     by_speaker = len(speakers) > 1  # the files of one speaker alone are all there is to resample
     units = [(by_speaker and record.speaker) or record.id for record in records]
+    sources = _sources(records)
     metrics = {name: METRICS[name] for name in plan.metrics} | {name: PLUGINS[name].metric for name in plan.plugins}
     health = None
     if isinstance(families[0], ModelFamily):
@@ -109,7 +110,12 @@ def summarise(
         "metrics": {name: _describe(metric) for name, metric in metrics.items()},
         "absent": absent,
         "systems": [
-            asdict(system) | {"how": family.how, "results": _results(table, system.id, metrics, units)}
+            asdict(system)
+            | {
+                "how": family.how,
+                "results": _results(table, system.id, metrics, units),
+                "by_source": {name: _results(table, system.id, metrics, units, of) for name, of in sources.items()},
+            }
             for family in families
             for system in family.systems
         ],
@@ -142,11 +148,28 @@ def _model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], ta
     return codebook_health(plan, family.codec, records, counter)
 
 
-def _results(table: Table, system: str, metrics: dict[str, Metric], units: Sequence[str]) -> dict[str, Any]:
-    """Per metric: mean, interval, n, and what failed by reason; metrics that do not apply to the system are left out."""
+def _sources(records: Sequence[Record]) -> dict[str, set[int]]:
+    """The utterances of each of the manifest's sources, by their indices; nothing where all are of one."""
+    sources: dict[str, set[int]] = {}
+    for index, record in enumerate(records):
+        sources.setdefault(record.source, set()).add(index)
+    return dict(sorted(sources.items())) if len(sources) > 1 else {}
+
+
+def _results(
+    table: Table, system: str, metrics: dict[str, Metric], units: Sequence[str], among: set[int] | None = None
+) -> dict[str, Any]:
+    """Per metric: mean, interval, n, and what failed by reason, of all utterances or of those ``among`` them.
+
+    Metrics that do not apply to the system are left out.
+    """
+
+    def wanted(of_all: dict[int, Any]) -> dict[int, Any]:
+        return of_all if among is None else {index: found for index, found in of_all.items() if index in among}
+
     results = {}
     for name, metric in metrics.items():
-        values, failures = table.values[system].get(name, {}), table.failures[system].get(name, {})
+        values, failures = (wanted(of[system].get(name, {})) for of in (table.values, table.failures))
         applies = metric.compute is not None or name in PLUGINS  # a folder's files have no bitrate and no speed
         if values or (failures and applies):
             results[name] = _estimate(values, failures, units, table.seconds if metric.per_second else None)
