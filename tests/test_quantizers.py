@@ -35,7 +35,9 @@ EVERY += [(kind, variant) for kind in SIMVQ for variant in ("learnable", "diagon
 
 def make(kind: str, variant: str = "frozen", **fields: object) -> SimVQ | ResidualSimVQ:
     torch.manual_seed(0)
-    base = QuantizerConfig(kind=kind, num_quantizers=3, codebook_size=64, codebook_dim=4)
+    base = QuantizerConfig(kind=kind, num_quantizers=3 if kind.startswith("residual_") else 1, codebook_size=64)
+    if kind not in GRIDS:
+        base = dataclasses.replace(base, codebook_dim=4)
     config = dataclasses.replace(base, **{**VARIANTS[variant], **fields})
     return build_quantizer(config, DIM)  # type: ignore[return-value]
 
@@ -463,6 +465,21 @@ def test_grids_say_what_they_cannot_do() -> None:
         make("fsq", codebook_size=1000)
     with pytest.raises(ConfigError, match="straight_through"):
         make("lfq", "rotation")
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        ("vq", {"basis": "learnable"}),
+        ("residual_ema_vq", {"map": "diagonal"}),
+        ("lfq", {"map_bias": False}),
+        ("fsq", {"codebook_dim": 4}),
+        ("simvq", {"num_quantizers": 3}),
+    ],
+)
+def test_settings_that_mean_nothing_to_a_kind_are_named(kind: str, setting: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match=f"quantizer.{next(iter(setting))} means nothing to {kind}"):
+        make(kind, **setting)
 
 
 def test_index_backpropagation_learns_to_use_its_table() -> None:

@@ -49,4 +49,19 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
     """
     if config.kind not in QUANTIZERS:
         raise ConfigError(f"quantizer.kind must be one of {', '.join(QUANTIZERS)}, not {config.kind!r}")
+    _reject_unknown(config)
     return QUANTIZERS[config.kind](dim, config)
+
+
+def _reject_unknown(config: QuantizerConfig) -> None:
+    """No setting changed from its default may go unheeded; a single stage may also be said to be one."""
+    unknown = [] if config.kind.endswith("simvq") else ["basis", "map", "map_bias"]
+    if not config.kind.startswith("residual_") and config.num_quantizers != 1:
+        unknown.append("num_quantizers")
+    if config.kind in ("fsq", "lfq", "lattice_vq"):  # their dimension follows from the number of codes
+        unknown.append("codebook_dim")
+    defaults = QuantizerConfig()
+    for name in unknown:
+        value, default = getattr(config, name), getattr(defaults, name)
+        if value != default:
+            raise ConfigError(f"quantizer.{name} means nothing to {config.kind}: leave {value!r} out")

@@ -168,7 +168,8 @@ def one_step(path: Path) -> dict[str, float]:
     point = torch.tensor([[1.5, 1.0]])
     numbers: dict[str, float] = {}
     for axis, kind in zip(axes, COLOURS, strict=True):
-        quantizer = quantizer_2d(kind, 60, seed=3, map_bias=False)
+        without_bias = {"map_bias": False} if kind == "simvq" else {}
+        quantizer = quantizer_2d(kind, 60, seed=3, **without_bias)
         rate = 0.45
         before = table_of(quantizer)
         output = quantizer(point.t()[None])
