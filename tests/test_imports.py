@@ -49,6 +49,7 @@ ALLOWED = {
     "codec.optimizers": {"codec.config", "codec.model", "codec.recipe"},
     "codec.warm_start": {"codec.config", "codec.discriminators", "codec.model"},
     "codec.health": set(),
+    "codec.tokens": set(),
     "codec.metrics": {"codec.audio", "codec.errors", "codec.losses", "codec.spectral"},
     "codec.evaluation.statistics": set(),
     "codec.evaluation.stored": set(),
