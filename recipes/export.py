@@ -2,9 +2,11 @@
 
     python recipes/export.py runs/mine models/mine
     python recipes/export.py runs/mine models/mine --bits 8 --evaluation report --with-discriminator --force
+    python recipes/export.py runs/mine models/mine --average-with runs/other_seed
 
 ``--evaluation`` takes the report that ``codec-evaluate`` made of the exported model and puts its table on the card, so
-export once, evaluate, and export again with ``--force``: an existing model is kept otherwise.
+export once, evaluate, and export again with ``--force``: an existing model is kept otherwise. ``--average-with`` takes the
+mean of the weights of several runs that began from one model (Wortsman et al. 2022, arXiv 2203.05482).
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ import hashlib
 import json
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from codec.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
 from codec.config import ConfigError, from_dict
@@ -51,6 +56,45 @@ def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
     return config, run / CHECKPOINTS / checkpoint
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a run came to at one of its checkpoints."""
+
+    run: Path
+    config: TrainConfig
+    checkpoint: Path
+    step: int
+    weights: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, run: Path, checkpoint: str | None) -> Trained:
+        """Of a run's folder: the average of the weights at a checkpoint (``load_run`` says which)."""
+        config, path = load_run(run, checkpoint)
+        tensors, meta = read_checkpoint(path)
+        return cls(run, config, path, int(meta["step"]), module_tensors(tensors, "average"))
+
+
+def build_codec(runs: list[Trained], name: str) -> Codec:
+    """The codec with the mean of the runs' weights.
+
+    Raises:
+        ExportError: of another architecture, or with other tensors that no training changes, as random tables are: such
+            runs did not begin from one model, and the mean of their weights means nothing.
+    """
+    first, *others = runs
+    codec = Codec(first.config.model, name=name)
+    trained = dict(codec.named_parameters())
+    for other in others:
+        if other.config.model != first.config.model:
+            raise ExportError(f"{other.run} trained another architecture than {first.run}")
+        for key, tensor in first.weights.items():
+            if key not in trained and not torch.equal(other.weights[key], tensor):
+                raise ExportError(f"{other.run} has another {key} than {first.run}: they did not begin from one model")
+    means = {key: torch.stack([run.weights[key] for run in runs]).mean(dim=0) for key in trained}
+    codec.load_state_dict(first.weights | means)
+    return codec
+
+
 def read_json(path: Path) -> Any:
     """Raises ExportError where a file of the run is no JSON."""
     try:
@@ -81,13 +125,11 @@ def read_evaluation(report: Path) -> dict[str, Any]:
     return summary
 
 
-def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluation: dict[str, Any] | None) -> str:
-    """The card: what the model is, what it was trained on and how, and what was measured."""
-    data = read_json(run / "data.json")
+def model_card(runs: list[Trained], codec: Codec, evaluation: dict[str, Any] | None) -> str:
+    """The card: what the model is, what it was trained on and how, and what was measured; data and notes of the first run."""
+    config, data = runs[0].config, read_json(runs[0].run / "data.json")
     one = codec.bitrate / codec.num_quantizers / 1000
     rates = f"{one:g} to {codec.bitrate / 1000:g}" if codec.num_quantizers > 1 else f"{one:g}"
-    adversarial = config.phases.adversarial
-    discriminators = f"discriminators from step {adversarial}" if 0 <= adversarial < step else "no discriminators"
     lines = [
         "# Model card",
         "",
@@ -99,9 +141,8 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
         "",
         "## Training",
         "",
-        f"{step} steps of {config.data.batch_size} segments of {config.data.segment_seconds:g} s, "
-        f"{config.phases.autoencoder} of them without quantizer; {discriminators}. Seed {config.seed}.",
-        "",
+        *([f"The mean of the weights of {len(runs)} runs from one model:", ""] if len(runs) > 1 else []),
+        *(line for run in runs for line in (_steps(run), "")),
         f"Speech: {data['train']}. Sources, in hours:",
         "",
         *[f"- {name}: {hours:.2f}" for name, hours in sorted(data["hours_by_source"].items(), key=lambda kv: -kv[1])],
@@ -115,10 +156,21 @@ def model_card(run: Path, config: TrainConfig, codec: Codec, step: int, evaluati
         "Made for speech of one person at a time: music, overlapping voices and noise come back distorted. It has heard "
         "only the languages and accents of the sources above. Do not use it where a changed word does harm.",
     ]
-    notes = run / "notes.md"
+    notes = runs[0].run / "notes.md"
     if notes.exists():
         lines += ["", notes.read_text(encoding="utf-8").strip()]
     return "\n".join(lines) + "\n"
+
+
+def _steps(run: Trained) -> str:
+    data, phases = run.config.data, run.config.phases
+    discriminators = "no discriminators"
+    if 0 <= phases.adversarial < run.step:
+        discriminators = f"discriminators from step {phases.adversarial}"
+    return (
+        f"{run.step} steps of {data.batch_size} segments of {data.segment_seconds:g} s, "
+        f"{phases.autoencoder} of them without quantizer; {discriminators}. Seed {run.config.seed}."
+    )
 
 
 def weights_hash(codec: Codec, bits: Bits) -> str:
@@ -161,6 +213,14 @@ def main() -> int:
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
+    parser.add_argument(
+        "--average-with",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="RUN",
+        help="take the mean of the weights with these runs'",
+    )
     parser.add_argument("--bits", type=int, default=32, choices=get_args(Bits), help="of a stored weight (default: 32)")
     parser.add_argument("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")
     parser.add_argument(
@@ -174,24 +234,23 @@ def main() -> int:
         if not args.force:
             refuse_existing(args.out)
         evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
-        config, checkpoint = load_run(args.run, args.checkpoint)
-        tensors, meta = read_checkpoint(checkpoint)
-        codec = Codec(config.model, name=args.out.name)
-        codec.load_state_dict(module_tensors(tensors, "average"))
+        runs = [Trained.read(args.run, args.checkpoint), *(Trained.read(run, None) for run in args.average_with)]
+        codec = build_codec(runs, args.out.name)
         if evaluation and evaluation["weights"] != weights_hash(codec, args.bits):
             raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
-        card = model_card(args.run, config, codec, int(meta["step"]), evaluation)
+        card = model_card(runs, codec, evaluation)
         codec.save_pretrained(args.out, bits=args.bits)
         with written_whole(args.out / "README.md") as temporary:
             temporary.write_text(card, encoding="utf-8")
         (args.out / DISCRIMINATORS).unlink(missing_ok=True)  # those of another run would be trained on with
         if args.with_discriminator:
+            judges = module_tensors(read_checkpoint(runs[0].checkpoint)[0], "judges")
             with written_whole(args.out / DISCRIMINATORS) as temporary:
-                temporary.write_bytes(save(module_tensors(tensors, "judges")))
+                temporary.write_bytes(save(judges))
     except (CheckpointError, ConfigError, ExportError, OSError) as error:
         print(f"error: {one_line(error)}", file=sys.stderr)
         return 1
-    print(f"{checkpoint} -> {args.out}")
+    print(f"{', '.join(str(run.checkpoint) for run in runs)} -> {args.out}")
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import signal
@@ -400,6 +401,38 @@ def recipe(name: str, *args: object) -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
         return script.main()  # type: ignore[no-any-return]
+
+
+def test_export_takes_the_mean_of_runs_from_one_model(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [*SHORT, "phases.steps=2", "phases.autoencoder=0", "phases.adversarial=-1"]
+    start, one, other = (tmp_path / name for name in ("start", "one", "other"))
+    assert train(corpus, start, *settings, flags=("--logger", "none")).returncode == 0
+    assert recipe("export", start, tmp_path / "model") == 0
+    for seed, run in enumerate((one, other), 5):
+        flags = ("--logger", "none", "--init", str(tmp_path / "model"))
+        assert train(corpus, run, *settings, f"seed={seed}", flags=flags).returncode == 0
+    assert recipe("export", one, tmp_path / "mean", "--average-with", other) == 0
+    first, second = ({k: v for k, v in state(run, 2).items() if k.startswith("average/")} for run in (one, other))
+    assert any(not torch.equal(first[key], second[key]) for key in first)
+    mean = load_file(tmp_path / "mean" / "model.safetensors")
+    for key, tensor in mean.items():
+        expected = (first[f"average/{key}"] + second[f"average/{key}"]) / 2
+        torch.testing.assert_close(tensor, expected, rtol=1e-6, atol=1e-8)
+    card = (tmp_path / "mean" / "README.md").read_text()
+    assert "mean of the weights of 2 runs" in card and "Seed 5." in card and "Seed 6." in card
+
+    stranger = tmp_path / "stranger"
+    assert train(corpus, stranger, *settings, "seed=9", flags=("--logger", "none")).returncode == 0
+    capsys.readouterr()
+    assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
+    assert "basis than" in (said := capsys.readouterr().err) and "did not begin from one model" in said
+    wider = json.loads((stranger / "config.json").read_text())
+    wider["model"]["decoder"]["width"] += 8
+    (stranger / "config.json").write_text(json.dumps(wider))
+    assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
+    assert "trained another architecture" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
 def test_exports_and_pictures_are_not_overwritten(
