@@ -89,7 +89,8 @@ def build_codec(runs: list[Trained], name: str) -> Codec:
             raise ExportError(f"{other.run} trained another architecture than {first.run}")
         for key, tensor in first.weights.items():
             if key not in trained and not torch.equal(other.weights[key], tensor):
-                raise ExportError(f"{other.run} has another {key} than {first.run}: they did not begin from one model")
+                why = "they did not begin from one model, or the quantizer trains by running means, which have none"
+                raise ExportError(f"{other.run} has another {key} than {first.run}: {why}")
     means = {key: torch.stack([run.weights[key] for run in runs]).mean(dim=0) for key in trained}
     codec.load_state_dict(first.weights | means)
     return codec
