@@ -463,8 +463,6 @@ def test_grids_say_what_they_cannot_do() -> None:
     assert [grid_levels(size) for size in (1024, 8192, 65536)] == [(8, 8, 4, 4), (8, 8, 8, 4, 4), (8, 8, 8, 8, 4, 4)]
     with pytest.raises(ConfigError, match="power of two"):
         make("fsq", codebook_size=1000)
-    with pytest.raises(ConfigError, match="straight_through"):
-        make("lfq", "rotation")
 
 
 @pytest.mark.parametrize(
@@ -474,6 +472,7 @@ def test_grids_say_what_they_cannot_do() -> None:
         ("residual_ema_vq", {"map": "diagonal"}),
         ("lfq", {"map_bias": False}),
         ("fsq", {"codebook_dim": 4}),
+        ("lattice_vq", {"gradient": "rotation"}),
         ("simvq", {"num_quantizers": 3}),
     ],
 )

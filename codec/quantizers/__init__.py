@@ -58,8 +58,8 @@ def _reject_unknown(config: QuantizerConfig) -> None:
     unknown = [] if config.kind.endswith("simvq") else ["basis", "map", "map_bias"]
     if not config.kind.startswith("residual_") and config.num_quantizers != 1:
         unknown.append("num_quantizers")
-    if config.kind in ("fsq", "lfq", "lattice_vq"):  # their dimension follows from the number of codes
-        unknown.append("codebook_dim")
+    if config.kind in ("fsq", "lfq", "lattice_vq"):  # the number of codes gives their dimension; they round
+        unknown += ["codebook_dim", "gradient"]
     defaults = QuantizerConfig()
     for name in unknown:
         value, default = getattr(config, name), getattr(defaults, name)

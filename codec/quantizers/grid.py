@@ -48,8 +48,6 @@ class GridQuantizer(Quantizer):
     def __init__(self, dim: int, config: QuantizerConfig) -> None:
         super().__init__()
         levels = grid_levels(config.codebook_size, self.most_bits)
-        if config.gradient != "straight_through":
-            raise ConfigError(f"quantizer.gradient must be straight_through for {config.kind}, not {config.gradient!r}")
         self.codebook_size, self.codebook_dim = config.codebook_size, len(levels)
         places = [math.prod(levels[:i]) for i in range(len(levels))]
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
