@@ -240,7 +240,7 @@ def set_up(args: argparse.Namespace) -> Run:
     records = [record for path in data.train for record in read_manifest(path)]
     valid = [record for path in data.valid for record in read_manifest(path)][: data.valid_limit or None]
     if not valid:
-        raise ManifestError(f"data.valid: no utterance in {', '.join(data.valid)}")
+        raise ManifestError(f"data.valid: no utterance in {', '.join(data.valid) or 'an empty list; give a manifest'}")
     segments = SegmentConfig(
         seconds=data.segment_seconds,
         gain_db=data.gain_db,
