@@ -1,0 +1,85 @@
+"""What must not change: codes, decoded speech, fingerprints, training losses, and a report's numbers; see golden/README.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from loading import load_script
+
+from codec import Codec, container
+from codec.quantizers import QUANTIZERS
+
+golden = load_script("tests/golden/make.py")
+CODES_THAT_MAY_DIFFER = 0.005  # on another processor a latent between two codes may fall to the other one
+AUDIO_TOLERANCE = 2e-4  # of full scale
+
+
+def stored(name: str) -> Any:
+    return json.loads((golden.HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def check(codec: Codec, waveform: torch.Tensor, rate: int, file: Path) -> None:
+    header, codes = container.read(file.with_suffix(".codes"))
+    assert header.fingerprint == codec.fingerprint[:32] and header.num_samples == len(waveform)
+    made = codec.encode(waveform, rate)[0].numpy()
+    assert made.shape == codes.shape
+    assert (made != codes).mean() <= CODES_THAT_MAY_DIFFER
+    audio, _ = soundfile.read(file.with_suffix(".flac"), dtype="float32")
+    decoded = codec.decode(torch.from_numpy(codes)[None])[0, 0].clamp(-1, 1).numpy()
+    assert decoded.shape == audio.shape
+    assert np.abs(decoded - audio).max() <= AUDIO_TOLERANCE
+
+
+def test_every_kind_of_quantizer_is_covered() -> None:
+    assert set(stored("fingerprints")) == {*QUANTIZERS, *golden.MODELS}
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_tiny_models(kind: str) -> None:
+    codec = Codec.from_pretrained(golden.HERE / kind)
+    assert codec.fingerprint == stored("fingerprints")[kind]
+    check(codec, golden.tiny_speech(), 16000, golden.HERE / kind / "golden")
+
+
+@pytest.mark.parametrize("name", golden.MODELS)
+def test_shipped_models(name: str) -> None:
+    codec = Codec.from_pretrained(name)
+    assert codec.fingerprint == stored("fingerprints")[name]
+    for path in golden.CLIPS:
+        check(codec, *golden.speech(path), golden.HERE / name / path.stem)
+
+
+def test_training_losses(tmp_path: Path) -> None:
+    """To the bit on the kind of machine that wrote them; elsewhere roundings add up over the steps."""
+    expected, points = stored("training"), golden.training_losses(tmp_path)
+    if expected["machine"] == golden.machine():
+        assert points == expected["points"]
+    assert len(points) == len(expected["points"])
+    for point, other in zip(points, expected["points"], strict=True):
+        assert point == pytest.approx(other, rel=0.02)
+
+
+def test_report_numbers(tmp_path: Path) -> None:
+    assert_close(golden.report_numbers(tmp_path), stored("report"), "report")
+
+
+def assert_close(value: Any, expected: Any, where: str) -> None:
+    """Numbers within a thousandth, all else equal; keys that came later are left alone."""
+    if isinstance(expected, dict):
+        assert expected.keys() <= value.keys(), where
+        for key, entry in expected.items():
+            assert_close(value[key], entry, f"{where}.{key}")
+    elif isinstance(expected, list):
+        assert len(value) == len(expected), where
+        for index, entry in enumerate(expected):
+            assert_close(value[index], entry, f"{where}[{index}]")
+    elif isinstance(expected, float):
+        assert value == pytest.approx(expected, rel=1e-3, abs=1e-6), where
+    else:
+        assert value == expected, where
