@@ -12,6 +12,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from codec.errors import CodecError
+
 Block = NDArray[np.float32]
 
 LARGEST_PEAK = 8.0  # full scale is 1; what goes beyond this is no loud recording but, say, integers not divided
@@ -40,7 +42,7 @@ WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
 }
 
 
-class AudioError(ValueError):
+class AudioError(CodecError):
     """Audio that cannot be read or written; the message names the file."""
 
 

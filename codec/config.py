@@ -10,12 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+from codec.errors import CodecError
+
 T = TypeVar("T")
 
 RATES = (1000, 768_000)  # lowest and highest sample rate in Hz that is taken; resampling from far out would never end
 
 
-class ConfigError(ValueError):
+class ConfigError(CodecError):
     """A configuration that cannot be used; the message names the key and what it should be."""
 
 

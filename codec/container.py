@@ -38,6 +38,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from codec.config import RATES
+from codec.errors import CodecError
 from codec.files import written_whole
 
 Codes = NDArray[np.int64]
@@ -50,7 +51,7 @@ _FIXED = struct.Struct("<4sB16sIIQHBIB")
 _CRC = struct.Struct("<I")
 
 
-class ContainerError(ValueError):
+class ContainerError(CodecError):
     """A ``.codes`` file that cannot be read as it stands; the message says what is wrong with it."""
 
 

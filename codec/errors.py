@@ -1,6 +1,30 @@
-"""Errors as a user reads them: one line that says what is wrong."""
+"""The package's errors, and how a command ends with one: an exit code and one line that says what is wrong.
+
+::
+
+    CodecError (a ValueError)         what a user can mend: the message says what and how
+    ├── UsageError                    of a command line: exit code 2
+    ├── ConfigError                   codec.config
+    ├── ContainerError                codec.container
+    ├── AudioError                    codec.audio
+    ├── ModelError                    codec.pretrained
+    ├── ManifestError, PrepareError, FetchError      codec.corpus
+    ├── CheckpointError, TrainingError               codec.training
+    └── MetricError, EvaluationError, ReportError    codec.evaluation
+
+Any other ``ValueError`` or ``RuntimeError``, as numpy and torch raise them, is a bug and shows its traceback.
+"""
 
 from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 EXTRAS = {  # package -> the extra of this one that brings it; heavy packages are imported where they are used
     "accelerate": "train",
@@ -13,6 +37,14 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
     "huggingface_hub": "hub",
     "transformers": "bench",
 }
+
+
+class CodecError(ValueError):
+    """What the package refuses; the message is one line that says what is wrong and how to mend it."""
+
+
+class UsageError(CodecError):
+    """A command line that means nothing."""
 
 
 def install(extra: str) -> str:
@@ -29,3 +61,74 @@ def one_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing half-written is left") -> int:
+    """Do a command's work; returns its exit code, or that of the error that ended it, which is said in one line.
+
+    A polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out.
+
+    Args:
+        name: of the command, before every message.
+        work: returns the exit code.
+        interrupted: what to say after "interrupted".
+    """
+    for polite in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(polite) == signal.SIG_DFL:  # nohup stays in force
+            signal.signal(polite, _interrupt)
+    try:
+        return work()
+    except UsageError as error:
+        say(f"{name}: error: {one_line(error)} (see {name} --help)")
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        say(f"{name}: interrupted; {interrupted}")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell
+    except (CodecError, OSError) as error:
+        say(f"{name}: error: {one_line(error)}")
+        return EXIT_FAILURE
+    except (ModuleNotFoundError, MemoryError, RuntimeError) as error:
+        line = _outside(error)
+        if line is None:
+            raise
+        say(f"{name}: error: {line}")
+        return EXIT_FAILURE
+    finally:
+        _settle_stdout()
+
+
+def say(text: str) -> None:
+    """A line on stderr, past a progress bar if there is one."""
+    if sys.stderr is None:  # closed: tqdm would write to stdout, among the data
+        return
+    bars = sys.modules.get("tqdm")
+    if bars is not None:
+        bars.tqdm.write(text, file=sys.stderr)
+    else:
+        print(text, file=sys.stderr)
+
+
+def _outside(error: BaseException) -> str | None:
+    """What is wrong with the machine rather than with the code: a missing extra, or too little memory."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        return one_line(error) if package in EXTRAS else None
+    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's is a RuntimeError
+    if short or "can't allocate memory" in str(error):
+        return "out of memory: use shorter pieces, smaller batches or fewer processes"
+    return None
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _settle_stdout() -> None:
+    """Flush stdout; where that fails, send the rest nowhere, for the interpreter's own flush at exit would fail too."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

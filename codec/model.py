@@ -19,11 +19,12 @@ from codec.audio import LARGEST_PEAK, resample
 from codec.autoencoder import Encoder, build_decoder, decoder_context, encoder_context
 from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
 from codec.container import FINGERPRINT_BYTES, Header
+from codec.errors import CodecError
 from codec.files import written_whole
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
+from codec.streaming import overlapping
 from codec.weights import Bits, load_weights, save_weights
-from codec.windows import overlapping
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
 WINDOW_FRAMES = 1024  # new frames a window: long signals run window by window, short ones in one piece
@@ -264,22 +265,22 @@ class Codec(nn.Module):
     def _checked_codes(self, codes: Tensor, shape: str) -> Tensor:
         """As they are, if they can be this model's; ``shape`` is the one that is wanted."""
         if not isinstance(codes, Tensor):
-            raise ValueError(f"codes must be a tensor, int64 {shape}, not {type(codes).__name__}")
+            raise CodecError(f"codes must be a tensor, int64 {shape}, not {type(codes).__name__}")
         if codes.ndim != shape.count(",") + 1 or codes.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"codes must be int64 {shape}, not {codes.dtype} {list(codes.shape)}")
+            raise CodecError(f"codes must be int64 {shape}, not {codes.dtype} {list(codes.shape)}")
         if not 1 <= codes.shape[-2] <= self.num_quantizers:
-            raise ValueError(f"codes have {codes.shape[-2]} stages; this model has 1 to {self.num_quantizers}")
+            raise CodecError(f"codes have {codes.shape[-2]} stages; this model has 1 to {self.num_quantizers}")
         if codes.numel() == 0:
-            raise ValueError("codes are empty")
+            raise CodecError("codes are empty")
         if codes.min() < 0 or codes.max() >= self.codebook_size:
-            raise ValueError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
+            raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
         return codes
 
     def _checked_stages(self, asked: int | None, most: int) -> int:
         if asked is None:
             return most
         if not isinstance(asked, (int, np.integer)) or not 1 <= asked <= most:
-            raise ValueError(f"num_quantizers must be a whole number from 1 to {most}, not {asked!r}")
+            raise CodecError(f"num_quantizers must be a whole number from 1 to {most}, not {asked!r}")
         return int(asked)
 
     # ---- loading and saving ---------------------------------------------------------------------------------------
@@ -289,7 +290,7 @@ class Codec(nn.Module):
         """Load a model in eval mode: the name of one inside the package, a folder, or a hub id ``owner/name[@revision]``.
 
         Raises:
-            ModelError: no such model, or its files cannot be used; says what to do.
+            ModelError: no such model or device, or its files cannot be used; says what to do.
         """
         folder = find_model(model)
         try:
@@ -299,7 +300,7 @@ class Codec(nn.Module):
         except (ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{folder / 'config.json'}: {error}") from None
         load_weights(codec.state_dict(), folder / "model.safetensors")
-        return codec.to(device).eval()
+        return _on_device(codec, device).eval()
 
     def save_pretrained(self, folder: str | Path, bits: Bits = 32) -> None:
         """Write ``config.json`` and ``model.safetensors``; from_pretrained reads them back to an equal model.
@@ -316,9 +317,9 @@ class Codec(nn.Module):
         """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
-            raise ValueError(f"{folder} is a file; save_pretrained takes a folder")
+            raise CodecError(f"{folder} is a file; save_pretrained takes a folder")
         if bits not in get_args(Bits):
-            raise ValueError(f"bits must be 32, 16 or 8, not {bits!r}")
+            raise CodecError(f"bits must be 32, 16 or 8, not {bits!r}")
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.state_dict(), folder / "model.safetensors", bits)
         with written_whole(folder / "config.json") as temporary:
@@ -339,16 +340,16 @@ def _checked_waveform(waveform: Tensor) -> Tensor:
     """As float32 mono ``[B, T]``."""
     if not isinstance(waveform, Tensor) or not waveform.is_floating_point():
         kind = waveform.dtype if isinstance(waveform, Tensor) else type(waveform).__name__
-        raise ValueError(f"waveform must be a float tensor in [-1, 1], not {kind}")
+        raise CodecError(f"waveform must be a float tensor in [-1, 1], not {kind}")
     if waveform.ndim == 1:
         waveform = waveform[None, None]
     if waveform.ndim != 3:
-        raise ValueError(f"waveform must be [B, C, T] or [T], not {list(waveform.shape)}")
+        raise CodecError(f"waveform must be [B, C, T] or [T], not {list(waveform.shape)}")
     if waveform.numel() == 0:
-        raise ValueError("waveform is empty")
+        raise CodecError("waveform is empty")
     channels, samples = waveform.shape[1:]
     if channels > MOST_CHANNELS and channels > samples:
-        raise ValueError(
+        raise CodecError(
             f"waveform {list(waveform.shape)} would be {channels} channels of {samples} samples; if it is [B, T, C], give "
             "waveform.transpose(1, 2)"
         )
@@ -360,7 +361,7 @@ def _checked_block(block: Tensor) -> Tensor:
     """As float32 ``[T]``."""
     if not isinstance(block, Tensor) or not block.is_floating_point() or block.ndim != 1:
         kind = f"{block.dtype} {list(block.shape)}" if isinstance(block, Tensor) else type(block).__name__
-        raise ValueError(f"a block must be a float tensor [T] in [-1, 1], not {kind}")
+        raise CodecError(f"a block must be a float tensor [T] in [-1, 1], not {kind}")
     if block.numel():
         _check_peak(block)
     return block.float()
@@ -369,16 +370,16 @@ def _checked_block(block: Tensor) -> Tensor:
 def _check_peak(waveform: Tensor) -> None:
     extremes = torch.aminmax(waveform)
     if not all(extreme.isfinite() for extreme in extremes):
-        raise ValueError("waveform holds NaN or infinity")
+        raise CodecError("waveform holds NaN or infinity")
     peak = max(abs(float(extreme)) for extreme in extremes)
     if peak > LARGEST_PEAK:
-        raise ValueError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")
+        raise CodecError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")
 
 
 def _checked_rate(sample_rate: int) -> int:
     whole = isinstance(sample_rate, Real) and float(sample_rate).is_integer()
     if not whole or not RATES[0] <= sample_rate <= RATES[1]:
-        raise ValueError(f"sample_rate must be from {RATES[0]} to {RATES[1]} Hz, a whole number, not {sample_rate!r}")
+        raise CodecError(f"sample_rate must be from {RATES[0]} to {RATES[1]} Hz, a whole number, not {sample_rate!r}")
     return int(sample_rate)
 
 
@@ -388,8 +389,17 @@ def _checked_lengths(lengths: Tensor | list[int] | None, batch: int, longest: in
     given = lengths.tolist() if hasattr(lengths, "tolist") else lengths  # tensors and arrays
     valid = isinstance(given, list | tuple) and len(given) == batch
     if not valid or not all(isinstance(length, (int, np.integer)) and 1 <= length <= longest for length in given):
-        raise ValueError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {given!r}")
+        raise CodecError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {given!r}")
     return [int(length) for length in given]
+
+
+def _on_device(codec: Codec, device: str | torch.device) -> Codec:
+    try:
+        torch.zeros(1, device=device).item()  # some devices can be named but not used
+        return codec.to(device)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        reason = " ".join(str(error).split(". ")[0].split("\n")[0].split())
+        raise ModelError(f"device {device} cannot be used here: {reason}; use --device cpu") from None
 
 
 def _split_items(waveform: Tensor, lengths: Tensor | list[int] | None) -> list[Tensor]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from codec.errors import CodecError
+
 
 def flatten(codes: Tensor, codebook_size: int, first_id: int = 0) -> Tensor:
     """One sequence, frame by frame and within a frame stage by stage.
@@ -26,7 +28,7 @@ def flatten(codes: Tensor, codebook_size: int, first_id: int = 0) -> Tensor:
     """
     _check_integers(codes, "codes", "[..., K, N]", 2)
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= codebook_size):
-        raise ValueError(f"codes must be from 0 to {codebook_size - 1}; are they of another model?")
+        raise CodecError(f"codes must be from 0 to {codebook_size - 1}; are they of another model?")
     return (codes + _starts(codes.shape[-2], codebook_size, first_id, codes.device)[:, None]).mT.flatten(-2)
 
 
@@ -47,7 +49,7 @@ def unflatten(tokens: Tensor, num_quantizers: int, codebook_size: int, first_id:
     """
     _check_integers(tokens, "tokens", "[..., N * K]", 1)
     if tokens.shape[-1] % num_quantizers:
-        raise ValueError(f"{tokens.shape[-1]} tokens are not whole frames of {num_quantizers}")
+        raise CodecError(f"{tokens.shape[-1]} tokens are not whole frames of {num_quantizers}")
     frames = tokens.unflatten(-1, (tokens.shape[-1] // num_quantizers, num_quantizers))
     codes = frames - _starts(num_quantizers, codebook_size, first_id, tokens.device)
     wrong = ((codes < 0) | (codes >= codebook_size)).flatten(-2)
@@ -56,7 +58,7 @@ def unflatten(tokens: Tensor, num_quantizers: int, codebook_size: int, first_id:
         stage = place[-1] % num_quantizers
         low = first_id + stage * codebook_size
         ids = f"ids of stage {stage + 1} of {num_quantizers} are {low} to {low + codebook_size - 1}"
-        raise ValueError(f"token {place} is {tokens[tuple(place)].item()}, but {ids}")
+        raise CodecError(f"token {place} is {tokens[tuple(place)].item()}, but {ids}")
     return codes.mT.contiguous()
 
 
@@ -100,7 +102,7 @@ def undelay(delayed: Tensor) -> Tensor:
     stages = delayed.shape[-2]
     frames = delayed.shape[-1] - stages + 1
     if frames < 0:
-        raise ValueError(f"{stages} delayed stages take at least {stages - 1} steps, not {delayed.shape[-1]}")
+        raise CodecError(f"{stages} delayed stages take at least {stages - 1} steps, not {delayed.shape[-1]}")
     return torch.stack([delayed[..., k, k : k + frames] for k in range(stages)], dim=-2)
 
 
@@ -111,4 +113,4 @@ def _starts(num_quantizers: int, codebook_size: int, first_id: int, device: torc
 
 def _check_integers(given: Tensor, name: str, shape: str, least: int) -> None:
     if given.dtype != torch.int64 or given.dim() < least or 0 in given.shape[-least:-1]:
-        raise ValueError(f"{name} must be int64 {shape}, not {given.dtype} {list(given.shape)}")
+        raise CodecError(f"{name} must be int64 {shape}, not {given.dtype} {list(given.shape)}")

@@ -26,16 +26,16 @@ import soundfile
 import torch
 
 from codec.config import ConfigError
-from codec.errors import one_line
+from codec.errors import CodecError, one_line
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL, ModelError
 from codec.quantizers.search import nearest
-from codec.recipe import load_train_config
+from codec.training.config import load_train_config
 
 SECONDS = 10
 
 
-class BenchmarkError(RuntimeError):
+class BenchmarkError(CodecError):
     """A program that was to be measured failed, and has said why."""
 
 
@@ -106,7 +106,7 @@ def one_hour(model: str, threads: int) -> None:
                 file.write(rng.standard_normal(60 * 24000, dtype=np.float32) * 0.05)
         for command, source, target in (("encode", wav, codes), ("decode", codes, back)):
             start = time.perf_counter()
-            code = f"from codec.cli import {command}_main as main; raise SystemExit(main())"
+            code = f"from codec.cli.commands import {command}_main as main; raise SystemExit(main())"
             args = [sys.executable, "-c", code, "--model", model, str(source), str(target)]
             process = subprocess.Popen(args, env=on_threads(threads))
             _, status, usage = os.wait4(process.pid, 0)
@@ -123,7 +123,7 @@ def startup(model: str, rounds: int, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         wav, codes = Path(folder) / "in.wav", Path(folder) / "out.codes"
         soundfile.write(wav, np.random.default_rng(0).standard_normal(SECONDS * 24000) * 0.05, 24000)
-        encode = "from codec.cli import encode_main as main; raise SystemExit(main())"
+        encode = "from codec.cli.commands import encode_main as main; raise SystemExit(main())"
 
         def run(name: str, code: str, *args: str) -> None:
             if subprocess.run([sys.executable, "-c", code, *args], env=on_threads(threads)).returncode:

@@ -24,20 +24,20 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from codec.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
 from codec.config import ConfigError, from_dict
-from codec.errors import one_line
+from codec.errors import CodecError, one_line
 from codec.evaluation.stored import read_summary
 from codec.files import written_whole
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS
-from codec.recipe import TrainConfig
+from codec.training.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
+from codec.training.config import TrainConfig
 from codec.weights import Bits
 
 WRITTEN = ("config.json", "model.safetensors", "README.md", DISCRIMINATORS)
 
 
-class ExportError(ValueError):
+class ExportError(CodecError):
     """What keeps a model from being exported; the message says how to mend it."""
 
 

@@ -11,9 +11,9 @@ import fnmatch
 import sys
 from pathlib import Path
 
-from codec.errors import one_line
+from codec.errors import CodecError, one_line
 from codec.files import written_whole
-from codec.tracking import read_scalars
+from codec.training.tracking import read_scalars
 
 CURVES = ["loss/mel", "loss/stft", "loss/commitment", "valid/mel", "valid/stft", "learning_rate"]
 CURVES += ["codebook/usage_*", "codebook/perplexity_*", "latents/effective_dimension"]
@@ -21,7 +21,7 @@ CURVES += ["codebook/usage_*", "codebook/perplexity_*", "latents/effective_dimen
 Curve = tuple[list[int], list[float]]
 
 
-class PlotError(ValueError):
+class PlotError(CodecError):
     """What keeps the curves from being drawn; the message is one line for the user."""
 
 

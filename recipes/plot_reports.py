@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codec.errors import one_line
+from codec.errors import CodecError, one_line
 from codec.evaluation.stored import ReportError, read_summary
 from codec.files import written_whole
 
@@ -21,7 +21,7 @@ METRICS = ["pesq", "stoi"]
 Line = list[tuple[float, dict[str, Any]]]  # x, and a result: mean, low, high
 
 
-class PlotError(ValueError):
+class PlotError(CodecError):
     """What keeps the reports from being drawn; the message is one line for the user."""
 
 

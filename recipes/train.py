@@ -30,9 +30,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codec.adversarial import discriminator_loss, feature_matching_loss, generator_loss
 from codec.audio import AudioError
-from codec.checkpoint import (
+from codec.config import ConfigError, to_dict
+from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
+from codec.errors import CodecError, one_line
+from codec.files import written_whole
+from codec.health import CodebookCounter, effective_dimension
+from codec.model import CodecOutput
+from codec.pretrained import ModelError
+from codec.spectral import low_pass
+from codec.training.adversarial import discriminator_loss, feature_matching_loss, generator_loss
+from codec.training.checkpoint import (
     CHECKPOINTS,
     CheckpointError,
     latest_checkpoint,
@@ -42,23 +50,15 @@ from codec.checkpoint import (
     step_of,
     whole_checkpoints,
 )
-from codec.config import ConfigError, to_dict
-from codec.data import SegmentConfig, SegmentDataset
-from codec.discriminators import split_outputs
-from codec.errors import one_line
-from codec.files import written_whole
-from codec.health import CodebookCounter, effective_dimension
-from codec.losses import SpectralLoss
-from codec.manifest import ManifestError, Record, read_manifest, summary
-from codec.model import CodecOutput
-from codec.optimizers import set_learning_rates
-from codec.pretrained import ModelError
-from codec.recipe import TrainConfig, load_train_config
-from codec.spectral import low_pass
-from codec.tracking import Tracker
+from codec.training.config import TrainConfig, load_train_config
+from codec.training.data import SegmentConfig, SegmentDataset
+from codec.training.discriminators import split_outputs
+from codec.training.losses import SpectralLoss
 from codec.training.networks import Networks, build_networks, build_spectral, start_quantizer, update_average
+from codec.training.optimizers import set_learning_rates
 from codec.training.progress import Clock, Counters, StopSignal
 from codec.training.readers import batches, end_readers, sentence
+from codec.training.tracking import Tracker
 from codec.training.validation import codebook_scalars, mean_over_processes, show_examples, validate
 
 try:
@@ -71,7 +71,7 @@ EXIT_NOTE = """exit codes: 0 done, or stopped by SIGTERM or ctrl-C with a checkp
             1 an error, 2 bad usage, 130 interrupted before training began"""
 
 
-class TrainingError(RuntimeError):
+class TrainingError(CodecError):
     """Training cannot go on; the message says what to change."""
 
 

@@ -1,4 +1,4 @@
-"""What must not change: codes, decoded speech, fingerprints, training losses, and a report's numbers; see golden/README.md."""
+"""What must not change: codes, decoded speech, fingerprints, training losses, a report's numbers; see golden/README.md."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 import codec.model
 from codec import Codec
 from codec.audio import resample
-from codec.cli import decode_main, encode_main, info_main
-from codec.metrics import pesq_wb, stoi
+from codec.cli.commands import decode_main, encode_main, info_main
+from codec.evaluation.metrics import pesq_wb, stoi
 from codec.pretrained import find_model, shipped_models
 
 ROOT = Path(__file__).parent.parent

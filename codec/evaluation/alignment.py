@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.metrics import Waveform
+from codec.evaluation.metrics import Waveform
 
 MAX_DELAY = 0.1  # seconds, either way
 SURE = 0.5  # normalised correlation of waveforms from which on their peak is believed

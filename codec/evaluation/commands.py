@@ -7,12 +7,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from codec import __version__
-from codec.errors import one_line
+from codec.errors import CodecError, run_command
 from codec.pretrained import ALIAS
 
 EVALUATE_EXAMPLES = """examples:
@@ -76,7 +76,7 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="of the model (default: cpu)")
     parser.add_argument("--force", action="store_true", help="throw away another evaluation in DIR")
     args = parser.parse_args(argv)
-    return _main(parser, args, _evaluate)
+    return run_command(parser.prog, lambda: _evaluate(args), "the same command goes on from here")
 
 
 def compare_main(argv: Sequence[str] | None = None) -> int:
@@ -100,33 +100,17 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="default: all that both have")
     parser.add_argument("--json", action="store_true", help="JSON instead of a table")
     args = parser.parse_args(argv)
-    return _main(parser, args, _compare)
-
-
-def _main(parser: argparse.ArgumentParser, args: argparse.Namespace, run: Callable[[argparse.Namespace], int]) -> int:
-    try:
-        return run(args)
-    except KeyboardInterrupt:
-        print(f"{parser.prog}: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except (
-        OSError,
-        ValueError,
-        RuntimeError,
-        ModuleNotFoundError,
-    ) as error:  # all of the package's own are among these
-        print(f"{parser.prog}: error: {one_line(error)}", file=sys.stderr)
-        return 1
+    return run_command(parser.prog, lambda: _compare(args))
 
 
 def _evaluate(args: argparse.Namespace) -> int:
-    from codec.evaluation.report import write_report
+    from codec.corpus.manifest import ManifestError, read_manifest
+    from codec.evaluation.page.report import write_report
     from codec.evaluation.runner import evaluate, make_plan
     from codec.evaluation.summary import summarise
-    from codec.manifest import ManifestError, read_manifest
 
     if args.every < 1 or args.examples < 0 or (args.workers is not None and args.workers < 1):
-        raise ValueError("--every and --workers must be at least 1, --examples not negative")
+        raise CodecError("--every and --workers must be at least 1, --examples not negative")
     records = read_manifest(args.manifest)[:: args.every]
     if not records:
         raise ManifestError(f"{args.manifest} holds no utterances")
@@ -135,7 +119,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     folders = _folders(args.reconstructions)
     model = "" if args.model == "none" else args.model
     if not (model or folders or args.baselines):
-        raise ValueError("nothing to measure: no model, no --reconstructions, no --baselines")
+        raise CodecError("nothing to measure: no model, no --reconstructions, no --baselines")
     plan, absent = make_plan(
         model=model,
         stages=_stages(model, args.num_quantizers),
@@ -156,7 +140,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     print(table(summary))
     print(f"\nreport: {page}")
     if not any(result["n"] for system in summary["systems"] for result in system["results"].values()):
-        raise ValueError(f"no metric has a value for any of the {len(records)} utterances; the report says why")
+        raise CodecError(f"no metric has a value for any of the {len(records)} utterances; the report says why")
     return 0
 
 
@@ -164,14 +148,14 @@ def _stages(model: str, asked: Sequence[int] | None) -> list[int]:
     """Numbers of quantizers to measure, checked against the model's."""
     if not model:
         if asked:
-            raise ValueError("--num-quantizers goes with a model")
+            raise CodecError("--num-quantizers goes with a model")
         return []
     from codec.model import Codec
 
     most = Codec.from_pretrained(model).num_quantizers
     for count in asked or ():
         if not 1 <= count <= most:
-            raise ValueError(f"--num-quantizers {count}: the model has 1 to {most}")
+            raise CodecError(f"--num-quantizers {count}: the model has 1 to {most}")
     return sorted(set(asked or [most >> shift for shift in range(most.bit_length())]), reverse=True)
 
 
@@ -180,10 +164,10 @@ def _folders(given: Sequence[str]) -> dict[str, tuple[str, float | None]]:
     for text in given:
         found = re.fullmatch(r"(?P<name>[^=@]+)(@(?P<kbps>\d+(\.\d+)?))?=(?P<folder>.+)", text)
         if not found:
-            raise ValueError(f"--reconstructions takes NAME=DIR or NAME@KBPS=DIR, not {text!r}")
+            raise CodecError(f"--reconstructions takes NAME=DIR or NAME@KBPS=DIR, not {text!r}")
         name, kbps = found["name"], found["kbps"]
         if name in folders:
-            raise ValueError(f"--reconstructions: {name} is given twice")
+            raise CodecError(f"--reconstructions: {name} is given twice")
         folders[name] = str(Path(found["folder"]).resolve()), None if kbps is None else float(kbps)
     return folders
 
@@ -233,7 +217,7 @@ def _compare(args: argparse.Namespace) -> int:
     for text in args.pair:
         first, colon, second = text.partition(":")
         if not (first and colon and second):
-            raise ValueError(f"--pair takes ID:ID, not {text!r}")
+            raise CodecError(f"--pair takes ID:ID, not {text!r}")
         pairs.append((first, second))
     a, b = read_report(args.a), read_report(args.b)
     found = compare(a, b, pairs)
@@ -243,7 +227,7 @@ def _compare(args: argparse.Namespace) -> int:
         known = {difference.metric for difference in found}
         for name in args.metrics:
             if name not in known:
-                raise ValueError(f"--metrics {name}: not in both reports; there are {', '.join(sorted(known))}")
+                raise CodecError(f"--metrics {name}: not in both reports; there are {', '.join(sorted(known))}")
         found = [difference for difference in found if difference.metric in args.metrics]
     if args.json:
         print(json.dumps(plain(found), indent=1))

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 
 from codec import container
 from codec.audio import resample
-from codec.data import read_record
-from codec.evaluation.plugins import load_plugins
+from codec.corpus.manifest import Record
+from codec.corpus.scan import read_record
+from codec.errors import CodecError
+from codec.evaluation.metrics import METRICS, MetricError, Pair, pitch_track
+from codec.evaluation.neural_metrics import load_plugins
 from codec.evaluation.stability import CHANGES, changed_codes
 from codec.evaluation.systems import (
     Codec2Family,
@@ -27,9 +30,7 @@ from codec.evaluation.systems import (
     Reconstruction,
 )
 from codec.files import written_whole
-from codec.manifest import Record
-from codec.metrics import METRICS, MetricError, Pair, pitch_track
-from codec.transfer import load_codec
+from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
 
@@ -63,7 +64,7 @@ class Plan:
         """The systems, the model first."""
         families: list[Family] = []
         if self.model:
-            families.append(ModelFamily(load_codec(self.model, self.device), self.stages))
+            families.append(ModelFamily(Codec.from_pretrained(self.model, self.device), self.stages))
         families += [FolderFamily(name, Path(folder), kbps) for name, (folder, kbps) in self.folders.items()]
         makers = {"opus": OpusFamily, "codec2": Codec2Family}
         return families + [makers[name]() for name in self.classical]
@@ -83,7 +84,7 @@ class Reference:
 
     def __init__(self, record: Record) -> None:
         if record.duration > LONGEST:
-            raise ValueError(f"longer than {LONGEST} s; cut it into utterances")
+            raise CodecError(f"longer than {LONGEST} s; cut it into utterances")
         self.waveform, sample_rate = read_record(record)
         # what the file says counts, not what the manifest remembers
         self.record = replace(record, sample_rate=sample_rate, num_samples=len(self.waveform))
@@ -116,7 +117,7 @@ class Measurer:
         facts = {"index": index, "id": record.id, "speaker": record.speaker, "source": record.source}
         try:
             reference = Reference(record)
-        except (ValueError, OSError) as error:
+        except (CodecError, OSError) as error:
             reason = f"reference unreadable: {error.strerror if isinstance(error, OSError) else error}"
             reason = " ".join(str(reason).replace(record.path, "").split())
             rows = [Row(system.id, failures=dict.fromkeys(self._names, reason)) for system in self._systems]
@@ -164,7 +165,7 @@ class Measurer:
             return None
         try:
             codes = family.encode(reference.waveform, reference.record.sample_rate)
-        except ValueError as error:  # counted among the model's failures too
+        except CodecError as error:  # counted among the model's failures too
             return {"values": {}, "failures": dict.fromkeys(CHANGES, str(error))} if self.plan.stability else None
         with written_whole(codes_path(self.plan, index)) as temporary:
             temporary.write_bytes(family.stored(codes, reference.record))

@@ -22,13 +22,13 @@ from typing import Any
 from tqdm import tqdm
 
 from codec import __version__
-from codec.errors import install
+from codec.corpus.manifest import Record
+from codec.errors import CodecError, install
 from codec.evaluation.measure import Measurer, Plan
-from codec.evaluation.plugins import PLUGINS, load_plugins
+from codec.evaluation.metrics import METRICS, Metric
+from codec.evaluation.neural_metrics import PLUGINS, load_plugins
 from codec.evaluation.systems import classical_families
 from codec.files import written_whole
-from codec.manifest import Record
-from codec.metrics import METRICS, Metric
 from codec.pretrained import find_model
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
@@ -38,7 +38,7 @@ AHEAD = 4  # utterances handed to each process in advance
 _measurer: Measurer | None = None  # of this worker process
 
 
-class EvaluationError(ValueError):
+class EvaluationError(CodecError):
     """An evaluation that cannot be run as asked; the message says what to change."""
 
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from codec.metrics import MetricError
+from codec.errors import CodecError
+from codec.evaluation.metrics import MetricError
 from codec.model import Codec
 
 GAIN_DB = -6.0
@@ -65,7 +66,7 @@ def changed_codes(codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[dict[s
     for name, (_, change) in CHANGES.items():
         try:
             before, after = (part.cpu() for part in change(codec, waveform, codes))
-        except ValueError as error:  # too short, or a decoded level that no encoder takes
+        except CodecError as error:  # too short, or a decoded level that no encoder takes
             failures[name] = str(error)
             continue
         frames = min(before.shape[-1], after.shape[-1])

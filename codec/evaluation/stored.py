@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from codec.errors import CodecError
+
 FORMAT = 1
 
 
-class ReportError(ValueError):
+class ReportError(CodecError):
     """A folder that is no report, or not of this format; the message says why, and the place in it."""
 
 

@@ -20,18 +20,19 @@ from typing import Any
 import soundfile
 import torch
 
+from codec.corpus.manifest import Record
+from codec.errors import CodecError
 from codec.evaluation import alignment
-from codec.evaluation.latents import codebook_health, count_codes
+from codec.evaluation.codebooks import codebook_health, count_codes
 from codec.evaluation.measure import Plan, Reference, read_codes
-from codec.evaluation.plugins import PLUGINS
+from codec.evaluation.metrics import METRICS, Metric
+from codec.evaluation.neural_metrics import PLUGINS
 from codec.evaluation.runner import package_version, read_rows, software_versions
 from codec.evaluation.stability import CHANGES
 from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.stored import FORMAT
 from codec.evaluation.systems import Failure, Family, ModelFamily, System, to_pcm
 from codec.files import written_whole
-from codec.manifest import Record
-from codec.metrics import METRICS, Metric
 
 WORST = 10
 
@@ -235,7 +236,7 @@ def write_examples(
     for index, why in picked:
         try:
             reference = Reference(records[index])
-        except (ValueError, OSError):
+        except (CodecError, OSError):
             continue  # counted among the failures
         folder = Path("audio") / f"{index:06d}"
         (out / folder).mkdir(parents=True, exist_ok=True)

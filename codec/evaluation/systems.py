@@ -23,9 +23,10 @@ from torch import Tensor
 
 from codec import container
 from codec.audio import AudioReader, audio_suffixes, resample
+from codec.corpus.manifest import Record
+from codec.errors import CodecError
 from codec.evaluation.alignment import aligned
-from codec.manifest import Record
-from codec.metrics import Waveform
+from codec.evaluation.metrics import Waveform
 from codec.model import Codec
 
 OPUS_KBPS = (6, 8, 12)
@@ -98,7 +99,7 @@ class ModelFamily(Family):
         start = time.perf_counter()
         try:
             codes = self.encode(waveform, record.sample_rate)
-        except ValueError as error:  # a rate or a level that no speech has
+        except CodecError as error:  # a rate or a level that no speech has
             yield from (Failure(system, str(error)) for system in self.systems)
             return
         encoding = time.perf_counter() - start
@@ -124,7 +125,7 @@ class FolderFamily(Family):
 
     def __init__(self, name: str, folder: Path, kbps: float | None = None) -> None:
         if not folder.is_dir():
-            raise ValueError(f"{folder} is no folder of reconstructions")
+            raise CodecError(f"{folder} is no folder of reconstructions")
         self.folder = folder
         slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "folder"
         self.systems = [System(f"folder-{slug}", name, name, "folder", kbps)]
@@ -145,7 +146,7 @@ class FolderFamily(Family):
             with AudioReader(found[0]) as reader:
                 made = np.concatenate([*reader.blocks(), np.zeros(0, np.float32)])
                 rate = reader.sample_rate
-        except (ValueError, OSError) as error:
+        except (CodecError, OSError) as error:
             yield Failure(system, f"unreadable: {type(error).__name__}")
             return
         made = resample(made, rate, record.sample_rate)
@@ -247,7 +248,7 @@ def run_program(system: System, record: Record, waveform: Waveform, code: Coding
         start = time.perf_counter()
         try:
             made, num_bytes = code(system, Path(folder), record, waveform)
-        except (ValueError, OSError, subprocess.SubprocessError) as error:
+        except (CodecError, OSError, subprocess.SubprocessError) as error:
             return Failure(system, " ".join(str(error).split()).replace(f"{folder}/", ""))
         return Reconstruction(system, made, num_bytes, time.perf_counter() - start)
 
@@ -257,7 +258,7 @@ def run(*command: str | Path) -> None:
     done = subprocess.run([str(part) for part in command], capture_output=True, timeout=PROGRAM_SECONDS)
     if done.returncode != 0:
         complaint = done.stderr.decode(errors="replace").strip().splitlines()
-        raise ValueError(f"{command[0]} failed: {complaint[-1] if complaint else done.returncode}")
+        raise CodecError(f"{command[0]} failed: {complaint[-1] if complaint else done.returncode}")
 
 
 def program_version(program: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from codec.errors import install
+from codec.errors import CodecError, install
 
 DEFAULT_MODEL = "speech-24khz"
 ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
@@ -12,7 +12,7 @@ FILES = ("config.json", "model.safetensors")
 DISCRIMINATORS = "discriminator.safetensors"  # what training may go on with; no part of a model
 
 
-class ModelError(ValueError):
+class ModelError(CodecError):
     """A model that cannot be found or loaded; the message says what to do."""
 
 

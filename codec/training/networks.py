@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from codec.data import SegmentDataset
-from codec.discriminators import Discriminators
-from codec.losses import SpectralLoss
 from codec.model import Codec
-from codec.optimizers import adamw, codec_optimizers
 from codec.pretrained import DISCRIMINATORS, find_model
-from codec.recipe import TrainConfig
-from codec.warm_start import take_codec, take_discriminators
+from codec.training.config import TrainConfig
+from codec.training.data import SegmentDataset
+from codec.training.discriminators import Discriminators
+from codec.training.losses import SpectralLoss
+from codec.training.optimizers import adamw, codec_optimizers
+from codec.training.warm_start import take_codec, take_discriminators
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from codec.data import SegmentDataset
 from codec.errors import one_line
-from codec.recipe import TrainConfig
+from codec.training.config import TrainConfig
+from codec.training.data import SegmentDataset
 
 
 def batches(

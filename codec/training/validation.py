@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from codec.audio import resample
-from codec.data import read_record
+from codec.corpus.manifest import Record
+from codec.corpus.scan import read_record
 from codec.health import CodebookCounter
-from codec.losses import SpectralLoss
-from codec.manifest import Record
 from codec.model import Codec
-from codec.tracking import Tracker
+from codec.training.losses import SpectralLoss
+from codec.training.tracking import Tracker
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

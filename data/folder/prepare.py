@@ -20,9 +20,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from codec.corpus.manifest import Record, summary, write_manifest
+from codec.corpus.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad, thinned
 from codec.errors import one_line
-from codec.manifest import Record, summary, write_manifest
-from codec.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad, thinned
 
 SPLITS = ("train", "dev", "test")
 

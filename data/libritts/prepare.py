@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from codec.corpus.fetch import FetchError, fetch, unpack
+from codec.corpus.manifest import Record, write_manifest
+from codec.corpus.scan import AudioInfo, BadFile, PrepareError, probe, report_bad, thinned
 from codec.errors import one_line
-from codec.fetch import FetchError, fetch, unpack
-from codec.manifest import Record, write_manifest
-from codec.scan import AudioInfo, BadFile, PrepareError, probe, report_bad, thinned
 
 MIRROR = "https://www.openslr.org/resources"
 NAME = re.compile(r"(?P<speaker>\d+)_(?P<chapter>\d+)_\d+_\d+")

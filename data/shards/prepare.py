@@ -25,10 +25,10 @@ from typing import Any
 import soundfile
 from tqdm import tqdm
 
+from codec.corpus.manifest import ManifestError, Record, hold_out, record_of, summary, write_manifest
+from codec.corpus.scan import AUDIO_SUFFIXES, PrepareError
 from codec.errors import one_line
 from codec.files import written_whole
-from codec.manifest import ManifestError, Record, hold_out, record_of, summary, write_manifest
-from codec.scan import AUDIO_SUFFIXES, PrepareError
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from codec.errors import one_line
+from codec.errors import CodecError, one_line
 from codec.files import written_whole
 
 Result = dict[str, Any]
@@ -36,7 +36,7 @@ THINNED = 10  # steps between the kept points of a curve
 COLOURS = {"vq": "tab:red", "ema_vq": "tab:orange", "simvq": "tab:blue", "fsq": "tab:green"}
 
 
-class ResultError(ValueError):
+class ResultError(CodecError):
     """What is given holds no results; the message says where they come from."""
 
 

@@ -33,15 +33,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
-from codec.data import SegmentConfig, SegmentDataset
+from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import one_line
+from codec.evaluation.metrics import MetricError, mel_distance, pesq_wb
 from codec.files import written_whole
 from codec.health import CodebookCounter, effective_dimension, stage_health
-from codec.losses import SpectralLoss
-from codec.manifest import ManifestError, Record, read_manifest, summary
-from codec.metrics import MetricError, mel_distance, pesq_wb
 from codec.model import Codec
 from codec.quantizers import QUANTIZERS
+from codec.training.data import SegmentConfig, SegmentDataset
+from codec.training.losses import SpectralLoss
 
 HERE = Path(__file__).parent
 HELD_OUT_INDEX = 2**40  # where the measured segments lie in the stream; training never gets there

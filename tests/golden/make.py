@@ -1,6 +1,6 @@
 """Write the golden files: what this version makes of fixed weights and fixed speech. See README.md beside this file.
 
-    python tests/golden/make.py        only for a change of behaviour that is meant, and named in CHANGELOG.md
+python tests/golden/make.py        only for a change of behaviour that is meant, and named in CHANGELOG.md
 """
 
 from __future__ import annotations

@@ -1,0 +1,1 @@
+"""The commands codec-encode, codec-decode and codec-info."""

@@ -1,0 +1,1 @@
+"""Corpora of speech: manifests, and how they are made."""

@@ -1,0 +1,173 @@
+"""Manifests: JSONL files that list utterances, one a line, written by ``data/<set>/prepare.py``.
+
+Nothing else of a corpus is read in training: no directory layouts, no transcripts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+from codec.errors import CodecError
+from codec.files import written_whole
+
+
+class ManifestError(CodecError):
+    """A manifest line that cannot be used; the message names the file and the line."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One utterance of a manifest.
+
+    Attributes:
+        id: unique name of the utterance.
+        path: the audio file; in the manifest relative to the manifest's folder, absolute once read.
+        offset, num_bytes: where the audio lies in the file at ``path``, for one that holds many (a tar shard); 0 bytes
+            mean the file is the audio.
+        num_samples: length in samples per channel at ``sample_rate``.
+        sample_rate: of the file, in Hz.
+        speaker: speaker id, or "" if unknown.
+        split: "train", "dev" or "test".
+        bandwidth_hz: the highest frequency at which the recording holds sound; losses ignore what lies above it.
+        language, source, licence: where the utterance comes from, "" if unknown; for model cards.
+        text: what is said, "" if unknown; for word error rates.
+    """
+
+    id: str
+    path: str
+    num_samples: int
+    sample_rate: int
+    speaker: str = ""
+    split: str = "train"
+    bandwidth_hz: int = 0
+    language: str = ""
+    source: str = ""
+    licence: str = ""
+    text: str = ""
+    offset: int = 0
+    num_bytes: int = 0
+
+    @property
+    def duration(self) -> float:
+        """Length in seconds."""
+        return self.num_samples / self.sample_rate
+
+    @property
+    def bandwidth(self) -> float:
+        """Highest frequency with content in Hz: ``bandwidth_hz``, or half the sample rate where it is not given."""
+        return float(self.bandwidth_hz or self.sample_rate / 2)
+
+
+def audio_source(record: Record) -> str | BytesIO:
+    """What to open for a record's audio: its path, or the bytes of its part of a shard.
+
+    Raises:
+        ManifestError: the shard ends before.
+        OSError: the shard cannot be read.
+    """
+    if not record.num_bytes:
+        return record.path
+    with open(record.path, "rb") as file:
+        file.seek(record.offset)
+        data = file.read(record.num_bytes)
+    if len(data) < record.num_bytes:
+        raise ManifestError(f"{record.path} ends before the audio of {record.id}; prepare it again")
+    return BytesIO(data)
+
+
+def hold_out(records: Sequence[Record], speakers: int) -> tuple[list[Record], list[Record]]:
+    """Set all utterances of ``speakers`` speakers aside: (the rest, those), the latter in a mixed order.
+
+    Speakers are chosen, and their utterances mixed, by a hash of their names: the same in every run, and whoever is added
+    to a corpus moves nobody else. Records without a speaker stay.
+    """
+    names = sorted({record.speaker for record in records if record.speaker}, key=_hashed)
+    chosen = set(names[:speakers])
+    held = sorted((record for record in records if record.speaker in chosen), key=lambda record: _hashed(record.id))
+    return [record for record in records if record.speaker not in chosen], held
+
+
+def _hashed(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+
+
+def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
+    """Write records as JSONL, paths below the manifest's folder made relative to it; replaces the file as a whole."""
+    path = Path(path)
+    folder = path.parent.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+        for record in records:
+            audio = Path(record.path).resolve()
+            relative = audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else audio.as_posix()
+            file.write(json.dumps(dataclasses.asdict(record) | {"path": relative}, ensure_ascii=False) + "\n")
+
+
+def record_of(found: object) -> Record:
+    """The record that a parsed JSON object is; what :class:`Record` does not have is passed over.
+
+    Raises:
+        ManifestError: no object, a field that is missing or of a wrong type, or a value that cannot be.
+    """
+    if not isinstance(found, dict):
+        raise ManifestError("not a manifest record: it is no JSON object")
+    kinds = {field.name: {"str": str, "int": int}[str(field.type)] for field in dataclasses.fields(Record)}
+    fields = {name: value for name, value in found.items() if name in kinds}
+    wrong = [name for name, value in fields.items() if type(value) is not kinds[name]]
+    if wrong:
+        raise ManifestError(f"{wrong[0]} must be of type {kinds[wrong[0]].__name__}")
+    try:
+        record = Record(**fields)
+    except TypeError as error:
+        raise ManifestError(f"not a manifest record: {error}") from None
+    if record.num_samples < 1 or record.sample_rate < 1:
+        raise ManifestError("num_samples and sample_rate must be at least 1")
+    if min(record.offset, record.num_bytes, record.bandwidth_hz) < 0:
+        raise ManifestError("offset, num_bytes and bandwidth_hz must not be negative")
+    if not record.path or not record.split:
+        raise ManifestError("path and split must not be empty")
+    return record
+
+
+def read_manifest(path: str | Path) -> list[Record]:
+    """Read a JSONL manifest; relative audio paths are taken from the manifest's folder.
+
+    Fields that :class:`Record` does not have are notes of whoever wrote the manifest and are passed over.
+
+    Raises:
+        ManifestError: no such manifest; a line, named by its number, that is not JSON, lacks a field, or has one of a wrong
+            type, a value that cannot be, or the id of another line.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ManifestError(f"{path}: no such manifest; data/<set>/prepare.py writes one")
+    folder = path.parent.resolve()
+    records: list[Record] = []
+    lines: dict[str, int] = {}  # id -> its line
+    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # names of files may be any bytes
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                record = record_of(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise ManifestError(f"{path}:{number}: not a manifest record: {error}") from None
+            except ManifestError as error:
+                raise ManifestError(f"{path}:{number}: {error}") from None
+            if lines.setdefault(record.id, number) != number:
+                raise ManifestError(f"{path}:{number}: id {record.id!r} again, after line {lines[record.id]}")
+            records.append(dataclasses.replace(record, path=(folder / record.path).as_posix()))
+    return records
+
+
+def summary(records: Sequence[Record]) -> str:
+    """One line: utterances, hours, speakers."""
+    hours = sum(record.duration for record in records) / 3600
+    speakers = {record.speaker for record in records if record.speaker}
+    return f"{len(records)} utterances, {hours:.2f} h, {len(speakers)} speakers"

@@ -1,0 +1,124 @@
+"""Looking through a corpus: which audio files can be used, and which cannot and why; for ``data/<set>/prepare.py``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from codec.audio import AudioReader, system_path
+from codec.corpus.manifest import Record, audio_source
+from codec.errors import CodecError
+from codec.files import written_whole
+
+log = logging.getLogger(__name__)
+
+AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".ogg", ".opus", ".wav"})
+THREADS = 16  # opening a file is waiting for the disk, so more threads than cores help
+BATCH = 1024  # files handed to the threads at once: a corpus of 300,000 needs no 300,000 waiting tasks
+
+
+class PrepareError(CodecError):
+    """What keeps a corpus from being prepared; the message is one line for the user."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """A usable audio file: its length in samples per channel, and its sample rate in Hz."""
+
+    path: Path
+    num_samples: int
+    sample_rate: int
+
+
+@dataclass(frozen=True)
+class BadFile:
+    """A file that was passed over, and why."""
+
+    path: Path
+    reason: str
+
+
+def probe(paths: Sequence[Path], min_seconds: float = 0.0, label: str = "") -> tuple[list[AudioInfo], list[BadFile]]:
+    """Read the headers of audio files, in many threads; both lists keep the order of ``paths``.
+
+    Only headers are read, so a file that is damaged further in counts as usable here; training skips such files when it
+    meets them.
+
+    Args:
+        paths: the files.
+        min_seconds: shorter files are bad.
+        label: stands before the progress bar, which is shown in a terminal only.
+    """
+    good: list[AudioInfo] = []
+    bad: list[BadFile] = []
+    for found in tqdm(_probed(paths, min_seconds), total=len(paths), desc=label, unit=" files", disable=None):
+        if isinstance(found, AudioInfo):
+            good.append(found)
+        else:
+            bad.append(found)
+    return good, bad
+
+
+def _probed(paths: Sequence[Path], min_seconds: float) -> Iterator[AudioInfo | BadFile]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        for start in range(0, len(paths), BATCH):
+            yield from pool.map(lambda path: _probe_file(path, min_seconds), paths[start : start + BATCH])
+
+
+def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
+    try:
+        if path.stat().st_size == 0:
+            return BadFile(path, "empty file")
+        info = soundfile.info(system_path(path))
+    except soundfile.LibsndfileError as error:
+        return BadFile(path, f"unreadable: {error.error_string}")
+    except OSError as error:
+        return BadFile(path, f"unreadable: {error.strerror or error}")
+    if info.frames < 1:
+        return BadFile(path, "no audio")
+    if info.frames < min_seconds * info.samplerate:
+        return BadFile(path, f"too short: {info.frames / info.samplerate:.3f} s")
+    return AudioInfo(path, info.frames, info.samplerate)
+
+
+def thinned(paths: Sequence[Path], limit: int | None) -> list[Path]:
+    """At most ``limit`` of the paths, evenly spaced: of sorted paths the first few would all be of one speaker."""
+    if limit is None or limit >= len(paths):
+        return list(paths)
+    return [paths[i * len(paths) // limit] for i in range(limit)]
+
+
+def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
+    """Name the bad files: all of them in the file ``path``, one a line with the reason, and the first few in the log.
+
+    Where nothing is bad, a list that an earlier run left at ``path`` is removed.
+    """
+    if not bad:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(f"{each.path}\t{each.reason}\n" for each in bad), encoding="utf-8")
+    for each in bad[:shown]:
+        log.warning("skipped %s: %s", each.path, each.reason)
+    if len(bad) > shown:
+        log.warning("skipped %d more files, all named in %s", len(bad) - shown, path)
+
+
+def read_record(record: Record) -> tuple[NDArray[np.float32], int]:
+    """A whole utterance, mixed down ``[T]``, and its sample rate in Hz as the file says it.
+
+    Raises:
+        AudioError: not readable as audio, or empty.
+        ManifestError, OSError: not there.
+    """
+    with AudioReader(audio_source(record), record.path) as reader:
+        return np.concatenate(list(reader.blocks())), reader.sample_rate

@@ -1,0 +1,330 @@
+"""How close a decoded waveform is to its original.
+
+Each metric is a function of two mono waveforms ``[T]`` of one length at one rate; :data:`METRICS` lists them with what a
+reader of a result has to know: unit, direction, how the pair was brought to the metric. PESQ, STOI and the pitch tracker
+come from their packages (extra ``eval``). A pair that a metric has no value for raises :class:`MetricError`.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import import_module
+from types import ModuleType
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from codec.audio import resample
+from codec.errors import CodecError, install
+from codec.spectral import log_mel, mel_filterbank, planes
+from codec.spectral import stft as short_time_spectrum
+
+Waveform = NDArray[np.float32]
+
+PESQ_RATE = 16000  # ITU-T P.862.2 (wide-band) is defined at 16 kHz only
+SHORTEST = 0.25  # seconds: what PESQ asks for at least; of less, no metric's value says anything about speech
+PESQ_SECONDS = 60
+PESQ_UTTERANCES = 25  # half of what the reference code has room for; its voice detector cuts finer
+PESQ_SAFE_SECONDS = 20  # 50 utterances of 0.2 s with gaps of 0.2 s, the shortest that it tells apart
+PITCH_RATE = 16000
+PITCH_HOP = 160  # 10 ms
+PITCH_WINDOW = 1024  # 64 ms: four periods of the lowest pitch
+PITCH_RANGE = (65.0, 500.0)  # Hz
+MEL_WINDOWS = (256, 512, 1024, 2048)
+MEL_BANDS = (32, 64, 80, 128)
+SPECTRAL_FLOOR = 1e-4  # of a full-scale sine: 80 dB
+
+
+class MetricError(CodecError):
+    """A metric that has no value for this pair; to be counted, never averaged in."""
+
+
+def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Wide-band PESQ (ITU-T P.862.2) as MOS-LQO, 1.04 to 4.64, of two mono waveforms ``[T]``, resampled to 16 kHz.
+
+    Raises:
+        MetricError: shorter than a quarter of a second or longer than a minute, silence, no speech found, or so many
+            bursts of speech that the reference code might run out of room.
+        ModuleNotFoundError: the package ``pesq`` is not installed.
+    """
+    pesq = _lazy("pesq")
+    if len(reference) > PESQ_SECONDS * sample_rate:
+        raise MetricError(f"longer than {PESQ_SECONDS} s, for which PESQ is not made")
+    wanted, made = (resample(w, sample_rate, PESQ_RATE) for w in _comparable(reference, estimate, sample_rate))
+    if len(wanted) > PESQ_SAFE_SECONDS * PESQ_RATE and bursts(wanted) > PESQ_UTTERANCES:
+        raise MetricError("more bursts of speech than PESQ has room for; cut it into shorter files")
+    try:
+        return float(pesq.pesq(PESQ_RATE, wanted, made, "wb"))
+    except (pesq.PesqError, ValueError) as error:
+        text = error.args[0] if error.args else type(error).__name__
+        raise MetricError(text.decode() if isinstance(text, bytes) else str(text)) from None
+
+
+def bursts(waveform: Waveform) -> int:
+    """Most stretches of sound, by any level, with gaps of at least 0.2 s between them, in ``[T]`` at 16 kHz."""
+    frame, gap = 64, 50  # 4 ms as in PESQ, and 0.2 s of them
+    frames = waveform[: len(waveform) // frame * frame].reshape(-1, frame)
+    energy = np.square(frames.astype(np.float64)).mean(axis=1)
+    most = 0
+    for level in np.quantile(energy, np.linspace(0.02, 0.98, 25)):
+        loud = np.flatnonzero(energy > level)
+        most = max(most, int(len(loud) > 0) + int((np.diff(loud) > gap).sum()))
+    return most
+
+
+def stoi(reference: Waveform, estimate: Waveform, sample_rate: int, extended: bool = False) -> float:
+    """Short-time objective intelligibility (Taal et al. 2011), about 0 to 1, of two mono waveforms ``[T]``.
+
+    ``extended`` gives ESTOI (Jensen and Taal 2016), which also punishes what changes faster than a band's mean level.
+
+    Raises:
+        MetricError: silence, too short, or less than 30 frames of speech (0.4 s) once pauses are removed.
+        ModuleNotFoundError: the package ``pystoi`` is not installed.
+    """
+    module = _lazy("pystoi")
+    wanted, made = _comparable(reference, estimate, sample_rate)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)  # pystoi warns and returns 1e-5 where it has too few frames
+        try:
+            return float(module.stoi(wanted, made, sample_rate, extended=extended))
+        except (RuntimeWarning, ValueError) as error:
+            raise MetricError(str(error).split(".")[0]) from None
+
+
+def si_sdr(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508).
+
+    Raises:
+        MetricError: silence, or shorter than a quarter of a second.
+    """
+    wanted, made = (w.astype(np.float64) for w in _comparable(reference, estimate, sample_rate))
+    target = (made @ wanted) / (wanted @ wanted) * wanted
+    noise = made - target
+    return float(10 * np.log10((target @ target + 1e-12) / (noise @ noise + 1e-12)))
+
+
+def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Mean absolute difference of natural-log mel magnitudes, averaged over windows of 256, 512, 1,024, 2,048 samples.
+
+    32, 64, 80 and 128 bands; hop a quarter of the window; floor 100 dB under a full-scale sine.
+
+    Raises:
+        MetricError: silence, or shorter than a quarter of a second.
+    """
+    wanted, made = (torch.from_numpy(w)[None] for w in _comparable(reference, estimate, sample_rate))
+    distances = []
+    for n_fft, bands in zip(MEL_WINDOWS, MEL_BANDS, strict=True):
+        filters = mel_filterbank(sample_rate, n_fft, bands)
+        difference = log_mel(planes(made, n_fft), filters) - log_mel(planes(wanted, n_fft), filters)
+        distances.append(float(difference.abs().mean()))
+    return sum(distances) / len(distances)
+
+
+def log_spectral_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
+    """Log-spectral distance in dB: root mean square over bins of the level difference, mean over frames.
+
+    Window 32 ms, hop 8 ms; levels below 80 dB under a full-scale sine count as 80 dB, and frames in which neither waveform
+    has anything above that do not count.
+
+    Raises:
+        MetricError: silence, nothing above the floor, or shorter than a quarter of a second.
+    """
+    n_fft = max(16, round(sample_rate * 0.008) * 4)
+    levels = []
+    for waveform in _comparable(reference, estimate, sample_rate):
+        magnitude = short_time_spectrum(torch.from_numpy(waveform)[None], n_fft, n_fft // 4).abs() / (n_fft / 4)
+        levels.append(20 * torch.log10(magnitude.clamp(min=SPECTRAL_FLOOR)))
+    heard = (torch.maximum(*levels) > 20 * math.log10(SPECTRAL_FLOOR)).any(dim=-1)
+    if not heard.any():
+        raise MetricError("nothing lies above the floor of 80 dB under full scale")
+    return float((levels[0] - levels[1]).square().mean(dim=-1).sqrt()[heard].mean())
+
+
+def pitch_track(waveform: Waveform, sample_rate: int) -> NDArray[np.float64]:
+    """Fundamental frequency in Hz every 10 ms, NaN where unvoiced: pYIN (Mauch and Dixon 2014) by librosa.
+
+    Raises:
+        MetricError: shorter than one analysis window (64 ms).
+        ModuleNotFoundError: the package ``librosa`` is not installed.
+    """
+    librosa = _lazy("librosa")
+    samples = resample(waveform, sample_rate, PITCH_RATE)
+    if len(samples) < PITCH_WINDOW:
+        raise MetricError("shorter than a pitch window of 64 ms")
+    frequency, _, _ = librosa.pyin(
+        samples,
+        fmin=PITCH_RANGE[0],
+        fmax=PITCH_RANGE[1],
+        sr=PITCH_RATE,
+        frame_length=PITCH_WINDOW,
+        hop_length=PITCH_HOP,
+        resolution=0.2,  # of a semitone; librosa's 0.1 takes several times as long
+    )
+    return np.asarray(frequency, dtype=np.float64)
+
+
+def voicing_f1(reference: NDArray[np.float64], estimate: NDArray[np.float64]) -> float:
+    """F1 score of the voiced/unvoiced decision of two pitch tracks ``[N]``, voiced being the positive class.
+
+    Raises:
+        MetricError: the reference has no voiced frame.
+    """
+    wanted, made = ~np.isnan(reference), ~np.isnan(estimate)
+    if not wanted.any():
+        raise MetricError("the reference has no voiced frame")
+    return float(2 * (wanted & made).sum() / (wanted.sum() + made.sum()))
+
+
+def pitch_rmse(reference: NDArray[np.float64], estimate: NDArray[np.float64]) -> float:
+    """Root mean square difference in Hz of two pitch tracks ``[N]`` over the frames that are voiced in both.
+
+    Raises:
+        MetricError: there is no such frame.
+    """
+    both = ~np.isnan(reference) & ~np.isnan(estimate)
+    if not both.any():
+        raise MetricError("no frame is voiced in both")
+    return float(np.sqrt(np.square(reference[both] - estimate[both]).mean()))
+
+
+# ---- the table of metrics -----------------------------------------------------------------------------------------------
+
+
+class Pair:
+    """A reference and an estimate, mono ``[T]`` float32 at ``sample_rate`` Hz; what several metrics need is kept.
+
+    Args:
+        reference_pitch: the reference's pitch track, where the caller has it from an earlier pair.
+    """
+
+    def __init__(self, reference: Waveform, estimate: Waveform, sample_rate: int, reference_pitch: PitchOf) -> None:
+        self.reference, self.estimate = _same_length(reference, estimate)
+        self.sample_rate, self._reference_pitch = sample_rate, reference_pitch
+
+    @property
+    def waveforms(self) -> tuple[Waveform, Waveform, int]:
+        """Reference, estimate, sample rate."""
+        return self.reference, self.estimate, self.sample_rate
+
+    @cached_property
+    def pitch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Pitch tracks of both."""
+        _comparable(*self.waveforms)
+        return self._reference_pitch(), pitch_track(self.estimate, self.sample_rate)
+
+
+PitchOf = Callable[[], NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric and what has to be said with its values.
+
+    Attributes:
+        label, unit: for tables.
+        better: which direction is good; "none" for what is neither.
+        digits: after the point, in tables.
+        how: alignment, resampling and definition in one or two sentences.
+        package: distribution that it needs beyond this one's own, "" for none.
+        compute: its value of a pair; None for what is measured while decoding and not of the waveforms.
+        per_second: whether a mean weighs each file by its duration: means of rates would be ruled by the shortest files.
+    """
+
+    label: str
+    unit: str
+    better: Literal["higher", "lower", "none"]
+    digits: int
+    how: str
+    package: str = ""
+    compute: Callable[[Pair], float] | None = None
+    per_second: bool = False
+
+
+METRICS: dict[str, Metric] = {
+    "pesq": Metric(
+        "PESQ-WB", "MOS-LQO", "higher", 3,
+        "ITU-T P.862.2 by the package pesq, both resampled to 16 kHz by soxr; PESQ aligns in time by itself. Up to 60 s "
+        "(beyond 20 s only where there are at most 25 bursts of speech).",
+        "pesq", lambda pair: pesq_wb(*pair.waveforms),
+    ),
+    "stoi": Metric(
+        "STOI", "", "higher", 3,
+        "Taal et al. 2011 by the package pystoi, which resamples to 10 kHz and removes pauses (frames 40 dB below the "
+        "loudest of the reference).",
+        "pystoi", lambda pair: stoi(*pair.waveforms),
+    ),
+    "estoi": Metric(
+        "ESTOI", "", "higher", 3, "Jensen and Taal 2016 by the package pystoi; otherwise as STOI.",
+        "pystoi", lambda pair: stoi(*pair.waveforms, extended=True),
+    ),
+    "mel": Metric(
+        "mel distance", "nepers", "lower", 3,
+        "Mean absolute difference of log-mel magnitudes over windows of 256, 512, 1,024 and 2,048 samples at the "
+        "reference's rate, 32 to 128 bands, floor 100 dB under full scale.",
+        compute=lambda pair: mel_distance(*pair.waveforms),
+    ),
+    "si_sdr": Metric(
+        "SI-SDR", "dB", "higher", 2,
+        "Scale-invariant signal-to-distortion ratio at the reference's rate, of waveforms as aligned above.",
+        compute=lambda pair: si_sdr(*pair.waveforms),
+    ),
+    "lsd": Metric(
+        "log-spectral distance", "dB", "lower", 2,
+        "RMS level difference over bins, mean over frames of 32 ms, hop 8 ms, floor 80 dB under full scale (frames "
+        "wholly below it are left out).",
+        compute=lambda pair: log_spectral_distance(*pair.waveforms),
+    ),
+    "vuv_f1": Metric(
+        "V/UV F1", "", "higher", 3,
+        "F1 of voiced frames; pitch every 10 ms by librosa.pyin at 16 kHz (soxr), 65 to 500 Hz, window 64 ms.",
+        "librosa", lambda pair: voicing_f1(*pair.pitch),
+    ),
+    "f0_rmse": Metric(
+        "F0 RMSE", "Hz", "lower", 1, "Over frames voiced in both; pitch tracks as for V/UV F1.",
+        "librosa", lambda pair: pitch_rmse(*pair.pitch),
+    ),
+    "kbps_file": Metric(
+        "file bitrate", "kbit/s", "lower", 2,
+        "Size of all files, headers and checksums included, over their duration (Opus: with its Ogg pages).",
+        per_second=True,
+    ),
+    "kbps_entropy": Metric(
+        "entropy bound", "kbit/s", "lower", 2,
+        "Bits that an ideal entropy coder would need that knows how often each code occurs in these very files, stage by "
+        "stage; no context.", per_second=True,
+    ),
+    "rtf": Metric(
+        "real-time factor", "", "lower", 4,
+        "Seconds of encoding and decoding for a second of speech, one thread, whatever else the machine was doing; programs "
+        "of other systems include their start, and encoding is that of all quantizers.", per_second=True,
+    ),
+}  # fmt: skip
+
+
+def _same_length(reference: Waveform, estimate: Waveform) -> tuple[Waveform, Waveform]:
+    if reference.shape != estimate.shape or reference.ndim != 1:
+        raise CodecError(f"both must be mono and of one length: {list(reference.shape)} and {list(estimate.shape)}")
+    return reference, estimate
+
+
+def _comparable(reference: Waveform, estimate: Waveform, sample_rate: int) -> tuple[Waveform, Waveform]:
+    """Both, if neither is digital silence nor very short, to which these metrics give no meaning."""
+    reference, estimate = _same_length(reference, estimate)
+    if len(reference) < SHORTEST * sample_rate:
+        raise MetricError("shorter than a quarter of a second")
+    if not (reference.any() and estimate.any()):
+        raise MetricError("digital silence cannot be compared")
+    return reference, estimate
+
+
+def _lazy(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(f"{name} is not installed: {install('eval')}", name=name) from None

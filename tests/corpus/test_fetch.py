@@ -1,0 +1,230 @@
+"""Downloads and archives: codec.corpus.fetch, and data/libritts/prepare.py --download, against a server on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import re
+import shutil
+import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from loading import load_script
+
+from codec.corpus.fetch import FetchError, fetch, unpack
+from codec.corpus.manifest import read_manifest
+
+libritts = load_script("data/libritts/prepare.py")
+
+NAME = "84_121123_000007_000001"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ``files``; notes each request as (path, Range header)."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files: dict[str, bytes] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.resumes = True  # answers Range requests
+        self.breaks_after: int | None = None  # bytes of an answer's body that are sent before the connection ends
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers["Range"]
+        self.server.requests.append((self.path, wanted))
+        if self.path not in self.server.files:
+            return self.send_error(404)
+        content = self.server.files[self.path]
+        match = re.fullmatch(r"bytes=(\d+)-", wanted or "") if self.server.resumes else None
+        start = int(match[1]) if match else 0
+        if match and start >= len(content):
+            return self.send_error(416)
+        self.send_response(206 if match else 200)
+        if match:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start:][: self.server.breaks_after])
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the tests' output clean."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+CONTENT = bytes(range(256)) * 40
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    server.files["/a.bin"] = CONTENT
+    return f"{server.url}/a.bin"
+
+
+def sha256(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
+def test_fetch_once(server: Server, url: str, tmp_path: Path) -> None:
+    archive = tmp_path / "a.bin"
+    for _ in range(2):
+        fetch(url, archive, sha256(CONTENT))
+        assert archive.read_bytes() == CONTENT
+    assert server.requests == [("/a.bin", None)]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+@pytest.mark.parametrize("have", [1, 5000, len(CONTENT)])
+def test_fetch_goes_on_from_a_part(server: Server, url: str, tmp_path: Path, have: int) -> None:
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:have])
+    fetch(url, tmp_path / "a.bin", sha256(CONTENT))
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert server.requests == [("/a.bin", f"bytes={have}-")]
+
+
+def test_fetch_starts_over_where_the_server_does_not_resume(server: Server, url: str, tmp_path: Path) -> None:
+    server.resumes = False
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:5000])
+    fetch(url, tmp_path / "a.bin", sha256(CONTENT))
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_fetch_survives_a_lost_connection(server: Server, url: str, tmp_path: Path) -> None:
+    server.breaks_after = 3000
+    with pytest.raises(FetchError, match=f"the connection ended after 3000 of {len(CONTENT)} bytes"):
+        fetch(url, tmp_path / "a.bin", sha256(CONTENT))
+    assert not (tmp_path / "a.bin").exists()
+    server.breaks_after = None
+    fetch(url, tmp_path / "a.bin", sha256(CONTENT))
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert server.requests == [("/a.bin", None), ("/a.bin", "bytes=3000-")]
+
+
+def test_fetch_refuses_a_wrong_checksum(url: str, tmp_path: Path) -> None:
+    wrong = sha256(b"something else")
+    with pytest.raises(FetchError) as error:
+        fetch(url, tmp_path / "a.bin", wrong)
+    assert wrong in str(error.value) and sha256(CONTENT) in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_fetch_refuses_but_keeps_an_archive_that_was_there(server: Server, url: str, tmp_path: Path) -> None:
+    (tmp_path / "a.bin").write_bytes(b"mine")
+    with pytest.raises(FetchError, match="remove it to fetch it anew"):
+        fetch(url, tmp_path / "a.bin", sha256(CONTENT))
+    assert (tmp_path / "a.bin").read_bytes() == b"mine" and server.requests == []
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1/a.bin", "no-scheme/a.bin"])
+def test_fetch_says_what_it_could_not_reach(address: str, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=f"cannot download {address}: "):
+        fetch(address, tmp_path / "a.bin", sha256(CONTENT))
+
+
+def write_tar(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_unpack_adds_whole_items_only(tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(write_tar({"X/split/1.txt": b"1", "X/split/2.txt": b"2", "X/README": b"new"}))
+    base = tmp_path / "base"
+    (base / ".unpacking/X/split").mkdir(parents=True)  # what a killed run leaves
+    (base / ".unpacking/X/split/half.txt").write_text("")
+    (base / "README").write_text("old")
+    unpack(tmp_path / "a.tar.gz", "X", base)
+    assert sorted(path.relative_to(base).as_posix() for path in base.rglob("*.*")) == ["split/1.txt", "split/2.txt"]
+    assert (base / "README").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (write_tar({"X/split/1.txt": b"1", "../evil.txt": b"!"}), "outside"),
+        (write_tar({"X/split/1.txt": b"1", "X/2.txt": b"2" * 5000})[:-40], "cannot unpack"),
+        (b"no archive", "cannot unpack"),
+        (write_tar({"Y/split/1.txt": b"1"}), "has no folder X"),
+    ],
+)
+def test_unpack_refuses_bad_archives(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "a.tar.gz").write_bytes(content)
+    (tmp_path / "base").mkdir()
+    with pytest.raises(FetchError, match=message):
+        unpack(tmp_path / "a.tar.gz", "X", tmp_path / "base")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar.gz", "base"]
+
+
+def libritts_archive(folder: str) -> bytes:
+    audio = io.BytesIO()
+    soundfile.write(audio, np.zeros(24000), 24000, format="WAV")
+    speaker, chapter, *_ = NAME.split("_")
+    return write_tar({f"{folder}/dev-clean/{speaker}/{chapter}/{NAME}.wav": audio.getvalue(), f"{folder}/NOTE": b""})
+
+
+@pytest.mark.parametrize("source", ["libritts", "libritts-r"])
+@pytest.mark.parametrize("inside", [False, True])
+def test_libritts_download(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, inside: bool
+) -> None:
+    corpus = libritts.CORPORA[source]
+    content = libritts_archive(corpus.folder)
+    remote = f"/{corpus.resource}/{corpus.archives['dev-clean']}"
+    server.files[remote] = content
+    checked = dataclasses.replace(corpus, checksums={"dev-clean": sha256(content)})
+    monkeypatch.setitem(libritts.CORPORA, source, checked)
+    base = tmp_path / corpus.folder
+    args = ["--root", str(base if inside else tmp_path), "--out", str(tmp_path / "m"), "--corpus", source]
+    args += ["--download", "--splits", "dev-clean", "--mirror", server.url]
+    assert libritts.main(args) == 0
+    (record,) = read_manifest(tmp_path / "m/dev-clean.jsonl")
+    assert record.path == str(base / "dev-clean/84/121123" / f"{NAME}.wav") and record.source == source
+    shutil.rmtree(base / "dev-clean")
+    assert libritts.main(args) == 0  # unpacked again from the archive, which was kept
+    (base / corpus.archives["dev-clean"]).unlink()
+    assert libritts.main(args) == 0  # the archive is not needed where the split is
+    assert server.requests == [(remote, None)]
+
+
+def test_libritts_download_errors_are_one_line(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = ["--root", str(tmp_path), "--out", str(tmp_path / "m"), "--mirror", server.url]
+    args += ["--download", "--splits", "dev-clean"]
+    assert libritts.main(args) == 1
+    missing = capsys.readouterr().err
+    server.files["/60/dev-clean.tar.gz"] = libritts_archive("LibriTTS")
+    assert libritts.main(args) == 1
+    forged = capsys.readouterr().err
+    assert missing.startswith("error: ") and "HTTP Error 404" in missing and missing.count("\n") == 1
+    assert forged.startswith("error: ") and forged.count("\n") == 1
+    assert libritts.LIBRITTS.checksums["dev-clean"] in forged and "sha256:" in forged
+    assert not (tmp_path / "m").exists()

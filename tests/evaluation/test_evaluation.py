@@ -1,0 +1,522 @@
+"""codec-evaluate and codec-compare end to end, and their parts against known answers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pesq
+import pystoi
+import pytest
+import soundfile
+import soxr
+import torch
+from conftest import SPEECH
+from torch import Tensor
+
+from codec import container
+from codec.corpus.manifest import Record, read_manifest, write_manifest
+from codec.evaluation import neural_metrics as plugins
+from codec.evaluation.alignment import aligned, find_delay
+from codec.evaluation.commands import compare_main, evaluate_main
+from codec.evaluation.compare import compare, read_report
+from codec.evaluation.metrics import METRICS, MetricError, Pair
+from codec.evaluation.neural_metrics import AbsentError, Plugin, load_plugins, normalised_words, word_errors
+from codec.evaluation.stability import changed_codes
+from codec.evaluation.statistics import bootstrap_mean
+from codec.evaluation.stored import ReportError
+from codec.evaluation.systems import Codec2Family, Failure, FolderFamily, OpusFamily, Reconstruction, classical_families
+
+QUICK = ["--metrics", *METRICS, "--baselines", "--workers", "1", "--examples", "1"]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two clips of speech, 10 ms of one, digital silence, and a file that is not there."""
+    folder = tmp_path_factory.mktemp("corpus")
+    records = []
+    for name, path in (("a", SPEECH[24000]), ("b", SPEECH[16000])):
+        samples, rate = soundfile.read(path, dtype="float32")
+        soundfile.write(folder / f"{name}.flac", samples, rate)
+        origin = {"speaker": f"s{name}", "source": f"corpus {name}"}
+        records.append(Record(name, str(folder / f"{name}.flac"), len(samples), rate, **origin))
+    for name, useless in (("short", samples[8000:8160]), ("silent", np.zeros(rate, np.float32))):
+        soundfile.write(folder / f"{name}.flac", useless, rate)
+        records.append(Record(name, str(folder / f"{name}.flac"), len(useless), rate))
+    records.append(Record("gone", str(folder / "gone.flac"), 16000, 16000))
+    write_manifest(folder / "dev.jsonl", records)
+    return folder / "dev.jsonl"
+
+
+@pytest.fixture(scope="module")
+def report(manifest: Path, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of the tiny model and of a folder with copies of the originals."""
+    folder = tmp_path_factory.mktemp("reports")
+    (folder / "copies").mkdir()
+    for name in ("a", "b", "silent"):
+        shutil.copy(manifest.parent / f"{name}.flac", folder / "copies")
+    command = ["--manifest", str(manifest), "--model", str(tiny_model_folder), "--num-quantizers", "3", "1"]
+    status = evaluate_main(
+        [*command, "--reconstructions", f"copy@7.5={folder / 'copies'}", "--out", str(folder / "r"), *QUICK]
+    )
+    assert status == 0
+    return folder / "r"
+
+
+def summary_of(report: Path) -> dict[str, Any]:
+    return json.loads((report / "metrics.json").read_text(encoding="utf-8"))
+
+
+def rows_of(report: Path) -> dict[tuple[str, str], dict[str, str]]:
+    with open(report / "per_file.csv", newline="", encoding="utf-8") as file:
+        return {(row["id"], row["system"]): row for row in csv.DictReader(file)}
+
+
+def results(report: Path, system: str) -> dict[str, Any]:
+    return next(entry["results"] for entry in summary_of(report)["systems"] if entry["id"] == system)
+
+
+def test_health_rests_on_the_utterances_that_were_encoded(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """Not on one that the model refused, whose latents mean nothing."""
+    samples, rate = soundfile.read(SPEECH[24000], dtype="float32")
+    for name, waveform in (("a", samples), ("loud", 36 * samples / np.abs(samples).max())):
+        soundfile.write(tmp_path / f"{name}.wav", waveform, rate, subtype="FLOAT")
+    records = [Record(name, str(tmp_path / f"{name}.wav"), len(samples), rate) for name in ("a", "loud")]
+    write_manifest(tmp_path / "m.jsonl", records)
+    command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--no-stability"]
+    assert evaluate_main([*command, "--out", str(tmp_path / "r"), *QUICK]) == 0
+    health = summary_of(tmp_path / "r")["health"]
+    assert health["latents"]["frames"] == health["stages"][0]["frames"] > 0
+
+
+class TestReport:
+    def test_copies_have_the_best_values(self, report: Path) -> None:
+        found = results(report, "folder-copy")
+        assert found["pesq"]["mean"] == pytest.approx(4.64, abs=0.01)
+        assert found["stoi"]["mean"] == pytest.approx(1, abs=1e-4)
+        assert found["estoi"]["mean"] == pytest.approx(1, abs=1e-4)
+        assert found["mel"]["mean"] == 0 and found["lsd"]["mean"] == 0
+        assert found["vuv_f1"]["mean"] == 1 and found["f0_rmse"]["mean"] == 0
+        assert "kbps_file" not in found and "rtf" not in found  # nobody knows how large the files were
+        copies = next(entry for entry in summary_of(report)["systems"] if entry["id"] == "folder-copy")
+        assert copies["kbps"] == 7.5  # but what was said
+
+    def test_failures_are_counted_with_their_reason_and_never_averaged_in(self, report: Path) -> None:
+        found = results(report, "folder-copy")
+        assert (found["pesq"]["n"], found["pesq"]["failed"]) == (2, 3)
+        reasons = found["pesq"]["reasons"]
+        assert reasons["no such file in the folder"] == 1  # short.flac was not copied
+        assert any("silence" in reason for reason in reasons)
+        assert any(reason.startswith("reference unreadable") for reason in reasons)
+        model = results(report, "model-3")
+        assert (model["pesq"]["n"], model["pesq"]["failed"]) == (2, 3)
+        for name in ("mel", "lsd", "si_sdr", "stoi", "vuv_f1"):  # nor do 10 ms or silence say anything by these
+            assert (model[name]["n"], model[name]["failed"]) == (2, 3), name
+        assert model["mel"]["reasons"]["shorter than a quarter of a second"] == 1
+        rows = rows_of(report)
+        assert len(rows) == 5 * 3
+        assert rows["gone", "model-3"]["pesq"] == "" and "unreadable" in rows["gone", "model-3"]["failures"]
+        values = [float(rows[name, "model-3"]["pesq"]) for name in ("a", "b")]
+        assert model["pesq"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
+
+    def test_results_by_source_rest_on_its_files_alone(self, report: Path) -> None:
+        rows = rows_of(report)
+        for system in summary_of(report)["systems"]:
+            assert list(system["by_source"]) == ["", "corpus a", "corpus b"]
+            for name in ("a", "b"):
+                found = system["by_source"][f"corpus {name}"]["pesq"]
+                assert found["mean"] == pytest.approx(float(rows[name, system["id"]]["pesq"]), abs=1e-5)
+                assert (found["n"], found["failed"], found["low"]) == (1, 0, None)
+            without = system["by_source"][""]["pesq"]
+            assert (without["mean"], without["n"], without["failed"]) == (None, 0, 3)
+
+    def test_values_are_those_of_the_packages(self, report: Path, manifest: Path) -> None:
+        """The example's files are what was heard; 16-bit rounding apart they are what was measured."""
+        entry = next(entry for entry in summary_of(report)["examples"] if entry["id"] == "a")
+        reference, rate = soundfile.read(report / entry["reference"], dtype="float32")
+        estimate, _ = soundfile.read(report / entry["systems"]["model-3"], dtype="float32")
+        row = rows_of(report)["a", "model-3"]
+        wide = [soxr.resample(samples, rate, 16000) for samples in (reference, estimate)]
+        assert float(row["pesq"]) == pytest.approx(pesq.pesq(16000, *wide, "wb"), abs=5e-3)
+        assert float(row["stoi"]) == pytest.approx(pystoi.stoi(reference, estimate, rate), abs=1e-3)
+        assert float(row["estoi"]) == pytest.approx(pystoi.stoi(reference, estimate, rate, extended=True), abs=1e-3)
+
+    def test_bitrates(self, report: Path, manifest: Path) -> None:
+        for system, nominal in (("model-3", 3.0), ("model-1", 1.0)):
+            found = results(report, system)
+            assert 0 < found["kbps_entropy"]["mean"] <= nominal * 1.1  # the last frame of 10 ms is partly filled
+            seconds = read_manifest(manifest)[0].duration
+            packed = nominal * seconds * 1000 / 8
+            size = float(rows_of(report)["a", system]["kbps_file"]) * seconds * 1000 / 8
+            assert packed < size < packed + 100
+        # the 10 ms clip, whose header alone is 45 kbit/s, counts as what it is: 10 ms
+        rows = [row for (_, system), row in rows_of(report).items() if system == "model-3" and row["kbps_file"]]
+        seconds = [float(row["seconds"]) for row in rows]
+        bits = [float(row["kbps_file"]) * length for row, length in zip(rows, seconds, strict=True)]
+        assert len(rows) == 4 and max(float(row["kbps_file"]) for row in rows) > 40
+        assert results(report, "model-3")["kbps_file"]["mean"] == pytest.approx(sum(bits) / sum(seconds), rel=1e-3)
+        codes = sorted((report / "codes").iterdir())
+        assert [path.name for path in codes] == [f"{index:06d}.codes" for index in range(4)]
+
+    def test_health_and_stability(self, report: Path) -> None:
+        summary = summary_of(report)
+        stages = summary["health"]["stages"]
+        assert [stage["stage"] for stage in stages] == [1, 2, 3]
+        frames = stages[0]["frames"]
+        assert frames == sum(container.read(path)[1].shape[1] for path in (report / "codes").iterdir()) > 500
+        curve = stages[0]["coverage"]
+        assert curve[-1] == [frames, pytest.approx(stages[0]["usage"])]
+        assert [share for _, share in curve] == sorted(share for _, share in curve)
+        for entry in summary["stability"]:
+            assert 0 <= entry["changed"]["mean"] <= 1 and len(entry["stages"]) == 3
+            assert entry["changed"]["n"] + entry["changed"]["failed"] == 5
+        assert len(summary["health"]["notes"]) == 2
+
+    def test_says_how_and_with_what(self, report: Path) -> None:
+        summary = summary_of(report)
+        assert summary["interval"]["unit"] == "speakers" and summary["software"]["pesq"] == "0.0.4"
+        assert all(metric["how"] for metric in summary["metrics"].values())
+        assert summary["manifest"]["utterances"] == 5 and summary["model"]["num_quantizers"] == 3
+        assert (report / "index.html").is_file()
+
+
+class TestResuming:
+    def test_goes_on_after_a_kill_in_the_middle_of_a_line(
+        self, report: Path, manifest: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "r"
+        command = ["--manifest", str(manifest), "--model", str(tiny_model_folder), "--out", str(out), *QUICK]
+        command += ["--num-quantizers", "3", "1"]
+        assert evaluate_main(command) == 0
+        whole = (out / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        (out / "rows.jsonl").write_text("".join(whole[:2]) + whole[2][:50], encoding="utf-8")
+        capsys.readouterr()
+        assert evaluate_main(command) == 0
+        assert "2 of 5 utterances were measured before" in capsys.readouterr().out
+        again = (out / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        assert again[:2] == whole[:2] and len(again) == 5
+        assert results(out, "model-3")["pesq"] == results(report, "model-3")["pesq"]
+
+    def test_does_not_mix_evaluations(
+        self, report: Path, manifest: Path, tiny_model_folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = ["--manifest", str(manifest), "--model", str(tiny_model_folder), "--out", str(report), *QUICK]
+        assert evaluate_main([*command, "--num-quantizers", "2"]) == 1
+        assert "something else" in capsys.readouterr().err
+        assert evaluate_main([*command[:-1], "1", "--out", str(manifest.parent)]) == 1
+        assert "not empty and no evaluation" in capsys.readouterr().err
+
+    def test_several_processes_give_the_same_and_end_with_a_signal(
+        self, report: Path, manifest: Path, tiny_model_folder: Path, tmp_path: Path
+    ) -> None:
+        code = "from codec.evaluation.commands import evaluate_main as m; raise SystemExit(m())"
+        out = tmp_path / "r"
+        command = ["--manifest", str(manifest), "--model", str(tiny_model_folder), "--out", str(out)]
+        command += ["--metrics", "pesq", "mel", "--baselines", "--workers", "2", "--num-quantizers", "3", "1"]
+        process = subprocess.Popen([sys.executable, "-c", code, *command], stderr=subprocess.PIPE, text=True)
+        for _ in range(600):
+            if (out / "rows.jsonl").exists() and (out / "rows.jsonl").stat().st_size:
+                break
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=120)
+        if process.returncode == 130:  # else it was quicker than the signal
+            assert "the same command goes on" in said
+        assert "Traceback" not in said
+        assert subprocess.run([sys.executable, "-c", code, *command], check=True).returncode == 0
+        for system in ("model-3", "model-1"):
+            assert results(out, system)["pesq"] == results(report, system)["pesq"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--manifest", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--metrics", "loudness"], "no metric loudness"),
+        (["--reconstructions", "folder"], "NAME=DIR"),
+        (["--reconstructions", "x@fast=."], "NAME@KBPS=DIR"),
+        (["--reconstructions", "x=nowhere"], "no folder of reconstructions"),
+        (["--num-quantizers", "4"], "1 to 3"),
+        (["--model", "none", "--baselines"], "nothing to measure"),
+        (["--every", "0"], "at least 1"),
+        (["--metrics", "utmos"], "--metrics utmos: "),
+        (["--device", "cuda:77"], "use --device cpu"),
+        (["--reconstructions", "a b=.", "--reconstructions", "a-b=."], "two systems would both be called folder-a-b"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    arguments: list[str], message: str, manifest: Path, tiny_model_folder: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    base = ["--manifest", str(manifest), "--model", str(tiny_model_folder), "--out", str(tmp_path / "r")]
+    assert evaluate_main([*base, "--workers", "1", "--baselines", *arguments]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("codec-evaluate: error: ") and message in error
+    assert not (tmp_path / "r" / "metrics.json").exists()
+
+
+class TestCompare:
+    def test_a_report_differs_from_itself_by_nothing(self, report: Path) -> None:
+        found = compare(read_report(report), read_report(report))
+        assert {d.metric for d in found} >= {"pesq", "stoi", "mel"}
+        for difference in found:
+            assert difference.difference.mean == 0 and not difference.clear and difference.unpaired == 0
+            assert difference.share_better in (None, 0.5)
+
+    def test_pairs_of_systems(self, report: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        pair = compare(read_report(report), read_report(report), [("model-3", "folder-copy")])
+        better = {difference.metric: difference for difference in pair}
+        assert better["pesq"].difference.mean == pytest.approx(better["pesq"].mean_b - better["pesq"].mean_a)
+        assert better["pesq"].share_better == 1 and better["mel"].share_better == 1
+        assert better["mel"].difference.n == 2 and better["mel"].unpaired == 0
+        assert compare_main([str(report), str(report), "--pair", "model-3:folder-copy", "--metrics", "pesq"]) == 0
+        shown = capsys.readouterr().out
+        assert "PESQ-WB" in shown and "B better on 100 %" in shown and "(n 2" in shown
+        assert compare_main([str(report), str(report), "--json"]) == 0
+        assert {"metric", "difference", "clear"} <= set(json.loads(capsys.readouterr().out)[0])
+
+    def test_what_cannot_be_compared_is_said(
+        self, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(ReportError, match="no finished report"):
+            read_report(tmp_path)
+        with pytest.raises(ReportError, match="no system opus-6"):
+            compare(read_report(report), read_report(report), [("opus-6", "model-3")])
+        assert compare_main([str(report), str(tmp_path)]) == 1
+        assert "no finished report" in capsys.readouterr().err
+
+
+class TestStatistics:
+    def test_mean_and_interval(self) -> None:
+        rng = np.random.default_rng(1)
+        values = rng.normal(3.0, 1.0, 400).tolist()
+        found = bootstrap_mean(values, [str(i) for i in range(400)])
+        assert found.mean == pytest.approx(np.mean(values)) and found.n == 400
+        assert found.low is not None and found.high is not None
+        assert found.high - found.low == pytest.approx(2 * 1.96 / 20, rel=0.15)  # of a normal mean, 1.96 s / sqrt(n)
+
+    def test_alike_values_of_a_speaker_widen_it(self) -> None:
+        values = [float(i // 20) for i in range(200)]
+        alone = bootstrap_mean(values, [str(i) for i in range(200)])
+        grouped = bootstrap_mean(values, [str(i // 20) for i in range(200)])
+        assert alone.mean == grouped.mean == 4.5
+        assert None not in (alone.low, alone.high, grouped.low, grouped.high)
+        assert grouped.high - grouped.low > 3 * (alone.high - alone.low)  # type: ignore[operator]
+
+    def test_nothing_and_one(self) -> None:
+        assert bootstrap_mean([], []).mean is None
+        for units in (["x", "x"], ["x", "y"]):  # of two speakers, the lowest and the highest would be the interval
+            few = bootstrap_mean([2.0, 4.0], units)
+            assert (few.mean, few.low, few.high, few.n) == (3.0, None, None, 2)
+        with pytest.raises(ValueError, match="one unit a value"):
+            bootstrap_mean([1.0], [])
+
+    def test_weights_make_it_a_ratio_of_sums(self) -> None:
+        bits, seconds = np.array([480.0, 6000.0, 12000.0, 9000.0, 6100.0]), np.array([0.01, 1.0, 2.0, 1.5, 1.0])
+        found = bootstrap_mean((bits / seconds).tolist(), list("abcde"), seconds.tolist())
+        assert found.mean == pytest.approx(bits.sum() / seconds.sum())
+        assert found.low is not None and found.high is not None and found.low < found.mean < found.high < 20000
+
+    def test_the_share_of_intervals_that_hold_the_truth(self) -> None:
+        rng = np.random.default_rng(2)
+        held = 0
+        for _ in range(200):
+            found = bootstrap_mean(rng.exponential(1.0, 60).tolist(), [str(i) for i in range(60)])
+            held += found.low <= 1.0 <= found.high  # type: ignore[operator]
+        assert 0.88 <= held / 200 <= 0.99
+
+
+class TestAlignment:
+    @pytest.mark.parametrize("delay", [-900, -1, 0, 1, 37, 1200])
+    def test_a_waveform_is_found_to_the_sample(self, delay: int, speech: tuple[np.ndarray, int]) -> None:
+        x, rate = speech
+        noisy = x + 0.003 * np.random.default_rng(0).standard_normal(len(x)).astype(np.float32)
+        moved = np.pad(noisy, (delay, 0)) if delay >= 0 else noisy[-delay:]
+        assert find_delay(x, moved, rate) == delay
+        back = aligned(x, moved, rate)
+        assert len(back) == len(x)
+        inside = slice(1500, len(x) - 1500)
+        assert np.allclose(back[inside], noisy[inside])
+
+    def test_new_phases_are_found_by_the_envelope(self, speech: tuple[np.ndarray, int]) -> None:
+        x, rate = speech
+        rng = np.random.default_rng(0)
+        envelope = np.sqrt(np.convolve(x**2, np.ones(rate // 100) / (rate // 100), "same"))
+        noise = (envelope * rng.standard_normal(len(x))).astype(
+            np.float32
+        )  # the levels of speech, none of its waveform
+        moved = np.pad(noise, (round(0.04 * rate), 0))
+        assert find_delay(x, moved, rate) / rate == pytest.approx(0.04, abs=0.004)
+        assert abs(find_delay(x, noise, rate)) / rate <= 0.004
+
+    def test_silence_has_no_delay(self) -> None:
+        assert find_delay(np.zeros(8000, np.float32), np.ones(8000, np.float32), 8000) == 0
+        assert find_delay(np.zeros(3, np.float32), np.zeros(2, np.float32), 8000) == 0
+
+
+class SignCodec:
+    """Codes are the signs of the frames' means: gain changes nothing, the decoder gives the signs back."""
+
+    sample_rate, hop_length = 8000, 100
+
+    def encode(self, waveform: Tensor, sample_rate: int, num_quantizers: int) -> Tensor:
+        flat = torch.nn.functional.pad(waveform.flatten(), (0, -waveform.numel() % 100))
+        return (flat.reshape(-1, 100).mean(dim=1) > 0).long()[None, None]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        return (2.0 * codes.double() - 1).repeat_interleave(100, dim=2)
+
+
+def test_stability_counts_changed_codes() -> None:
+    codec: Any = SignCodec()
+    alternating = torch.tensor([1.0, -1.0]).repeat(20).repeat_interleave(100)
+    codes = codec.encode(alternating, 8000, 1)[0]
+    values, failures = changed_codes(codec, alternating, codes)
+    assert not failures
+    assert values["scale"] == [0.0] and values["slice"] == [0.0] and values["again"] == [0.0]
+    assert values["shift_quarter"] == [0.0] and values["shift_half"][0] == pytest.approx(0.5, abs=0.1)  # means of zero
+    _, failures = changed_codes(codec, alternating[:150], codes[:, :2])
+    assert set(failures) == {"slice"}
+
+
+class TestClassicalCodecs:
+    @pytest.fixture(autouse=True)
+    def programs(self) -> None:
+        missing = [name for name in ("opusenc", "opusdec", "c2enc", "c2dec") if shutil.which(name) is None]
+        if missing and os.environ.get("CODEC_REQUIRE_TOOLS") != "1":
+            pytest.skip(f"{', '.join(missing)} not here: Debian's packages opus-tools and codec2")
+        assert not missing
+
+    def test_more_bits_are_better(self, speech: tuple[np.ndarray, int]) -> None:
+        x, rate = speech
+        record = Record("x", "x.wav", len(x), rate)
+        family = OpusFamily((6, 24))
+        assert family.how.startswith("opusenc opus-tools")
+        found = list(family.reconstruct(record, x))
+        assert all(isinstance(made, Reconstruction) and made.waveform.shape == x.shape for made in found)
+        low, high = (np.corrcoef(x, made.waveform)[0, 1] for made in found if isinstance(made, Reconstruction))
+        assert high > low > 0.4 and high > 0.95  # and so they are aligned
+
+    def test_codec2_comes_back_in_time(self, speech: tuple[np.ndarray, int]) -> None:
+        x, rate = speech
+        for made in Codec2Family().reconstruct(Record("x", "x.wav", len(x), rate), x):
+            assert isinstance(made, Reconstruction) and made.waveform.shape == x.shape
+            assert made.num_bytes is not None and made.system.kbps is not None
+            kbps = made.num_bytes * 8 / (len(x) / rate) / 1000
+            assert 1 <= kbps / made.system.kbps < 1.25  # whole bytes a frame
+            assert pystoi.stoi(x, made.waveform, rate) > 0.5
+
+    def test_a_program_that_fails_is_a_failure_with_its_words(self, speech: tuple[np.ndarray, int]) -> None:
+        x, rate = speech
+        (made,) = Codec2Family(["7"]).reconstruct(Record("x", "x.wav", len(x), rate), x)
+        assert isinstance(made, Failure) and "c2enc failed" in made.reason
+
+
+def test_programs_that_are_not_here_are_said_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    families, absent = classical_families(["opus", "codec2"])
+    assert families == [] and "opus-tools" in absent["opus"] and "c2enc" in absent["codec2"]
+
+
+def test_absent_plugins_are_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> plugins.Scorer:
+        raise AbsentError("no weights here")
+
+    scorer = lambda reference, estimate, rate, text: 3.5  # noqa: E731
+    metric = METRICS["pesq"]
+    monkeypatch.setattr(plugins, "PLUGINS", {"x": Plugin(metric, missing), "y": Plugin(metric, lambda: scorer)})
+    scorers, absent = load_plugins(["x", "y"])
+    assert absent == {"x": "no weights here"} and scorers == {"y": scorer}
+
+
+def test_word_errors() -> None:
+    assert normalised_words("It's  a test, (yes)!\n") == ["it's", "a", "test", "yes"]
+    for wanted, heard, errors in (("a b c", "a b c", 0), ("a b c", "a x c", 1), ("a b c", "", 3), ("a", "b a c", 2)):
+        assert word_errors(wanted.split(), heard.split()) == errors
+
+
+def test_the_recipe_is_the_command() -> None:
+    script = Path(__file__).resolve().parents[2] / "recipes" / "evaluate.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--manifest", "nowhere.jsonl", "--out", "x"], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "nowhere.jsonl" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_reports_are_drawn_against_bitrate_and_steps(report: Path, tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[2] / "recipes" / "plot_reports.py"
+    for given in ([str(report)], [f"0={report}", f"100={report}"]):
+        out = tmp_path / f"{len(given)}.png"
+        command = [sys.executable, str(script), *given, "--out", str(out)]
+        assert subprocess.run(command, check=True, capture_output=True).returncode == 0
+        assert out.read_bytes().startswith(b"\x89PNG")
+        again = subprocess.run(command, capture_output=True, text=True)
+        assert again.returncode == 1 and again.stderr.endswith("--force overwrites it\n")
+    wrong = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
+    assert wrong.returncode == 1 and "is no finished report" in wrong.stderr
+
+
+def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
+    """Two speakers' files of one name are never taken for each other."""
+    rng = np.random.default_rng(0)
+    sounds = {name: 0.1 * rng.standard_normal(8000).astype(np.float32) for name in ("one/001", "two/001", "alone")}
+    for name in ("two/001", "alone"):
+        path = tmp_path / "made" / f"{name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(path, sounds[name], 16000)
+    family = FolderFamily("made", tmp_path / "made")
+
+    def outcome(record_id: str, path: str, sound: str) -> Reconstruction | Failure:
+        (made,) = family.reconstruct(Record(record_id, path, 8000, 16000), sounds[sound])
+        return made
+
+    for record_id in ("two/001", "two/001.wav"):
+        made = outcome(record_id, "/corpus/two/001.wav", "two/001")
+        assert isinstance(made, Reconstruction) and np.allclose(made.waveform, sounds["two/001"], atol=1e-4)
+    assert isinstance(outcome("one/001.wav", "/corpus/one/001.wav", "one/001"), Failure)
+    assert isinstance(outcome("x17", "/corpus/alone.wav", "alone"), Reconstruction)
+
+
+def test_files_that_change_are_another_evaluation(
+    report: Path, manifest: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "copies").mkdir()
+    shutil.copy(manifest.parent / "a.flac", tmp_path / "copies")
+    command = ["--manifest", str(manifest), "--model", "none", "--baselines", "--metrics", "mel", "--workers", "1"]
+    command += ["--reconstructions", f"copy={tmp_path / 'copies'}", "--out", str(tmp_path / "r")]
+    assert evaluate_main(command) == 0
+    shutil.copy(manifest.parent / "b.flac", tmp_path / "copies")
+    assert evaluate_main(command) == 1 and "something else" in capsys.readouterr().err
+    assert evaluate_main([*command, "--force"]) == 0
+    assert results(tmp_path / "r", "folder-copy")["mel"]["n"] == 2
+
+
+def test_odd_input_is_a_failure_and_not_the_end(tiny_model_folder: Path, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "loud.wav", np.full(16000, 50.0), 16000, subtype="FLOAT")
+    soundfile.write(tmp_path / "stereo.wav", 0.1 * np.random.default_rng(0).standard_normal((16000, 2)), 16000)
+    write_manifest(
+        tmp_path / "m.jsonl", [Record(f"{n}/x", str(tmp_path / f"{n}.wav"), 16000, 16000) for n in ("loud", "stereo")]
+    )
+    command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--baselines"]
+    command += ["--metrics", "mel", "si_sdr", "--out", str(tmp_path / "r"), "--workers", "1", "--num-quantizers", "2"]
+    assert evaluate_main(command) == 0
+    found = results(tmp_path / "r", "model-2")["mel"]
+    assert (found["n"], found["failed"]) == (1, 1) and "reaches 50" in next(iter(found["reasons"]))
+    summary = summary_of(tmp_path / "r")
+    assert [entry["changed"]["n"] for entry in summary["stability"]] == [1] * 5  # with two of three quantizers, too
+    assert summary["interval"]["unit"] == "files"
+
+
+def test_pesq_is_not_asked_about_long_files() -> None:
+    long = 0.1 * np.random.default_rng(0).standard_normal(16000 * 61).astype(np.float32)
+    with pytest.raises(MetricError, match="longer than 60 s"):
+        METRICS["pesq"].compute(Pair(long, long, 16000, lambda: np.zeros(0)))  # type: ignore[misc]

@@ -1,0 +1,184 @@
+"""The collapse study in small: a cell end to end, the plane, and the formula behind the claim."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from loading import load_script
+
+from codec.config import ConfigError, QuantizerConfig
+from codec.corpus.manifest import Record, write_manifest
+from codec.quantizers import SimVQ, build_quantizer
+
+plane = load_script("recipes/collapse/plane.py")
+report = load_script("recipes/collapse/report.py")
+run = load_script("recipes/collapse/run.py")
+CONFIGS = sorted((Path(run.__file__).parent).glob("*.yaml"))
+TINY = {
+    "model": {
+        "sample_rate": 16000, "latent_dim": 8,
+        "encoder": {"strides": [8, 5, 5], "widths": [4, 8, 8], "depths": [0, 0, 1]},
+        "decoder": {"width": 16, "depth": 1, "n_fft": 400},
+    },
+    "quantizers": {"vq": {"kind": "vq", "codebook_dim": 8}, "simvq": {"kind": "simvq", "codebook_dim": 8},
+                   "residual_simvq": {"kind": "residual_simvq", "codebook_dim": 8, "num_quantizers": 2}},
+    "cells": [
+        {"quantizers": ["vq", "simvq"], "codebook_sizes": [32], "starts": ["default", "matched"], "seeds": [0, 1]},
+        {"quantizers": ["residual_simvq"], "codebook_sizes": [32], "starts": ["scratch"]},
+    ],
+    "batch_size": 2, "segment_seconds": 0.25, "warmup": 2, "steps": 3, "ramp": 1, "held_out": 2,
+    "measure_segments": 3, "measure_seconds": 0.5, "listen_segments": 2, "match_segments": 4, "window": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six harmonic sounds of six speakers."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng, records = np.random.default_rng(0), []
+    for index in range(6):
+        t = np.arange(16000) / 16000
+        tone = sum(np.sin(2 * np.pi * (100 + 30 * index) * k * t) / k for k in range(1, 12))
+        soundfile.write(folder / f"{index}.wav", 0.1 * tone + 0.002 * rng.standard_normal(16000), 16000)
+        records.append(Record(str(index), str(folder / f"{index}.wav"), 16000, 16000, speaker=f"speaker {index}"))
+    write_manifest(folder / "train.jsonl", records)
+    return folder / "train.jsonl"
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_formula_is_what_a_step_does(bias: bool) -> None:
+    """Delta e_i = -lr * c_i sum_j c_j^T g_j for every code, selected or not; a bias adds -lr * sum_j g_j."""
+    torch.manual_seed(0)
+    quantizer = SimVQ(6, QuantizerConfig(kind="simvq", codebook_size=200, codebook_dim=6, map_bias=bias)).double()
+    latents = torch.randn(2, 6, 15, dtype=torch.float64)
+    z = latents.transpose(1, 2).flatten(0, 1)
+    before = quantizer.map_basis(quantizer.basis).detach()
+    output = quantizer(latents)
+    codes = output.codes.flatten()
+    table = before.clone().requires_grad_()
+    (z - table[codes]).square().mean().backward()  # the same loss, as a function of the table
+    output.codebook_loss.mean().backward()
+    torch.optim.SGD(quantizer.parameters(), lr=0.3).step()
+    moved = quantizer.map_basis(quantizer.basis).detach() - before
+    gradients = 2 * (before[codes] - z) / z.numel()
+    expected = plane.predicted_move(quantizer.basis, codes, gradients, 0.3)
+    if bias:
+        expected = expected - 0.3 * gradients.sum(dim=0)
+    torch.testing.assert_close(moved, expected, atol=1e-7, rtol=1e-5)
+    assert len(codes.unique()) < 31 and (moved.norm(dim=1) > 1e-6).all(), "unselected codes move too"
+    selected = torch.zeros_like(before).index_add_(0, codes, gradients)
+    torch.testing.assert_close(table.grad, selected, atol=1e-7, rtol=1e-5)  # what plain VQ would step along
+
+
+def test_a_study_runs_resumes_and_reports(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    arguments = ["--manifest", str(manifest), "--config", str(config), "--out", str(out), "--skip-plane"]
+    assert run.main([*arguments, "--only=-seed0"]) == 0
+    first = {path.name: path.read_bytes() for path in out.glob("*-seed*.json")}
+    assert set(first) == {f"{q}-32-{s}-seed0.json" for q in ("vq", "simvq") for s in ("default", "matched")} | {
+        "residual_simvq-32-scratch-seed0.json"
+    }
+    (out / "vq-32-matched-seed0.json").unlink()
+    assert run.main(arguments) == 0
+    again = {path.name: path.read_bytes() for path in out.glob("*-seed*.json")}
+    assert len(again) == 9 and all(again[name] == first[name] for name in first if "vq-32-matched" not in name)
+    a, b = (json.loads(files["vq-32-matched-seed0.json"]) for files in (first, again))
+    assert a["measured"] == b["measured"] and a["curve"] == b["curve"], "a cell is a function of its seed"
+    result = json.loads(again["simvq-32-default-seed0.json"])
+    assert result["steps"] == len(result["curve"]["mel"]) == 3 and result["measured"]["stages"][0]["frames"] == 120
+    vq = json.loads(again["vq-32-default-seed0.json"])
+    assert vq["curve"]["codes_in_step"][0] == result["curve"]["codes_in_step"][0], "both start with the same codes"
+    assert vq["curve"]["mel"][0] == result["curve"]["mel"][0]
+    assert json.loads(again["residual_simvq-32-scratch-seed0.json"])["steps"] == 5
+
+    page = tmp_path / "page"
+    page.mkdir()
+    (page / "README.md").write_text("a\n<!-- table headline -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
+    assert report.main([str(out), "--into", str(page)]) == 0
+    text = (page / "README.md").read_text(encoding="utf-8")
+    assert (
+        text.startswith("a\n<!-- table headline -->\n| V |")
+        and text.endswith("<!-- end -->\nb\n")
+        and "old" not in text
+    )
+    assert "| 32 | **SimVQ** | 2 |" in text and " to " in text
+    kept = (page / "results.jsonl").read_text(encoding="utf-8")
+    assert report.main([str(page / "results.jsonl"), str(out), "--into", str(page)]) == 0, "a page grows by more cells"
+    assert (page / "README.md").read_text(encoding="utf-8") == text
+    assert sorted((page / "results.jsonl").read_text(encoding="utf-8").splitlines()) == sorted(kept.splitlines())
+
+    capsys.readouterr()
+    config.write_text(yaml.safe_dump(TINY | {"steps": 4}), encoding="utf-8")
+    assert run.main(arguments) == 1, "results of another study are not taken for this one's"
+    said = capsys.readouterr().err
+    assert "is a result of other settings" in said and len(said.strip().splitlines()) == 1
+    assert {path.name for path in page.iterdir()} == {"README.md", "curves.png", "quality.png", "results.jsonl"}
+
+
+def test_speakers_are_held_out_whole(manifest: Path) -> None:
+    records = run.read_manifest(manifest)
+    twice = [*records, *(Record("other", r.path, 1, 1, speaker=r.speaker) for r in records)]
+    assert [run.is_held_out(r, 2) for r in twice[:6]] == [run.is_held_out(r, 2) for r in twice[6:]]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_studies_can_be_read_and_every_quantizer_built(path: Path) -> None:
+    config = run.load_study(path)
+    assert len(run.cells_of(config)) >= 2
+    for name, quantizer in config.quantizers.items():
+        build_quantizer(dataclasses.replace(quantizer, codebook_size=64), config.model.latent_dim)
+        assert name in report.NAMES
+
+
+def test_mistakes_in_a_study_are_named(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "wrong.yaml"
+    config.write_text(yaml.safe_dump(TINY | {"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}))
+    with pytest.raises(ConfigError, match="vqq is neither"):
+        run.load_study(config)
+    for wrong, message in (
+        ({"weights": {"mell": 1.0}}, "unknown term mell"),
+        ({"quantizers": TINY["quantizers"] | {"vq": {"kind": "vqq"}}}, "vqq is none of"),
+    ):
+        config.write_text(yaml.safe_dump(TINY | wrong), encoding="utf-8")
+        with pytest.raises(ConfigError, match=message):
+            run.load_study(config)
+    (tmp_path / "file").write_text("no result\n", encoding="utf-8")
+    config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    good = ["--manifest", str(manifest), "--config", str(config), "--out", str(tmp_path / "out"), "--skip-plane"]
+    for arguments, message in (
+        ([*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
+        ([*good, "--out", str(tmp_path / "file")], "exists"),
+        ([*good, "--only", "nothing"], "no cell of"),
+        ([*good, "--device", "cuda:77"], "use --device cpu"),
+    ):
+        assert run.main(arguments) == 1
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and message in said and len(said.strip().splitlines()) == 1
+    for path, message in ((tmp_path, "no result files"), (tmp_path / "file", "is no result")):
+        assert report.main([str(path)]) == 1
+        assert message in capsys.readouterr().err
+
+
+def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
+    assert (
+        plane.main(["--out", str(tmp_path), "--steps", "80", "--remedy-steps", "3", "--seeds", "0", "--frames", "2"])
+        == 0
+    )
+    numbers = json.loads((tmp_path / "plane.json").read_text(encoding="utf-8"))
+    assert numbers["plane"]["cloud simvq"]["moved"] == 1.0 and numbers["plane"]["cloud vq"]["moved"] < 0.5
+    assert numbers["plane"]["cloud simvq"]["usage"] > 1.5 * numbers["plane"]["cloud vq"]["usage"]
+    assert numbers["one_step"]["vq_moved"] == pytest.approx(1 / 60) and numbers["one_step"]["simvq_moved"] == 1.0
+    assert numbers["one_step"]["formula_largest_deviation"] < 1e-5 * numbers["one_step"]["largest_move"] * 60
+    assert len(numbers["remedies"]["rows"]) == 16
+    assert {path.name for path in tmp_path.iterdir()} == {"plane.gif", "step.png", "remedies.png", "plane.json"}
+    assert (tmp_path / "plane.gif").read_bytes()[:3] == b"GIF"

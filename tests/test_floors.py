@@ -1,0 +1,65 @@
+"""Imports go down the floors, the wings never import each other, heavy packages are lazy, and importing is cheap."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FLOORS = [  # a room may import from its own floor and from those below it; the wings only from below
+    {"errors", "files", "config"},
+    {"audio", "spectral", "layers"},
+    {"quantizers", "autoencoder", "streaming", "container", "health"},
+    {"weights", "pretrained"},
+    {"model", "tokens", "corpus"},
+]
+WINGS = {"cli", "training", "evaluation", "runtime", "integrations"}
+HEIGHT = {room: height for height, rooms in enumerate([*FLOORS, WINGS]) for room in rooms}
+LAZY = {"accelerate", "yaml", "pesq", "pystoi", "librosa", "torchaudio", "tensorboard", "matplotlib", "transformers"}
+LAZY |= {"ray", "onnxruntime", "huggingface_hub", "distillmos"}
+MODULES = sorted((ROOT / "codec").rglob("*.py"))
+SCRIPTS = sorted(path for folder in ("recipes", "data") for path in (ROOT / folder).rglob("*.py"))
+
+
+def imported(path: Path, everywhere: bool = False) -> set[str]:
+    """Names imported at module level (or anywhere), ``from codec import x`` as ``codec.x``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names: set[str] = set()
+    for node in ast.walk(tree) if everywhere else tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path: Path) -> None:
+    names = imported(path)
+    assert not {name.split(".")[0] for name in names} & LAZY, "import it where it is used"
+    room = path.relative_to(ROOT / "codec").parts[0].removesuffix(".py")
+    if room == "__init__":
+        return
+    others = {name.split(".")[1] for name in names if name.startswith("codec.")} - {room, "__version__"}
+    too_high = {other for other in others if HEIGHT[other] > HEIGHT[room] or (room in WINGS and other in WINGS)}
+    assert not too_high, f"{room} lies below {too_high}, or beside it"
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_scripts_do_not_import_each_other(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imported(path, everywhere=True)} & {"recipes", "data", "tests"}
+
+
+@pytest.mark.parametrize(
+    "module",
+    ["codec", "codec.cli.commands", "codec.container", "codec.corpus.manifest", "codec.evaluation.page.report"],
+)
+def test_importing_is_cheap(module: str) -> None:
+    """These need no torch, or only when a name of theirs is used."""
+    code = f"import sys, {module}; print('torch' in sys.modules, 'soundfile' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]

@@ -1,0 +1,124 @@
+"""Manifests are strict, and a segment depends on seed and index alone."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from codec.corpus.manifest import ManifestError, Record, read_manifest, write_manifest
+from codec.training.data import SegmentConfig, SegmentDataset, draw_weights, read_segment
+
+
+def sine(path: Path, seconds: float, rate: int, hz: float = 440.0) -> Record:
+    t = np.arange(round(seconds * rate)) / rate
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * hz * t), rate)
+    return Record(path.stem, str(path), len(t), rate, speaker="s")
+
+
+@pytest.fixture
+def records(tmp_path: Path) -> list[Record]:
+    return [
+        sine(tmp_path / "a.wav", 3.0, 24000),
+        sine(tmp_path / "b.wav", 1.0, 16000),
+        sine(tmp_path / "c.flac", 0.2, 24000),
+    ]
+
+
+def test_manifest_round_trip(tmp_path: Path, records: list[Record]) -> None:
+    write_manifest(tmp_path / "m.jsonl", records)
+    assert json.loads((tmp_path / "m.jsonl").read_text().splitlines()[0])["path"] == "a.wav"
+    assert read_manifest(tmp_path / "m.jsonl") == records
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", "m.jsonl:2: not a manifest record"),
+        ('{"id": "x"}', "m.jsonl:2: not a manifest record"),
+        ('{"id": "x", "path": "p", "num_samples": "5", "sample_rate": 1}', "num_samples must be of type int"),
+        ('{"id": "x", "path": "p", "num_samples": 0, "sample_rate": 1}', "at least 1"),
+        ("[1]", "m.jsonl:2"),
+        ('{"id": "x", "path": "p", "num_samples": 9, "sample_rate": 9, "num_bytes": -5}', "must not be negative"),
+        ('{"id": "x", "path": "", "num_samples": 9, "sample_rate": 9}', "must not be empty"),
+        ('{"id": "a", "path": "p", "num_samples": 9, "sample_rate": 9}', "m.jsonl:2: id 'a' again, after line 1"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, records: list[Record], line: str, message: str) -> None:
+    write_manifest(tmp_path / "m.jsonl", records[:1])
+    with open(tmp_path / "m.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(tmp_path / "m.jsonl")
+
+
+def test_segments_depend_on_seed_and_index_alone(records: list[Record]) -> None:
+    make = lambda seed: SegmentDataset(records, 24000, SegmentConfig(0.5), seed)  # noqa: E731
+    a, b = make(1), make(1)
+    _ = a[7]
+    assert torch.equal(a[3]["waveform"], b[3]["waveform"])
+    assert not torch.equal(a[3]["waveform"], make(2)[3]["waveform"])
+    assert not torch.equal(a[3]["waveform"], a[4]["waveform"])
+    item = a[3]
+    assert item["waveform"].shape == (1, 12000) and item["waveform"].dtype == torch.float32
+    assert item["waveform"].abs().max() <= 1
+
+
+def test_utterances_are_drawn_by_duration(records: list[Record]) -> None:
+    dataset = SegmentDataset(records, 24000, SegmentConfig(0.01), seed=0)
+    narrow = sum(dataset[i]["bandwidth"].item() == 8000 for i in range(400)) / 400
+    assert 0.15 < narrow < 0.33  # 1.0 s of 4.2 s
+
+
+def test_a_speaker_beyond_the_cap_is_drawn_less_often() -> None:
+    rate = 16000
+    spoken = [("much", 3600), ("much", 3600), ("little", 900), ("", 600), ("", 5400)]
+    records = [Record(f"{i}", f"{i}.wav", seconds * rate, rate, who) for i, (who, seconds) in enumerate(spoken)]
+    assert draw_weights(records, 0.0) == [3600, 3600, 900, 600, 5400]
+    assert draw_weights(records, 1.0) == pytest.approx([1800, 1800, 900, 600, 3600])
+
+
+def test_segments_are_resampled_without_edges(records: list[Record]) -> None:
+    for position in (0.0, 0.4, 0.999):
+        segment = read_segment(records[1], position, 12000, 24000)
+        assert segment.shape == (12000,)
+        inner = np.abs(segment[200:-200])
+        assert inner.max() == pytest.approx(0.5, rel=0.01)
+        spectrum = np.abs(np.fft.rfft(segment * np.hanning(12000)))
+        assert np.argmax(spectrum) * 2 == pytest.approx(440, abs=2)
+        assert spectrum[600:].max() < 1e-3 * spectrum.max()  # a click at an edge would spread
+
+
+def test_a_short_file_is_padded(records: list[Record]) -> None:
+    segment = read_segment(records[2], 0.5, 12000, 24000)
+    assert segment[:4800].any() and not segment[4800:].any()
+
+
+def test_bad_files_are_skipped_counted_and_named(
+    tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    bad = Record("bad", str(tmp_path / "bad.wav"), 24000, 24000)
+    dataset = SegmentDataset([*records, bad], 24000, SegmentConfig(0.1), seed=0)
+    with caplog.at_level(logging.WARNING):
+        for index in range(60):
+            dataset[index]
+    assert dataset.bad == {"bad"}
+    assert sum("bad.wav" in message for message in caplog.messages) == 1
+
+
+def test_too_many_bad_files_stop_the_run(tmp_path: Path, records: list[Record]) -> None:
+    bad = [Record(f"bad{i}", str(tmp_path / f"missing{i}.wav"), 24000, 24000) for i in range(6)]
+    dataset = SegmentDataset([*records, *bad], 24000, SegmentConfig(0.1), seed=0)
+    with pytest.raises(ManifestError, match="cannot be read"):
+        for index in range(200):
+            dataset[index]
+    with pytest.raises(ManifestError, match="cannot be read"):
+        SegmentDataset(bad[:1], 24000, SegmentConfig(0.1), seed=0)[0]
+    with pytest.raises(ManifestError, match="empty"):
+        SegmentDataset([], 24000, SegmentConfig(0.1), seed=0)

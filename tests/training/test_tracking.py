@@ -1,0 +1,50 @@
+"""What a run records can be read back, by TensorBoard and without it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from codec.training.tracking import Tracker, mel_picture
+
+
+def test_tensorboard_gets_curves_audio_pictures_and_text(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracker = Tracker(tmp_path, "tensorboard")
+    tracker.scalars({"loss/mel": 1.5}, 10)
+    tracker.scalars({"loss/mel": 1.0}, 20)
+    tracker.speech("0_reference", 0.1 * torch.randn(24000), 24000, 0)
+    tracker.text("config", "{}")
+    tracker.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss/mel")] == [(10, 1.5), (20, 1.0)]
+    assert events.Tags()["audio"] == ["audio/0_reference"] and events.Tags()["images"] == ["mel/0_reference"]
+    assert "config/text_summary" in events.Tags()["tensors"]
+
+
+def test_metrics_continue_where_a_resumed_run_does(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, "none")
+    for step in (10, 20, 30):
+        tracker.scalars({"x": step}, step)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 40, "x"')  # killed while writing
+    Tracker(tmp_path, "none", first_step=20).scalars({"x": 31}, 30)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 10, "x": 10}, {"step": 20, "x": 20}, {"step": 30, "x": 31}]
+    assert not (tmp_path / "tensorboard").exists()
+
+
+def test_the_picture_shows_a_tone_where_it_is() -> None:
+    tone = torch.sin(2 * math.pi * 1000 * torch.arange(24000) / 24000)
+    picture = mel_picture(tone, 24000)
+    assert picture.shape[0] == 80 and picture.min() >= 0 and picture.max() <= 1
+    column = picture[:, picture.shape[1] // 2]
+    assert column.max() > 0.9
+    band = 79 - int(column.argmax())  # drawn from the top
+    assert band == pytest.approx(15 / (15 + 27 * math.log(12) / math.log(6.4)) * 81 - 1, abs=1)
