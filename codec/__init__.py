@@ -6,8 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from codec.audio import load, save
     from codec.config import CodecConfig, ConfigError
     from codec.container import ContainerError
+    from codec.errors import CodecError
     from codec.model import Codec
     from codec.pretrained import ModelError
 
@@ -16,12 +18,25 @@ __version__ = "0.1.0"
 _HOME = {
     "Codec": "codec.model",
     "CodecConfig": "codec.config",
+    "CodecError": "codec.errors",
     "ConfigError": "codec.config",
     "ContainerError": "codec.container",
     "ModelError": "codec.pretrained",
+    "load": "codec.audio",
+    "save": "codec.audio",
 }
 
-__all__ = ["Codec", "CodecConfig", "ConfigError", "ContainerError", "ModelError", "__version__"]
+__all__ = [
+    "Codec",
+    "CodecConfig",
+    "CodecError",
+    "ConfigError",
+    "ContainerError",
+    "ModelError",
+    "load",
+    "save",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

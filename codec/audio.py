@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
@@ -13,10 +13,14 @@ import soxr
 from numpy.typing import NDArray
 
 from codec.errors import CodecError
+from codec.files import written_whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Block = NDArray[np.float32]
 
-LARGEST_PEAK = 8.0  # full scale is 1; what goes beyond this is no loud recording but, say, integers not divided
+LARGEST_PEAK = 8.0  # full scale is 1; beyond this the samples are probably integers that were not scaled
 BLOCK_SECONDS = 10
 BLOCK_VALUES = 2**23  # and no block holds more, all channels together
 SYSTEM_ERROR = 2  # libsndfile's code where the system calls fail
@@ -46,6 +50,37 @@ class AudioError(CodecError):
     """Audio that cannot be read or written; the message names the file."""
 
 
+def load(path: str | Path) -> tuple[Tensor, int]:
+    """Waveform float32 ``[1, T]`` of an audio file, channels mixed down, and its sample rate in Hz.
+
+    Samples are in [-1, 1]; only files of floats may hold others.
+
+    Raises:
+        AudioError: cannot be read as audio.
+        OSError: cannot be opened.
+    """
+    import torch  # here, since what moves audio block by block needs none
+
+    with AudioReader(path) as reader:
+        return torch.from_numpy(np.concatenate(list(reader.blocks())))[None], reader.sample_rate
+
+
+def save(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
+    """Write a waveform of one channel, ``[T]``, ``[1, T]`` or ``[1, 1, T]``, in the format of the path's suffix.
+
+    Samples beyond [-1, 1] are clipped. The file is written whole or not at all.
+
+    Raises:
+        AudioError: more than one item or channel; the format is unknown or does not take this sample rate.
+        OSError: the file cannot be written.
+    """
+    samples = waveform.detach().cpu().float().numpy()
+    if samples.ndim == 0 or samples.size != samples.shape[-1]:
+        raise AudioError(f"{path}: a file takes one waveform [1, T], not {list(samples.shape)}; save items one by one")
+    with written_whole(path) as temporary, AudioWriter(temporary, sample_rate, samples.size, str(path)) as writer:
+        writer.write(samples.reshape(-1))
+
+
 def audio_suffixes() -> set[str]:
     """Suffixes of the files that libsndfile reads here."""
     formats = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
@@ -53,7 +88,7 @@ def audio_suffixes() -> set[str]:
 
 
 def system_path(path: str | Path) -> str | bytes:
-    """A path as soundfile takes any: where names are bytes, it would refuse one that is no UTF-8."""
+    """A path in the form in which soundfile takes every one: as text it refuses a name that is not UTF-8."""
     return str(path) if os.name == "nt" else os.fsencode(path)
 
 
@@ -156,13 +191,11 @@ class AudioWriter:
         file_format, subtype = WRITTEN[path.suffix.lower()]
         if file_format == "WAV" and 2 * num_samples > WAV_BYTES:
             file_format = "RF64"
-        if subtype == "OPUS" and sample_rate not in OPUS_RATES:
+        lacks = {"OPUS": sample_rate not in OPUS_RATES, "VORBIS": sample_rate > VORBIS_HIGHEST}
+        if lacks.get(subtype):
             raise AudioError(
-                f"{self.name}: Opus has no sample rate {sample_rate} Hz; take .wav, .flac or --native-rate"
-            )
-        if subtype == "VORBIS" and sample_rate > VORBIS_HIGHEST:
-            raise AudioError(
-                f"{self.name}: Ogg Vorbis has no sample rate {sample_rate} Hz; take .wav, .flac or --native-rate"
+                f"{self.name}: {subtype.capitalize()} has no sample rate {sample_rate} Hz; take .wav or .flac, or the "
+                "model's own rate (--native-rate)"
             )
         open(path, "ab").close()  # the system's own words for a missing or forbidden folder
         try:
@@ -222,15 +255,15 @@ def resample_blocks(blocks: Iterable[Block], from_rate: int, to_rate: int) -> It
         yield from blocks
         return
     stream = soxr.ResampleStream(from_rate, to_rate, 1, dtype="float32")
-    taken = given = 0
+    read = written = 0
     for block in blocks:
-        taken += len(block)
-        made = stream.resample_chunk(block)
-        given += len(made)
-        yield made
-    wanted = resampled_length(taken, from_rate, to_rate)
-    rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)[: wanted - given]
-    yield np.pad(rest, (0, wanted - given - len(rest)))
+        read += len(block)
+        resampled = stream.resample_chunk(block)
+        written += len(resampled)
+        yield resampled
+    missing = resampled_length(read, from_rate, to_rate) - written
+    rest = stream.resample_chunk(np.zeros(0, np.float32), last=True)[:missing]
+    yield np.pad(rest, (0, missing - len(rest)))
 
 
 def resample(waveform: Block, from_rate: int, to_rate: int) -> Block:

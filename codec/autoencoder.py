@@ -1,4 +1,4 @@
-"""Waveform to latents and back: the convolutional encoder and two decoders."""
+"""Waveform to latents and back: the convolutional encoder, and the decoder with its inverse STFT."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.config import CodecConfig
-from codec.layers import Downsample, Upsample, blocks, initialise
+from codec.layers import Downsample, Layer, blocks, initialize, reach
 from codec.streaming import Context
 
 
 class Encoder(nn.Module):
-    """``[B, 1, T] -> [B, D, N]`` with ``N = T / hop_length``; T must be a multiple of the hop length."""
+    """``[B, 1, T] -> [B, D, N]`` with ``N = T / hop_length``; T must be a multiple of the hop length.
+
+    ``context`` holds the frames on either side beyond which a change of the waveform cannot reach a latent frame.
+    """
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         encoder, causal = config.encoder, config.causal
         self.stages = nn.ModuleList()
+        layers: list[Layer] = []
         channels = 1
         for stride, width, depth in zip(encoder.strides, encoder.widths, encoder.depths, strict=True):
-            down = Downsample(channels, width, stride, causal)
-            self.stages.append(nn.Sequential(down, *blocks(width, depth, encoder.kernel_size, causal)))
+            stage = [Downsample(channels, width, stride, causal), *blocks(width, depth, encoder.kernel_size, causal)]
+            self.stages.append(nn.Sequential(*stage))
+            layers += stage
             channels = width
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.output = nn.Linear(channels, config.latent_dim)
-        initialise(self)
+        self.context = Context(*reach(layers))
+        initialize(self)
 
     def forward(self, waveform: Tensor) -> Tensor:
         x = waveform.transpose(1, 2)
@@ -37,7 +43,7 @@ class Encoder(nn.Module):
         return latents
 
 
-class ISTFTHead(nn.Module):
+class ISTFTHead(Layer):
     """Log-magnitude and phase of each frame, then an inverse STFT: ``[B, N, C] -> [B, N * hop]`` (as in Vocos).
 
     Frame i covers the samples from ``i * hop - (n_fft - hop) / 2`` on; from ``i * hop`` on if ``causal``.
@@ -49,6 +55,8 @@ class ISTFTHead(nn.Module):
         super().__init__()
         self.n_fft, self.hop_length, self.overlap = n_fft, hop_length, n_fft // hop_length
         self.causal = causal
+        others = self.overlap - 1  # further hops that a frame's window covers beside its own
+        self.left, self.right = (others, 0) if causal else (-(-others // 2), -(-others // 2))
         self.output = nn.Linear(channels, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
@@ -78,92 +86,24 @@ class ISTFTHead(nn.Module):
         return total.reshape(batch, -1)
 
 
-class FrameDecoder(nn.Module):
-    """What both decoders begin with: ConvNeXt blocks at the frame rate, ``[B, D, N] -> [B, N, width]``."""
+class Decoder(nn.Module):
+    """ConvNeXt blocks at the frame rate and an inverse-STFT head: ``[B, D, N] -> [B, 1, N * hop_length]``.
+
+    ``context`` holds the frames on either side beyond which a change of the latents cannot reach a frame of the waveform.
+    """
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         decoder = config.decoder
         self.input = nn.Linear(config.latent_dim, decoder.width)
-        self.blocks = blocks(decoder.width, decoder.depth, decoder.kernel_size, config.causal)
+        layers = blocks(decoder.width, decoder.depth, decoder.kernel_size, config.causal)
+        self.blocks = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
-
-    def frames(self, latents: Tensor) -> Tensor:
-        x: Tensor = self.norm(self.blocks(self.input(latents.transpose(1, 2))))
-        return x
-
-
-class ISTFTDecoder(FrameDecoder):
-    """An inverse-STFT head on the frames: ``[B, D, N] -> [B, 1, N * hop_length]``."""
-
-    def __init__(self, config: CodecConfig) -> None:
-        super().__init__(config)
-        self.head = ISTFTHead(config.decoder.width, config.decoder.n_fft, config.hop_length, config.causal)
-        initialise(self)
+        self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, config.causal)
+        self.context = Context(*reach([*layers, self.head]))
+        initialize(self)
 
     def forward(self, latents: Tensor) -> Tensor:
-        waveform: Tensor = self.head(self.frames(latents)).unsqueeze(1)
+        frames = self.norm(self.blocks(self.input(latents.transpose(1, 2))))  # [B, N, width]
+        waveform: Tensor = self.head(frames).unsqueeze(1)
         return waveform
-
-
-class UpsamplingDecoder(FrameDecoder):
-    """Transposed convolutions from the frames to the sample rate: the same shapes as ISTFTDecoder.
-
-    No Fourier transform and no complex numbers, so it exports to inference engines cleanly.
-    """
-
-    def __init__(self, config: CodecConfig) -> None:
-        super().__init__(config)
-        decoder = config.decoder
-        self.stages = nn.ModuleList()
-        channels = decoder.width
-        for stride, width, depth in zip(decoder.strides, decoder.widths, decoder.depths, strict=True):
-            up = Upsample(channels, width, stride, config.causal)
-            self.stages.append(nn.Sequential(up, *blocks(width, depth, decoder.kernel_size, config.causal)))
-            channels = width
-        self.output = nn.Linear(channels, 1)
-        initialise(self)
-
-    def forward(self, latents: Tensor) -> Tensor:
-        x = self.frames(latents)
-        for stage in self.stages:
-            x = stage(x)
-        waveform: Tensor = self.output(x).transpose(1, 2)
-        return waveform
-
-
-def build_decoder(config: CodecConfig) -> nn.Module:
-    """The decoder that ``config.decoder.kind`` names."""
-    return ISTFTDecoder(config) if config.decoder.kind == "istft" else UpsamplingDecoder(config)
-
-
-def encoder_context(config: CodecConfig) -> Context:
-    """Frames on either side beyond which a change of the waveform cannot reach a latent frame."""
-    kernel, left, right, step = config.encoder.kernel_size, 0, 0, 1
-    for stride, depth in zip(config.encoder.strides, config.encoder.depths, strict=True):
-        left += step * (stride if config.causal else stride // 2)
-        right += step * (0 if config.causal else stride - stride // 2)
-        step *= stride  # samples between the frames of this stage
-        left += step * depth * ((kernel - 1) if config.causal else kernel // 2)
-        right += step * depth * (0 if config.causal else kernel // 2)
-    return Context(-(-left // config.hop_length), -(-right // config.hop_length))
-
-
-def decoder_context(config: CodecConfig) -> Context:
-    """Frames on either side beyond which a change of the latents cannot reach a frame of the waveform."""
-    decoder, hop = config.decoder, config.hop_length
-    left_reach, right_reach = (decoder.kernel_size - 1, 0) if config.causal else (decoder.kernel_size // 2,) * 2
-    left, right = float(decoder.depth * left_reach), float(decoder.depth * right_reach)
-    if decoder.kind == "istft":
-        spread = decoder.n_fft / hop - 1  # a frame's window covers this many hops beside its own
-        left += spread if config.causal else spread / 2
-        right += 0 if config.causal else spread / 2
-    else:
-        step = 1.0  # frames between the steps of this stage
-        for stride, depth in zip(decoder.strides, decoder.depths, strict=True):
-            left += step
-            right += 0 if config.causal else step
-            step /= stride
-            left += step * depth * left_reach
-            right += step * depth * right_reach
-    return Context(math.ceil(left), math.ceil(right))

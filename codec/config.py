@@ -8,7 +8,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from codec.errors import CodecError
 
@@ -24,13 +24,16 @@ class ConfigError(CodecError):
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build the dataclass ``cls`` from plain values (JSON, YAML), naming unknown keys and wrong types at once.
 
-    An int is taken where a float is asked for; nothing else is converted, so YAML's string "5e-4" is an error.
+    An int is taken where a float is asked for; nothing else is converted, so YAML's string "5e-4" is an error. Options
+    that are ``RETIRED`` are left out while they have the value they always had; see ``to_dict``.
 
     Raises:
         ConfigError: unknown key, missing key, wrong type, or a value that the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{where or 'the configuration'} must be a mapping, not {values!r}")
+    retired = getattr(cls, "RETIRED", {})
+    values = {key: value for key, value in values.items() if key not in retired or value != retired[key]}
     hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
@@ -50,24 +53,29 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
 LATER = {"left_out_at_default": True}  # metadata of a field that came after models were shipped; see to_dict
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any, retired: bool = False) -> dict[str, Any]:
     """The plain values of a configuration dataclass; ``from_dict`` reads them back to an equal object.
 
-    Fields marked ``LATER`` are left out while they have their default: a model's fingerprint hashes this dictionary, and
-    must not change because the code has learned a new option.
+    A model's fingerprint hashes this dictionary with ``retired``, and must not change because the code has learned a new
+    option or lost an old one:
+
+    - Fields marked ``LATER`` came after the first models; they are left out while they have their default.
+    - ``RETIRED`` of a class holds options that are gone, with the only value that ``from_dict`` still takes for them.
+      Configurations of older models hold them. They are left out too, and ``retired`` adds them again.
     """
     fields = [
         f for f in dataclasses.fields(config) if not (f.metadata == LATER and getattr(config, f.name) == f.default)
     ]
-    return {f.name: _plain(getattr(config, f.name)) for f in fields}
+    values = {f.name: _plain(getattr(config, f.name), retired) for f in fields}
+    return values | getattr(config, "RETIRED", {}) if retired else values
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, retired: bool) -> Any:
     if dataclasses.is_dataclass(value):
-        return to_dict(value)
+        return to_dict(value, retired)
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, tuple) else value
+        return {k: _plain(v, retired) for k, v in value.items()}
+    return [_plain(v, retired) for v in value] if isinstance(value, tuple) else value
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -125,8 +133,8 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         n = len(self.strides)
         require(n > 0 and min(self.strides) > 0, "strides must be positive")
-        require(len(self.widths) == n, f"widths must have {n} entries, one a stride")
-        require(len(self.depths) == n, f"depths must have {n} entries, one a stride")
+        require(len(self.widths) == n, f"widths must have {n} entries, one per stride")
+        require(len(self.depths) == n, f"depths must have {n} entries, one per stride")
         require(min(self.widths) > 0 and min(self.depths) >= 0, "widths must be positive and depths not negative")
         require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
 
@@ -157,30 +165,20 @@ class QuantizerConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Frames to waveform.
+    """Frames to waveform: ``depth`` ConvNeXt blocks of ``width``, then an inverse STFT of ``n_fft`` with the model's hop."""
 
-    ``istft``: ConvNeXt blocks of ``width`` at the frame rate, then an inverse STFT of ``n_fft`` with the model's hop.
-    ``upsampling``: fully convolutional; for each of ``strides`` a transposed convolution and ``depths[i]`` blocks of
-    ``widths[i]``, after ``depth`` blocks of ``width`` at the frame rate.
-    """
+    # of a decoder of transposed convolutions; see to_dict
+    RETIRED: ClassVar[dict[str, list[int]]] = {"strides": [8, 5, 8], "widths": [128, 64, 32], "depths": [2, 1, 1]}
 
-    kind: Literal["istft", "upsampling"] = "istft"
+    kind: Literal["istft"] = "istft"
     width: int = 320
     depth: int = 6
     kernel_size: int = 7
     n_fft: int = 1280
-    strides: tuple[int, ...] = (8, 5, 8)
-    widths: tuple[int, ...] = (128, 64, 32)
-    depths: tuple[int, ...] = (2, 1, 1)
 
     def __post_init__(self) -> None:
         require(self.width > 0 and self.depth >= 0, "width must be positive and depth not negative")
         require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
-        if self.kind == "upsampling":
-            n = len(self.strides)
-            require(n > 0 and min(self.strides) > 0, "strides must be positive")
-            require(len(self.widths) == len(self.depths) == n, f"widths and depths must have {n} entries")
-            require(min(self.widths) > 0 and min(self.depths) >= 0, "widths must be positive and depths not negative")
 
 
 @dataclass(frozen=True)
@@ -199,16 +197,10 @@ class CodecConfig:
         require(low <= self.sample_rate <= high, f"sample_rate must be from {low} to {high} Hz, not {self.sample_rate}")
         require(self.latent_dim > 0, "latent_dim must be positive")
         hop = self.hop_length
-        if self.decoder.kind == "istft":
-            require(
-                self.decoder.n_fft % hop == 0 and self.decoder.n_fft >= 2 * hop,
-                f"decoder.n_fft must be a multiple (2 or more) of the hop length {hop}, not {self.decoder.n_fft}",
-            )
-        else:
-            require(
-                math.prod(self.decoder.strides) == hop,
-                f"the product of decoder.strides must be the hop length {hop}, not {math.prod(self.decoder.strides)}",
-            )
+        require(
+            self.decoder.n_fft % hop == 0 and self.decoder.n_fft >= 2 * hop,
+            f"decoder.n_fft must be a multiple (2 or more) of the hop length {hop}, not {self.decoder.n_fft}",
+        )
 
     @property
     def hop_length(self) -> int:

@@ -9,7 +9,7 @@ Layout, all integers little-endian::
     21      4      sample rate of the model, Hz
     25      4      sample rate of the original, Hz
     29      8      samples (per channel) of the original
-    37      2      hop length: samples a frame, at the model's rate
+    37      2      hop length: samples per frame, at the model's rate
     39      1      number of quantizers K
     40      4      codebook size V
     44      1      length L of the model's name
@@ -65,7 +65,7 @@ class Header:
         sample_rate: of the model, in Hz, from 1,000 to 768,000.
         original_sample_rate: of what was encoded, likewise.
         num_samples: length of what was encoded, in samples at its own rate.
-        hop_length: samples a frame at the model's rate.
+        hop_length: samples per frame at the model's rate.
         num_quantizers: stages K, at most 255.
         codebook_size: entries V, at most 2^32 - 1.
     """
@@ -131,14 +131,6 @@ class Header:
     def bytes_in_block(self, index: int) -> int:
         """Bytes of the packed codes of block ``index``, without its checksum."""
         return -(-self.frames_in_block(index) * self.num_quantizers * self.bits_per_code // 8)
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the whole file."""
-        packed = 0
-        if self.num_blocks:
-            packed = (self.num_blocks - 1) * self.bytes_in_block(0) + self.bytes_in_block(self.num_blocks - 1)
-        return _FIXED.size + len(self.model.encode()) + _CRC.size + packed + self.num_blocks * _CRC.size
 
 
 @dataclass(frozen=True)
@@ -245,14 +237,14 @@ def intact_blocks(stream: IO[bytes], header: Header) -> Iterator[Codes]:
     Raises:
         ContainerError: truncated or damaged.
     """
-    found = False
+    any_intact = False
     blocks = read_blocks(stream, header)
     for block in blocks:
         if isinstance(block, Damage):
-            found = found or any(not isinstance(other, Damage) for other in blocks)  # is there anything to be saved?
-            advice = "--salvage decodes the intact blocks" if found else "no block is intact"
+            any_intact = any_intact or any(not isinstance(other, Damage) for other in blocks)
+            advice = "--salvage decodes the intact blocks" if any_intact else "no block is intact"
             raise ContainerError(f"{block.reason}; {advice}")
-        found = True
+        any_intact = True
         yield block
 
 
@@ -266,9 +258,9 @@ def dumps(header: Header, codes: ArrayLike) -> bytes:
         ContainerError: codes that do not fit the header.
     """
     codes = np.asarray(codes)
-    wanted = (header.num_quantizers, header.num_frames)
-    if codes.shape != wanted:
-        raise ContainerError(f"codes must be [K, N] = {list(wanted)} for this header, not {list(codes.shape)}")
+    shape = (header.num_quantizers, header.num_frames)
+    if codes.shape != shape:
+        raise ContainerError(f"codes must be [K, N] = {list(shape)} for this header, not {list(codes.shape)}")
     if codes.dtype.kind not in "iu":
         raise ContainerError(f"codes must be integers, not {codes.dtype}")
     if codes.size and not (codes.min() >= 0 and codes.max() < header.codebook_size):

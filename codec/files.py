@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -33,5 +35,11 @@ def written_whole(path: str | Path) -> Iterator[Path]:
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
     finally:
-        with suppress(OSError):  # such as of the place that was found unusable above
+        with suppress(OSError):  # of an unusable folder, for which an error is on its way already
             temporary.unlink()
+
+
+def write_json(path: str | Path, value: Any, indent: int = 1) -> None:
+    """Write ``value`` as JSON, whole or not at all. Errors as :func:`written_whole`."""
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")

@@ -41,8 +41,8 @@ class CodebookCounter:
 
     def add(self, codes: Tensor) -> None:
         """Count codes ``[B, k, N]``."""
-        for stage, found in enumerate(codes.detach().cpu().unbind(1)):
-            self.counts[stage] += torch.bincount(found.flatten(), minlength=self.counts.shape[1])
+        for counts, stage_codes in zip(self.counts, codes.detach().cpu().unbind(1), strict=False):
+            counts += torch.bincount(stage_codes.flatten(), minlength=len(counts))
 
     def stages(self) -> list[StageHealth]:
         """What was counted, stage by stage."""
@@ -79,7 +79,7 @@ def coverage_curve(codes: Iterable[Tensor], codebook_size: int, points: int = 40
         if seen is None:
             seen = torch.zeros(len(piece), codebook_size, dtype=torch.bool)
             curves = [[] for _ in piece]
-        for column in piece.split(max(1, min(piece.shape[1], 64)), dim=1):
+        for column in piece.split(64, dim=1):
             seen.scatter_(1, column, True)
             frames += column.shape[1]
             if frames >= due:
@@ -120,17 +120,13 @@ class Moments:
 
     @property
     def effective_dimension(self) -> float:
-        """See :func:`effective_dimension`."""
-        return participation_ratio(self.covariance)
+        """Participation ratio ``(sum l)^2 / sum l^2`` of the covariance's eigenvalues l: 1 to D."""
+        covariance = self.covariance
+        return float(covariance.diagonal().sum().square() / covariance.square().sum().clamp(min=1e-30))
 
 
 def effective_dimension(points: Tensor) -> float:
-    """Participation ratio ``(sum l)^2 / sum l^2`` of the covariance's eigenvalues l, of points ``[M, D]``: 1 to D."""
-    centred = points.detach().double() - points.detach().double().mean(dim=0)
-    return participation_ratio(centred.t() @ centred / max(len(points), 1))
-
-
-def participation_ratio(covariance: Tensor) -> float:
-    """``(sum l)^2 / sum l^2`` of the eigenvalues l of a covariance ``[D, D]``."""
-    total = covariance.diagonal().sum()
-    return float(total.square() / covariance.square().sum().clamp(min=1e-30))
+    """See :class:`Moments`, of points ``[M, D]``."""
+    moments = Moments(points.shape[1])
+    moments.add(points)
+    return moments.effective_dimension

@@ -7,6 +7,8 @@ convolutions are framing and a matrix product, and the depthwise convolution see
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -14,8 +16,21 @@ from torch.nn import functional as F
 HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
 
 
-class DepthwiseConv(nn.Module):
-    """One filter a channel along the frames, length kept: ``[B, N, C] -> [B, N, C]``.
+class Layer(nn.Module):
+    """A block that knows its reach.
+
+    Attributes:
+        left, right: how many steps of the input before and after its own ones an output step depends on.
+        stride: input steps per output step.
+    """
+
+    left: int
+    right: int
+    stride: int = 1
+
+
+class DepthwiseConv(Layer):
+    """One filter per channel along the frames, length kept: ``[B, N, C] -> [B, N, C]``.
 
     Padded with zeros on both sides alike, or on the left only if ``causal``.
     """
@@ -33,7 +48,7 @@ class DepthwiseConv(nn.Module):
         return y
 
 
-class ConvNeXtBlock(nn.Module):
+class ConvNeXtBlock(Layer):
     """Depthwise convolution, layer norm, two-layer perceptron, scaled and added: ``[B, N, C] -> [B, N, C]``.
 
     After Liu et al., "A ConvNet for the 2020s" (arXiv 2201.03545), in one dimension as in Vocos (arXiv 2306.00814).
@@ -42,6 +57,7 @@ class ConvNeXtBlock(nn.Module):
     def __init__(self, channels: int, kernel_size: int, causal: bool, scale: float) -> None:
         super().__init__()
         self.depthwise = DepthwiseConv(channels, kernel_size, causal)
+        self.left, self.right = self.depthwise.left, self.depthwise.right
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.expand = nn.Linear(channels, 4 * channels)
         self.project = nn.Linear(4 * channels, channels)
@@ -61,48 +77,41 @@ class ConvNeXtBlock(nn.Module):
         return y
 
 
-class Downsample(nn.Module):
+class Downsample(Layer):
     """Strided convolution with kernel ``2 * stride``: ``[B, N * stride, C_in] -> [B, N, C_out]``."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, causal: bool) -> None:
         super().__init__()
         self.stride = stride
         self.left = stride if causal else stride // 2
+        self.right = stride - self.left
         self.linear = nn.Linear(2 * stride * in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         batch, length, channels = x.shape
         assert length % self.stride == 0, "the length must be a multiple of the stride"
-        x = F.pad(x, (0, 0, self.left, self.stride - self.left))
+        x = F.pad(x, (0, 0, self.left, self.right))
         x = x.reshape(batch, length // self.stride + 1, self.stride * channels)
         y: Tensor = self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
         return y
 
 
-class Upsample(nn.Module):
-    """Transposed convolution with kernel ``2 * stride``: ``[B, N, C_in] -> [B, N * stride, C_out]``."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int, causal: bool) -> None:
-        super().__init__()
-        self.stride = stride
-        self.drop = 0 if causal else stride // 2
-        self.out_channels = out_channels
-        self.linear = nn.Linear(in_channels, 2 * stride * out_channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, frames, _ = x.shape
-        first, second = self.linear(x).chunk(2, dim=-1)  # what a frame gives to its own and to the next hop
-        y = F.pad(first, (0, 0, 0, 1)) + F.pad(second, (0, 0, 1, 0))
-        y = y.reshape(batch, (frames + 1) * self.stride, self.out_channels)
-        return y[:, self.drop : self.drop + frames * self.stride]
-
-
-def blocks(channels: int, depth: int, kernel_size: int, causal: bool) -> nn.Sequential:
+def blocks(channels: int, depth: int, kernel_size: int, causal: bool) -> list[ConvNeXtBlock]:
     """``depth`` ConvNeXt blocks whose initial scale keeps the sum of their outputs at the size of one."""
-    return nn.Sequential(*[ConvNeXtBlock(channels, kernel_size, causal, 1.0 / max(depth, 1)) for _ in range(depth)])
+    return [ConvNeXtBlock(channels, kernel_size, causal, 1.0 / depth) for _ in range(depth)]
 
 
-def initialise(module: nn.Module) -> None:
+def reach(layers: Iterable[Layer]) -> tuple[int, int]:
+    """How far layers that follow one another look to the left and to the right, in steps of the last one's output."""
+    left, right, step = 0, 0, 1  # of the first one's input
+    for layer in layers:
+        left += step * layer.left
+        right += step * layer.right
+        step *= layer.stride
+    return -(-left // step), -(-right // step)
+
+
+def initialize(module: nn.Module) -> None:
     """Zero biases and truncated normal weights of standard deviation ``fan_in ** -0.5``, in every layer below."""
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -16,18 +17,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.audio import LARGEST_PEAK, resample
-from codec.autoencoder import Encoder, build_decoder, decoder_context, encoder_context
+from codec.autoencoder import Decoder, Encoder
 from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
 from codec.container import FINGERPRINT_BYTES, Header
 from codec.errors import CodecError
-from codec.files import written_whole
+from codec.files import write_json
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
 from codec.streaming import overlapping
 from codec.weights import Bits, load_weights, save_weights
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
-WINDOW_FRAMES = 1024  # new frames a window: long signals run window by window, short ones in one piece
+WINDOW_FRAMES = 1024  # new frames per window: long signals run window by window, short ones in one piece
 
 
 @dataclass
@@ -63,14 +64,14 @@ class Codec(nn.Module):
         self.config, self.name = config, name
         self.encoder = Encoder(config)
         self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
-        self.decoder = build_decoder(config)
-        self._encoder_context, self._decoder_context = encoder_context(config), decoder_context(config)
+        self.decoder = Decoder(config)
+        self._hashed: tuple[list[Tensor], list[object], str] = [], [], ""  # see fingerprint
 
     # ---- what it is -----------------------------------------------------------------------------------------------
 
     @property
     def sample_rate(self) -> int:
-        """Of the waveforms inside, in Hz."""
+        """Sample rate of the waveforms inside, in Hz."""
         return self.config.sample_rate
 
     @property
@@ -95,12 +96,26 @@ class Codec(nn.Module):
 
     @property
     def bitrate(self) -> float:
-        """With all quantizers, in bit/s: ``frame_rate * num_quantizers * log2(codebook_size)``."""
-        return self.frame_rate * self.num_quantizers * float(np.log2(self.codebook_size))
+        """Bitrate of all quantizers in bit/s: ``frame_rate * num_quantizers * log2(codebook_size)``."""
+        return self.bitrate_of(self.num_quantizers)
+
+    def bitrate_of(self, num_quantizers: int) -> float:
+        """Bitrate of the first ``num_quantizers`` quantizers in bit/s.
+
+        Raises:
+            CodecError: the model has fewer.
+        """
+        count = self._checked_count(num_quantizers, self.num_quantizers)
+        return self.frame_rate * count * float(np.log2(self.codebook_size))
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights that training changes; tables that stay as they were drawn do not count."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
@@ -109,12 +124,18 @@ class Codec(nn.Module):
 
         Two models with one fingerprint give a code the same meaning. The tensors are taken as stored, not as computed
         (``C``, ``W``, ``b`` and the projection out rather than their product), so that no rounding of another machine
-        changes it.
+        changes it. It is computed again only after one of them was written to.
         """
-        digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
-        for tensor in self.quantizer.codebook_state():
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy(), dtype="<f4").tobytes())
-        return digest.hexdigest()
+        tensors = [tensor.detach() for tensor in self.quantizer.codebook_state()]
+        # torch counts the writes to a tensor; not to one that was made in inference mode, which is hashed each time
+        writes = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
+        hashed, hashed_writes, _ = self._hashed  # holds the tensors, so that no other one can take their places
+        if writes != hashed_writes or any(a.data_ptr() != b.data_ptr() for a, b in zip(tensors, hashed, strict=True)):
+            digest = hashlib.sha256(json.dumps(to_dict(self.config, retired=True), sort_keys=True).encode())
+            for tensor in tensors:
+                digest.update(np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4").tobytes())
+            self._hashed = tensors, writes, digest.hexdigest()
+        return self._hashed[-1]
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
@@ -135,7 +156,7 @@ class Codec(nn.Module):
             original_sample_rate=sample_rate,
             num_samples=num_samples,
             hop_length=self.hop_length,
-            num_quantizers=self._checked_stages(num_quantizers, self.num_quantizers),
+            num_quantizers=self._checked_count(num_quantizers, self.num_quantizers),
             codebook_size=self.codebook_size,
         )
 
@@ -185,22 +206,29 @@ class Codec(nn.Module):
         whatever it was batched with, and memory does not grow with its length.
 
         Args:
-            waveform: float in [-1, 1], ``[B, C, T]`` or ``[T]``; more channels are mixed down.
+            waveform: float in [-1, 1], ``[B, C, T]``, ``[1, T]`` or ``[T]``; more channels are mixed down.
             sample_rate: of the waveform, in Hz; another one than the model's is resampled.
             num_quantizers: stages to use, 1 to ``codec.num_quantizers``; default all.
             lengths: ``[B]``, samples of each item that count, where a batch of unequal items was padded at the end. The
                 codes of a shorter item are followed by zeros.
 
         Raises:
-            ValueError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
+            CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
                 of fewer samples (``[B, T, C]``); NaN in the waveform, or a peak beyond 8 (integers not scaled to [-1, 1]).
         """
-        stages = self._checked_stages(num_quantizers, self.num_quantizers)
-        items = _split_items(_checked_waveform(waveform), lengths)
-        rate = _checked_rate(sample_rate)
-        codes = [self._encode_item(item, rate, stages) for item in items]
+        items = self._items(waveform, sample_rate, lengths)
+        codes = [torch.cat(list(self.encode_blocks([item], num_quantizers)), dim=-1) for item in items]
         frames = max(item.shape[-1] for item in codes)
         return torch.stack([F.pad(item, (0, frames - item.shape[-1])) for item in codes])
+
+    @torch.no_grad()
+    def latents(self, waveform: Tensor, sample_rate: int) -> Tensor:
+        """Latents float ``[B, D, N]`` of a waveform, not quantized; ``encode`` gives the quantizer's codes of these.
+
+        Arguments and errors as for :meth:`encode`, and the same windows. Without gradients; see :meth:`forward`.
+        """
+        items = self._items(waveform, sample_rate)
+        return torch.cat([torch.cat(list(self._latent_windows([item])), dim=-1) for item in items])
 
     @torch.no_grad()
     def decode(
@@ -211,19 +239,34 @@ class Codec(nn.Module):
         Args:
             codes: int64 ``[B, k, N]``; k may be fewer than the model's stages: any prefix of them decodes.
             num_quantizers: use only the first so many of them.
-            lengths: ``[B]``, samples of each item; frames beyond are passed over and the waveform is cut, or followed by
-                zeros, to the longest.
+            lengths: ``[B]``, samples of each item: frames beyond them are not decoded, and shorter waveforms are followed
+                by zeros up to the longest.
 
         Raises:
-            ValueError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
+            CodecError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
         """
-        batch, given, frames = self._checked_codes(codes, "[B, K, N]").shape
-        stages = self._checked_stages(num_quantizers, given)
-        wanted = _checked_lengths(lengths, batch, frames * self.hop_length) or [frames * self.hop_length] * batch
+        batch, most, frames = self._checked_codes(codes, "[B, K, N]").shape
+        count = self._checked_count(num_quantizers, most)
+        samples = _checked_lengths(lengths, batch, frames * self.hop_length)
         audio = []
-        for item, length in zip(codes[:, :stages], wanted, strict=True):
-            waveform = torch.cat(list(self.decode_blocks([item[:, : self.num_frames(length)]])), dim=-1)
-            audio.append(F.pad(waveform[:length], (0, max(wanted) - length)))
+        for item, length in zip(codes[:, :count], samples, strict=True):
+            waveform = torch.cat(list(self.decode_blocks([item[:, : self.num_frames(length)]])))
+            audio.append(F.pad(waveform[:length], (0, max(samples) - length)))
+        return torch.stack(audio).unsqueeze(1)
+
+    @torch.no_grad()
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Waveform float ``[B, 1, T]``, ``T = N * hop_length``, of any latents float ``[B, D, N]``, quantized or not.
+
+        ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window.
+
+        Raises:
+            CodecError: another shape or type.
+        """
+        dim = self.config.latent_dim
+        if not latents.is_floating_point() or latents.ndim != 3 or latents.shape[1] != dim or latents.numel() == 0:
+            raise CodecError(f"latents must be float [B, {dim}, N], not {latents.dtype} {list(latents.shape)}")
+        audio = [torch.cat(list(self._waveform_windows([item], Tensor.float))) for item in latents]
         return torch.stack(audio).unsqueeze(1)
 
     @torch.no_grad()
@@ -233,37 +276,46 @@ class Codec(nn.Module):
         Together exactly what :meth:`encode` gives for the whole; memory is that of one window and one block.
 
         Raises:
-            ValueError: when its turn comes, a block that ``encode`` would refuse.
+            CodecError: when its turn comes, a block that ``encode`` would refuse.
         """
-        stages = self._checked_stages(num_quantizers, self.num_quantizers)
-        yield from self._encode_windows((_checked_block(block) for block in blocks), stages)
-
-    def _encode_windows(self, blocks: Iterable[Tensor], stages: int) -> Iterator[Tensor]:
-        context, hop = self._encoder_context, self.hop_length
-        for window, before, count in overlapping(_whole_frames(blocks, hop), WINDOW_FRAMES, context, hop):
-            latents = self.encoder(window.to(self.device)[None, None])[..., before : before + count]
-            yield self.quantizer(latents, stages).codes[0]
+        count = self._checked_count(num_quantizers, self.num_quantizers)
+        for latents in self._latent_windows(blocks):
+            yield self.quantizer(latents, count).codes[0]
 
     @torch.no_grad()
     def decode_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks.
 
         Raises:
-            ValueError: when its turn comes, a block that ``decode`` would refuse.
+            CodecError: when its turn comes, a block that ``decode`` would refuse.
         """
-        hop = self.hop_length
         checked = (self._checked_codes(block, "[k, n]") for block in blocks)
-        for window, before, count in overlapping(checked, WINDOW_FRAMES, self._decoder_context, 1):
-            waveform = self.decoder(self.quantizer.decode(window.to(self.device)[None]))
+        yield from self._waveform_windows(checked, self.quantizer.decode)
+
+    def _items(self, waveform: Tensor, sample_rate: int, lengths: Tensor | list[int] | None = None) -> list[Tensor]:
+        """Every item of a batch as float32 ``[T]`` at the model's rate, without its padding."""
+        mono, rate = _checked_waveform(waveform), _checked_rate(sample_rate)
+        items = [item[:length] for item, length in zip(mono, _checked_lengths(lengths, *mono.shape), strict=True)]
+        if rate == self.sample_rate:
+            return items
+        return [torch.from_numpy(resample(item.cpu().numpy(), rate, self.sample_rate)) for item in items]
+
+    def _latent_windows(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Latents ``[1, D, n]``, window by window, of one waveform in blocks ``[T]``."""
+        hop, context = self.hop_length, self.encoder.context
+        frames = _whole_frames(map(_checked_block, blocks), hop)
+        for window, before, count in overlapping(frames, WINDOW_FRAMES, context, hop):
+            yield self.encoder(window.to(self.device)[None, None])[..., before : before + count]
+
+    def _waveform_windows(self, blocks: Iterable[Tensor], to_latents: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
+        """Waveform ``[t]``, window by window, of one item's codes or latents in blocks ``[..., n]``."""
+        hop = self.hop_length
+        for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.decoder.context, 1):
+            waveform = self.decoder(to_latents(window.to(self.device)[None]))
             yield waveform[0, 0, before * hop : (before + count) * hop]
 
-    def _encode_item(self, item: Tensor, sample_rate: int, stages: int) -> Tensor:
-        if sample_rate != self.sample_rate:
-            item = torch.from_numpy(resample(item.cpu().numpy(), sample_rate, self.sample_rate))
-        return torch.cat(list(self._encode_windows([item], stages)), dim=-1)
-
     def _checked_codes(self, codes: Tensor, shape: str) -> Tensor:
-        """As they are, if they can be this model's; ``shape`` is the one that is wanted."""
+        """The codes as they are, if they can be this model's and of this ``shape``."""
         if not isinstance(codes, Tensor):
             raise CodecError(f"codes must be a tensor, int64 {shape}, not {type(codes).__name__}")
         if codes.ndim != shape.count(",") + 1 or codes.dtype not in (torch.int64, torch.int32):
@@ -276,7 +328,8 @@ class Codec(nn.Module):
             raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
         return codes
 
-    def _checked_stages(self, asked: int | None, most: int) -> int:
+    def _checked_count(self, asked: int | None, most: int) -> int:
+        """A number of quantizers that was asked for; ``most`` by default."""
         if asked is None:
             return most
         if not isinstance(asked, (int, np.integer)) or not 1 <= asked <= most:
@@ -312,7 +365,7 @@ class Codec(nn.Module):
                 their meaning: below 32, a random basis that was drawn in 8 bits takes these.
 
         Raises:
-            ValueError: ``folder`` is a file, or ``bits`` none of these.
+            CodecError: ``folder`` is a file, or ``bits`` none of these.
             OSError: it cannot be written to.
         """
         folder = Path(folder)
@@ -322,8 +375,7 @@ class Codec(nn.Module):
             raise CodecError(f"bits must be 32, 16 or 8, not {bits!r}")
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.state_dict(), folder / "model.safetensors", bits)
-        with written_whole(folder / "config.json") as temporary:
-            temporary.write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
+        write_json(folder / "config.json", to_dict(self.config), indent=2)
 
 
 def _whole_frames(blocks: Iterable[Tensor], hop_length: int) -> Iterator[Tensor]:
@@ -337,14 +389,14 @@ def _whole_frames(blocks: Iterable[Tensor], hop_length: int) -> Iterator[Tensor]
 
 
 def _checked_waveform(waveform: Tensor) -> Tensor:
-    """As float32 mono ``[B, T]``."""
+    """As float32 mono ``[B, T]``; its values are checked later, block by block."""
     if not isinstance(waveform, Tensor) or not waveform.is_floating_point():
         kind = waveform.dtype if isinstance(waveform, Tensor) else type(waveform).__name__
         raise CodecError(f"waveform must be a float tensor in [-1, 1], not {kind}")
-    if waveform.ndim == 1:
-        waveform = waveform[None, None]
+    if waveform.ndim == 1 or (waveform.ndim == 2 and len(waveform) == 1):
+        waveform = waveform.reshape(1, 1, -1)
     if waveform.ndim != 3:
-        raise CodecError(f"waveform must be [B, C, T] or [T], not {list(waveform.shape)}")
+        raise CodecError(f"waveform must be [B, C, T], [1, T] or [T], not {list(waveform.shape)}")
     if waveform.numel() == 0:
         raise CodecError("waveform is empty")
     channels, samples = waveform.shape[1:]
@@ -353,7 +405,6 @@ def _checked_waveform(waveform: Tensor) -> Tensor:
             f"waveform {list(waveform.shape)} would be {channels} channels of {samples} samples; if it is [B, T, C], give "
             "waveform.transpose(1, 2)"
         )
-    _check_peak(waveform)
     return waveform.float().mean(dim=1)
 
 
@@ -362,18 +413,12 @@ def _checked_block(block: Tensor) -> Tensor:
     if not isinstance(block, Tensor) or not block.is_floating_point() or block.ndim != 1:
         kind = f"{block.dtype} {list(block.shape)}" if isinstance(block, Tensor) else type(block).__name__
         raise CodecError(f"a block must be a float tensor [T] in [-1, 1], not {kind}")
-    if block.numel():
-        _check_peak(block)
-    return block.float()
-
-
-def _check_peak(waveform: Tensor) -> None:
-    extremes = torch.aminmax(waveform)
-    if not all(extreme.isfinite() for extreme in extremes):
+    peak = max(abs(float(extreme)) for extreme in torch.aminmax(block)) if block.numel() else 0.0
+    if not math.isfinite(peak):
         raise CodecError("waveform holds NaN or infinity")
-    peak = max(abs(float(extreme)) for extreme in extremes)
     if peak > LARGEST_PEAK:
         raise CodecError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")
+    return block.float()
 
 
 def _checked_rate(sample_rate: int) -> int:
@@ -383,14 +428,15 @@ def _checked_rate(sample_rate: int) -> int:
     return int(sample_rate)
 
 
-def _checked_lengths(lengths: Tensor | list[int] | None, batch: int, longest: int) -> list[int] | None:
+def _checked_lengths(lengths: Tensor | list[int] | None, batch: int, longest: int) -> list[int]:
+    """As integers; all of them the longest by default."""
     if lengths is None:
-        return None
-    given = lengths.tolist() if hasattr(lengths, "tolist") else lengths  # tensors and arrays
-    valid = isinstance(given, list | tuple) and len(given) == batch
-    if not valid or not all(isinstance(length, (int, np.integer)) and 1 <= length <= longest for length in given):
-        raise CodecError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {given!r}")
-    return [int(length) for length in given]
+        return [longest] * batch
+    values = lengths.tolist() if hasattr(lengths, "tolist") else lengths  # tensors and arrays
+    valid = isinstance(values, list | tuple) and len(values) == batch
+    if not valid or not all(isinstance(length, (int, np.integer)) and 1 <= length <= longest for length in values):
+        raise CodecError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {values!r}")
+    return [int(length) for length in values]
 
 
 def _on_device(codec: Codec, device: str | torch.device) -> Codec:
@@ -400,8 +446,3 @@ def _on_device(codec: Codec, device: str | torch.device) -> Codec:
     except (RuntimeError, AssertionError, ImportError) as error:
         reason = " ".join(str(error).split(". ")[0].split("\n")[0].split())
         raise ModelError(f"device {device} cannot be used here: {reason}; use --device cpu") from None
-
-
-def _split_items(waveform: Tensor, lengths: Tensor | list[int] | None) -> list[Tensor]:
-    wanted = _checked_lengths(lengths, *waveform.shape) or [waveform.shape[-1]] * len(waveform)
-    return [item[:length] for item, length in zip(waveform, wanted, strict=True)]

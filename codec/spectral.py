@@ -19,7 +19,7 @@ def _window(n_fft: int, device: torch.device) -> Tensor:
 
 
 def stft(waveform: Tensor, n_fft: int, hop_length: int) -> Tensor:
-    """Complex spectrogram with a Hann window, centred, zeros beyond the ends: ``[B, T] -> [B, N, n_fft // 2 + 1]``."""
+    """Complex spectrogram with a Hann window, centered, zeros beyond the ends: ``[B, T] -> [B, N, n_fft // 2 + 1]``."""
     padded = torch.nn.functional.pad(waveform, (n_fft // 2, n_fft // 2))
     frames = padded.unfold(1, n_fft, hop_length) * _window(n_fft, waveform.device)
     return torch.fft.rfft(frames, dim=-1)
@@ -48,12 +48,12 @@ def log_mel(spectrum: Planes, filters: Tensor) -> Tensor:
 
 
 def bin_frequencies(sample_rate: int, n_fft: int) -> Tensor:
-    """Centre frequency of each bin in Hz, ``[n_fft // 2 + 1]``."""
+    """Center frequency of each bin in Hz, ``[n_fft // 2 + 1]``."""
     return torch.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
 
 
 def hz_to_mel(frequency: Tensor) -> Tensor:
-    """Slaney's mel scale: linear (200/3 Hz a mel) to 1 kHz, logarithmic (27 mels a factor of 6.4) above."""
+    """Slaney's mel scale: linear (200/3 Hz per mel) to 1 kHz, logarithmic (27 mels per factor of 6.4) above."""
     linear = frequency * 3 / 200
     log = 15 + 27 * torch.log(frequency.clamp(min=1e-3) / 1000) / torch.log(torch.tensor(6.4))
     return torch.where(frequency < 1000, linear, log)
@@ -74,7 +74,7 @@ def mel_edges(sample_rate: int, n_mels: int) -> Tensor:
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
     """Triangular mel filters of unit sum, ``[n_fft // 2 + 1, n_mels]``.
 
-    A band narrower than the bins' spacing takes the bins next to its centre instead of being empty.
+    A band narrower than the bins' spacing takes the bins next to its center instead of being empty.
     """
     frequencies = bin_frequencies(sample_rate, n_fft)[:, None]
     spacing = sample_rate / n_fft

@@ -26,9 +26,9 @@ def overlapping(blocks: Iterable[Tensor], size: int, context: Context, unit: int
 
     Args:
         blocks: pieces of the signal along the last axis, any lengths, a multiple of ``unit`` in total.
-        size: new frames a window.
+        size: new frames per window.
         context: frames needed around them.
-        unit: elements a frame along the last axis.
+        unit: elements per frame along the last axis.
     """
     held: Tensor | None = None  # from the first frame still needed on
     start = 0  # frame at which ``held`` begins

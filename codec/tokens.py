@@ -1,4 +1,4 @@
-"""Codes as tokens of a language model: one sequence of ids, or a sequence a stage with the later stages delayed.
+"""Codes as tokens of a language model: one sequence of ids, or one sequence per stage with the later stages delayed.
 
 Codes here are int64 ``[..., K, N]``, as ``Codec.encode`` gives them: K stages of ``codebook_size`` codes, N frames.
 """
@@ -24,7 +24,7 @@ def flatten(codes: Tensor, codebook_size: int, first_id: int = 0) -> Tensor:
         since the same code means another thing in each.
 
     Raises:
-        ValueError: not codes of stages of that size.
+        CodecError: not codes of stages of that size.
     """
     _check_integers(codes, "codes", "[..., K, N]", 2)
     if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= codebook_size):
@@ -44,7 +44,7 @@ def unflatten(tokens: Tensor, num_quantizers: int, codebook_size: int, first_id:
         Codes, int64 ``[..., K, N]``.
 
     Raises:
-        ValueError: part of a frame, or an id that is no code of the stage whose place it takes, as a language model may
+        CodecError: part of a frame, or an id that is no code of the stage whose place it takes, as a language model may
             write one; the message names the first place.
     """
     _check_integers(tokens, "tokens", "[..., N * K]", 1)
@@ -76,12 +76,12 @@ def delay(codes: Tensor, fill: int) -> Tensor:
         int64 ``[..., K, N + K - 1]``.
 
     Raises:
-        ValueError: not codes of that shape.
+        CodecError: not codes of that shape.
     """
     _check_integers(codes, "codes", "[..., K, N]", 2)
-    *batch, stages, frames = codes.shape
-    delayed = codes.new_full((*batch, stages, frames + stages - 1), fill)
-    for k in range(stages):
+    *batch, num_quantizers, frames = codes.shape
+    delayed = codes.new_full((*batch, num_quantizers, frames + num_quantizers - 1), fill)
+    for k in range(num_quantizers):
         delayed[..., k, k : k + frames] = codes[..., k, :]
     return delayed
 
@@ -96,14 +96,14 @@ def undelay(delayed: Tensor) -> Tensor:
         int64 ``[..., K, N]``: the frames that have all their stages.
 
     Raises:
-        ValueError: not of that shape.
+        CodecError: not of that shape.
     """
     _check_integers(delayed, "delayed", "[..., K, N + K - 1]", 2)
-    stages = delayed.shape[-2]
-    frames = delayed.shape[-1] - stages + 1
+    count, steps = delayed.shape[-2:]
+    frames = steps - count + 1
     if frames < 0:
-        raise CodecError(f"{stages} delayed stages take at least {stages - 1} steps, not {delayed.shape[-1]}")
-    return torch.stack([delayed[..., k, k : k + frames] for k in range(stages)], dim=-2)
+        raise CodecError(f"{count} delayed stages take at least {count - 1} steps, not {steps}")
+    return torch.stack([delayed[..., k, k : k + frames] for k in range(count)], dim=-2)
 
 
 def _starts(num_quantizers: int, codebook_size: int, first_id: int, device: torch.device) -> Tensor:
@@ -111,6 +111,6 @@ def _starts(num_quantizers: int, codebook_size: int, first_id: int, device: torc
     return first_id + codebook_size * torch.arange(num_quantizers, device=device)
 
 
-def _check_integers(given: Tensor, name: str, shape: str, least: int) -> None:
-    if given.dtype != torch.int64 or given.dim() < least or 0 in given.shape[-least:-1]:
-        raise CodecError(f"{name} must be int64 {shape}, not {given.dtype} {list(given.shape)}")
+def _check_integers(ids: Tensor, name: str, shape: str, least: int) -> None:
+    if ids.dtype != torch.int64 or ids.dim() < least or 0 in ids.shape[-least:-1]:
+        raise CodecError(f"{name} must be int64 {shape}, not {ids.dtype} {list(ids.shape)}")

@@ -1,4 +1,4 @@
-"""The file of a model's weights: safetensors, with 32, 16 or 8 bits a weight."""
+"""The file of a model's weights: safetensors, with 32, 16 or 8 bits per weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from codec.quantizers.table import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
 STEP = ".step"  # beside a matrix of 8 bits: what one of its integers is worth, row by row
-SHORTEST_ROW = 64  # matrices of shorter rows are not worth a step a row
+SHORTEST_ROW = 64  # matrices of shorter rows are not worth one step per row
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits) -> None:
@@ -38,24 +38,24 @@ def load_weights(state: Mapping[str, Tensor], path: Path) -> None:
     try:
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
-            given = {name: file.get_tensor(name) for name in names}
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise ModelError(f"{path} cannot be read: {error}") from None
-    steps = {name for name in given if name.endswith(STEP) and name.removesuffix(STEP) in given}
-    missing, foreign = sorted(state.keys() - given.keys()), sorted(given.keys() - state.keys() - steps)
+    steps = {name for name in tensors if name.endswith(STEP) and name.removesuffix(STEP) in tensors}
+    missing, foreign = sorted(state.keys() - tensors.keys()), sorted(tensors.keys() - state.keys() - steps)
     if missing or foreign:
         parts = [f"missing {', '.join(missing)}"] if missing else []
         parts += [f"not part of the model {', '.join(foreign)}"] if foreign else []
         raise ModelError(f"{path} does not fit its config.json: {'; '.join(parts)}")
     for name, tensor in state.items():
-        stored, step = given[name], given.get(name + STEP)
+        stored, step = tensors[name], tensors.get(name + STEP)
         if stored.shape != tensor.shape:
             raise ModelError(f"{path}: {name} is {list(stored.shape)}, config.json says {list(tensor.shape)}")
         if (stored.dtype == torch.int8) != (step is not None):
             raise ModelError(f"{path}: {name} must have a {STEP} if it is int8, and only then")
         if step is not None and step.shape != (*stored.shape[:1], 1):
             raise ModelError(
-                f"{path}: {name + STEP} is {list(step.shape)}, not one number a row of {list(stored.shape)}"
+                f"{path}: {name + STEP} is {list(step.shape)}, not one number per row of {list(stored.shape)}"
             )
         tensor.copy_(stored if step is None else stored.float() * step)
 

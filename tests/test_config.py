@@ -16,15 +16,7 @@ def test_round_trip_gives_plain_values_and_an_equal_config() -> None:
 
 
 def test_later_options_stay_out_of_what_fingerprints_hash() -> None:
-    first = [
-        "kind",
-        "num_quantizers",
-        "codebook_size",
-        "codebook_dim",
-        "basis",
-        "map",
-        "map_bias",
-    ]  # of the first models
+    first = ["kind", "num_quantizers", "codebook_size", "codebook_dim", "basis", "map", "map_bias"]  # the first models'
     assert list(to_dict(CodecConfig())["quantizer"]) == first
     changed = CodecConfig(quantizer=QuantizerConfig(gradient="rotation"))
     assert to_dict(changed)["quantizer"]["gradient"] == "rotation"
@@ -43,12 +35,9 @@ def test_later_options_stay_out_of_what_fingerprints_hash() -> None:
         ({"encoder": {"strides": 320}}, "encoder.strides must be a list"),
         ({"encoder": [1]}, "encoder must be a mapping"),
         ({"encoder": {"widths": [1, 2]}}, "encoder: widths must have 3 entries"),
-        ({"decoder": {"kind": "gan"}}, "decoder.kind must be one of 'istft', 'upsampling'"),
+        ({"decoder": {"kind": "upsampling"}}, "decoder.kind must be one of 'istft'"),
+        ({"decoder": {"strides": [8, 5, 4]}}, "unknown key decoder.strides"),  # an option that is gone
         ({"decoder": {"n_fft": 1000}}, "decoder.n_fft must be a multiple"),
-        (
-            {"decoder": {"kind": "upsampling", "strides": [8, 5, 4]}},
-            "product of decoder.strides must be the hop length 320",
-        ),
         ({"quantizer": {"codebook_size": 1}}, "codebook_size must be at least 2"),
         ({"latent_dim": 0}, "latent_dim must be positive"),
     ],

@@ -39,7 +39,6 @@ def test_moments_are_those_of_all_batches_together() -> None:
         moments.add(batch)
     assert torch.allclose(moments.covariance, torch.cov(points.t().double(), correction=0))
     assert moments.energy == pytest.approx(float(points.double().var(dim=0, correction=0).sum()))
-    assert moments.effective_dimension == pytest.approx(effective_dimension(points))
 
 
 def test_coverage_grows_with_the_frames_seen() -> None:

@@ -52,20 +52,22 @@ def test_the_names_are_known_to_the_commands(capsys: pytest.CaptureFixture[str])
     assert "speech-24khz\n" in shown and "speech-24khz-single" in shown
 
 
+@pytest.mark.slow
 def test_files_of_both_models_are_told_apart(tmp_path: Path) -> None:
     """A .codes file names its model, and decodes without being told which."""
     source = ROOT / "tests" / "assets" / "vctk-p228-0006.flac"
-    made = []
+    decoded = []
     for name in SHIPPED:
         codes, audio = tmp_path / f"{name}.codes", tmp_path / f"{name}.wav"
         assert encode_main([str(source), str(codes), "--model", name]) == 0
         assert decode_main([str(codes), str(audio)]) == 0
-        made.append(soundfile.read(audio)[0])
-    assert made[0].shape == made[1].shape and not np.allclose(made[0], made[1], atol=1e-3)
+        decoded.append(soundfile.read(audio)[0])
+    assert decoded[0].shape == decoded[1].shape and not np.allclose(*decoded, atol=1e-3)
     # and never with the other one
     assert decode_main([str(tmp_path / "speech-24khz.codes"), str(audio), "--force", "--model", name]) == 1
 
 
+@pytest.mark.slow
 def test_speech_stays_intelligible(model: Codec, speech: Speech) -> None:
     samples, rate = speech
     codes = model.encode(torch.from_numpy(samples), rate)

@@ -4,11 +4,12 @@ import inspect
 
 import codec
 
-NAMES = ["Codec", "CodecConfig", "ConfigError", "ContainerError", "ModelError", "__version__"]
+NAMES = ["Codec", "CodecConfig", "CodecError", "ConfigError", "ContainerError", "ModelError", "load", "save"]
+NAMES += ["__version__"]
 
 
 def test_public_names() -> None:
-    assert codec.__all__ == NAMES == dir(codec)
+    assert codec.__all__ == NAMES and dir(codec) == sorted(NAMES)
     assert all(getattr(codec, name) is not None for name in NAMES)
 
 

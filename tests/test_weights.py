@@ -82,5 +82,5 @@ def test_whole_numbers_without_their_step_are_refused(model: Codec, tmp_path: Pa
     with pytest.raises(ModelError, match=NARROW):
         Codec.from_pretrained(tmp_path)
     save_file(state | {WIDE + STEP: torch.ones(3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=r"\.step is \[3\], not one number a row"):
+    with pytest.raises(ModelError, match=r"\.step is \[3\], not one number per row"):
         Codec.from_pretrained(tmp_path)

@@ -13,7 +13,7 @@ from codec.model import Codec
 from codec.training.config import OptimizerConfig
 
 MUON_ITERATIONS = 3  # of Newton and Schulz, where 5 are usual: on a CPU they are a good part of a step
-ENDS = {"encoder.stages.0.0.linear.weight", "decoder.head.output.weight", "decoder.output.weight"}  # at the waveform
+ENDS = {"encoder.stages.0.0.linear.weight", "decoder.head.output.weight"}  # at the waveform
 
 
 def codec_optimizers(codec: Codec, settings: OptimizerConfig) -> dict[str, Optimizer]:

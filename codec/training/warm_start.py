@@ -25,7 +25,7 @@ def take_codec(codec: Codec, given: Codec, name: str) -> bool:
     if not can_grow(given.config, codec.config):
         raise ConfigError(
             f"{name} has another architecture than the configuration's model; only the quantizer may differ, and there may "
-            "be more blocks (encoder.depths, decoder.depth, decoder.depths)"
+            "be more blocks (encoder.depths, decoder.depth)"
         )
     _take_blocks(codec.encoder, given.encoder)
     _take_blocks(codec.decoder, given.decoder)
@@ -39,11 +39,9 @@ def can_grow(given: CodecConfig, wanted: CodecConfig) -> bool:
     """Whether ``wanted`` is ``given`` but for its quantizer and for more blocks of the same width."""
     if len(given.encoder.strides) != len(wanted.encoder.strides):
         return False
-    if given.decoder.kind != wanted.decoder.kind or len(given.decoder.strides) != len(wanted.decoder.strides):
-        return False
     encoder = replace(given.encoder, depths=wanted.encoder.depths)
-    decoder = replace(given.decoder, depth=wanted.decoder.depth, depths=wanted.decoder.depths)
-    depths = [(c.decoder.depth, *c.encoder.depths, *c.decoder.depths) for c in (given, wanted)]
+    decoder = replace(given.decoder, depth=wanted.decoder.depth)
+    depths = [(c.decoder.depth, *c.encoder.depths) for c in (given, wanted)]
     same_but_for_them = replace(given, quantizer=wanted.quantizer, encoder=encoder, decoder=decoder) == wanted
     return same_but_for_them and all(before <= after for before, after in zip(*depths, strict=True))
 

@@ -235,7 +235,8 @@ class Study:
         if not warm:
             return networks(codec)
         c = self.config
-        decides = [to_dict(c.model), c.batch_size, c.segment_seconds, c.warmup, c.learning_rate, c.ramp, self.data]
+        model = to_dict(c.model, retired=True)
+        decides = [model, c.batch_size, c.segment_seconds, c.warmup, c.learning_rate, c.ramp, self.data]
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         path = self.out / f"warmup-{key}-seed{seed}.safetensors"
         if not path.is_file():
@@ -269,7 +270,7 @@ class Study:
     def decides(self, cell: Cell) -> str:
         """A hash of everything that a cell's result depends on but the machine."""
         left_out = ("cells", "quantizers")
-        values = {key: value for key, value in to_dict(self.config).items() if key not in left_out}
+        values = {key: value for key, value in to_dict(self.config, retired=True).items() if key not in left_out}
         values |= {"quantizer": to_dict(self.config.quantizers[cell.quantizer]), "data": self.data}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
