@@ -27,7 +27,10 @@ class DepthwiseConv(nn.Module):
         self.conv = nn.Conv2d(channels, channels, (1, kernel_size), groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, self.left, self.right))
+        return self.inside(F.pad(x, (0, 0, self.left, self.right)))
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Without padding: ``[B, left + N + right, C] -> [B, N, C]``."""
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], still channels-last in memory
         y: Tensor = self.conv(x).squeeze(2).transpose(1, 2)
         return y
@@ -56,6 +59,23 @@ class ConvNeXtBlock(nn.Module):
             y = torch.cat([self.perceptron(piece) for piece in y.split(rows, dim=1)], dim=1)
         return x + self.scale * y
 
+    @property
+    def held(self) -> int:
+        """Frames that :meth:`push` keeps; what it gives is ``delay`` frames behind what it takes."""
+        return self.depthwise.left + self.depthwise.right
+
+    @property
+    def delay(self) -> int:
+        """Look-ahead in frames."""
+        return self.depthwise.right
+
+    def push(self, x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """The next ``[B, n, C]`` of a stream, after the ``held`` frames before them -> output, frames to hold."""
+        joined = torch.cat([held, x], dim=1)
+        y = self.perceptron(self.depthwise.inside(joined))
+        left = self.depthwise.left
+        return joined[:, left : left + x.shape[1]] + self.scale * y, joined[:, x.shape[1] :]
+
     def perceptron(self, x: Tensor) -> Tensor:
         y: Tensor = self.project(F.gelu(self.expand(self.norm(x))))
         return y
@@ -71,12 +91,28 @@ class Downsample(nn.Module):
         self.linear = nn.Linear(2 * stride * in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, channels = x.shape
-        assert length % self.stride == 0, "the length must be a multiple of the stride"
-        x = F.pad(x, (0, 0, self.left, self.stride - self.left))
-        x = x.reshape(batch, length // self.stride + 1, self.stride * channels)
+        assert x.shape[1] % self.stride == 0, "the length must be a multiple of the stride"
+        return self.inside(F.pad(x, (0, 0, self.left, self.stride - self.left)))
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Without padding: ``[B, (N + 1) * stride, C_in] -> [B, N, C_out]``."""
+        x = x.reshape(x.shape[0], -1, self.stride * x.shape[2])
         y: Tensor = self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
         return y
+
+    @property
+    def delay(self) -> int:
+        """Look-ahead in output frames."""
+        return int(self.left < self.stride)
+
+    def push(self, x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """The next ``[B, n * stride, C_in]`` of a stream -> ``[B, n, C_out]``, samples to hold.
+
+        ``held`` are the ``left + delay * stride`` before them, and more where the first must wait for whole strides.
+        """
+        joined = torch.cat([held, x], dim=1)
+        y = self.inside(joined[:, : x.shape[1] + self.stride])
+        return y, joined[:, x.shape[1] :]
 
 
 class Upsample(nn.Module):

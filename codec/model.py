@@ -23,7 +23,7 @@ from codec.errors import CodecError
 from codec.files import written_whole
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
-from codec.streaming import overlapping
+from codec.streaming import StreamingDecoder, StreamingEncoder, overlapping
 from codec.weights import Bits, load_weights, save_weights
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
@@ -256,6 +256,16 @@ class Codec(nn.Module):
         for window, before, count in overlapping(checked, WINDOW_FRAMES, self._decoder_context, 1):
             waveform = self.decoder(self.quantizer.decode(window.to(self.device)[None]))
             yield waveform[0, 0, before * hop : (before + count) * hop]
+
+    def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
+        """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding."""
+        stages = self._checked_stages(num_quantizers, self.num_quantizers)
+        return StreamingEncoder(self.encoder, self.quantizer, batch_size, stages, self.hop_length)
+
+    def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingDecoder:
+        """Decodes a batch of codes chunk by chunk; together the waveform of :meth:`decode`, but for rounding."""
+        stages = self._checked_stages(num_quantizers, self.num_quantizers)
+        return StreamingDecoder(self.decoder, self.quantizer, batch_size, stages)
 
     def _encode_item(self, item: Tensor, sample_rate: int, stages: int) -> Tensor:
         if sample_rate != self.sample_rate:
