@@ -71,14 +71,14 @@ class ISTFTHead(nn.Module):
             x: frames whose numbers in their rows are ``index [B, n]``; those before 0 and from ``total [B, 1]`` on are none.
             held: ``[2, B, n_fft - hop]``, the sums of windowed frames and of squared windows that later frames add to.
         """
-        before_end = index < total
-        exists = before_end & (index >= 0)
-        frames = self._frames(x) * exists[..., None]
-        windows = (before_end if self.causal else exists)[..., None] * self.window.square()
+        exists = ((index >= 0) & (index < total))[..., None]
+        frames, windows = self._frames(x) * exists, exists * self.window.square()
         count, rest = x.shape[1], self.n_fft - self.hop_length
         sums = F.pad(held, (0, count * self.hop_length))  # [2, B, n_fft - hop + n * hop]
         sums = sums + self._overlap_add(torch.cat([frames, windows])).unflatten(0, (2, -1))
         audio, envelope = sums[..., : count * self.hop_length]
+        if self.causal:  # as if frames had come before the first
+            envelope = self.window.square().view(self.overlap, self.hop_length).sum(dim=0).repeat(count)
         return audio / envelope.clamp(min=1e-11), sums[..., sums.shape[-1] - rest :]
 
     def _frames(self, x: Tensor) -> Tensor:

@@ -288,8 +288,11 @@ class StreamingDecoder(_Stream):
         codes = codes.to(self.device)
         there = codes[:, 0] >= 0  # [B, n]
         size = self.quantizer.codebook_size
-        if count and not bool(torch.where(there[:, None], (codes >= 0) & (codes < size), codes == -1).all()):
+        if not bool(torch.where(there[:, None], (codes >= 0) & (codes < size), codes == -1).all()):
             raise CodecError(f"codes must be from 0 to {size - 1}, or -1 in all stages; are they of another model?")
+        if count == 0:
+            self.valid = self.valid[:, :0]
+            return torch.zeros(self.batch_size, 1, 0, device=self.device)
         age, total = self._with_bounds(there, count)
         self.state["age"], self.state["total"] = age, total
         return self._advance(codes.clamp(min=0), count)
@@ -305,12 +308,12 @@ class StreamingDecoder(_Stream):
         """Age and total ``[B, 1]`` of rows that may begin or end within this chunk."""
         age, total = self.state["age"], self.state["total"]
         place = torch.arange(count, device=self.device)
-        first = torch.where(there, place, count).amin(dim=1, keepdim=True) if count else place.new_zeros(1)
+        first = torch.where(there, place, count).amin(dim=1, keepdim=True)
         waiting = (age == 0) & (total == FOREVER)
         age = torch.where(waiting, age - first, age)
         index = age + place  # [B, n]
         gone = ~there & (index >= 0) & (index < total)
-        end = torch.where(gone, index, FOREVER).amin(dim=1, keepdim=True) if count else total
+        end = torch.where(gone, index, FOREVER).amin(dim=1, keepdim=True)
         total = torch.minimum(total, end)
         again = (there & (index >= total)).any(dim=1)
         if bool(again.any()):
