@@ -57,19 +57,44 @@ class ISTFTHead(Layer):
         self.causal = causal
         others = self.overlap - 1  # further hops that a frame's window covers beside its own
         self.left, self.right = (others, 0) if causal else (-(-others // 2), -(-others // 2))
-        self.output = nn.Linear(channels, n_fft + 2)
+        self.channels, self.output = channels, nn.Linear(channels, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        log_magnitude, phase = self.output(x).float().chunk(2, dim=-1)
-        magnitude = torch.exp(log_magnitude.clamp(max=math.log(100.0)))
-        spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
-        frames = torch.fft.irfft(spectrum, n=self.n_fft, dim=-1) * self.window
-        audio = self._overlap_add(frames)
+        audio = self._overlap_add(self._frames(x))
         envelope = self._overlap_add(self.window.square().expand(1, x.shape[1], -1), before=self.causal)
         start = 0 if self.causal else (self.n_fft - self.hop_length) // 2
         stop = start + x.shape[1] * self.hop_length
         return audio[:, start:stop] / envelope[:, start:stop]
+
+    @property
+    def offset(self) -> int:
+        """Samples by which a frame's window begins before the frame."""
+        return 0 if self.causal else (self.n_fft - self.hop_length) // 2
+
+    def push_frames(self, x: Tensor, index: Tensor, total: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """The next frames ``[B, n, C]`` of a stream -> ``[B, n * hop]``, ``offset`` samples behind them, and what to hold.
+
+        Args:
+            x: frames whose numbers in their rows are ``index [B, n]``; those before 0 and from ``total [B, 1]`` on are none.
+            held: ``[2, B, n_fft - hop]``, the sums of windowed frames and of squared windows that later frames add to.
+        """
+        exists = ((index >= 0) & (index < total))[..., None]
+        frames, windows = self._frames(x) * exists, exists * self.window.square()
+        count, rest = x.shape[1], self.n_fft - self.hop_length
+        sums = F.pad(held, (0, count * self.hop_length))  # [2, B, n_fft - hop + n * hop]
+        sums = sums + self._overlap_add(torch.cat([frames, windows])).unflatten(0, (2, -1))
+        audio, envelope = sums[..., : count * self.hop_length]
+        if self.causal:  # as if frames had come before the first
+            envelope = self.window.square().view(self.overlap, self.hop_length).sum(dim=0).repeat(count)
+        return audio / envelope.clamp(min=1e-11), sums[..., sums.shape[-1] - rest :]
+
+    def _frames(self, x: Tensor) -> Tensor:
+        """Windowed frames of the waveform, ``[B, N, C] -> [B, N, n_fft]``."""
+        log_magnitude, phase = self.output(x).float().chunk(2, dim=-1)
+        magnitude = torch.exp(log_magnitude.clamp(max=math.log(100.0)))
+        spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
+        return torch.fft.irfft(spectrum, n=self.n_fft, dim=-1) * self.window
 
     def _overlap_add(self, frames: Tensor, before: bool = False) -> Tensor:
         """Sum ``[B, N, n_fft]`` at steps of the hop; ``before`` counts in the frames that would precede the first."""

@@ -22,11 +22,26 @@ class Layer(nn.Module):
     Attributes:
         left, right: how many steps of the input before and after its own ones an output step depends on.
         stride: input steps per output step.
+        channels: of the input.
     """
 
     left: int
     right: int
+    channels: int
     stride: int = 1
+
+    @property
+    def delay(self) -> int:
+        """Output steps by which :meth:`push` lags behind its input: the look-ahead."""
+        return -(-self.right // self.stride)
+
+    def push(self, x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        """The next ``[B, n * stride, C_in]`` of a stream -> ``[B, n, C_out]``, and the input to hold for the next call.
+
+        ``held`` are the ``left + delay * stride`` input steps before these, and more where the first must wait for whole
+        strides.
+        """
+        raise NotImplementedError
 
 
 class DepthwiseConv(Layer):
@@ -42,7 +57,10 @@ class DepthwiseConv(Layer):
         self.conv = nn.Conv2d(channels, channels, (1, kernel_size), groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, self.left, self.right))
+        return self.inside(F.pad(x, (0, 0, self.left, self.right)))
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Without padding: ``[B, left + N + right, C] -> [B, N, C]``."""
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], still channels-last in memory
         y: Tensor = self.conv(x).squeeze(2).transpose(1, 2)
         return y
@@ -57,7 +75,7 @@ class ConvNeXtBlock(Layer):
     def __init__(self, channels: int, kernel_size: int, causal: bool, scale: float) -> None:
         super().__init__()
         self.depthwise = DepthwiseConv(channels, kernel_size, causal)
-        self.left, self.right = self.depthwise.left, self.depthwise.right
+        self.left, self.right, self.channels = self.depthwise.left, self.depthwise.right, channels
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.expand = nn.Linear(channels, 4 * channels)
         self.project = nn.Linear(4 * channels, channels)
@@ -72,6 +90,11 @@ class ConvNeXtBlock(Layer):
             y = torch.cat([self.perceptron(piece) for piece in y.split(rows, dim=1)], dim=1)
         return x + self.scale * y
 
+    def push(self, x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([held, x], dim=1)
+        y = self.perceptron(self.depthwise.inside(joined))
+        return joined[:, self.left : self.left + x.shape[1]] + self.scale * y, joined[:, x.shape[1] :]
+
     def perceptron(self, x: Tensor) -> Tensor:
         y: Tensor = self.project(F.gelu(self.expand(self.norm(x))))
         return y
@@ -82,18 +105,25 @@ class Downsample(Layer):
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, causal: bool) -> None:
         super().__init__()
-        self.stride = stride
+        self.stride, self.channels = stride, in_channels
         self.left = stride if causal else stride // 2
         self.right = stride - self.left
         self.linear = nn.Linear(2 * stride * in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, length, channels = x.shape
-        assert length % self.stride == 0, "the length must be a multiple of the stride"
-        x = F.pad(x, (0, 0, self.left, self.right))
-        x = x.reshape(batch, length // self.stride + 1, self.stride * channels)
+        assert x.shape[1] % self.stride == 0, "the length must be a multiple of the stride"
+        return self.inside(F.pad(x, (0, 0, self.left, self.right)))
+
+    def inside(self, x: Tensor) -> Tensor:
+        """Without padding: ``[B, (N + 1) * stride, C_in] -> [B, N, C_out]``."""
+        x = x.reshape(x.shape[0], -1, self.stride * x.shape[2])
         y: Tensor = self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
         return y
+
+    def push(self, x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([held, x], dim=1)
+        y = self.inside(joined[:, : x.shape[1] + self.stride])
+        return y, joined[:, x.shape[1] :]
 
 
 def blocks(channels: int, depth: int, kernel_size: int, causal: bool) -> list[ConvNeXtBlock]:

@@ -24,7 +24,7 @@ from codec.errors import CodecError
 from codec.files import write_json
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
-from codec.streaming import overlapping
+from codec.streaming import StreamingDecoder, StreamingEncoder, overlapping
 from codec.weights import Bits, load_weights, save_weights
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
@@ -313,6 +313,16 @@ class Codec(nn.Module):
         for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.decoder.context, 1):
             waveform = self.decoder(to_latents(window.to(self.device)[None]))
             yield waveform[0, 0, before * hop : (before + count) * hop]
+
+    def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
+        """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding."""
+        count = self._checked_count(num_quantizers, self.num_quantizers)
+        return StreamingEncoder(self.encoder, self.quantizer, batch_size, count, self.hop_length)
+
+    def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingDecoder:
+        """Decodes a batch of codes chunk by chunk; together the waveform of :meth:`decode`, but for rounding."""
+        count = self._checked_count(num_quantizers, self.num_quantizers)
+        return StreamingDecoder(self.decoder, self.quantizer, batch_size, count)
 
     def _checked_codes(self, codes: Tensor, shape: str) -> Tensor:
         """The codes as they are, if they can be this model's and of this ``shape``."""

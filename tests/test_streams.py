@@ -1,0 +1,174 @@
+"""Chunk by chunk as all at once: streams of codes and of samples, rows that come and go, mistakes that harm nothing."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from codec import Codec, CodecConfig
+from codec.config import DecoderConfig
+from codec.errors import CodecError
+from codec.streaming import StreamingDecoder, StreamingEncoder
+
+LENGTH = 16000  # 200 frames of the tiny model
+
+
+@pytest.fixture(scope="module", params=["centred", "causal", "deeper"])
+def codec(request: pytest.FixtureRequest, tiny_config: CodecConfig) -> Codec:
+    config = tiny_config
+    if request.param == "causal":
+        config = replace(config, causal=True)
+    if request.param == "deeper":
+        config = replace(config, decoder=DecoderConfig(width=16, depth=5, n_fft=160))
+    torch.manual_seed(3)
+    made = Codec(config).eval()
+    made.quantizer.initialize(made.encoder(speech(0)[None, None]).detach())
+    return made
+
+
+def speech(seed: int, length: int = LENGTH) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 0.1 * torch.randn(length, generator=generator).cumsum(0).sin()
+
+
+def cuts(length: int, longest: int, seed: int) -> list[int]:
+    """Random chunk sizes that add up to ``length``; some are 0."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes: list[int] = []
+    while sum(sizes) < length:
+        sizes.append(min(int(torch.randint(0, longest, (), generator=generator)), length - sum(sizes)))
+    return sizes
+
+
+def encoded(stream: StreamingEncoder, waveform: Tensor, sizes: list[int]) -> Tensor:
+    chunks = [stream.push(chunk) for chunk in waveform.split(sizes, dim=-1)]
+    return torch.cat([*chunks, stream.flush()], dim=-1)
+
+
+def decoded(stream: StreamingDecoder, codes: Tensor, sizes: list[int]) -> Tensor:
+    chunks = [stream.push(chunk) for chunk in codes.split(sizes, dim=-1)]
+    return torch.cat([*chunks, stream.flush()], dim=-1)
+
+
+@pytest.mark.parametrize("longest", [60, 700, 9000])
+@pytest.mark.parametrize("length", [LENGTH, LENGTH - 37, 81])
+def test_any_chunks_give_what_the_whole_gives(codec: Codec, longest: int, length: int) -> None:
+    waveform = speech(1, length)
+    codes, sizes = codec.encode(waveform, codec.sample_rate), cuts(length, longest, seed=length)
+    assert torch.equal(encoded(codec.streaming_encoder(), waveform[None, None], sizes), codes)
+    samples = decoded(codec.streaming_decoder(), codes, cuts(codes.shape[-1], max(longest // 80, 2), seed=1))
+    assert torch.allclose(samples, codec.decode(codes), atol=1e-5)
+
+
+def test_nothing_waits_longer_than_the_look_ahead(codec: Codec) -> None:
+    hop, waveform = codec.hop_length, speech(2)[None, None]
+    encoder, decoder = codec.streaming_encoder(), codec.streaming_decoder()
+    codes = encoder.push(waveform)
+    assert codes.shape[-1] == LENGTH // hop - encoder.delay
+    assert decoder.push(codes).shape[-1] == (codes.shape[-1] - decoder.delay) * hop - decoder.offset
+    if codec.config.causal:
+        assert encoder.delay == decoder.delay == decoder.offset == 0
+
+
+def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:
+    """Row 0 is one long signal; row 1 a short one, then after a reset another."""
+    long, first, second = speech(4), speech(5, 4000 - 50), speech(6, 8000)
+    row = torch.cat([first, torch.zeros(LENGTH - 4000 - 8000 + 50), second])
+    batch = torch.stack([long, row])[:, None]
+    encoder = codec.streaming_encoder(batch_size=2)
+    outputs = [encoder.push(batch[..., :4000], [4000, len(first)]), encoder.push(batch[..., 4000:8000])]
+    encoder.reset([1])
+    outputs += [encoder.push(batch[..., 8000:]), encoder.flush()]
+    codes = torch.cat(outputs, dim=-1)
+    assert torch.equal(codes[0], codec.encode(long, codec.sample_rate)[0])
+    ends = [codec.encode(part, codec.sample_rate)[0] for part in (first, second)]
+    assert torch.equal(codes[1][:, codes[1, 0] >= 0], torch.cat(ends, dim=-1))
+
+    decoder = codec.streaming_decoder(batch_size=2)
+    middle = 90  # frames: the first signal of row 1 has ended there, and its last sample is out
+    pieces, valid = [decoder.push(codes[..., :middle])], [decoder.valid]
+    decoder.reset([1])
+    pieces, valid = [*pieces, decoder.push(codes[..., middle:])], [*valid, decoder.valid]
+    pieces, valid = [*pieces, decoder.flush()], [*valid, decoder.valid]
+    samples, there = torch.cat(pieces, dim=-1)[:, 0], torch.cat(valid, dim=-1)
+    assert torch.allclose(samples[0][there[0]], codec.decode(codes[:1])[0, 0], atol=1e-5)
+    expected = torch.cat([codec.decode(part[None])[0, 0] for part in ends])
+    assert torch.allclose(samples[1][there[1]], expected, atol=1e-5)
+    assert not samples[~there].any()
+
+
+def test_a_state_can_be_kept_copied_and_gone_back_to(codec: Codec) -> None:
+    waveform = speech(7)[None, None]
+    stream = codec.streaming_encoder(num_quantizers=2)
+    stream.push(waveform[..., :5000])
+    state, twin = stream.state_dict(), codec.streaming_encoder(num_quantizers=2)
+    rest = torch.cat([stream.push(waveform[..., 5000:]), stream.flush()], dim=-1)
+    twin.load_state_dict(state)
+    assert torch.equal(torch.cat([twin.push(waveform[..., 5000:]), twin.flush()], dim=-1), rest)
+    stream.reset()
+    assert torch.equal(encoded(stream, waveform, [LENGTH]), codec.encode(waveform, codec.sample_rate, 2))
+    with pytest.raises(CodecError, match="another batch size"):
+        codec.streaming_encoder(batch_size=2).load_state_dict(copy.deepcopy(state))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "lengths", "message"),
+    [
+        (torch.zeros(3, 1, 80), None, "B = 2"),
+        (torch.zeros(2, 2, 80), None, r"\[B, 1, T\]"),
+        (torch.zeros(2, 1, 80, dtype=torch.int64), None, "float tensor"),
+        (torch.full((2, 1, 80), torch.nan), None, "NaN"),
+        (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
+        (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
+    ],
+)
+def test_bad_samples_leave_the_state_as_it_was(
+    codec: Codec, chunk: Tensor, lengths: list[int] | None, message: str
+) -> None:
+    stream = codec.streaming_encoder(batch_size=2)
+    stream.push(speech(8, 1000).expand(2, 1, -1))
+    before = stream.state_dict()
+    with pytest.raises(CodecError, match=message):
+        stream.push(chunk, lengths)
+    assert all(torch.equal(value, before[name]) for name, value in stream.state.items())
+
+
+@pytest.mark.parametrize(
+    ("chunk", "message"),
+    [
+        (torch.zeros(1, 2, 5, dtype=torch.int64), "K = 3"),
+        (torch.zeros(1, 3, 5), "int64"),
+        (torch.full((1, 3, 5), 32), "from 0 to 31"),
+        (torch.tensor([0, -1, 0]).view(1, 3, 1), "-1 in all stages"),
+        (torch.tensor([-1, 0]).expand(1, 3, 2), "row 0 has ended"),
+    ],
+)
+def test_bad_codes_leave_the_state_as_it_was(codec: Codec, chunk: Tensor, message: str) -> None:
+    stream = codec.streaming_decoder()
+    stream.push(torch.zeros(1, 3, 7, dtype=torch.int64))
+    before = stream.state_dict()
+    with pytest.raises(CodecError, match=message):
+        stream.push(chunk)
+    assert all(torch.equal(value, before[name]) for name, value in stream.state.items())
+
+
+def test_a_flushed_stream_wants_a_reset(codec: Codec) -> None:
+    encoder, decoder = codec.streaming_encoder(2), codec.streaming_decoder(2)
+    encoder.flush(), decoder.flush()
+    for push in (
+        lambda: encoder.push(torch.zeros(2, 1, 80)),
+        lambda: decoder.push(torch.zeros(2, 3, 1, dtype=torch.int64)),
+        lambda: encoder.reset([0]),
+    ):
+        with pytest.raises(CodecError, match="flushed"):
+            push()
+    encoder.reset()
+    encoder.push(torch.zeros(2, 1, 79))
+    with pytest.raises(CodecError, match="between whole frames"):
+        encoder.reset([0])
+    with pytest.raises(CodecError, match="rows must be from 0 to 1"):
+        encoder.reset([2])
