@@ -145,7 +145,7 @@ class QuantizerConfig:
 
     ``codebook_dim`` is the dimension of the lookup; where it differs from the latents' width every stage has its own
     projections in and out. ``basis``, ``map`` and ``map_bias`` choose the SimVQ variant. ``gradient`` says how the
-    encoder's gradient passes the lookup (``codec/quantizers/gradient.py``).
+    encoder's gradient passes the lookup (``codec/quantizers/lookup.py``).
     """
 
     kind: str = "residual_simvq"

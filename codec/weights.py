@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codec.files import written_whole
 from codec.pretrained import ModelError
-from codec.quantizers.table import TABLE_TYPE
+from codec.quantizers.lookup import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
 STEP = ".step"  # beside a matrix of 8 bits: what one of its integers is worth, row by row

@@ -29,7 +29,7 @@ from codec.config import ConfigError
 from codec.errors import CodecError, one_line
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL, ModelError
-from codec.quantizers.search import nearest
+from codec.quantizers.lookup import nearest
 from codec.training.config import load_train_config
 
 SECONDS = 10

@@ -1,15 +1,4 @@
-"""The contract that every quantizer keeps.
-
-A quantizer is a module built by ``Class(dim, config)``, D = dim, with
-
-- ``forward(latents [B, D, N], num_quantizers=None, dropout=0.0) -> QuantizerOutput``
-- ``decode(codes [B, k, N]) -> [B, D, N]``: what ``forward`` gave as ``quantized`` for these codes in eval mode
-- ``initialize(latents [B, D, N])``: start from real latents, once, in place
-- ``num_quantizers``, ``codebook_size``, and ``codebook_state()``: the tensors that decide what a code means
-
-Codes are found in float32, outside autocast; where distances are equal the lowest index is taken. In eval mode nothing
-changes and every item of a batch is quantized as if alone. Single quantizers also have ``codebook``, their points ``[V, d]``.
-"""
+"""The contract that every quantizer keeps."""
 
 from __future__ import annotations
 
@@ -38,7 +27,11 @@ class QuantizerOutput:
 
 
 class Quantizer(nn.Module, ABC):
-    """Base class of the quantizers; see the module's text for the contract."""
+    """A module built by ``Class(dim, config)``, with D = dim the width of the latents.
+
+    Codes are found in float32, outside autocast; where distances are equal the lowest index is taken. In eval mode nothing
+    changes and every item of a batch is quantized as if alone. Single quantizers have ``codebook``, their points ``[V, d]``.
+    """
 
     num_quantizers: int
     codebook_size: int
@@ -49,7 +42,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, codes: Tensor) -> Tensor:
-        """Latents ``[B, D, N]`` of codes ``[B, k, N]``, k at most ``num_quantizers``."""
+        """``[B, D, N]`` of codes ``[B, k, N]``, k at most ``num_quantizers``: what forward gave for them in eval mode."""
 
     @abstractmethod
     def initialize(self, latents: Tensor) -> None:

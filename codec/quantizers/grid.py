@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 
 import torch
@@ -11,14 +10,17 @@ from torch.nn import functional as F
 
 from codec.config import ConfigError, QuantizerConfig
 from codec.quantizers.base import Quantizer, QuantizerOutput
-from codec.quantizers.projection import projection, start_projections
+from codec.quantizers.lookup import pass_gradient, projection, start_projections
 
-ENTROPY = 0.05  # weight of LFQ's entropy term beside the distance
-JOINT_BITS = 13
+ENTROPY = 0.05  # LFQ: weight of the entropy term beside the distance
+JOINT_BITS = 13  # LFQ: of a group whose mean choice is taken together: 8,192 probabilities per frame
 
 
 def grid_levels(codebook_size: int, most_bits: int = 3) -> tuple[int, ...]:
     """Levels of each dimension, powers of two up to ``2 ** most_bits``, as equal as can be, with product V.
+
+    >>> grid_levels(1024), grid_levels(8192), grid_levels(8, most_bits=1)
+    ((8, 8, 4, 4), (8, 8, 8, 4, 4), (2, 2, 2))
 
     Raises:
         ConfigError: V is not a power of two.
@@ -47,17 +49,16 @@ class GridQuantizer(Quantizer):
 
     def __init__(self, dim: int, config: QuantizerConfig) -> None:
         super().__init__()
-        levels = grid_levels(config.codebook_size, self.most_bits)
-        self.codebook_size, self.codebook_dim = config.codebook_size, len(levels)
-        places = [math.prod(levels[:i]) for i in range(len(levels))]
-        self.register_buffer("levels", torch.tensor(levels), persistent=False)
-        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.codebook_size = config.codebook_size
+        levels = torch.tensor(grid_levels(config.codebook_size, self.most_bits))
+        self.register_buffer("levels", levels, persistent=False)
+        self.register_buffer("places", levels.cumprod(dim=0) // levels, persistent=False)  # what a level is worth
         self.project_in = projection(dim, len(levels))
         self.project_out = projection(len(levels), dim)
 
     @abstractmethod
     def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Level of each dimension, int64 from 0, and what the gradient passes to; both ``[B, N, d]``."""
+        """Level of each dimension, int64 from 0, and what the gradient passes to; both ``[B, N, d]`` like z."""
 
     @abstractmethod
     def values(self, digits: Tensor) -> Tensor:
@@ -78,27 +79,26 @@ class GridQuantizer(Quantizer):
     def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
         assert num_quantizers in (None, 1), f"{type(self).__name__} has one stage"
         with torch.autocast(latents.device.type, enabled=False):
-            z = self.project_in(latents.float().transpose(1, 2))
-            digits, passed = self.round(z)
-            codes = (digits * self.places).sum(dim=-1)
-            values = self.values(digits)
-            commitment, codebook_loss = self.losses(z, values)
-            straight = values.detach() + (passed - passed.detach())
-            quantized = self.project_out(straight).transpose(1, 2)
-        return QuantizerOutput(quantized, codes.unsqueeze(1), commitment.unsqueeze(1), codebook_loss.unsqueeze(1))
+            z = self.project_in(latents.float().transpose(1, 2))  # [B, N, d]
+            digits, passed = self.round(z)  # [B, N, d] both
+            codes = (digits * self.places).sum(dim=-1)  # [B, N]
+            values = self.values(digits)  # [B, N, d]
+            commitment_loss, codebook_loss = self.losses(z, values)  # [B] both
+            straight = pass_gradient(passed, values, "straight_through")  # [B, N, d]
+            quantized = self.project_out(straight).transpose(1, 2)  # [B, D, N]
+        return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
     def decode(self, codes: Tensor) -> Tensor:
         assert codes.shape[1] == 1, f"{type(self).__name__} has one stage"
-        quantized: Tensor = self.project_out(self.values(self._digits(codes[:, 0])).detach()).transpose(1, 2)
-        return quantized
+        return self.project_out(self.values(self._digits(codes[:, 0])).detach()).transpose(1, 2)
 
     @torch.no_grad()
     def initialize(self, latents: Tensor) -> None:
         """Each dimension takes a principal component at unit variance; the way out is fitted by least squares."""
-        points = latents.transpose(1, 2).flatten(0, 1).double()
         if not (isinstance(self.project_in, nn.Linear) and isinstance(self.project_out, nn.Linear)):
             return
-        spread = start_projections(self.project_in, self.project_out, points).std(dim=0).clamp(min=1e-6).float()
+        points = latents.transpose(1, 2).flatten(0, 1).double()  # [M, D]
+        spread = start_projections(self.project_in, self.project_out, latents).std(dim=0).clamp(min=1e-6).float()
         self.project_in.weight.div_(spread[:, None])
         self.project_in.bias.div_(spread)
         values = self.values(self.round(self.project_in(points.float())[None])[0])[0].double()
@@ -151,13 +151,13 @@ class LFQ(GridQuantizer):
         return 2.0 * digits - 1.0
 
     def losses(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        each = binary_entropy(torch.sigmoid(4 * z)).sum(dim=2).mean(dim=1)
+        p = torch.sigmoid(4 * z).clamp(1e-6, 1 - 1e-6)  # the entropy is finite at 0 and 1
+        each = -(p * p.log() + (1 - p) * (1 - p).log()).sum(dim=2).mean(dim=1)
         together = z.new_zeros(())
         for group in z.tensor_split(-(-z.shape[2] // JOINT_BITS), dim=2):
-            bits = torch.arange(2 ** group.shape[2], device=z.device)[:, None] >> torch.arange(
-                group.shape[2], device=z.device
-            )
-            mean = F.softmax(2 * group @ (2.0 * (bits & 1) - 1).t(), dim=-1).mean(dim=(0, 1))
+            places = torch.arange(group.shape[2], device=z.device)
+            bits = torch.arange(2 ** len(places), device=z.device)[:, None] >> places & 1
+            mean = F.softmax(2 * group @ (2.0 * bits - 1).t(), dim=-1).mean(dim=(0, 1))
             together = together - (mean * mean.clamp(min=1e-9).log()).sum()
         return (z - values).square().mean(dim=(1, 2)), ENTROPY * (each - together)
 
@@ -187,9 +187,3 @@ class LatticeVQ(GridQuantizer):
 
     def codebook_state(self) -> list[Tensor]:
         return [self.step, *self.project_out.parameters()]
-
-
-def binary_entropy(probability: Tensor) -> Tensor:
-    """In nats, of a choice of two; finite at 0 and 1."""
-    p = probability.clamp(1e-6, 1 - 1e-6)
-    return -(p * p.log() + (1 - p) * (1 - p).log())

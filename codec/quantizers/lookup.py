@@ -1,124 +1,106 @@
-"""What quantizers with a table of codes share: projections, search, losses and the gradient past the lookup."""
+"""What every quantizer with a table of codes needs: search, gradient, projections, and the table to start from."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from typing import Literal
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.config import QuantizerConfig
-from codec.quantizers.base import Quantizer, QuantizerOutput
-from codec.quantizers.gradient import pass_gradient
-from codec.quantizers.projection import projection, start_projections
-from codec.quantizers.search import nearest
-
-JITTER = 0.01  # of the latents' spread: keeps apart codes that start at one and the same latent
+CPU_TILE = (256, 2048)  # points x codes: 2 MiB of distances stay in a core's cache, which more than halves the time
+SEARCH_ELEMENTS = 2**24  # distances held at once on other devices: 64 MiB, so that V = 262,144 needs no gigabytes
+TABLE_TYPE = torch.float8_e4m3fn  # random numbers need few bits: stored so, a frozen table takes a quarter of the space
 
 
-class LookupQuantizer(Quantizer):
-    """One table of codes ``[V, d]``; subclasses say where it comes from and how it moves.
+def nearest(points: Tensor, codebook: Tensor) -> Tensor:
+    """Index ``[M]`` of the row of ``codebook`` ``[V, d]`` nearest to each of ``points`` ``[M, d]``; ties to the lowest.
 
-    ``z = project_in(latents)``, ``code = search(z)``, ``quantized = project_out(table[code])``. Both losses are mean squared
-    distances in the lookup space: ``commitment = (z - sg(e))^2`` moves the encoder, ``codebook = (sg(z) - e)^2`` the table.
+    ``|p - c|^2 = |p|^2 - 2 p.c + |c|^2``, where the first term is the same for all codes and is left out. Always
+    in float32, outside autocast: in half precision near codes change places. No gradient.
 
-    Args:
-        dim: width D of the latents.
-        config: codebook size, dimension, and ``gradient``.
+    >>> nearest(torch.tensor([[0.9, 0.2]]), torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]))
+    tensor([1])
     """
-
-    num_quantizers = 1
-
-    def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.codebook_size, self.codebook_dim, self.gradient = (
-            config.codebook_size,
-            config.codebook_dim,
-            config.gradient,
-        )
-        self.project_in = projection(dim, config.codebook_dim)
-        self.project_out = projection(config.codebook_dim, dim)
-
-    @abstractmethod
-    def table(self) -> Tensor:
-        """The codes ``[V, d]`` in the lookup space, with whatever gradient they have."""
-
-    @property
-    def codebook(self) -> Tensor:
-        """The codes ``[V, d]`` without gradient, float32."""
-        return self.table().detach().float()
-
-    def rows(self, codes: Tensor) -> Tensor:
-        """Points of the lookup space ``[..., d]`` of codes ``[...]``, with whatever gradient the table has."""
-        return F.embedding(codes, self.table())
-
-    def search(self, z: Tensor) -> Tensor:
-        """Codes ``[M]`` of points ``[M, d]``: the nearest."""
-        return nearest(z, self.codebook)
-
-    def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
-        """``chosen`` ``[B, N, d]`` in value, with the gradient of the reconstruction to ``z`` (and to the table)."""
-        return pass_gradient(z, chosen, self.gradient)
-
-    def update(self, z: Tensor, codes: Tensor) -> None:
-        """What else moves the table in a training step, given points ``[M, d]`` and their codes ``[M]``; in place."""
-
-    def extra_loss(self, z: Tensor) -> Tensor | None:
-        """What a quantizer adds to ``codebook_loss``, ``[B]``, given points ``[B, N, d]``."""
-        return None
-
-    @abstractmethod
-    def start(self, points: Tensor) -> None:
-        """Match the table to points ``[M, d]`` of the lookup space, in place."""
-
-    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
-        assert num_quantizers in (None, 1), f"{type(self).__name__} has one stage"
-        with torch.autocast(latents.device.type, enabled=False):
-            z = self.project_in(latents.float().transpose(1, 2))  # [B, N, d]
-            codes = self.search(z.detach().flatten(0, 1)).view(z.shape[:2])
-            chosen = self.rows(codes)
-            commitment = (z - chosen.detach()).square().mean(dim=(1, 2))
-            codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2))
-            extra = self.extra_loss(z)
-            codebook_loss = codebook_loss if extra is None else codebook_loss + extra
-            quantized = self.project_out(self.carry(z, chosen)).transpose(1, 2)
-            if self.training and torch.is_grad_enabled():
-                self.update(z.detach().flatten(0, 1), codes.flatten())
-        return QuantizerOutput(quantized, codes.unsqueeze(1), commitment.unsqueeze(1), codebook_loss.unsqueeze(1))
-
-    def decode(self, codes: Tensor) -> Tensor:
-        assert codes.shape[1] == 1, f"{type(self).__name__} has one stage"
-        quantized: Tensor = self.project_out(F.embedding(codes[:, 0], self.codebook)).transpose(1, 2)
-        return quantized
-
-    @torch.no_grad()
-    def initialize(self, latents: Tensor) -> None:
-        """Data-matched start: projections from principal components, the table from what the lookup then sees."""
-        points = latents.transpose(1, 2).flatten(0, 1).double()
-        self.start(start_projections(self.project_in, self.project_out, points).float())
-
-    def codebook_state(self) -> list[Tensor]:
-        return [self.table(), *self.project_out.parameters()]
+    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
+        points, codebook = points.float(), codebook.float()
+        rows, columns = CPU_TILE
+        if points.device.type != "cpu":
+            rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
+        tiles = list(zip(codebook.split(columns), codebook.square().sum(dim=1).split(columns), strict=True))
+        return torch.cat([_nearest_of_tiles(part, tiles) for part in points.split(rows)])
 
 
-def sampled_points(points: Tensor, count: int) -> Tensor:
-    """``count`` of the points ``[M, d]``, each once before any comes again, with a little noise: a table to start from.
+def _nearest_of_tiles(points: Tensor, tiles: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """The same for a codebook cut into tiles, each with the squared lengths of its rows."""
+    least = points.new_full((len(points),), torch.inf)
+    index, first = torch.zeros_like(least, dtype=torch.int64), 0
+    for codes, squared in tiles:
+        distance, local = torch.addmm(squared, points, codes.t(), alpha=-2).min(dim=1)
+        closer = distance < least  # strictly: an equal one has a higher index
+        least, index = torch.where(closer, distance, least), torch.where(closer, local + first, index)
+        first += len(codes)
+    return index
 
-    The same for the same points: the draw has its own fixed seed.
+
+def pass_gradient(z: Tensor, chosen: Tensor, how: Literal["straight_through", "rotation"]) -> Tensor:
+    """``chosen`` in value, to the bit, with a gradient to ``z``; both ``[..., d]``, none to ``chosen``.
+
+    The lookup has no gradient of its own. ``straight_through`` takes the identity (Bengio et al., arXiv 1308.3432).
+    ``rotation`` takes the rotation and scaling that turn z into its code, held fixed, so that gradients keep their angle
+    to the vector they belong to (Fifty et al., arXiv 2410.06424). With ``u = z / |z|``, ``v = e / |e|`` and
+    ``r = (u + v) / |u + v|`` it is ``|e| / |z| * (I - 2 r r^T + 2 v u^T)``. Opposite vectors have no ``r``: there the map
+    is the identity less ``2 u u^T``, which also takes u to v.
+
+    >>> z, code = torch.tensor([2.0, 0.0], requires_grad=True), torch.tensor([0.0, 4.0])
+    >>> for how in ("straight_through", "rotation"):
+    ...     passed = pass_gradient(z, code, how)
+    ...     print(passed.tolist(), torch.autograd.grad(passed[1], z)[0].round(decimals=4).tolist())
+    [0.0, 4.0] [0.0, 1.0]
+    [0.0, 4.0] [2.0, 0.0]
     """
-    generator = torch.Generator().manual_seed(0)
-    rounds = -(-count // len(points))
-    order = torch.cat([torch.randperm(len(points), generator=generator) for _ in range(rounds)])[:count]
-    noise = torch.randn(count, points.shape[1], generator=generator).to(points)
-    return points[order.to(points.device)] + JITTER * points.std(dim=0) * noise
+    value = chosen.detach()
+    if how == "straight_through":
+        return value + (z - z.detach())  # the parentheses are zero, with the gradient of z
+    with torch.no_grad():
+        scale = value.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        u, v = F.normalize(z, dim=-1), F.normalize(value, dim=-1)
+        r = F.normalize(u + v, dim=-1)
+    turned = scale * (z - 2 * r * (r * z).sum(dim=-1, keepdim=True) + 2 * v * (u * z).sum(dim=-1, keepdim=True))
+    return value + (turned - turned.detach())
 
 
-def over_processes(points: Tensor, sums: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The first process's points on every process, and ``sums`` added up over all; as given where there is one process."""
-    if distributed.is_available() and distributed.is_initialized():
-        points = points.clone()
-        distributed.broadcast(points, src=0)
-        for tensor in sums:
-            distributed.all_reduce(tensor)
-    return points, sums
+def projection(in_dim: int, out_dim: int) -> nn.Module:
+    """A linear layer around a lookup that is narrower than the latents; the identity where both widths are equal."""
+    return nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim)
+
+
+@torch.no_grad()
+def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Tensor) -> Tensor:
+    """Set both layers, in place, from ``latents`` ``[B, D, N]``; returns what the lookup then sees, float64 ``[B N, d]``.
+
+    With m the mean and ``U [D, d]`` the leading principal components of the latents, ``z = U^T (x - m) / s`` and
+    ``x = s U z + m``: of all linear maps through d dimensions these lose the least. The scale s gives the lookup space
+    unit variance, so that the losses of all residual stages are of one size. Identities are left alone.
+    """
+    points = latents.transpose(1, 2).flatten(0, 1).double()  # [B N, D]
+    if not (isinstance(project_in, nn.Linear) and isinstance(project_out, nn.Linear)):
+        return points
+    mean = points.mean(dim=0)
+    vectors = torch.linalg.eigh(torch.cov(points.t(), correction=0)).eigenvectors
+    components = vectors[:, -project_in.out_features :].flip(1)  # [D, d], largest first
+    project_in.weight.copy_(components.t())
+    project_in.bias.copy_(-(mean @ components))
+    project_out.weight.copy_(components)
+    project_out.bias.copy_(mean)
+    z = (points - mean) @ components
+    scale = z.square().mean().sqrt()
+    project_in.weight.div_(scale)
+    project_in.bias.div_(scale)
+    project_out.weight.mul_(scale)
+    return z / scale
+
+
+def random_table(codebook_size: int, dim: int) -> Tensor:
+    """Codes ``[V, d]`` from N(0, 1/d), rounded to ``TABLE_TYPE``, in float32."""
+    return (torch.randn(codebook_size, dim) * dim**-0.5).to(TABLE_TYPE).float()

@@ -1,15 +1,103 @@
-"""Plain vector quantization: a table that gradient descent moves, row by row."""
+"""The tables that SimVQ is compared with, each with its own way to keep its codes alive. A class says what it leaves out.
+
+The study (``recipes/collapse``) reads this file; SimVQ itself needs none of it.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+from abc import abstractmethod
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
-from codec.quantizers.lookup import LookupQuantizer, sampled_points
-from codec.quantizers.search import nearest
-from codec.quantizers.table import random_table
+from codec.quantizers import lookup
+from codec.quantizers.base import Quantizer, QuantizerOutput
+from codec.quantizers.simvq import SimVQ
+
+DECAY = 0.99  # of running averages, per step
+DEAD_BELOW = 0.1  # EMAVQ: a code is dead when its running count is below this share of the fair one, M / V
+ENTROPY = 0.05  # IndexVQ: weight of the entropy term beside the distance
+TEMPERATURE = 0.01  # IndexVQ: of the choices whose entropy is taken
+JITTER = 0.01  # of the latents' spread: keeps apart codes that start at one and the same latent
+
+
+class LookupQuantizer(Quantizer):
+    """One table of codes ``[V, d]`` between projections; subclasses say how it is stored and how it moves.
+
+    Args:
+        dim: width D of the latents.
+        config: codebook size, dimension, and ``gradient``.
+    """
+
+    num_quantizers = 1
+
+    def __init__(self, dim: int, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.codebook_size, self.gradient = config.codebook_size, config.gradient
+        self.add_table(lookup.random_table(config.codebook_size, config.codebook_dim))  # drawn first, as SimVQ's basis
+        self.project_in = lookup.projection(dim, config.codebook_dim)
+        self.project_out = lookup.projection(config.codebook_dim, dim)
+
+    @abstractmethod
+    def add_table(self, table: Tensor) -> None:
+        """Register what stores the table ``[V, d]``."""
+
+    @abstractmethod
+    def set_table(self, table: Tensor) -> None:
+        """Replace the table ``[V, d]``, in place."""
+
+    @abstractmethod
+    def table(self) -> Tensor:
+        """The codes ``[V, d]`` in the lookup space, with whatever gradient they have."""
+
+    @property
+    def codebook(self) -> Tensor:
+        """The codes ``[V, d]`` without gradient, float32."""
+        return self.table().detach().float()
+
+    def search(self, z: Tensor) -> Tensor:
+        """Codes ``[M]`` of points ``[M, d]``: the nearest."""
+        return lookup.nearest(z, self.codebook)
+
+    def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
+        """``chosen`` ``[B, N, d]`` in value, with the gradient of the reconstruction to ``z`` (and to the table)."""
+        return lookup.pass_gradient(z, chosen, self.gradient)
+
+    def extra_loss(self, z: Tensor) -> Tensor | float:
+        """What a quantizer adds to ``codebook_loss``, ``[B]``, given points ``[B, N, d]``."""
+        return 0.0
+
+    def update(self, z: Tensor, codes: Tensor) -> None:
+        """What else moves the table in a training step, given points ``[M, d]`` and their codes ``[M]``; in place."""
+
+    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
+        assert num_quantizers in (None, 1), f"{type(self).__name__} has one stage"
+        with torch.autocast(latents.device.type, enabled=False):
+            z = self.project_in(latents.float().transpose(1, 2))  # [B, N, d]
+            codes = self.search(z.detach().flatten(0, 1)).view(z.shape[:2])  # [B, N]
+            chosen = F.embedding(codes, self.table())  # [B, N, d]
+            commitment_loss = (z - chosen.detach()).square().mean(dim=(1, 2))  # [B]
+            codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2)) + self.extra_loss(z)  # [B]
+            quantized = self.project_out(self.carry(z, chosen)).transpose(1, 2)  # [B, D, N]
+            if self.training and torch.is_grad_enabled():
+                self.update(z.detach().flatten(0, 1), codes.flatten())
+        return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
+
+    def decode(self, codes: Tensor) -> Tensor:
+        assert codes.shape[1] == 1, f"{type(self).__name__} has one stage"
+        return self.project_out(F.embedding(codes[:, 0], self.codebook)).transpose(1, 2)
+
+    @torch.no_grad()
+    def initialize(self, latents: Tensor) -> None:
+        """Data-matched start: projections from principal components, the table from points that the lookup then sees."""
+        points = lookup.start_projections(self.project_in, self.project_out, latents).float()  # [M, d]
+        self.set_table(sampled_points(points, self.codebook_size))
+
+    def codebook_state(self) -> list[Tensor]:
+        return [self.table(), *self.project_out.parameters()]
 
 
 class VQ(LookupQuantizer):
@@ -19,18 +107,14 @@ class VQ(LookupQuantizer):
     with the draw that is SimVQ's basis, N(0, 1/d), so that the two differ by the linear map alone.
     """
 
-    def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        table = random_table(config)
-        super().__init__(dim, config)  # after the table: SimVQ draws in this order too
+    def add_table(self, table: Tensor) -> None:
         self.embedding = nn.Parameter(table)
+
+    def set_table(self, table: Tensor) -> None:
+        self.embedding.copy_(table)
 
     def table(self) -> Tensor:
         return self.embedding
-
-    @torch.no_grad()
-    def start(self, points: Tensor) -> None:
-        """Rows are drawn from the points."""
-        self.embedding.copy_(sampled_points(points, self.codebook_size))
 
 
 class FactorisedVQ(VQ):
@@ -41,4 +125,158 @@ class FactorisedVQ(VQ):
     """
 
     def search(self, z: Tensor) -> Tensor:
-        return nearest(F.normalize(z.float(), dim=-1), F.normalize(self.codebook, dim=-1))
+        return lookup.nearest(F.normalize(z.float(), dim=-1), F.normalize(self.codebook, dim=-1))
+
+
+class EMAVQ(LookupQuantizer):
+    """Codes are the running means of the points they were nearest to (arXiv 1711.00937, appendix A.1).
+
+    Only two running averages are stored, of the hits ``n_k`` and of the sums ``s_k`` of the points, and the table is
+    ``s_k / n_k``. Dead codes are moved onto points of the batch by setting both averages. There is no third copy: where
+    the table is stored beside the averages, a revived row is easily overwritten by its old average in the same step.
+
+    A code is dead when its count has fallen below a tenth of the fair share M / V, M points per step: after some 230 steps
+    without a hit. A step revives at most M codes, those with the lowest counts, each on a point of its own. Which point
+    depends on the number of updates alone, so that a resumed run revives alike. With several processes the averages are
+    those over all of them, and the points are those of the first.
+    """
+
+    counts: Tensor
+    sums: Tensor
+    updates: Tensor
+
+    def add_table(self, table: Tensor) -> None:
+        self.register_buffer("counts", torch.ones(len(table)))
+        self.register_buffer("sums", table)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    def set_table(self, table: Tensor) -> None:
+        self.counts.fill_(1.0)
+        self.sums.copy_(table)
+        self.updates.zero_()
+
+    def table(self) -> Tensor:
+        return self.sums / self.counts[:, None]
+
+    @torch.no_grad()
+    def update(self, z: Tensor, codes: Tensor) -> None:
+        """One step of both running averages, then revival; training's forward calls it after the lookup."""
+        hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype)
+        sums = torch.zeros_like(self.sums).index_add_(0, codes, z)
+        z = over_processes(z, hits, sums)
+        fair = float(hits.sum()) / self.codebook_size
+        if int(self.updates) == 0:  # every code starts with the fair share: none is dead, none weighs more
+            self.sums.mul_(fair / self.counts[:, None])
+            self.counts.fill_(fair)
+        self.counts.mul_(DECAY).add_(hits, alpha=1 - DECAY)
+        self.sums.mul_(DECAY).add_(sums, alpha=1 - DECAY)
+        self._revive(z, fair)
+        self.updates += 1
+
+    def _revive(self, z: Tensor, fair: float) -> None:
+        dead = (self.counts < DEAD_BELOW * fair).nonzero().flatten()
+        dead = dead[self.counts[dead].argsort(stable=True)][: len(z)]
+        generator = torch.Generator().manual_seed(int(self.updates))
+        points = z[torch.randperm(len(z), generator=generator)[: len(dead)].to(z.device)]
+        self.counts[dead] = fair
+        self.sums[dead] = fair * points
+
+    def codebook_state(self) -> list[Tensor]:
+        return [self.sums, self.counts, *self.project_out.parameters()]
+
+
+class ClusteredVQ(VQ):
+    """Online clustered codebook, CVQ-VAE (Zheng and Vedaldi, arXiv 2307.15139).
+
+    Beside the gradient, each step pulls every code towards a random point of the batch, the more the less it is used:
+    ``e_k <- (1 - a_k) e_k + a_k z`` with ``a_k = exp(-10 V p_k / (1 - DECAY) - 0.001)`` and p_k the running share of hits.
+    The points depend on the number of updates alone, so that a resumed run draws alike; with several processes the shares
+    are those over all of them, and the points are those of the first. Of the paper's anchors these are the random ones (the
+    nearest point instead makes many unused codes equal); its contrastive loss is left out.
+    """
+
+    share: Tensor
+    updates: Tensor
+
+    def __init__(self, dim: int, config: QuantizerConfig) -> None:
+        super().__init__(dim, config)
+        self.register_buffer("share", torch.zeros(config.codebook_size))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, z: Tensor, codes: Tensor) -> None:
+        hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype)
+        z = over_processes(z, hits)
+        self.share.mul_(DECAY).add_(hits / hits.sum(), alpha=1 - DECAY)
+        pull = torch.exp(-10 * self.codebook_size * self.share / (1 - DECAY) - 1e-3)[:, None]
+        generator = torch.Generator().manual_seed(int(self.updates))
+        drawn = torch.randint(0, len(z), (self.codebook_size,), generator=generator)
+        self.embedding.lerp_(z[drawn.to(z.device)], pull)
+        self.updates += 1
+
+
+class IndexVQ(VQ):
+    """Index backpropagation quantization, IBQ (Shi et al., arXiv 2412.02692).
+
+    The code is the row of largest dot product with z. In the backward pass the choice is a softmax over all codes, so
+    that every row of the table, and z, get gradient from the reconstruction. ``codebook_loss`` also holds the distance of
+    z to what is carried on (the paper's double quantization loss: it reaches z and, by the softmax, every row), and the
+    entropy of each choice less that of the mean choice, in nats, times ``ENTROPY``. These entropies are of the logits over
+    ``TEMPERATURE``, as in the authors' code: at temperature 1 the softmax over thousands of short rows is flat, and stays
+    so while every point chooses one and the same row. A training step holds softmax rows of all codes, ``[M, V]``.
+    """
+
+    def search(self, z: Tensor) -> Tensor:
+        rows = max(1, lookup.SEARCH_ELEMENTS // self.codebook_size)
+        table = self.codebook.t()
+        return torch.cat([(part.float() @ table).argmax(dim=1) for part in z.split(rows)])
+
+    def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            return chosen
+        soft = F.softmax(z @ self.embedding.t(), dim=-1)
+        return chosen + (soft - soft.detach()) @ self.embedding.detach()  # the second part is zero in value
+
+    def extra_loss(self, z: Tensor) -> Tensor | float:
+        if not torch.is_grad_enabled():
+            return 0.0
+        logits = z @ self.embedding.t()
+        chosen = F.embedding(logits.argmax(dim=-1), self.embedding)
+        distance = (self.carry(z, chosen) - z).square().mean(dim=(1, 2))
+        log = F.log_softmax(logits / TEMPERATURE, dim=-1)
+        each = -(log.exp() * log).sum(dim=-1).mean(dim=1)
+        mean = log.exp().mean(dim=(0, 1))
+        return distance + ENTROPY * (each + (mean * mean.clamp(min=1e-9).log()).sum())
+
+
+class AffineVQ(SimVQ):
+    """Affine re-parameterisation, ``e_k = s * c_k + b`` with c, s and b learned (Huh et al., arXiv 2305.08842).
+
+    It is SimVQ with a learnable basis and a diagonal map with bias, and is built as that. The paper's larger learning rate
+    for s and b is left out.
+    """
+
+    def __init__(self, dim: int, config: QuantizerConfig) -> None:
+        super().__init__(dim, dataclasses.replace(config, basis="learnable", map="diagonal", map_bias=True))
+
+
+def sampled_points(points: Tensor, count: int) -> Tensor:
+    """``count`` of the points ``[M, d]``, each once before any comes again, with a little noise: a table to start from.
+
+    The same for the same points: the draw has its own fixed seed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rounds = -(-count // len(points))
+    order = torch.cat([torch.randperm(len(points), generator=generator) for _ in range(rounds)])[:count]
+    noise = torch.randn(count, points.shape[1], generator=generator).to(points)
+    return points[order.to(points.device)] + JITTER * points.std(dim=0) * noise
+
+
+def over_processes(points: Tensor, *sums: Tensor) -> Tensor:
+    """Adds up ``sums`` over all processes, in place; returns the first process's points. With one, nothing changes."""
+    if distributed.is_available() and distributed.is_initialized():
+        points = points.clone()
+        distributed.broadcast(points, src=0)
+        for tensor in sums:
+            distributed.all_reduce(tensor)
+    return points

@@ -25,8 +25,7 @@ from torch.nn import functional as F
 from codec.config import QuantizerConfig
 from codec.files import written_whole
 from codec.health import effective_dimension, stage_health
-from codec.quantizers import Quantizer, build_quantizer
-from codec.quantizers.simvq import SimVQ
+from codec.quantizers import Quantizer, SimVQ, build_quantizer
 
 CODES = 256  # on the plane
 BATCH = 64  # points a step
