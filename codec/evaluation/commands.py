@@ -106,6 +106,7 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from codec.corpus.manifest import ManifestError, read_manifest
     from codec.evaluation.page.report import write_report
+    from codec.evaluation.results import read_metrics, read_rows
     from codec.evaluation.runner import evaluate, make_plan
     from codec.evaluation.summary import summarise
 
@@ -136,7 +137,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     evaluate(plan, records, args.out, workers, args.force)
     print("summing up ...", file=sys.stderr, flush=True)
     summary = summarise(plan, absent, records, args.manifest, args.out, args.examples, workers)
-    page = write_report(args.out)
+    results = read_metrics(args.out)
+    page = write_report(results, read_rows(args.out, results), args.out)
     print(table(summary))
     print(f"\nreport: {page}")
     if not any(result["n"] for system in summary["systems"] for result in system["results"].values()):

@@ -20,6 +20,15 @@
   addEventListener("hashchange", reveal);
   reveal();
 
+  // the right edge of a table fades where there is more to scroll to
+  const fade = (box) => box.classList.toggle("cut", box.scrollWidth - box.clientWidth - box.scrollLeft > 1);
+  const sizes = new ResizeObserver((entries) => entries.forEach(({ target }) => fade(target.closest(".scroll"))));
+  for (const box of document.querySelectorAll(".scroll")) {
+    box.addEventListener("scroll", () => fade(box), { passive: true });
+    sizes.observe(box);
+    sizes.observe(box.firstElementChild); // filters change the table's width
+  }
+
   // the table of files: its data as rows of values, of which some are shown
   const data = JSON.parse(document.getElementById("files-data").textContent);
   const table = document.getElementById("files-table");
@@ -50,7 +59,7 @@
     return sign * (typeof x === "number" ? x - y : names.compare(x, y));
   };
 
-  // as _file_row of report_files.py makes it
+  // as files.html.j2 makes it
   const element = (row) => {
     const line = document.createElement("tr");
     if (row[place.rank] !== null && row[place.rank] <= data.worst) line.className = "worst";
