@@ -7,20 +7,15 @@ from typing import Any
 
 from codec import container
 from codec.container import Damage
-from codec.errors import UsageError
+from codec.pretrained import ALIAS, find_model, shipped_models
 
 
 def describe(name: str) -> dict[str, Any]:
     """Facts about a ``.codes`` file, a model folder or a shipped model, by name.
 
     Raises:
-        ContainerError, ModelError, OSError: cannot be read.
-        UsageError: stdin.
+        ContainerError, ModelError, OSError: it cannot be read.
     """
-    from codec.pretrained import ALIAS, shipped_models
-
-    if name == "-":
-        raise UsageError("codec-info reads files, not stdin")
     if Path(name).is_file():
         return _describe_codes(Path(name))
     if Path(name).is_dir() or name in (*shipped_models(), ALIAS):
@@ -53,8 +48,7 @@ def _describe_codes(path: Path) -> dict[str, Any]:
 
 
 def _describe_model(name: str) -> dict[str, Any]:
-    from codec.model import Codec
-    from codec.pretrained import find_model
+    from codec.model import Codec  # brings torch, which a .codes file does not need
 
     codec = Codec.from_pretrained(name)
     folder = find_model(name)

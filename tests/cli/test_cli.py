@@ -135,7 +135,7 @@ def test_samples_far_beyond_full_scale_are_refused(folder: Path, run: Run, capsy
     assert capsys.readouterr().err == ""
     soundfile.write("wrong.wav", np.full(12 * RATE, 32767.0), RATE, subtype="FLOAT")
     assert run("encode", "wrong.wav", "wrong.codes") == 1
-    assert "wrong.wav: samples reach 32767 where full scale is 1; divide" in one_line(capsys)
+    assert "wrong.wav: waveform must be in [-1, 1], but reaches 32767; divide 16-bit values" in one_line(capsys)
 
 
 def test_names_that_begin_with_a_dash(folder: Path, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
