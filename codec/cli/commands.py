@@ -117,16 +117,16 @@ def _after_two_dashes(argv: Sequence[str]) -> list[str]:
 
 def _encode(args: argparse.Namespace) -> int:
     from codec.audio import audio_suffixes
-    from codec.cli.transfer import FileEncoder, QuantizerChoice
 
     jobs = plan_jobs(args.paths, args.output_dir, audio_suffixes(), [".codes"])
-    encoder = FileEncoder(args.model, args.device, QuantizerChoice(args.num_quantizers, args.bitrate))
+    from codec.cli import transfer  # brings torch, for which mistakes in the paths need not wait
+
+    encoder = transfer.FileEncoder(args.model, args.device, transfer.QuantizerChoice(args.num_quantizers, args.bitrate))
     return run_jobs(jobs, args.force, encoder.encode)
 
 
 def _decode(args: argparse.Namespace) -> int:
     from codec.audio import WRITTEN
-    from codec.cli.transfer import FileDecoder, QuantizerChoice
 
     if args.format is not None and args.output_dir is None:
         raise UsageError("--format goes with -o; the suffix of OUTPUT tells its format")
@@ -134,8 +134,10 @@ def _decode(args: argparse.Namespace) -> int:
     if suffix not in WRITTEN:
         raise UsageError(f"--format {args.format}: not written here; take wav, flac, ogg, mp3 or opus")
     jobs = plan_jobs(args.paths, args.output_dir, {".codes"}, [suffix, *WRITTEN])
-    choice = QuantizerChoice(args.num_quantizers, args.bitrate)
-    decoder = FileDecoder(args.model, args.device, choice, args.native_rate, args.salvage)
+    from codec.cli import transfer
+
+    choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
+    decoder = transfer.FileDecoder(args.model, args.device, choice, args.native_rate, args.salvage)
     return run_jobs(jobs, args.force, decoder.decode)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from codec import container
-from codec.container import Damage
 from codec.pretrained import ALIAS, find_model, shipped_models
 
 
@@ -26,7 +25,7 @@ def describe(name: str) -> dict[str, Any]:
 def _describe_codes(path: Path) -> dict[str, Any]:
     with open(path, "rb") as stream:
         header = container.read_header(stream)
-        damage = [b.reason for b in container.read_blocks(stream, header) if isinstance(b, Damage)]
+        damage = [b.reason for b in container.read_blocks(stream, header) if isinstance(b, container.Damage)]
     facts = {
         "file": str(path),
         "format_version": container.VERSION,

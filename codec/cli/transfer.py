@@ -195,11 +195,10 @@ def _salvaged(codec: Codec, blocks: Iterable[Codes | Damage], num_quantizers: in
             yield from codec.decode_blocks(_tensors((b for b in run if not isinstance(b, Damage)), num_quantizers))
         while intact and losses:
             loss = losses.pop(0)
-            seconds = loss.num_frames / codec.frame_rate
             if loss.truncated:
-                log.info("%s; the output ends %.1f s early", loss.reason, seconds)
+                log.info("%s; the output ends %.1f s early", loss.reason, loss.num_frames / codec.frame_rate)
             elif loss.num_frames:
-                log.info("%s; %.1f s of silence instead", loss.reason, seconds)
+                log.info("%s; %.1f s of silence instead", loss.reason, loss.num_frames / codec.frame_rate)
             else:
                 log.info("%s; they are left out", loss.reason)
     if losses:
