@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import types
 import typing
@@ -13,6 +14,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from codec.errors import CodecError
 
 T = TypeVar("T")
+_type_hints = functools.cache(typing.get_type_hints)  # slow, and manifests have many lines
 
 RATES = (1000, 768_000)  # lowest and highest sample rate in Hz that is taken; resampling from far out would never end
 
@@ -34,7 +36,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
         raise ConfigError(f"{where or 'the configuration'} must be a mapping, not {values!r}")
     retired = getattr(cls, "RETIRED", {})
     values = {key: value for key, value in values.items() if key not in retired or value != retired[key]}
-    hints = typing.get_type_hints(cls)
+    hints = _type_hints(cls)  # type: ignore[arg-type]
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
     for key in values:

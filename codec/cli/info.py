@@ -6,21 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from codec import container
-from codec.container import Damage
-from codec.errors import UsageError
+from codec.pretrained import ALIAS, find_model, shipped_models
 
 
 def describe(name: str) -> dict[str, Any]:
     """Facts about a ``.codes`` file, a model folder or a shipped model, by name.
 
     Raises:
-        ContainerError, ModelError, OSError: cannot be read.
-        UsageError: stdin.
+        ContainerError, ModelError, OSError: it cannot be read.
     """
-    from codec.pretrained import ALIAS, shipped_models
-
-    if name == "-":
-        raise UsageError("codec-info reads files, not stdin")
     if Path(name).is_file():
         return _describe_codes(Path(name))
     if Path(name).is_dir() or name in (*shipped_models(), ALIAS):
@@ -31,7 +25,7 @@ def describe(name: str) -> dict[str, Any]:
 def _describe_codes(path: Path) -> dict[str, Any]:
     with open(path, "rb") as stream:
         header = container.read_header(stream)
-        damage = [b.reason for b in container.read_blocks(stream, header) if isinstance(b, Damage)]
+        damage = [b.reason for b in container.read_blocks(stream, header) if isinstance(b, container.Damage)]
     facts = {
         "file": str(path),
         "format_version": container.VERSION,
@@ -53,8 +47,7 @@ def _describe_codes(path: Path) -> dict[str, Any]:
 
 
 def _describe_model(name: str) -> dict[str, Any]:
-    from codec.model import Codec
-    from codec.pretrained import find_model
+    from codec.model import Codec  # brings torch, which a .codes file does not need
 
     codec = Codec.from_pretrained(name)
     folder = find_model(name)

@@ -23,69 +23,65 @@ class FetchError(CodecError):
     """An archive that cannot be had; the message is one line for the user."""
 
 
-def checksum_of(path: Path, algorithm: str) -> str:
-    """The file's checksum as "algorithm:hex digest"."""
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with open(path, "rb") as file, _progress(f"checking {path.name}", path.stat().st_size) as bar:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return f"{algorithm}:{digest.hexdigest()}"
-
-
-def _progress(label: str, total: int | None, initial: int = 0) -> tqdm[NoReturn]:
-    return tqdm(desc=label, total=total, initial=initial, unit="B", unit_scale=True, disable=None)
-
-
 def fetch(url: str, archive: Path, checksum: str) -> None:
-    """Make sure that ``archive`` is there and has the checksum, downloading it from ``url`` if it is not there.
+    """Make sure that ``archive`` has this checksum ("algorithm:hex digest"), downloading it from ``url`` if it is missing.
 
     What has come of a download stays in ``archive.part`` until all of it is there and verified; the next call goes on
     from it. A complete download with a wrong checksum is removed, since there is nothing to go on with.
-
-    Args:
-        url: of the archive.
-        archive: where it is to be.
-        checksum: "algorithm:hex digest", the algorithm as hashlib names it.
 
     Raises:
         FetchError: no connection, an answer that is no file, or a wrong checksum.
     """
     algorithm = checksum.partition(":")[0]
     if archive.exists():
-        found = checksum_of(archive, algorithm)
-        if found != checksum:
-            raise FetchError(f"{archive} has the checksum {found}, expected {checksum}; remove it to fetch it anew")
+        actual = _checksum_of(archive, algorithm)
+        if actual != checksum:
+            raise FetchError(f"{archive} has the checksum {actual}, expected {checksum}; remove it to fetch it anew")
         return
     part = archive.with_name(archive.name + ".part")
     try:
         _fetch_rest(url, part)
-    except (OSError, http.client.HTTPException, ValueError) as error:  # a ValueError is about the address
+    except (OSError, http.client.HTTPException) as error:
         raise FetchError(f"cannot download {url}: {error}; the same command goes on from what has come") from None
-    found = checksum_of(part, algorithm)
-    if found != checksum:
+    actual = _checksum_of(part, algorithm)
+    if actual != checksum:
         part.unlink()
-        raise FetchError(f"{url} came with the checksum {found}, expected {checksum}; the download was removed")
+        raise FetchError(f"{url} came with the checksum {actual}, expected {checksum}; the download was removed")
     part.rename(archive)
+
+
+def _checksum_of(path: Path, algorithm: str) -> str:
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    with open(path, "rb") as file, _bar(f"checking {path.name}", path.stat().st_size) as bar:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            bar.update(len(chunk))
+    return f"{algorithm}:{digest.hexdigest()}"
+
+
+def _bar(label: str, total: int | None, initial: int = 0) -> tqdm[NoReturn]:
+    return tqdm(desc=label, total=total, initial=initial, unit="B", unit_scale=True, disable=None)
 
 
 def _fetch_rest(url: str, part: Path) -> None:
     """Append to ``part`` what it lacks of ``url``; start over where the server does not resume."""
     have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
+        request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
         response = urllib.request.urlopen(request, timeout=60)
     except urllib.error.HTTPError as error:
         if have and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             error.close()
             return  # nothing is missing: the run before was killed between the last byte and the check
         raise
+    except ValueError as error:  # an address that cannot be
+        raise FetchError(f"cannot download {url}: {error}") from None
     with response:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with open(part, "ab" if have else "wb") as file, _progress(part.stem, total, have) as bar:
+        with open(part, "ab" if have else "wb") as file, _bar(part.stem, total, have) as bar:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 bar.update(len(chunk))

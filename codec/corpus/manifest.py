@@ -1,4 +1,4 @@
-"""Manifests: JSONL files that list utterances, one a line, written by ``data/<set>/prepare.py``.
+"""Manifests: JSONL files that list utterances, one per line, written by ``data/<set>/prepare.py``.
 
 Nothing else of a corpus is read in training: no directory layouts, no transcripts.
 """
@@ -6,13 +6,13 @@ Nothing else of a corpus is read in training: no directory layouts, no transcrip
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
+from codec.config import ConfigError, from_dict
 from codec.errors import CodecError
 from codec.files import written_whole
 
@@ -28,8 +28,6 @@ class Record:
     Attributes:
         id: unique name of the utterance.
         path: the audio file; in the manifest relative to the manifest's folder, absolute once read.
-        offset, num_bytes: where the audio lies in the file at ``path``, for one that holds many (a tar shard); 0 bytes
-            mean the file is the audio.
         num_samples: length in samples per channel at ``sample_rate``.
         sample_rate: of the file, in Hz.
         speaker: speaker id, or "" if unknown.
@@ -37,6 +35,7 @@ class Record:
         bandwidth_hz: the highest frequency at which the recording holds sound; losses ignore what lies above it.
         language, source, licence: where the utterance comes from, "" if unknown; for model cards.
         text: what is said, "" if unknown; for word error rates.
+        offset, num_bytes: where in ``path`` the audio lies, if that is a tar shard; 0 bytes: the whole file is the audio.
     """
 
     id: str
@@ -81,22 +80,6 @@ def audio_source(record: Record) -> str | BytesIO:
     return BytesIO(data)
 
 
-def hold_out(records: Sequence[Record], speakers: int) -> tuple[list[Record], list[Record]]:
-    """Set all utterances of ``speakers`` speakers aside: (the rest, those), the latter in a mixed order.
-
-    Speakers are chosen, and their utterances mixed, by a hash of their names: the same in every run, and whoever is added
-    to a corpus moves nobody else. Records without a speaker stay.
-    """
-    names = sorted({record.speaker for record in records if record.speaker}, key=_hashed)
-    chosen = set(names[:speakers])
-    held = sorted((record for record in records if record.speaker in chosen), key=lambda record: _hashed(record.id))
-    return [record for record in records if record.speaker not in chosen], held
-
-
-def _hashed(name: str) -> str:
-    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
-
-
 def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSONL, paths below the manifest's folder made relative to it; replaces the file as a whole."""
     path = Path(path)
@@ -109,23 +92,19 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
             file.write(json.dumps(dataclasses.asdict(record) | {"path": relative}, ensure_ascii=False) + "\n")
 
 
-def record_of(found: object) -> Record:
-    """The record that a parsed JSON object is; what :class:`Record` does not have is passed over.
+def record_of(values: object) -> Record:
+    """The record that a parsed JSON object is; keys that :class:`Record` does not have are passed over.
 
     Raises:
         ManifestError: no object, a field that is missing or of a wrong type, or a value that cannot be.
     """
-    if not isinstance(found, dict):
-        raise ManifestError("not a manifest record: it is no JSON object")
-    kinds = {field.name: {"str": str, "int": int}[str(field.type)] for field in dataclasses.fields(Record)}
-    fields = {name: value for name, value in found.items() if name in kinds}
-    wrong = [name for name, value in fields.items() if type(value) is not kinds[name]]
-    if wrong:
-        raise ManifestError(f"{wrong[0]} must be of type {kinds[wrong[0]].__name__}")
+    if not isinstance(values, dict):
+        raise ManifestError("no JSON object")
+    names = {field.name for field in dataclasses.fields(Record)}
     try:
-        record = Record(**fields)
-    except TypeError as error:
-        raise ManifestError(f"not a manifest record: {error}") from None
+        record = from_dict(Record, {name: value for name, value in values.items() if name in names})
+    except ConfigError as error:
+        raise ManifestError(str(error)) from None
     if record.num_samples < 1 or record.sample_rate < 1:
         raise ManifestError("num_samples and sample_rate must be at least 1")
     if min(record.offset, record.num_bytes, record.bandwidth_hz) < 0:
@@ -138,11 +117,8 @@ def record_of(found: object) -> Record:
 def read_manifest(path: str | Path) -> list[Record]:
     """Read a JSONL manifest; relative audio paths are taken from the manifest's folder.
 
-    Fields that :class:`Record` does not have are notes of whoever wrote the manifest and are passed over.
-
     Raises:
-        ManifestError: no such manifest; a line, named by its number, that is not JSON, lacks a field, or has one of a wrong
-            type, a value that cannot be, or the id of another line.
+        ManifestError: no such manifest; a line, named by its number, that is no record or has the id of another line.
     """
     path = Path(path)
     if not path.is_file():
@@ -156,10 +132,8 @@ def read_manifest(path: str | Path) -> list[Record]:
                 continue
             try:
                 record = record_of(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (json.JSONDecodeError, ManifestError) as error:
                 raise ManifestError(f"{path}:{number}: not a manifest record: {error}") from None
-            except ManifestError as error:
-                raise ManifestError(f"{path}:{number}: {error}") from None
             if lines.setdefault(record.id, number) != number:
                 raise ManifestError(f"{path}:{number}: id {record.id!r} again, after line {lines[record.id]}")
             records.append(dataclasses.replace(record, path=(folder / record.path).as_posix()))

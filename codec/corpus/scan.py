@@ -1,12 +1,12 @@
-"""Looking through a corpus: which audio files can be used, and which cannot and why; for ``data/<set>/prepare.py``."""
+"""Looking through a corpus: which audio files are usable, and why others are not; for ``data/<set>/prepare.py``."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -29,8 +29,7 @@ class PrepareError(CodecError):
     """What keeps a corpus from being prepared; the message is one line for the user."""
 
 
-@dataclass(frozen=True)
-class AudioInfo:
+class AudioInfo(NamedTuple):
     """A usable audio file: its length in samples per channel, and its sample rate in Hz."""
 
     path: Path
@@ -38,39 +37,32 @@ class AudioInfo:
     sample_rate: int
 
 
-@dataclass(frozen=True)
-class BadFile:
+class BadFile(NamedTuple):
     """A file that was passed over, and why."""
 
     path: Path
     reason: str
 
 
-def probe(paths: Sequence[Path], min_seconds: float = 0.0, label: str = "") -> tuple[list[AudioInfo], list[BadFile]]:
+def probe(
+    paths: Sequence[Path], min_seconds: float, limit: int | None = None, label: str = ""
+) -> tuple[list[AudioInfo], list[BadFile]]:
     """Read the headers of audio files, in many threads; both lists keep the order of ``paths``.
 
     Only headers are read, so a file that is damaged further in counts as usable here; training skips such files when it
-    meets them.
-
-    Args:
-        paths: the files.
-        min_seconds: shorter files are bad.
-        label: stands before the progress bar, which is shown in a terminal only.
+    meets them. Files shorter than ``min_seconds`` are bad. With a ``limit`` so many are read, evenly spaced: of sorted
+    paths the first few would all be of one speaker. The ``label`` stands before the progress bar.
     """
-    good: list[AudioInfo] = []
-    bad: list[BadFile] = []
-    for found in tqdm(_probed(paths, min_seconds), total=len(paths), desc=label, unit=" files", disable=None):
-        if isinstance(found, AudioInfo):
-            good.append(found)
-        else:
-            bad.append(found)
-    return good, bad
-
-
-def _probed(paths: Sequence[Path], min_seconds: float) -> Iterator[AudioInfo | BadFile]:
-    with ThreadPoolExecutor(THREADS) as pool:
+    if limit is not None and limit < len(paths):
+        paths = [paths[i * len(paths) // limit] for i in range(limit)]
+    results: list[AudioInfo | BadFile] = []
+    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(paths), desc=label, unit=" files", disable=None) as bar:
         for start in range(0, len(paths), BATCH):
-            yield from pool.map(lambda path: _probe_file(path, min_seconds), paths[start : start + BATCH])
+            for result in pool.map(lambda path: _probe_file(path, min_seconds), paths[start : start + BATCH]):
+                results.append(result)
+                bar.update()
+    good = [result for result in results if isinstance(result, AudioInfo)]
+    return good, [result for result in results if isinstance(result, BadFile)]
 
 
 def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
@@ -89,15 +81,8 @@ def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
     return AudioInfo(path, info.frames, info.samplerate)
 
 
-def thinned(paths: Sequence[Path], limit: int | None) -> list[Path]:
-    """At most ``limit`` of the paths, evenly spaced: of sorted paths the first few would all be of one speaker."""
-    if limit is None or limit >= len(paths):
-        return list(paths)
-    return [paths[i * len(paths) // limit] for i in range(limit)]
-
-
 def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
-    """Name the bad files: all of them in the file ``path``, one a line with the reason, and the first few in the log.
+    """Name the bad files: all of them in the file ``path``, one per line with the reason, and the first few in the log.
 
     Where nothing is bad, a list that an earlier run left at ``path`` is removed.
     """
@@ -106,7 +91,7 @@ def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as temporary:
-        temporary.write_text("".join(f"{each.path}\t{each.reason}\n" for each in bad), encoding="utf-8")
+        temporary.write_text("".join(f"{each.path}\t{each.reason}\n" for each in bad), "utf-8", "surrogateescape")
     for each in bad[:shown]:
         log.warning("skipped %s: %s", each.path, each.reason)
     if len(bad) > shown:

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from codec.corpus.manifest import Record, summary, write_manifest
-from codec.corpus.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad, thinned
-from codec.errors import one_line
+from codec.corpus.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad
+from codec.errors import EXIT_OK, run_command, say
 
 SPLITS = ("train", "dev", "test")
 
@@ -31,14 +31,14 @@ def find_audio(root: Path) -> list[Path]:
     """Every audio file below ``root``, sorted by its path."""
     if not root.is_dir():
         raise PrepareError(f"no such folder: {root}")
-    found: list[Path] = []
+    paths: list[Path] = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         audio = (name for name in names if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES)
-        found.extend(Path(folder, name) for name in audio)
-    if not found:
+        paths.extend(Path(folder, name) for name in audio)
+    if not paths:
         raise PrepareError(f"no audio in {root}: looked for {', '.join(sorted(AUDIO_SUFFIXES))}")
-    return sorted(found, key=lambda path: path.as_posix())
+    return sorted(paths, key=lambda path: path.as_posix())
 
 
 def speaker_of(path: Path, root: Path) -> str:
@@ -82,11 +82,11 @@ def records(good: Sequence[AudioInfo], args: argparse.Namespace) -> list[Record]
     ]
 
 
-def split_records(found: Sequence[Record], args: argparse.Namespace) -> dict[str, list[Record]]:
+def split_records(records: Sequence[Record], args: argparse.Namespace) -> dict[str, list[Record]]:
     """Split -> its records, by whole speakers or by file; says which."""
-    num_speakers = len({record.speaker for record in found})
+    num_speakers = len({record.speaker for record in records})
     by = args.split_by or ("speaker" if num_speakers > 1 else "file")
-    keys = [record.speaker if by == "speaker" else record.id for record in found]
+    keys = [record.speaker if by == "speaker" else record.id for record in records]
     try:
         split_of = assign_splits(keys, args.dev_fraction, args.test_fraction, args.seed)
     except PrepareError as error:
@@ -94,14 +94,14 @@ def split_records(found: Sequence[Record], args: argparse.Namespace) -> dict[str
     counts = {split: list(split_of.values()).count(split) for split in SPLITS}
     print(f"split by {by} with seed {args.seed}: " + ", ".join(f"{counts[split]} {split}" for split in SPLITS))
     splits: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    for record, key in zip(found, keys, strict=True):
+    for record, key in zip(records, keys, strict=True):
         splits[split_of[key]].append(dataclasses.replace(record, split=split_of[key]))
     return {split: chosen for split, chosen in splits.items() if chosen}
 
 
-def prepare(args: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
-    good, bad = probe(thinned(find_audio(args.root), args.limit), args.min_seconds, label=args.root.name)
+def prepare(args: argparse.Namespace) -> int:
+    """Do what the command line asks for; returns the exit code."""
+    good, bad = probe(find_audio(args.root), args.min_seconds, args.limit, label=args.root.name)
     report_bad(bad, args.out / "skipped.tsv")
     if not good:
         raise PrepareError(f"no usable file in {args.root} ({len(bad)} skipped)")
@@ -113,7 +113,8 @@ def prepare(args: argparse.Namespace) -> None:
     for split in SPLITS:
         stale = args.out / f"{split}.jsonl"
         if split not in splits and stale.exists():
-            print(f"note: {stale} is of an earlier run and may share speakers with the new manifests", file=sys.stderr)
+            say(f"note: {stale} is of an earlier run and may share speakers with the new manifests")
+    return EXIT_OK
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -143,15 +144,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    try:
-        prepare(args)
-    except (PrepareError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command begins again", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("prepare.py", lambda: prepare(args), "the same command begins again")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from codec.corpus.fetch import FetchError, fetch, unpack
+from codec.corpus.fetch import fetch, unpack
 from codec.corpus.manifest import Record, write_manifest
-from codec.corpus.scan import AudioInfo, BadFile, PrepareError, probe, report_bad, thinned
-from codec.errors import one_line
+from codec.corpus.scan import AudioInfo, BadFile, PrepareError, probe, report_bad
+from codec.errors import EXIT_OK, run_command
 
 MIRROR = "https://www.openslr.org/resources"
 NAME = re.compile(r"(?P<speaker>\d+)_(?P<chapter>\d+)_\d+_\d+")
@@ -144,8 +144,8 @@ def fetch_splits(corpus: Corpus, splits: Sequence[str], root: Path, mirror: str)
             raise PrepareError(f"{archive} does not hold {split}")
 
 
-def find_splits(corpus: Corpus, root: Path, wanted: Sequence[str] | None) -> dict[str, Path]:
-    """The folders of the wanted splits, or of those present."""
+def find_splits(corpus: Corpus, root: Path, splits: Sequence[str] | None) -> dict[str, Path]:
+    """The folders of these splits, or of those present."""
     if not root.is_dir():
         raise PrepareError(f"no such folder: {root}")
     base = corpus_folder(corpus, root)
@@ -156,15 +156,20 @@ def find_splits(corpus: Corpus, root: Path, wanted: Sequence[str] | None) -> dic
         raise PrepareError(
             f"no split of {corpus.title} found: looked for {', '.join(SPLITS)} in {root} and {root / corpus.folder}"
         )
-    missing = [split for split in wanted or [] if split not in present]
+    missing = [split for split in splits or [] if split not in present]
     if missing:
         raise PrepareError(f"no {', '.join(missing)} in {base}: pass --download to fetch what is missing")
-    return {split: present[split] for split in wanted or present}
+    return {split: present[split] for split in splits or present}
 
 
 def read_excluded(files: Sequence[Path]) -> set[str]:
-    """Utterance ids, one a line, bare or as paths ("./dev-clean/84/121123/84_121123_000009_000008.wav")."""
-    lines = (line.strip() for file in files for line in file.read_text(encoding="utf-8").splitlines())
+    """Utterance ids, one per line, bare or as paths ("./dev-clean/84/121123/84_121123_000009_000008.wav")."""
+    lines: list[str] = []
+    for file in files:
+        try:
+            lines += (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+        except UnicodeDecodeError as error:
+            raise PrepareError(f"{file} is no list of utterances: {error}") from None
     return {line.rsplit("/", 1)[-1].removesuffix(".wav") for line in lines if line and not line.startswith("#")}
 
 
@@ -197,7 +202,7 @@ def scan_split(folder: Path, excluded: set[str], limit: int | None, min_seconds:
     wrong = [BadFile(path, "not named SPEAKER_CHAPTER_PARAGRAPH_UTTERANCE.wav after its folders") for path in misplaced]
     unusable = excluded.union(path.stem for path in misplaced)
     paths_left = [path for path in paths if path.stem not in unusable]
-    good, bad = probe(thinned(paths_left, limit), min_seconds, label=folder.name)
+    good, bad = probe(paths_left, min_seconds, limit, label=folder.name)
     return Scan(good, wrong + bad, len({path.stem for path in paths} & excluded))
 
 
@@ -228,16 +233,16 @@ def print_validation(scans: Mapping[str, Scan]) -> None:
     """What was found, next to what LibriTTS holds; LibriTTS-R has the same utterances but for a few."""
     print(f"{'split':16}{'files':>8}{'hours':>8}{'speakers':>10}{'skipped':>9}{'excluded':>10}   LibriTTS as published")
     for split, scan in scans.items():
-        found = f"{split:16}{len(scan.good):8}{scan.hours:8.2f}{scan.speakers:10}{len(scan.bad):9}{scan.excluded:10}"
+        row = f"{split:16}{len(scan.good):8}{scan.hours:8.2f}{scan.speakers:10}{len(scan.bad):9}{scan.excluded:10}"
         known = SPLITS[split]
-        print(f"{found}   {known.files} files, {known.hours} h, {known.speakers} speakers")
+        print(f"{row}   {known.files} files, {known.hours} h, {known.speakers} speakers")
     rates = {info.sample_rate for scan in scans.values() for info in scan.good} - {SAMPLE_RATE}
     if rates:
         print(f"note: there are files of {', '.join(map(str, sorted(rates)))} Hz, the corpus has {SAMPLE_RATE} Hz")
 
 
-def prepare(args: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+def prepare(args: argparse.Namespace) -> int:
+    """Do what the command line asks for; returns the exit code."""
     corpus = CORPORA[args.corpus]
     excluded = read_excluded(args.exclude)
     if args.download:
@@ -255,6 +260,7 @@ def prepare(args: argparse.Namespace) -> None:
     unused = len(excluded) - sum(scan.excluded for scan in scans.values())
     if unused:
         print(f"note: {unused} of {len(excluded)} utterances to exclude are not in these splits")
+    return EXIT_OK
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -275,15 +281,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--mirror goes with --download")
     if args.limit is not None and args.limit < 1:
         parser.error("--limit must be at least 1")
-    try:
-        prepare(args)
-    except (PrepareError, FetchError, OSError, UnicodeDecodeError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    return 0
+    return run_command("prepare.py", lambda: prepare(args), "the same command goes on where this one was")
 
 
 if __name__ == "__main__":

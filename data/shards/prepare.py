@@ -12,6 +12,7 @@ the utterances of N speakers of the split train aside as ``OUT/valid.jsonl``, to
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import sys
@@ -25,9 +26,9 @@ from typing import Any
 import soundfile
 from tqdm import tqdm
 
-from codec.corpus.manifest import ManifestError, Record, hold_out, record_of, summary, write_manifest
+from codec.corpus.manifest import ManifestError, Record, record_of, summary, write_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, PrepareError
-from codec.errors import one_line
+from codec.errors import EXIT_OK, one_line, run_command, say
 from codec.files import written_whole
 
 
@@ -42,7 +43,11 @@ class Utterance:
 
 
 def utterances(shard: Path) -> Iterator[Utterance]:
-    """The utterances of one shard; members of one key stand next to each other."""
+    """The utterances of one shard; members of one key stand next to each other.
+
+    Raises:
+        PrepareError: metadata that is no JSON.
+    """
     key, audio, meta, offset = "", None, None, 0
     with tarfile.open(shard) as tar:
         for member in tar:
@@ -51,15 +56,15 @@ def utterances(shard: Path) -> Iterator[Utterance]:
             name = Path(member.name)
             if name.stem != key:
                 if (audio is None) != (meta is None):
-                    print(
-                        f"skipped {shard.name}:{key}: no {'audio' if audio is None else 'metadata'} beside it",
-                        file=sys.stderr,
-                    )
+                    say(f"skipped {shard.name}:{key}: no {'audio' if audio is None else 'metadata'} beside it")
                 key, audio, meta = name.stem, None, None
             content = tar.extractfile(member)
             assert content is not None  # isfile() holds
             if name.suffix == ".json":
-                meta = json.load(content)
+                try:
+                    meta = json.load(content)
+                except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                    raise PrepareError(f"{shard}: the metadata of an utterance cannot be read: {error}") from None
             elif name.suffix in AUDIO_SUFFIXES:
                 audio, offset = content.read(), member.offset_data
             if audio is not None and meta is not None:
@@ -114,59 +119,70 @@ def read_shards(shards: Sequence[Path], folder: Path | None, limit: int | None) 
                     records.append(unpack(utterance, folder) if folder else point_into(utterance, shard))
                 except (soundfile.LibsndfileError, ManifestError) as error:  # no audio, or metadata that is no record
                     bad += 1
-                    print(f"skipped {shard.name}:{utterance.key}: {error}", file=sys.stderr)
-        except PrepareError:
-            raise
+                    say(f"skipped {shard.name}:{utterance.key}: {error}")
         except OSError as error:
-            raise PrepareError(one_line(error) if error.filename else f"{shard}: {one_line(error)}") from None
+            if error.filename:
+                raise
+            raise PrepareError(f"{shard}: {one_line(error)}") from None
         except (tarfile.TarError, EOFError, zlib.error) as error:
             reason = (str(error).splitlines() or ["it ends early"])[0].rstrip(":")
             raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None
-        except ValueError as error:  # no JSON, or no text
-            raise PrepareError(f"{shard}: the metadata of an utterance cannot be read: {one_line(error)}") from None
     return records, bad
+
+
+def hold_out(records: Sequence[Record], speakers: int) -> tuple[list[Record], list[Record]]:
+    """Set all utterances of ``speakers`` speakers aside: (the rest, those), the latter in a mixed order.
+
+    Speakers are chosen, and their utterances mixed, by a hash of their names: the same in every run, and speakers who are
+    added to a corpus move nobody else. Records without a speaker stay.
+    """
+    names = sorted({record.speaker for record in records if record.speaker}, key=_hashed)
+    chosen = set(names[:speakers])
+    held = sorted((record for record in records if record.speaker in chosen), key=lambda record: _hashed(record.id))
+    return [record for record in records if record.speaker not in chosen], held
+
+
+def _hashed(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
 
 
 def splits(records: Sequence[Record], held_speakers: int) -> dict[str, list[Record]]:
     """The records by split, those of ``held_speakers`` speakers of train as ``valid``."""
-    found: dict[str, list[Record]] = {}
+    by_split: dict[str, list[Record]] = {}
     for record in records:
-        found.setdefault(record.split, []).append(record)
-    if held_speakers > 0 and "train" in found:
-        found["train"], found["valid"] = hold_out(found["train"], held_speakers)
-        if not (found["train"] and found["valid"]):
+        by_split.setdefault(record.split, []).append(record)
+    if held_speakers > 0 and "train" in by_split:
+        by_split["train"], by_split["valid"] = hold_out(by_split["train"], held_speakers)
+        if not (by_split["train"] and by_split["valid"]):
             raise PrepareError(f"--hold-out {held_speakers}: of train, one side would be empty")
-    return found
+    return by_split
 
 
-def main() -> int:
+def prepare(args: argparse.Namespace) -> int:
+    """Do what the command line asks for; returns the exit code."""
+    folder = None if args.in_place else args.out / "audio"
+    (folder or args.out).mkdir(parents=True, exist_ok=True)
+    records, bad = read_shards(args.shards, folder, args.limit)
+    if not records:
+        raise PrepareError("no utterance found: are there KEY.opus (flac, wav, ...) beside KEY.json in the shards?")
+    for split, chosen in splits(records, args.hold_out).items():
+        write_manifest(args.out / f"{split}.jsonl", chosen)
+        print(f"{args.out / split}.jsonl: {summary(chosen)}")
+    print(f"{bad} utterances skipped")
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", nargs="+", type=Path, metavar="SHARD.tar")
     parser.add_argument("--out", required=True, type=Path, help="folder for audio/ and the manifests")
     parser.add_argument("--limit", type=int, help="stop after this many utterances")
     parser.add_argument("--in-place", action="store_true", help="unpack nothing; read the shards where they lie")
     parser.add_argument("--hold-out", type=int, default=0, metavar="N", help="speakers of train for valid.jsonl")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.hold_out < 0 or (args.limit is not None and args.limit < 1):
         parser.error("--hold-out must not be negative, and --limit at least 1")
-
-    folder = None if args.in_place else args.out / "audio"
-    try:
-        (folder or args.out).mkdir(parents=True, exist_ok=True)
-        records, bad = read_shards(args.shards, folder, args.limit)
-        if not records:
-            raise PrepareError("no utterance found: are there KEY.opus (flac, wav, ...) beside KEY.json in the shards?")
-        for split, chosen in splits(records, args.hold_out).items():
-            write_manifest(args.out / f"{split}.jsonl", chosen)
-            print(f"{args.out / split}.jsonl: {summary(chosen)}")
-    except (PrepareError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 130
-    print(f"{bad} utterances skipped")
-    return 0
+    return run_command("prepare.py", lambda: prepare(args), "the same command goes on where this one was")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,59 @@
+"""Fixtures of the commands' tests, each of which runs in an empty folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from shell import MAINS, RATE, Run, Said, Samples
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, the current one."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(tiny_model_folder: Path) -> Run:
+    """``run("encode", "in.wav", "out.codes")`` calls the command with the tiny model and returns its exit code."""
+
+    def call(command: str, *args: object) -> int:
+        model = [] if command == "info" or "--model" in args else ["--model", tiny_model_folder]
+        try:
+            return MAINS[command]([str(arg) for arg in (*model, *args)])
+        except SystemExit as exit:
+            assert isinstance(exit.code, int)
+            return exit.code
+
+    return call
+
+
+@pytest.fixture
+def one_line(capsys: pytest.CaptureFixture[str]) -> Said:
+    """``one_line()`` is what was said on stderr, which must be one line and no traceback."""
+
+    def read() -> str:
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "Traceback" not in said, said
+        return said
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def sound() -> Samples:
+    """Twenty seconds at 16 kHz: four blocks of a file."""
+    rng = np.random.default_rng(0)
+    return (0.1 * rng.standard_normal(20 * RATE)).astype(np.float32)
+
+
+@pytest.fixture
+def encoded(run: Run, sound: Samples) -> Path:
+    """``in.codes``, four blocks, encoded from ``in.wav``."""
+    soundfile.write("in.wav", sound, RATE)
+    assert run("encode", "in.wav", "in.codes") == 0
+    return Path("in.codes")

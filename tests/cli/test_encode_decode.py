@@ -1,0 +1,152 @@
+"""codec-encode and codec-decode from files to files and through pipes: lengths, formats, bitrates, names."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from shell import RATE, Run, Said, Samples, names, process
+
+from codec import Codec, container
+
+LENGTHS = [(1, 16000, 1), (80, 16000, 1), (81, 16000, 1), (40_959, 16000, 1), (3331, 8000, 1), (7, 11025, 1)]
+LENGTHS += [(1, 44100, 2), (44_101, 44100, 2), (1, 48000, 1), (100_003, 96000, 3)]
+
+
+@pytest.mark.parametrize(("length", "rate", "channels"), LENGTHS)
+def test_exactly_as_many_samples(run: Run, length: int, rate: int, channels: int) -> None:
+    noise = np.random.default_rng(length).uniform(-0.3, 0.3, (length, channels))
+    soundfile.write("in.wav", noise, rate)
+    assert run("encode", "in.wav", "out.codes") == 0
+    assert run("decode", "out.codes", "out.wav") == 0
+    info = soundfile.info("out.wav")
+    assert (info.frames, info.samplerate, info.channels, info.subtype) == (length, rate, 1, "PCM_16")
+    assert run("decode", "out.codes", "native.flac", "--native-rate") == 0
+    native = soundfile.info("native.flac")
+    assert (native.frames, native.samplerate) == (-(-length * RATE // rate), RATE)
+
+
+def test_speech_equals_what_the_library_gives(run: Run, speech_path: Path, tiny_model_folder: Path) -> None:
+    assert run("encode", speech_path, "out.codes") == 0
+    assert run("decode", "out.codes", "out.wav", "--native-rate") == 0
+    samples, rate = soundfile.read(speech_path, dtype="float32")
+    codec = Codec.from_pretrained(tiny_model_folder)
+    codes = codec.encode(torch.from_numpy(samples), rate)
+    header, stored = container.read("out.codes")
+    np.testing.assert_array_equal(stored, codes[0].numpy())
+    assert header.model == "tiny" and codec.fingerprint.startswith(header.fingerprint)
+    decoded, _ = soundfile.read("out.wav", dtype="float32")
+    expected = codec.decode(codes)[0, 0].numpy()[: len(decoded)]
+    assert np.abs(decoded - np.clip(expected, -1, 1)).max() <= 1 / 32768
+
+
+def test_blocks_of_a_long_file_leave_no_seam(run: Run, sound: Samples, tiny_model_folder: Path) -> None:
+    soundfile.write("in.wav", sound, RATE, subtype="FLOAT")
+    assert run("encode", "in.wav", "out.codes") == 0
+    codec = Codec.from_pretrained(tiny_model_folder)
+    in_one_piece = codec.quantizer(codec.encoder(torch.from_numpy(sound)[None, None])).codes[0]
+    np.testing.assert_array_equal(container.read("out.codes")[1], in_one_piece.numpy())
+
+
+def test_mixed_down_is_said_once(run: Run, one_line: Said) -> None:
+    for name in "ab":
+        soundfile.write(f"{name}.wav", np.zeros((100, 2)), RATE)
+    assert run("encode", "a.wav", "b.wav", "-o", "out") == 0
+    assert one_line() == "codec-encode: a.wav: 2 channels mixed down to one\n"
+
+
+# ---- bitrates -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "num_quantizers", "line"),
+    [
+        (["--num-quantizers", 1], 1, ""),
+        (["--bitrate", 1], 1, ""),
+        (["--bitrate", 2.99], 2, "using 2 of 3 quantizers, 2 kbit/s\n"),
+        (["--bitrate", 3], 3, ""),
+        (["--bitrate", 100], 3, "using 3 of 3 quantizers, 3 kbit/s\n"),
+    ],
+    ids=str,
+)
+def test_bitrates(
+    run: Run,
+    sound: Samples,
+    capsys: pytest.CaptureFixture[str],
+    option: list[object],
+    num_quantizers: int,
+    line: str,
+) -> None:
+    soundfile.write("in.wav", sound[:RATE], RATE)
+    assert run("encode", "in.wav", *option, "some.codes") == 0  # options may stand between INPUT and OUTPUT
+    assert capsys.readouterr().err == (line and f"codec-encode: {line}")
+    assert run("encode", "in.wav", "all.codes") == 0
+    header, codes = container.read("some.codes")
+    np.testing.assert_array_equal(codes, container.read("all.codes")[1][:num_quantizers])
+    assert header.num_quantizers == num_quantizers
+    assert run("decode", "some.codes", "some.wav") == 0
+    Path("again.codes").write_bytes(Path("all.codes").read_bytes())
+    assert run("decode", "all.codes", "again.codes", "-o", "out", *option) == 0
+    assert capsys.readouterr().err == (line and f"codec-decode: {line}")  # once, not per file
+    assert Path("some.wav").read_bytes() == Path("out/all.wav").read_bytes() == Path("out/again.wav").read_bytes()
+
+
+# ---- odd names ------------------------------------------------------------------------------------------------------
+
+
+def test_names_that_begin_with_a_dash(run: Run) -> None:
+    for name in ("-x.wav", "-"):
+        soundfile.write(Path(name).absolute(), np.zeros(100), RATE, format="WAV")
+    assert run("encode", "--", "-x.wav", "-x.codes") == 0
+    assert run("encode", "./-", "dash.codes") == 0
+    assert names() == ["-", "-x.codes", "-x.wav", "dash.codes"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a name cannot be")
+def test_names_that_are_no_text(run: Run) -> None:
+    name = b"caf\xe9"
+    soundfile.write("plain.wav", np.zeros(100), RATE)
+    os.rename(b"plain.wav", name + b".wav")
+    assert run("encode", os.fsdecode(name + b".wav"), os.fsdecode(name + b".codes")) == 0
+    assert run("decode", os.fsdecode(name + b".codes"), os.fsdecode(name + b".flac")) == 0
+    assert (name + b".flac") in os.listdir(b".")
+
+
+# ---- pipes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_pipes(run: Run, sound: Samples, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write("in.flac", sound[:RATE], RATE)
+    Path("-").write_text("a file with this name is not meant")
+    assert run("encode", "in.flac", "file.codes") == 0
+    assert run("decode", "file.codes", "file.wav") == 0
+    command = process("encode", "-", "-", "--model", tiny_model_folder)
+    done = subprocess.run(command, input=Path("in.flac").read_bytes(), capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == Path("file.codes").read_bytes()
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(done.stdout)))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
+    assert run("decode", "-", "-") == 0
+    assert out.getvalue() == Path("file.wav").read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_named_pipe_is_read_as_stdin_is(run: Run, sound: Samples) -> None:
+    soundfile.write("in.wav", sound[:RATE], RATE)
+    os.mkfifo("pipe.wav")
+    writer = threading.Thread(target=lambda: Path("pipe.wav").write_bytes(Path("in.wav").read_bytes()))
+    writer.start()
+    assert run("encode", "pipe.wav", "pipe.codes") == 0
+    writer.join()
+    assert run("encode", "in.wav", "in.codes") == 0
+    assert Path("pipe.codes").read_bytes() == Path("in.codes").read_bytes()

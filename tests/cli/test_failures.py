@@ -1,0 +1,268 @@
+"""What goes wrong: one line for what a user can mend, a traceback for a bug, no half-written file, no data lost."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from shell import HOP, RATE, Run, Said, Samples, names, process
+
+from codec import Codec, container
+from codec.cli.commands import decode_main
+from codec.container import BLOCK_FRAMES, Header
+
+
+@pytest.fixture
+def header(tiny_model_folder: Path) -> Header:
+    """Of ten frames of the tiny model."""
+    return Codec.from_pretrained(tiny_model_folder).header(800, RATE)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["encode", "text.wav", "x.codes"], "error: text.wav is not audio"),
+        (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
+        (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
+        (["encode", "slow.wav", "x.codes"], "slow.wav: original_sample_rate must be from 1000 to 768000, not 10"),
+        (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
+        (["encode", "in.wav", "text.wav/x.codes"], "error: text.wav/x.codes: Not a directory"),
+        (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
+        (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
+        (["encode", "in.wav", "x.codes", "--model", "."], "error: . is not a model folder: it lacks config.json"),
+        (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: device nonsense cannot be used here"),
+        (["encode", "in.wav", "x.codes", "--device", "meta"], "error: device meta cannot be used here"),
+        (["decode", "a.codes", "b.codes", "-o", "x", "--model", "nonsense"], "error: no model 'nonsense'"),
+        (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
+        (["decode", "not", "x.wav"], "error: not: not a .codes file"),
+        (
+            ["decode", "good.codes", "x.wav", "--num-quantizers", "4"],
+            "good.codes: --num-quantizers 4: there are only 3",
+        ),
+        (["decode", "cd.codes", "x.opus"], "error: x.opus: Opus has no sample rate 44100 Hz; take .wav"),
+        (
+            ["decode", "foreign.codes", "x.wav"],
+            f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', fingerp",
+        ),
+        (["decode", "other_hop.codes", "x.wav"], "other_hop.codes: the header contradicts the model that it names"),
+        (["decode", "truncated.codes", "x.wav"], "truncated: 1 of 1 blocks are missing; no block is intact"),
+        (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
+        (["decode", "good.codes", "good.codes/x.wav"], "error: good.codes/x.wav: Not a directory"),
+        (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz, "),
+        (["info", "."], "error: . is not a model folder"),
+    ],
+    ids=lambda value: "-".join(value)[:60] if isinstance(value, list) else "",
+)
+def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: list[str], message: str) -> None:
+    for name in ("text.wav", "text.codes", "not"):
+        Path(name).write_text("hello, world\n" * 100)
+    Path("empty.wav").touch()
+    soundfile.write("in.wav", np.zeros(800), RATE)
+    soundfile.write("slow.wav", np.zeros(100), 10)
+    soundfile.write("integers.wav", np.full(800, 32767.0), RATE, subtype="FLOAT")
+    data = container.dumps(header, np.zeros((3, 10), int))
+    Path("good.codes").write_bytes(data)
+    Path("truncated.codes").write_bytes(data[:-3])
+    Path("absurd.codes").write_bytes(container.pack_header(replace(header, num_samples=2**60)) + bytes(100))
+    container.write("other_hop.codes", replace(header, hop_length=2 * HOP), np.zeros((3, 5), int))
+    container.write("foreign.codes", replace(header, fingerprint="0" * 32), np.zeros((3, 10), int))
+    container.write("cd.codes", replace(header, original_sample_rate=44100), np.zeros((3, 4), int))
+    before = names()
+    assert run(*args) == 1
+    said = one_line()
+    assert message in said and said.startswith(f"codec-{args[0]}: error: ")
+    assert names() == before
+
+
+@pytest.mark.parametrize(("command", "source"), [("encode", "in.wav"), ("decode", "in.codes")])
+def test_a_bug_is_a_traceback_and_too_little_memory_is_one_line(
+    run: Run, encoded: Path, one_line: Said, monkeypatch: pytest.MonkeyPatch, command: str, source: str
+) -> None:
+    """What numpy or torch raises inside our code is no mistake of the user, and ends the loop over the files."""
+    work = Mock(side_effect=[ValueError("a bug"), RuntimeError("a bug"), MemoryError, torch.cuda.OutOfMemoryError])
+    monkeypatch.setattr(Codec, f"{command}_blocks", work)
+    for bug in (ValueError, RuntimeError):
+        with pytest.raises(bug, match="a bug"):
+            run(command, source, "-o", "out")
+    for _ in range(2):
+        assert run(command, source, "-o", "out") == 1
+        assert one_line().startswith(f"codec-{command}: error: out of memory: use shorter pieces")
+    assert names() == ["in.codes", "in.wav"]
+
+
+def test_a_model_that_is_not_shipped_must_be_given(one_line: Said, header: Header) -> None:
+    container.write("a.codes", header, np.zeros((3, 10), int))
+    assert decode_main(["a.codes", "a.wav"]) == 1
+    assert "a.codes: made with model 'tiny', which is not a shipped one; give it with --model" in one_line()
+
+
+# ---- damaged files --------------------------------------------------------------------------------------------------
+
+
+def damage(path: Path, blocks: list[int], end: int | None = None, more: bytes = b"") -> None:
+    """Flip a bit of each of these blocks, cut the file off at ``end``, and append ``more``."""
+    data, header = bytearray(path.read_bytes()), container.read(path)[0]
+    for index in blocks:
+        data[len(container.pack_header(header)) + index * (header.bytes_in_block(0) + 4) + 20] ^= 1
+    path.write_bytes(data[:end] + more)
+
+
+SILENCE = "block {} of 4 is damaged (its checksum is wrong); 5.1 s of silence instead"
+SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # blocks, end, more; what is said
+    "middle": ([2], None, b"", [SILENCE.format(3)]),
+    "first": ([0], None, b"", [SILENCE.format(1)]),
+    "truncated": ([], 3000, b"", ["truncated: 3 of 4 blocks are missing; the output ends 14.9 s early"]),
+    "longer": ([], None, b"more", ["bytes follow the last block; they are left out"]),
+    "both": ([0], -1, b"", [SILENCE.format(1), "truncated: 1 of 4 blocks are missing; the output ends 4.6 s early"]),
+}
+
+
+@pytest.mark.parametrize("case", SALVAGED)
+def test_salvage(run: Run, encoded: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+    """Intact blocks are decoded as ever, the time of damaged ones passes in silence, a missing end is left out."""
+    assert run("decode", encoded, "whole.wav") == 0
+    blocks, end, more, lines = SALVAGED[case]
+    damage(encoded, blocks, end, more)
+    assert run("decode", encoded, "out.wav") == 1
+    advice = f"{lines[0].partition(';')[0]}; --salvage decodes the intact blocks"
+    assert capsys.readouterr().err == f"codec-decode: error: in.codes: {advice}\n" and not Path("out.wav").exists()
+    assert run("decode", encoded, "out.wav", "--salvage") == 0
+    assert capsys.readouterr().err.splitlines() == [f"codec-decode: {line}" for line in lines]
+    whole, saved = soundfile.read("whole.wav")[0], soundfile.read("out.wav")[0]
+    size = BLOCK_FRAMES * HOP
+    assert len(saved) == {"truncated": size, "both": 3 * size}.get(case, len(whole))
+    expected = whole[: len(saved)]
+    for index in blocks:
+        expected[index * size : (index + 1) * size] = 0
+    edges = [len(saved), *(edge * size for index in blocks for edge in (index, index + 1))]
+    near = [abs(np.flatnonzero(saved != expected) - edge) <= 20 * HOP for edge in edges]
+    assert np.any(near, axis=0).all()  # only sound that takes a lost block as its context may differ
+
+
+# ---- nothing is lost ------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_harms_nothing_in_spite_of_force(run: Run, sound: Samples, encoded: Path) -> None:
+    damage(encoded, [3])
+    before = encoded.read_bytes()
+    Path("out.wav").write_text("mine")
+    assert run("decode", encoded, "out.wav", "--force") == 1
+    assert Path("out.wav").read_text() == "mine"
+    soundfile.write("nan.wav", np.append(sound, np.float32(np.nan)), RATE, subtype="FLOAT")
+    assert run("encode", "nan.wav", encoded, "--force") == 1
+    assert encoded.read_bytes() == before
+    assert names() == ["in.codes", "in.wav", "nan.wav", "out.wav"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits on the size of files")
+def test_a_full_disk(run: Run, encoded: Path, one_line: Said) -> None:
+    import resource
+
+    Path("out.wav").write_text("mine")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for args in (
+        ["encode", "in.wav", "out.codes"],
+        ["decode", "in.codes", "out.wav"],
+        ["decode", "in.codes", "out.flac"],
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+        try:
+            assert run(*args, "--force") == 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert one_line().startswith(f"codec-{args[0]}: error: {args[2]}")
+    assert names() == ["in.codes", "in.wav", "out.wav"] and Path("out.wav").read_text() == "mine"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize(("command", "number"), [("encode", signal.SIGINT), ("decode", signal.SIGTERM)])
+def test_an_interrupted_run_leaves_nothing(
+    run: Run, one_line: Said, header: Header, command: str, number: signal.Signals
+) -> None:
+    source, target = ("hour.wav", "out.codes") if command == "encode" else ("hour.codes", "out.wav")
+    header = replace(header, num_samples=3600 * RATE)
+    if command == "encode":
+        soundfile.write(source, np.zeros(header.num_samples, np.int16), RATE)
+    else:
+        container.write(source, header, np.zeros((3, header.num_frames), int))
+    Path(target).write_text("mine")
+    finished = threading.Event()
+
+    def interrupt() -> None:
+        while len(names()) < 3:  # until there is a temporary file
+            if finished.wait(0.02):
+                return
+        finished.wait(0.3)
+        os.kill(os.getpid(), number)
+        while not finished.wait(5):  # an exception raised inside a callback of the garbage collector is lost
+            os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        assert run(command, "--force", source, target) == 130
+    finally:
+        finished.set()
+        thread.join()
+    assert one_line() == f"codec-{command}: interrupted; nothing half-written is left\n"
+    assert names() == sorted([source, target]) and Path(target).read_text() == "mine"
+
+
+# ---- streams --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [("encode", "error: stdin is not audio that libsndfile reads"), ("decode", "error: stdin: not a .codes file")],
+)
+def test_nonsense_from_a_pipe(
+    run: Run, one_line: Said, monkeypatch: pytest.MonkeyPatch, command: str, message: str
+) -> None:
+    for content, expected in ((b"hello, world" * 9, message), (b"", "empty")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+        assert run(command, "-", "out.wav" if command == "decode" else "out.codes") == 1
+        assert expected in one_line()
+    assert names() == []
+
+
+@pytest.mark.slow
+def test_closed_streams_leave_the_data_alone(tiny_model_folder: Path) -> None:
+    """With stderr closed nothing is said, least of all into the data."""
+    soundfile.write("stereo.wav", np.zeros((100, 2)), RATE)
+
+    def shell(source: str, target: str, redirections: str) -> subprocess.CompletedProcess[str]:
+        command = process("encode", "--model", tiny_model_folder, source, target)
+        line = " ".join(f"'{part}'" for part in command)
+        return subprocess.run(["bash", "-c", f"{line} {redirections}"], capture_output=True, text=True)
+
+    assert shell("stereo.wav", "-", "2>&- > a.codes").returncode == 0
+    assert container.read("a.codes")[0].num_samples == 100
+    for done, name in ((shell("stereo.wav", "-", ">&-"), "stdout"), (shell("-", "b.codes", "<&-"), "stdin")):
+        assert done.returncode == 2 and f"error: {name} is closed" in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+def test_a_full_or_closed_stdout(header: Header) -> None:
+    container.write("a.codes", header, np.zeros((3, 10), int))
+    command = process("info", "a.codes")
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    assert (done.returncode, done.stderr) == (1, "codec-info: error: No space left on device\n")
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, env=env)
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -1,0 +1,132 @@
+"""Which file goes where: folders, several files, existing outputs, links, and command lines that mean nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from shell import RATE, Run, Said, names
+
+from codec import container
+
+
+def test_a_folder_is_mirrored(run: Run, one_line: Said) -> None:
+    for name in ("a.wav", "deep/b.FLAC", "deep/er/c.ogg", ".hidden/d.wav", "._a.wav", "notes.txt", "v1.2.wav"):
+        path = Path("speech") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".txt" or path.name.startswith("._"):
+            path.write_text("no audio")
+        else:
+            soundfile.write(path, np.zeros(500), RATE)
+    assert run("encode", "speech", "-o", "codes") == 0
+    assert one_line() == "codec-encode: speech: files of other kinds passed over: 1\n"
+    assert names("codes") == ["a.codes", "deep/b.codes", "deep/er/c.codes", "v1.2.codes"]
+    assert run("decode", "codes", "-o", "again", "--format", "flac") == 0
+    assert names("again") == ["a.flac", "deep/b.flac", "deep/er/c.flac", "v1.2.flac"]
+    assert run("decode", "codes/a.codes", "codes/deep", "-o", "flat") == 0
+    assert names("flat") == ["a.wav", "b.wav", "er/c.wav"]
+
+
+def test_one_bad_file_does_not_stop_the_others(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a.wav", "c.wav"):
+        soundfile.write(name, np.zeros(500), RATE)
+    Path("b.wav").write_text("no audio")
+    assert run("encode", "a.wav", "b.wav", "c.wav", "-o", "out") == 1
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first.startswith("codec-encode: error: b.wav is not audio")
+    assert others == ["codec-encode: 2 of 3 files done, 1 failed"]
+    assert names("out") == ["a.codes", "c.codes"]
+    Path("out/a.codes").write_bytes(b"foreign")
+    assert run("decode", "out", "-o", "again") == 1
+    assert names("again") == ["c.wav"]
+
+
+def test_links_in_a_folder(
+    run: Run, one_line: Said, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Links to folders are named, links to nothing fail, and neither is passed over in silence."""
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    soundfile.write(elsewhere / "z.wav", np.zeros(100), RATE)
+    Path("in").mkdir()
+    soundfile.write("in/a.wav", np.zeros(100), RATE)
+    Path("in/folder").symlink_to(elsewhere)
+    Path("in/b.wav").symlink_to("a.wav")
+    assert run("encode", "in", "-o", "out") == 0
+    assert "in: links to folders not followed: 1; give them by name" in one_line()
+    assert names("out") == ["a.codes", "b.codes"]
+    Path("in/lost.wav").symlink_to("nowhere.wav")
+    assert run("encode", "in", "-o", "out", "--force") == 1
+    assert "in/lost.wav: No such file" in capsys.readouterr().err
+
+
+def test_outputs_through_links_and_onto_the_input(run: Run, one_line: Said) -> None:
+    soundfile.write("in.wav", np.zeros(100), RATE)
+    Path("real.codes").write_bytes(b"old")
+    Path("link.codes").symlink_to("real.codes")
+    assert run("encode", "in.wav", "link.codes", "--force") == 0
+    assert Path("link.codes").is_symlink() and container.read("real.codes")[0].num_samples == 100
+    Path("same.codes").write_bytes(Path("in.wav").read_bytes())
+    assert run("encode", "same.codes", "same.codes", "--force") == 1
+    assert "same.codes is the input itself" in one_line()
+    assert soundfile.info("same.codes").frames == 100
+
+
+def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None:
+    soundfile.write("in.wav", np.zeros(80), RATE)
+    assert run("encode", "in.wav", "good.codes") == 0
+    for args in (
+        ["encode", "in.wav", "out.codes"],
+        ["encode", "in.wav", "-o", "."],
+        ["decode", "good.codes", "out.wav"],
+    ):
+        target = Path({"-o": "in.codes"}.get(args[2], args[2]))
+        target.write_text("mine")
+        assert run(*args) == 1
+        assert f"{target} exists; --force overwrites it" in one_line()
+        assert target.read_text() == "mine"
+        assert run(*args, "--force") == 0
+        assert target.read_bytes() != b"mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["encode", "in.wav"], "give INPUT OUTPUT, or several inputs with -o DIR"),
+        (["encode", "in.wav", "out.wav"], "OUTPUT must end in .codes"),
+        (["encode", "sub", "out.codes"], "sub is a folder; give -o DIR"),
+        (["encode", "in.wav", "dir.codes"], "dir.codes is a folder; give -o dir.codes"),
+        (["encode", "in.wav", "sub/in.wav", "-o", "out"], "would both become out/in.codes; rename one"),
+        (["encode", "-", "-o", "out"], "stdin has no name"),
+        (["encode", "dir.codes", "-o", "out"], "no audio file in dir.codes"),
+        (["decode", "sub", "-o", "out"], "no .codes file in sub"),
+        (["encode", "in.wav", "-o", "in.wav"], "-o in.wav is a file"),
+        (["encode", "", "-o", "out"], "a path is empty"),
+        (["encode", "in.wav", "a.codes", "--model", ""], "must not be empty"),
+        (["encode", "in.wav", "-o", ""], "must not be empty"),
+        (["encode", "in.wav", "out.codes", "--num-quantizers", 0], "--num-quantizers must be at least 1"),
+        (["encode", "in.wav", "out.codes", "--num-quantizers", 4], "--num-quantizers 4: there are only 3"),
+        (["encode", "in.wav", "out.codes", "--bitrate", 0.9], "--bitrate 0.9: the lowest is 1 kbit/s"),
+        (["encode", "in.wav", "out.codes", "--bitrate", 0], "--bitrate must be positive"),
+        (["encode", "in.wav", "out.codes", "--bitrate", "nan"], "--bitrate must be positive"),
+        (["encode", "in.wav", "out.codes", "--bitrate", "x"], "invalid float value: 'x'"),
+        (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
+        (["encode", "in.wav", "a.codes", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["decode"], "the following arguments are required: PATH"),
+        (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
+        (["decode", "a.codes", "a.flac", "--format", "flac"], "--format goes with -o"),
+        (["decode", "a.codes", "a.raw"], "OUTPUT must end in an audio suffix"),
+        (["info", "-"], "reads files, not stdin"),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_bad_usage(run: Run, capsys: pytest.CaptureFixture[str], args: list[object], message: str) -> None:
+    Path("sub").mkdir()
+    Path("dir.codes").mkdir()
+    for name in ("in.wav", "sub/in.wav"):
+        soundfile.write(name, np.zeros(80), RATE)
+    before = names()
+    assert run(*args) == 2
+    assert message in [line for line in capsys.readouterr().err.splitlines() if "error" in line][-1]
+    assert names() == before
