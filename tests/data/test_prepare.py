@@ -21,7 +21,8 @@ from loading import ROOT, load_script
 from codec.corpus import scan
 from codec.corpus.manifest import ManifestError, Record, hold_out, read_manifest
 from codec.corpus.scan import read_record
-from codec.training.data import SegmentConfig, SegmentDataset, read_segment
+from codec.training.config import DataConfig
+from codec.training.data import SegmentDataset, read_segment
 
 libritts = load_script("data/libritts/prepare.py")
 folder = load_script("data/folder/prepare.py")
@@ -385,7 +386,8 @@ def test_shards_can_be_read_where_they_lie(tmp_path: Path, monkeypatch: pytest.M
     assert placed.path == str(tmp_path / "one.tar") and (placed.speaker, placed.num_samples) == ("of a", 16000)
     samples, rate = read_record(placed)
     assert rate == 16000 and np.allclose(samples, read_record(unpacked)[0], atol=1e-4)
-    segments = [SegmentDataset([record], 24000, SegmentConfig(0.5), 0)[3]["waveform"] for record in (placed, unpacked)]
+    config = DataConfig(segment_seconds=0.5)
+    segments = [SegmentDataset([record], 24000, config, 0)[3]["waveform"] for record in (placed, unpacked)]
     assert np.allclose(segments[0], segments[1], atol=1e-4)
     (tmp_path / "one.tar").write_bytes((tmp_path / "one.tar").read_bytes()[: placed.offset + 10])
     with pytest.raises(ManifestError, match="ends before the audio of a"):
