@@ -82,7 +82,7 @@ class Run:
             return
         self.saved_step = self.counters.step
         if self.accelerator.is_main_process:
-            networks, meta = self.networks, self.counters.meta()
+            networks, meta = self.networks, vars(self.counters)
             save_checkpoint(self.checkpoints, self.counters.step, networks.modules, networks.optimizers, meta)
             prune_checkpoints(self.checkpoints, self.config.log.keep_checkpoints, self.counters.best)
         self.accelerator.wait_for_everyone()
@@ -151,7 +151,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], CodecOutput]:
-    """Discriminators first, then the codec, both on one forward pass. Returns scalars to log and that pass's output.
+    """Train the discriminators, then the codec, on one forward pass; returns scalars to log and that pass's output.
 
     The discriminators see no more of either speech than the recording's bandwidth: they would tell band-limited recordings
     by what decoded speech has above, and teach the decoder to be silent there.
@@ -206,7 +206,7 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
 def update(
     run: Run, loss: Tensor, module: nn.Module, optimizers: list[torch.optim.Optimizer], batch: dict[str, Tensor]
 ) -> Tensor:
-    """Backward, clip, step; a non-finite gradient is skipped and counted. Returns the norm before clipping.
+    """Step along the clipped gradient, or skip and count one that is not finite; returns its norm before clipping.
 
     The norm is that of the averaged gradient, so all processes skip together.
     """
@@ -306,7 +306,7 @@ def validate_run(run: Run) -> None:
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True
     loss = values["valid/mel"] + values.get("valid/stft", 0.0)
-    if quantize and loss < counters.best_loss:
+    if quantize and (counters.best_loss is None or loss < counters.best_loss):
         counters.best_loss, counters.best = loss, f"step_{counters.step:08d}"
         run.save()
 
@@ -325,11 +325,11 @@ def report(run: Run, values: dict[str, float]) -> None:
 
 def report_pace(run: Run, seconds: float) -> None:
     """Say how long the run will take if all steps are like the first one, of so many seconds. First process only."""
-    if run.tracker is None or run.bar is None:
-        return
     left = run.config.phases.steps - run.counters.step
+    if run.tracker is None or run.bar is None or left == 0:
+        return
     duration = timedelta(seconds=round(seconds * left))
-    run.bar.write(f"step {run.counters.step} took {seconds:.2f} s; at that speed the other {left} take {duration} h")
+    run.bar.write(f"step {run.counters.step} took {seconds:.2f} s; {left} more take {duration} h at that speed")
     sys.stdout.flush()
 
 

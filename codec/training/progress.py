@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -27,14 +27,14 @@ class TrainingError(CodecError):
 
 @dataclass
 class Counters:
-    """What a run remembers beside its weights."""
+    """What a run remembers beside its weights; ``best`` names the checkpoint with the lowest validation loss so far."""
 
     step: int = 0
     bad_steps: int = 0
     bad_in_a_row: int = 0
     skipped_files: int = 0
     best: str | None = None
-    best_loss: float = math.inf
+    best_loss: float | None = None
 
     def skip_step(self, most: int) -> None:
         """Count a step without a finite gradient.
@@ -49,10 +49,6 @@ class Counters:
                 f"{self.bad_in_a_row} steps in a row had no finite gradient; resume from an earlier checkpoint with a "
                 "lower optimizer.learning_rate or a longer optimizer.warmup_steps, and look at the segments named above"
             )
-
-    def meta(self) -> dict[str, Any]:
-        """For a checkpoint; infinity is no JSON."""
-        return {k: v for k, v in vars(self).items() if v != math.inf}
 
 
 @dataclass
