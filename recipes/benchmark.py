@@ -25,10 +25,9 @@ import numpy as np
 import soundfile
 import torch
 
-from codec.config import ConfigError
-from codec.errors import CodecError, one_line
+from codec.errors import EXIT_OK, CodecError, run_command
 from codec.model import Codec
-from codec.pretrained import DEFAULT_MODEL, ModelError
+from codec.pretrained import DEFAULT_MODEL
 from codec.quantizers.lookup import nearest
 from codec.training.config import load_train_config
 
@@ -157,7 +156,7 @@ def searching(rounds: int) -> None:
         times = interleaved(calls, rounds)
         each = 1e6 * times["tiles"] / frames
         print(
-            f"{size:>7} codes: {each:.0f} us a frame, {times['matrix'] / times['tiles']:.1f} times faster than one matrix"
+            f"{size:>7} codes: {each:.0f} us per frame, {times['matrix'] / times['tiles']:.1f} times faster than one matrix"
         )
 
 
@@ -177,8 +176,23 @@ def training(config: str, overrides: list[str], threads: int) -> None:
     speed = statistics.median(line["speed/audio_seconds_per_second"] for line in laps)
     wait = statistics.median(line["speed/data_wait_share"] for line in laps)
     print(
-        f"training on {threads} threads: {speed:.1f} s of audio a second; {100 * wait:.1f} % of the time waits for data"
+        f"training on {threads} threads: {speed:.1f} s of audio per second; {100 * wait:.1f} % of the time waits for data"
     )
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Print the benchmark that was asked for; returns the exit code."""
+    if args.train:
+        training(args.train, args.set, args.threads)
+    elif args.memory:
+        one_hour(args.model, args.threads)
+    elif args.search:
+        searching(args.rounds)
+    elif args.startup:
+        startup(args.model, args.rounds, args.threads)
+    else:
+        against_encodec(args.model, args.rounds)
+    return EXIT_OK
 
 
 def main() -> int:
@@ -198,21 +212,7 @@ def main() -> int:
     if args.set and not args.train:
         parser.error("--set changes the configuration of --train")
     torch.set_num_threads(args.threads)
-    try:
-        if args.train:
-            training(args.train, args.set, args.threads)
-        elif args.memory:
-            one_hour(args.model, args.threads)
-        elif args.search:
-            searching(args.rounds)
-        elif args.startup:
-            startup(args.model, args.rounds, args.threads)
-        else:
-            against_encodec(args.model, args.rounds)
-    except (BenchmarkError, ConfigError, ModelError, ModuleNotFoundError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command("benchmark.py", lambda: measure(args))
 
 
 if __name__ == "__main__":

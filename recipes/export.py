@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from codec.config import ConfigError, from_dict
-from codec.errors import CodecError, one_line
+from codec.config import from_dict
+from codec.errors import EXIT_OK, CodecError, run_command
 from codec.evaluation.stored import read_summary
 from codec.files import written_whole
 from codec.model import Codec
@@ -45,7 +45,10 @@ def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
     """The configuration of a run, and the checkpoint asked for: a name, "best", or the latest."""
     if not (run / "config.json").is_file():
         raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json")
-    config = from_dict(TrainConfig, read_json(run / "config.json"))
+    values = read_json(run / "config.json")
+    values["losses"].pop("adversarial", None)  # of runs made while there were several forms and schedules
+    values["optimizer"].pop("schedule", None)
+    config = from_dict(TrainConfig, values)
     latest = latest_checkpoint(run / CHECKPOINTS)
     if checkpoint is None:
         return config, latest
@@ -209,6 +212,28 @@ def _cell(result: dict[str, Any], digits: int) -> str:
     return f"{result['mean']:.{digits}f}{interval}"
 
 
+def export(args: argparse.Namespace) -> int:
+    """Write the model and its card; returns the exit code."""
+    if not args.force:
+        refuse_existing(args.out)
+    evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
+    runs = [Trained.read(args.run, args.checkpoint), *(Trained.read(run, None) for run in args.average_with)]
+    codec = build_codec(runs, args.out.name)
+    if evaluation and evaluation["weights"] != weights_hash(codec, args.bits):
+        raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
+    card = model_card(runs, codec, evaluation)
+    codec.save_pretrained(args.out, bits=args.bits)
+    with written_whole(args.out / "README.md") as temporary:
+        temporary.write_text(card, encoding="utf-8")
+    (args.out / DISCRIMINATORS).unlink(missing_ok=True)  # those of another run would be trained on with
+    if args.with_discriminator:
+        discriminators = module_tensors(read_checkpoint(runs[0].checkpoint)[0], "discriminators")
+        with written_whole(args.out / DISCRIMINATORS) as temporary:
+            temporary.write_bytes(save(discriminators))
+    print(f"{', '.join(str(run.checkpoint) for run in runs)} -> {args.out}")
+    return EXIT_OK
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
@@ -231,28 +256,7 @@ def main() -> int:
     )
     parser.add_argument("--force", action="store_true", help="overwrite an existing model")
     args = parser.parse_args()
-    try:
-        if not args.force:
-            refuse_existing(args.out)
-        evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
-        runs = [Trained.read(args.run, args.checkpoint), *(Trained.read(run, None) for run in args.average_with)]
-        codec = build_codec(runs, args.out.name)
-        if evaluation and evaluation["weights"] != weights_hash(codec, args.bits):
-            raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
-        card = model_card(runs, codec, evaluation)
-        codec.save_pretrained(args.out, bits=args.bits)
-        with written_whole(args.out / "README.md") as temporary:
-            temporary.write_text(card, encoding="utf-8")
-        (args.out / DISCRIMINATORS).unlink(missing_ok=True)  # those of another run would be trained on with
-        if args.with_discriminator:
-            judges = module_tensors(read_checkpoint(runs[0].checkpoint)[0], "judges")
-            with written_whole(args.out / DISCRIMINATORS) as temporary:
-                temporary.write_bytes(save(judges))
-    except (CheckpointError, ConfigError, ExportError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    print(f"{', '.join(str(run.checkpoint) for run in runs)} -> {args.out}")
-    return 0
+    return run_command("export.py", lambda: export(args))
 
 
 if __name__ == "__main__":

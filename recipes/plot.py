@@ -11,7 +11,7 @@ import fnmatch
 import sys
 from pathlib import Path
 
-from codec.errors import CodecError, one_line
+from codec.errors import EXIT_OK, CodecError, run_command
 from codec.files import written_whole
 from codec.training.tracking import read_scalars
 
@@ -22,7 +22,7 @@ Curve = tuple[list[int], list[float]]
 
 
 class PlotError(CodecError):
-    """What keeps the curves from being drawn; the message is one line for the user."""
+    """The curves cannot be drawn; the message says why."""
 
 
 def read_curves(run: Path, pattern: str) -> dict[str, Curve]:
@@ -37,7 +37,7 @@ def read_curves(run: Path, pattern: str) -> dict[str, Curve]:
 
 
 def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
-    """One picture with a panel a pattern; a run keeps its colour, the curves of one pattern grow paler."""
+    """Draw one picture with a panel per pattern; a run keeps its color, the curves of one pattern grow paler."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,10 +47,10 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
     rows = -(-len(patterns) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(4.5 * columns, 3 * rows), squeeze=False)
     for axis, pattern in zip(axes.flat, patterns, strict=False):
-        found = {run: read_curves(run, pattern) for run in runs}
-        if not any(found.values()):
+        curves_of = {run: read_curves(run, pattern) for run in runs}
+        if not any(curves_of.values()):
             raise PlotError(f"no curve is named {pattern} in {', '.join(map(str, runs))}")
-        for index, (run, curves) in enumerate(found.items()):
+        for index, (run, curves) in enumerate(curves_of.items()):
             for stage, points in enumerate(curves.values()):
                 label = {"label": run.name} if stage == 0 else {}
                 axis.plot(*points, **label, linewidth=1, color=f"C{index % 10}", alpha=1 - 0.8 * stage / len(curves))
@@ -66,6 +66,21 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
     pyplot.close(figure)
 
 
+def draw(args: argparse.Namespace) -> int:
+    """Write the picture; returns the exit code."""
+    if args.out.exists() and not args.force:
+        raise PlotError(f"{args.out} exists; --force overwrites it")
+    missing = [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]
+    if missing:
+        raise PlotError(f"no metrics.jsonl in {', '.join(missing)}")
+    usual = [name for name in CURVES if any(read_curves(run, name) for run in args.runs)]
+    if not (args.curves or usual):
+        raise PlotError(f"no curve yet in {', '.join(map(str, args.runs))}")
+    plot(args.runs, args.curves or usual, args.out)
+    print(args.out)
+    return EXIT_OK
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
@@ -78,21 +93,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
     args = parser.parse_args()
-    try:
-        if args.out.exists() and not args.force:
-            raise PlotError(f"{args.out} exists; --force overwrites it")
-        missing = [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]
-        if missing:
-            raise PlotError(f"no metrics.jsonl in {', '.join(missing)}")
-        usual = [name for name in CURVES if any(read_curves(run, name) for run in args.runs)]
-        if not (args.curves or usual):
-            raise PlotError(f"no curve yet in {', '.join(map(str, args.runs))}")
-        plot(args.runs, args.curves or usual, args.out)
-    except (PlotError, ModuleNotFoundError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    print(args.out)
-    return 0
+    return run_command("plot.py", lambda: draw(args))
 
 
 if __name__ == "__main__":

@@ -15,67 +15,40 @@ import argparse
 import json
 import logging
 import math
-import os
-import signal
 import sys
 import time
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
-
-if __name__ == "__main__":  # importing torch takes seconds, in which ctrl-C would end in a traceback
-    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted before training began\n"), os._exit(130)))
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codec.audio import AudioError
 from codec.config import ConfigError, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
-from codec.errors import CodecError, one_line
+from codec.errors import EXIT_OK, run_command
 from codec.files import written_whole
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
-from codec.pretrained import ModelError
 from codec.spectral import low_pass
-from codec.training.adversarial import discriminator_loss, feature_matching_loss, generator_loss
-from codec.training.checkpoint import (
-    CHECKPOINTS,
-    CheckpointError,
-    latest_checkpoint,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-    step_of,
-    whole_checkpoints,
-)
+from codec.training.checkpoint import CHECKPOINTS, load_checkpoint, prune_checkpoints, save_checkpoint, start_from
 from codec.training.config import TrainConfig, load_train_config
-from codec.training.data import SegmentConfig, SegmentDataset
+from codec.training.data import SegmentDataset, batches, end_readers
 from codec.training.discriminators import split_outputs
-from codec.training.losses import SpectralLoss
-from codec.training.networks import Networks, build_networks, build_spectral, start_quantizer, update_average
+from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
+from codec.training.networks import Networks, build_networks, start_quantizer, update_average
 from codec.training.optimizers import set_learning_rates
 from codec.training.progress import Clock, Counters, StopSignal
-from codec.training.readers import batches, end_readers, sentence
 from codec.training.tracking import Tracker
 from codec.training.validation import codebook_scalars, mean_over_processes, show_examples, validate
 
-try:
-    import accelerate
-    import accelerate.utils  # where the package is missing, the folder beside this script has its name
-except ModuleNotFoundError as error:
-    raise SystemExit(f"error: {one_line(error)}") from None
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
-EXIT_NOTE = """exit codes: 0 done, or stopped by SIGTERM or ctrl-C with a checkpoint written (--resume goes on),
-            1 an error, 2 bad usage, 130 interrupted before training began"""
-
-
-class TrainingError(CodecError):
-    """Training cannot go on; the message says what to change."""
-
-
-MISTAKES = (ConfigError, CheckpointError, ManifestError, ModelError, AudioError, TrainingError)
+EXIT_NOTE = """exit codes: 0 done, or stopped by ctrl-C, SIGTERM or a closed terminal with a checkpoint written, from
+            which --resume goes on, 1 an error, 2 bad usage, 130 interrupted before training began"""
 
 
 @dataclass
@@ -87,7 +60,7 @@ class Run:
     """
 
     config: TrainConfig
-    accelerator: accelerate.Accelerator
+    accelerator: Accelerator
     folder: Path
     networks: Networks
     spectral: SpectralLoss
@@ -104,22 +77,81 @@ class Run:
         return self.folder / CHECKPOINTS
 
     def save(self) -> None:
-        """A checkpoint of this step, unless there is one."""
+        """Write a checkpoint of this step, unless there is one."""
         if self.saved_step == self.counters.step:
             return
         self.saved_step = self.counters.step
         if self.accelerator.is_main_process:
-            networks, meta = self.networks, self.counters.meta()
+            networks, meta = self.networks, vars(self.counters)
             save_checkpoint(self.checkpoints, self.counters.step, networks.modules, networks.optimizers, meta)
             prune_checkpoints(self.checkpoints, self.config.log.keep_checkpoints, self.counters.best)
         self.accelerator.wait_for_everyone()
+
+
+# ---- the run ----------------------------------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace) -> int:
+    """Set up, go on from a checkpoint if there is one, and make one step after the other. Returns the exit code."""
+    stop = StopSignal(time.monotonic() + 60 * args.minutes if args.minutes else math.inf)
+    run = set_up(args)
+    config, counters, networks, accelerator = run.config, run.counters, run.networks, run.accelerator
+    if counters.step >= config.phases.steps:
+        if accelerator.is_main_process:
+            print(
+                f"nothing left to do: {run.folder} is at step {counters.step} and phases.steps is {config.phases.steps}; "
+                f"raise it to train on, as with --set phases.steps={2 * counters.step}"
+            )
+        accelerator.end_training()
+        return EXIT_OK
+    stop.listen()
+    bar = begin_record(run, args.logger)
+    stream = batches(config, run.dataset, counters.step, accelerator.process_index, accelerator.num_processes)
+    counter, clock = CodebookCounter(networks.codec.num_quantizers, networks.codec.codebook_size), Clock()
+
+    while counters.step < config.phases.steps and not stop.anywhere(accelerator):
+        with clock.waiting():
+            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(stream).items()}
+        counters.skipped_files += int(batch["skipped"].sum())
+        if counters.step == config.phases.autoencoder and not networks.quantizer_matched:
+            start_quantizer(networks, run.dataset, config.data.batch_size, accelerator.device)
+        set_learning_rates(networks.optimizers, config.optimizer, config.learning_rate(counters.step))
+        torch.manual_seed(hash((config.seed, counters.step, accelerator.process_index)))
+        logged, output = train_step(run, batch)
+        counters.step += 1
+        bar.update()
+        if not stop.begun:
+            stop.begun = True
+            report_pace(run, clock.busy)
+        if output.codes is not None:
+            counter.add(output.codes)
+        if counters.step % config.log.scalars_every == 0:
+            log_scalars(run, logged, output, counter, clock)
+            counter = CodebookCounter(*counter.counts.shape)
+        if counters.step % config.log.valid_every == 0 or counters.step == config.phases.steps:
+            validate_run(run)
+            clock = Clock()  # validation is not training time
+        if counters.step % config.log.checkpoint_every == 0:
+            run.save()
+    run.save()
+
+    bar.close()
+    if run.tracker is not None:
+        run.tracker.close()
+        if counters.step < config.phases.steps:
+            how = "the same command" if args.minutes else "the same command with --resume"
+            print(f"stopped at step {counters.step}: {run.checkpoints}; {how} goes on from there")
+        else:
+            print(f"done at step {counters.step}: {run.checkpoints}")
+    accelerator.end_training()
+    return EXIT_OK
 
 
 # ---- one step ---------------------------------------------------------------------------------------------------------
 
 
 def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], CodecOutput]:
-    """Discriminators first, then the codec, both on one forward pass. Returns scalars to log and that pass's output.
+    """Train the discriminators, then the codec, on one forward pass; returns scalars to log and that pass's output.
 
     The discriminators see no more of either speech than the recording's bandwidth: they would tell band-limited recordings
     by what decoded speech has above, and teach the decoder to be silent there.
@@ -137,25 +169,25 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
         recorded, decoded = (
             low_pass(speech, batch["bandwidth"], config.model.sample_rate) for speech in (waveform, output.waveform)
         )
-        judged = networks.judges_step(torch.cat([recorded, decoded.detach()]))
-        real, fake = split_outputs(judged, len(waveform))
-        loss = discriminator_loss(real, fake, config.losses.adversarial)
+        outputs = networks.discriminators_step(torch.cat([recorded, decoded.detach()]))
+        real, fake = split_outputs(outputs, len(waveform))
+        loss = discriminator_loss(real, fake)
         logged["loss/discriminator"] = loss.detach()
-        judge = [networks.optimizers["judge_optimizer"]]
-        logged["gradient_norm/discriminator"] = update(run, loss, networks.judges_step, judge, batch)
+        optimizers = [networks.optimizers["discriminator_optimizer"]]
+        logged["gradient_norm/discriminator"] = update(run, loss, networks.discriminators_step, optimizers, batch)
 
     terms = run.spectral(output.waveform, waveform, batch["bandwidth"])
     if output.commitment_loss is not None and output.codebook_loss is not None:
         terms["commitment"] = output.commitment_loss.sum(dim=1).mean()
         terms["codebook"] = output.codebook_loss.sum(dim=1).mean()
     if adversarial:
-        networks.judges.requires_grad_(False)
+        networks.discriminators.requires_grad_(False)
         with run.accelerator.autocast():
             with torch.no_grad():
-                real = networks.judges(recorded)
-            fake = networks.judges(decoded)
-        networks.judges.requires_grad_(True)
-        terms["adversarial"] = generator_loss(fake, config.losses.adversarial)
+                real = networks.discriminators(recorded)
+            fake = networks.discriminators(decoded)
+        networks.discriminators.requires_grad_(True)
+        terms["adversarial"] = generator_loss(fake)
         terms["feature_matching"] = feature_matching_loss(real, fake)
     weighted = {name: weights[name] * term for name, term in terms.items()}
     total = torch.stack(list(weighted.values())).sum()
@@ -167,14 +199,14 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
     norm = update(run, total, networks.codec_step, networks.codec_optimizers, batch)
     logged["gradient_norm/codec"] = norm
     if torch.isfinite(norm):
-        update_average(networks, config, step)
+        update_average(networks, config.optimizer.ema_decay, step)
     return logged, output
 
 
 def update(
     run: Run, loss: Tensor, module: nn.Module, optimizers: list[torch.optim.Optimizer], batch: dict[str, Tensor]
 ) -> Tensor:
-    """Backward, clip, step; a non-finite gradient is skipped and counted. Returns the norm before clipping.
+    """Step along the clipped gradient, or skip and count one that is not finite; returns its norm before clipping.
 
     The norm is that of the averaged gradient, so all processes skip together.
     """
@@ -189,44 +221,18 @@ def update(
             optimizer.step()
         counters.bad_in_a_row = 0
         return norm.detach()
-    counters.bad_steps += 1
-    counters.bad_in_a_row += 1
     logging.warning("step %d skipped: gradient not finite; segments %s", counters.step, batch["index"].tolist())
-    if counters.bad_in_a_row >= settings.max_bad_steps:
-        raise TrainingError(
-            f"{counters.bad_in_a_row} steps in a row had no finite gradient; resume from an earlier checkpoint with a lower "
-            "optimizer.learning_rate or a longer optimizer.warmup_steps, and look at the segments named above"
-        )
+    counters.skip_step(settings.max_bad_steps)
     return norm.detach()
 
 
-# ---- the run ----------------------------------------------------------------------------------------------------------
-
-
-def checkpoint_to_resume(args: argparse.Namespace, accelerator: accelerate.Accelerator) -> Path | None:
-    """The newest whole checkpoint of the run, which every process must see; None where this begins anew.
-
-    Raises:
-        CheckpointError: --resume, and there is none.
-        TrainingError: there is one, but going on was not asked for; or not all processes see the same one.
-    """
-    found = whole_checkpoints(args.out / CHECKPOINTS)
-    step = step_of(found[-1]) if found else -1
-    seen = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
-    if len(set(seen)) > 1:
-        where = ", ".join(str(step) if step >= 0 else "none" for step in seen)
-        raise TrainingError(
-            f"--out {args.out} must lie on a disk that all machines share: the processes see checkpoints of step {where}"
-        )
-    if args.resume:
-        return latest_checkpoint(args.out / CHECKPOINTS)
-    if found and args.minutes is None:
-        raise TrainingError(f"{args.out} holds a run already; continue it with --resume or choose another --out")
-    return found[-1] if found else None
+# ---- before the first step --------------------------------------------------------------------------------------------
 
 
 def set_up(args: argparse.Namespace) -> Run:
     """Read the configuration and the manifests, build everything, and go back to where the run was."""
+    import accelerate.utils  # not accelerate alone: where it is missing, the folder beside this script has its name
+
     config = load_train_config(args.config, args.set)
     if args.init is not None:  # an autoencoder already
         config = replace(config, phases=replace(config.phases, autoencoder=0))
@@ -236,24 +242,18 @@ def set_up(args: argparse.Namespace) -> Run:
         raise ConfigError(f"data.batch_size {data.batch_size} cannot be shared evenly by {world} processes")
     level = logging.WARNING if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(format="%(message)s", level=level)
-    checkpoint = checkpoint_to_resume(args, accelerator)
+    checkpoint = start_from(args.out, args.resume, args.minutes is not None, accelerator)
     records = [record for path in data.train for record in read_manifest(path)]
     valid = [record for path in data.valid for record in read_manifest(path)][: data.valid_limit or None]
     if not valid:
         raise ManifestError(f"data.valid: no utterance in {', '.join(data.valid) or 'an empty list; give a manifest'}")
-    segments = SegmentConfig(
-        seconds=data.segment_seconds,
-        gain_db=data.gain_db,
-        max_bad_fraction=data.max_bad_fraction,
-        max_speaker_hours=data.max_speaker_hours,
-    )
     run = Run(
         config=config,
         accelerator=accelerator,
         folder=args.out,
         networks=build_networks(config, accelerator, args.init),
-        spectral=build_spectral(config).to(accelerator.device),
-        dataset=SegmentDataset(records, config.model.sample_rate, segments, config.seed),
+        spectral=SpectralLoss(config.model.sample_rate, config.losses).to(accelerator.device),
+        dataset=SegmentDataset(records, config.model.sample_rate, data, config.seed),
         valid=valid,
         counters=Counters(),
     )
@@ -264,67 +264,19 @@ def set_up(args: argparse.Namespace) -> Run:
     return run
 
 
-def train(args: argparse.Namespace) -> int:
-    stop = StopSignal(time.monotonic() + 60 * args.minutes if args.minutes else math.inf)
-    run = set_up(args)
-    config, counters, accelerator = run.config, run.counters, run.accelerator
-    if counters.step >= config.phases.steps:
-        if accelerator.is_main_process:
-            print(
-                f"nothing left to do: {args.out} is at step {counters.step} and phases.steps is {config.phases.steps}; "
-                "raise it to train on, as with --set phases.steps=" + str(2 * counters.step)
-            )
-        accelerator.end_training()
-        return 0
-    if accelerator.is_main_process:
-        describe_run(run)
-        run.tracker = Tracker(args.out, args.logger, counters.step)
-        run.tracker.text("config", json.dumps(to_dict(config), indent=1))
-    stop.listen()
+# ---- what is recorded -------------------------------------------------------------------------------------------------
 
-    quantizer = config.model.quantizer
-    counter = CodebookCounter(run.networks.codec.num_quantizers, quantizer.codebook_size)
-    stream = batches(config, run.dataset, counters.step, accelerator.process_index, accelerator.num_processes)
-    clock = Clock()
-    run.bar = tqdm(
-        total=config.phases.steps,
-        initial=counters.step,
-        unit=" step",
-        disable=None if accelerator.is_main_process else True,
-    )
-    while counters.step < config.phases.steps and not stop.anywhere(accelerator):
-        with clock.waiting():
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(stream).items()}
-        counters.skipped_files += int(batch["skipped"].sum())
-        if counters.step == config.phases.autoencoder and not run.networks.quantizer_given:
-            start_quantizer(run.networks, run.dataset, config.data.batch_size, accelerator.device)
-        set_learning_rates(run.networks.optimizers, config.optimizer, config.learning_rate(counters.step))
-        torch.manual_seed(hash((config.seed, counters.step, accelerator.process_index)))
-        logged, output = train_step(run, batch)
-        counters.step += 1
-        stop.begun = True
-        run.bar.update()
-        if output.codes is not None:
-            counter.add(output.codes)
-        if counters.step % config.log.scalars_every == 0:
-            log_scalars(run, logged, output, counter, clock)
-            counter = CodebookCounter(*counter.counts.shape)
-        if counters.step % config.log.valid_every == 0 or counters.step == config.phases.steps:
-            validate_run(run)
-            clock = Clock()  # validation is not training time
-        if counters.step % config.log.checkpoint_every == 0:
-            run.save()
-    run.save()
-    run.bar.close()
-    if run.tracker is not None:
-        run.tracker.close()
-        if counters.step < config.phases.steps:
-            how = "the same command" if args.minutes else "the same command with --resume"
-            print(f"stopped at step {counters.step}: {run.checkpoints}; {how} goes on from there")
-        else:
-            print(f"done at step {counters.step}: {run.checkpoints}")
-    accelerator.end_training()
-    return 0
+
+def begin_record(run: Run, logger: str) -> tqdm[Any]:
+    """Describe the run in its folder, open the tracker (both on the first process only) and the bar."""
+    first = run.accelerator.is_main_process
+    if first:
+        describe_run(run)
+        run.tracker = Tracker(run.folder, logger, run.counters.step)
+        run.tracker.text("config", json.dumps(to_dict(run.config), indent=1))
+    disable = None if first else True  # None: unless stderr is a terminal
+    run.bar = tqdm(total=run.config.phases.steps, initial=run.counters.step, unit=" step", disable=disable)
+    return run.bar
 
 
 def log_scalars(
@@ -354,7 +306,7 @@ def validate_run(run: Run) -> None:
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True
     loss = values["valid/mel"] + values.get("valid/stft", 0.0)
-    if quantize and loss < counters.best_loss:
+    if quantize and (counters.best_loss is None or loss < counters.best_loss):
         counters.best_loss, counters.best = loss, f"step_{counters.step:08d}"
         run.save()
 
@@ -371,8 +323,18 @@ def report(run: Run, values: dict[str, float]) -> None:
         run.bar.set_postfix(main)
 
 
+def report_pace(run: Run, seconds: float) -> None:
+    """Say how long the run will take if all steps are like the first one, of so many seconds. First process only."""
+    left = run.config.phases.steps - run.counters.step
+    if run.tracker is None or run.bar is None or left == 0:
+        return
+    duration = timedelta(seconds=round(seconds * left))
+    run.bar.write(f"step {run.counters.step} took {seconds:.2f} s; {left} more take {duration} h at that speed")
+    sys.stdout.flush()
+
+
 def describe_run(run: Run) -> None:
-    """Write what was trained on what: config.json and data.json, for export and for whoever finds the folder."""
+    """Write what was trained on what: config.json and data.json, for export and for whoever comes upon the folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     sources: dict[str, float] = {}
     for record in run.dataset.records:
@@ -384,59 +346,45 @@ def describe_run(run: Run) -> None:
             temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main() -> int:
+# ---- the command line -------------------------------------------------------------------------------------------------
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXIT_NOTE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--config",
-        required=True,
-        type=Path,
-        metavar="YAML",
-        help="what to train on what, as recipes/libritts/debug.yaml",
-    )
-    parser.add_argument(
-        "--out", type=Path, help="the run's folder, for checkpoints and logs (default: runs/NAME_OF_CONFIG)"
-    )
-    parser.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="KEY=VALUE",
-        help="override fields of the configuration, as --set phases.steps=1000 data.workers=2",
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on from the run's last checkpoint (otherwise the same command)"
-    )
-    parser.add_argument(
+    option = parser.add_argument
+    option("--config", required=True, type=Path, metavar="YAML", help="as recipes/libritts/debug.yaml")
+    option("--out", type=Path, help="the run's folder, for checkpoints and logs (default: runs/NAME_OF_CONFIG)")
+    overrides = "override fields of the configuration, as --set phases.steps=1000 data.workers=2"
+    option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=overrides)
+    option("--resume", action="store_true", help="go on from the run's last checkpoint (otherwise the same command)")
+    option(
         "--init",
         metavar="MODEL",
         help="start from an exported model (fine-tuning), without autoencoder phase; of one with another quantizer it takes "
         "encoder and decoder, of one exported with them the discriminators; the configuration may have more blocks",
     )
-    parser.add_argument(
+    option(
         "--minutes",
         type=float,
         metavar="M",
         help="a leg of a long run: from the last checkpoint, if there is one, for so many minutes; the same command again "
         "is the next leg",
     )
-    parser.add_argument("--logger", choices=["tensorboard", "none"], default="tensorboard")
-    parser.add_argument("--cpu", action="store_true", help="do not use a GPU that is there")
+    option("--logger", choices=["tensorboard", "none"], default="tensorboard")
+    option("--cpu", action="store_true", help="do not use a GPU that is there")
     args = parser.parse_args()
     if args.minutes is not None and args.minutes <= 0:
         parser.error("--minutes must be positive")
     args.out = args.out or Path("runs") / args.config.stem
+    return args
+
+
+def main() -> int:
+    args = parse_arguments()
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # from here on an exception can tidy up
-        return train(args)
-    except KeyboardInterrupt:
-        print("interrupted before training began", file=sys.stderr)
-        return 130
-    except (*MISTAKES, OSError, ModuleNotFoundError) as error:
-        print(f"error: {sentence(error)}", file=sys.stderr)
-        return 1
+        return run_command("train.py", lambda: train(args), interrupted="training had not begun")
     finally:
         end_readers()
 

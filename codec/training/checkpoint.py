@@ -1,9 +1,8 @@
 """Checkpoints of a training run: safetensors and JSON, no pickle, written whole or not at all.
 
-A checkpoint is a folder ``step_00001000`` with ``state-00.safetensors``, ``state-01.safetensors``, ... (weights, running
-average, optimizer moments; parts of at most 15 MB, so that they pass through what takes small files only) and
-``state.json`` (step, counters, number of parts). Random states are not in it: every random choice of a run is a function
-of its seed and the step.
+A checkpoint is a folder ``step_00001000`` with ``state.safetensors`` (weights, running average, optimizer moments) and
+``state.json`` (step and counters). Random states are not in it: every random choice of a run is a function of its seed and
+the step.
 """
 
 from __future__ import annotations
@@ -12,23 +11,26 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from codec.errors import CodecError
 from codec.files import written_whole
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
-META = "state.json"
-PART_BYTES = 15_000_000
+STATE, META = "state.safetensors", "state.json"
+FORMER_NAMES = {"judges": "discriminators", "judge_optimizer": "discriminator_optimizer"}  # in older checkpoints
 
 
 class CheckpointError(CodecError):
-    """A checkpoint that cannot be found or read; the message says which."""
+    """A checkpoint that cannot be found, read or gone on from; the message says which."""
 
 
 def save_checkpoint(
@@ -49,18 +51,12 @@ def save_checkpoint(
     temporary = folder / f".{final.name}.tmp"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    parts = _parts({key: value.detach().cpu() for key, value in tensors.items()})
-    for index, part in enumerate(parts):
-        with written_whole(temporary / _part_name(index)) as path:
-            path.write_bytes(save({key: value.clone().contiguous() for key, value in part.items()}))
+    with written_whole(temporary / STATE) as path:
+        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
     with written_whole(temporary / META) as path:
-        path.write_text(json.dumps({"step": step, **meta, "parts": len(parts)}, indent=1) + "\n", encoding="utf-8")
-    former = folder / f".{final.name}.old"  # out of the way first: a folder cannot take another one's place
-    shutil.rmtree(former, ignore_errors=True)
-    if final.exists():
-        final.rename(former)
+        path.write_text(json.dumps({"step": step, **meta}, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
-    shutil.rmtree(former, ignore_errors=True)
     return final
 
 
@@ -73,9 +69,9 @@ def load_checkpoint(
         CheckpointError: damaged, of another architecture, or with the state of other optimizers.
     """
     tensors, meta = read_checkpoint(checkpoint)
-    wanted = {f"{name}/{key}": t.shape for name, module in modules.items() for key, t in module.state_dict().items()}
-    found = {key: t.shape for key, t in tensors.items() if key.partition("/")[0] in modules}
-    other = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key))
+    expected = {f"{name}/{key}": t.shape for name, module in modules.items() for key, t in module.state_dict().items()}
+    stored = {key: t.shape for key, t in tensors.items() if key.partition("/")[0] in modules}
+    other = sorted(key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key))
     if other:
         raise CheckpointError(
             f"{checkpoint} does not fit this configuration: {len(other)} tensors are missing, foreign or of another shape "
@@ -122,12 +118,17 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     """
     try:
         meta = json.loads((checkpoint / META).read_text(encoding="utf-8"))
-        tensors: dict[str, Tensor] = {}
-        for index in range(meta.pop("parts")):
-            tensors |= load_file(checkpoint / _part_name(index))
-        return tensors, meta
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        parts = meta.pop("parts", None)  # older checkpoints lie in parts of 15 MB
+        names = [STATE] if parts is None else [f"state-{index:02d}.safetensors" for index in range(parts)]
+        tensors = {_renamed(key): value for name in names for key, value in load_file(checkpoint / name).items()}
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {error}") from None
+    return tensors, meta
+
+
+def _renamed(key: str) -> str:
+    group, _, rest = key.partition("/")
+    return f"{FORMER_NAMES.get(group, group)}/{rest}"
 
 
 def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -140,21 +141,39 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step_*") if (path / META).is_file())
 
 
-def step_of(checkpoint: Path) -> int:
-    """The step at which a checkpoint was written."""
-    return int(checkpoint.name.removeprefix("step_"))
-
-
 def latest_checkpoint(folder: Path) -> Path:
     """The newest whole checkpoint of a run.
 
     Raises:
         CheckpointError: there is none.
     """
-    found = whole_checkpoints(folder)
-    if not found:
+    checkpoints = whole_checkpoints(folder)
+    if not checkpoints:
         raise CheckpointError(f"no checkpoint in {folder}")
-    return found[-1]
+    return checkpoints[-1]
+
+
+def start_from(run: Path, resume: bool, legs: bool, accelerator: Accelerator) -> Path | None:
+    """The newest whole checkpoint of a run, which every process must see; None where the run begins anew.
+
+    Raises:
+        CheckpointError: there is none to ``resume``; there is one, but the run neither resumes nor consists of ``legs``; or
+            not all processes see the same one.
+    """
+    folder = run / CHECKPOINTS
+    checkpoints = whole_checkpoints(folder)
+    step = int(checkpoints[-1].name.removeprefix("step_")) if checkpoints else -1
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        where = ", ".join(str(step) if step >= 0 else "none" for step in steps)
+        raise CheckpointError(
+            f"--out {run} must lie on a disk that all machines share: the processes see checkpoints of step {where}"
+        )
+    if resume:
+        return latest_checkpoint(folder)
+    if checkpoints and not legs:
+        raise CheckpointError(f"{run} holds a run already; continue it with --resume or choose another --out")
+    return checkpoints[-1] if checkpoints else None
 
 
 def prune_checkpoints(folder: Path, keep: int, best: str | None) -> None:
@@ -162,20 +181,3 @@ def prune_checkpoints(folder: Path, keep: int, best: str | None) -> None:
     for path in sorted(folder.glob("step_*"))[:-keep]:
         if path.name != best:
             shutil.rmtree(path)
-
-
-def _parts(tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The tensors in order, in groups of at most PART_BYTES; a larger tensor is a group of its own."""
-    parts: list[dict[str, Tensor]] = [{}]
-    size = 0
-    for key, value in tensors.items():
-        if parts[-1] and size + value.nbytes > PART_BYTES:
-            parts.append({})
-            size = 0
-        parts[-1][key] = value
-        size += value.nbytes
-    return parts
-
-
-def _part_name(index: int) -> str:
-    return f"state-{index:02d}.safetensors"

@@ -27,12 +27,12 @@ class DataConfig:
     """Where speech comes from and how it is cut.
 
     Attributes:
-        train, valid: manifests, each a list of files. ``valid`` is never trained on.
-        batch_size: segments a step, over all processes together.
+        train, valid: paths of manifests. ``valid`` is never trained on.
+        batch_size: segments per step, over all processes together.
         segment_seconds: length of a segment; a whole number of frames.
-        gain_db: lowest and highest random gain.
+        gain_db: lowest and highest random gain; a segment is never amplified beyond full scale.
         max_bad_fraction: training stops once more than this share of the files tried cannot be read.
-        workers: reading processes a training process.
+        workers: reading processes per training process.
         valid_limit: use only the first so many validation utterances; 0 for all.
         max_speaker_hours: a speaker with more speech is drawn as if it were so much; 0 for no cap.
     """
@@ -86,14 +86,13 @@ class LossConfig:
 
     Attributes:
         weights: of each term; those left out keep the defaults of ``WEIGHTS``. The commitment and codebook losses are
-            summed over stages.
-        windows, mels: window lengths and mel bands of the log-mel term.
+            summed over quantizers.
+        windows, mels: window lengths n_fft (the hop is a quarter) and, for each, the mel bands of the log-mel term.
         phase_windows: those of ``windows`` with the complex-STFT term.
         phase_exponent: of the magnitudes in that term, above 0 to 1; below 1 weak components count for more.
-        phase_scale: the frequency scale whose equal steps count alike in that term: ``linear`` or ``mel``.
+        phase_scale: the frequency scale whose equal steps count alike in that term: ``linear`` (every bin) or ``mel``.
         envelope_windows: those of ``windows`` with the envelope term.
         envelope_bands: mel bands of that term.
-        adversarial: form of the adversarial loss.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
@@ -104,7 +103,6 @@ class LossConfig:
     phase_scale: Literal["linear", "mel"] = "linear"
     envelope_windows: tuple[int, ...] = (512,)
     envelope_bands: int = 24
-    adversarial: Literal["hinge", "least_squares"] = "hinge"
 
     def __post_init__(self) -> None:
         unknown = ", ".join(sorted(self.weights.keys() - WEIGHTS.keys()))
@@ -112,24 +110,21 @@ class LossConfig:
         for name, weight in self.weights.items():
             require(0 <= weight < math.inf, f"weights.{name} must be a number from 0 on, not {weight}")
         object.__setattr__(self, "weights", WEIGHTS | self.weights)
-        require(
-            bool(self.windows) and all(window >= 4 and window % 4 == 0 for window in self.windows),
-            "windows must be multiples of 4, at least one",
-        )
-        require(len(self.windows) == len(self.mels), f"mels must have {len(self.windows)} entries, one a window")
+        usable = bool(self.windows) and all(window >= 4 and window % 4 == 0 for window in self.windows)
+        require(usable, "windows must be multiples of 4, at least one")
+        require(len(self.windows) == len(self.mels), f"mels must have {len(self.windows)} entries, one per window")
         require(min(*self.mels, self.envelope_bands) >= 1, "mels and envelope_bands must be at least 1")
-        for term, chosen in (("stft", self.phase_windows), ("envelope", self.envelope_windows)):
-            usable = bool(chosen) and set(chosen) <= set(self.windows)
-            name = "phase_windows" if term == "stft" else "envelope_windows"
-            require(
-                usable or not self.weights[term], f"{name} must be among windows, one at least, or weights.{term} 0"
-            )
+        for term, name in (("stft", "phase_windows"), ("envelope", "envelope_windows")):
+            chosen = set(getattr(self, name))
+            usable = bool(chosen) and chosen <= set(self.windows)
+            message = f"{name} must be among windows, one at least, or weights.{term} 0"
+            require(usable or not self.weights[term], message)
         require(0 < self.phase_exponent <= 1, "phase_exponent must be above 0 and at most 1")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW for both networks: linear warm-up, the peak held, then cosine to ``final_ratio`` of it (or a constant rate).
+    """AdamW for both networks: linear warm-up, the peak held, then cosine to ``final_ratio`` of it.
 
     Attributes:
         learning_rate, discriminator_learning_rate: peaks.
@@ -147,7 +142,6 @@ class OptimizerConfig:
     betas: tuple[float, ...] = (0.8, 0.99)
     weight_decay: float = 0.01
     warmup_steps: int = 100
-    schedule: Literal["cosine", "constant"] = "cosine"
     hold: float = 0.0
     final_ratio: float = 0.01
     clip_norm: float = 1.0
@@ -223,27 +217,32 @@ class TrainConfig:
         share = min(1.0, (step + 1) / max(optimizer.warmup_steps, 1))
         if phases.autoencoder and phases.ramp and step >= phases.autoencoder:
             share *= min(1.0, (step - phases.autoencoder + 1) / phases.ramp)
-        if optimizer.schedule == "cosine":
-            progress = (step / phases.steps - optimizer.hold) / (1 - optimizer.hold)
-            cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
-            share *= optimizer.final_ratio + (1 - optimizer.final_ratio) * cosine
-        return share
+        progress = (step / phases.steps - optimizer.hold) / (1 - optimizer.hold)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(max(progress, 0.0), 1.0)))
+        return share * (optimizer.final_ratio + (1 - optimizer.final_ratio) * cosine)
 
 
 def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML configuration; ``overrides`` are ``key.path=value``, the value in YAML.
 
-    A file may name another one to start from: ``base: other.yaml``, relative to itself.
+    A file may extend one other that stands alone: ``base: other.yaml``, relative to itself.
 
     Raises:
-        ConfigError: not YAML, unknown key, wrong type, or values that contradict each other.
-        OSError: cannot be read.
+        ConfigError: not YAML, unknown key, wrong type, values that contradict each other, or a base with a base.
+        OSError: the file or its base cannot be read.
     """
-    values = _read_yaml(Path(path), ())
+    path = Path(path)
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    if base is not None:
+        require(isinstance(base, str), f"{path}: base must be the name of a file, not {base!r}")
+        base_values = _read_yaml(path.parent / base)
+        deep = f"{path}: its base {base} has a base itself, {base_values.get('base')}; extend a file that stands alone"
+        require("base" not in base_values, deep)
+        values = _merge(base_values, values)
     for override in overrides:
         key, equals, text = override.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes KEY=VALUE, not {override!r}")
+        require(bool(equals), f"--set takes KEY=VALUE, not {override!r}")
         nested: Any = _parse_yaml(text, override)
         for part in reversed(key.split(".")):
             nested = {part: nested}
@@ -254,22 +253,14 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _read_yaml(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """A file with its base merged in; ``above`` are the files that it is the base of."""
-    if path.resolve() in above:
-        raise ConfigError(f"{path} is, through its base, its own base")
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_text(encoding="utf-8")
+        values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
         raise ConfigError(f"{path} is not text") from None
-    values = _parse_yaml(text, str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping")
-    base = values.pop("base", None)
-    if base is None:
-        return values
-    require(isinstance(base, str), f"{path}: base must be the name of a file, not {base!r}")
-    return _merge(_read_yaml(path.parent / base, (*above, path.resolve())), values)
+    return values
 
 
 def _parse_yaml(text: str, where: str) -> Any:

@@ -1,11 +1,12 @@
-"""Training data: random segments of the utterances of a manifest."""
+"""Training data: random segments of the utterances of a manifest, read ahead by processes that end with the run."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import soundfile
@@ -16,25 +17,11 @@ from torch import Tensor
 
 from codec.audio import system_path
 from codec.corpus.manifest import ManifestError, Record, audio_source
+from codec.errors import CodecError
+from codec.training.config import DataConfig, TrainConfig
+from codec.training.progress import STOPPING
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SegmentConfig:
-    """How random segments are drawn.
-
-    Attributes:
-        seconds: length of a segment.
-        gain_db: lowest and highest random gain; a segment is never amplified beyond full scale.
-        max_bad_fraction: reading stops once more than this share of the files tried cannot be read.
-        max_speaker_hours: a speaker with more speech is drawn as if it were so much; 0 for no cap.
-    """
-
-    seconds: float = 1.0
-    gain_db: tuple[float, ...] = (-6.0, 3.0)
-    max_bad_fraction: float = 0.01
-    max_speaker_hours: float = 0.0
 
 
 class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
@@ -50,15 +37,15 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     Args:
         records: the utterances.
         sample_rate: of the segments, in Hz; files of other rates are resampled.
-        config: segment length and augmentation.
+        config: length, gain and choice of the segments.
         seed: of every random choice.
     """
 
-    def __init__(self, records: Sequence[Record], sample_rate: int, config: SegmentConfig, seed: int) -> None:
+    def __init__(self, records: Sequence[Record], sample_rate: int, config: DataConfig, seed: int) -> None:
         if not records:
             raise ManifestError("the manifest is empty")
         self.records, self.sample_rate, self.config, self.seed = list(records), sample_rate, config, seed
-        self.num_samples = round(config.seconds * sample_rate)
+        self.num_samples = round(config.segment_seconds * sample_rate)
         self.ends = np.cumsum(draw_weights(records, config.max_speaker_hours))
         self.tried: set[str] = set()
         self.bad: set[str] = set()
@@ -120,15 +107,63 @@ def read_segment(record: Record, position: float, num_samples: int, sample_rate:
         rate, total = file.samplerate, file.frames
         if total < 1:
             raise ManifestError(f"{record.path} is empty")
-        wanted = math.ceil(num_samples * rate / sample_rate)
-        start = int(position * (max(total - wanted, 0) + 1))
+        length = math.ceil(num_samples * rate / sample_rate)
+        start = int(position * (max(total - length, 0) + 1))
         margin = 0 if rate == sample_rate else rate // 50
         before = min(margin, start)
         file.seek(start - before)
-        samples = file.read(before + wanted + margin, dtype="float32", always_2d=True).mean(axis=1)
+        samples = file.read(before + length + margin, dtype="float32", always_2d=True).mean(axis=1)
     if not np.isfinite(samples).all():
         raise ManifestError(f"{record.path} holds NaN or infinity")
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate)
     samples = samples[round(before * sample_rate / rate) :][:num_samples]
     return np.pad(samples, (0, num_samples - len(samples))).astype(np.float32)
+
+
+# ---- batches read ahead -----------------------------------------------------------------------------------------------
+
+
+def batches(
+    config: TrainConfig, dataset: SegmentDataset, first: int, rank: int, world: int
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the share of process ``rank`` of ``world`` in every batch from step ``first`` on.
+
+    Raises:
+        ManifestError: too many files cannot be read.
+    """
+    share = config.data.batch_size // world
+    steps = range(first, config.phases.steps)
+    indices = (step * config.data.batch_size + rank * share + i for step in steps for i in range(share))
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_size=share,
+        sampler=list(indices),
+        num_workers=config.data.workers,
+        prefetch_factor=8 if config.data.workers else None,
+        worker_init_fn=_leave_stopping_to_the_parent,
+    )
+    try:
+        yield from loader
+    except CodecError as error:
+        _, from_reader, traceback = str(error).partition("\nOriginal Traceback")  # which the DataLoader puts first
+        if not from_reader:
+            raise
+        raise type(error)(traceback.strip().splitlines()[-1].partition(": ")[2]) from None
+
+
+def _leave_stopping_to_the_parent(_worker: int) -> None:
+    """Ignore in a reading process what stops a run: it often reaches the whole group, and the step needs its batch.
+
+    The parent ends its readers through their queue; readers whose parent was killed end by themselves within seconds.
+    """
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def end_readers() -> None:
+    """Kill the reading processes that an error has left: at exit Python would wait for them after a mere SIGTERM."""
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the DataLoader would report them as lost
+    for process in multiprocessing.active_children():
+        process.kill()

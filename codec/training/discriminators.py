@@ -30,7 +30,7 @@ class DiscriminatorConfig:
 
     Attributes:
         periods: in samples, one period discriminator each; empty for none.
-        period_channels: width of a period discriminator's first layer; it grows fourfold a layer.
+        period_channels: width of a period discriminator's first layer; it grows fourfold per layer.
         period_max_channels: where that growth ends.
         resolutions: n_fft of the resolution discriminators, hop a quarter of it; empty for none.
         resolution_channels: width of all their layers.
@@ -53,34 +53,24 @@ class DiscriminatorConfig:
     band_edges: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
 
     def __post_init__(self) -> None:
-        require(bool(self.periods or self.resolutions), "periods and resolutions must not both be empty")
-        for period in self.periods:
-            require(period >= 1, f"periods must be 1 or more, not {period}")
-        require(len(set(self.periods)) == len(self.periods), "periods must differ from each other")
+        periods, resolutions, edges = self.periods, self.resolutions, (0.0, *self.band_edges, 1.0)
+        require(bool(periods or resolutions), "periods and resolutions must not both be empty")
+        require(all(period >= 1 for period in periods), f"periods must be 1 or more, not {list(periods)}")
+        require(len(set(periods)) == len(periods), "periods must differ from each other")
         require(self.period_channels >= 1, f"period_channels must be 1 or more, not {self.period_channels}")
-        require(
-            self.period_max_channels >= self.period_channels,
-            f"period_max_channels must not be below period_channels {self.period_channels},"
-            f" and is {self.period_max_channels}",
-        )
-        for n_fft in self.resolutions:
-            require(n_fft >= 4 and n_fft % 4 == 0, f"resolutions must be multiples of 4, not {n_fft}")
-        require(len(set(self.resolutions)) == len(self.resolutions), "resolutions must differ from each other")
+        grows = self.period_max_channels >= self.period_channels
+        require(grows, f"period_max_channels must not be below period_channels {self.period_channels}")
+        usable = all(n_fft >= 4 and n_fft % 4 == 0 for n_fft in resolutions)
+        require(usable, f"resolutions must be multiples of 4, not {list(resolutions)}")
+        require(len(set(resolutions)) == len(resolutions), "resolutions must differ from each other")
         require(self.resolution_channels >= 1, f"resolution_channels must be 1 or more, not {self.resolution_channels}")
-        require(
-            1 <= self.resolution_stride <= 9,
-            f"resolution_stride must be from 1 to 9, the kernel's width, not {self.resolution_stride}",
-        )
-        edges = (0.0, *self.band_edges, 1.0)
-        require(
-            all(low < high for low, high in pairwise(edges)),
-            f"band_edges must rise and lie between 0 and 1, not {list(self.band_edges)}",
-        )
-        for n_fft in self.resolutions:
-            require(
-                all(low < high for low, high in _bands(n_fft, self.band_edges)),
-                f"resolutions: {n_fft} is too short to give each band of band_edges a bin",
-            )
+        stride = self.resolution_stride
+        require(1 <= stride <= 9, f"resolution_stride must be from 1 to 9, the kernel's width, not {stride}")
+        rising = all(low < high for low, high in pairwise(edges))
+        require(rising, f"band_edges must rise and lie between 0 and 1, not {list(self.band_edges)}")
+        for n_fft in resolutions:
+            filled = all(low < high for low, high in _bands(n_fft, self.band_edges))
+            require(filled, f"resolutions: {n_fft} is too short to give each band of band_edges a bin")
 
 
 def _bands(n_fft: int, edges: tuple[float, ...]) -> list[tuple[int, int]]:
@@ -191,14 +181,14 @@ class Discriminators(nn.Module):
         )
 
     def forward(self, waveform: Tensor) -> list[DiscriminatorOutput]:
-        """``[B, 1, T]`` -> one output a discriminator."""
+        """``[B, 1, T]`` -> one output per discriminator."""
         return [member(waveform) for member in self.members]
 
 
 def split_outputs(
     outputs: list[DiscriminatorOutput], batch: int
 ) -> tuple[list[DiscriminatorOutput], list[DiscriminatorOutput]]:
-    """What was judged in one batch of recorded, then decoded speech, ``batch`` items each: of the one and of the other."""
+    """Split the outputs on one batch of recorded, then decoded speech, ``batch`` items each, into (recorded, decoded)."""
     recorded, decoded = (
         [DiscriminatorOutput(o.logits[half], [feature[half] for feature in o.features]) for o in outputs]
         for half in (slice(None, batch), slice(batch, None))

@@ -1,4 +1,11 @@
-"""Reconstruction losses. Each term is one number, zero on identical input; its weight stands in the training config."""
+"""The losses: distances of decoded from recorded speech, and the adversarial terms over what discriminators say of them.
+
+Each term is one number; a distance is zero on identical input. The weights stand in ``codec.training.config``.
+
+Notation of the adversarial terms: D_k(x) are the logits of discriminator k of K, x is recorded and x' decoded speech.
+Every such loss is a mean over logits and then over discriminators, so its size depends neither on their number nor on the
+segments' length.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +13,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codec.spectral import (
     Planes,
@@ -17,8 +25,11 @@ from codec.spectral import (
     planes,
     usable_bandwidth,
 )
+from codec.training.config import LossConfig
+from codec.training.discriminators import DiscriminatorOutput
 
 PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: of the complex and the envelope term
+FEATURE_FLOOR = 1e-3  # a layer silent on recorded speech must not make the relative distance explode
 
 
 class SpectralLoss(nn.Module):
@@ -28,7 +39,7 @@ class SpectralLoss(nn.Module):
     Descript Audio Codec, arXiv 2306.06546). It forgives phase.
 
     ``stft``: per item ``sum |S - S'| / sum |S|`` over the real and imaginary parts of spectra whose magnitudes are raised
-    to ``exponent``, averaged over ``phase_windows``. It is what teaches the decoder phase, and gives the later residual
+    to ``phase_exponent``, averaged over ``phase_windows``. It is what teaches the decoder phase, and gives the later residual
     stages something to carry. With an exponent below 1 (such as the 0.3 to 0.5 usual in speech enhancement) the weak
     components, which carry consonants, count for more than they do by their energy. On the mel scale a bin counts by its
     width in mels: most of the bins lie where ears tell neither pitch nor phase, and few bits are left for them.
@@ -43,46 +54,31 @@ class SpectralLoss(nn.Module):
 
     Args:
         sample_rate: of the waveforms, in Hz.
-        windows: window lengths n_fft; hop is a quarter.
-        mels: mel bands for each window.
-        phase_windows: those of ``windows`` with the complex term.
-        exponent: of the magnitudes in the complex term, above 0 to 1; 1 leaves them as they are.
-        scale: whose equal steps count alike in the complex term: ``linear`` (every bin) or ``mel``.
-        envelope_windows: those of ``windows`` with the envelope term; none leaves it out.
-        envelope_bands: mel bands of that term.
+        config: windows and bands of each term; ``stft`` and ``envelope`` are left out where their weight is 0.
     """
 
     envelope_edges: Tensor
 
-    def __init__(
-        self,
-        sample_rate: int,
-        windows: tuple[int, ...],
-        mels: tuple[int, ...],
-        phase_windows: tuple[int, ...],
-        exponent: float = 1.0,
-        scale: Literal["linear", "mel"] = "linear",
-        envelope_windows: tuple[int, ...] = (),
-        envelope_bands: int = 24,
-    ) -> None:
+    def __init__(self, sample_rate: int, config: LossConfig) -> None:
         super().__init__()
-        if len(windows) != len(mels):
-            raise ValueError(f"mels must have one entry a window: {len(windows)}, not {len(mels)}")
-        if not set(phase_windows) | set(envelope_windows) <= set(windows):
-            raise ValueError("phase_windows and envelope_windows must be among windows")
-        self.windows, self.phase_windows, self.exponent = windows, phase_windows, exponent
-        self.envelope_windows = envelope_windows
-        self._windows_of = {"mel": windows, "stft": phase_windows, "envelope": envelope_windows}
-        self.sample_rate = sample_rate
-        for n_fft, n_mels in zip(windows, mels, strict=True):
-            self.register_buffer(f"filters_{n_fft}", mel_filterbank(sample_rate, n_fft, n_mels), persistent=False)
-            self.register_buffer(f"edges_{n_fft}", mel_edges(sample_rate, n_mels)[2:], persistent=False)
-            self.register_buffer(f"bins_{n_fft}", bin_frequencies(sample_rate, n_fft), persistent=False)
-            self.register_buffer(f"widths_{n_fft}", _bin_widths(sample_rate, n_fft, scale), persistent=False)
-        for n_fft in envelope_windows:
-            filters = mel_filterbank(sample_rate, n_fft, envelope_bands)
-            self.register_buffer(f"envelope_filters_{n_fft}", filters, persistent=False)
-        self.register_buffer("envelope_edges", mel_edges(sample_rate, envelope_bands)[2:], persistent=False)
+        self.sample_rate, self.config = sample_rate, config
+        self._windows_of = {
+            "mel": config.windows,
+            "stft": config.phase_windows if config.weights["stft"] else (),
+            "envelope": config.envelope_windows if config.weights["envelope"] else (),
+        }
+        for n_fft, n_mels in zip(config.windows, config.mels, strict=True):
+            self._store(f"filters_{n_fft}", mel_filterbank(sample_rate, n_fft, n_mels))
+            self._store(f"edges_{n_fft}", mel_edges(sample_rate, n_mels)[2:])
+            self._store(f"bins_{n_fft}", bin_frequencies(sample_rate, n_fft))
+            self._store(f"widths_{n_fft}", _bin_widths(sample_rate, n_fft, config.phase_scale))
+        for n_fft in self._windows_of["envelope"]:
+            self._store(f"envelope_filters_{n_fft}", mel_filterbank(sample_rate, n_fft, config.envelope_bands))
+        self._store("envelope_edges", mel_edges(sample_rate, config.envelope_bands)[2:])
+
+    def _store(self, name: str, tensor: Tensor) -> None:
+        """Let the tensor move with the module between devices, and leave it out of the module's state."""
+        self.register_buffer(name, tensor, persistent=False)
 
     @property
     def terms(self) -> tuple[str, ...]:
@@ -91,31 +87,31 @@ class SpectralLoss(nn.Module):
 
     def forward(self, estimate: Tensor, reference: Tensor, bandwidth: Tensor) -> dict[str, Tensor]:
         """``estimate`` and ``reference`` ``[B, 1, T]``, ``bandwidth`` ``[B]`` in Hz -> ``{term: []}`` for ``terms``."""
-        estimate, reference = estimate.squeeze(1).float(), reference.squeeze(1).float()
+        estimate, reference = estimate.squeeze(1).float(), reference.squeeze(1).float()  # [B, T]
         bandwidth = usable_bandwidth(bandwidth, self.sample_rate)
         mel, phase, envelope = (estimate.new_zeros(()) for _ in range(3))
-        for n_fft in self.windows:
-            made, wanted = planes(estimate, n_fft), planes(reference, n_fft)
-            mel = mel + self._mel_distance(made, wanted, bandwidth, n_fft)
-            if n_fft in self.phase_windows:
+        for n_fft in self._windows_of["mel"]:
+            decoded, recorded = planes(estimate, n_fft), planes(reference, n_fft)  # [B, N, n_fft // 2 + 1]
+            mel = mel + self._mel_distance(decoded, recorded, bandwidth, n_fft)
+            if n_fft in self._windows_of["stft"]:
                 inside = getattr(self, f"bins_{n_fft}") <= bandwidth[:, None]
                 weights = inside * getattr(self, f"widths_{n_fft}")
-                phase = phase + _relative_distance(made, wanted, weights, self.exponent)
-            if n_fft in self.envelope_windows:
-                envelope = envelope + self._envelope_distance(made, wanted, bandwidth, n_fft)
+                phase = phase + _relative_distance(decoded, recorded, weights, self.config.phase_exponent)
+            if n_fft in self._windows_of["envelope"]:
+                envelope = envelope + self._envelope_distance(decoded, recorded, bandwidth, n_fft)
         sums = {"mel": mel, "stft": phase, "envelope": envelope}
         return {name: sums[name] / len(self._windows_of[name]) for name in self.terms}
 
-    def _mel_distance(self, made: Planes, wanted: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
+    def _mel_distance(self, decoded: Planes, recorded: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
         filters = getattr(self, f"filters_{n_fft}")
         inside = (getattr(self, f"edges_{n_fft}") <= bandwidth[:, None]).float()  # [B, M]: bands wholly below it
-        difference = log_mel(made, filters) - log_mel(wanted, filters)
+        difference = log_mel(decoded, filters) - log_mel(recorded, filters)
         return _mean_over_bands(difference.abs().mean(dim=1), inside)
 
-    def _envelope_distance(self, made: Planes, wanted: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
+    def _envelope_distance(self, decoded: Planes, recorded: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
         filters = getattr(self, f"envelope_filters_{n_fft}")
-        given, target = ((spectrum.power @ filters + 1e-14).sqrt() for spectrum in (made, wanted))
-        difference = torch.linalg.vector_norm(given - target, dim=1)  # [B, M]
+        estimate, target = ((spectrum.power @ filters + 1e-14).sqrt() for spectrum in (decoded, recorded))
+        difference = torch.linalg.vector_norm(estimate - target, dim=1)  # [B, M]
         floor = PHASE_FLOOR * target.shape[1] ** 0.5
         relative = difference / (torch.linalg.vector_norm(target, dim=1) + floor)
         return _mean_over_bands(relative, (self.envelope_edges <= bandwidth[:, None]).float())
@@ -136,18 +132,18 @@ def _bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -
     return widths / widths.sum()
 
 
-def _relative_distance(made: Planes, wanted: Planes, weights: Tensor, exponent: float) -> Tensor:
+def _relative_distance(decoded: Planes, recorded: Planes, weights: Tensor, exponent: float) -> Tensor:
     """Over bins weighted by ``weights [B, F]``."""
     weights = weights[:, None]
-    made, wanted = _compressed(made, exponent), _compressed(wanted, exponent)
+    decoded, recorded = _compressed(decoded, exponent), _compressed(recorded, exponent)
 
     def size(real: Tensor, imaginary: Tensor) -> Tensor:
         """Weighted mean of both parts' absolute values, ``[B]``."""
         return ((real.abs() + imaginary.abs()).mean(dim=1, keepdim=True) / 2 * weights).sum(dim=(1, 2))
 
-    difference = size(made.real - wanted.real, made.imaginary - wanted.imaginary)
+    difference = size(decoded.real - recorded.real, decoded.imaginary - recorded.imaginary)
     # the floor keeps near-silent items, which are noise anyway, from ruling the gradient
-    return (difference / (size(wanted.real, wanted.imaginary) + PHASE_FLOOR**exponent)).mean()
+    return (difference / (size(recorded.real, recorded.imaginary) + PHASE_FLOOR**exponent)).mean()
 
 
 def _compressed(spectrum: Planes, exponent: float) -> Planes:
@@ -157,3 +153,48 @@ def _compressed(spectrum: Planes, exponent: float) -> Planes:
     power = spectrum.power + PHASE_FLOOR**2
     gain = power ** ((exponent - 1) / 2)
     return Planes(spectrum.real * gain, spectrum.imaginary * gain, power)
+
+
+# ---- adversarial ------------------------------------------------------------------------------------------------------
+
+
+def discriminator_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
+    """What the discriminators minimize; ``fake`` are their outputs on detached decoded speech.
+
+    ``1/K sum_k mean max(0, 1 - D_k(x)) + mean max(0, 1 + D_k(x'))``: the hinge loss (Lim and Ye, arXiv 1705.02894; for
+    codecs SoundStream, arXiv 2107.03312).
+    """
+    terms = [
+        F.relu(1 - r.logits.float()).mean() + F.relu(1 + f.logits.float()).mean()
+        for r, f in zip(real, fake, strict=True)
+    ]
+    return torch.stack(terms).mean()
+
+
+def generator_loss(fake: list[DiscriminatorOutput]) -> Tensor:
+    """What the codec minimizes so that its speech passes for recorded.
+
+    ``1/K sum_k mean max(0, 1 - D_k(x'))``, SoundStream's form: unlike ``-D_k(x')`` it stops pulling where a discriminator
+    is already convinced.
+    """
+    return torch.stack([F.relu(1 - f.logits.float()).mean() for f in fake]).mean()
+
+
+def feature_matching_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
+    """Distance of the hidden activations, relative to their mean size on recorded speech.
+
+    ``1/K sum_k 1/L_k sum_l mean |F_kl(x) - F_kl(x')| / mean |F_kl(x)|`` for each item, both means over its activations;
+    then the mean over items. It averages over a discriminator's L_k layers, then over discriminators (EnCodec, arXiv
+    2210.13438, eq. 2). The logits do not count, and the recorded speech's activations are a target without gradient.
+    """
+    terms = []
+    for r, f in zip(real, fake, strict=True):
+        layers = [_feature_distance(fr.detach(), ff) for fr, ff in zip(r.features, f.features, strict=True)]
+        terms.append(torch.stack(layers).mean())
+    return torch.stack(terms).mean()
+
+
+def _feature_distance(real: Tensor, fake: Tensor) -> Tensor:
+    """Item by item, so that a batch shared by several processes gives the gradient of the whole."""
+    size = real.float().abs().mean(dim=(1, 2, 3)).clamp(min=FEATURE_FLOOR)
+    return ((real.float() - fake.float()).abs().mean(dim=(1, 2, 3)) / size).mean()

@@ -1,22 +1,24 @@
-"""The networks that a run trains, their optimizers and losses, and the start of the codebooks."""
+"""The networks that a run trains: how they are built, started from an exported model, and averaged as they go."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from codec.config import CodecConfig, ConfigError, to_dict
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS, find_model
 from codec.training.config import TrainConfig
 from codec.training.data import SegmentDataset
 from codec.training.discriminators import Discriminators
-from codec.training.losses import SpectralLoss
 from codec.training.optimizers import adamw, codec_optimizers
-from codec.training.warm_start import take_codec, take_discriminators
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,33 +29,35 @@ MATCHING_INDEX = 2**40  # where those segments lie in the stream: training never
 
 @dataclass
 class Networks:
-    """What is trained. ``codec`` and ``judges`` are the bare modules, the ``*_step`` ones are prepared for many processes.
+    """What is trained. ``codec`` and ``discriminators`` are the bare modules, the ``*_step`` ones are prepared for many
+    processes.
 
-    ``optimizers`` are those of the codec, "optimizer" and perhaps "matrix_optimizer", and "judge_optimizer".
-    ``quantizer_given`` says that the codebooks came with the weights and fit their latents already.
+    ``optimizers`` are those of the codec, "optimizer" and perhaps "matrix_optimizer", and "discriminator_optimizer".
+    ``quantizer_matched`` says that the codebooks came with the weights and fit their latents already.
     """
 
     codec: Codec
     average: Codec
-    judges: Discriminators
+    discriminators: Discriminators
     optimizers: dict[str, torch.optim.Optimizer]
     codec_step: nn.Module
-    judges_step: nn.Module
-    quantizer_given: bool
+    discriminators_step: nn.Module
+    quantizer_matched: bool
 
     @property
     def modules(self) -> dict[str, nn.Module]:
-        return {"codec": self.codec, "average": self.average, "judges": self.judges}
+        return {"codec": self.codec, "average": self.average, "discriminators": self.discriminators}
 
     @property
     def codec_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [optimizer for name, optimizer in self.optimizers.items() if name != "judge_optimizer"]
+        return [optimizer for name, optimizer in self.optimizers.items() if name != "discriminator_optimizer"]
 
 
 def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | None) -> Networks:
-    """Networks and optimizers, the same on every process; ``init`` starts from an exported model.
+    """Build networks and optimizers, the same on every process; ``init`` names an exported model to start from.
 
-    Of a model with another quantizer it takes the encoder and the decoder; its discriminators where they were exported too.
+    From a model with another quantizer come the encoder and the decoder alone; its discriminators come where they were
+    exported too.
 
     Raises:
         ConfigError: ``init`` is of another architecture.
@@ -61,37 +65,23 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
     """
     torch.manual_seed(config.seed)
     codec = Codec(config.model)
-    quantizer_given = False
+    quantizer_matched = False
     if init is not None:
-        quantizer_given = take_codec(codec, Codec.from_pretrained(init), init)
-    judges = Discriminators(config.discriminator)
+        quantizer_matched = start_codec(codec, Codec.from_pretrained(init), init)
+    discriminators = Discriminators(config.discriminator)
     if init is not None and config.phases.adversarial >= 0:
-        take_discriminators(judges, find_model(init) / DISCRIMINATORS)
-    codec, judges = codec.to(accelerator.device).train(), judges.to(accelerator.device).train()
+        start_discriminators(discriminators, find_model(init) / DISCRIMINATORS)
+    codec, discriminators = codec.to(accelerator.device).train(), discriminators.to(accelerator.device).train()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:
         for filters in (p for p in codec.parameters() if p.ndim == 4):
             filters.register_hook(_plainly_strided)
-    optimizers = codec_optimizers(codec, config.optimizer) | {"judge_optimizer": adamw(judges, config.optimizer)}
+    optimizers = codec_optimizers(codec, config.optimizer)
+    optimizers |= {"discriminator_optimizer": adamw(discriminators, config.optimizer)}
     forward = torch.compile(codec) if config.compile else codec
-    codec_step, judges_step, *prepared = accelerator.prepare(forward, judges, *optimizers.values())
+    codec_step, discriminators_step, *prepared = accelerator.prepare(forward, discriminators, *optimizers.values())
     optimizers = dict(zip(optimizers, prepared, strict=True))
-    return Networks(codec, average, judges, optimizers, codec_step, judges_step, quantizer_given)
-
-
-def build_spectral(config: TrainConfig) -> SpectralLoss:
-    """The reconstruction losses of a configuration, without those of weight 0."""
-    losses = config.losses
-    return SpectralLoss(
-        config.model.sample_rate,
-        windows=losses.windows,
-        mels=losses.mels,
-        phase_windows=losses.phase_windows if losses.weights["stft"] else (),
-        exponent=losses.phase_exponent,
-        scale=losses.phase_scale,
-        envelope_windows=losses.envelope_windows if losses.weights["envelope"] else (),
-        envelope_bands=losses.envelope_bands,
-    )
+    return Networks(codec, average, discriminators, optimizers, codec_step, discriminators_step, quantizer_matched)
 
 
 def _plainly_strided(gradient: Tensor) -> Tensor:
@@ -101,6 +91,72 @@ def _plainly_strided(gradient: Tensor) -> Tensor:
     two dimensions have size 1, but the averaging over processes would warn of it.
     """
     return gradient.flatten().view(gradient.shape)
+
+
+# ---- starting from an exported model ----------------------------------------------------------------------------------
+
+
+def start_codec(codec: Codec, source: Codec, name: str) -> bool:
+    """Copy the weights of ``source``; returns whether they include the quantizer's, which fit only an equal one.
+
+    Blocks that ``source`` lacks begin as the identity, so the deeper codec starts where the other one stands.
+
+    Raises:
+        ConfigError: the codecs differ in more than quantizer and depth; the message calls ``source`` by ``name``.
+    """
+    if not _can_grow(source.config, codec.config):
+        raise ConfigError(
+            f"{name} has another architecture than the configuration's model; only the quantizer may differ, and there may "
+            "be more blocks (encoder.depths, decoder.depth)"
+        )
+    _copy_blocks(codec.encoder, source.encoder)
+    _copy_blocks(codec.decoder, source.decoder)
+    same_quantizer = source.config.quantizer == codec.config.quantizer
+    if same_quantizer:
+        codec.quantizer.load_state_dict(source.quantizer.state_dict())
+    return same_quantizer
+
+
+def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
+    """Whether ``target`` is ``source`` but for its quantizer and for more blocks of the same width."""
+
+    def split(config: CodecConfig) -> tuple[list[int], dict[str, Any]]:
+        """The numbers of blocks, and all else but the quantizer."""
+        values = to_dict(config) | {"quantizer": None}
+        encoder, decoder = values["encoder"], values["decoder"]
+        return [decoder.pop("depth"), *encoder.pop("depths")], values
+
+    (before, source_values), (after, target_values) = split(source), split(target)
+    return source_values == target_values and all(old <= new for old, new in zip(before, after, strict=True))
+
+
+def _copy_blocks(module: nn.Module, source: nn.Module) -> None:
+    missing, unexpected = module.load_state_dict(source.state_dict(), strict=False)
+    assert not unexpected
+    for name in missing:
+        if name.endswith(".scale"):
+            nn.init.zeros_(module.get_parameter(name))
+
+
+def start_discriminators(discriminators: Discriminators, path: Path) -> None:
+    """Read the discriminators' weights from a file, if there is one.
+
+    Raises:
+        ConfigError: the file is damaged or holds other discriminators.
+    """
+    if not path.is_file():
+        return
+    try:
+        discriminators.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise ConfigError(f"{path} cannot be read: {error}; remove it to begin with new discriminators") from None
+    except RuntimeError:  # of load_state_dict: names or shapes differ
+        raise ConfigError(
+            f"{path} holds other discriminators than the configuration's; remove it to begin with new ones"
+        ) from None
+
+
+# ---- as training goes -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -120,9 +176,9 @@ def start_quantizer(networks: Networks, dataset: SegmentDataset, batch_size: int
 
 
 @torch.no_grad()
-def update_average(networks: Networks, config: TrainConfig, step: int) -> None:
-    """Exponential moving average of the weights, quicker at the beginning."""
-    decay = min(config.optimizer.ema_decay, (1 + step) / (10 + step))
+def update_average(networks: Networks, decay: float, step: int) -> None:
+    """Move the running average of the weights by ``1 - decay`` of the way, more at the beginning."""
+    decay = min(decay, (1 + step) / (10 + step))
     torch._foreach_lerp_(list(networks.average.parameters()), list(networks.codec.parameters()), 1 - decay)
-    for kept, moved in zip(networks.average.quantizer.buffers(), networks.codec.quantizer.buffers(), strict=True):
-        kept.copy_(moved)  # tables that are running averages already
+    for average, moved in zip(networks.average.quantizer.buffers(), networks.codec.quantizer.buffers(), strict=True):
+        average.copy_(moved)  # tables that are running averages already

@@ -58,11 +58,11 @@ def hidden_matrices(codec: Codec) -> list[nn.Parameter]:
 
 
 def set_learning_rates(optimizers: dict[str, Optimizer], settings: OptimizerConfig, share: float) -> None:
-    """To this share of each one's peak: from the step alone, so nothing to restore and nothing to step twice."""
+    """Set every rate to this share of its peak: from the step alone, so nothing to restore and nothing to step twice."""
     peaks = {
         "optimizer": settings.learning_rate,
         "matrix_optimizer": settings.muon_learning_rate,
-        "judge_optimizer": settings.discriminator_learning_rate,
+        "discriminator_optimizer": settings.discriminator_learning_rate,
     }
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:

@@ -8,42 +8,61 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
+
+from codec.errors import CodecError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
+STOPPING = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))  # there is no SIGHUP on Windows
+
+
+class TrainingError(CodecError):
+    """Training cannot go on; the message says what to change."""
+
+
 @dataclass
 class Counters:
-    """What a run remembers beside its weights."""
+    """What a run remembers beside its weights; ``best`` names the checkpoint with the lowest validation loss so far."""
 
     step: int = 0
     bad_steps: int = 0
     bad_in_a_row: int = 0
     skipped_files: int = 0
     best: str | None = None
-    best_loss: float = math.inf
+    best_loss: float | None = None
 
-    def meta(self) -> dict[str, Any]:
-        """For a checkpoint; infinity is no JSON."""
-        return {k: v for k, v in vars(self).items() if v != math.inf}
+    def skip_step(self, most: int) -> None:
+        """Count a step without a finite gradient.
+
+        Raises:
+            TrainingError: it is the ``most``-th in a row.
+        """
+        self.bad_steps += 1
+        self.bad_in_a_row += 1
+        if self.bad_in_a_row >= most:
+            raise TrainingError(
+                f"{self.bad_in_a_row} steps in a row had no finite gradient; resume from an earlier checkpoint with a "
+                "lower optimizer.learning_rate or a longer optimizer.warmup_steps, and look at the segments named above"
+            )
 
 
 @dataclass
 class StopSignal:
-    """Set by SIGTERM, ctrl-C and the end of the time given: finish the step, save, leave."""
+    """Whether to finish the step, save and leave: after SIGTERM, ctrl-C, a closed terminal, or the time given."""
 
     deadline: float = math.inf  # on the monotonic clock
     begun: bool = False  # however short the time, a leg makes one step, or legs would never get anywhere
     asked: bool = False
-    signals: tuple[int, ...] = field(default=(signal.SIGTERM, signal.SIGINT))
 
     def listen(self) -> None:
-        for number in self.signals:
-            signal.signal(number, self._ask)
+        for number in STOPPING:
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup stays in force
+                signal.signal(number, self._ask)
 
     def _ask(self, *_: object) -> None:
         self.asked = True
@@ -73,12 +92,17 @@ class Clock:
         self.waited += time.perf_counter() - start
         self.batches += 1
 
-    def lap(self, seconds_of_a_batch: float) -> dict[str, float]:
-        """Speed since the last lap, over all processes."""
+    @property
+    def busy(self) -> float:
+        """Seconds since the last lap without the waiting."""
+        return time.perf_counter() - self.started - self.waited
+
+    def lap(self, batch_seconds: float) -> dict[str, float]:
+        """Speed since the last lap, over all processes; ``batch_seconds`` of speech make a batch."""
         now = time.perf_counter()
         elapsed = now - self.started
         values = {
-            "speed/audio_seconds_per_second": self.batches * seconds_of_a_batch / elapsed,
+            "speed/audio_seconds_per_second": self.batches * batch_seconds / elapsed,
             "speed/data_wait_share": self.waited / elapsed,
         }
         self.started, self.waited, self.batches = now, 0.0, 0

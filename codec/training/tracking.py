@@ -15,7 +15,7 @@ from codec.spectral import mel_filterbank, stft
 
 
 class Tracker:
-    """Writes ``metrics.jsonl`` (one line a point in time) and, unless ``logger="none"``, events for TensorBoard.
+    """Writes ``metrics.jsonl`` (one line per point in time) and, unless ``logger="none"``, events for TensorBoard.
 
     Args:
         folder: of the run.

@@ -54,7 +54,7 @@ def validate(
 
 
 def codebook_scalars(counter: CodebookCounter, accelerator: Accelerator, prefix: str) -> dict[str, float]:
-    """Usage and perplexity of each stage over the frames counted by all processes."""
+    """Usage and perplexity of each quantizer over the frames counted by all processes."""
     counts = accelerator.reduce(counter.counts.to(accelerator.device), "sum").cpu()
     counter.counts = counts
     values: dict[str, float] = {}
@@ -79,5 +79,5 @@ def show_examples(
         waveform = read_speech(record, codec.sample_rate).to(codec.device)
         if first:
             tracker.speech(f"{index}_reference", waveform.cpu(), codec.sample_rate, 0)
-        made = codec(waveform[None, None], quantize=quantize).waveform[0, 0].clamp(-1, 1)
-        tracker.speech(f"{index}_decoded", made.cpu(), codec.sample_rate, step)
+        decoded = codec(waveform[None, None], quantize=quantize).waveform[0, 0].clamp(-1, 1)
+        tracker.speech(f"{index}_decoded", decoded.cpu(), codec.sample_rate, step)

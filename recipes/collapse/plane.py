@@ -23,12 +23,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
+from codec.errors import EXIT_OK, run_command
 from codec.files import written_whole
 from codec.health import effective_dimension, stage_health
 from codec.quantizers import Quantizer, SimVQ, build_quantizer
 
 CODES = 256  # on the plane
-BATCH = 64  # points a step
+BATCH = 64  # points per step
 WINDOW = 30  # a code that nothing was nearest to for so many steps is drawn as dead
 COLOURS = {"vq": "tab:red", "simvq": "tab:blue"}
 TITLES = {"vq": "plain VQ", "simvq": "SimVQ: one linear layer"}
@@ -102,7 +103,7 @@ def follow(kind: str, shape: str, steps: int, seed: int = 0) -> History:
 
 
 def animate(path: Path, histories: dict[tuple[str, str], History], frames: int) -> None:
-    """A GIF: one row a shape, one column a quantizer."""
+    """A GIF: one row per shape, one column per quantizer."""
     from matplotlib import pyplot
     from matplotlib.animation import FuncAnimation, PillowWriter
 
@@ -311,14 +312,8 @@ def save(figure: Any, path: Path) -> None:
     pyplot.close(figure)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/collapse"))
-    parser.add_argument("--steps", type=int, default=600, help="of the codes on the plane")
-    parser.add_argument("--remedy-steps", type=int, default=600, help="of each small autoencoder")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the small autoencoders")
-    parser.add_argument("--frames", type=int, default=40, help="pictures of the GIF")
-    args = parser.parse_args(argv)
+def draw_plane(args: argparse.Namespace) -> int:
+    """Write the pictures and all numbers; returns the exit code."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -338,7 +333,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     for name, values in numbers["plane"].items():
         print(f"{name}: {values['usage']:.1%} of {CODES} codes used, {values['moved']:.1%} moved")
-    return 0
+    return EXIT_OK
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/collapse"))
+    parser.add_argument("--steps", type=int, default=600, help="of the codes on the plane")
+    parser.add_argument("--remedy-steps", type=int, default=600, help="of each small autoencoder")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the small autoencoders")
+    parser.add_argument("--frames", type=int, default=40, help="pictures of the GIF")
+    args = parser.parse_args(argv)
+    return run_command("plane.py", lambda: draw_plane(args))
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
     python recipes/collapse/report.py runs/collapse runs/collapse_longer --into recipes/collapse     # and fill its README
     python recipes/collapse/report.py recipes/collapse/results.jsonl runs/more --into recipes/collapse     # more cells
 
-Writes results.jsonl (a line a cell, curves at every tenth step), curves.png and quality.png, and prints the tables, or puts
-each between the marks ``<!-- table NAME -->`` and ``<!-- end -->`` of a README.md that stands in the folder. Of a cell that
-is given twice the later one counts.
+Writes results.jsonl (one line per cell, curves at every tenth step), curves.png and quality.png, and prints the tables, or
+puts each between the marks ``<!-- table NAME -->`` and ``<!-- end -->`` of a README.md that stands in the folder. Of a cell
+that comes twice the later one counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from codec.errors import CodecError, one_line
+from codec.errors import EXIT_OK, CodecError, run_command
 from codec.files import written_whole
 
 Result = dict[str, Any]
@@ -37,12 +37,12 @@ COLOURS = {"vq": "tab:red", "ema_vq": "tab:orange", "simvq": "tab:blue", "fsq": 
 
 
 class ResultError(CodecError):
-    """What is given holds no results; the message says where they come from."""
+    """A place holds no results; the message says where they come from."""
 
 
 def read_results(places: Sequence[Path]) -> list[Result]:
-    """The cells of folders of result files, and of files with a line a cell; of two of one name and length the later."""
-    found: dict[tuple[Any, ...], Result] = {}
+    """The cells of folders of result files, and of files with one line per cell; of two of one name and length the later."""
+    results: dict[tuple[Any, ...], Result] = {}
     for place in places:
         files = sorted(place.glob("*-seed*.json")) if place.is_dir() else [place]
         for path in files:
@@ -53,10 +53,10 @@ def read_results(places: Sequence[Path]) -> list[Result]:
                     _ = result["measured"]["stages"][0]
                 except (ValueError, LookupError, TypeError):
                     raise ResultError(f"{path} is no result of recipes/collapse/run.py") from None
-                found[key] = result
+                results[key] = result
         if not files:
             raise ResultError(f"no result files in {place}; recipes/collapse/run.py writes them")
-    return list(found.values())
+    return list(results.values())
 
 
 def thinned(result: Result) -> Result:
@@ -75,13 +75,13 @@ def first(name: str) -> Callable[[Result], float | None]:
 def measured(*path: str) -> Callable[[Result], float | None]:
     """A value of the measurement, by its path."""
 
-    def value(result: Result) -> float | None:
-        found: Any = result["measured"]
+    def read(result: Result) -> float | None:
+        value: Any = result["measured"]
         for key in path:
-            found = found[key]
-        return found
+            value = value[key]
+        return value
 
-    return value
+    return read
 
 
 def stage_usage(index: int) -> Callable[[Result], float | None]:
@@ -191,7 +191,7 @@ def runs_line(results: Sequence[Result]) -> str:
 
 
 def draw_curves(results: Sequence[Result], path: Path) -> None:
-    """Share of the codes hit within the last steps, over training; one panel a codebook size."""
+    """Share of the codes hit within the last steps, over training; one panel per codebook size."""
     from matplotlib import pyplot
 
     chosen = [r for r in results if r["quantizer"] in COLOURS and r["start"] == "default"]
@@ -256,9 +256,9 @@ def save(figure: Any, path: Path) -> None:
     pyplot.close(figure)
 
 
-def filled(text: str, made: dict[str, str]) -> str:
+def filled(text: str, bodies: dict[str, str]) -> str:
     """A page with every marked table replaced."""
-    for name, body in made.items():
+    for name, body in bodies.items():
         begin, end = f"<!-- table {name} -->\n", "<!-- end -->"
         before, mark, rest = text.partition(begin)
         if mark:
@@ -266,32 +266,33 @@ def filled(text: str, made: dict[str, str]) -> str:
     return text
 
 
+def write_report(places: Sequence[Path], into: Path | None) -> int:
+    """Write results, pictures and tables to ``into``, by default the first folder; returns the exit code."""
+    results = read_results(places)
+    import matplotlib
+
+    matplotlib.use("Agg")
+    into = into or (places[0] if places[0].is_dir() else places[0].parent)
+    draw_curves(results, into / "curves.png")
+    draw_quality(results, into / "quality.png")
+    with written_whole(into / "results.jsonl") as temporary:
+        temporary.write_text("".join(json.dumps(thinned(result)) + "\n" for result in results), encoding="utf-8")
+    bodies, page = tables(results), into / "README.md"
+    if page.is_file():
+        text = filled(page.read_text(encoding="utf-8"), bodies)
+        with written_whole(page) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    else:
+        print("\n\n".join(f"{name}\n{body}" for name, body in bodies.items()))
+    return EXIT_OK
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+", help="folders of result files, or a results.jsonl")
     parser.add_argument("--into", type=Path, help="where pictures and tables go; default the first folder")
     args = parser.parse_args(argv)
-    try:
-        results = read_results(args.results)
-    except (ResultError, OSError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    import matplotlib
-
-    matplotlib.use("Agg")
-    into = args.into or (args.results[0] if args.results[0].is_dir() else args.results[0].parent)
-    draw_curves(results, into / "curves.png")
-    draw_quality(results, into / "quality.png")
-    with written_whole(into / "results.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(thinned(result)) + "\n" for result in results), encoding="utf-8")
-    made, page = tables(results), into / "README.md"
-    if page.is_file():
-        text = filled(page.read_text(encoding="utf-8"), made)
-        with written_whole(page) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    else:
-        print("\n\n".join(f"{name}\n{body}" for name, body in made.items()))
-    return 0
+    return run_command("report.py", lambda: write_report(args.results, args.into))
 
 
 if __name__ == "__main__":

@@ -34,13 +34,14 @@ from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
-from codec.errors import one_line
+from codec.errors import EXIT_OK, run_command
 from codec.evaluation.metrics import MetricError, mel_distance, pesq_wb
 from codec.files import written_whole
 from codec.health import CodebookCounter, effective_dimension, stage_health
 from codec.model import Codec
 from codec.quantizers import QUANTIZERS
-from codec.training.data import SegmentConfig, SegmentDataset
+from codec.training.config import DataConfig, LossConfig
+from codec.training.data import SegmentDataset
 from codec.training.losses import SpectralLoss
 
 HERE = Path(__file__).parent
@@ -176,24 +177,25 @@ class Study:
             )
         self.data = {"train": summary(kept), "measured": summary(held)}
         rate = config.model.sample_rate
-        self._train = functools.partial(SegmentDataset, kept, rate, SegmentConfig(config.segment_seconds))
-        self._held = SegmentDataset(held, rate, SegmentConfig(config.measure_seconds, gain_db=(0.0, 0.0)), seed=0)
+        self._train = functools.partial(SegmentDataset, kept, rate, DataConfig(segment_seconds=config.segment_seconds))
+        measured = DataConfig(segment_seconds=config.measure_seconds, gain_db=(0.0, 0.0))
+        self._held = SegmentDataset(held, rate, measured, seed=0)
         self._cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # kept: all cells of a seed see the same batches
-        self.loss = SpectralLoss(rate, (128, 256, 512, 1024), (16, 32, 64, 80), (256, 512, 1024)).to(device)
+        self.loss = SpectralLoss(rate, LossConfig(windows=(128, 256, 512, 1024), mels=(16, 32, 64, 80))).to(device)
 
     def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
         """Waveforms ``[B, 1, T]`` and bandwidths ``[B]`` of a training step."""
-        found = self._cache.get((seed, step))
-        if found is None:
+        batch = self._cache.get((seed, step))
+        if batch is None:
             dataset, size = self._train(seed), self.config.batch_size
             items = [dataset[index] for index in range(step * size, (step + 1) * size)]
-            found = (
+            batch = (
                 torch.stack([item["waveform"] for item in items]),
                 torch.stack([item["bandwidth"] for item in items]),
             )
-            if (len(self._cache) + 1) * found[0].nbytes <= CACHE_BYTES:
-                self._cache[seed, step] = found
-        waveform, bandwidth = found
+            if (len(self._cache) + 1) * batch[0].nbytes <= CACHE_BYTES:
+                self._cache[seed, step] = batch
+        waveform, bandwidth = batch
         return waveform.to(self.device), bandwidth.to(self.device)
 
     @functools.cached_property
@@ -336,10 +338,10 @@ class Study:
                 latents.append(z.transpose(1, 2).flatten(0, 1))
                 chosen.append(output.quantized.transpose(1, 2).flatten(0, 1))
             if start < config.listen_segments:
-                made = codec.decoder(output.quantized)[..., : waveform.shape[-1]].cpu()
-                for wanted, given in zip(waveform[:, 0].numpy(), made[:, 0].numpy(), strict=True):
+                decoded = codec.decoder(output.quantized)[..., : waveform.shape[-1]].cpu()
+                for x, y in zip(waveform[:, 0].numpy(), decoded[:, 0].numpy(), strict=True):
                     try:
-                        values = {"mel": mel_distance(wanted, given, rate), "pesq": pesq_wb(wanted, given, rate)}
+                        values = {"mel": mel_distance(x, y, rate), "pesq": pesq_wb(x, y, rate)}
                     except MetricError:
                         failed += 1
                         continue
@@ -375,6 +377,35 @@ def networks(codec: Codec) -> dict[str, Tensor]:
     return {k: v.detach().cpu().clone() for k, v in state if not k.startswith("quantizer.")}
 
 
+def run_study(args: argparse.Namespace) -> int:
+    """Draw the plane, run the cells that have no result yet, make the report; returns the exit code."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    config = load_study(args.config)
+    cells = [cell for cell in cells_of(config) if args.only in cell.name]
+    if not cells:
+        raise ConfigError(f"--only {args.only}: no cell of {args.config} has that in its name")
+    if not args.skip_plane:
+        plane = subprocess.run([sys.executable, str(HERE / "plane.py"), "--out", str(args.out)])
+        if plane.returncode:  # it has said why itself
+            return plane.returncode
+    if not args.manifest:
+        print("the plane only; the study on speech needs --manifest")
+        return EXIT_OK
+    records = [record for path in args.manifest for record in read_manifest(path)]
+    study = Study(config, records, args.out, usable_device(args.device))
+    for cell in cells:
+        path = args.out / f"{cell.name}.json"
+        if study.is_done(cell, path):
+            continue
+        result = study.run(cell)
+        with written_whole(path) as temporary:
+            temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        stage = result["measured"]["stages"][0]
+        health = f"usage {stage['usage']:.4f}, perplexity {stage['perplexity']:.0f}"
+        print(f"{cell.name}: {health}, mel {result['measured']['mel']}, {result['seconds']:.0f} s", flush=True)
+    return subprocess.run([sys.executable, str(HERE / "report.py"), str(args.out)]).returncode
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--manifest", type=Path, nargs="+", help="speech; without it only the plane is drawn")
@@ -384,36 +415,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name holds TEXT")
     parser.add_argument("--skip-plane", action="store_true", help="leave out the plane")
     args = parser.parse_args(argv)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        config = load_study(args.config)
-        chosen = [cell for cell in cells_of(config) if args.only in cell.name]
-        if not chosen:
-            raise ConfigError(f"--only {args.only}: no cell of {args.config} has that in its name")
-        if not args.skip_plane:
-            subprocess.run([sys.executable, str(HERE / "plane.py"), "--out", str(args.out)], check=True)
-        if not args.manifest:
-            print("the plane only; the study on speech wants --manifest")
-            return 0
-        records = [record for path in args.manifest for record in read_manifest(path)]
-        study = Study(config, records, args.out, usable_device(args.device))
-        for cell in chosen:
-            path = args.out / f"{cell.name}.json"
-            if study.is_done(cell, path):
-                continue
-            result = study.run(cell)
-            with written_whole(path) as temporary:
-                temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
-            stage = result["measured"]["stages"][0]
-            health = f"usage {stage['usage']:.4f}, perplexity {stage['perplexity']:.0f}"
-            print(f"{cell.name}: {health}, mel {result['measured']['mel']}, {result['seconds']:.0f} s", flush=True)
-        subprocess.run([sys.executable, str(HERE / "report.py"), str(args.out)], check=True)
-    except subprocess.CalledProcessError as error:  # it has said why itself
-        return error.returncode
-    except (ConfigError, ManifestError, OSError, ModuleNotFoundError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
-    return 0
+    return run_command(
+        "run.py", lambda: run_study(args), interrupted="the same command goes on after the last whole cell"
+    )
 
 
 if __name__ == "__main__":

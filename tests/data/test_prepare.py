@@ -19,7 +19,8 @@ from loading import ROOT, load_script
 
 from codec.corpus.manifest import ManifestError, Record, read_manifest
 from codec.corpus.scan import read_record
-from codec.training.data import SegmentConfig, SegmentDataset, read_segment
+from codec.training.config import DataConfig
+from codec.training.data import SegmentDataset, read_segment
 
 SCRIPTS = {name: load_script(f"data/{name}/prepare.py") for name in ("libritts", "folder", "shards")}
 folder, shards = SCRIPTS["folder"], SCRIPTS["shards"]
@@ -265,7 +266,8 @@ def test_shards_can_be_read_where_they_lie(shard: Path, tmp_path: Path) -> None:
     assert placed.path == str(shard) and (placed.speaker, placed.num_samples) == ("of a", 16000)
     samples, rate = read_record(placed)
     assert rate == 16000 and np.allclose(samples, read_record(unpacked)[0], atol=1e-4)
-    segments = [SegmentDataset([record], 24000, SegmentConfig(0.5), 0)[3]["waveform"] for record in (placed, unpacked)]
+    config = DataConfig(segment_seconds=0.5)
+    segments = [SegmentDataset([record], 24000, config, 0)[3]["waveform"] for record in (placed, unpacked)]
     assert np.allclose(segments[0], segments[1], atol=1e-4)
     shard.write_bytes(shard.read_bytes()[: placed.offset + 10])
     with pytest.raises(ManifestError, match="ends before the audio of a"):

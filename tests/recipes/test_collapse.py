@@ -6,15 +6,13 @@ import dataclasses
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 import yaml
 from loading import load_script
 
 from codec.config import ConfigError, QuantizerConfig
-from codec.corpus.manifest import Record, write_manifest
+from codec.corpus.manifest import Record
 from codec.quantizers import SimVQ, build_quantizer
 
 plane = load_script("recipes/collapse/plane.py")
@@ -36,20 +34,6 @@ TINY = {
     "batch_size": 2, "segment_seconds": 0.25, "warmup": 2, "steps": 3, "ramp": 1, "held_out": 2,
     "measure_segments": 3, "measure_seconds": 0.5, "listen_segments": 2, "match_segments": 4, "window": 2,
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six harmonic sounds of six speakers."""
-    folder = tmp_path_factory.mktemp("corpus")
-    rng, records = np.random.default_rng(0), []
-    for index in range(6):
-        t = np.arange(16000) / 16000
-        tone = sum(np.sin(2 * np.pi * (100 + 30 * index) * k * t) / k for k in range(1, 12))
-        soundfile.write(folder / f"{index}.wav", 0.1 * tone + 0.002 * rng.standard_normal(16000), 16000)
-        records.append(Record(str(index), str(folder / f"{index}.wav"), 16000, 16000, speaker=f"speaker {index}"))
-    write_manifest(folder / "train.jsonl", records)
-    return folder / "train.jsonl"
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -77,12 +61,13 @@ def test_the_formula_is_what_a_step_does(bias: bool) -> None:
     torch.testing.assert_close(table.grad, selected, atol=1e-7, rtol=1e-5)  # what plain VQ would step along
 
 
+@pytest.mark.slow
 def test_a_study_runs_resumes_and_reports(
-    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    arguments = ["--manifest", str(manifest), "--config", str(config), "--out", str(out), "--skip-plane"]
+    arguments = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(out), "--skip-plane"]
     assert run.main([*arguments, "--only=-seed0"]) == 0
     first = {path.name: path.read_bytes() for path in out.glob("*-seed*.json")}
     assert set(first) == {f"{q}-32-{s}-seed0.json" for q in ("vq", "simvq") for s in ("default", "matched")} | {
@@ -125,8 +110,8 @@ def test_a_study_runs_resumes_and_reports(
     assert {path.name for path in page.iterdir()} == {"README.md", "curves.png", "quality.png", "results.jsonl"}
 
 
-def test_speakers_are_held_out_whole(manifest: Path) -> None:
-    records = run.read_manifest(manifest)
+def test_speakers_are_held_out_whole(corpus: Path) -> None:
+    records = run.read_manifest(corpus / "train.jsonl")
     twice = [*records, *(Record("other", r.path, 1, 1, speaker=r.speaker) for r in records)]
     assert [run.is_held_out(r, 2) for r in twice[:6]] == [run.is_held_out(r, 2) for r in twice[6:]]
 
@@ -140,7 +125,7 @@ def test_the_studies_can_be_read_and_every_quantizer_built(path: Path) -> None:
         assert name in report.NAMES
 
 
-def test_mistakes_in_a_study_are_named(manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = tmp_path / "wrong.yaml"
     config.write_text(yaml.safe_dump(TINY | {"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}))
     with pytest.raises(ConfigError, match="vqq is neither"):
@@ -154,7 +139,15 @@ def test_mistakes_in_a_study_are_named(manifest: Path, tmp_path: Path, capsys: p
             run.load_study(config)
     (tmp_path / "file").write_text("no result\n", encoding="utf-8")
     config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    good = ["--manifest", str(manifest), "--config", str(config), "--out", str(tmp_path / "out"), "--skip-plane"]
+    good = [
+        "--manifest",
+        str(corpus / "train.jsonl"),
+        "--config",
+        str(config),
+        "--out",
+        str(tmp_path / "out"),
+        "--skip-plane",
+    ]
     for arguments, message in (
         ([*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
         ([*good, "--out", str(tmp_path / "file")], "exists"),
@@ -163,12 +156,13 @@ def test_mistakes_in_a_study_are_named(manifest: Path, tmp_path: Path, capsys: p
     ):
         assert run.main(arguments) == 1
         said = capsys.readouterr().err
-        assert said.startswith("error: ") and message in said and len(said.strip().splitlines()) == 1
+        assert said.startswith("run.py: error: ") and message in said and len(said.strip().splitlines()) == 1
     for path, message in ((tmp_path, "no result files"), (tmp_path / "file", "is no result")):
         assert report.main([str(path)]) == 1
         assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
     assert (
         plane.main(["--out", str(tmp_path), "--steps", "80", "--remedy-steps", "3", "--seeds", "0", "--frames", "2"])

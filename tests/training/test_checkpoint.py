@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from codec.training.checkpoint import (
     CheckpointError,
@@ -13,6 +16,7 @@ from codec.training.checkpoint import (
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
+    start_from,
 )
 
 
@@ -60,20 +64,37 @@ def test_damage_and_other_architectures_are_named(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, {"codec": layer}, {}, {})
     with pytest.raises(CheckpointError, match="does not fit"):
         load_checkpoint(path, {"codec": torch.nn.Linear(4, 2)}, {})
-    (path / "state-00.safetensors").write_bytes(b"damaged")
+    (path / "state.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(path, {"codec": layer}, {})
 
 
-def test_large_states_come_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("codec.training.checkpoint.PART_BYTES", 100)
+def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    """In parts, and with other names for the discriminators."""
     layer, optimizer = trained(0)
-    path = save_checkpoint(tmp_path, 1, {"codec": layer}, {"optimizer": optimizer}, {})
-    parts = sorted(path.glob("state-*.safetensors"))
-    assert len(parts) > 1
+    path = save_checkpoint(tmp_path, 1, {"discriminators": layer}, {"discriminator_optimizer": optimizer}, {})
+    tensors = load_file(path / "state.safetensors")
+    (path / "state.safetensors").unlink()
+    former = {"discriminators": "judges", "discriminator_optimizer": "judge_optimizer"}
+    for index, (new, old) in enumerate(former.items()):
+        part = {key.replace(new, old): tensor for key, tensor in tensors.items() if key.startswith(f"{new}/")}
+        save_file(part, path / f"state-{index:02d}.safetensors")
+    (path / "state.json").write_text('{"step": 1, "parts": 2}')
     other, other_optimizer = trained(1)
-    assert load_checkpoint(path, {"codec": other}, {"optimizer": other_optimizer}) == {"step": 1}
+    modules, optimizers = {"discriminators": other}, {"discriminator_optimizer": other_optimizer}
+    assert load_checkpoint(path, modules, optimizers) == {"step": 1}
     assert torch.equal(other.weight, layer.weight)  # type: ignore[arg-type]
-    parts[-1].unlink()
+    assert torch.equal(
+        other_optimizer.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
+    )
+    (path / "state-01.safetensors").unlink()
     with pytest.raises(CheckpointError, match="cannot be read"):
-        load_checkpoint(path, {"codec": other}, {})
+        load_checkpoint(path, modules, optimizers)
+
+
+def test_processes_that_see_different_checkpoints_say_so(tmp_path: Path) -> None:
+    """As on machines without a common disk."""
+    other: Any = SimpleNamespace(device="cpu", gather=lambda step: torch.cat([step, torch.tensor([-1])]))
+    save_checkpoint(tmp_path / "checkpoints", 7, {"codec": trained(0)[0]}, {}, {})
+    with pytest.raises(CheckpointError, match="that all machines share: the processes see checkpoints of step 7, none"):
+        start_from(tmp_path, True, False, other)

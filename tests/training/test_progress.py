@@ -1,13 +1,12 @@
-"""The parts of a training run: stop signal, counters, clock."""
+"""How fast a run goes."""
 
 from __future__ import annotations
 
-import json
 import time
 
 import pytest
 
-from codec.training.progress import Clock, Counters
+from codec.training.progress import Clock
 
 
 def test_speed_counts_the_batches_since_the_last_lap(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,9 +21,3 @@ def test_speed_counts_the_batches_since_the_last_lap(monkeypatch: pytest.MonkeyP
             now += 1.5
         speed = clock.lap(16.0)
         assert speed == {"speed/audio_seconds_per_second": 8.0, "speed/data_wait_share": 0.25}
-
-
-def test_counters_pass_through_json() -> None:
-    """Before there is a best loss, which is infinite and no JSON."""
-    for counters in (Counters(step=3, skipped_files=1), Counters(step=8, best="step_00000004", best_loss=0.5)):
-        assert Counters(**json.loads(json.dumps(counters.meta(), allow_nan=False))) == counters

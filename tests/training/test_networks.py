@@ -11,11 +11,11 @@ import torch
 from codec.config import CodecConfig, ConfigError
 from codec.model import Codec
 from codec.training.discriminators import DiscriminatorConfig, Discriminators
-from codec.training.warm_start import take_codec, take_discriminators
+from codec.training.networks import start_codec, start_discriminators
 
 
-def test_blocks_that_a_given_model_lacks_begin_as_the_identity(tiny_config: CodecConfig) -> None:
-    given = Codec(tiny_config).eval()
+def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecConfig) -> None:
+    source = Codec(tiny_config).eval()
     depths = tuple(depth + extra for extra, depth in enumerate(tiny_config.encoder.depths))
     deeper = replace(
         tiny_config,
@@ -23,10 +23,10 @@ def test_blocks_that_a_given_model_lacks_begin_as_the_identity(tiny_config: Code
         decoder=replace(tiny_config.decoder, depth=tiny_config.decoder.depth + 2),
     )
     grown = Codec(deeper)
-    assert take_codec(grown, given, "given")
-    assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in given.parameters())
-    waveform = 0.1 * torch.randn(2, 1, 10 * given.hop_length)
-    a, b = given(waveform), grown.eval()(waveform)
+    assert start_codec(grown, source, "mine")
+    assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in source.parameters())
+    waveform = 0.1 * torch.randn(2, 1, 10 * source.hop_length)
+    a, b = source(waveform), grown.eval()(waveform)
     assert torch.equal(a.codes, b.codes) and torch.equal(a.waveform, b.waveform)
     b.waveform.square().sum().backward()
     scales = [p for name, p in grown.named_parameters() if name.endswith("scale")]
@@ -37,19 +37,19 @@ def test_blocks_that_a_given_model_lacks_begin_as_the_identity(tiny_config: Code
 def test_of_another_quantizer_it_takes_the_networks_alone_and_of_another_network_nothing(
     tiny_config: CodecConfig,
 ) -> None:
-    given = Codec(tiny_config)
+    source = Codec(tiny_config)
     larger = Codec(
-        replace(tiny_config, quantizer=replace(tiny_config.quantizer, codebook_size=2 * given.codebook_size))
+        replace(tiny_config, quantizer=replace(tiny_config.quantizer, codebook_size=2 * source.codebook_size))
     )
-    assert not take_codec(larger, given, "given")
-    assert all(torch.equal(p, q) for p, q in zip(larger.decoder.parameters(), given.decoder.parameters(), strict=True))
+    assert not start_codec(larger, source, "mine")
+    assert all(torch.equal(p, q) for p, q in zip(larger.decoder.parameters(), source.decoder.parameters(), strict=True))
     other = Codec(replace(tiny_config, latent_dim=2 * tiny_config.latent_dim))
-    with pytest.raises(ConfigError, match=r"^given has another architecture .* there may be more blocks"):
-        take_codec(other, given, "given")
+    with pytest.raises(ConfigError, match=r"^mine has another architecture .* there may be more blocks"):
+        start_codec(other, source, "mine")
 
 
 def test_there_need_be_no_discriminators(tmp_path: Path) -> None:
-    judges = Discriminators(DiscriminatorConfig(periods=(2,), resolutions=()))
-    before = [p.clone() for p in judges.parameters()]
-    take_discriminators(judges, tmp_path / "discriminator.safetensors")
-    assert all(torch.equal(p, q) for p, q in zip(judges.parameters(), before, strict=True))
+    discriminators = Discriminators(DiscriminatorConfig(periods=(2,), resolutions=()))
+    before = [p.clone() for p in discriminators.parameters()]
+    start_discriminators(discriminators, tmp_path / "discriminator.safetensors")
+    assert all(torch.equal(p, q) for p, q in zip(discriminators.parameters(), before, strict=True))

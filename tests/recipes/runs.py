@@ -1,0 +1,67 @@
+"""Training runs of a few steps for the tests of the recipes: in this process, which is quick, or in one of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from loading import load_script
+
+from codec.training.checkpoint import read_checkpoint
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+DEBUG = RECIPES / "libritts" / "debug.yaml"
+SHORT = ("phases.steps=8", "phases.autoencoder=2", "phases.ramp=2", "phases.adversarial=5", "data.segment_seconds=0.2")
+SHORT += ("log.scalars_every=2", "log.valid_every=4", "log.checkpoint_every=4", "data.workers=0")
+SHORT += ("optimizer.warmup_steps=1",)
+QUANTIZED = ("phases.autoencoder=0", "phases.adversarial=-1")
+QUIET = ("--logger", "none")
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+
+
+def arguments(corpus: Path, run: Path, *settings: str) -> list[str]:
+    """Of train.py, for the debug configuration on a corpus."""
+    paths = [f"data.train=[{corpus}/train.jsonl]", f"data.valid=[{corpus}/dev.jsonl]"]
+    return ["--config", str(DEBUG), "--out", str(run), "--cpu", "--set", *paths, *SHORT, *settings]
+
+
+def recipe(name: str, *args: object) -> int:
+    """The exit code of a script's main, called in this process with these arguments."""
+    script = load_script(f"recipes/{name}.py")
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+            return script.main()  # type: ignore[no-any-return]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def train(corpus: Path, run: Path, *settings: str, flags: tuple[str, ...] = ()) -> int:
+    """The exit code of a run in this process."""
+    return recipe("train", *arguments(corpus, run, *settings), *QUIET, *flags)
+
+
+def command(corpus: Path, run: Path, *settings: str, launcher: tuple[str, ...] = ()) -> list[str]:
+    """The command line of a run in a process of its own, or in those that a launcher starts."""
+    return [sys.executable, *launcher, str(RECIPES / "train.py"), *arguments(corpus, run, *settings)]
+
+
+def start(args: list[str]) -> subprocess.Popen[str]:
+    """Start a command in a process group of its own."""
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(args, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
+
+
+def state(run: Path, step: int, group: str = "") -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint; of one group of them (a network or an optimizer), under their names in it."""
+    tensors = read_checkpoint(run / "checkpoints" / f"step_{step:08d}")[0]
+    prefix = f"{group}/" if group else ""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

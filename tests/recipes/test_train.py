@@ -1,0 +1,359 @@
+"""Training end to end: phases, resume to the bit, kill, signals, two processes, guards, messages."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import soundfile
+import torch
+from loading import load_script
+from runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, recipe, start, state, train
+from safetensors.torch import load_file
+
+from codec.cli.commands import decode_main, encode_main
+from codec.corpus.manifest import Record, write_manifest
+from codec.training.checkpoint import latest_checkpoint
+from codec.training.config import TrainConfig, load_train_config
+from codec.training.losses import SpectralLoss
+from codec.training.progress import TrainingError
+
+MUON = "optimizer.muon_learning_rate=1.0e-3"
+TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+EXAMPLE = RECIPES.parent / "tests" / "assets" / "example.wav"
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_short_run_goes_through_all_phases(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(corpus, tmp_path) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("step 1 took ") and "; 7 more take 0:0" in said[0], "before the first scalars"
+    assert [line.split(":")[0] for line in said[1:]] == [f"step {n}" for n in (2, 4, 4, 6, 8, 8)] + ["done at step 8"]
+    points = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    names = {step: {key for point in points if point["step"] == step for key in point} for step in (2, 4, 6)}
+    assert {"loss/mel", "learning_rate", "speed/data_wait_share"} < names[2]
+    assert {"loss/commitment", "codebook/usage_3", "valid/mel", "valid_codebook/perplexity_1"} < names[4] - names[2]
+    assert {"loss/discriminator", "loss/feature_matching", "gradient_norm/discriminator"} < names[6] - names[4]
+    assert not (tmp_path / "tensorboard").exists()
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step_00000004", "step_00000008"}
+
+
+@pytest.mark.slow
+def test_resume_is_exact_to_the_bit(corpus: Path, tmp_path: Path) -> None:
+    """8 steps equal 4 steps, a new process, and 4 more: both networks, their optimizers, and the running average."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert train(corpus, whole, MUON) == 0
+    shutil.copytree(whole, parts)
+    shutil.rmtree(parts / "checkpoints" / "step_00000008")
+    process = start([*command(corpus, parts, MUON), *QUIET, "--resume"])
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    a, b, middle = state(whole, 8), state(parts, 8), state(whole, 4)
+    groups = {name.split("/")[0] for name in a}
+    optimizers = {"optimizer", "matrix_optimizer", "discriminator_optimizer"}
+    assert groups == {"codec", "average", "discriminators"} | optimizers
+    assert a.keys() == b.keys() and [name for name in a if not torch.equal(a[name], b[name])] == []
+    assert any(not torch.equal(middle[name], a[name]) for name in a if name.startswith("codec/"))
+
+
+def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one_step = ("phases.steps=1", *QUANTIZED)
+    adamw, muon = tmp_path / "adamw", tmp_path / "muon"
+    assert train(corpus, adamw, *one_step) == 0 and train(corpus, muon, *one_step, MUON) == 0
+    before = sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert train(corpus, adamw, *one_step, flags=("--resume",)) == 0
+    said = capsys.readouterr().out
+    assert "nothing left to do" in said and "--set phases.steps=2" in said
+    two_steps = (*one_step, "phases.steps=2")
+    for run, settings, flags, message in (
+        (adamw, two_steps, (), "holds a run already; continue it with --resume or choose another --out"),
+        (adamw, (*two_steps, "model.latent_dim=48"), ("--resume",), "does not fit this configuration: "),
+        (
+            adamw,
+            (*two_steps, MUON),
+            ("--resume",),
+            "within a run optimizer.muon_learning_rate stays above 0, or stays 0",
+        ),
+        (muon, two_steps, ("--resume",), "holds the state of other optimizers"),
+        (tmp_path / "none", two_steps, ("--resume",), "no checkpoint in"),
+    ):
+        assert train(corpus, run, *settings, flags=flags) == 1
+        said = capsys.readouterr().err
+        assert message in said and len(said.splitlines()) == 1 and len(said) < 600
+    assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
+
+
+def test_legs_of_minutes_make_one_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same command again and again trains on, at least by a step, even after a run killed in its first save."""
+    (tmp_path / "checkpoints" / ".step_00000004.tmp").mkdir(parents=True)
+    reached = 0
+    for _ in range(2):
+        assert train(corpus, tmp_path, *QUANTIZED, "phases.steps=100000", flags=("--minutes", "0.0001")) == 0
+        name = latest_checkpoint(tmp_path / "checkpoints").name
+        before, reached = reached, int(name.removeprefix("step_"))
+        assert reached > before
+        said = capsys.readouterr().out
+        assert f"stopped at step {reached}:" in said and "; the same command goes on from there" in said
+
+
+def test_a_quantizer_without_parameters_is_trained_around_and_averaged(corpus: Path, tmp_path: Path) -> None:
+    """Its tables are running means, which move without gradient."""
+    settings = ("model.quantizer.kind=ema_vq", "model.quantizer.num_quantizers=1", "model.quantizer.codebook_dim=32")
+    assert train(corpus, tmp_path, "model.latent_dim=32", *settings) == 0
+    codec, average = state(tmp_path, 8, "codec"), state(tmp_path, 8, "average")
+    tables = [name for name in codec if name.endswith(".sums")]
+    assert tables and all(torch.equal(codec[name], average[name]) for name in tables)
+
+
+@pytest.mark.slow
+def test_bf16_autocast_trains_and_stores_float32(corpus: Path, tmp_path: Path) -> None:
+    process = start([*command(corpus, tmp_path, "precision=bf16"), *QUIET])  # the precision is fixed for a process
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert {tensor.dtype for tensor in state(tmp_path, 8).values()} == {torch.float32}
+
+
+# ---- one step ---------------------------------------------------------------------------------------------------------
+
+
+def in_process_run(script: Any, config: TrainConfig, step: int = 0) -> Any:
+    """A run of the script in this process, without data."""
+    accelerator = accelerate.Accelerator(cpu=True)
+    networks = script.build_networks(config, accelerator, None)
+    spectral, counters = SpectralLoss(config.model.sample_rate, config.losses), script.Counters(step=step)
+    return script.Run(config, accelerator, Path("unused"), networks, spectral, None, [], counters)
+
+
+def test_a_non_finite_step_changes_nothing_and_many_stop_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    script = load_script("recipes/train.py")
+    layer = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    config = load_train_config(DEBUG, ["optimizer.max_bad_steps=3"])
+    run, batch = in_process_run(script, config, step=7), {"index": torch.tensor([70, 71])}
+    counters = run.counters
+
+    def step(factor: float) -> None:
+        loss = (factor * layer(torch.ones(1, 3))).sum()
+        script.update(run, loss, layer, [optimizer], batch)
+
+    before = layer.weight.clone()
+    step(math.nan)
+    step(math.inf)
+    assert torch.equal(layer.weight, before) and (counters.bad_steps, counters.bad_in_a_row) == (2, 2)
+    assert "step 7 skipped" in caplog.text and "[70, 71]" in caplog.text
+    step(1.0)
+    assert not torch.equal(layer.weight, before) and (counters.bad_steps, counters.bad_in_a_row) == (2, 0)
+    with pytest.raises(TrainingError, match=r"3 steps in a row.*learning_rate"):
+        for _ in range(3):
+            step(math.nan)
+
+
+def test_discriminators_see_no_more_than_the_recordings_bandwidth() -> None:
+    """Neither of the recorded nor of the decoded speech: what a fresh decoder puts above must not give it away."""
+    script = load_script("recipes/train.py")
+    run = in_process_run(script, load_train_config(DEBUG, ["phases.autoencoder=0", "phases.adversarial=0"]))
+    seen: list[torch.Tensor] = []
+    run.networks.discriminators.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
+    batch = {"waveform": 0.1 * torch.randn(4, 1, 9600), "bandwidth": torch.tensor([8000.0, 12000.0] * 2)}
+    script.train_step(run, batch | {"index": torch.arange(4)})
+    assert [len(waveform) for waveform in seen] == [8, 4, 4]  # both at once, then the recorded, then the decoded
+    for waveform in seen:
+        power = torch.fft.rfft(waveform[:, 0]).abs().square()
+        above = power[:, round(8000 / 24000 * 9600) :].sum(dim=1) / power.sum(dim=1)
+        assert (above[0::2] < 1e-8).all() and (above[1::2] > 1e-3).all()
+
+
+# ---- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: Path) -> None:
+    """After one step Adam's first moment is (1 - beta1) times the clipped gradient; it must be that of the whole batch."""
+    settings = ("phases.steps=1", "phases.autoencoder=0", "phases.adversarial=0", "quantizer_dropout=0.0")
+    settings += ("losses.weights.adversarial=1.0", "losses.weights.feature_matching=1.0", "log.valid_every=1")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train(corpus, one, *settings) == 0
+    process = start([*command(corpus, two, *settings, launcher=TWO_PROCESSES), *QUIET])
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-2000:]
+    assert "strides do not match" not in errors
+    assert "utterances 4" in output, "each validation file counts once, over both processes"
+    for kind in ("optimizer", "discriminator_optimizer"):
+        states = [state(run, 1, kind) for run in (one, two)]
+        moments = [name for name in states[0] if name.endswith("/exp_avg")]
+        assert len(moments) > 20
+        a, b = (torch.cat([tensors[name].flatten() for name in moments]) for tensors in states)
+        assert a.norm() > 0 and (a - b).norm() / a.norm() < 1e-3, kind
+
+
+# ---- killed and stopped -----------------------------------------------------------------------------------------------
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """Wait for what a run that does not end by itself brings about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, "training made no checkpoint in time"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_a_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: Path) -> None:
+    run, model = tmp_path / "run", tmp_path / "model"
+    checkpoints = run / "checkpoints"
+    endless = command(corpus, run, "phases.steps=100000", "data.workers=1", "log.valid_every=100000")
+    process = start(endless)
+    wait_for(lambda: any(checkpoints.glob("step_*")), process)
+    process.kill()
+    process.communicate(timeout=60)  # to the end of stdout, which the reading processes hold too: they end as well
+    killed_at = latest_checkpoint(checkpoints)
+    process = start([*endless, "--resume"])
+    wait_for(lambda: latest_checkpoint(checkpoints) > killed_at, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert list((run / "tensorboard").iterdir())
+    last = int(latest_checkpoint(checkpoints).name.removeprefix("step_")) + 2
+    assert train(corpus, run, f"phases.steps={last}", flags=("--resume",)) == 0
+    kept = {path.name for path in checkpoints.iterdir()}
+    assert f"step_{last:08d}" in kept and len(kept) <= 3
+
+    assert recipe("export", run, model, "--with-discriminator") == 0
+    files = {"config.json", "model.safetensors", "README.md", "discriminator.safetensors"}
+    assert {path.name for path in model.iterdir()} == files
+    assert "made here | CC0" in (model / "README.md").read_text()
+    average, exported = state(run, last, "average"), load_file(model / "model.safetensors")
+    assert exported.keys() == average.keys() and all(torch.equal(exported[k], average[k]) for k in average)
+    assert encode_main([str(EXAMPLE), str(tmp_path / "a.codes"), "--model", str(model)]) == 0
+    assert decode_main([str(tmp_path / "a.codes"), str(tmp_path / "a.wav"), "--model", str(model)]) == 0
+    assert soundfile.info(tmp_path / "a.wav").frames == soundfile.info(EXAMPLE).frames
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(RECIPES / "accelerate" / "cpu.yaml"))
+    process = start([*command(corpus, tmp_path / "tuned", launcher=launcher), *QUIET, "--init", str(model)])
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_the_whole_group_stops_and_saves(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """A terminal's ctrl-C and its end reach the reading processes too."""
+    args = command(corpus, tmp_path, "phases.steps=100000", "data.workers=2", "log.valid_every=100000")
+    process = start([*args, *QUIET])
+    wait_for(lambda: any((tmp_path / "checkpoints").glob("step_*")), process)
+    os.killpg(process.pid, number)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0 and "Traceback" not in errors, errors
+    stopped = output.splitlines()[-1]
+    assert stopped.startswith("stopped at step ") and "--resume" in stopped
+    assert (tmp_path / "checkpoints" / f"step_{int(stopped.split()[3].rstrip(':')):08d}").is_dir()
+
+
+def test_an_interrupt_before_training_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(load_script("recipes/train.py"), "load_train_config", interrupted)
+    assert recipe("train", "--config", DEBUG) == 130
+    assert capsys.readouterr().err == "train.py: interrupted; training had not begun\n"
+
+
+# ---- starting from a model --------------------------------------------------------------------------------------------
+
+
+def test_a_run_starts_from_an_exported_model(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With another quantizer: encoder, decoder and discriminators as they were, the codebook from the data."""
+    run, model = tmp_path / "run", tmp_path / "model"
+    assert train(corpus, run, "phases.steps=2", "phases.adversarial=2") == 0
+    assert recipe("export", run, model, "--with-discriminator") == 0
+    flags, single = ("--init", str(model)), tmp_path / "single"
+    other = ("model.quantizer.kind=simvq", "model.quantizer.num_quantizers=1", "optimizer.learning_rate=1.0e-12")
+    assert train(corpus, single, "phases.steps=1", *other, flags=flags) == 0
+    exported, started = load_file(model / "model.safetensors"), state(single, 1, "codec")
+    for name in exported:
+        assert name.startswith("quantizer.") or torch.allclose(started[name], exported[name], atol=1e-6)
+    assert not torch.equal(started["quantizer.weight"], torch.eye(8))
+    discriminators, stored = state(single, 1, "discriminators"), load_file(model / "discriminator.safetensors")
+    assert discriminators.keys() == stored.keys() and all(torch.equal(discriminators[k], stored[k]) for k in stored)
+    for change, message in (
+        ("discriminator.periods=[2]", "holds other discriminators"),
+        ("model.latent_dim=16", "only the quantizer may differ, and there may be more blocks"),
+        ("model.decoder.depth=1", "only the quantizer may differ, and there may be more blocks"),
+    ):
+        capsys.readouterr()
+        assert train(corpus, tmp_path / "unlike", change, flags=flags) == 1
+        assert message in capsys.readouterr().err
+
+
+# ---- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for settings, message in (
+        (("model.sample_rat=1",), "unknown key model.sample_rat"),
+        (("data.train=[nowhere.jsonl]",), "nowhere.jsonl"),
+        (("data.valid=[]",), "data.valid: no utterance in an empty list; give a manifest"),
+        (("--config", "nowhere.yaml"), "train.py: error: nowhere.yaml: No such file or directory"),
+    ):
+        assert train(corpus, tmp_path / "run", *settings) == 1
+        said = capsys.readouterr().err
+        assert message in said and len(said.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_missing_audio_is_one_sentence(
+    corpus: Path, tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_manifest(tmp_path / "bad.jsonl", [Record(str(i), str(tmp_path / f"{i}.wav"), 24000, 24000) for i in range(3)])
+    settings = (f"data.train=[{tmp_path}/bad.jsonl]", f"data.workers={workers}")
+    assert train(corpus, tmp_path / "run", *settings) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(said) == 1 and said[0].startswith("train.py: error: 3 of 3 files tried cannot be read")
+
+
+@pytest.mark.parametrize("package", ["yaml", "accelerate"])
+def test_a_missing_extra_is_named(
+    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_script("recipes/train.py")
+    monkeypatch.setitem(sys.modules, package, None)
+    assert recipe("train", "--config", DEBUG) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"train.py: error: the package {package} is missing") and "[train]" in said
+    assert len(said.splitlines()) == 1
+
+
+WITHOUT_ACCELERATE = """
+import importlib.machinery, runpy, sys
+script, folder = sys.argv[1:3]
+sys.argv, sys.path[0] = [script, *sys.argv[3:]], folder
+original = importlib.machinery.PathFinder.find_spec
+def find_spec(name, path=None, target=None):
+    return original(name, [folder] if name == "accelerate" else path, target)
+importlib.machinery.PathFinder.find_spec = find_spec
+runpy.run_path(script, run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_a_missing_accelerate_is_not_taken_for_the_folder_of_its_name() -> None:
+    args = ["-c", WITHOUT_ACCELERATE, str(RECIPES / "train.py"), str(RECIPES), "--config", str(DEBUG)]
+    done = subprocess.run([sys.executable, *args], capture_output=True, text=True)
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("train.py: error: the package accelerate is missing") and "[train]" in done.stderr

@@ -1,0 +1,101 @@
+"""Configurations are read strictly, extend one other at most, and those that are shipped are valid."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from codec.config import CodecConfig, ConfigError, from_dict
+from codec.model import Codec
+from codec.pretrained import find_model, shipped_models
+from codec.training.config import TrainConfig, load_train_config
+from codec.training.losses import SpectralLoss
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = [ROOT / "recipes" / name for name in ("default", "libritts")]
+CONFIGS = sorted(path for folder in FOLDERS for path in folder.rglob("*.yaml"))
+DEBUG = ROOT / "recipes" / "libritts" / "debug.yaml"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_shipped_configs_are_valid(path: Path) -> None:
+    config = load_train_config(path)
+    with torch.device("meta"):
+        codec = Codec(config.model)
+    assert codec.hop_length == 320 and codec.num_quantizers >= 1
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
+    path = ROOT / "recipes" / "default" / f"{name}.yaml"
+    assert "\nbase:" not in path.read_text()
+    model = from_dict(CodecConfig, json.loads((find_model(name) / "config.json").read_text()))
+    assert load_train_config(path).model == model
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.encoder.stride=[8]", "unknown key model.encoder.stride"),
+        ("optimizer.learning_rate=5e-4", "YAML reads 5e-4 as text"),
+        ("data.segment_seconds=0.41", "not a multiple of the hop"),
+        ("losses.weights.gan=2.0", "weights: unknown term gan"),
+        ("phases.adversarial=1", "before the quantizer"),
+        ("data.segment_seconds=.nan", "segment_seconds must be a positive number"),
+        ("data.gain_db=[0.0, .inf]", "a lowest and a highest gain"),
+        ("losses.phase_windows=[]", "phase_windows must be among windows, one at least, or weights.stft 0"),
+        ("losses={weights: {envelope: 1.0}, envelope_windows: []}", "envelope_windows must be among windows"),
+        ("optimizer.learning_rate=-1.0", "learning rates must be positive"),
+        ("log.audio_examples=-1", "audio_examples must not be negative"),
+        ("data.train=x.jsonl", "data.train must be a list"),
+        ("nonsense", "KEY=VALUE"),
+        ("seed=[", "not YAML"),
+    ],
+)
+def test_config_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_train_config(DEBUG, [override])
+
+
+def test_a_file_extends_one_other() -> None:
+    small, large = (load_train_config(ROOT / "recipes" / "default" / f"{n}.yaml") for n in ("speech-24khz", "gpu"))
+    assert large.model == small.model and large.losses == small.losses
+    assert large.optimizer.hold == small.optimizer.hold and large.optimizer.learning_rate == 1e-3
+
+
+def test_mistaken_bases_are_named(tmp_path: Path) -> None:
+    (tmp_path / "b.yaml").write_text("base: c.yaml\n")
+    for base, message in (
+        ("5", "base must be the name of a file, not 5"),
+        ("a.yaml", "its base a.yaml has a base itself, a.yaml"),
+        ("b.yaml", "a.yaml: its base b.yaml has a base itself, c.yaml; extend a file that stands alone"),
+    ):
+        (tmp_path / "a.yaml").write_text(f"base: {base}\n")
+        with pytest.raises(ConfigError, match=message):
+            load_train_config(tmp_path / "a.yaml")
+
+
+def test_terms_without_weight_are_not_computed() -> None:
+    def terms(*overrides: str) -> tuple[str, ...]:
+        config = load_train_config(DEBUG, overrides)
+        return SpectralLoss(config.model.sample_rate, config.losses).terms
+
+    assert terms() == ("mel", "stft")
+    other = ["losses.weights={stft: 0.0, envelope: 0.5}", "losses.windows=[512]", "losses.mels=[64]"]
+    assert terms(*other) == ("mel", "envelope")
+
+
+def test_a_configuration_that_is_no_text_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"example\.wav is not text"):
+        load_train_config(ROOT / "tests" / "assets" / "example.wav")
+
+
+def test_learning_rate_warms_up_twice_and_falls_to_its_end() -> None:
+    config = TrainConfig()
+    rates = [config.learning_rate(step) for step in range(config.phases.steps + 1)]
+    assert rates[0] < 0.02 and rates[99] > 0.98
+    assert rates[500] < 0.02 < 0.9 < rates[660]
+    assert rates[-1] == pytest.approx(config.optimizer.final_ratio)
