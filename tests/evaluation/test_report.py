@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import struct
 import zlib
@@ -21,8 +20,7 @@ from codec.evaluation.page.plots import _apart, linear_ticks, log_ticks
 from codec.evaluation.page.report import write_report
 from codec.evaluation.page.results import bitrate_classes
 from codec.evaluation.page.spectrograms import height_of, spectrograms
-from codec.evaluation.results import read_metrics, read_rows
-from codec.evaluation.stored import ReportError
+from codec.evaluation.results import read_metrics
 
 VOID = {"meta", "link", "img", "br", "input", "path", "hr"}
 
@@ -193,67 +191,6 @@ def test_least_report(tmp_path: Path) -> None:
     page = Page(write_report(tmp_path).read_text(encoding="utf-8"))
     assert "No system has both a bitrate and a value to plot." in page.text
     assert "nan" not in page.text.lower() and "None" not in page.text
-
-
-@pytest.mark.parametrize(
-    ("path", "value", "said"),
-    [
-        (("format",), 2, "format 2 is not 1"),
-        (("command",), None, r"metrics.json.command must be text"),
-        (("systems", 0, "results", "pesq", "mean"), "2.3", r"systems\[0\].results.pesq.mean must be a number"),
-        (("systems", 0, "results", "pesq", "mean"), math.inf, "must be finite"),
-        (("systems", 0, "results", "pesq", "n"), 0, "a mean of 0 values"),
-        (("systems", 0, "results", "pesq"), {}, "pesq.mean is missing"),
-        (("systems", 0, "results", "wer"), {"mean": 1, "low": 1, "high": 1, "n": 1}, "metrics does not describe"),
-        (("systems", 0, "by_source", "", "pesq", "n"), 0, "a mean of 0 values"),
-        (("systems", 0, "id"), "model-2", "two systems have the same id"),
-        (("systems",), [], "nothing to report"),
-        (("metrics", "pesq", "better"), "bigger", "must be one of 'higher', 'lower', 'none'"),
-        (("metrics", "pesq", "digits"), True, "must be a whole number"),
-        (("health", "stages", 0, "coverage", 0), [1, 2, 3], "must have 2 items"),
-        (("examples",), [{"id": "a", "why": "", "seconds": 1, "reference": "no.flac", "systems": {}}], "no file 'no.fl"),
-        (("examples",), [{"id": "a", "why": "", "seconds": 1, "reference": "../x", "systems": {}}], "below the report"),
-        (("examples",), [{"id": "a", "why": "", "seconds": 1, "reference": "C:\\x", "systems": {}}], "below the repo"),
-        (("examples",), [{"id": "a", "why": "", "seconds": 1, "reference": "x", "systems": {"?": "x"}}], "not there"),
-    ],
-)  # fmt: skip
-def test_bad_metrics_are_named(path: tuple[Any, ...], value: Any, said: str, tmp_path: Path) -> None:
-    content = at = metrics_json(examples=False)
-    for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = value
-    (tmp_path / "metrics.json").write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(ReportError, match=said):
-        write_report(tmp_path)
-    assert not (tmp_path / "index.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "said"),
-    [
-        ("id,speaker", "name,speaker", "no column id"),
-        (",model-1,", ",model-9,", "system 'model-9' is not in metrics.json"),
-        (",1.50,", ",long,", "seconds: 'long' is not a finite number"),
-        (",1.50,", ",inf,", "'inf' is not a finite number"),
-        (",1.50,", ",", "not as many cells as columns"),
-    ],
-)
-def test_bad_rows_are_named(old: str, new: str, said: str, tmp_path: Path) -> None:
-    make_folder(tmp_path, 2, metrics_json(examples=False))
-    table = tmp_path / "per_file.csv"
-    text = table.read_text(encoding="utf-8").replace(",1.5,", ",1.50,")
-    assert old in text
-    table.write_text(text.replace(old, new), encoding="utf-8")
-    with pytest.raises(ReportError, match=said):
-        read_rows(tmp_path, read_metrics(tmp_path))
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ReportError, match=r"has no metrics\.json"):
-        write_report(tmp_path)
-    (tmp_path / "metrics.json").write_text("{", encoding="utf-8")
-    with pytest.raises(ReportError, match="not JSON"):
-        write_report(tmp_path)
 
 
 def test_bitrate_classes_and_best_marks(folder: Path, source: str) -> None:
