@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,8 @@ from codec.audio import resample
 from codec.corpus.manifest import Record
 from codec.corpus.scan import read_record
 from codec.errors import CodecError, one_line
-from codec.evaluation.metrics import COSTS, METRICS, Compute, MetricError, Pair, Reference, Waveform
+from codec.evaluation.metrics import COSTS, METRICS, MetricError, Pair, Reference, Waveform
 from codec.evaluation.neural_metrics import NEURAL_METRICS
-from codec.evaluation.results import Metric
 from codec.evaluation.stability import CHANGES, changed_codes
 from codec.evaluation.systems import CLASSICAL, Failure, Family, FolderFamily, ModelFamily, Reconstruction, to_pcm
 from codec.files import written_whole
@@ -27,11 +25,9 @@ from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
 
-KNOWN: dict[str, Metric] = {  # every metric that can be asked for
-    **{name: metric.about for name, metric in METRICS.items()},
-    **COSTS,
-    **{name: metric.about for name, metric in NEURAL_METRICS.items()},
-}
+PAIR_METRICS = METRICS | NEURAL_METRICS
+KNOWN = {name: metric.about for name, metric in METRICS.items()} | COSTS  # what can be asked for
+KNOWN |= {name: metric.about for name, metric in NEURAL_METRICS.items()}
 
 Cell = float | str  # the value of a metric, or the reason why there is none
 Changed = dict[str, list[float] | str]  # see changed_codes
@@ -107,12 +103,6 @@ class Measured:
     changed: Changed
 
 
-@cache
-def load_metric(name: str) -> Compute:
-    """What computes a metric of METRICS or NEURAL_METRICS; a network is loaded once per process."""
-    return METRICS[name].compute if name in METRICS else NEURAL_METRICS[name].load()
-
-
 def read_utterance(record: Record) -> tuple[Record, Waveform]:
     """The waveform ``[T]``, and the record with the length and rate that the file has, whatever the manifest remembers.
 
@@ -127,12 +117,11 @@ def read_utterance(record: Record) -> tuple[Record, Waveform]:
 
 
 class Measurer:
-    """Systems and metrics, loaded once per process."""
+    """Measures one utterance after the other by all systems, which are loaded once per process."""
 
     def __init__(self, plan: Plan, families: Sequence[Family]) -> None:
         torch.set_num_threads(1)  # one process per core is faster than threads that wait for each other
         self.plan, self.families = plan, families
-        self.computes = {name: load_metric(name) for name in plan.metrics if name not in COSTS}
 
     def measure(self, index: int, record: Record) -> Measured:
         """Measure one utterance, and write its audio and codes; bad audio is a reason in every cell, never an error."""
@@ -165,7 +154,7 @@ class Measurer:
         if isinstance(result, Failure):
             return dict.fromkeys(self.plan.metrics, result.reason)
         pair, seconds = Pair(reference, result.waveform), len(reference.waveform) / reference.sample_rate
-        cells: dict[str, Cell] = {name: _score(name, compute, pair) for name, compute in self.computes.items()}
+        cells = {name: _score(name, pair) for name in self.plan.metrics if name in PAIR_METRICS}
         if "kbps_file" in self.plan.metrics and result.coded is not None:
             cells["kbps_file"] = len(result.coded) * 8 / seconds / 1000
         if "rtf" in self.plan.metrics and result.seconds is not None:
@@ -188,9 +177,9 @@ class Measurer:
         return changed_codes(family.codec, torch.from_numpy(samples), result.codes)
 
 
-def _score(name: str, compute: Compute, pair: Pair) -> Cell:
+def _score(name: str, pair: Pair) -> Cell:
     try:
-        value = compute(pair)
+        value = PAIR_METRICS[name].compute(pair)
     except MetricError as error:
         return str(error)
     except Exception as error:  # of another package: one odd file must not end an evaluation of thousands

@@ -197,14 +197,11 @@ class Pair:
         return self.reference.pitch, pitch_track(self.estimate, self.reference.sample_rate)
 
 
-Compute = Callable[[Pair], float]
-
-
 class PairMetric(NamedTuple):
     """What is said of a metric, and what computes it."""
 
     about: Metric
-    compute: Compute
+    compute: Callable[[Pair], float]
 
 
 METRICS: dict[str, PairMetric] = {

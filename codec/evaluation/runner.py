@@ -24,7 +24,7 @@ from tqdm import tqdm
 from codec import __version__
 from codec.corpus.manifest import Record
 from codec.errors import one_line
-from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Measurer, Plan, load_metric
+from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Measurer, Plan
 from codec.evaluation.metrics import COSTS
 from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.results import Absent
@@ -44,25 +44,20 @@ def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[
     """Of the metrics asked for (all of KNOWN by default) those that this machine can compute, networks last, and the others.
 
     Raises:
-        EvaluationError: one asked for by name is unknown or cannot be computed.
+        EvaluationError: one asked for by name is unknown, or its package is not installed.
     """
-    names, absent = [], []
-    for name in sorted(dict.fromkeys(asked or KNOWN), key=NEURAL_METRICS.__contains__):
+    names = sorted(dict.fromkeys(asked or KNOWN), key=NEURAL_METRICS.__contains__)
+    absent = {}
+    for name in names:
         if name not in KNOWN:
             raise EvaluationError(f"--metrics: no metric {name}; there are {', '.join(KNOWN)}")
         package = KNOWN[name].package
-        try:
-            if package and find_spec(package) is None:
-                raise ModuleNotFoundError(f"package {package} is not installed", name=package)
-            if name in NEURAL_METRICS:
-                load_metric(name)
-        except (ImportError, OSError, RuntimeError) as error:  # the last two: it does not fit what else is installed
+        if package and find_spec(package) is None:
+            reason = one_line(ModuleNotFoundError(f"package {package} is not installed", name=package))
+            absent[name] = Absent("metric", KNOWN[name].label, reason)
             if asked:
-                raise EvaluationError(f"--metrics {name}: {one_line(error)}") from None
-            absent.append(Absent("metric", KNOWN[name].label, one_line(error)))
-        else:
-            names.append(name)
-    return tuple(names), absent
+                raise EvaluationError(f"--metrics {name}: {reason}")
+    return tuple(name for name in names if name not in absent), list(absent.values())
 
 
 def evaluate(
