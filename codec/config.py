@@ -23,11 +23,12 @@ class ConfigError(CodecError):
     """A configuration that cannot be used; the message names the key and what it should be."""
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "", ignore_unknown: bool = False) -> T:
     """Build the dataclass ``cls`` from plain values (JSON, YAML), naming unknown keys and wrong types at once.
 
     An int is taken where a float is asked for; nothing else is converted, so YAML's string "5e-4" is an error. Options
     that are ``RETIRED`` are left out while they have the value they always had; see ``to_dict``.
+    ``ignore_unknown`` passes unknown keys over, at any depth: for files that a newer version may have written.
 
     Raises:
         ConfigError: unknown key, missing key, wrong type, or a value that the dataclass itself refuses.
@@ -39,13 +40,15 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     hints = _type_hints(cls)  # type: ignore[arg-type]
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
+    if ignore_unknown:
+        values = {key: value for key, value in values.items() if key in known}
     for key in values:
         if key not in known:
             raise ConfigError(f"unknown key {prefix}{key}; known are {', '.join(known)}")
     for name, f in known.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"missing key {prefix}{name}")
-    converted = {key: _convert(hints[key], value, prefix + key) for key, value in values.items()}
+    converted = {key: _convert(hints[key], value, prefix + key, ignore_unknown) for key, value in values.items()}
     try:
         return cls(**converted)
     except ConfigError as error:
@@ -80,10 +83,12 @@ def _plain(value: Any, retired: bool) -> Any:
     return [_plain(v, retired) for v in value] if isinstance(value, tuple) else value
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
+def _convert(hint: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint):
-        return from_dict(hint, value, where)  # type: ignore[arg-type]
+        return from_dict(hint, value, where, ignore_unknown)  # type: ignore[arg-type]
     if origin is Literal:
         if value in args and any(type(value) is type(arg) for arg in args):
             return value
@@ -91,15 +96,19 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):  # only "X | None" is used
         if value is None and type(None) in args:
             return None
-        return _convert(next(arg for arg in args if arg is not type(None)), value, where)
+        return _convert(next(arg for arg in args if arg is not type(None)), value, where, ignore_unknown)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} must be a list, not {value!r}")
-        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
+        if len(value) != len(kinds):
+            raise ConfigError(f"{where} must have {len(kinds)} items, not {len(value)}")
+        pairs = enumerate(zip(kinds, value, strict=True))
+        return tuple(_convert(kind, item, f"{where}[{i}]", ignore_unknown) for i, (kind, item) in pairs)
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise ConfigError(f"{where} must be a mapping of names, not {value!r}")
-        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+        return {key: _convert(args[1], item, f"{where}.{key}", ignore_unknown) for key, item in value.items()}
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

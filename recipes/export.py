@@ -26,7 +26,7 @@ from torch import Tensor
 
 from codec.config import from_dict
 from codec.errors import EXIT_OK, CodecError, run_command
-from codec.evaluation.stored import read_summary
+from codec.evaluation.results import ReportError, Results
 from codec.files import written_whole
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS
@@ -116,20 +116,27 @@ def refuse_existing(out: Path) -> None:
             raise ExportError(f"{path} exists; --force overwrites it")
 
 
-def read_evaluation(report: Path) -> dict[str, Any]:
-    """What the folder of a codec-evaluate report says in its ``metrics.json``, a model among its systems."""
+def read_evaluation(report: Path) -> Results:
+    """What codec-evaluate wrote into the folder of a report on a model.
+
+    Raises:
+        ExportError: it is no such folder.
+    """
     try:
-        summary = read_summary(report)
-        summary["weights"] = json.loads((report / "run.json").read_text(encoding="utf-8"))["weights"]
-        complete = bool(summary["model"]["fingerprint"] and summary["systems"] and summary["health"]["stages"])
-    except (OSError, ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
+        results = Results.read(report)
+    except (ReportError, OSError):
+        results = None
+    if results is None or results.model is None:
         raise ExportError(f"{report} is not the report that codec-evaluate makes of a model")
-    return summary
+    return results
 
 
-def model_card(runs: list[Trained], codec: Codec, evaluation: dict[str, Any] | None) -> str:
+def measured_weights(report: Path) -> str:
+    """SHA-256 of the ``model.safetensors`` that a report on a model is about."""
+    return read_json(report / "run.json")["weights"]
+
+
+def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) -> str:
     """The card: what the model is, what it was trained on and how, and what was measured; data and notes of the first run."""
     config, data = runs[0].config, read_json(runs[0].run / "data.json")
     one = codec.bitrate / codec.num_quantizers / 1000
@@ -184,32 +191,27 @@ def weights_hash(codec: Codec, bits: Bits) -> str:
         return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
 
 
-def _table(summary: dict[str, Any]) -> list[str]:
+def _table(results: Results) -> list[str]:
     """The model's rows of a report, as a table."""
-    names = [name for name in ("pesq", "stoi", "estoi", "si_sdr", "mel", "distillmos") if name in summary["metrics"]]
-    labels = [summary["metrics"][name]["label"] for name in names]
+    names = [name for name in ("pesq", "stoi", "estoi", "si_sdr", "mel", "distillmos") if name in results.metrics]
+    labels = [results.metrics[name].label for name in names]
     lines = [f"| kbit/s | {' | '.join(labels)} |", "|---" * (len(names) + 1) + "|"]
-    for system in summary["systems"]:
-        if system["kind"] == "model":
-            cells = [_cell(system["results"][name], summary["metrics"][name]["digits"]) for name in names]
-            lines.append(f"| {system['kbps']:g} | {' | '.join(cells)} |")
-    manifest, interval = summary["manifest"], summary["interval"]
-    speakers = f" of {manifest['speakers']} speakers" if manifest["speakers"] else ""
+    for system in results.systems:
+        if system.kind == "model":
+            digits = {name: results.metrics[name].digits for name in names}
+            cells = [system.results[name].text(f".{digits[name]}f", " ({low} to {high})") for name in names]
+            lines.append(f"| {system.kbps:g} | {' | '.join(cells)} |")
+    manifest, interval = results.manifest, results.interval
+    speakers = f" of {manifest.speakers} speakers" if manifest.speakers else ""
     how = (
-        f"Means over {manifest['utterances']} utterances{speakers} with "
-        f"{100 * interval['level']:g} % intervals (bootstrap over {interval['unit']}), measured on "
-        f"{summary['created'][:10]} by `{summary['command']}`:"
+        f"Means over {manifest.utterances} utterances{speakers} with "
+        f"{100 * interval.level:g} % intervals (bootstrap over {interval.unit}), measured on "
+        f"{results.created[:10]} by `{results.command}`:"
     )
-    stages = summary["health"]["stages"]
-    usage = ", ".join(f"{100 * stage['usage']:.1f} %" for stage in stages)
-    return [how, "", *lines, "", f"Codes in use over {stages[0]['frames']} frames, by stage: {usage}."]
-
-
-def _cell(result: dict[str, Any], digits: int) -> str:
-    if result["mean"] is None:
-        return "-"
-    interval = "" if result["low"] is None else f" ({result['low']:.{digits}f} to {result['high']:.{digits}f})"
-    return f"{result['mean']:.{digits}f}{interval}"
+    assert results.health is not None, "a report on a model has it"
+    stages = results.health.stages
+    usage = ", ".join(f"{100 * stage.usage:.1f} %" for stage in stages)
+    return [how, "", *lines, "", f"Codes in use over {stages[0].frames} frames, by stage: {usage}."]
 
 
 def export(args: argparse.Namespace) -> int:
@@ -219,7 +221,7 @@ def export(args: argparse.Namespace) -> int:
     evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
     runs = [Trained.read(args.run, args.checkpoint), *(Trained.read(run, None) for run in args.average_with)]
     codec = build_codec(runs, args.out.name)
-    if evaluation and evaluation["weights"] != weights_hash(codec, args.bits):
+    if evaluation and measured_weights(args.evaluation) != weights_hash(codec, args.bits):
         raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
     card = model_card(runs, codec, evaluation)
     codec.save_pretrained(args.out, bits=args.bits)

@@ -11,44 +11,42 @@ import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from codec.errors import CodecError, one_line
-from codec.evaluation.stored import ReportError, read_summary
+from codec.errors import CodecError, run_command
+from codec.evaluation.results import Result, Results
 from codec.files import written_whole
 
 METRICS = ["pesq", "stoi"]
-Line = list[tuple[float, dict[str, Any]]]  # x, and a result: mean, low, high
+Line = list[tuple[float, Result]]  # x, and what to draw there
 
 
 class PlotError(CodecError):
     """What keeps the reports from being drawn; the message is one line for the user."""
 
 
-def against_bitrate(summary: dict[str, Any], metric: str) -> dict[str, Line]:
-    """One line a family of systems, at the bitrates of their files where known."""
+def against_bitrate(results: Results, metric: str) -> dict[str, Line]:
+    """One line per family of systems, at the bitrates of their files where known."""
     lines: dict[str, Line] = {}
-    for system in summary["systems"]:
-        result = system["results"].get(metric)
-        rate = (system["results"].get("kbps_file") or {}).get("mean") or system["kbps"]
-        if result and result["mean"] is not None and rate:
-            lines.setdefault(system["family"], []).append((rate, result))
+    for system in results.systems:
+        result = system.results.get(metric)
+        if result and result.mean is not None and system.rate:
+            lines.setdefault(system.family, []).append((system.rate, result))
     return {family: sorted(line, key=lambda point: point[0]) for family, line in lines.items()}
 
 
-def against_steps(reports: Sequence[tuple[int, dict[str, Any]]], metric: str) -> dict[str, Line]:
-    """One line a bitrate of the model."""
+def against_steps(reports: Sequence[tuple[int, Results]], metric: str) -> dict[str, Line]:
+    """One line per bitrate of the model."""
     lines: dict[str, Line] = {}
-    for step, summary in sorted(reports, key=lambda report: report[0]):
-        for system in summary["systems"]:
-            result = system["results"].get(metric)
-            if system["kind"] == "model" and result and result["mean"] is not None:
-                lines.setdefault(f"{system['kbps']:g} kbit/s", []).append((step, result))
+    for step, results in sorted(reports, key=lambda report: report[0]):
+        for system in results.systems:
+            result = system.results.get(metric)
+            if system.kind == "model" and result and result.mean is not None:
+                lines.setdefault(f"{system.kbps:g} kbit/s", []).append((step, result))
     return lines
 
 
 def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path) -> None:
-    """One panel a metric; bars are intervals."""
+    """One panel per metric; bars are intervals."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -57,9 +55,10 @@ def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path)
     figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
         for (name, line), marker in zip(lines.items(), itertools.cycle("osD^v<>"), strict=False):
-            x, means = [point[0] for point in line], [point[1]["mean"] for point in line]
-            ends = [(r["mean"] - (r["low"] or r["mean"]), (r["high"] or r["mean"]) - r["mean"]) for _, r in line]
-            axis.errorbar(x, means, yerr=list(zip(*ends, strict=True)), label=name, marker=marker, capsize=2)
+            means = [r.mean or 0.0 for _, r in line]
+            lows = [0.0 if r.low is None else mean - r.low for mean, (_, r) in zip(means, line, strict=True)]
+            highs = [0.0 if r.high is None else r.high - mean for mean, (_, r) in zip(means, line, strict=True)]
+            axis.errorbar([x for x, _ in line], means, yerr=[lows, highs], label=name, marker=marker, capsize=2)
         axis.set_title(title)
         axis.set_xlabel(x_label)
         if log:
@@ -93,23 +92,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("quality.png"))
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
     args = parser.parse_args()
-    try:
-        if args.out.exists() and not args.force:
-            raise PlotError(f"{args.out} exists; --force overwrites it")
-        single = len(args.reports) == 1 and "=" not in args.reports[0]
-        steps = [(0, Path(args.reports[0]))] if single else parse_reports(args.reports)
-        summaries = [(step, read_summary(report)) for step, report in steps]
-        panels = {}
-        for name in args.metrics:
-            described = summaries[0][1]["metrics"].get(name)
-            if described is None:
-                raise PlotError(f"{steps[0][1]} has no metric {name}; it has {', '.join(summaries[0][1]['metrics'])}")
-            line = against_bitrate(summaries[0][1], name) if single else against_steps(summaries, name)
-            panels[described["label"]] = line
-        draw(panels, "kbit/s" if single else "training step", single, args.out)
-    except (PlotError, ReportError, OSError, ModuleNotFoundError, ValueError, KeyError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 1
+    return run_command(parser.prog, lambda: plot(args))
+
+
+def plot(args: argparse.Namespace) -> int:
+    """Read the reports and draw them. Returns the exit code."""
+    if args.out.exists() and not args.force:
+        raise PlotError(f"{args.out} exists; --force overwrites it")
+    single = len(args.reports) == 1 and "=" not in args.reports[0]
+    steps = [(0, Path(args.reports[0]))] if single else parse_reports(args.reports)
+    reports = [(step, Results.read(folder)) for step, folder in steps]
+    first = reports[0][1]
+    panels = {}
+    for name in args.metrics:
+        if name not in first.metrics:
+            raise PlotError(f"{steps[0][1]} has no metric {name}; it has {', '.join(first.metrics)}")
+        lines = against_bitrate(first, name) if single else against_steps(reports, name)
+        panels[first.metrics[name].label] = lines
+    draw(panels, "kbit/s" if single else "training step", single, args.out)
     print(args.out)
     return 0
 

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from loading import SPEECH
 from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
 from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
 
 torch.set_num_threads(1)  # the tests' networks are tiny: threads would only wait for each other on a busy machine
-
-ASSETS = Path(__file__).parent / "assets"
-SPEECH = {24000: ASSETS / "vctk-p228-0006.flac", 16000: ASSETS / "librispeech-5339-0001.flac"}
 
 
 @pytest.fixture(scope="session")

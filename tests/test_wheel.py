@@ -28,9 +28,9 @@ def test_what_is_in_it(wheel: Path) -> None:
         "codec/pretrained/speech-24khz/config.json",
         "codec/pretrained/speech-24khz/model.safetensors",
         "codec/py.typed",
-        "codec/evaluation/report.html",
-        "codec/evaluation/report.css",
-        "codec/evaluation/report.js",
+        "codec/evaluation/page/page.html.j2",
+        "codec/evaluation/page/report.css",
+        "codec/evaluation/page/report.js",
     } <= set(names)
     assert "codec/pretrained/speech-24khz/README.md" in names
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"codec"}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from codec.evaluation.statistics import Estimate, bootstrap_mean
-from codec.evaluation.stored import ReportError, read_summary
+from codec.evaluation.results import Estimate, ReportError, Results, read_rows
+from codec.evaluation.statistics import bootstrap_mean
 
 
 @dataclass(frozen=True)
@@ -19,10 +17,7 @@ class Difference:
     """One metric of a pair of systems over the utterances that both have a value for.
 
     Attributes:
-        system_a, system_b, metric: what is compared.
-        better: the metric's direction.
-        mean_a, mean_b: over the pairs.
-        difference: B minus A, with its interval.
+        difference: B minus A.
         share_better: of the pairs, where B is better (0.5 a tie), None where the metric has no direction.
         unpaired: utterances that only one of them has a value for.
     """
@@ -44,53 +39,28 @@ class Difference:
         return low is not None and high is not None and (low > 0 or high < 0)
 
 
-@dataclass(frozen=True)
 class Report:
-    """What a report folder holds: ``metrics.json`` and the values of ``per_file.csv``."""
+    """The report in a folder that codec-evaluate wrote. Raises as :meth:`Results.read`.
 
-    folder: Path
-    summary: dict[str, Any]
-    values: dict[str, dict[str, dict[str, float]]]  # system -> metric -> id -> value
-    units: dict[str, str]  # id -> what is resampled as a whole: speaker or id
-    seconds: dict[str, float]  # id -> duration
-
-    @property
-    def systems(self) -> list[str]:
-        """Ids in the report's order."""
-        return [system["id"] for system in self.summary["systems"]]
-
-
-def read_report(folder: Path) -> Report:
-    """Read a folder that codec-evaluate wrote.
-
-    Raises:
-        ReportError: it is none, or an unfinished one.
+    Attributes:
+        values: (system, metric) -> id -> value.
+        units: id -> what is resampled as a whole: speaker or id.
+        seconds: id -> length.
     """
-    try:
-        summary = read_summary(folder)
-        names = list(summary["metrics"])
-        by_speaker = summary["interval"]["unit"] == "speakers"
-        values: dict[str, dict[str, dict[str, float]]] = {}
-        units: dict[str, str] = {}
-        seconds: dict[str, float] = {}
-        with open(folder / "per_file.csv", newline="", encoding="utf-8") as file:
-            for line in csv.DictReader(file):
-                units[line["id"]] = (by_speaker and line["speaker"]) or line["id"]
-                seconds[line["id"]] = float(line["seconds"])
-                of_system = values.setdefault(line["system"], {})
-                for name in names:
-                    if line[name]:
-                        of_system.setdefault(name, {})[line["id"]] = float(line[name])
-    except (FileNotFoundError, NotADirectoryError) as error:
-        name = Path(str(error.filename)).name
-        raise ReportError(f"{folder} is no finished report: it has no {name}; codec-evaluate makes one") from None
-    except ReportError:
-        raise
-    except KeyError as error:
-        raise ReportError(f"{folder} holds a report without {error}; make it again with codec-evaluate") from None
-    except (TypeError, ValueError) as error:
-        raise ReportError(f"{folder} holds a report that cannot be read ({error}); make it again") from None
-    return Report(folder, summary, values, units, seconds)
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.results = folder, Results.read(folder)
+        self.systems = [system.id for system in self.results.systems]
+        self.values: dict[tuple[str, str], dict[str, float]] = {}
+        self.units: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        by_speaker = self.results.interval.unit == "speakers"
+        for row in read_rows(folder, self.results):
+            self.units[row.id] = (by_speaker and row.speaker) or row.id
+            self.seconds[row.id] = row.seconds or 0.0
+            for metric, value in row.values.items():
+                if value is not None:
+                    self.values.setdefault((row.system, metric), {})[row.id] = value
 
 
 def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list[Difference]:
@@ -110,60 +80,46 @@ def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list
     for report, ids in ((a, {pair[0] for pair in chosen}), (b, {pair[1] for pair in chosen})):
         for system in sorted(ids - set(report.systems)):
             raise ReportError(f"{report.folder} has no system {system}; it has {', '.join(report.systems)}")
-    if not a.units.keys() & b.units.keys():
+    both = a.units.keys() & b.units.keys()
+    if not both:
         raise ReportError("no utterance is in both reports")
-    odd = next((key for key in a.units.keys() & b.units.keys() if abs(a.seconds[key] - b.seconds[key]) > 0.01), None)
+    odd = next((key for key in both if abs(a.seconds[key] - b.seconds[key]) > 0.01), None)
     if odd is not None:
         raise ReportError(
             f"{odd} is {a.seconds[odd]:.2f} s long in A and {b.seconds[odd]:.2f} s in B: not the same files"
         )
-    differences = []
-    for system_a, system_b in chosen:
-        for metric in a.summary["metrics"]:
-            if metric in b.summary["metrics"]:
-                found = _difference(a, b, system_a, system_b, metric)
-                differences += [found] if found else []
-    return differences
+    metrics = [metric for metric in a.results.metrics if metric in b.results.metrics]
+    found = [_difference(a, b, *systems, metric) for systems in chosen for metric in metrics]
+    return [difference for difference in found if difference is not None]
 
 
 def _difference(a: Report, b: Report, system_a: str, system_b: str, metric: str) -> Difference | None:
-    first, second = a.values.get(system_a, {}).get(metric, {}), b.values.get(system_b, {}).get(metric, {})
+    first, second = a.values.get((system_a, metric), {}), b.values.get((system_b, metric), {})
     both = sorted(first.keys() & second.keys())
     if not both:
         return None
+    about = a.results.metrics[metric]
     gaps = [second[key] - first[key] for key in both]
-    per_second = a.summary["metrics"][metric].get("per_second", False)
-    weights = [a.seconds[key] if per_second else 1.0 for key in both]
-    better = a.summary["metrics"][metric]["better"]
-    sign = {"higher": 1, "lower": -1}.get(better)
-    wins = None if sign is None else sum(0.5 if gap == 0 else float(sign * gap > 0) for gap in gaps) / len(gaps)
+    weights = [a.seconds[key] if about.per_second else 1.0 for key in both]
+    sign = {"higher": 1, "lower": -1, "none": 0}[about.better]
+    mean_a, mean_b = (float(np.average([of[key] for key in both], weights=weights)) for of in (first, second))
     return Difference(
-        system_a=system_a,
-        system_b=system_b,
-        metric=metric,
-        better=better,
-        mean_a=float(np.average([first[key] for key in both], weights=weights)),
-        mean_b=float(np.average([second[key] for key in both], weights=weights)),
+        *(system_a, system_b, metric, about.better, mean_a, mean_b),
         difference=bootstrap_mean(gaps, [a.units[key] for key in both], weights),
-        share_better=wins,
+        share_better=float(np.mean([(np.sign(sign * gap) + 1) / 2 for gap in gaps])) if sign else None,
         unpaired=len(first.keys() ^ second.keys()),
     )
 
 
 def unlike(a: Report, b: Report) -> list[str]:
     """In what the two reports were not measured alike; a comparison may then compare just that."""
-    found = []
-    if a.summary["manifest"]["sha256"] != b.summary["manifest"]["sha256"]:
-        found.append("the manifests differ: only utterances of the same id are compared")
-    for name in a.summary["metrics"].keys() & b.summary["metrics"].keys():
-        first, second = a.summary["metrics"][name], b.summary["metrics"][name]
-        if first["package"] != second["package"]:
-            found.append(f"{first['label']} is by {first['package']} in A and by {second['package']} in B")
-        elif first["how"] != second["how"]:
-            found.append(f"{first['label']} is defined otherwise in A than in B")
-    return sorted(found)
-
-
-def plain(differences: Sequence[Difference]) -> list[dict[str, Any]]:
-    """For JSON."""
-    return [asdict(difference) | {"clear": difference.clear} for difference in differences]
+    notes = []
+    if a.results.manifest.sha256 != b.results.manifest.sha256:
+        notes.append("the manifests differ: only utterances of the same id are compared")
+    for name in a.results.metrics.keys() & b.results.metrics.keys():
+        first, second = a.results.metrics[name], b.results.metrics[name]
+        if first.package != second.package:
+            notes.append(f"{first.label} is by {first.package} in A and by {second.package} in B")
+        elif first.how != second.how:
+            notes.append(f"{first.label} is defined otherwise in A than in B")
+    return sorted(notes)

@@ -2,37 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import soundfile
 import torch
-from numpy.typing import NDArray
 
-from codec import container
 from codec.audio import resample
 from codec.corpus.manifest import Record
 from codec.corpus.scan import read_record
-from codec.errors import CodecError
-from codec.evaluation.metrics import METRICS, MetricError, Pair, pitch_track
-from codec.evaluation.neural_metrics import load_plugins
+from codec.errors import CodecError, one_line
+from codec.evaluation.metrics import COSTS, METRICS, MetricError, Pair, Reference, Waveform
+from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.stability import CHANGES, changed_codes
-from codec.evaluation.systems import (
-    Codec2Family,
-    Failure,
-    Family,
-    FolderFamily,
-    ModelFamily,
-    OpusFamily,
-    Reconstruction,
-)
+from codec.evaluation.systems import CLASSICAL, Failure, Family, FolderFamily, ModelFamily, Reconstruction, to_pcm
 from codec.files import written_whole
 from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
+
+PAIR_METRICS = METRICS | NEURAL_METRICS
+KNOWN = {name: metric.about for name, metric in METRICS.items()} | COSTS  # what can be asked for
+KNOWN |= {name: metric.about for name, metric in NEURAL_METRICS.items()}
+
+Cell = float | str  # the value of a metric, or the reason why there is none
+Changed = dict[str, list[float] | str]  # see changed_codes
+
+
+class EvaluationError(CodecError):
+    """An evaluation that cannot be run as asked; the message says what to change."""
 
 
 @dataclass(frozen=True)
@@ -40,163 +42,153 @@ class Plan:
     """What to measure; plain values, since it travels to worker processes.
 
     Attributes:
-        model: name or folder of a model, "" for none.
-        stages: numbers of quantizers.
+        model: name or folder of a model, "" for none, on ``device``.
+        num_quantizers: with how many the model is measured; see ModelFamily.
         folders: name -> folder of reconstructions, and their bitrate in kbit/s where it was given.
-        classical: those of opus and codec2 whose programs are here.
-        metrics, plugins: names in METRICS and PLUGINS of what is here.
+        classical, metrics: names in CLASSICAL and KNOWN.
         stability: whether to measure token stability.
-        codes_folder: where the model's ``.codes`` files go.
-        device: of the model.
+        out: folder of the report: ``codes/`` and ``audio/`` go there.
     """
 
     model: str
-    stages: tuple[int, ...]
+    num_quantizers: tuple[int, ...]
     folders: dict[str, tuple[str, float | None]]
     classical: tuple[str, ...]
     metrics: tuple[str, ...]
-    plugins: tuple[str, ...]
     stability: bool
-    codes_folder: str
-    device: str = "cpu"
+    device: str
+    out: Path
 
     def families(self) -> list[Family]:
-        """The systems, the model first."""
+        """Load the systems, the model first.
+
+        Raises:
+            EvaluationError: there are none, or two of one id.
+            CodecError: a model or folder that cannot be used.
+        """
         families: list[Family] = []
         if self.model:
-            families.append(ModelFamily(Codec.from_pretrained(self.model, self.device), self.stages))
+            families.append(ModelFamily(Codec.from_pretrained(self.model, self.device), self.num_quantizers))
         families += [FolderFamily(name, Path(folder), kbps) for name, (folder, kbps) in self.folders.items()]
-        makers = {"opus": OpusFamily, "codec2": Codec2Family}
-        return families + [makers[name]() for name in self.classical]
+        families += [CLASSICAL[name]() for name in self.classical]
+        ids = [system.id for family in families for system in family.systems]
+        if not ids:
+            raise EvaluationError(
+                "nothing to measure: no model, no --reconstructions, no classical codec on this machine"
+            )
+        for each in set(ids):
+            if ids.count(each) > 1:
+                raise EvaluationError(f"two systems would both be called {each}; give --reconstructions other names")
+        return families
+
+    def codes(self, index: int) -> Path:
+        """The model's codes of the utterance at ``index`` of the manifest."""
+        return self.out / "codes" / f"{index:06d}.codes"
+
+    def audio(self, index: int) -> Path:
+        """The folder of an utterance's audio: ``reference.flac``, and ``ID.flac`` of every system."""
+        return self.out / "audio" / f"{index:06d}"
 
 
 @dataclass
-class Row:
-    """One utterance and one system: values by metric, and reasons for those that have none."""
+class Measured:
+    """What was measured of the utterance at ``index`` of the manifest: a line of ``rows.jsonl``.
 
-    system: str
-    values: dict[str, float] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    ``cells`` are by system and metric; ``changed`` is empty where token stability was not measured.
+    """
+
+    index: int
+    seconds: float
+    cells: dict[str, dict[str, Cell]]
+    changed: Changed
 
 
-class Reference:
-    """An utterance as read: ``waveform [T]`` at ``record.sample_rate``; the pitch track is made once, when asked for."""
+def read_utterance(record: Record) -> tuple[Record, Waveform]:
+    """The waveform ``[T]``, and the record with the length and rate that the file has, whatever the manifest remembers.
 
-    def __init__(self, record: Record) -> None:
-        if record.duration > LONGEST:
-            raise CodecError(f"longer than {LONGEST} s; cut it into utterances")
-        self.waveform, sample_rate = read_record(record)
-        # what the file says counts, not what the manifest remembers
-        self.record = replace(record, sample_rate=sample_rate, num_samples=len(self.waveform))
-
-    @cached_property
-    def _pitch(self) -> NDArray[np.float64] | MetricError:
-        try:
-            return pitch_track(self.waveform, self.record.sample_rate)
-        except MetricError as error:  # kept too: it would be the same for every system
-            return error
-
-    def pitch(self) -> NDArray[np.float64]:
-        """Pitch track ``[N]`` in Hz; raises MetricError as pitch_track does."""
-        if isinstance(self._pitch, MetricError):
-            raise self._pitch
-        return self._pitch
+    Raises:
+        CodecError: longer than two minutes, or no audio.
+        OSError: not there.
+    """
+    if record.duration > LONGEST:
+        raise CodecError(f"longer than {LONGEST} s; cut it into utterances")
+    waveform, sample_rate = read_record(record)
+    return replace(record, sample_rate=sample_rate, num_samples=len(waveform)), waveform
 
 
 class Measurer:
-    """Everything loaded once a process; :meth:`measure` gives what is written for one utterance."""
+    """Measures one utterance after the other by all systems, which are loaded once per process."""
 
-    def __init__(self, plan: Plan) -> None:
-        torch.set_num_threads(1)  # one process a core is faster than threads that wait for each other
-        self.plan, self.families = plan, plan.families()
-        self.scorers, absent = load_plugins(list(plan.plugins))
-        assert not absent, absent
+    def __init__(self, plan: Plan, families: Sequence[Family]) -> None:
+        torch.set_num_threads(1)  # one process per core is faster than threads that wait for each other
+        self.plan, self.families = plan, families
 
-    def measure(self, index: int, record: Record) -> dict[str, Any]:
-        """Plain values: ``rows`` (see Row), ``stability``, and facts of the utterance. Never raises for bad audio."""
-        facts = {"index": index, "id": record.id, "speaker": record.speaker, "source": record.source}
+    def measure(self, index: int, record: Record) -> Measured:
+        """Measure one utterance, and write its audio and codes; bad audio is a reason in every cell, never an error."""
+        audio = self.plan.audio(index)
+        scratch = audio.with_suffix(".tmp")  # a folder without it is complete
+        for left in (audio, scratch):  # by an evaluation that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        waveform = np.zeros(0, np.float32)
+        results: list[Reconstruction | Failure] = []
         try:
-            reference = Reference(record)
+            record, waveform = read_utterance(record)
         except (CodecError, OSError) as error:
-            reason = f"reference unreadable: {error.strerror if isinstance(error, OSError) else error}"
-            reason = " ".join(str(reason).replace(record.path, "").split())
-            rows = [Row(system.id, failures=dict.fromkeys(self._names, reason)) for system in self._systems]
-            stability = {"values": {}, "failures": dict.fromkeys(CHANGES, reason)} if self.plan.stability else None
-            return facts | {"seconds": record.duration, "rows": [vars(row) for row in rows], "stability": stability}
-        rows = [self._row(reference, made) for made in self._reconstructions(reference)]
-        facts["seconds"] = reference.record.duration
-        return facts | {"rows": [vars(row) for row in rows], "stability": self._stability(index, reference)}
+            said = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+            reason = " ".join(f"reference unreadable: {said}".replace(record.path, "").split())
+            results += [Failure(system, reason) for family in self.families for system in family.systems]
+        else:
+            write_flac(scratch / "reference.flac", waveform, record.sample_rate)
+            results += [result for family in self.families for result in family.reconstruct(record, waveform)]
+        reference = Reference(waveform, record.sample_rate)
+        for result in results:
+            if isinstance(result, Reconstruction):
+                write_flac(scratch / f"{result.system.id}.flac", result.waveform, record.sample_rate)
+        cells = {result.system.id: self._cells(reference, result) for result in results}
+        changed = self._changed(index, reference, results[0])  # of the model, which comes first, with most quantizers
+        os.replace(scratch, audio)
+        return Measured(index, record.duration, cells, changed)
 
-    @property
-    def _systems(self) -> list[Any]:
-        return [system for family in self.families for system in family.systems]
+    def _cells(self, reference: Reference, result: Reconstruction | Failure) -> dict[str, Cell]:
+        if isinstance(result, Failure):
+            return dict.fromkeys(self.plan.metrics, result.reason)
+        pair, seconds = Pair(reference, result.waveform), len(reference.waveform) / reference.sample_rate
+        cells = {name: _score(name, pair) for name in self.plan.metrics if name in PAIR_METRICS}
+        if "kbps_file" in self.plan.metrics and result.coded is not None:
+            cells["kbps_file"] = len(result.coded) * 8 / seconds / 1000
+        if "rtf" in self.plan.metrics and result.seconds is not None:
+            cells["rtf"] = result.seconds / seconds
+        return cells
 
-    @property
-    def _names(self) -> Sequence[str]:
-        return (*self.plan.metrics, *self.plan.plugins)
-
-    def _reconstructions(self, reference: Reference) -> Iterator[Reconstruction | Failure]:
-        for family in self.families:
-            yield from family.reconstruct(reference.record, reference.waveform)
-
-    def _row(self, reference: Reference, made: Reconstruction | Failure) -> Row:
-        row = Row(made.system.id)
-        if isinstance(made, Failure):
-            row.failures = dict.fromkeys(self._names, made.reason)
-            return row
-        record = reference.record
-        pair = Pair(reference.waveform, made.waveform, record.sample_rate, reference.pitch)
-        for name in self.plan.metrics:
-            compute = METRICS[name].compute
-            if compute is not None:
-                _score(row, name, lambda compute=compute: compute(pair))  # type: ignore[misc]
-        for name, scorer in self.scorers.items():
-            _score(row, name, lambda scorer=scorer: scorer(*pair.waveforms, record.text))  # type: ignore[misc]
-        if "kbps_file" in self.plan.metrics and made.num_bytes is not None:
-            row.values["kbps_file"] = made.num_bytes * 8 / record.duration / 1000
-        if "rtf" in self.plan.metrics and made.seconds is not None:
-            row.values["rtf"] = made.seconds / record.duration
-        return row
-
-    def _stability(self, index: int, reference: Reference) -> dict[str, Any] | None:
-        """Write the model's codes, and see how they stand changes of the input."""
-        family = self.families[0]
-        if not isinstance(family, ModelFamily):
-            return None
-        try:
-            codes = family.encode(reference.waveform, reference.record.sample_rate)
-        except CodecError as error:  # counted among the model's failures too
-            return {"values": {}, "failures": dict.fromkeys(CHANGES, str(error))} if self.plan.stability else None
-        with written_whole(codes_path(self.plan, index)) as temporary:
-            temporary.write_bytes(family.stored(codes, reference.record))
+    def _changed(self, index: int, reference: Reference, result: Reconstruction | Failure) -> Changed:
+        """See how the model's codes stand changes of the input, and write the codes."""
+        if isinstance(result, Failure):
+            return dict.fromkeys(CHANGES, result.reason) if self.plan.stability else {}
+        if result.codes is None or result.coded is None:
+            return {}
+        with written_whole(self.plan.codes(index)) as temporary:
+            temporary.write_bytes(result.coded)
         if not self.plan.stability:
-            return None
-        samples = resample(reference.waveform, reference.record.sample_rate, family.codec.sample_rate)
-        values, failures = changed_codes(family.codec, torch.from_numpy(samples), codes)
-        return {"values": values, "failures": failures}
+            return {}
+        family = self.families[0]
+        assert isinstance(family, ModelFamily)
+        samples = resample(reference.waveform, reference.sample_rate, family.codec.sample_rate)
+        return changed_codes(family.codec, torch.from_numpy(samples), result.codes)
 
 
-def _score(row: Row, name: str, compute: Callable[[], float]) -> None:
+def _score(name: str, pair: Pair) -> Cell:
     try:
-        value = compute()
+        value = PAIR_METRICS[name].compute(pair)
     except MetricError as error:
-        row.failures[name] = str(error)
-        return
+        return str(error)
     except Exception as error:  # of another package: one odd file must not end an evaluation of thousands
-        row.failures[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        return
-    if np.isfinite(value):
-        row.values[name] = value
-    else:
-        row.failures[name] = "not finite"
+        if not KNOWN[name].package:
+            raise
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+    return value if np.isfinite(value) else "not finite"
 
 
-def codes_path(plan: Plan, index: int) -> Path:
-    """Where the codes of the utterance at ``index`` of the manifest lie."""
-    return Path(plan.codes_folder) / f"{index:06d}.codes"
-
-
-def read_codes(plan: Plan, index: int) -> container.Codes | None:
-    """Codes ``[K, N]`` of an utterance; None where it could not be read."""
-    path = codes_path(plan, index)
-    return container.read(path)[1] if path.exists() else None
+def write_flac(path: Path, waveform: Waveform, sample_rate: int) -> None:
+    """16-bit FLAC."""
+    soundfile.write(path, to_pcm(waveform), sample_rate, format="FLAC", subtype="PCM_16")

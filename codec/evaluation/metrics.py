@@ -1,8 +1,9 @@
 """How close a decoded waveform is to its original.
 
-Each metric is a function of two mono waveforms ``[T]`` of one length at one rate; :data:`METRICS` lists them with what a
-reader of a result has to know: unit, direction, how the pair was brought to the metric. PESQ, STOI and the pitch tracker
-come from their packages (extra ``eval``). A pair that a metric has no value for raises :class:`MetricError`.
+Each metric is a function of two mono waveforms ``[T]`` of one length at one rate in Hz; :data:`METRICS` lists them with
+what a reader of a result has to know. PESQ, STOI and the pitch tracker come from their packages (extra ``eval``;
+ModuleNotFoundError without them). A pair for which a metric has no value raises :class:`MetricError`, as one that is digital
+silence or shorter than a quarter of a second always does.
 """
 
 from __future__ import annotations
@@ -10,18 +11,16 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
-from importlib import import_module
-from types import ModuleType
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from codec.audio import resample
-from codec.errors import CodecError, install
+from codec.errors import CodecError
+from codec.evaluation.results import Metric
 from codec.spectral import log_mel, mel_filterbank, planes
 from codec.spectral import stft as short_time_spectrum
 
@@ -42,25 +41,24 @@ SPECTRAL_FLOOR = 1e-4  # of a full-scale sine: 80 dB
 
 
 class MetricError(CodecError):
-    """A metric that has no value for this pair; to be counted, never averaged in."""
+    """A metric that has no value for this pair, and why; to be counted, never averaged in."""
 
 
 def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
-    """Wide-band PESQ (ITU-T P.862.2) as MOS-LQO, 1.04 to 4.64, of two mono waveforms ``[T]``, resampled to 16 kHz.
+    """Wide-band PESQ (ITU-T P.862.2) as MOS-LQO, 1.04 to 4.64, resampled to 16 kHz.
 
-    Raises:
-        MetricError: shorter than a quarter of a second or longer than a minute, silence, no speech found, or so many
-            bursts of speech that the reference code might run out of room.
-        ModuleNotFoundError: the package ``pesq`` is not installed.
+    It has no value for more than a minute, where it finds no speech, or for so many bursts of speech that its reference
+    code might run out of room.
     """
-    pesq = _lazy("pesq")
+    import pesq
+
     if len(reference) > PESQ_SECONDS * sample_rate:
         raise MetricError(f"longer than {PESQ_SECONDS} s, for which PESQ is not made")
-    wanted, made = (resample(w, sample_rate, PESQ_RATE) for w in _comparable(reference, estimate, sample_rate))
-    if len(wanted) > PESQ_SAFE_SECONDS * PESQ_RATE and bursts(wanted) > PESQ_UTTERANCES:
+    clean, coded = (resample(w, sample_rate, PESQ_RATE) for w in _comparable(reference, estimate, sample_rate))
+    if len(clean) > PESQ_SAFE_SECONDS * PESQ_RATE and bursts(clean) > PESQ_UTTERANCES:
         raise MetricError("more bursts of speech than PESQ has room for; cut it into shorter files")
     try:
-        return float(pesq.pesq(PESQ_RATE, wanted, made, "wb"))
+        return float(pesq.pesq(PESQ_RATE, clean, coded, "wb"))
     except (pesq.PesqError, ValueError) as error:
         text = error.args[0] if error.args else type(error).__name__
         raise MetricError(text.decode() if isinstance(text, bytes) else str(text)) from None
@@ -79,33 +77,26 @@ def bursts(waveform: Waveform) -> int:
 
 
 def stoi(reference: Waveform, estimate: Waveform, sample_rate: int, extended: bool = False) -> float:
-    """Short-time objective intelligibility (Taal et al. 2011), about 0 to 1, of two mono waveforms ``[T]``.
+    """Short-time objective intelligibility (Taal et al. 2011), about 0 to 1; no value for less than 0.4 s of speech.
 
     ``extended`` gives ESTOI (Jensen and Taal 2016), which also punishes what changes faster than a band's mean level.
-
-    Raises:
-        MetricError: silence, too short, or less than 30 frames of speech (0.4 s) once pauses are removed.
-        ModuleNotFoundError: the package ``pystoi`` is not installed.
     """
-    module = _lazy("pystoi")
-    wanted, made = _comparable(reference, estimate, sample_rate)
+    import pystoi
+
+    clean, coded = _comparable(reference, estimate, sample_rate)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)  # pystoi warns and returns 1e-5 where it has too few frames
         try:
-            return float(module.stoi(wanted, made, sample_rate, extended=extended))
+            return float(pystoi.stoi(clean, coded, sample_rate, extended=extended))
         except (RuntimeWarning, ValueError) as error:
             raise MetricError(str(error).split(".")[0]) from None
 
 
 def si_sdr(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
-    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508).
-
-    Raises:
-        MetricError: silence, or shorter than a quarter of a second.
-    """
-    wanted, made = (w.astype(np.float64) for w in _comparable(reference, estimate, sample_rate))
-    target = (made @ wanted) / (wanted @ wanted) * wanted
-    noise = made - target
+    """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv 1811.02508)."""
+    clean, coded = (w.astype(np.float64) for w in _comparable(reference, estimate, sample_rate))
+    target = (coded @ clean) / (clean @ clean) * clean
+    noise = coded - target
     return float(10 * np.log10((target @ target + 1e-12) / (noise @ noise + 1e-12)))
 
 
@@ -113,15 +104,12 @@ def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> f
     """Mean absolute difference of natural-log mel magnitudes, averaged over windows of 256, 512, 1,024, 2,048 samples.
 
     32, 64, 80 and 128 bands; hop a quarter of the window; floor 100 dB under a full-scale sine.
-
-    Raises:
-        MetricError: silence, or shorter than a quarter of a second.
     """
-    wanted, made = (torch.from_numpy(w)[None] for w in _comparable(reference, estimate, sample_rate))
+    clean, coded = (torch.from_numpy(w)[None] for w in _comparable(reference, estimate, sample_rate))
     distances = []
     for n_fft, bands in zip(MEL_WINDOWS, MEL_BANDS, strict=True):
         filters = mel_filterbank(sample_rate, n_fft, bands)
-        difference = log_mel(planes(made, n_fft), filters) - log_mel(planes(wanted, n_fft), filters)
+        difference = log_mel(planes(coded, n_fft), filters) - log_mel(planes(clean, n_fft), filters)
         distances.append(float(difference.abs().mean()))
     return sum(distances) / len(distances)
 
@@ -130,10 +118,7 @@ def log_spectral_distance(reference: Waveform, estimate: Waveform, sample_rate: 
     """Log-spectral distance in dB: root mean square over bins of the level difference, mean over frames.
 
     Window 32 ms, hop 8 ms; levels below 80 dB under a full-scale sine count as 80 dB, and frames in which neither waveform
-    has anything above that do not count.
-
-    Raises:
-        MetricError: silence, nothing above the floor, or shorter than a quarter of a second.
+    has anything above that do not count. Without any other frame there is no value.
     """
     n_fft = max(16, round(sample_rate * 0.008) * 4)
     levels = []
@@ -147,16 +132,10 @@ def log_spectral_distance(reference: Waveform, estimate: Waveform, sample_rate: 
 
 
 def pitch_track(waveform: Waveform, sample_rate: int) -> NDArray[np.float64]:
-    """Fundamental frequency in Hz every 10 ms, NaN where unvoiced: pYIN (Mauch and Dixon 2014) by librosa.
+    """Fundamental frequency in Hz every 10 ms, ``[N]``, NaN where unvoiced: pYIN (Mauch and Dixon 2014) by librosa."""
+    import librosa
 
-    Raises:
-        MetricError: shorter than one analysis window (64 ms).
-        ModuleNotFoundError: the package ``librosa`` is not installed.
-    """
-    librosa = _lazy("librosa")
     samples = resample(waveform, sample_rate, PITCH_RATE)
-    if len(samples) < PITCH_WINDOW:
-        raise MetricError("shorter than a pitch window of 64 ms")
     frequency, _, _ = librosa.pyin(
         samples,
         fmin=PITCH_RANGE[0],
@@ -170,23 +149,15 @@ def pitch_track(waveform: Waveform, sample_rate: int) -> NDArray[np.float64]:
 
 
 def voicing_f1(reference: NDArray[np.float64], estimate: NDArray[np.float64]) -> float:
-    """F1 score of the voiced/unvoiced decision of two pitch tracks ``[N]``, voiced being the positive class.
-
-    Raises:
-        MetricError: the reference has no voiced frame.
-    """
-    wanted, made = ~np.isnan(reference), ~np.isnan(estimate)
-    if not wanted.any():
+    """F1 score of the voiced/unvoiced decision of two pitch tracks ``[N]``, voiced being the positive class."""
+    voiced, coded = ~np.isnan(reference), ~np.isnan(estimate)
+    if not voiced.any():
         raise MetricError("the reference has no voiced frame")
-    return float(2 * (wanted & made).sum() / (wanted.sum() + made.sum()))
+    return float(2 * (voiced & coded).sum() / (voiced.sum() + coded.sum()))
 
 
 def pitch_rmse(reference: NDArray[np.float64], estimate: NDArray[np.float64]) -> float:
-    """Root mean square difference in Hz of two pitch tracks ``[N]`` over the frames that are voiced in both.
-
-    Raises:
-        MetricError: there is no such frame.
-    """
+    """Root mean square difference in Hz of two pitch tracks ``[N]`` over the frames that are voiced in both."""
     both = ~np.isnan(reference) & ~np.isnan(estimate)
     if not both.any():
         raise MetricError("no frame is voiced in both")
@@ -196,99 +167,82 @@ def pitch_rmse(reference: NDArray[np.float64], estimate: NDArray[np.float64]) ->
 # ---- the table of metrics -----------------------------------------------------------------------------------------------
 
 
+class Reference:
+    """What is compared with: mono ``waveform [T]`` float32 at ``sample_rate`` Hz."""
+
+    def __init__(self, waveform: Waveform, sample_rate: int) -> None:
+        self.waveform, self.sample_rate = waveform, sample_rate
+
+    @cached_property
+    def pitch(self) -> NDArray[np.float64]:
+        """Its pitch track, made once for all that is compared with it."""
+        return pitch_track(self.waveform, self.sample_rate)
+
+
 class Pair:
-    """A reference and an estimate, mono ``[T]`` float32 at ``sample_rate`` Hz; what several metrics need is kept.
+    """A reference and an ``estimate [T]`` of the same length and sample rate."""
 
-    Args:
-        reference_pitch: the reference's pitch track, where the caller has it from an earlier pair.
-    """
-
-    def __init__(self, reference: Waveform, estimate: Waveform, sample_rate: int, reference_pitch: PitchOf) -> None:
-        self.reference, self.estimate = _same_length(reference, estimate)
-        self.sample_rate, self._reference_pitch = sample_rate, reference_pitch
+    def __init__(self, reference: Reference, estimate: Waveform) -> None:
+        self.reference, self.estimate = reference, estimate
 
     @property
     def waveforms(self) -> tuple[Waveform, Waveform, int]:
-        """Reference, estimate, sample rate."""
-        return self.reference, self.estimate, self.sample_rate
+        """Reference, estimate, sample rate: the arguments of the metrics above."""
+        return self.reference.waveform, self.estimate, self.reference.sample_rate
 
     @cached_property
     def pitch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pitch tracks of both."""
         _comparable(*self.waveforms)
-        return self._reference_pitch(), pitch_track(self.estimate, self.sample_rate)
+        return self.reference.pitch, pitch_track(self.estimate, self.reference.sample_rate)
 
 
-PitchOf = Callable[[], NDArray[np.float64]]
+class PairMetric(NamedTuple):
+    """What is said of a metric, and what computes it."""
+
+    about: Metric
+    compute: Callable[[Pair], float]
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One metric and what has to be said with its values.
-
-    Attributes:
-        label, unit: for tables.
-        better: which direction is good; "none" for what is neither.
-        digits: after the point, in tables.
-        how: alignment, resampling and definition in one or two sentences.
-        package: distribution that it needs beyond this one's own, "" for none.
-        compute: its value of a pair; None for what is measured while decoding and not of the waveforms.
-        per_second: whether a mean weighs each file by its duration: means of rates would be ruled by the shortest files.
-    """
-
-    label: str
-    unit: str
-    better: Literal["higher", "lower", "none"]
-    digits: int
-    how: str
-    package: str = ""
-    compute: Callable[[Pair], float] | None = None
-    per_second: bool = False
-
-
-METRICS: dict[str, Metric] = {
-    "pesq": Metric(
+METRICS: dict[str, PairMetric] = {
+    "pesq": PairMetric(Metric(
         "PESQ-WB", "MOS-LQO", "higher", 3,
         "ITU-T P.862.2 by the package pesq, both resampled to 16 kHz by soxr; PESQ aligns in time by itself. Up to 60 s "
-        "(beyond 20 s only where there are at most 25 bursts of speech).",
-        "pesq", lambda pair: pesq_wb(*pair.waveforms),
-    ),
-    "stoi": Metric(
+        "(beyond 20 s only where there are at most 25 bursts of speech).", package="pesq",
+    ), lambda pair: pesq_wb(*pair.waveforms)),
+    "stoi": PairMetric(Metric(
         "STOI", "", "higher", 3,
         "Taal et al. 2011 by the package pystoi, which resamples to 10 kHz and removes pauses (frames 40 dB below the "
-        "loudest of the reference).",
-        "pystoi", lambda pair: stoi(*pair.waveforms),
-    ),
-    "estoi": Metric(
-        "ESTOI", "", "higher", 3, "Jensen and Taal 2016 by the package pystoi; otherwise as STOI.",
-        "pystoi", lambda pair: stoi(*pair.waveforms, extended=True),
-    ),
-    "mel": Metric(
+        "loudest of the reference).", package="pystoi",
+    ), lambda pair: stoi(*pair.waveforms)),
+    "estoi": PairMetric(Metric(
+        "ESTOI", "", "higher", 3, "Jensen and Taal 2016 by the package pystoi; otherwise as STOI.", package="pystoi",
+    ), lambda pair: stoi(*pair.waveforms, extended=True)),
+    "mel": PairMetric(Metric(
         "mel distance", "nepers", "lower", 3,
         "Mean absolute difference of log-mel magnitudes over windows of 256, 512, 1,024 and 2,048 samples at the "
         "reference's rate, 32 to 128 bands, floor 100 dB under full scale.",
-        compute=lambda pair: mel_distance(*pair.waveforms),
-    ),
-    "si_sdr": Metric(
+    ), lambda pair: mel_distance(*pair.waveforms)),
+    "si_sdr": PairMetric(Metric(
         "SI-SDR", "dB", "higher", 2,
         "Scale-invariant signal-to-distortion ratio at the reference's rate, of waveforms as aligned above.",
-        compute=lambda pair: si_sdr(*pair.waveforms),
-    ),
-    "lsd": Metric(
+    ), lambda pair: si_sdr(*pair.waveforms)),
+    "lsd": PairMetric(Metric(
         "log-spectral distance", "dB", "lower", 2,
         "RMS level difference over bins, mean over frames of 32 ms, hop 8 ms, floor 80 dB under full scale (frames "
         "wholly below it are left out).",
-        compute=lambda pair: log_spectral_distance(*pair.waveforms),
-    ),
-    "vuv_f1": Metric(
+    ), lambda pair: log_spectral_distance(*pair.waveforms)),
+    "vuv_f1": PairMetric(Metric(
         "V/UV F1", "", "higher", 3,
         "F1 of voiced frames; pitch every 10 ms by librosa.pyin at 16 kHz (soxr), 65 to 500 Hz, window 64 ms.",
-        "librosa", lambda pair: voicing_f1(*pair.pitch),
-    ),
-    "f0_rmse": Metric(
-        "F0 RMSE", "Hz", "lower", 1, "Over frames voiced in both; pitch tracks as for V/UV F1.",
-        "librosa", lambda pair: pitch_rmse(*pair.pitch),
-    ),
+        package="librosa",
+    ), lambda pair: voicing_f1(*pair.pitch)),
+    "f0_rmse": PairMetric(Metric(
+        "F0 RMSE", "Hz", "lower", 1, "Over frames voiced in both; pitch tracks as for V/UV F1.", package="librosa",
+    ), lambda pair: pitch_rmse(*pair.pitch)),
+}  # fmt: skip
+
+COSTS: dict[str, Metric] = {  # what a reconstruction took in bits and time: measured while coding, not of the waveforms
     "kbps_file": Metric(
         "file bitrate", "kbit/s", "lower", 2,
         "Size of all files, headers and checksums included, over their duration (Opus: with its Ogg pages).",
@@ -307,24 +261,12 @@ METRICS: dict[str, Metric] = {
 }  # fmt: skip
 
 
-def _same_length(reference: Waveform, estimate: Waveform) -> tuple[Waveform, Waveform]:
-    if reference.shape != estimate.shape or reference.ndim != 1:
-        raise CodecError(f"both must be mono and of one length: {list(reference.shape)} and {list(estimate.shape)}")
-    return reference, estimate
-
-
 def _comparable(reference: Waveform, estimate: Waveform, sample_rate: int) -> tuple[Waveform, Waveform]:
     """Both, if neither is digital silence nor very short, to which these metrics give no meaning."""
-    reference, estimate = _same_length(reference, estimate)
+    if reference.shape != estimate.shape or reference.ndim != 1:
+        raise CodecError(f"both must be mono and of one length: {list(reference.shape)} and {list(estimate.shape)}")
     if len(reference) < SHORTEST * sample_rate:
         raise MetricError("shorter than a quarter of a second")
     if not (reference.any() and estimate.any()):
         raise MetricError("digital silence cannot be compared")
     return reference, estimate
-
-
-def _lazy(name: str) -> ModuleType:
-    try:
-        return import_module(name)
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{name} is not installed: {install('eval')}", name=name) from None

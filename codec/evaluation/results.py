@@ -1,58 +1,89 @@
-"""What the report is made from: ``metrics.json`` and ``per_file.csv``, checked and typed."""
+"""What an evaluation found, as ``metrics.json`` and ``per_file.csv`` hold it: written and read here and nowhere else."""
 
 from __future__ import annotations
 
 import csv
-import math
-from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from pathlib import Path, PurePosixPath
-from types import UnionType
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from codec.evaluation.stored import ReportError, read_summary
+from codec.config import from_dict, to_dict
+from codec.errors import CodecError
+from codec.files import written_whole
 
-T = TypeVar("T")
+FORMAT = 1
+
+
+class ReportError(CodecError):
+    """A folder that is no report, or not of this format; the message says why, and the place in it."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """One metric of one system: the mean over ``n`` files and its interval; all three are None where ``n`` is 0.
-
-    ``failed`` files had no value and are not in the mean; ``reasons`` counts them by reason.
-    """
+class Estimate:
+    """Mean of ``n`` values and the ends of its interval; None where there is no value, or too few for an interval."""
 
     mean: float | None
     low: float | None
     high: float | None
     n: int
+
+    def text(self, spec: str, interval: str = " ±{half}", without: str = "") -> str:
+        """The mean in the format ``spec`` and its interval, or "-" where there is no mean.
+
+        ``interval`` follows the mean, with its ``{low}``, ``{high}`` and ``{half}`` of its width filled in; ``without``
+        follows a mean that has none. ``Estimate(2.5, 2.25, 2.75, 9).text(".2f")`` is ``2.50 ±0.25``.
+        """
+        if self.mean is None:
+            return "-"
+        if self.low is None or self.high is None:
+            return f"{self.mean:{spec}}{without}"
+        ends = {"low": self.low, "high": self.high, "half": (self.high - self.low) / 2}
+        return f"{self.mean:{spec}}" + interval.format(**{name: f"{value:{spec}}" for name, value in ends.items()})
+
+
+@dataclass(frozen=True)
+class Result(Estimate):
+    """One metric of one system; ``failed`` files had no value and are not in the mean, ``reasons`` counts them."""
+
     failed: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """How a metric is called, shown (``digits`` after the point) and computed."""
+    """How a metric is called, shown (``digits`` after the point) and computed.
+
+    ``better`` is "none" for what has no good direction. ``per_second`` means weigh each file by its duration: the shortest
+    files would rule a mean of rates. ``package`` computes the metric, if this one does not; a report adds its version.
+    """
 
     label: str
     unit: str
     better: Literal["higher", "lower", "none"]
     digits: int
     how: str
-    package: str | None = None
+    per_second: bool = False
+    package: str | None = ""
 
 
 @dataclass(frozen=True)
 class System:
-    """One codec at one bitrate, in kbit/s where it has one; ``by_source`` holds its results on parts of the files."""
+    """One codec at one bitrate: nominally ``kbps`` kbit/s, None where unknown.
+
+    ``id`` is unique in a report, and the same in every report of the same system; ``kind`` is model, folder, opus or codec2.
+    Systems of one ``family`` differ only in bitrate. ``results`` are by metric, ``by_source`` those on parts of the files.
+    """
 
     id: str
     name: str
     family: str
     kind: str
     kbps: float | None
-    results: dict[str, Result]
     how: str = ""
+    results: dict[str, Result] = field(default_factory=dict)
     by_source: dict[str, dict[str, Result]] = field(default_factory=dict)
 
     @property
@@ -73,7 +104,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files measured."""
+    """The files measured; ``speakers`` is None where the manifest names none."""
 
     name: str
     sha256: str
@@ -97,7 +128,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Interval:
-    """How the intervals were made: by resampling whole speakers or single files."""
+    """How the intervals were made: by resampling whole ``unit``, "speakers" or "files"."""
 
     level: float
     resamples: int
@@ -105,20 +136,21 @@ class Interval:
     seed: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """Health of one stage's codebook; ``coverage`` holds (frames, share of entries hit by then)."""
 
-    stage: int
     frames: int
     usage: float
     perplexity: float
     normalised_entropy: float
     unseen_mass: float
-    codebook_effective_dimension: float | None = None
+    stage: int
+    coverage: tuple[tuple[int, float], ...] | None = None
     codebook_dimension: int | None = None
+    codebook_effective_dimension: float | None = None
+    codebook_size: int | None = None
     residual_energy: float | None = None
-    coverage: tuple[tuple[float, float], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -160,25 +192,25 @@ class Example:
     systems: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Metrics:
-    """``metrics.json``."""
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """``metrics.json``: its keys are these fields, in this order."""
 
-    format: int
+    format: int = FORMAT
     created: str
     command: str
     software: dict[str, Any]
     machine: dict[str, Any]
     manifest: Manifest
-    interval: Interval
-    metrics: dict[str, Metric]
-    systems: tuple[System, ...]
-    absent: tuple[Absent, ...] | None = None
     model: Model | None = None
+    interval: Interval
+    alignment: str = ""
+    metrics: dict[str, Metric]
+    absent: tuple[Absent, ...] | None = None
+    systems: tuple[System, ...]
     health: Health | None = None
     stability: tuple[Stability, ...] | None = None
     examples: tuple[Example, ...] | None = None
-    alignment: str = ""
 
     @property
     def headline(self) -> System:
@@ -186,14 +218,30 @@ class Metrics:
         models = [s for s in self.systems if s.kind == "model"]
         return max(models, key=lambda s: s.kbps or 0.0) if models else self.systems[0]
 
-    def system(self, wanted: str) -> System:
-        """The system with this id."""
-        return next(s for s in self.systems if s.id == wanted)
+    def write(self, folder: Path) -> None:
+        """Write ``metrics.json`` into ``folder``."""
+        text = json.dumps(to_dict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        with written_whole(folder / "metrics.json") as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, folder: Path) -> Results:
+        """``metrics.json`` of a folder that codec-evaluate wrote; keys that a newer version added are passed over.
+
+        Raises:
+            ReportError: it is not there, of another format, or has a key that is missing or of a wrong type.
+            OSError: it cannot be read.
+        """
+        with _reading(folder, "metrics.json") as path:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format"] != FORMAT:
+                raise ValueError(f"format {values['format']!r} is not {FORMAT}, the one that this version reads")
+            return from_dict(cls, values, ignore_unknown=True)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One file through one system; ``values`` by metric, None where there is none."""
+    """One file through one system; ``values`` by metric, None where there is none and ``failures`` says why."""
 
     id: str
     speaker: str
@@ -204,121 +252,39 @@ class Row:
     failures: str
 
 
-def read_metrics(folder: Path) -> Metrics:
-    """``metrics.json`` of ``folder``; keys it has beyond those known are left alone.
-
-    Raises:
-        ReportError: a key is missing or of the wrong kind, or an audio file it names is not there.
-        OSError: cannot be read.
-    """
-    metrics = _build(Metrics, read_summary(folder), "metrics.json")
-    for complaint in _contradictions(metrics, folder):
-        raise ReportError(f"metrics.json: {complaint}")
-    return metrics
-
-
-def read_rows(folder: Path, metrics: Metrics) -> list[Row]:
-    """``per_file.csv`` of ``folder``, in its order.
-
-    Raises:
-        ReportError: a column is missing, a value is not a number, or a system is unknown.
-        OSError: cannot be read.
-    """
-    with open(folder / "per_file.csv", encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        wanted = ["id", "speaker", "source", "seconds", "system", *metrics.metrics, "failures"]
-        if missing := [name for name in wanted if name not in (reader.fieldnames or ())]:
-            raise ReportError(f"per_file.csv has no column {', '.join(missing)}")
-        known = {system.id for system in metrics.systems}
-        return [_row(cells, metrics, known, f"per_file.csv, line {reader.line_num}") for cells in reader]
+def write_rows(folder: Path, rows: Sequence[Row]) -> None:
+    """Write ``per_file.csv`` into ``folder``, one line per row; a metric without a value is an empty cell."""
+    with (
+        written_whole(folder / "per_file.csv") as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(["id", "speaker", "source", "seconds", "system", *rows[0].values, "failures"])
+        for row in rows:
+            values = ["" if value is None else f"{value:.6g}" for value in row.values.values()]
+            writer.writerow([row.id, row.speaker, row.source, f"{row.seconds:.3f}", row.system, *values, row.failures])
 
 
-def _row(cells: dict[str, str], metrics: Metrics, known: set[str], where: str) -> Row:
-    if None in cells or None in cells.values():
-        raise ReportError(f"{where}: not as many cells as columns")
-    if cells["system"] not in known:
-        raise ReportError(f"{where}: system {cells['system']!r} is not in metrics.json")
-    numbers = {name: _number(cells[name], f"{where}, {name}") for name in ("seconds", *metrics.metrics)}
+def read_rows(folder: Path, results: Results) -> list[Row]:
+    """``per_file.csv`` of ``folder``, in its order. Raises as :meth:`Results.read`."""
+    with _reading(folder, "per_file.csv") as path, open(path, encoding="utf-8", newline="") as file:
+        return [_row(cells, results) for cells in csv.DictReader(file)]
+
+
+def _row(cells: dict[str, str], results: Results) -> Row:
+    numbers = {name: float(cells[name]) if cells[name] else None for name in ("seconds", *results.metrics)}
     seconds = numbers.pop("seconds")
     return Row(cells["id"], cells["speaker"], cells["source"], seconds, cells["system"], numbers, cells["failures"])
 
 
-def _number(text: str, where: str) -> float | None:
-    if not text.strip():
-        return None
+@contextmanager
+def _reading(folder: Path, name: str) -> Iterator[Path]:
+    """The path of a report's file; what is wrong with the file becomes a ReportError."""
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise ReportError(f"{where}: {text!r} is not a finite number; leave the cell empty where there is no value")
-    return value
-
-
-def _contradictions(metrics: Metrics, folder: Path) -> Iterator[str]:
-    """What is wrong although every value is of the right kind."""
-    ids = [system.id for system in metrics.systems]
-    if not ids or not metrics.metrics:
-        yield "there is nothing to report: no system or no metric"
-    if len(set(ids)) < len(ids) or "" in ids:
-        yield "two systems have the same id, or one has none"
-    for system in metrics.systems:
-        for results in (system.results, *system.by_source.values()):
-            if unknown := set(results) - set(metrics.metrics):
-                yield f"system {system.id!r} has results of {sorted(unknown)}, which metrics does not describe"
-            for name, result in results.items():
-                if (result.mean is None) != (result.n == 0):
-                    yield f"system {system.id!r}, {name}: a mean of {result.n} values cannot be {result.mean}"
-    for example in metrics.examples or ():
-        if unknown := set(example.systems) - set(ids):
-            yield f"example {example.id!r} names systems {sorted(unknown)}, which are not there"
-        for path in (example.reference, *example.systems.values()):
-            pure = PurePosixPath(path)
-            if pure.is_absolute() or ".." in pure.parts or ":" in path or "\\" in path:
-                yield f"example {example.id!r}: {path!r} must be a path below the report's folder"
-            elif not (folder / path).is_file():
-                yield f"example {example.id!r}: there is no file {path!r}"
-
-
-def _build(kind: Any, value: Any, where: str) -> Any:
-    """``value``, as JSON gives it, as an object of the type ``kind``; ``where`` it stands, for messages."""
-    origin, args = get_origin(kind), get_args(kind)
-    if kind is Any:
-        return value
-    if origin in (Union, UnionType):
-        return None if value is None else _build(args[0], value, where)
-    if origin is Literal:
-        if value not in args:
-            raise ReportError(f"{where} must be one of {', '.join(map(repr, args))}, not {value!r}")
-        return value
-    if is_dataclass(kind):
-        return _build_fields(kind, _of(dict, value, where, "an object"), where)
-    if origin is dict:
-        return {k: _build(args[1], v, f"{where}.{k}") for k, v in _of(dict, value, where, "an object").items()}
-    if origin is tuple:
-        items = _of(list, value, where, "a list")
-        if Ellipsis not in args and len(items) != len(args):
-            raise ReportError(f"{where} must have {len(args)} items, not {len(items)}")
-        return tuple(_build(args[0], item, f"{where}[{i}]") for i, item in enumerate(items))
-    if kind is float:
-        number = float(_of((int, float), value, where, "a number"))
-        if not math.isfinite(number):
-            raise ReportError(f"{where} must be finite, not {number}")
-        return number
-    return _of(kind, value, where, {str: "text", int: "a whole number"}[kind])
-
-
-def _build_fields(kind: Any, value: dict[str, Any], where: str) -> Any:
-    hints, made = get_type_hints(kind), {}
-    for entry in fields(kind):
-        if entry.name in value:
-            made[entry.name] = _build(hints[entry.name], value[entry.name], f"{where}.{entry.name}")
-        elif entry.default is MISSING and entry.default_factory is MISSING:
-            raise ReportError(f"{where}.{entry.name} is missing")
-    return kind(**made)
-
-
-def _of(kind: type[T] | tuple[type[T], ...], value: Any, where: str, called: str) -> T:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ReportError(f"{where} must be {called}, not {value!r:.40}")
-    return value
+        yield folder / name
+    except (FileNotFoundError, NotADirectoryError):
+        raise ReportError(f"{folder} is no finished report: it has no {name}; codec-evaluate makes one") from None
+    except KeyError as error:
+        raise ReportError(f"{folder / name} has no {error}; make the report again with codec-evaluate") from None
+    except ValueError as error:  # of json, of float(), and ConfigError
+        raise ReportError(f"{folder / name}: {error}; make the report again with codec-evaluate") from None

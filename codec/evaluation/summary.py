@@ -1,298 +1,145 @@
-"""From measured rows to metrics.json, per_file.csv and the examples to listen to."""
+"""From what was measured of every utterance to a report's results: means with intervals, and one row per file and system."""
 
 from __future__ import annotations
 
-import csv
-import datetime
 import hashlib
-import json
-import math
-import os
 import platform
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import soundfile
-import torch
-
 from codec.corpus.manifest import Record
-from codec.errors import CodecError
-from codec.evaluation import alignment
-from codec.evaluation.codebooks import codebook_health, count_codes
-from codec.evaluation.measure import Plan, Reference, read_codes
-from codec.evaluation.metrics import METRICS, Metric
-from codec.evaluation.neural_metrics import PLUGINS
-from codec.evaluation.runner import package_version, read_rows, software_versions
+from codec.evaluation.codebooks import model_health
+from codec.evaluation.measure import KNOWN, Cell, Measured, Plan
+from codec.evaluation.metrics import COSTS
+from codec.evaluation.results import Absent, Example, Interval, Manifest, Result, Results, Row, Stability
+from codec.evaluation.runner import available_cores, software_versions
 from codec.evaluation.stability import CHANGES
 from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
-from codec.evaluation.stored import FORMAT
-from codec.evaluation.systems import Failure, Family, ModelFamily, System, to_pcm
-from codec.files import written_whole
-
-WORST = 10
+from codec.evaluation.systems import ALIGNMENT, Family, ModelFamily
 
 
-class Table:
-    """Values and failures of every utterance and system, column by column.
-
-    Attributes:
-        values: system id -> metric -> {index of the utterance: value}.
-        failures: system id -> metric -> {index: reason}.
-    """
-
-    def __init__(self, systems: Sequence[System]) -> None:
-        self.values: dict[str, dict[str, dict[int, float]]] = {system.id: {} for system in systems}
-        self.failures: dict[str, dict[str, dict[int, str]]] = {system.id: {} for system in systems}
-        self.stability: dict[int, dict[str, Any]] = {}
-        self.seconds: dict[int, float] = {}
-
-    def add(self, result: dict[str, Any]) -> None:
-        """Take in what was measured of one utterance."""
-        index = result["index"]
-        self.seconds[index] = result["seconds"]
-        for row in result["rows"]:
-            for name, value in row["values"].items():
-                self.values[row["system"]].setdefault(name, {})[index] = value
-            for name, reason in row["failures"].items():
-                self.failures[row["system"]].setdefault(name, {})[index] = reason
-        if result["stability"]:
-            self.stability[index] = result["stability"]
-
-
-def summarise(
+def summarize(
     plan: Plan,
-    absent: list[dict[str, str]],
+    families: Sequence[Family],
+    absent: Sequence[Absent],
     records: Sequence[Record],
+    measured: Sequence[Measured],
+    kept: Mapping[int, str],
     manifest: Path,
-    out: Path,
-    examples: int,
     workers: int,
-) -> dict[str, Any]:
-    """Write ``metrics.json``, ``per_file.csv`` and ``audio/`` into ``out``; returns what metrics.json holds."""
-    families = plan.families()
-    systems = [system for family in families for system in family.systems]
-    table = Table(systems)
-    for result in read_rows(out):
-        table.add(result)
+) -> tuple[Results, list[Row]]:
+    """The report on the ``records`` of a ``manifest``, ``measured`` by ``workers`` processes; ``kept``: see kept_audio."""
+    model = families[0] if isinstance(families[0], ModelFamily) else None
+    health = model_health(plan, model, records, measured) if model else None
     speakers = {record.speaker for record in records if record.speaker}
     by_speaker = len(speakers) > 1  # the files of one speaker alone are all there is to resample
     units = [(by_speaker and record.speaker) or record.id for record in records]
-    sources = _sources(records)
-    metrics = {name: METRICS[name] for name in plan.metrics} | {name: PLUGINS[name].metric for name in plan.plugins}
-    health = None
-    if isinstance(families[0], ModelFamily):
-        health = _model_health(plan, families[0], records, table)
-    summary = {
-        "format": FORMAT,
-        "created": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "software": software_versions(metrics.values()),
-        "machine": _machine(workers, plan.device),
-        "manifest": {
-            "name": manifest.name,
-            "sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-            "utterances": len(records),
-            "seconds": sum(table.seconds.values()),
-            "speakers": len(speakers) or None,
-        },
-        "model": _model_facts(families[0].codec) if isinstance(families[0], ModelFamily) else None,
-        "interval": {
-            "level": LEVEL,
-            "resamples": RESAMPLES,
-            "unit": "speakers" if by_speaker else "files",
-            "seed": SEED,
-        },
-        "alignment": alignment.HOW,
-        "metrics": {name: _describe(metric) for name, metric in metrics.items()},
-        "absent": absent,
-        "systems": [
-            asdict(system)
-            | {
-                "how": family.how,
-                "results": _results(table, system.id, metrics, units),
-                "by_source": {name: _results(table, system.id, metrics, units, of) for name, of in sources.items()},
-            }
-            for family in families
-            for system in family.systems
-        ],
-        "health": health,
-        "stability": _stability(table, units) if table.stability else [],
-        "examples": write_examples(families, records, chosen(table, systems, metrics, len(records), examples), out),
-    }
-    write_table(out / "per_file.csv", records, systems, metrics, table)
-    with written_whole(out / "metrics.json") as temporary:
-        temporary.write_text(
-            json.dumps(summary, indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8"
+    sources: dict[str, list[Measured]] = {}
+    for record, each in sorted(zip(records, measured, strict=True), key=lambda pair: pair[0].source):
+        sources.setdefault(record.source, []).append(each)
+    parts = sources if len(sources) > 1 else {}
+    systems = [
+        replace(
+            system,
+            results=_results(plan, system.id, measured, units),
+            by_source={name: _results(plan, system.id, files, units) for name, files in parts.items()},
         )
-    return summary
+        for family in families
+        for system in family.systems
+    ]
+    facts = hashlib.sha256(manifest.read_bytes()).hexdigest(), len(records), sum(each.seconds for each in measured)
+    results = Results(
+        created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        software=software_versions(plan.metrics),
+        machine=_machine(workers, plan.device),
+        manifest=Manifest(manifest.name, *facts, len(speakers) or None),
+        model=model.about if model else None,
+        interval=Interval(LEVEL, RESAMPLES, "speakers" if by_speaker else "files", SEED),
+        alignment=ALIGNMENT,
+        metrics={name: replace(KNOWN[name], package=_with_version(KNOWN[name].package)) for name in plan.metrics},
+        absent=tuple(absent),
+        systems=tuple(systems),
+        health=health,
+        stability=_stability(measured, units) if plan.stability else (),
+        examples=_examples(plan, records, measured, kept),
+    )
+    files = zip(records, measured, strict=True)
+    return results, [_row(plan, record, each, system.id) for record, each in files for system in systems]
 
 
-def _model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], table: Table) -> dict[str, Any]:
-    """Codebook health; adds each file's bits under the code frequencies of all files to the table."""
-    counter = count_codes(plan, family.codec, len(records))
-    if "kbps_entropy" in plan.metrics:
-        share = counter.counts.double() / counter.counts.sum(dim=1, keepdim=True).clamp(min=1)
-        bits = -share.clamp(min=1e-300).log2()
-        for index in table.seconds:
-            codes = read_codes(plan, index)
-            if codes is None:
-                continue
-            of_stage = bits.gather(1, torch.from_numpy(codes)).sum(dim=1).cumsum(dim=0)
-            for system, stages in zip(family.systems, family.stages, strict=True):
-                kbps = float(of_stage[stages - 1]) / table.seconds[index] / 1000
-                table.values[system.id].setdefault("kbps_entropy", {})[index] = kbps
-    return codebook_health(plan, family.codec, records, counter)
-
-
-def _sources(records: Sequence[Record]) -> dict[str, set[int]]:
-    """The utterances of each of the manifest's sources, by their indices; nothing where all are of one."""
-    sources: dict[str, set[int]] = {}
-    for index, record in enumerate(records):
-        sources.setdefault(record.source, set()).add(index)
-    return dict(sorted(sources.items())) if len(sources) > 1 else {}
-
-
-def _results(
-    table: Table, system: str, metrics: dict[str, Metric], units: Sequence[str], among: set[int] | None = None
-) -> dict[str, Any]:
-    """Per metric: mean, interval, n, and what failed by reason, of all utterances or of those ``among`` them.
-
-    Metrics that do not apply to the system are left out.
-    """
-
-    def wanted(of_all: dict[int, Any]) -> dict[int, Any]:
-        return of_all if among is None else {index: found for index, found in of_all.items() if index in among}
-
+def _results(plan: Plan, system: str, measured: Sequence[Measured], units: Sequence[str]) -> dict[str, Result]:
+    """Per metric the mean of a system; costs that nobody knows are left out, as are metrics of no file."""
     results = {}
-    for name, metric in metrics.items():
-        values, failures = (wanted(of[system].get(name, {})) for of in (table.values, table.failures))
-        applies = metric.compute is not None or name in PLUGINS  # a folder's files have no bitrate and no speed
-        if values or (failures and applies):
-            results[name] = _estimate(values, failures, units, table.seconds if metric.per_second else None)
+    for name in plan.metrics:
+        cells = {each.index: each.cells[system][name] for each in measured if name in each.cells[system]}
+        if any(isinstance(cell, float) for cell in cells.values()) or (cells and name not in COSTS):
+            weights = {each.index: each.seconds if KNOWN[name].per_second else 1.0 for each in measured}
+            results[name] = _mean(cells, units, weights)
     return results
 
 
-def _estimate(
-    values: dict[int, float], failures: dict[int, str], units: Sequence[str], weights: dict[int, float] | None = None
-) -> dict[str, Any]:
-    order = sorted(values)
-    estimate = bootstrap_mean(
-        [values[index] for index in order],
-        [units[index] for index in order],
-        None if weights is None else [weights[index] for index in order],
-    )
-    reasons = dict(Counter(failures.values()).most_common())
-    return asdict(estimate) | {"failed": len(failures), "reasons": reasons}
+def _mean(cells: Mapping[int, Cell], units: Sequence[str], weights: Mapping[int, float] | None = None) -> Result:
+    """Mean, interval, and what failed by reason, of cells by the utterance's index."""
+    values = {index: cell for index, cell in cells.items() if isinstance(cell, float)}
+    shares = [weights[index] for index in values] if weights else None
+    estimate = bootstrap_mean(list(values.values()), [units[index] for index in values], shares)
+    reasons = Counter(cell for cell in cells.values() if isinstance(cell, str))
+    return Result(**asdict(estimate), failed=len(cells) - len(values), reasons=dict(reasons.most_common()))
 
 
-def _stability(table: Table, units: Sequence[str]) -> list[dict[str, Any]]:
+def _stability(measured: Sequence[Measured], units: Sequence[str]) -> tuple[Stability, ...]:
     """Share of codes that change, over all stages and stage by stage, for each change of the input."""
-    found = []
-    for key, (label, _) in CHANGES.items():
-        values = {index: entry["values"][key] for index, entry in table.stability.items() if key in entry["values"]}
-        failures = {
-            index: entry["failures"][key] for index, entry in table.stability.items() if key in entry["failures"]
-        }
-        of_all = {index: sum(shares) / len(shares) for index, shares in values.items()}
-        stages = [sum(column) / len(column) for column in zip(*values.values(), strict=True)]
-        found.append({"key": key, "label": label, "changed": _estimate(of_all, failures, units), "stages": stages})
-    return found
-
-
-def main_metric(metrics: Iterable[str]) -> str | None:
-    """The metric that worst files are told by: the first that has a direction."""
-    known = METRICS | {name: plugin.metric for name, plugin in PLUGINS.items()}
-    return next((name for name in metrics if known[name].better != "none"), None)
-
-
-def chosen(
-    table: Table, systems: Sequence[System], metrics: dict[str, Metric], utterances: int, examples: int
-) -> list[tuple[int, str]]:
-    """Utterances to listen to: the worst ten of the first system by the main metric, and ``examples`` spread evenly.
-
-    Those that the first system has no value for and another one has are worse than any value.
-    """
-    name = main_metric(metrics)
-    values = table.values[systems[0].id].get(name, {}) if name else {}
-    elsewhere = {index for system in systems for index in table.values[system.id].get(name, {})} if name else set()
-    sign = -1 if name and metrics[name].better == "lower" else 1
-    worst = sorted(elsewhere, key=lambda index: (sign * values.get(index, -sign * math.inf), index))[:WORST]
-    step = max(1, utterances // max(examples, 1))
-    spread = [index for index in range(step // 2, utterances, step) if index in table.seconds][:examples]
-    picked = {index: "example" for index in spread} | {index: "worst" for index in worst}
-    return sorted(picked.items(), key=lambda item: (item[1], item[0]))
-
-
-def write_examples(
-    families: Sequence[Family], records: Sequence[Record], picked: Sequence[tuple[int, str]], out: Path
-) -> list[dict[str, Any]]:
-    """FLAC files of reference and every system for the chosen utterances, 16 bit, at the reference's rate."""
     entries = []
-    for index, why in picked:
-        try:
-            reference = Reference(records[index])
-        except (CodecError, OSError):
-            continue  # counted among the failures
-        folder = Path("audio") / f"{index:06d}"
-        (out / folder).mkdir(parents=True, exist_ok=True)
-        rate = reference.record.sample_rate
-        entry: dict[str, Any] = {"id": records[index].id, "why": why, "seconds": reference.record.duration}
-        entry["reference"] = _write_flac(out, folder / "reference.flac", reference.waveform, rate)
-        entry["systems"] = {}
-        for family in families:
-            for made in family.reconstruct(reference.record, reference.waveform):
-                if not isinstance(made, Failure):
-                    path = folder / f"{made.system.id}.flac"
-                    entry["systems"][made.system.id] = _write_flac(out, path, made.waveform, rate)
-        entries.append(entry)
-    return entries
+    for key, label in CHANGES.items():
+        cells: dict[int, Cell] = {}
+        shares = []
+        for each in measured:
+            changed = each.changed[key]
+            if isinstance(changed, str):
+                cells[each.index] = changed
+            else:
+                cells[each.index] = sum(changed) / len(changed)
+                shares.append(changed)
+        stages = tuple(sum(column) / len(column) for column in zip(*shares, strict=True))
+        entries.append(Stability(key, label, _mean(cells, units), stages))
+    return tuple(entries)
 
 
-def _write_flac(out: Path, path: Path, waveform: Any, sample_rate: int) -> str:
-    if not (out / path).exists():
-        with written_whole(out / path) as temporary:
-            soundfile.write(temporary, to_pcm(waveform), sample_rate, format="FLAC", subtype="PCM_16")
-    return path.as_posix()
+def _examples(
+    plan: Plan, records: Sequence[Record], measured: Sequence[Measured], kept: Mapping[int, str]
+) -> tuple[Example, ...]:
+    examples = []
+    for index, why in sorted(kept.items(), key=lambda item: (item[1], item[0])):
+        paths = {path.stem: path.relative_to(plan.out).as_posix() for path in plan.audio(index).iterdir()}
+        if paths:  # none where the reference could not be read
+            systems = {system: paths[system] for system in measured[index].cells if system in paths}
+            facts = records[index].id, why, measured[index].seconds
+            examples.append(Example(*facts, paths["reference"], systems))
+    return tuple(examples)
 
 
-def write_table(
-    path: Path, records: Sequence[Record], systems: Sequence[System], metrics: Iterable[str], table: Table
-) -> None:
-    """One line an utterance and system; an empty cell is a metric without a value, its reason stands in ``failures``."""
-    names = list(metrics)
-    with written_whole(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "speaker", "source", "seconds", "system", *names, "failures"])
-        for index in sorted(table.seconds):
-            record = records[index]
-            for system in systems:
-                values = [table.values[system.id].get(name, {}).get(index) for name in names]
-                reasons = {name: table.failures[system.id].get(name, {}).get(index) for name in names}
-                cells = ["" if value is None else f"{value:.6g}" for value in values]
-                failures = "; ".join(f"{name}: {reason}" for name, reason in reasons.items() if reason)
-                seconds = f"{table.seconds[index]:.3f}"
-                writer.writerow([record.id, record.speaker, record.source, seconds, system.id, *cells, failures])
+def _row(plan: Plan, record: Record, measured: Measured, system: str) -> Row:
+    cells = {name: measured.cells[system].get(name) for name in plan.metrics}
+    values = {name: cell if isinstance(cell, float) else None for name, cell in cells.items()}
+    failures = "; ".join(f"{name}: {cell}" for name, cell in cells.items() if isinstance(cell, str))
+    return Row(record.id, record.speaker, record.source, measured.seconds, system, values, failures)
 
 
-def _describe(metric: Metric) -> dict[str, Any]:
-    package = f"{metric.package} {package_version(metric.package)}" if metric.package else ""
-    shown = ("label", "unit", "better", "digits", "how", "per_second")
-    return {key: getattr(metric, key) for key in shown} | {"package": package}
+def _with_version(package: str | None) -> str:
+    return f"{package} {version(package)}" if package else ""
 
 
 def _machine(workers: int, device: str) -> dict[str, Any]:
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "device": device,
-        "workers": workers,
-        "threads_per_worker": 1,
-    }
+    about = {"processor": _processor(), "cores": available_cores(), "device": device}
+    return about | {"workers": workers, "threads_per_worker": 1}
 
 
 def _processor() -> str:
@@ -301,15 +148,3 @@ def _processor() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _model_facts(codec: Any) -> dict[str, Any]:
-    return {
-        "name": Path(codec.name).name,
-        "fingerprint": codec.fingerprint,
-        "parameters": sum(parameter.numel() for parameter in codec.parameters()),
-        "sample_rate": codec.sample_rate,
-        "frame_rate": codec.frame_rate,
-        "num_quantizers": codec.num_quantizers,
-        "codebook_size": codec.codebook_size,
-    }

@@ -1,6 +1,6 @@
 """What is measured: a model at several bitrates, folders of reconstructions, and classical codecs beside them.
 
-A family turns one utterance into one reconstruction a system, all at the reference's rate and length.
+A family turns one utterance into one reconstruction per system, all at the reference's rate, length and time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import subprocess
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import soundfile
@@ -25,43 +26,40 @@ from codec import container
 from codec.audio import AudioReader, audio_suffixes, resample
 from codec.corpus.manifest import Record
 from codec.errors import CodecError
-from codec.evaluation.alignment import aligned
 from codec.evaluation.metrics import Waveform
+from codec.evaluation.results import Absent, Model, System
 from codec.model import Codec
 
 OPUS_KBPS = (6, 8, 12)
 CODEC2_MODES = ("700C", "1200", "2400", "3200")  # names that are also bit/s, but for the C
 CODEC2_RATE = 8000
 PROGRAM_SECONDS = 600  # no program needs as long for an utterance
-
-
-@dataclass(frozen=True)
-class System:
-    """One row of a report.
-
-    Attributes:
-        id: unique in a report, the same in every report of the same system.
-        name: for people.
-        family: systems that differ in bitrate only share it.
-        kind: model, folder, opus or codec2.
-        kbps: nominal bitrate in kbit/s, None where unknown.
-    """
-
-    id: str
-    name: str
-    family: str
-    kind: str
-    kbps: float | None
+MAX_DELAY = 0.1  # seconds, either way
+SURE = 0.5  # normalised correlation of waveforms from which on their peak is believed
+ENVELOPE_RATE = 1000  # Hz
+ENVELOPE_GAIN = 0.02  # a shift by the envelopes must raise their correlation by this much
+ALIGNMENT = (
+    "Models and Opus: by construction. Folders and Codec2: one delay a file, up to 100 ms, where the waveforms' correlation "
+    "peaks (if it reaches 0.5 there), else where that of their 1 ms envelopes does; then cut, or filled with zeros, to the "
+    "reference's length."
+)
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One system's version of one utterance: ``waveform [T]`` as long as the reference, bytes stored, seconds taken."""
+    """One system's version of one utterance.
+
+    Attributes:
+        waveform: ``[T]``, as long as the reference and at its sample rate.
+        coded: the coded file; seconds: of encoding and decoding; None where nobody knows.
+        codes: of a model, ``[K, N]``.
+    """
 
     system: System
     waveform: Waveform
-    num_bytes: int | None = None
+    coded: bytes | None = None
     seconds: float | None = None
+    codes: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +71,9 @@ class Failure:
 
 
 class Family(ABC):
-    """Systems that differ in bitrate only. ``how`` says what was run, for the report."""
+    """Systems that differ in bitrate only."""
 
     systems: Sequence[System]
-    how: str
 
     @abstractmethod
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
@@ -84,52 +81,63 @@ class Family(ABC):
 
 
 class ModelFamily(Family):
-    """A codec of this package, with each of several numbers of quantizers."""
+    """A codec of this package, with each of several numbers of quantizers.
 
-    def __init__(self, codec: Codec, stages: Sequence[int]) -> None:
-        self.codec, self.stages = codec, sorted(set(stages), reverse=True)
-        one = codec.bitrate / codec.num_quantizers / 1000
-        label = Path(codec.name).name
+    Args:
+        num_quantizers: the numbers; none for all that the model has, and halves of it.
+
+    Raises:
+        CodecError: a number that the model does not have.
+    """
+
+    def __init__(self, codec: Codec, num_quantizers: Sequence[int] = ()) -> None:
+        most = codec.num_quantizers
+        for count in num_quantizers:
+            if not 1 <= count <= most:
+                raise CodecError(f"--num-quantizers {count}: the model has 1 to {most}")
+        self.codec = codec
+        self.counts = sorted(set(num_quantizers or [most >> i for i in range(most.bit_length())]), reverse=True)
+        label, kbps = Path(codec.name).name, codec.bitrate / most / 1000
+        how = "encoded whole, decoded, cut to the reference's length; other sample rates resampled by soxr"
         self.systems = [
-            System(f"model-{k}", f"{label}, {k} quantizer{'s' * (k > 1)}", label, "model", one * k) for k in self.stages
+            System(f"model-{k}", f"{label}, {k} quantizer{'s' * (k > 1)}", label, "model", kbps * k, how)
+            for k in self.counts
         ]
-        self.how = "encoded whole, decoded, cut to the reference's length; other sample rates resampled by soxr"
+
+    @property
+    def about(self) -> Model:
+        """The facts of the model for a report."""
+        codec, parameters = self.codec, sum(parameter.numel() for parameter in self.codec.parameters())
+        shape = codec.sample_rate, codec.frame_rate, codec.num_quantizers, codec.codebook_size
+        return Model(Path(codec.name).name, codec.fingerprint, parameters, *shape)
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
         start = time.perf_counter()
         try:
-            codes = self.encode(waveform, record.sample_rate)
+            codes = self.codec.encode(torch.from_numpy(waveform), record.sample_rate, self.counts[0])[0].cpu()
         except CodecError as error:  # a rate or a level that no speech has
             yield from (Failure(system, str(error)) for system in self.systems)
             return
         encoding = time.perf_counter() - start
-        for system, count in zip(self.systems, self.stages, strict=True):
+        for system, count in zip(self.systems, self.counts, strict=True):
             start = time.perf_counter()
             decoded = self.codec.decode(codes[None, :count])[0, 0].cpu().numpy()
-            made = resample(decoded, self.codec.sample_rate, record.sample_rate)
+            fitted = fit(resample(decoded, self.codec.sample_rate, record.sample_rate), len(waveform))
             seconds = encoding + time.perf_counter() - start
-            yield Reconstruction(system, fitted(made, len(waveform)), len(self.stored(codes[:count], record)), seconds)
-
-    def encode(self, waveform: Waveform, sample_rate: int) -> Tensor:
-        """Codes ``[K, N]`` with the most stages asked for."""
-        return self.codec.encode(torch.from_numpy(waveform), sample_rate, self.stages[0])[0].cpu()
-
-    def stored(self, codes: Tensor, record: Record) -> bytes:
-        """The ``.codes`` file of codes ``[k, N]``."""
-        header = self.codec.header(record.num_samples, record.sample_rate, len(codes))
-        return container.dumps(header, codes.numpy())
+            header = self.codec.header(record.num_samples, record.sample_rate, count)
+            coded = container.dumps(header, codes[:count].numpy())
+            yield Reconstruction(system, fitted, coded, seconds, codes[:count])
 
 
 class FolderFamily(Family):
-    """Reconstructions that somebody else made: one audio file an utterance, ``ID.*`` below the folder or like its audio."""
+    """Reconstructions that somebody else made: per utterance one audio file ``ID.*``, or one named like its audio."""
 
     def __init__(self, name: str, folder: Path, kbps: float | None = None) -> None:
         if not folder.is_dir():
             raise CodecError(f"{folder} is no folder of reconstructions")
-        self.folder = folder
         slug = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "folder"
-        self.systems = [System(f"folder-{slug}", name, name, "folder", kbps)]
-        self.how = "files as they are, resampled by soxr where needed; shifted by the delay found (see alignment)"
+        how = "files as they are, resampled by soxr where needed; shifted by the delay found (see alignment)"
+        self.systems = [System(f"folder-{slug}", name, name, "folder", kbps, how)]
         self.suffixes = audio_suffixes()
         self.files: dict[str, list[Path]] = {}  # by the path below the folder, without suffix
         for path in sorted(folder.rglob("*")):
@@ -138,22 +146,19 @@ class FolderFamily(Family):
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
         (system,) = self.systems
-        found = self._files_of(record)
-        if len(found) != 1:
-            yield Failure(system, "no such file in the folder" if not found else f"{len(found)} files of that name")
+        files = self._files_of(record)
+        if len(files) != 1:
+            yield Failure(system, "no such file in the folder" if not files else f"{len(files)} files of that name")
             return
         try:
-            with AudioReader(found[0]) as reader:
-                made = np.concatenate([*reader.blocks(), np.zeros(0, np.float32)])
-                rate = reader.sample_rate
+            samples = read_at(files[0], record.sample_rate)
         except (CodecError, OSError) as error:
             yield Failure(system, f"unreadable: {type(error).__name__}")
             return
-        made = resample(made, rate, record.sample_rate)
-        if abs(len(made) - len(waveform)) > max(0.2 * record.sample_rate, 0.05 * len(waveform)):
+        if abs(len(samples) - len(waveform)) > max(0.2 * record.sample_rate, 0.05 * len(waveform)):
             yield Failure(system, "another length than the reference")
             return
-        yield Reconstruction(system, aligned(waveform, made, record.sample_rate))
+        yield Reconstruction(system, align(waveform, samples, record.sample_rate))
 
     def _files_of(self, record: Record) -> list[Path]:
         """Files at the place that the id names (with or without an audio suffix of its own), or named like the audio."""
@@ -165,114 +170,147 @@ class FolderFamily(Family):
         return next((self.files[name] for name in names if name in self.files), [])
 
 
-class OpusFamily(Family):
+class ProgramFamily(Family):
+    """A codec whose programs, of a package of Debian, are run for each utterance in a folder of its own."""
+
+    programs: ClassVar[tuple[str, str]]
+    package: ClassVar[str]
+    delayed: ClassVar[bool]  # whether what comes back has to be aligned
+
+    @abstractmethod
+    def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
+        """What comes back, ``[T]`` at ``record.sample_rate``, and the path of the coded file."""
+
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
+        for system in self.systems:
+            with tempfile.TemporaryDirectory() as folder:
+                start = time.perf_counter()
+                try:
+                    decoded, path = self.run(system, Path(folder), record, waveform)
+                    seconds = time.perf_counter() - start
+                    coded = path.read_bytes()
+                except (CodecError, OSError, subprocess.SubprocessError) as error:
+                    yield Failure(system, " ".join(str(error).split()).replace(f"{folder}/", ""))
+                    continue
+            aligned = align(waveform, decoded, record.sample_rate) if self.delayed else fit(decoded, len(waveform))
+            yield Reconstruction(system, aligned, coded, seconds)
+
+
+class OpusFamily(ProgramFamily):
     """Opus by Debian's opus-tools: ``opusenc`` at the given bitrates, else as it comes, and ``opusdec``."""
 
+    programs, package, delayed = ("opusenc", "opusdec"), "opus-tools", False
+
     def __init__(self, kbps: Sequence[int] = OPUS_KBPS) -> None:
-        self.systems = [System(f"opus-{rate}", f"Opus {rate} kbit/s", "Opus", "opus", float(rate)) for rate in kbps]
-        self.how = (
-            f"{program_version('opusenc')}: opusenc --bitrate B --padding 0 (which leaves out the room that it keeps for "
-            "tags), opusdec; they take the encoder's delay out themselves"
+        how = (
+            f"{run_program('opusenc', '--version').splitlines()[0]}: opusenc --bitrate B --padding 0 (which leaves out the "
+            "room that it keeps for tags), opusdec; they take the encoder's delay out themselves"
         )
+        self.systems = [System(f"opus-{b}", f"Opus {b} kbit/s", "Opus", "opus", float(b), how) for b in kbps]
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
-        for system in self.systems:
-            yield run_program(system, record, waveform, self._code)
-
-    def _code(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, int]:
-        write_wav(folder / "in.wav", waveform, record.sample_rate)
+    def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
+        soundfile.write(folder / "in.wav", to_pcm(waveform), record.sample_rate, subtype="PCM_16")
         options = ("--quiet", "--padding", "0", "--bitrate", f"{system.kbps:g}")
-        run("opusenc", *options, folder / "in.wav", folder / "out.opus")
-        run("opusdec", "--quiet", "--rate", "48000", folder / "out.opus", folder / "out.wav")
-        with AudioReader(folder / "out.wav") as reader:
-            made = resample(np.concatenate(list(reader.blocks())), reader.sample_rate, record.sample_rate)
-        return fitted(made, len(waveform)), (folder / "out.opus").stat().st_size
+        run_program("opusenc", *options, folder / "in.wav", folder / "out.opus")
+        run_program("opusdec", "--quiet", "--rate", "48000", folder / "out.opus", folder / "out.wav")
+        return read_at(folder / "out.wav", record.sample_rate), folder / "out.opus"
 
 
-class Codec2Family(Family):
+class Codec2Family(ProgramFamily):
     """Codec2 by Debian's package codec2: ``c2enc`` and ``c2dec``, 8 kHz (nothing above 4 kHz comes back)."""
 
+    programs, package, delayed = ("c2enc", "c2dec"), "codec2", True
+
     def __init__(self, modes: Sequence[str] = CODEC2_MODES) -> None:
+        how = "c2enc, c2dec at 8 kHz (soxr); shifted by the delay found (see alignment)"
         self.systems = [
-            System(f"codec2-{mode}", f"Codec2 {mode}", "Codec2", "codec2", float(mode.rstrip("C")) / 1000)
+            System(f"codec2-{mode}", f"Codec2 {mode}", "Codec2", "codec2", float(mode.rstrip("C")) / 1000, how)
             for mode in modes
         ]
-        self.how = "c2enc, c2dec at 8 kHz (soxr); shifted by the delay found (see alignment)"
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
-        for system in self.systems:
-            made = run_program(system, record, waveform, self._code)
-            if isinstance(made, Reconstruction):
-                made = replace(made, waveform=aligned(waveform, made.waveform, record.sample_rate))
-            yield made
-
-    def _code(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, int]:
+    def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
         mode = system.id.removeprefix("codec2-")
         narrow = np.concatenate([resample(waveform, record.sample_rate, CODEC2_RATE), np.zeros(800, np.float32)])
         (folder / "in.raw").write_bytes(to_pcm(narrow).tobytes())
-        run("c2enc", mode, folder / "in.raw", folder / "out.c2")
-        run("c2dec", mode, folder / "out.c2", folder / "out.raw")
-        made = np.frombuffer((folder / "out.raw").read_bytes(), dtype="<i2").astype(np.float32) / np.float32(2**15)
-        return resample(made, CODEC2_RATE, record.sample_rate), (folder / "out.c2").stat().st_size
+        run_program("c2enc", mode, folder / "in.raw", folder / "out.c2")
+        run_program("c2dec", mode, folder / "out.c2", folder / "out.raw")
+        samples = np.frombuffer((folder / "out.raw").read_bytes(), dtype="<i2").astype(np.float32) / np.float32(2**15)
+        return resample(samples, CODEC2_RATE, record.sample_rate), folder / "out.c2"
 
 
-def classical_families(names: Sequence[str]) -> tuple[list[Family], dict[str, str]]:
-    """Families of the classical codecs asked for whose programs are here, and why the others are absent."""
-    families: list[Family] = []
-    absent = {}
-    for name, programs, package, make in (
-        ("opus", ("opusenc", "opusdec"), "opus-tools", OpusFamily),
-        ("codec2", ("c2enc", "c2dec"), "codec2", Codec2Family),
-    ):
-        if name not in names:
-            continue
-        missing = [program for program in programs if shutil.which(program) is None]
+CLASSICAL: dict[str, type[OpusFamily | Codec2Family]] = {"opus": OpusFamily, "codec2": Codec2Family}
+
+
+def present_programs(names: Sequence[str]) -> tuple[tuple[str, ...], list[Absent]]:
+    """The entries of CLASSICAL whose programs are on this machine, and why the others are absent."""
+    absent = []
+    for name in names:
+        missing = " and ".join(program for program in CLASSICAL[name].programs if shutil.which(program) is None)
         if missing:
-            absent[name] = f"{' and '.join(missing)} not found; Debian's package {package} has them"
-        else:
-            families.append(make())
-    return families, absent
+            reason = f"{missing} not found; Debian's package {CLASSICAL[name].package} has them"
+            absent.append(Absent("system", name, reason))
+    return tuple(name for name in names if name not in {each.name for each in absent}), absent
 
 
-def fitted(waveform: Waveform, length: int) -> Waveform:
-    """Cut, or followed by zeros, to ``length``."""
-    return np.pad(waveform[:length], (0, max(0, length - len(waveform)))).astype(np.float32)
-
-
-Coding = Callable[[System, Path, Record, Waveform], tuple[Waveform, int]]
-
-
-def run_program(system: System, record: Record, waveform: Waveform, code: Coding) -> Reconstruction | Failure:
-    """One utterance through other programs in a folder of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        try:
-            made, num_bytes = code(system, Path(folder), record, waveform)
-        except (CodecError, OSError, subprocess.SubprocessError) as error:
-            return Failure(system, " ".join(str(error).split()).replace(f"{folder}/", ""))
-        return Reconstruction(system, made, num_bytes, time.perf_counter() - start)
-
-
-def run(*command: str | Path) -> None:
-    """Run a program; its complaint becomes the error."""
+def run_program(*command: str | Path) -> str:
+    """Run a program; returns what it says. Its complaint becomes a CodecError."""
     done = subprocess.run([str(part) for part in command], capture_output=True, timeout=PROGRAM_SECONDS)
+    said = (done.stdout + done.stderr).decode(errors="replace").strip()
     if done.returncode != 0:
-        complaint = done.stderr.decode(errors="replace").strip().splitlines()
-        raise CodecError(f"{command[0]} failed: {complaint[-1] if complaint else done.returncode}")
+        raise CodecError(f"{command[0]} failed: {said.splitlines()[-1] if said else done.returncode}")
+    return said
 
 
-def program_version(program: str) -> str:
-    """What a program says of its version, in one line."""
-    said = subprocess.run([program, "--version"], capture_output=True, timeout=PROGRAM_SECONDS)
-    first_line = (said.stdout or said.stderr).decode(errors="replace").partition("\n")[0].strip()
-    return first_line or f"{program}, version unknown"
-
-
-def write_wav(path: Path, waveform: Waveform, sample_rate: int) -> None:
-    """16-bit WAV."""
-    soundfile.write(path, to_pcm(waveform), sample_rate, subtype="PCM_16")
+def read_at(path: Path, sample_rate: int) -> Waveform:
+    """An audio file, mixed down ``[T]``, resampled to ``sample_rate`` Hz."""
+    with AudioReader(path) as reader:
+        samples = np.concatenate([*reader.blocks(), np.zeros(0, np.float32)])
+        return resample(samples, reader.sample_rate, sample_rate)
 
 
 def to_pcm(waveform: Waveform) -> NDArray[np.int16]:
     """16-bit samples, clipped at full scale."""
     return np.clip(np.round(waveform * 2**15), -(2**15), 2**15 - 1).astype("<i2")
+
+
+def fit(waveform: Waveform, length: int) -> Waveform:
+    """Cut ``waveform [T]``, or fill it with zeros, to ``length``."""
+    return np.pad(waveform[:length], (0, max(0, length - len(waveform)))).astype(np.float32)
+
+
+def align(reference: Waveform, estimate: Waveform, sample_rate: int) -> Waveform:
+    """``estimate`` shifted by :func:`find_delay` and cut, or filled with zeros, to the reference's length."""
+    delay = find_delay(reference, estimate, sample_rate)
+    return fit(estimate[delay:] if delay >= 0 else np.pad(estimate, (-delay, 0)), len(reference))
+
+
+def find_delay(reference: Waveform, estimate: Waveform, sample_rate: int) -> int:
+    """Samples that ``estimate`` comes after ``reference``, both ``[T]``; negative if it comes before.
+
+    A codec that keeps the waveform is found to the sample by it; one that makes new phases (a vocoder) only by the
+    envelopes, to a millisecond, and not at all if the envelopes fit nearly as well unshifted.
+    """
+    most = int(MAX_DELAY * sample_rate)
+    delay, peak, _ = _peak(reference, estimate, most)
+    if peak >= SURE:
+        return delay
+    step = max(1, round(sample_rate / ENVELOPE_RATE))
+    delay, peak, unshifted = _peak(_envelope(reference, step), _envelope(estimate, step), most // step)
+    return delay * step if peak > unshifted + ENVELOPE_GAIN else 0
+
+
+def _peak(a: NDArray[np.float32], b: NDArray[np.float32], most: int) -> tuple[int, float, float]:
+    """Lag of b against a with the highest normalised correlation, that correlation, and the one without a lag."""
+    size = 1 << (len(a) + len(b) + 2 * most).bit_length()
+    product = np.conj(np.fft.rfft(a, size)) * np.fft.rfft(b, size)
+    correlation = np.fft.irfft(product, size) / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-12)
+    lags = np.arange(-most, most + 1)
+    best = int(np.argmax(correlation[lags]))
+    return int(lags[best]), float(correlation[lags[best]]), float(correlation[0])
+
+
+def _envelope(waveform: Waveform, step: int) -> NDArray[np.float32]:
+    """Mean level of every ``step`` samples, its mean taken off."""
+    whole = waveform[: len(waveform) // step * step]
+    level = np.sqrt(np.abs(whole).reshape(-1, step).mean(axis=1))
+    return (level - level.mean()).astype(np.float32) if len(level) else np.zeros(1, np.float32)

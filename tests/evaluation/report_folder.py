@@ -40,7 +40,7 @@ EXAMPLES = tuple(  # audio files with names that a link must quote
 )
 
 
-def make_results(**changes: Any) -> schema.Metrics:
+def make_results(**changes: Any) -> schema.Results:
     """Seven systems, five metrics, every optional part but the examples; ``changes`` replaces fields."""
     systems = [_system(i, *facts) for i, facts in enumerate(SYSTEMS)]
     some = {"failed": 2, "reasons": {"NoUtterancesError": 1, "<too short>": 1}}
@@ -50,7 +50,7 @@ def make_results(**changes: Any) -> schema.Metrics:
     systems[5].results["stoi"] = replace(NOTHING, failed=111, reasons={"MetricError": 111})
     del systems[6].results["kbps_file"]
     shares = tuple(0.2 + 0.08 * k for k in range(8))
-    results = schema.Metrics(
+    results = schema.Results(
         format=1,
         created="2026-11-23T08:00:00Z",
         command="codec-evaluate --model default dev.jsonl -o 'report <1>'",
@@ -72,7 +72,7 @@ def make_results(**changes: Any) -> schema.Metrics:
     return replace(results, **changes)
 
 
-def make_rows(results: schema.Metrics, num_files: int) -> list[schema.Row]:
+def make_rows(results: schema.Results, num_files: int) -> list[schema.Row]:
     """Values around each system's means; of the headline system, the file called ``NASTY`` is worst and two have none."""
     rng = np.random.default_rng(0)
     rows = []
@@ -89,7 +89,7 @@ def make_rows(results: schema.Metrics, num_files: int) -> list[schema.Row]:
     return rows
 
 
-def make_report(folder: Path, num_files: int = 2, results: schema.Metrics | None = None) -> Path:
+def make_report(folder: Path, num_files: int = 2, results: schema.Results | None = None) -> Path:
     """The page of ``results`` in a new ``folder``, with audio files that ``results`` name."""
     results = results or make_results()
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from codec.evaluation.page.spectrograms import height_of, spectrograms
-from codec.evaluation.results import Example, Metrics, Row
+from codec.evaluation.results import Example, Results, Row
 from codec.files import written_whole
 
 SHOWN = 200  # rows of the table before "show all"
@@ -34,7 +34,7 @@ class Listening(NamedTuple):
     headline: Row | None
 
 
-def draw_examples(results: Metrics, rows: Sequence[Row], folder: Path) -> list[Listening]:
+def draw_examples(results: Results, rows: Sequence[Row], folder: Path) -> list[Listening]:
     """Write the spectrograms of all examples to ``folder/images/``, and list the players that show them."""
     (folder / "images").mkdir(exist_ok=True)
     measured = {(row.id, row.system): row for row in rows}
@@ -58,7 +58,7 @@ def draw_examples(results: Metrics, rows: Sequence[Row], folder: Path) -> list[L
     return listed
 
 
-def worst_first(results: Metrics, rows: Sequence[Row]) -> dict[str, int]:
+def worst_first(results: Results, rows: Sequence[Row]) -> dict[str, int]:
     """Rank of each file by the first metric of the headline system, 1 the worst.
 
     Files that it has no value for and another system has come first; those that no system has one for have no rank.
@@ -70,7 +70,7 @@ def worst_first(results: Metrics, rows: Sequence[Row]) -> dict[str, int]:
     return {name: rank for rank, name in enumerate(sorted(judged, key=lambda name: judged[name]), start=1)}
 
 
-def file_data(results: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
+def file_data(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
     """What the table of every file shows, as JSON takes it: the template draws its start, ``report.js`` any other view.
 
     A row has a value per column; its system is an index into ``systems``. Columns of text have -1 ``digits``.

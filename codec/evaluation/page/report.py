@@ -27,13 +27,13 @@ from codec.evaluation.page.results import (
     quality_plots,
     under,
 )
-from codec.evaluation.results import Metrics, Row
+from codec.evaluation.results import Results, Row
 from codec.files import written_whole
 
 _FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in HTML
 
 
-def write_report(results: Metrics, rows: Sequence[Row], folder: Path) -> Path:
+def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
     """Make ``folder/index.html``, and the spectrograms in ``folder/images/``.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from codec.evaluation.page.plots import Line, Plot, Point
 from codec.evaluation.page.text import number
-from codec.evaluation.results import Metric, Metrics, Result, System
+from codec.evaluation.results import Metric, Result, Results, System
 
 RATES = {"kbps_file", "kbps_entropy"}  # say how many bits were spent, not how well
 COSTS = {"rtf"}
@@ -52,7 +52,7 @@ def best_system(systems: Sequence[System], name: str, metric: Metric) -> tuple[s
     return best.id, all(ends(best)[0] > ends(system)[1] for _, system in rated if system is not best)
 
 
-def quality_metrics(results: Metrics) -> list[str]:
+def quality_metrics(results: Results) -> list[str]:
     """The metrics that say how well, not how dearly."""
     return [n for n, m in results.metrics.items() if m.better != "none" and n not in RATES | COSTS]
 
@@ -69,7 +69,7 @@ def interval(result: Result, digits: int) -> str:
     return f"[{number(result.low, digits)}, {number(result.high, digits)}]"
 
 
-def quality_plots(results: Metrics) -> tuple[list[Plot], list[Plot]]:
+def quality_plots(results: Results) -> tuple[list[Plot], list[Plot]]:
     """One plot per metric of quality against bitrate, one line per family: those of PESQ and STOI large, then the rest.
 
     Only systems with both a bitrate and a value are drawn; a metric that has none of them has no plot.
@@ -80,7 +80,7 @@ def quality_plots(results: Metrics) -> tuple[list[Plot], list[Plot]]:
     return large, [_quality_plot(results, name, 300, 190) for name in names if name not in main]
 
 
-def failures(results: Metrics) -> dict[tuple[str, int, int, tuple[tuple[str, int], ...]], list[str]]:
+def failures(results: Results) -> dict[tuple[str, int, int, tuple[tuple[str, int], ...]], list[str]]:
     """Names of the systems that failed alike: label of the metric, failed files, all files, reasons and their counts."""
     groups: dict[tuple[str, int, int, tuple[tuple[str, int], ...]], list[str]] = {}
     for system in results.systems:
@@ -92,7 +92,7 @@ def failures(results: Metrics) -> dict[tuple[str, int, int, tuple[tuple[str, int
     return groups
 
 
-def _quality_plot(results: Metrics, name: str, width: int, height: int) -> Plot:
+def _quality_plot(results: Results, name: str, width: int, height: int) -> Plot:
     metric = results.metrics[name]
     lines = []
     for style, family in enumerate(dict.fromkeys(system.family for system in results.systems)):
