@@ -26,7 +26,9 @@ class Encoder(nn.Module):
         layers: list[Layer] = []
         channels = 1
         for stride, width, depth in zip(encoder.strides, encoder.widths, encoder.depths, strict=True):
-            stage = [Downsample(channels, width, stride, causal), *blocks(width, depth, encoder.kernel_size, causal)]
+            look_ahead = 0 if causal else depth * (encoder.kernel_size // 2)
+            down = Downsample(channels, width, stride, causal)
+            stage = [down, *blocks(width, depth, encoder.kernel_size, look_ahead)]
             self.stages.append(nn.Sequential(*stage))
             layers += stage
             channels = width
@@ -120,11 +122,16 @@ class Decoder(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         decoder = config.decoder
+        window = -(-(decoder.n_fft // config.hop_length - 1) // 2)  # frames that a centred window looks ahead
+        centred = decoder.depth * (decoder.kernel_size // 2) + window
+        look_ahead = 0 if config.causal else centred if decoder.look_ahead is None else decoder.look_ahead
+        causal_head = look_ahead < window
         self.input = nn.Linear(config.latent_dim, decoder.width)
-        layers = blocks(decoder.width, decoder.depth, decoder.kernel_size, config.causal)
+        rest = look_ahead if causal_head else look_ahead - window
+        layers = blocks(decoder.width, decoder.depth, decoder.kernel_size, rest)
         self.blocks = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
-        self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, config.causal)
+        self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, causal_head)
         self.context = Context(*reach([*layers, self.head]))
         initialize(self)
 

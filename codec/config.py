@@ -176,7 +176,11 @@ class QuantizerConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Frames to waveform: ``depth`` ConvNeXt blocks of ``width``, then an inverse STFT of ``n_fft`` with the model's hop."""
+    """Frames to waveform: ``depth`` ConvNeXt blocks of ``width``, then an inverse STFT of ``n_fft`` with the model's hop.
+
+    ``look_ahead`` is how many frames after its own a frame of the waveform may depend on, those of the inverse STFT's window
+    included (2 where n_fft is 4 hops); the rest is spread over the blocks. Default: centred filters.
+    """
 
     # of a decoder of transposed convolutions; see to_dict
     RETIRED: ClassVar[dict[str, list[int]]] = {"strides": [8, 5, 8], "widths": [128, 64, 32], "depths": [2, 1, 1]}
@@ -186,10 +190,13 @@ class DecoderConfig:
     depth: int = 6
     kernel_size: int = 7
     n_fft: int = 1280
+    look_ahead: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         require(self.width > 0 and self.depth >= 0, "width must be positive and depth not negative")
         require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
+        centred = self.depth * (self.kernel_size // 2)
+        require(0 <= (self.look_ahead or 0) <= centred, f"look_ahead must be from 0 to {centred}, half of the filters")
 
 
 @dataclass(frozen=True)

@@ -47,13 +47,12 @@ class Layer(nn.Module):
 class DepthwiseConv(Layer):
     """One filter per channel along the frames, length kept: ``[B, N, C] -> [B, N, C]``.
 
-    Padded with zeros on both sides alike, or on the left only if ``causal``.
+    ``look_ahead`` of the filter's taps lie after the frame itself: half of them for a centred filter, 0 for a causal one.
     """
 
-    def __init__(self, channels: int, kernel_size: int, causal: bool) -> None:
+    def __init__(self, channels: int, kernel_size: int, look_ahead: int) -> None:
         super().__init__()
-        self.left = kernel_size - 1 if causal else kernel_size // 2
-        self.right = kernel_size - 1 - self.left
+        self.left, self.right = kernel_size - 1 - look_ahead, look_ahead
         self.conv = nn.Conv2d(channels, channels, (1, kernel_size), groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,9 +71,9 @@ class ConvNeXtBlock(Layer):
     After Liu et al., "A ConvNet for the 2020s" (arXiv 2201.03545), in one dimension as in Vocos (arXiv 2306.00814).
     """
 
-    def __init__(self, channels: int, kernel_size: int, causal: bool, scale: float) -> None:
+    def __init__(self, channels: int, kernel_size: int, look_ahead: int, scale: float) -> None:
         super().__init__()
-        self.depthwise = DepthwiseConv(channels, kernel_size, causal)
+        self.depthwise = DepthwiseConv(channels, kernel_size, look_ahead)
         self.left, self.right, self.channels = self.depthwise.left, self.depthwise.right, channels
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.expand = nn.Linear(channels, 4 * channels)
@@ -126,9 +125,13 @@ class Downsample(Layer):
         return y, joined[:, x.shape[1] :]
 
 
-def blocks(channels: int, depth: int, kernel_size: int, causal: bool) -> list[ConvNeXtBlock]:
-    """``depth`` ConvNeXt blocks whose initial scale keeps the sum of their outputs at the size of one."""
-    return [ConvNeXtBlock(channels, kernel_size, causal, 1.0 / depth) for _ in range(depth)]
+def blocks(channels: int, depth: int, kernel_size: int, look_ahead: int) -> list[ConvNeXtBlock]:
+    """``depth`` ConvNeXt blocks that together look ``look_ahead`` frames ahead, spread evenly, the first ones more.
+
+    Their initial scale keeps the sum of their outputs at the size of one.
+    """
+    shares = [look_ahead // depth + (index < look_ahead % depth) for index in range(depth)]
+    return [ConvNeXtBlock(channels, kernel_size, share, 1.0 / depth) for share in shares]
 
 
 def reach(layers: Iterable[Layer]) -> tuple[int, int]:

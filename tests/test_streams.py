@@ -17,11 +17,14 @@ from codec.streaming import StreamingDecoder, StreamingEncoder
 LENGTH = 16000  # 200 frames of the tiny model
 
 
-@pytest.fixture(scope="module", params=["centred", "causal", "deeper"])
+@pytest.fixture(scope="module", params=["centred", "causal", "deeper", "two ahead", "three ahead"])
 def codec(request: pytest.FixtureRequest, tiny_config: CodecConfig) -> Codec:
     config = tiny_config
     if request.param == "causal":
         config = replace(config, causal=True)
+    if request.param.endswith("ahead"):
+        look_ahead = {"two": 2, "three": 3}[request.param.split()[0]]
+        config = replace(config, decoder=DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=look_ahead))
     if request.param == "deeper":
         config = replace(config, decoder=DecoderConfig(width=16, depth=5, n_fft=160))
     torch.manual_seed(3)
@@ -72,6 +75,8 @@ def test_nothing_waits_longer_than_the_look_ahead(codec: Codec) -> None:
     assert decoder.push(codes).shape[-1] == (codes.shape[-1] - decoder.delay) * hop - decoder.offset
     if codec.config.causal:
         assert encoder.delay == decoder.delay == decoder.offset == 0
+    if codec.config.decoder.look_ahead is not None:
+        assert decoder.delay * hop + decoder.offset <= codec.config.decoder.look_ahead * hop
 
 
 def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:
