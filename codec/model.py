@@ -23,8 +23,9 @@ from codec.errors import CodecError
 from codec.files import written_whole
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
-from codec.streaming import StreamingDecoder, StreamingEncoder, overlapping
+from codec.streaming import StreamingDecoder, StreamingEncoder
 from codec.weights import Bits, load_weights, save_weights
+from codec.windows import overlapping
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
 WINDOW_FRAMES = 1024  # new frames a window: long signals run window by window, short ones in one piece
@@ -240,7 +241,7 @@ class Codec(nn.Module):
 
     def _encode_windows(self, blocks: Iterable[Tensor], stages: int) -> Iterator[Tensor]:
         context, hop = self._encoder_context, self.hop_length
-        for window, before, count in overlapping(_whole_frames(blocks, hop), WINDOW_FRAMES, context, hop):
+        for window, before, count in overlapping(_whole_frames(blocks, hop), WINDOW_FRAMES, context, hop, _join):
             latents = self.encoder(window.to(self.device)[None, None])[..., before : before + count]
             yield self.quantizer(latents, stages).codes[0]
 
@@ -253,7 +254,7 @@ class Codec(nn.Module):
         """
         hop = self.hop_length
         checked = (self._checked_codes(block, "[k, n]") for block in blocks)
-        for window, before, count in overlapping(checked, WINDOW_FRAMES, self._decoder_context, 1):
+        for window, before, count in overlapping(checked, WINDOW_FRAMES, self._decoder_context, 1, _join):
             waveform = self.decoder(self.quantizer.decode(window.to(self.device)[None]))
             yield waveform[0, 0, before * hop : (before + count) * hop]
 
@@ -334,6 +335,10 @@ class Codec(nn.Module):
         save_weights(self.state_dict(), folder / "model.safetensors", bits)
         with written_whole(folder / "config.json") as temporary:
             temporary.write_text(json.dumps(to_dict(self.config), indent=2) + "\n", encoding="utf-8")
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=-1)
 
 
 def _whole_frames(blocks: Iterable[Tensor], hop_length: int) -> Iterator[Tensor]:

@@ -1,0 +1,327 @@
+"""The encoder and the decoder as ONNX graphs: the architecture of ``codec/autoencoder.py`` in standard operators.
+
+Activations are rows ``[B * N, C]``, so that every layer is one matrix product with its bias; only the depthwise convolutions
+see ``[B, C, N]``. Batch and length are free. There are no complex numbers: the inverse STFT is a matrix product.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from codec.config import CodecConfig
+from codec.pretrained import ModelError
+from codec.runtime.proto import Graph
+from codec.runtime.weights import Floats, Weights
+from codec.windows import Context
+
+NORM_EPSILON = 1e-6
+CODES_PER_TILE = 4096  # distances held at once per frame: a large table is searched piece by piece
+EXACT = (
+    "encoder.stages.0.",
+    "encoder.output.",
+    "decoder.input.",
+    "decoder.head.",
+)  # layers that cost quality in 8 bits
+
+
+def encoder_graph(config: CodecConfig, weights: Weights, bits: int) -> bytes:
+    """``waveform`` float ``[B, 1, T]`` -> ``codes`` int64 ``[B, K, N]``; T is filled up with zeros to whole frames.
+
+    Args:
+        bits: 32, or 8: activations and weights of the inner matrix products are rounded to 8 bits.
+
+    Raises:
+        ModelError: the weights do not fit.
+    """
+    net = _Network(config, weights, bits)
+    graph, encoder = net.graph, config.encoder
+    length = graph("Shape", "waveform", start=2, end=3)
+    missing = graph("Mod", graph("Neg", length), graph.constant([config.hop_length]))
+    ends = graph("Concat", graph.constant([0] * 5), missing, axis=0)
+    x = graph("Pad", "waveform", ends)
+    batch, channels = graph("Shape", x, start=0, end=1), 1
+    for i, (stride, width, depth) in enumerate(zip(encoder.strides, encoder.widths, encoder.depths, strict=True)):
+        x = net.downsample(x, f"encoder.stages.{i}.0.linear", stride, channels, width, batch)
+        shape = graph("Concat", batch, graph.constant([-1, width]), axis=0)
+        for j in range(1, depth + 1):
+            x = net.block(x, f"encoder.stages.{i}.{j}", width, encoder.kernel_size, shape)
+        channels = width
+    x = net.linear(net.norm(x, "encoder.norm", channels), "encoder.output", channels, config.latent_dim)
+    codes = net.search(x)  # K x [B * N]
+    rows = graph("Concat", *(graph("Unsqueeze", item, graph.constant([1])) for item in codes), axis=1)
+    shape = graph("Concat", batch, graph.constant([-1, len(codes)]), axis=0)
+    graph("Transpose", graph("Reshape", rows, shape), perm=[0, 2, 1], name="codes")
+    _refuse_unread(weights, "encoder.")
+    return graph.serialize(
+        {"waveform": ("float32", ("batch", 1, "samples"))}, {"codes": ("int64", ("batch", len(codes), "frames"))}
+    )
+
+
+def decoder_graph(config: CodecConfig, weights: Weights, bits: int) -> bytes:
+    """``codes`` int64 ``[B, K, N]`` -> ``waveform`` float ``[B, 1, N * hop_length]``; -1 leaves a code out.
+
+    Arguments and errors as of :func:`encoder_graph`.
+    """
+    net = _Network(config, weights, bits)
+    graph, decoder = net.graph, config.decoder
+    count = count_quantizers(config)
+    batch = graph("Shape", "codes", start=0, end=1)
+    x = net.linear(net.lookup("codes"), "decoder.input", config.latent_dim, decoder.width)
+    shape = graph("Concat", batch, graph.constant([-1, decoder.width]), axis=0)
+    for j in range(decoder.depth):
+        x = net.block(x, f"decoder.blocks.{j}", decoder.width, decoder.kernel_size, shape)
+    net.inverse_stft(net.norm(x, "decoder.norm", decoder.width), batch)
+    _refuse_unread(weights, "decoder.")
+    return graph.serialize(
+        {"codes": ("int64", ("batch", count, "frames"))}, {"waveform": ("float32", ("batch", 1, "samples"))}
+    )
+
+
+def encoder_context(config: CodecConfig) -> Context:
+    """Frames on either side beyond which a change of the waveform cannot reach a code."""
+    encoder, left, right, step = config.encoder, 0, 0, 1  # in samples
+    for stride, depth in zip(encoder.strides, encoder.depths, strict=True):
+        ahead = 0 if config.causal else stride - stride // 2
+        left, right = left + step * (stride - ahead), right + step * ahead
+        step *= stride  # samples between the frames of this stage
+        ahead = 0 if config.causal else depth * (encoder.kernel_size // 2)
+        left, right = left + step * (depth * (encoder.kernel_size - 1) - ahead), right + step * ahead
+    return Context(-(-left // config.hop_length), -(-right // config.hop_length))
+
+
+def decoder_context(config: CodecConfig) -> Context:
+    """Frames on either side beyond which a change of the codes cannot reach a frame of the waveform."""
+    decoder = config.decoder
+    reach, spread = decoder.depth * (decoder.kernel_size - 1), decoder.n_fft // config.hop_length - 1
+    if config.causal:
+        return Context(reach + spread, 0)
+    return Context(reach // 2 + -(-spread // 2), reach // 2 + -(-spread // 2))
+
+
+class _Network:
+    """Layers; each takes and gives the name of a value, ``[B * N, C]`` if nothing else is said."""
+
+    def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
+        self.config, self.weights, self.bits = config, weights, bits
+        self.graph = Graph()
+
+    def linear(self, x: str, name: str, inner: int, outer: int, scale: Floats | None = None) -> str:
+        """``x W^T + b``, then times ``scale`` (one factor per output), which goes into W and b."""
+        graph, w = self.graph, self.weights
+        bias, (matrix, step) = w.read(f"{name}.bias", outer), w.stored(f"{name}.weight", outer, inner)
+        if scale is not None:
+            bias = bias * scale
+        if self.bits == 32 or f"{name}.".startswith(EXACT):
+            matrix = matrix if step is None else matrix * step
+            matrix = matrix if scale is None else matrix * scale[:, None]
+            rows = graph.constant(matrix, f"{name}.weight")
+            return graph("Gemm", x, rows, graph.constant(bias, f"{name}.bias"), transB=1, name=name)
+        if step is None:  # as codec/weights.py stores it
+            step = np.maximum(np.abs(matrix).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+            matrix = np.rint(matrix / step).astype(np.int8)
+        step = step[:, 0] if scale is None else step[:, 0] * scale
+        integers = graph("DynamicQuantizeLinear", x, outputs=3)
+        columns = graph.constant(np.ascontiguousarray(matrix.T), f"{name}.weight")
+        product = graph("MatMulInteger", integers, columns, f"{integers}.2")
+        product = graph("Cast", product, to=1)
+        product = graph("Mul", product, graph("Mul", f"{integers}.1", graph.constant(step, f"{name}.step")))
+        return graph("Add", product, graph.constant(bias, f"{name}.bias"), name=name)
+
+    def norm(self, x: str, name: str, channels: int) -> str:
+        scale = self.graph.constant(self.weights.read(f"{name}.weight", channels), f"{name}.weight")
+        bias = self.graph.constant(self.weights.read(f"{name}.bias", channels), f"{name}.bias")
+        return self.graph("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON, name=name)
+
+    def block(self, x: str, name: str, channels: int, kernel_size: int, shape: str) -> str:
+        """A ConvNeXt block; ``shape`` holds ``[B, -1, C]``."""
+        graph, w = self.graph, self.weights
+        left = kernel_size - 1 if self.config.causal else kernel_size // 2
+        kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, kernel_size)[:, :, 0]
+        kernels = graph.constant(kernel, f"{name}.depthwise.conv.weight")
+        bias = graph.constant(w.read(f"{name}.depthwise.conv.bias", channels), f"{name}.depthwise.conv.bias")
+        y = graph("Transpose", graph("Reshape", x, shape), perm=[0, 2, 1])
+        y = graph("Conv", y, kernels, bias, group=channels, pads=[left, kernel_size - 1 - left])
+        y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 1]), self._rows(channels))
+        y = self.norm(y, f"{name}.norm", channels)
+        y = graph("Gelu", self.linear(y, f"{name}.expand", channels, 4 * channels))
+        y = self.linear(y, f"{name}.project", 4 * channels, channels, w.read(f"{name}.scale", channels))
+        return graph("Add", x, y, name=name)
+
+    def downsample(self, x: str, name: str, stride: int, inner: int, outer: int, batch: str) -> str:
+        """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
+        graph = self.graph
+        left = stride if self.config.causal else stride // 2
+        shape = graph("Concat", batch, graph.constant([-1, inner]), axis=0)
+        x = graph("Pad", graph("Reshape", x, shape), graph.constant([0, left, 0, 0, stride - left, 0]))
+        hops = graph("Concat", batch, graph.constant([-1, stride * inner]), axis=0)
+        x = graph("Reshape", x, hops)
+        first = graph("Slice", x, graph.constant([0]), graph.constant([-1]), graph.constant([1]))
+        second = graph("Slice", x, graph.constant([1]), graph.constant([2**62]), graph.constant([1]))
+        pairs = graph("Reshape", graph("Concat", first, second, axis=2), self._rows(2 * stride * inner))
+        return self.linear(pairs, name, 2 * stride * inner, outer)
+
+    def search(self, residual: str) -> list[str]:
+        """Codes ``[B * N]`` of every stage: the least ``|E|^2 - 2 z E^T``, and the lowest index where several are."""
+        graph, codes = self.graph, []
+        for i in range(count_quantizers(self.config)):
+            stage = self._stage(i)
+            # a column of ones behind z and of |E|^2 behind -2 E: the sum is one product
+            squares = np.square(stage.codebook).sum(axis=1, keepdims=True, dtype=np.float32)
+            table = np.concatenate([-2 * stage.codebook, squares], axis=1)
+            into = np.pad(stage.into.T, [(0, 0), (0, 1)])
+            z = graph("Gemm", residual, graph.constant(into), graph.constant(np.append(stage.into_bias, np.float32(1))))
+            least, places = [], []
+            for start in range(0, len(table), CODES_PER_TILE):
+                tile = np.ascontiguousarray(table[start : start + CODES_PER_TILE].T)
+                distances = graph("MatMul", z, graph.constant(tile))
+                place = graph("ArgMin", distances, axis=1, keepdims=1)
+                if len(table) > CODES_PER_TILE:
+                    least.append(graph("GatherElements", distances, place, axis=1))
+                places.append(graph("Add", place, graph.constant([start])) if start else place)
+            code = places[0]
+            if len(places) > 1:
+                tile_index = graph("ArgMin", graph("Concat", *least, axis=1), axis=1, keepdims=1)
+                code = graph("GatherElements", graph("Concat", *places, axis=1), tile_index, axis=1)
+            codes.append(graph("Squeeze", code, graph.constant([1]), name=f"codes.{i}"))
+            if i + 1 < count_quantizers(self.config):
+                chosen = graph("Gather", graph.constant(stage.codebook), codes[-1])
+                quantized = graph("Gemm", chosen, graph.constant(stage.out.T.copy()), graph.constant(stage.out_bias))
+                residual = graph("Sub", residual, quantized)
+        return codes
+
+    def lookup(self, codes: str) -> str:
+        """Latents of codes ``[B, K, N]``: one product for all stages.
+
+        Every table has a last row of zeros, which the index -1 takes, and a last column of ones for the bias.
+        """
+        graph, points, ways = self.graph, [], []
+        for i in range(count_quantizers(self.config)):
+            stage = self._stage(i)
+            table = np.pad(np.pad(stage.codebook, [(0, 0), (0, 1)], constant_values=1), [(0, 1), (0, 0)])
+            ways += [stage.out.T, stage.out_bias[None]]
+            points.append(graph("Gather", graph.constant(table), graph("Gather", codes, graph.constant(i), axis=1)))
+        joined = graph("Concat", *points, axis=2)  # [B, N, K * (d + 1)]
+        way = np.concatenate(ways)
+        return graph("MatMul", graph("Reshape", joined, self._rows(len(way))), graph.constant(way), name="latents")
+
+    def inverse_stft(self, x: str, batch: str) -> str:
+        """Magnitude and phase of frames to ``waveform [B, 1, N * hop]``; see ISTFTHead in ``codec/autoencoder.py``."""
+        graph, config = self.graph, self.config
+        n_fft, hop = config.decoder.n_fft, config.hop_length
+        bins, overlap = n_fft // 2 + 1, n_fft // hop
+        x = self.linear(x, "decoder.head.output", config.decoder.width, 2 * bins)
+        log_magnitude, phase = self._split(x, [bins, bins], axis=1)
+        limit = graph.constant(np.float32(math.log(100.0)))
+        magnitude = graph("Exp", graph("Min", log_magnitude, limit))
+        parts = [graph("Mul", magnitude, graph(op, phase)) for op in ("Cos", "Sin")]
+        angle = 2 * np.pi / n_fft * np.arange(n_fft)
+        window = 0.5 - 0.5 * np.cos(angle)
+        # the inverse transform of half the samples, windowed; the inner bins stand for two
+        turns = np.outer(np.arange(bins), np.arange(bins)) % n_fft  # [bins, samples]
+        share = np.where(np.arange(bins) % (bins - 1) == 0, 1, 2)[:, None] / n_fft * window[:bins]
+        bases = [(table[turns] * share).astype(np.float32) for table in (np.cos(angle), -np.sin(angle))]
+        even, odd = (graph("MatMul", part, graph.constant(basis)) for part, basis in zip(parts, bases, strict=True))
+        # sample n_fft - n has the same cosines, and sines of the other sign
+        steps = (graph.constant([bins - 2]), graph.constant([0]), graph.constant([1]), graph.constant([-1]))
+        mirrored = graph("Slice", graph("Sub", even, odd), *steps)
+        frames = graph("Concat", graph("Add", even, odd), mirrored, axis=1)
+        frames = graph("Reshape", frames, graph("Concat", batch, graph.constant([-1, overlap, hop]), axis=0))
+        audio = self._overlap_add(frames, overlap)
+        squares = np.square(window).astype(np.float32).reshape(1, 1, overlap, hop)
+        if config.causal:  # as if frames had come before the first
+            envelope, start = graph.constant(squares.sum(axis=2)), 0
+        else:
+            count = graph("Shape", frames, start=1, end=2)
+            shape = graph("Concat", graph.constant([1]), count, graph.constant([overlap, hop]), axis=0)
+            envelope = self._overlap_add(graph("Expand", graph.constant(squares), shape), overlap)
+            start = (n_fft - hop) // 2
+        audio = graph("Reshape", graph("Div", audio, envelope), graph("Concat", batch, graph.constant([1, -1]), axis=0))
+        stop = start - (n_fft - hop)
+        axes, first, last = graph.constant([2]), graph.constant([start]), graph.constant([stop])
+        return graph("Slice", audio, first, last, axes, name="waveform")
+
+    def _overlap_add(self, frames: str, overlap: int) -> str:
+        """``[B, N, overlap, hop] -> [B, N + overlap - 1, hop]``: the sum of the parts, each one hop later."""
+        graph = self.graph
+        total = ""
+        for shift, part in enumerate(self._split(frames, [1] * overlap, axis=2)):
+            part = graph("Squeeze", part, graph.constant([2]))
+            part = graph("Pad", part, graph.constant([0, shift, 0, 0, overlap - 1 - shift, 0]))
+            total = graph("Add", total, part) if total else part
+        return total
+
+    def _split(self, x: str, sizes: list[int], axis: int) -> list[str]:
+        name = self.graph("Split", x, self.graph.constant(sizes), axis=axis, outputs=len(sizes))
+        return [name, *(f"{name}.{i}" for i in range(1, len(sizes)))]
+
+    def _rows(self, channels: int) -> str:
+        return self.graph.constant([-1, channels])
+
+    def _stage(self, index: int) -> _Stage:
+        return _Stage.read(self.config, self.weights, index)
+
+
+@dataclass
+class _Stage:
+    """One SimVQ stage: ``codebook [V, d]``, and the projections ``into [d, D]`` and ``out [D, d]`` with their biases."""
+
+    codebook: Floats
+    into: Floats
+    into_bias: Floats
+    out: Floats
+    out_bias: Floats
+
+    @classmethod
+    def read(cls, config: CodecConfig, weights: Weights, index: int) -> _Stage:
+        d, dim, prefix = config.quantizer.codebook_dim, config.latent_dim, _stage_prefix(config, index)
+        basis, *affine = _map(config, weights, prefix)
+        codebook = basis * affine[0] if config.quantizer.map == "diagonal" else basis @ affine[0]
+        codebook = codebook + affine[1] if config.quantizer.map_bias else codebook
+        same, nothing = np.eye(d, dtype=np.float32), np.zeros(d, np.float32)
+        into = _projection(weights, f"{prefix}project_in", d, dim) or (same, nothing)
+        out = _projection(weights, f"{prefix}project_out", dim, d) or (same, nothing)
+        return cls(codebook, *into, *out)
+
+
+def count_quantizers(config: CodecConfig) -> int:
+    """Stages K of the quantizer."""
+    return config.quantizer.num_quantizers if config.quantizer.kind == "residual_simvq" else 1
+
+
+def codebook_state(config: CodecConfig, weights: Weights) -> list[Floats]:
+    """The tensors that decide what a code means, as ``codec.quantizers`` lists them for the fingerprint."""
+    tensors: list[Floats] = []
+    for index in range(count_quantizers(config)):
+        prefix = _stage_prefix(config, index)
+        tensors += _map(config, weights, prefix)
+        tensors += _projection(weights, f"{prefix}project_out", config.latent_dim, config.quantizer.codebook_dim)
+    return tensors
+
+
+def _stage_prefix(config: CodecConfig, index: int) -> str:
+    return f"quantizer.stages.{index}." if config.quantizer.kind == "residual_simvq" else "quantizer."
+
+
+def _map(config: CodecConfig, weights: Weights, prefix: str) -> list[Floats]:
+    """The basis C, the map W, and the bias b if there is one."""
+    quantizer = config.quantizer
+    d = quantizer.codebook_dim
+    shapes = {"basis": (quantizer.codebook_size, d), "weight": (d,) if quantizer.map == "diagonal" else (d, d)}
+    shapes |= {"bias": (d,)} if quantizer.map_bias else {}
+    return [weights.read(prefix + name, *shape) for name, shape in shapes.items()]
+
+
+def _projection(weights: Weights, name: str, outer: int, inner: int) -> list[Floats]:
+    """Matrix and bias; none where the widths are equal."""
+    if outer == inner:
+        return []
+    return [weights.read(f"{name}.weight", outer, inner), weights.read(f"{name}.bias", outer)]
+
+
+def _refuse_unread(weights: Weights, prefix: str) -> None:
+    names = sorted(name for name in weights.unread if name.startswith(prefix))
+    if names:
+        raise ModelError(f"{weights.path} does not fit its config.json: not part of the model {', '.join(names)}")
