@@ -18,14 +18,7 @@ from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
 from codec.container import FINGERPRINT_BYTES, Codes, Header
 from codec.errors import CodecError, install
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
-from codec.runtime.graphs import (
-    codebook_state,
-    count_quantizers,
-    decoder_context,
-    decoder_graph,
-    encoder_context,
-    encoder_graph,
-)
+from codec.runtime import graphs
 from codec.runtime.weights import Floats, Weights
 from codec.windows import Context, overlapping
 
@@ -41,11 +34,12 @@ class OnnxCodec:
     Attributes:
         config: the architecture.
         name: of the model, as stored in ``.codes`` files.
+        bits: 32 or 8, of the inner matrix products.
     """
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
         self.config, self.name = config, name
-        self._weights, self._bits, self._num_threads = weights, bits, num_threads
+        self.bits, self._weights, self._num_threads = bits, weights, num_threads
 
     @classmethod
     def from_pretrained(
@@ -95,7 +89,7 @@ class OnnxCodec:
     @property
     def num_quantizers(self) -> int:
         """Stages K: the most codes a frame can have."""
-        return count_quantizers(self.config)
+        return graphs.count_quantizers(self.config)
 
     @property
     def codebook_size(self) -> int:
@@ -111,7 +105,7 @@ class OnnxCodec:
     def fingerprint(self) -> str:
         """That of ``Codec.fingerprint``."""
         digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
-        for tensor in codebook_state(self.config, self._weights):
+        for tensor in graphs.codebook_state(self.config, self._weights):
             digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
         return digest.hexdigest()
 
@@ -201,17 +195,25 @@ class OnnxCodec:
             waveform = self._decoder.run(["waveform"], {"codes": codes[None]})[0]
             yield waveform[0, 0, before * hop : (before + new) * hop]
 
+    def encoder_graph(self) -> bytes:
+        """An ONNX file: ``waveform`` float ``[B, 1, T]`` -> ``codes`` int64 ``[B, K, N]``."""
+        return graphs.encoder_graph(self.config, self._weights, self.bits)
+
+    def decoder_graph(self) -> bytes:
+        """An ONNX file: ``codes`` int64 ``[B, K, N]``, -1 where one is left out -> ``waveform`` float ``[B, 1, T]``."""
+        return graphs.decoder_graph(self.config, self._weights, self.bits)
+
     @cached_property
     def _encoder(self) -> Any:
-        return self._session(encoder_graph(self.config, self._weights, self._bits))
+        return self._session(self.encoder_graph())
 
     @cached_property
     def _decoder(self) -> Any:
-        return self._session(decoder_graph(self.config, self._weights, self._bits))
+        return self._session(self.decoder_graph())
 
     @cached_property
     def _contexts(self) -> tuple[Context, Context]:
-        return encoder_context(self.config), decoder_context(self.config)
+        return graphs.encoder_context(self.config), graphs.decoder_context(self.config)
 
     def _session(self, graph: bytes) -> Any:
         runtime = _onnxruntime()
