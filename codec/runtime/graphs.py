@@ -19,6 +19,8 @@ from codec.windows import Context
 
 NORM_EPSILON = 1e-6
 CODES_PER_TILE = 4096  # distances held at once per frame: a large table is searched piece by piece
+CODES_PER_GROUP = 256
+FAR = np.float32(1e38)  # a distance that no code has
 EXACT = (
     "encoder.stages.0.",
     "encoder.output.",
@@ -164,33 +166,45 @@ class _Network:
         return self.linear(pairs, name, 2 * stride * inner, outer)
 
     def search(self, residual: str) -> list[str]:
-        """Codes ``[B * N]`` of every stage: the least ``|E|^2 - 2 z E^T``, and the lowest index where several are."""
-        graph, codes = self.graph, []
+        """Codes ``[B * N]`` of every stage."""
+        graph, before = self.graph, None
+        codes: list[str] = []
         for i in range(count_quantizers(self.config)):
             stage = self._stage(i)
-            # a column of ones behind z and of |E|^2 behind -2 E: the sum is one product
-            squares = np.square(stage.codebook).sum(axis=1, keepdims=True, dtype=np.float32)
-            table = np.concatenate([-2 * stage.codebook, squares], axis=1)
-            into = np.pad(stage.into.T, [(0, 0), (0, 1)])
-            z = graph("Gemm", residual, graph.constant(into), graph.constant(np.append(stage.into_bias, np.float32(1))))
-            least, places = [], []
-            for start in range(0, len(table), CODES_PER_TILE):
-                tile = np.ascontiguousarray(table[start : start + CODES_PER_TILE].T)
-                distances = graph("MatMul", z, graph.constant(tile))
-                place = graph("ArgMin", distances, axis=1, keepdims=1)
-                if len(table) > CODES_PER_TILE:
-                    least.append(graph("GatherElements", distances, place, axis=1))
-                places.append(graph("Add", place, graph.constant([start])) if start else place)
-            code = places[0]
-            if len(places) > 1:
-                tile_index = graph("ArgMin", graph("Concat", *least, axis=1), axis=1, keepdims=1)
-                code = graph("GatherElements", graph("Concat", *places, axis=1), tile_index, axis=1)
-            codes.append(graph("Squeeze", code, graph.constant([1]), name=f"codes.{i}"))
-            if i + 1 < count_quantizers(self.config):
-                chosen = graph("Gather", graph.constant(stage.codebook), codes[-1])
-                quantized = graph("Gemm", chosen, graph.constant(stage.out.T.copy()), graph.constant(stage.out_bias))
+            if before is not None:  # what it left over
+                chosen = graph("Gather", graph.constant(before.codebook), codes[-1])
+                quantized = graph("Gemm", chosen, graph.constant(before.out), graph.constant(before.out_bias), transB=1)
                 residual = graph("Sub", residual, quantized)
+            codes.append(graph("Squeeze", self._nearest(residual, stage), graph.constant([1]), name=f"codes.{i}"))
+            before = stage
         return codes
+
+    def _nearest(self, x: str, stage: _Stage) -> str:
+        """Codes ``[B * N, 1]``: the least ``|E|^2 - 2 z E^T``, the lowest index where several are equal.
+
+        The least of each group of codes is taken first: ONNX Runtime finds a least value much faster than its place.
+        """
+        graph = self.graph
+        # a column of ones behind z and of |E|^2 behind -2 E: the sum is one product
+        squares = np.square(stage.codebook).sum(axis=1, keepdims=True, dtype=np.float32)
+        table = np.concatenate([-2 * stage.codebook, squares], axis=1)
+        rows = -len(table) % CODES_PER_GROUP  # to fill up the last group, farther than any code
+        table = np.concatenate([table, np.eye(1, table.shape[1], table.shape[1] - 1, np.float32).repeat(rows, 0) * FAR])
+        into = graph.constant(np.pad(stage.into, [(0, 1), (0, 0)]))
+        z = graph("Gemm", x, into, graph.constant(np.append(stage.into_bias, np.float32(1))), transB=1)
+        least, codes, last = [], [], graph.constant([1])
+        for start in range(0, len(table), CODES_PER_TILE):
+            tile = np.ascontiguousarray(table[start : start + CODES_PER_TILE].T)
+            groups = graph.constant([-1, tile.shape[1] // CODES_PER_GROUP, CODES_PER_GROUP])
+            distances = graph("Reshape", graph("MatMul", z, graph.constant(tile)), groups)
+            of_groups = graph("ReduceMin", distances, graph.constant([2]), keepdims=0)
+            group = graph("ArgMin", of_groups, axis=1, keepdims=1)
+            place = graph("ArgMin", graph("GatherND", distances, group, batch_dims=1), axis=1, keepdims=1)
+            first = graph("Add", graph("Mul", group, graph.constant([CODES_PER_GROUP])), graph.constant([start]))
+            least.append(graph("ReduceMin", of_groups, last, keepdims=1))
+            codes.append(graph("Add", first, place))
+        tile_index = graph("ArgMin", graph("Concat", *least, axis=1), axis=1, keepdims=1)
+        return graph("GatherElements", graph("Concat", *codes, axis=1), tile_index, axis=1)
 
     def lookup(self, codes: str) -> str:
         """Latents of codes ``[B, K, N]``: one product for all stages.
