@@ -13,13 +13,14 @@ import numpy as np
 
 from codec.config import CodecConfig
 from codec.pretrained import ModelError
-from codec.runtime.proto import Graph
+from codec.runtime.proto import Graph, Shape
 from codec.runtime.weights import Floats, Weights
 from codec.windows import Context
 
 NORM_EPSILON = 1e-6
 CODES_PER_TILE = 4096  # distances held at once per frame: a large table is searched piece by piece
 CODES_PER_GROUP = 256
+END = 2**62  # of a slice
 FAR = np.float32(1e38)  # a distance that no code has
 EXACT = (
     "encoder.stages.0.",
@@ -38,28 +39,7 @@ def encoder_graph(config: CodecConfig, weights: Weights, bits: int) -> bytes:
     Raises:
         ModelError: the weights do not fit.
     """
-    net = _Network(config, weights, bits)
-    graph, encoder = net.graph, config.encoder
-    length = graph("Shape", "waveform", start=2, end=3)
-    missing = graph("Mod", graph("Neg", length), graph.constant([config.hop_length]))
-    ends = graph("Concat", graph.constant([0] * 5), missing, axis=0)
-    x = graph("Pad", "waveform", ends)
-    batch, channels = graph("Shape", x, start=0, end=1), 1
-    for i, (stride, width, depth) in enumerate(zip(encoder.strides, encoder.widths, encoder.depths, strict=True)):
-        x = net.downsample(x, f"encoder.stages.{i}.0.linear", stride, channels, width, batch)
-        shape = graph("Concat", batch, graph.constant([-1, width]), axis=0)
-        for j in range(1, depth + 1):
-            x = net.block(x, f"encoder.stages.{i}.{j}", width, encoder.kernel_size, shape)
-        channels = width
-    x = net.linear(net.norm(x, "encoder.norm", channels), "encoder.output", channels, config.latent_dim)
-    codes = net.search(x)  # K x [B * N]
-    rows = graph("Concat", *(graph("Unsqueeze", item, graph.constant([1])) for item in codes), axis=1)
-    shape = graph("Concat", batch, graph.constant([-1, len(codes)]), axis=0)
-    graph("Transpose", graph("Reshape", rows, shape), perm=[0, 2, 1], name="codes")
-    _refuse_unread(weights, "encoder.")
-    return graph.serialize(
-        {"waveform": ("float32", ("batch", 1, "samples"))}, {"codes": ("int64", ("batch", len(codes), "frames"))}
-    )
+    return build_encoder(Network(config, weights, bits))
 
 
 def decoder_graph(config: CodecConfig, weights: Weights, bits: int) -> bytes:
@@ -67,18 +47,46 @@ def decoder_graph(config: CodecConfig, weights: Weights, bits: int) -> bytes:
 
     Arguments and errors as of :func:`encoder_graph`.
     """
-    net = _Network(config, weights, bits)
-    graph, decoder = net.graph, config.decoder
-    count = count_quantizers(config)
-    batch = graph("Shape", "codes", start=0, end=1)
-    x = net.linear(net.lookup("codes"), "decoder.input", config.latent_dim, decoder.width)
-    shape = graph("Concat", batch, graph.constant([-1, decoder.width]), axis=0)
-    for j in range(decoder.depth):
-        x = net.block(x, f"decoder.blocks.{j}", decoder.width, decoder.kernel_size, shape)
-    net.inverse_stft(net.norm(x, "decoder.norm", decoder.width), batch)
-    _refuse_unread(weights, "decoder.")
+    return build_decoder(Network(config, weights, bits))
+
+
+def build_encoder(net: Network) -> bytes:
+    """The encoder of ``net.config``."""
+    graph, config, encoder = net.graph, net.config, net.config.encoder
+    length = graph("Shape", "waveform", start=2, end=3)
+    missing = graph("Mod", graph("Neg", length), graph.constant([config.hop_length]))
+    x = graph("Pad", "waveform", graph("Concat", graph.constant([0] * 5), missing, axis=0))
+    x = net.begin(graph("Reshape", x, net.rows(1)), "waveform", 2, config.hop_length)
+    channels = 1
+    for i, (stride, width, depth) in enumerate(zip(encoder.strides, encoder.widths, encoder.depths, strict=True)):
+        x = net.downsample(x, f"encoder.stages.{i}.0.linear", stride, channels, width)
+        for j in range(1, depth + 1):
+            x = net.block(x, f"encoder.stages.{i}.{j}", width, encoder.kernel_size)
+        channels = width
+    x = net.linear(net.norm(x, "encoder.norm", channels), "encoder.output", channels, config.latent_dim)
+    codes = net.search(x)  # K x [B * N]
+    rows = graph("Concat", *(graph("Unsqueeze", item, graph.constant([1])) for item in codes), axis=1)
+    net.give_codes(graph("Transpose", net.batches(rows, len(codes)), perm=[0, 2, 1]))
+    _refuse_unread(net.weights, "encoder.")
     return graph.serialize(
-        {"codes": ("int64", ("batch", count, "frames"))}, {"waveform": ("float32", ("batch", 1, "samples"))}
+        {"waveform": ("float32", ("batch", 1, "samples")), **net.inputs},
+        {"codes": ("int64", ("batch", len(codes), "frames")), **net.outputs},
+    )
+
+
+def build_decoder(net: Network) -> bytes:
+    """The decoder of ``net.config``."""
+    config, decoder = net.config, net.config.decoder
+    x = net.linear(net.lookup("codes"), "decoder.input", config.latent_dim, decoder.width)
+    x = net.begin(x, "codes", 2, 1)
+    for j in range(decoder.depth):
+        x = net.block(x, f"decoder.blocks.{j}", decoder.width, decoder.kernel_size)
+    frames, window = net.inverse_transform(net.norm(x, "decoder.norm", decoder.width))
+    net.give_waveform(frames, window)
+    _refuse_unread(net.weights, "decoder.")
+    return net.graph.serialize(
+        {"codes": ("int64", ("batch", count_quantizers(config), "frames")), **net.inputs},
+        {"waveform": ("float32", ("batch", 1, "samples")), **net.outputs},
     )
 
 
@@ -103,12 +111,42 @@ def decoder_context(config: CodecConfig) -> Context:
     return Context(reach // 2 + -(-spread // 2), reach // 2 + -(-spread // 2))
 
 
-class _Network:
+class Network:
     """Layers; each takes and gives the name of a value, ``[B * N, C]`` if nothing else is said."""
 
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
         self.config, self.weights, self.bits = config, weights, bits
         self.graph = Graph()
+        self.batch = ""
+        self.inputs: dict[str, tuple[str, Shape]] = {}  # beside the signal
+        self.outputs: dict[str, tuple[str, Shape]] = {}
+
+    def begin(self, x: str, signal: str, axis: int, per_frame: int) -> str:
+        """Rows of the ``signal``, whose shape tells the batch; ``axis`` and ``per_frame`` are for streams."""
+        self.batch = self.graph("Shape", signal, start=0, end=1)
+        return x
+
+    def rows(self, channels: int) -> str:
+        """The shape ``[B * N, C]``."""
+        return self.graph.constant([-1, channels])
+
+    def batches(self, x: str, *shape: int) -> str:
+        """Rows as ``[B, N, *shape]``."""
+        return self.graph("Reshape", x, self.graph("Concat", self.batch, self.graph.constant([-1, *shape]), axis=0))
+
+    def around(self, x: str, left: int, right: int, axis: int, stride: int = 1) -> str:
+        """``x`` with what stands before and after it along an axis: zeros. ``stride`` is that of the layer's outputs."""
+        pads = [0] * 6
+        pads[axis], pads[axis + 3] = left, right
+        return self.graph("Pad", x, self.graph.constant(pads))
+
+    def center(self, x: str, around: str, left: int, right: int) -> str:
+        """The rows to which a block adds; ``around [B, C, left + N + right]`` is what it saw."""
+        return x
+
+    def inside(self, x: str) -> str:
+        """Rows without what lies outside of the signal."""
+        return x
 
     def linear(self, x: str, name: str, inner: int, outer: int, scale: Floats | None = None) -> str:
         """``x W^T + b``, then times ``scale`` (one factor per output), which goes into W and b."""
@@ -137,33 +175,33 @@ class _Network:
         bias = self.graph.constant(self.weights.read(f"{name}.bias", channels), f"{name}.bias")
         return self.graph("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON, name=name)
 
-    def block(self, x: str, name: str, channels: int, kernel_size: int, shape: str) -> str:
-        """A ConvNeXt block; ``shape`` holds ``[B, -1, C]``."""
+    def block(self, x: str, name: str, channels: int, kernel_size: int) -> str:
+        """A ConvNeXt block."""
         graph, w = self.graph, self.weights
         left = kernel_size - 1 if self.config.causal else kernel_size // 2
+        right = kernel_size - 1 - left
         kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, kernel_size)[:, :, 0]
         kernels = graph.constant(kernel, f"{name}.depthwise.conv.weight")
         bias = graph.constant(w.read(f"{name}.depthwise.conv.bias", channels), f"{name}.depthwise.conv.bias")
-        y = graph("Transpose", graph("Reshape", x, shape), perm=[0, 2, 1])
-        y = graph("Conv", y, kernels, bias, group=channels, pads=[left, kernel_size - 1 - left])
-        y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 1]), self._rows(channels))
+        columns = graph("Transpose", self.batches(x, channels), perm=[0, 2, 1])
+        around = self.around(columns, left, right, axis=2)
+        y = graph("Conv", around, kernels, bias, group=channels)
+        y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 1]), self.rows(channels))
         y = self.norm(y, f"{name}.norm", channels)
         y = graph("Gelu", self.linear(y, f"{name}.expand", channels, 4 * channels))
         y = self.linear(y, f"{name}.project", 4 * channels, channels, w.read(f"{name}.scale", channels))
-        return graph("Add", x, y, name=name)
+        return self.inside(graph("Add", self.center(x, around, left, right), y, name=name))
 
-    def downsample(self, x: str, name: str, stride: int, inner: int, outer: int, batch: str) -> str:
+    def downsample(self, x: str, name: str, stride: int, inner: int, outer: int) -> str:
         """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
         graph = self.graph
         left = stride if self.config.causal else stride // 2
-        shape = graph("Concat", batch, graph.constant([-1, inner]), axis=0)
-        x = graph("Pad", graph("Reshape", x, shape), graph.constant([0, left, 0, 0, stride - left, 0]))
-        hops = graph("Concat", batch, graph.constant([-1, stride * inner]), axis=0)
-        x = graph("Reshape", x, hops)
+        x = self.around(self.batches(x, inner), left, stride - left, axis=1, stride=stride)
+        x = self.batches(x, stride * inner)
         first = graph("Slice", x, graph.constant([0]), graph.constant([-1]), graph.constant([1]))
-        second = graph("Slice", x, graph.constant([1]), graph.constant([2**62]), graph.constant([1]))
-        pairs = graph("Reshape", graph("Concat", first, second, axis=2), self._rows(2 * stride * inner))
-        return self.linear(pairs, name, 2 * stride * inner, outer)
+        second = graph("Slice", x, graph.constant([1]), graph.constant([END]), graph.constant([1]))
+        pairs = graph("Reshape", graph("Concat", first, second, axis=2), self.rows(2 * stride * inner))
+        return self.inside(self.linear(pairs, name, 2 * stride * inner, outer))
 
     def search(self, residual: str) -> list[str]:
         """Codes ``[B * N]`` of every stage."""
@@ -179,7 +217,7 @@ class _Network:
             before = stage
         return codes
 
-    def _nearest(self, x: str, stage: _Stage) -> str:
+    def _nearest(self, x: str, stage: Stage) -> str:
         """Codes ``[B * N, 1]``: the least ``|E|^2 - 2 z E^T``, the lowest index where several are equal.
 
         The least of each group of codes is taken first: ONNX Runtime finds a least value much faster than its place.
@@ -219,10 +257,10 @@ class _Network:
             points.append(graph("Gather", graph.constant(table), graph("Gather", codes, graph.constant(i), axis=1)))
         joined = graph("Concat", *points, axis=2)  # [B, N, K * (d + 1)]
         way = np.concatenate(ways)
-        return graph("MatMul", graph("Reshape", joined, self._rows(len(way))), graph.constant(way), name="latents")
+        return graph("MatMul", graph("Reshape", joined, self.rows(len(way))), graph.constant(way), name="latents")
 
-    def inverse_stft(self, x: str, batch: str) -> str:
-        """Magnitude and phase of frames to ``waveform [B, 1, N * hop]``; see ISTFTHead in ``codec/autoencoder.py``."""
+    def inverse_transform(self, x: str) -> tuple[str, Floats]:
+        """Windowed frames ``[B, N, overlap, hop]`` and the window; see ISTFTHead in ``codec/autoencoder.py``."""
         graph, config = self.graph, self.config
         n_fft, hop = config.decoder.n_fft, config.hop_length
         bins, overlap = n_fft // 2 + 1, n_fft // hop
@@ -242,22 +280,31 @@ class _Network:
         steps = (graph.constant([bins - 2]), graph.constant([0]), graph.constant([1]), graph.constant([-1]))
         mirrored = graph("Slice", graph("Sub", even, odd), *steps)
         frames = graph("Concat", graph("Add", even, odd), mirrored, axis=1)
-        frames = graph("Reshape", frames, graph("Concat", batch, graph.constant([-1, overlap, hop]), axis=0))
-        audio = self._overlap_add(frames, overlap)
-        squares = np.square(window).astype(np.float32).reshape(1, 1, overlap, hop)
+        return self.batches(frames, overlap, hop), window.astype(np.float32).reshape(overlap, hop)
+
+    def give_waveform(self, frames: str, window: Floats) -> None:
+        """Overlap and add ``[B, N, overlap, hop]``, divided by the sum of the squared windows."""
+        graph, config = self.graph, self.config
+        overlap, hop = window.shape
+        audio = self.overlap_add(frames, overlap)
         if config.causal:  # as if frames had come before the first
-            envelope, start = graph.constant(squares.sum(axis=2)), 0
+            envelope, start = graph.constant(np.square(window).sum(axis=0)), 0
         else:
             count = graph("Shape", frames, start=1, end=2)
             shape = graph("Concat", graph.constant([1]), count, graph.constant([overlap, hop]), axis=0)
-            envelope = self._overlap_add(graph("Expand", graph.constant(squares), shape), overlap)
-            start = (n_fft - hop) // 2
-        audio = graph("Reshape", graph("Div", audio, envelope), graph("Concat", batch, graph.constant([1, -1]), axis=0))
-        stop = start - (n_fft - hop)
+            squares = graph("Expand", graph.constant(np.square(window)[None, None]), shape)
+            envelope, start = self.overlap_add(squares, overlap), (overlap - 1) * hop // 2
+        shape = graph("Concat", self.batch, graph.constant([1, -1]), axis=0)
+        audio = graph("Reshape", graph("Div", audio, envelope), shape)
+        stop = start - (overlap - 1) * hop
         axes, first, last = graph.constant([2]), graph.constant([start]), graph.constant([stop])
-        return graph("Slice", audio, first, last, axes, name="waveform")
+        graph("Slice", audio, first, last, axes, name="waveform")
 
-    def _overlap_add(self, frames: str, overlap: int) -> str:
+    def give_codes(self, codes: str) -> None:
+        """The output ``codes [B, K, N]``."""
+        self.graph("Identity", codes, name="codes")
+
+    def overlap_add(self, frames: str, overlap: int) -> str:
         """``[B, N, overlap, hop] -> [B, N + overlap - 1, hop]``: the sum of the parts, each one hop later."""
         graph = self.graph
         total = ""
@@ -271,15 +318,12 @@ class _Network:
         name = self.graph("Split", x, self.graph.constant(sizes), axis=axis, outputs=len(sizes))
         return [name, *(f"{name}.{i}" for i in range(1, len(sizes)))]
 
-    def _rows(self, channels: int) -> str:
-        return self.graph.constant([-1, channels])
-
-    def _stage(self, index: int) -> _Stage:
-        return _Stage.read(self.config, self.weights, index)
+    def _stage(self, index: int) -> Stage:
+        return Stage.read(self.config, self.weights, index)
 
 
 @dataclass
-class _Stage:
+class Stage:
     """One SimVQ stage: ``codebook [V, d]``, and the projections ``into [d, D]`` and ``out [D, d]`` with their biases."""
 
     codebook: Floats
@@ -289,7 +333,7 @@ class _Stage:
     out_bias: Floats
 
     @classmethod
-    def read(cls, config: CodecConfig, weights: Weights, index: int) -> _Stage:
+    def read(cls, config: CodecConfig, weights: Weights, index: int) -> Stage:
         d, dim, prefix = config.quantizer.codebook_dim, config.latent_dim, _stage_prefix(config, index)
         basis, *affine = _map(config, weights, prefix)
         codebook = basis * affine[0] if config.quantizer.map == "diagonal" else basis @ affine[0]

@@ -49,10 +49,6 @@ class Graph:
         self.nodes.append(b"".join(parts))
         return name
 
-    def rename(self, value: str, name: str) -> None:
-        """Give a value a further name, as the graph's outputs need."""
-        self("Identity", value, name=name)
-
     def serialize(self, inputs: dict[str, tuple[str, Shape]], outputs: dict[str, tuple[str, Shape]]) -> bytes:
         """The whole file; inputs and outputs by name, each an element type and a shape."""
         graph = [_bytes(1, node) for node in self.nodes] + [_bytes(2, b"codec")]
