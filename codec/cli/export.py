@@ -17,9 +17,11 @@ from codec.files import written_whole
 EXAMPLES = """examples:
   codec-export default out/                   encoder.onnx, decoder.onnx and config.json
   codec-export default out/ --bits 8          smaller and faster, the sound nearly the same
+  codec-export my_model out/ --streaming      also the graphs that take a signal chunk by chunk
   codec-export default out/ --golden in.wav   also what every block gives of two seconds, to check a port against
 """
-GRAPHS = ("encoder.onnx", "decoder.onnx", "config.json")
+FILES = ("encoder.onnx", "decoder.onnx", "config.json")
+STREAMING = ("encoder_stream.onnx", "decoder_stream.onnx")
 GOLDEN = ("golden.safetensors", "golden.json")
 GOLDEN_SECONDS = 2
 GOLDEN_MODULES = re.compile(
@@ -45,6 +47,7 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--golden", metavar="AUDIO", type=Path, help="also write golden tensors of its first 2 s (torch)"
     )
+    parser.add_argument("--streaming", action="store_true", help="also write graphs with state, for chunk after chunk")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     args = parser.parse_args(argv)
@@ -57,12 +60,17 @@ def _export(args: argparse.Namespace) -> int:
     folder: Path = args.output
     if folder.exists() and not folder.is_dir():
         raise CodecError(f"{folder} is a file; give a folder")
-    for name in GRAPHS + (GOLDEN if args.golden else ()):
+    for name in FILES + (STREAMING if args.streaming else ()) + (GOLDEN if args.golden else ()):
         if not args.force and (folder / name).exists():
             raise CodecError(f"{folder / name} exists; --force overwrites it")
     codec = OnnxCodec.from_pretrained(args.model, args.bits)
     files = {"encoder.onnx": codec.encoder_graph(), "decoder.onnx": codec.decoder_graph()}
-    files["config.json"] = _json(describe(codec))
+    facts = describe(codec)
+    if args.streaming:
+        for name, (graph, delay), unit in zip(STREAMING, codec.streaming_graphs(), ("frames", "samples"), strict=True):
+            files[name] = graph
+            facts[name.removesuffix(".onnx")] = {f"delay_{unit}": delay}
+    files["config.json"] = _json(facts)
     if args.golden:
         files |= golden_files(args.model, args.golden)
     folder.mkdir(parents=True, exist_ok=True)

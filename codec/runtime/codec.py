@@ -18,7 +18,7 @@ from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
 from codec.container import FINGERPRINT_BYTES, Codes, Header
 from codec.errors import CodecError, install
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
-from codec.runtime import graphs
+from codec.runtime import graphs, streams
 from codec.runtime.weights import Floats, Weights
 from codec.windows import Context, overlapping
 
@@ -202,6 +202,11 @@ class OnnxCodec:
     def decoder_graph(self) -> bytes:
         """An ONNX file: ``codes`` int64 ``[B, K, N]``, -1 where one is left out -> ``waveform`` float ``[B, 1, T]``."""
         return graphs.decoder_graph(self.config, self._weights, self.bits)
+
+    def streaming_graphs(self) -> tuple[tuple[bytes, int], tuple[bytes, int]]:
+        """Encoder and decoder with state (``codec/runtime/streams.py``), each with its delay in frames and in samples."""
+        arguments = self.config, self._weights, self.bits
+        return streams.streaming_encoder_graph(*arguments), streams.streaming_decoder_graph(*arguments)
 
     @cached_property
     def _encoder(self) -> Any:

@@ -134,7 +134,7 @@ class Network:
         """Rows as ``[B, N, *shape]``."""
         return self.graph("Reshape", x, self.graph("Concat", self.batch, self.graph.constant([-1, *shape]), axis=0))
 
-    def around(self, x: str, left: int, right: int, axis: int, stride: int = 1) -> str:
+    def around(self, x: str, left: int, right: int, axis: int, channels: int, stride: int = 1) -> str:
         """``x`` with what stands before and after it along an axis: zeros. ``stride`` is that of the layer's outputs."""
         pads = [0] * 6
         pads[axis], pads[axis + 3] = left, right
@@ -184,7 +184,7 @@ class Network:
         kernels = graph.constant(kernel, f"{name}.depthwise.conv.weight")
         bias = graph.constant(w.read(f"{name}.depthwise.conv.bias", channels), f"{name}.depthwise.conv.bias")
         columns = graph("Transpose", self.batches(x, channels), perm=[0, 2, 1])
-        around = self.around(columns, left, right, axis=2)
+        around = self.around(columns, left, right, 2, channels)
         y = graph("Conv", around, kernels, bias, group=channels)
         y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 1]), self.rows(channels))
         y = self.norm(y, f"{name}.norm", channels)
@@ -196,7 +196,7 @@ class Network:
         """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
         graph = self.graph
         left = stride if self.config.causal else stride // 2
-        x = self.around(self.batches(x, inner), left, stride - left, axis=1, stride=stride)
+        x = self.around(self.batches(x, inner), left, stride - left, 1, inner, stride)
         x = self.batches(x, stride * inner)
         first = graph("Slice", x, graph.constant([0]), graph.constant([-1]), graph.constant([1]))
         second = graph("Slice", x, graph.constant([1]), graph.constant([END]), graph.constant([1]))
