@@ -19,6 +19,7 @@ from codec.container import FINGERPRINT_BYTES, Codes, Header
 from codec.errors import CodecError, install
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.runtime import graphs, streams
+from codec.runtime.network import codebook_state, count_quantizers
 from codec.runtime.weights import Floats, Weights
 from codec.windows import Context, overlapping
 
@@ -89,7 +90,7 @@ class OnnxCodec:
     @property
     def num_quantizers(self) -> int:
         """Stages K: the most codes a frame can have."""
-        return graphs.count_quantizers(self.config)
+        return count_quantizers(self.config)
 
     @property
     def codebook_size(self) -> int:
@@ -105,7 +106,7 @@ class OnnxCodec:
     def fingerprint(self) -> str:
         """That of ``Codec.fingerprint``."""
         digest = hashlib.sha256(json.dumps(to_dict(self.config), sort_keys=True).encode())
-        for tensor in graphs.codebook_state(self.config, self._weights):
+        for tensor in codebook_state(self.config, self._weights):
             digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
         return digest.hexdigest()
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from codec.config import CodecConfig
-from codec.runtime.graphs import END, Network, build_decoder, build_encoder
+from codec.runtime.graphs import build_decoder, build_encoder
+from codec.runtime.network import END, Network
 from codec.runtime.weights import Floats, Weights
 
 FLOAT = 1  # TensorProto.DataType
@@ -49,10 +50,10 @@ class _StreamingNetwork(Network):
         self.inputs = {"age": ("int64", ("batch", 1)), "total": ("int64", ("batch", 1))}
         self.outputs = {"next_age": ("int64", ("batch", 1))}
 
-    def begin(self, x: str, signal: str, axis: int, per_frame: int) -> str:
-        super().begin(x, signal, axis, per_frame)
+    def begin(self, x: str, signal: str, per_frame: int) -> str:
+        super().begin(x, signal, per_frame)
         graph, self.per_frame = self.graph, per_frame
-        length = graph("Shape", signal, start=axis, end=axis + 1)
+        length = graph("Shape", signal, start=2, end=3)
         self.num_frames = graph("Div", length, graph.constant([per_frame]))
         graph("Add", "age", self.num_frames, name="next_age")
         return self.inside(x)

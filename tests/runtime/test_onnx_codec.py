@@ -68,6 +68,7 @@ def test_speech(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
         np.testing.assert_allclose(audio, codec.decode(reference, num_quantizers=count).numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_more_than_two_windows(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
     codec, onnx = pair
     samples, rate = speech
@@ -78,6 +79,7 @@ def test_more_than_two_windows(pair: tuple[Codec, OnnxCodec], speech: Speech) ->
     np.testing.assert_allclose(onnx.decode(reference.numpy()), codec.decode(reference).numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_eight_bits_keep_the_audio_close(name: str, speech: Speech) -> None:
     """Codes of the first stage are mostly the same; audio of the same codes differs by less than -30 dB."""
     samples, rate = speech
