@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from codec.config import CodecConfig
 from codec.layers import Downsample, Layer, blocks, initialize, reach
-from codec.streaming import Context
+from codec.windows import Context
 
 
 class Encoder(nn.Module):

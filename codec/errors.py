@@ -58,6 +58,8 @@ def one_line(error: BaseException) -> str:
         package = error.name.partition(".")[0]
         if package in EXTRAS:
             return f"the package {package} is missing; install the extra: {install(EXTRAS[package])}"
+        if package == "torch":  # models also run without it, but not everything does
+            return "this needs the package torch, which is missing: pip install torch"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split()) or type(error).__name__
@@ -114,7 +116,7 @@ def _outside(error: BaseException) -> str | None:
     """What is wrong with the machine rather than with the code: a missing extra, or too little memory."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
-        return one_line(error) if package in EXTRAS else None
+        return one_line(error) if package in (*EXTRAS, "torch") else None
     short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's is a RuntimeError
     if short or "can't allocate memory" in str(error):
         return "out of memory: use shorter pieces, smaller batches or fewer processes"

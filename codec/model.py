@@ -24,8 +24,9 @@ from codec.errors import CodecError
 from codec.files import write_json
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
 from codec.quantizers import build_quantizer
-from codec.streaming import StreamingDecoder, StreamingEncoder, overlapping
+from codec.streaming import StreamingDecoder, StreamingEncoder
 from codec.weights import Bits, load_weights, save_weights
+from codec.windows import overlapping
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
 WINDOW_FRAMES = 1024  # new frames per window: long signals run window by window, short ones in one piece
@@ -304,13 +305,13 @@ class Codec(nn.Module):
         """Latents ``[1, D, n]``, window by window, of one waveform in blocks ``[T]``."""
         hop, context = self.hop_length, self.encoder.context
         frames = _whole_frames(map(_checked_block, blocks), hop)
-        for window, before, count in overlapping(frames, WINDOW_FRAMES, context, hop):
+        for window, before, count in overlapping(frames, WINDOW_FRAMES, context, hop, _join):
             yield self.encoder(window.to(self.device)[None, None])[..., before : before + count]
 
     def _waveform_windows(self, blocks: Iterable[Tensor], to_latents: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Waveform ``[t]``, window by window, of one item's codes or latents in blocks ``[..., n]``."""
         hop = self.hop_length
-        for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.decoder.context, 1):
+        for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.decoder.context, 1, _join):
             waveform = self.decoder(to_latents(window.to(self.device)[None]))
             yield waveform[0, 0, before * hop : (before + count) * hop]
 
@@ -386,6 +387,10 @@ class Codec(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.state_dict(), folder / "model.safetensors", bits)
         write_json(folder / "config.json", to_dict(self.config), indent=2)
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    return torch.cat(parts, dim=-1)
 
 
 def _whole_frames(blocks: Iterable[Tensor], hop_length: int) -> Iterator[Tensor]:

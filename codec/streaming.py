@@ -1,10 +1,9 @@
-"""Cutting an endless signal into overlapping windows, so that any length runs in bounded memory without a seam."""
+"""Networks that take a batch of signals chunk by chunk, with explicit state."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -19,53 +18,6 @@ if TYPE_CHECKING:
     from codec.autoencoder import Decoder, Encoder
     from codec.quantizers import Quantizer
 
-
-@dataclass(frozen=True)
-class Context:
-    """How far a network looks: frames to the left and to the right of the one it computes."""
-
-    left: int
-    right: int
-
-
-def overlapping(blocks: Iterable[Tensor], size: int, context: Context, unit: int) -> Iterator[tuple[Tensor, int, int]]:
-    """Yield ``(window, before, count)``: frames ``before`` to ``before + count`` of each window are new.
-
-    Windows start at multiples of ``size`` frames, however the blocks are cut, and reach ``context`` frames further on
-    both sides, less at the ends of the signal. Window shapes, and so the rounding of everything computed on
-    them, depend on the signal's length alone.
-
-    Args:
-        blocks: pieces of the signal along the last axis, any lengths, a multiple of ``unit`` in total.
-        size: new frames per window.
-        context: frames needed around them.
-        unit: elements per frame along the last axis.
-    """
-    held: Tensor | None = None  # from the first frame still needed on
-    start = 0  # frame at which ``held`` begins
-    done = 0  # frames given out
-    for block in blocks:
-        for piece in block.split(size * unit, dim=-1):
-            held = piece if held is None else torch.cat([held, piece], dim=-1)
-            while held.shape[-1] >= (done - start + size + context.right) * unit:
-                yield held[..., : (done - start + size + context.right) * unit], done - start, size
-                done += size
-                keep = max(done - context.left, 0)
-                held, start = held[..., (keep - start) * unit :], keep
-    if held is None:
-        return
-    assert held.shape[-1] % unit == 0, "the signal must be a whole number of frames"
-    total = start + held.shape[-1] // unit
-    while done < total:
-        count = min(size, total - done)
-        stop = min(done + count + context.right, total)
-        yield held[..., : (stop - start) * unit], done - start, count
-        done += count
-        keep = max(done - context.left, 0)
-        held, start = held[..., (keep - start) * unit :], keep
-
-
-# ---- chunk by chunk -----------------------------------------------------------------------------------------------------
 
 FOREVER = 2**40  # frames of a row whose end is not known yet
 

@@ -1,10 +1,10 @@
 """Cutting a signal into windows gives every frame once, with its context, however the signal comes in."""
 
-import torch
+import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from codec.streaming import Context, overlapping
+from codec.windows import Context, overlapping
 
 
 @settings(max_examples=150, deadline=None)
@@ -19,12 +19,24 @@ def test_every_frame_once_with_its_context(pieces: list[int], size: int, left: i
     total = sum(pieces)
     padded = -(-total // unit) * unit
     pieces = [*pieces, padded - total] if padded > total else pieces
-    signal = torch.arange(padded)
+    signal = np.arange(padded)
+    blocks = np.split(signal, np.cumsum(pieces)[:-1])
     frames = padded // unit
     done = 0
-    for window, before, count in overlapping(signal.split(pieces), size, Context(left, right), unit):
+    for window, before, count in overlapping(blocks, size, Context(left, right), unit, np.concatenate):
         first, last = max(done - left, 0), min(done + count + right, frames)
         assert before == done - first
-        assert torch.equal(window, signal[first * unit : last * unit])
+        assert np.array_equal(window, signal[first * unit : last * unit])
         done += count
     assert done == frames
+
+
+def test_windows_do_not_depend_on_the_blocks() -> None:
+    signal = np.arange(1000)
+    whole = list(overlapping([signal], 64, Context(5, 3), 1, np.concatenate))
+    parts = list(overlapping(np.split(signal, range(17, 1000, 17)), 64, Context(5, 3), 1, np.concatenate))
+    assert [(w.tolist(), b, c) for w, b, c in whole] == [(w.tolist(), b, c) for w, b, c in parts]
+
+
+def test_no_blocks_no_windows() -> None:
+    assert list(overlapping([], 4, Context(1, 1), 1, np.concatenate)) == []

@@ -1,0 +1,292 @@
+"""The layers of a model as operators of an ONNX graph.
+
+Activations are rows ``[B * N, C]``, so that every layer is one matrix product with its bias; only the depthwise convolutions
+see ``[B, C, N]``.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from codec.config import CodecConfig
+from codec.runtime.proto import Graph, Shape
+from codec.runtime.weights import Floats, Weights
+
+# Layers that stay in float32 where the others take 8 bits: their rounding costs most codes and most SNR, and little time.
+EXACT = ("encoder.stages.0.", "encoder.output.", "decoder.input.", "decoder.head.")
+NORM_EPSILON = 1e-6
+CODES_PER_TILE = 4096  # distances held at once per frame: a large table is searched piece by piece
+CODES_PER_GROUP = 256
+FAR = np.float32(1e38)  # a distance that no code has
+END = 2**62  # of a slice
+
+
+class Network:
+    """Layers; each takes and gives the name of a value, ``[B * N, C]`` if nothing else is said."""
+
+    def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
+        self.config, self.weights, self.bits = config, weights, bits
+        self.graph = Graph()
+        self.batch = ""
+        self.inputs: dict[str, tuple[str, Shape]] = {}  # beside the signal
+        self.outputs: dict[str, tuple[str, Shape]] = {}
+
+    def begin(self, x: str, signal: str, per_frame: int) -> str:
+        """Rows of the ``signal``, whose shape tells the batch; streams need to know how many are a frame."""
+        self.batch = self.graph("Shape", signal, start=0, end=1)
+        return x
+
+    def rows(self, channels: int) -> str:
+        """The shape ``[B * N, C]``."""
+        return self.graph.constant([-1, channels])
+
+    def batches(self, x: str, *shape: int) -> str:
+        """Rows as ``[B, N, *shape]``."""
+        return self.graph("Reshape", x, self.graph("Concat", self.batch, self.graph.constant([-1, *shape]), axis=0))
+
+    def around(self, x: str, left: int, right: int, axis: int, channels: int, stride: int = 1) -> str:
+        """``x`` with what stands before and after it along an axis: zeros. ``stride`` is that of the layer's outputs."""
+        pads = [0] * 6
+        pads[axis], pads[axis + 3] = left, right
+        return self.graph("Pad", x, self.graph.constant(pads))
+
+    def center(self, x: str, around: str, left: int, right: int) -> str:
+        """The rows to which a block adds; ``around [B, C, left + N + right]`` is what it saw."""
+        return x
+
+    def inside(self, x: str) -> str:
+        """Rows without what lies outside of the signal."""
+        return x
+
+    def linear(self, x: str, name: str, inner: int, outer: int, scale: Floats | None = None) -> str:
+        """``x W^T + b``, then times ``scale`` (one factor per output), which goes into W and b."""
+        graph, w = self.graph, self.weights
+        bias, (matrix, step) = w.read(f"{name}.bias", outer), w.stored(f"{name}.weight", outer, inner)
+        if scale is not None:
+            bias = bias * scale
+        if self.bits == 32 or f"{name}.".startswith(EXACT):
+            matrix = matrix if step is None else matrix * step
+            matrix = matrix if scale is None else matrix * scale[:, None]
+            rows = graph.constant(matrix, f"{name}.weight")
+            return graph("Gemm", x, rows, graph.constant(bias, f"{name}.bias"), transB=1, name=name)
+        if step is None:  # as codec/weights.py stores it
+            step = np.maximum(np.abs(matrix).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
+            matrix = np.rint(matrix / step).astype(np.int8)
+        step = step[:, 0] if scale is None else step[:, 0] * scale
+        integers = graph("DynamicQuantizeLinear", x, outputs=3)
+        columns = graph.constant(np.ascontiguousarray(matrix.T), f"{name}.weight")
+        product = graph("MatMulInteger", integers, columns, f"{integers}.2")
+        product = graph("Cast", product, to=1)
+        product = graph("Mul", product, graph("Mul", f"{integers}.1", graph.constant(step, f"{name}.step")))
+        return graph("Add", product, graph.constant(bias, f"{name}.bias"), name=name)
+
+    def norm(self, x: str, name: str, channels: int) -> str:
+        scale = self.graph.constant(self.weights.read(f"{name}.weight", channels), f"{name}.weight")
+        bias = self.graph.constant(self.weights.read(f"{name}.bias", channels), f"{name}.bias")
+        return self.graph("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON, name=name)
+
+    def block(self, x: str, name: str, channels: int, kernel_size: int) -> str:
+        """A ConvNeXt block."""
+        graph, w = self.graph, self.weights
+        left = kernel_size - 1 if self.config.causal else kernel_size // 2
+        right = kernel_size - 1 - left
+        kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, kernel_size)[:, :, 0]
+        kernels = graph.constant(kernel, f"{name}.depthwise.conv.weight")
+        bias = graph.constant(w.read(f"{name}.depthwise.conv.bias", channels), f"{name}.depthwise.conv.bias")
+        columns = graph("Transpose", self.batches(x, channels), perm=[0, 2, 1])
+        around = self.around(columns, left, right, 2, channels)
+        y = graph("Conv", around, kernels, bias, group=channels)
+        y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 1]), self.rows(channels))
+        y = self.norm(y, f"{name}.norm", channels)
+        y = graph("Gelu", self.linear(y, f"{name}.expand", channels, 4 * channels))
+        y = self.linear(y, f"{name}.project", 4 * channels, channels, w.read(f"{name}.scale", channels))
+        return self.inside(graph("Add", self.center(x, around, left, right), y, name=name))
+
+    def downsample(self, x: str, name: str, stride: int, inner: int, outer: int) -> str:
+        """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
+        graph = self.graph
+        left = stride if self.config.causal else stride // 2
+        x = self.around(self.batches(x, inner), left, stride - left, 1, inner, stride)
+        x = self.batches(x, stride * inner)
+        first = graph("Slice", x, graph.constant([0]), graph.constant([-1]), graph.constant([1]))
+        second = graph("Slice", x, graph.constant([1]), graph.constant([END]), graph.constant([1]))
+        pairs = graph("Reshape", graph("Concat", first, second, axis=2), self.rows(2 * stride * inner))
+        return self.inside(self.linear(pairs, name, 2 * stride * inner, outer))
+
+    def search(self, residual: str) -> list[str]:
+        """Codes ``[B * N]`` of every stage."""
+        graph, before = self.graph, None
+        codes: list[str] = []
+        for i in range(count_quantizers(self.config)):
+            stage = self._stage(i)
+            if before is not None:  # what it left over
+                chosen = graph("Gather", graph.constant(before.codebook), codes[-1])
+                quantized = graph("Gemm", chosen, graph.constant(before.out), graph.constant(before.out_bias), transB=1)
+                residual = graph("Sub", residual, quantized)
+            codes.append(graph("Squeeze", self._nearest(residual, stage), graph.constant([1]), name=f"codes.{i}"))
+            before = stage
+        return codes
+
+    def _nearest(self, x: str, stage: Stage) -> str:
+        """Codes ``[B * N, 1]``: the least ``|E|^2 - 2 z E^T``, the lowest index where several are equal.
+
+        The least of each group of codes is taken first: ONNX Runtime finds a least value much faster than its place.
+        """
+        graph = self.graph
+        # a column of ones behind z and of |E|^2 behind -2 E: the sum is one product
+        squares = np.square(stage.codebook).sum(axis=1, keepdims=True, dtype=np.float32)
+        table = np.concatenate([-2 * stage.codebook, squares], axis=1)
+        rows = -len(table) % CODES_PER_GROUP  # to fill up the last group, farther than any code
+        table = np.concatenate([table, np.eye(1, table.shape[1], table.shape[1] - 1, np.float32).repeat(rows, 0) * FAR])
+        into = graph.constant(np.pad(stage.into, [(0, 1), (0, 0)]))
+        z = graph("Gemm", x, into, graph.constant(np.append(stage.into_bias, np.float32(1))), transB=1)
+        least, codes, last = [], [], graph.constant([1])
+        for start in range(0, len(table), CODES_PER_TILE):
+            tile = np.ascontiguousarray(table[start : start + CODES_PER_TILE].T)
+            groups = graph.constant([-1, tile.shape[1] // CODES_PER_GROUP, CODES_PER_GROUP])
+            distances = graph("Reshape", graph("MatMul", z, graph.constant(tile)), groups)
+            of_groups = graph("ReduceMin", distances, graph.constant([2]), keepdims=0)
+            group = graph("ArgMin", of_groups, axis=1, keepdims=1)
+            place = graph("ArgMin", graph("GatherND", distances, group, batch_dims=1), axis=1, keepdims=1)
+            first = graph("Add", graph("Mul", group, graph.constant([CODES_PER_GROUP])), graph.constant([start]))
+            least.append(graph("ReduceMin", of_groups, last, keepdims=1))
+            codes.append(graph("Add", first, place))
+        tile_index = graph("ArgMin", graph("Concat", *least, axis=1), axis=1, keepdims=1)
+        return graph("GatherElements", graph("Concat", *codes, axis=1), tile_index, axis=1)
+
+    def lookup(self, codes: str) -> str:
+        """Latents of codes ``[B, K, N]``: one product for all stages.
+
+        Every table has a last row of zeros, which the index -1 takes, and a last column of ones for the bias.
+        """
+        graph, points, ways = self.graph, [], []
+        for i in range(count_quantizers(self.config)):
+            stage = self._stage(i)
+            table = np.pad(np.pad(stage.codebook, [(0, 0), (0, 1)], constant_values=1), [(0, 1), (0, 0)])
+            ways += [stage.out.T, stage.out_bias[None]]
+            points.append(graph("Gather", graph.constant(table), graph("Gather", codes, graph.constant(i), axis=1)))
+        joined = graph("Concat", *points, axis=2)  # [B, N, K * (d + 1)]
+        way = np.concatenate(ways)
+        return graph("MatMul", graph("Reshape", joined, self.rows(len(way))), graph.constant(way), name="latents")
+
+    def inverse_transform(self, x: str) -> tuple[str, Floats]:
+        """Windowed frames ``[B, N, overlap, hop]`` and the window; see ISTFTHead in ``codec/autoencoder.py``."""
+        graph, config = self.graph, self.config
+        n_fft, hop = config.decoder.n_fft, config.hop_length
+        bins, overlap = n_fft // 2 + 1, n_fft // hop
+        x = self.linear(x, "decoder.head.output", config.decoder.width, 2 * bins)
+        log_magnitude, phase = self._split(x, [bins, bins], axis=1)
+        limit = graph.constant(np.float32(math.log(100.0)))
+        magnitude = graph("Exp", graph("Min", log_magnitude, limit))
+        parts = [graph("Mul", magnitude, graph(op, phase)) for op in ("Cos", "Sin")]
+        angle = 2 * np.pi / n_fft * np.arange(n_fft)
+        window = 0.5 - 0.5 * np.cos(angle)
+        # the inverse transform of half the samples, windowed; the inner bins stand for two
+        turns = np.outer(np.arange(bins), np.arange(bins)) % n_fft  # [bins, samples]
+        share = np.where(np.arange(bins) % (bins - 1) == 0, 1, 2)[:, None] / n_fft * window[:bins]
+        bases = [(table[turns] * share).astype(np.float32) for table in (np.cos(angle), -np.sin(angle))]
+        even, odd = (graph("MatMul", part, graph.constant(basis)) for part, basis in zip(parts, bases, strict=True))
+        # sample n_fft - n has the same cosines, and sines of the other sign
+        steps = (graph.constant([bins - 2]), graph.constant([0]), graph.constant([1]), graph.constant([-1]))
+        mirrored = graph("Slice", graph("Sub", even, odd), *steps)
+        frames = graph("Concat", graph("Add", even, odd), mirrored, axis=1)
+        return self.batches(frames, overlap, hop), window.astype(np.float32).reshape(overlap, hop)
+
+    def give_waveform(self, frames: str, window: Floats) -> None:
+        """Overlap and add ``[B, N, overlap, hop]``, divided by the sum of the squared windows."""
+        graph, config = self.graph, self.config
+        overlap, hop = window.shape
+        audio = self.overlap_add(frames, overlap)
+        if config.causal:  # as if frames had come before the first
+            envelope, start = graph.constant(np.square(window).sum(axis=0)), 0
+        else:
+            count = graph("Shape", frames, start=1, end=2)
+            shape = graph("Concat", graph.constant([1]), count, graph.constant([overlap, hop]), axis=0)
+            squares = graph("Expand", graph.constant(np.square(window)[None, None]), shape)
+            envelope, start = self.overlap_add(squares, overlap), (overlap - 1) * hop // 2
+        shape = graph("Concat", self.batch, graph.constant([1, -1]), axis=0)
+        audio = graph("Reshape", graph("Div", audio, envelope), shape)
+        stop = start - (overlap - 1) * hop
+        axes, first, last = graph.constant([2]), graph.constant([start]), graph.constant([stop])
+        graph("Slice", audio, first, last, axes, name="waveform")
+
+    def give_codes(self, codes: str) -> None:
+        """The output ``codes [B, K, N]``."""
+        self.graph("Identity", codes, name="codes")
+
+    def overlap_add(self, frames: str, overlap: int) -> str:
+        """``[B, N, overlap, hop] -> [B, N + overlap - 1, hop]``: the sum of the parts, each one hop later."""
+        graph = self.graph
+        total = ""
+        for shift, part in enumerate(self._split(frames, [1] * overlap, axis=2)):
+            part = graph("Squeeze", part, graph.constant([2]))
+            part = graph("Pad", part, graph.constant([0, shift, 0, 0, overlap - 1 - shift, 0]))
+            total = graph("Add", total, part) if total else part
+        return total
+
+    def _split(self, x: str, sizes: list[int], axis: int) -> list[str]:
+        name = self.graph("Split", x, self.graph.constant(sizes), axis=axis, outputs=len(sizes))
+        return [name, *(f"{name}.{i}" for i in range(1, len(sizes)))]
+
+    def _stage(self, index: int) -> Stage:
+        return Stage.read(self.config, self.weights, index)
+
+
+@dataclass
+class Stage:
+    """One SimVQ stage: ``codebook [V, d]``, and the projections ``into [d, D]`` and ``out [D, d]`` with their biases."""
+
+    codebook: Floats
+    into: Floats
+    into_bias: Floats
+    out: Floats
+    out_bias: Floats
+
+    @classmethod
+    def read(cls, config: CodecConfig, weights: Weights, index: int) -> Stage:
+        d, dim, prefix = config.quantizer.codebook_dim, config.latent_dim, _stage_prefix(config, index)
+        basis, *affine = _map(config, weights, prefix)
+        codebook = basis * affine[0] if config.quantizer.map == "diagonal" else basis @ affine[0]
+        codebook = codebook + affine[1] if config.quantizer.map_bias else codebook
+        same, nothing = np.eye(d, dtype=np.float32), np.zeros(d, np.float32)
+        into = _projection(weights, f"{prefix}project_in", d, dim) or (same, nothing)
+        out = _projection(weights, f"{prefix}project_out", dim, d) or (same, nothing)
+        return cls(codebook, *into, *out)
+
+
+def count_quantizers(config: CodecConfig) -> int:
+    """Stages K of the quantizer."""
+    return config.quantizer.num_quantizers if config.quantizer.kind == "residual_simvq" else 1
+
+
+def codebook_state(config: CodecConfig, weights: Weights) -> list[Floats]:
+    """The tensors that decide what a code means, as ``codec.quantizers`` lists them for the fingerprint."""
+    tensors: list[Floats] = []
+    for index in range(count_quantizers(config)):
+        prefix = _stage_prefix(config, index)
+        tensors += _map(config, weights, prefix)
+        tensors += _projection(weights, f"{prefix}project_out", config.latent_dim, config.quantizer.codebook_dim)
+    return tensors
+
+
+def _stage_prefix(config: CodecConfig, index: int) -> str:
+    return f"quantizer.stages.{index}." if config.quantizer.kind == "residual_simvq" else "quantizer."
+
+
+def _map(config: CodecConfig, weights: Weights, prefix: str) -> list[Floats]:
+    """The basis C, the map W, and the bias b if there is one."""
+    quantizer = config.quantizer
+    d = quantizer.codebook_dim
+    shapes = {"basis": (quantizer.codebook_size, d), "weight": (d,) if quantizer.map == "diagonal" else (d, d)}
+    shapes |= {"bias": (d,)} if quantizer.map_bias else {}
+    return [weights.read(prefix + name, *shape) for name, shape in shapes.items()]
+
+
+def _projection(weights: Weights, name: str, outer: int, inner: int) -> list[Floats]:
+    """Matrix and bias; none where the widths are equal."""
+    if outer == inner:
+        return []
+    return [weights.read(f"{name}.weight", outer, inner), weights.read(f"{name}.bias", outer)]

@@ -1,0 +1,272 @@
+"""OnnxCodec gives what Codec gives, without torch, whatever the length; and says in one line what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from codec import Codec, CodecConfig
+from codec.config import QuantizerConfig
+from codec.errors import CodecError
+from codec.pretrained import ModelError, shipped_models
+from codec.runtime import OnnxCodec
+from codec.runtime.codec import WINDOW_FRAMES
+
+pytest.importorskip("onnxruntime")
+Speech = tuple[NDArray[np.float32], int]
+MOST_TURNED = 0.0005  # share of codes that rounding may turn
+
+
+@pytest.fixture(scope="module", params=shipped_models())
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def pair(name: str) -> tuple[Codec, OnnxCodec]:
+    return Codec.from_pretrained(name), OnnxCodec.from_pretrained(name, num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_model_folder: Path) -> tuple[Codec, OnnxCodec]:
+    return Codec.from_pretrained(tiny_model_folder), OnnxCodec.from_pretrained(tiny_model_folder, num_threads=1)
+
+
+def random_model(config: CodecConfig, folder: Path, bits: int = 32) -> tuple[Codec, OnnxCodec]:
+    """A model whose every weight is random, scales and biases too, on both backends."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        codec = Codec(config).eval()
+        for parameter in codec.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    codec.save_pretrained(folder, bits)
+    return Codec.from_pretrained(folder), OnnxCodec.from_pretrained(folder, num_threads=1)
+
+
+# ---- equal to torch ---------------------------------------------------------------------------------------------------
+
+
+def test_speech(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
+    """The clip's own rate, its exact length, and every number of quantizers from 1."""
+    codec, onnx = pair
+    samples, rate = speech
+    reference = codec.encode(torch.from_numpy(samples), rate)
+    codes = onnx.encode(samples, rate)
+    assert codes.dtype == np.int64 and codes.shape == tuple(reference.shape)
+    assert np.mean(codes != reference.numpy()) <= MOST_TURNED
+    for count in {1, codec.num_quantizers}:
+        audio = onnx.decode(reference.numpy(), num_quantizers=count)
+        assert audio.dtype == np.float32
+        np.testing.assert_allclose(audio, codec.decode(reference, num_quantizers=count).numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_more_than_two_windows(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
+    codec, onnx = pair
+    samples, rate = speech
+    samples = np.tile(samples, -(-(2 * WINDOW_FRAMES + 100) * rate // (75 * len(samples))))
+    reference = codec.encode(torch.from_numpy(samples), rate)
+    assert reference.shape[-1] > 2 * WINDOW_FRAMES
+    assert np.mean(onnx.encode(samples, rate) != reference.numpy()) <= MOST_TURNED
+    np.testing.assert_allclose(onnx.decode(reference.numpy()), codec.decode(reference).numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_eight_bits_keep_the_audio_close(name: str, speech: Speech) -> None:
+    """Codes of the first stage are mostly the same; audio of the same codes differs by less than -30 dB."""
+    samples, rate = speech
+    exact, rounded = OnnxCodec.from_pretrained(name), OnnxCodec.from_pretrained(name, bits=8)
+    codes = exact.encode(samples, rate)
+    assert np.mean(rounded.encode(samples, rate, 1) != codes[:, :1]) < 0.15
+    audio = exact.decode(codes)
+    assert np.square(rounded.decode(codes) - audio).sum() < 1e-3 * np.square(audio).sum()
+
+
+def test_what_it_says_of_itself(pair: tuple[Codec, OnnxCodec]) -> None:
+    codec, onnx = pair
+    for fact in ("name", "config", "sample_rate", "hop_length", "frame_rate", "num_quantizers", "codebook_size"):
+        assert getattr(onnx, fact) == getattr(codec, fact)
+    assert onnx.bitrate == codec.bitrate and onnx.fingerprint == codec.fingerprint
+    assert onnx.header(1000, 16000, 1) == codec.header(1000, 16000, 1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"causal": True},
+        {"latent_dim": 4},  # the codebook's own width: no projections
+        {"quantizer": QuantizerConfig("simvq", 1, 32, 4, map="diagonal", map_bias=False)},
+        {"quantizer": QuantizerConfig("simvq", 1, 9000, 4)},  # searched in several tiles
+    ],
+    ids=["causal", "no projections", "diagonal", "tiles"],
+)
+@pytest.mark.parametrize("bits", [32, 8])
+def test_every_shape_of_model(tiny_config: CodecConfig, changes: dict[str, object], bits: int, tmp_path: Path) -> None:
+    codec, onnx = random_model(dataclasses.replace(tiny_config, **changes), tmp_path, bits)
+    signal = 0.3 * np.sin(np.arange(3 * WINDOW_FRAMES * 80 // 2) ** 1.1 / 50).astype(np.float32)
+    reference = codec.encode(torch.from_numpy(signal), 16000)
+    assert np.mean(onnx.encode(signal, 16000) != reference.numpy()) <= 0.002  # random tables lie close together
+    np.testing.assert_allclose(onnx.decode(reference.numpy()), codec.decode(reference).numpy(), atol=1e-4)
+    assert onnx.fingerprint == codec.fingerprint
+
+
+def test_the_contexts_are_those_of_torch(tiny_config: CodecConfig) -> None:
+    from codec.autoencoder import Decoder, Encoder
+    from codec.runtime.graphs import decoder_context, encoder_context
+
+    for causal in (False, True):
+        config = dataclasses.replace(tiny_config, causal=causal)
+        assert encoder_context(config) == Encoder(config).context
+        assert decoder_context(config) == Decoder(config).context
+
+
+def test_the_nearest_of_equal_codes_is_the_first(tiny_config: CodecConfig, tmp_path: Path) -> None:
+    """A table that holds each code twice, the second time in another tile: never the second."""
+    config = dataclasses.replace(tiny_config, quantizer=QuantizerConfig("simvq", 1, 8192, 4))
+    codec = Codec(config)
+    basis = codec.state_dict()["quantizer.basis"]
+    basis[4096:] = basis[:4096]
+    codec.save_pretrained(tmp_path)
+    signal = np.random.default_rng(0).normal(size=8000).astype(np.float32).clip(-1, 1)
+    assert OnnxCodec.from_pretrained(tmp_path).encode(signal, 16000).max() < 4096
+
+
+# ---- shapes, lengths, blocks ----------------------------------------------------------------------------------------
+
+
+def test_batches_channels_and_lengths(tiny: tuple[Codec, OnnxCodec]) -> None:
+    codec, onnx = tiny
+    waveform = np.random.default_rng(0).normal(size=(2, 2, 1003)).astype(np.float32).clip(-1, 1)
+    reference = codec.encode(torch.from_numpy(waveform), 16000, 2, [1003, 500])
+    codes = onnx.encode(waveform, 16000, 2, [1003, 500])
+    np.testing.assert_array_equal(codes, reference.numpy())
+    audio = onnx.decode(codes, lengths=[1003, 500])
+    assert audio.shape == (2, 1, 1003) and not audio[1, 0, 500:].any()
+    np.testing.assert_allclose(audio, codec.decode(reference, lengths=[1003, 500]).numpy(), atol=1e-5)
+
+
+def test_blocks_make_the_whole(tiny: tuple[Codec, OnnxCodec]) -> None:
+    _, onnx = tiny
+    signal = np.random.default_rng(0).normal(size=3 * WINDOW_FRAMES * 80 + 7).astype(np.float32).clip(-1, 1)
+    codes = np.concatenate(list(onnx.encode_blocks(iter(np.array_split(signal, 11)), 2)), axis=1)
+    np.testing.assert_array_equal(codes, onnx.encode(signal, 16000, 2)[0])
+    audio = np.concatenate(list(onnx.decode_blocks(iter(np.array_split(codes, 5, axis=1)))))
+    np.testing.assert_array_equal(audio, onnx.decode(codes[None])[0, 0])
+
+
+def test_memory_is_that_of_a_window(tiny: tuple[Codec, OnnxCodec]) -> None:
+    """The first codes come before the signal has ended."""
+    _, onnx = tiny
+
+    def endless() -> Iterator[NDArray[np.float32]]:
+        while True:
+            yield np.zeros(8000, np.float32)
+
+    assert next(iter(onnx.encode_blocks(endless()))).shape == (3, WINDOW_FRAMES)
+
+
+# ---- without torch, and mistakes ------------------------------------------------------------------------------------
+
+NO_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it fails, as where it is not installed
+import numpy as np
+from codec.runtime import OnnxCodec
+from codec import container
+codec = OnnxCodec.from_pretrained(sys.argv[1])
+codes = codec.encode(np.zeros(4000, np.float32), 16000)
+container.loads(container.dumps(codec.header(4000, 16000), codes[0]))
+assert codec.decode(codes).shape == (1, 1, codes.shape[-1] * codec.hop_length)
+assert not [name for name in sys.modules if name.startswith("torch.")]
+"""
+
+
+def test_torch_is_not_imported(tiny_model_folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", NO_TORCH, str(tiny_model_folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_onnxruntime_is_missing(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ModelError, match=r"onnxruntime is needed: pip install -e '.\[onnx\]'"):
+        OnnxCodec.from_pretrained(tiny_model_folder)
+
+
+def test_a_truncated_file_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((tiny_model_folder / name).read_bytes())
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-10])
+    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read"):
+        OnnxCodec.from_pretrained(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(tiny_config: CodecConfig, tmp_path: Path) -> None:
+    encoder = tiny_config.encoder
+    other = dataclasses.replace(tiny_config, encoder=dataclasses.replace(encoder, depths=(2, 1, 1)), latent_dim=12)
+    Codec(other).save_pretrained(tmp_path / "other")
+    Codec(tiny_config).save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    onnx = OnnxCodec.from_pretrained(tmp_path / "own")
+    with pytest.raises(ModelError, match=r"encoder\.output\.bias is \[12\], config\.json says \[16\]"):
+        onnx.encode(np.zeros(400, np.float32), 16000)
+    with pytest.raises(ModelError, match=r"config\.json says"):
+        onnx.decode(np.zeros((1, 3, 5), np.int64))
+
+
+def test_other_quantizers_need_torch(tiny_config: CodecConfig, tmp_path: Path) -> None:
+    quantizer = QuantizerConfig("residual_vq", 2, 16, 4)
+    Codec(dataclasses.replace(tiny_config, quantizer=quantizer)).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="the quantizer residual_vq, which runs with torch only"):
+        OnnxCodec.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("waveform", "message"),
+    [
+        (np.zeros((2, 100), np.float32), "must be a float array"),
+        (np.zeros(100, np.int16), "must be a float array"),
+        (np.zeros(0, np.float32), "empty"),
+        (np.full(100, np.nan, np.float32), "NaN"),
+        (np.full(100, 300.0), "reaches 300"),
+        (np.zeros((1, 100, 2), np.float32), "transpose"),
+    ],
+)
+def test_waveforms_that_cannot_be(tiny: tuple[Codec, OnnxCodec], waveform: NDArray[np.generic], message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        tiny[1].encode(waveform, 16000)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (np.zeros((3, 5), np.int64), "must be int64"),
+        (np.zeros((1, 3, 5), np.float32), "must be an array, int64"),
+        (np.zeros((1, 4, 5), np.int64), "4 stages"),
+        (np.full((1, 3, 5), 32), "from 0 to 31"),
+        (np.zeros((1, 3, 0), np.int64), "empty"),
+    ],
+)
+def test_codes_that_cannot_be(tiny: tuple[Codec, OnnxCodec], codes: NDArray[np.int64], message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        tiny[1].decode(codes)
+
+
+def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_folder: Path) -> None:
+    silence = np.zeros(400, np.float32)
+    with pytest.raises(CodecError, match="num_quantizers must be"):
+        tiny[1].encode(silence, 16000, 4)
+    with pytest.raises(CodecError, match="sample_rate must be"):
+        tiny[1].encode(silence, 10)
+    with pytest.raises(CodecError, match="lengths must be"):
+        tiny[1].encode(silence, 16000, lengths=[401])
+    with pytest.raises(CodecError, match="bits must be 32 or 8, not 4"):
+        OnnxCodec.from_pretrained(tiny_model_folder, bits=4)

@@ -1,0 +1,118 @@
+"""codec-export writes graphs that the ONNX checker accepts, for any batch and length, and golden tensors to port against."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.numpy import load_file, save_file
+
+from codec import Codec
+from codec.cli.export import export_main
+from codec.container import FINGERPRINT_BYTES
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+ROOT = Path(__file__).parent.parent.parent
+CLIP = ROOT / "tests" / "assets" / "librispeech-5339-0001.flac"
+COMPLEX = (onnx.TensorProto.COMPLEX64, onnx.TensorProto.COMPLEX128)
+
+
+@pytest.fixture(scope="module", params=[32, 8])
+def exported(request: pytest.FixtureRequest, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder: Path = tmp_path_factory.mktemp("export") / "out"
+    assert export_main([str(tiny_model_folder), str(folder), "--bits", str(request.param)]) == 0
+    return folder
+
+
+def test_the_checker_accepts_the_graphs(exported: Path) -> None:
+    """With shape inference in strict mode; standard operators of one opset, and no complex numbers."""
+    for name in ("encoder.onnx", "decoder.onnx"):
+        model = onnx.load(exported / name)
+        onnx.checker.check_model(model, full_check=True)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+        assert not [info for info in inferred.graph.value_info if info.type.tensor_type.elem_type in COMPLEX]
+
+
+def test_any_batch_and_length(exported: Path, tiny_model_folder: Path) -> None:
+    codec = Codec.from_pretrained(tiny_model_folder)
+    encoder, decoder = (onnxruntime.InferenceSession(exported / name) for name in ("encoder.onnx", "decoder.onnx"))
+    for batch, length in ((1, 1), (3, 1003)):
+        waveform = np.random.default_rng(0).normal(size=(batch, 1, length)).astype(np.float32).clip(-1, 1)
+        codes = encoder.run(None, {"waveform": waveform})[0]
+        assert codes.shape == (batch, 3, -(-length // 80))
+        for count in (3, 1):
+            audio = decoder.run(None, {"codes": np.where(np.arange(3)[:, None] < count, codes, -1)})[0]
+            reference = codec.decode(torch.from_numpy(codes), count).numpy()
+            np.testing.assert_allclose(audio, reference, atol=1e-4 if "32" in str(facts(exported)["bits"]) else 0.05)
+
+
+def facts(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = json.loads((folder / "config.json").read_text())
+    return found
+
+
+def test_config(exported: Path, tiny_model_folder: Path) -> None:
+    codec, config = Codec.from_pretrained(tiny_model_folder), facts(exported)
+    assert (config["fingerprint"], config["hop_length"]) == (codec.fingerprint, codec.hop_length)
+    assert str(config["fingerprint"])[: 2 * FINGERPRINT_BYTES] == codec.header(1, 16000).fingerprint
+
+
+def test_golden_tensors_and_their_checker(tiny_model_folder: Path, tmp_path: Path) -> None:
+    assert export_main([str(tiny_model_folder), str(tmp_path), "--golden", str(CLIP)]) == 0
+    golden = load_file(tmp_path / "golden.safetensors")
+    described = json.loads((tmp_path / "golden.json").read_text())["tensors"]
+    assert {name: entry["shape"] for name, entry in described.items()} == {k: list(v.shape) for k, v in golden.items()}
+    assert {"encoder.stages.2.1", "quantizer.stages.1", "quantizer.stages.1.codes", "decoder.blocks.0"} <= golden.keys()
+    sessions = [onnxruntime.InferenceSession(tmp_path / f"{name}.onnx") for name in ("encoder", "decoder")]
+    codes = sessions[0].run(None, {"waveform": golden["input.waveform"]})[0]
+    audio = sessions[1].run(None, {"codes": golden["output.codes"]})[0]
+
+    def check(**mine: np.ndarray) -> subprocess.CompletedProcess[str]:
+        save_file({name.replace("_", "."): tensor for name, tensor in mine.items()}, tmp_path / "mine.safetensors")
+        command = [sys.executable, ROOT / "recipes" / "check_golden.py", tmp_path, tmp_path / "mine.safetensors"]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    good = check(output_codes=codes, output_waveform=audio)
+    assert good.returncode == 0 and good.stdout.count("ok ") == 2, good.stdout + good.stderr
+    assert check(output_waveform=audio * 1.01).returncode == 1
+    assert check(output_waveform=audio[..., 1:]).returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense", "OUT"], "no model 'nonsense'"),
+        (["MODEL", "FILE"], "is a file; give a folder"),
+        (["MODEL", "FULL"], "exists; --force overwrites it"),
+        (["MODEL", "OUT", "--golden", "SHORT"], "is shorter than 2 s"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], message: str, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "encoder.onnx").touch()
+    soundfile.write(tmp_path / "short.wav", np.zeros(16000), 16000)
+    paths = {"MODEL": tiny_model_folder, "OUT": tmp_path / "out", "FILE": tmp_path / "file", "FULL": tmp_path / "full"}
+    paths["SHORT"] = tmp_path / "short.wav"
+    assert export_main([str(paths.get(argument, argument)) for argument in arguments]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_golden_tensors_need_torch(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert export_main([str(tiny_model_folder), str(tmp_path), "--golden", str(CLIP)]) == 1
+    error = capsys.readouterr().err
+    assert error == "codec-export: error: this needs the package torch, which is missing: pip install torch\n"
