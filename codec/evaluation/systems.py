@@ -47,27 +47,22 @@ ALIGNMENT = (
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One system's version of one utterance.
+    """One system's version of one utterance; None stands for what nobody knows.
 
     Attributes:
         waveform: ``[T]``, as long as the reference and at its sample rate.
-        coded: the coded file; seconds: of encoding and decoding; None where nobody knows.
+        coded: the coded file.
+        seconds: of encoding and decoding.
         codes: of a model, ``[K, N]``.
     """
 
-    system: System
     waveform: Waveform
     coded: bytes | None = None
     seconds: float | None = None
     codes: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A system that gave nothing for an utterance, and why."""
-
-    system: System
-    reason: str
+Outcome = Reconstruction | str  # or the reason why there is none
 
 
 class Family(ABC):
@@ -76,8 +71,8 @@ class Family(ABC):
     systems: Sequence[System]
 
     @abstractmethod
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
-        """Every system's version of ``waveform [T]`` at ``record.sample_rate``."""
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
+        """For every system, in order, what it makes of ``waveform [T]`` at ``record.sample_rate``."""
 
 
 class ModelFamily(Family):
@@ -107,26 +102,27 @@ class ModelFamily(Family):
     @property
     def about(self) -> Model:
         """The facts of the model for a report."""
-        codec, parameters = self.codec, sum(parameter.numel() for parameter in self.codec.parameters())
+        codec = self.codec
+        parameters = sum(parameter.numel() for parameter in codec.parameters())
         shape = codec.sample_rate, codec.frame_rate, codec.num_quantizers, codec.codebook_size
         return Model(Path(codec.name).name, codec.fingerprint, parameters, *shape)
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
         start = time.perf_counter()
         try:
             codes = self.codec.encode(torch.from_numpy(waveform), record.sample_rate, self.counts[0])[0].cpu()
         except CodecError as error:  # a rate or a level that no speech has
-            yield from (Failure(system, str(error)) for system in self.systems)
+            yield from [str(error)] * len(self.systems)
             return
         encoding = time.perf_counter() - start
-        for system, count in zip(self.systems, self.counts, strict=True):
+        for count in self.counts:
             start = time.perf_counter()
             decoded = self.codec.decode(codes[None, :count])[0, 0].cpu().numpy()
             fitted = fit(resample(decoded, self.codec.sample_rate, record.sample_rate), len(waveform))
             seconds = encoding + time.perf_counter() - start
             header = self.codec.header(record.num_samples, record.sample_rate, count)
             coded = container.dumps(header, codes[:count].numpy())
-            yield Reconstruction(system, fitted, coded, seconds, codes[:count])
+            yield Reconstruction(fitted, coded, seconds, codes[:count])
 
 
 class FolderFamily(Family):
@@ -144,21 +140,20 @@ class FolderFamily(Family):
             if path.suffix.lower() in self.suffixes:
                 self.files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
-        (system,) = self.systems
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
         files = self._files_of(record)
         if len(files) != 1:
-            yield Failure(system, "no such file in the folder" if not files else f"{len(files)} files of that name")
+            yield f"{len(files)} files of that name" if files else "no such file in the folder"
             return
         try:
             samples = read_at(files[0], record.sample_rate)
         except (CodecError, OSError) as error:
-            yield Failure(system, f"unreadable: {type(error).__name__}")
+            yield f"unreadable: {type(error).__name__}"
             return
         if abs(len(samples) - len(waveform)) > max(0.2 * record.sample_rate, 0.05 * len(waveform)):
-            yield Failure(system, "another length than the reference")
+            yield "another length than the reference"
             return
-        yield Reconstruction(system, align(waveform, samples, record.sample_rate))
+        yield Reconstruction(align(waveform, samples, record.sample_rate))
 
     def _files_of(self, record: Record) -> list[Path]:
         """Files at the place that the id names (with or without an audio suffix of its own), or named like the audio."""
@@ -181,7 +176,7 @@ class ProgramFamily(Family):
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
         """What comes back, ``[T]`` at ``record.sample_rate``, and the path of the coded file."""
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
         for system in self.systems:
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
@@ -190,10 +185,10 @@ class ProgramFamily(Family):
                     seconds = time.perf_counter() - start
                     coded = path.read_bytes()
                 except (CodecError, OSError, subprocess.SubprocessError) as error:
-                    yield Failure(system, " ".join(str(error).split()).replace(f"{folder}/", ""))
+                    yield " ".join(str(error).split()).replace(f"{folder}/", "")
                     continue
             aligned = align(waveform, decoded, record.sample_rate) if self.delayed else fit(decoded, len(waveform))
-            yield Reconstruction(system, aligned, coded, seconds)
+            yield Reconstruction(aligned, coded, seconds)
 
 
 class OpusFamily(ProgramFamily):
@@ -209,7 +204,7 @@ class OpusFamily(ProgramFamily):
         self.systems = [System(f"opus-{b}", f"Opus {b} kbit/s", "Opus", "opus", float(b), how) for b in kbps]
 
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
-        soundfile.write(folder / "in.wav", to_pcm(waveform), record.sample_rate, subtype="PCM_16")
+        soundfile.write(folder / "in.wav", to_pcm(waveform), record.sample_rate)
         options = ("--quiet", "--padding", "0", "--bitrate", f"{system.kbps:g}")
         run_program("opusenc", *options, folder / "in.wav", folder / "out.opus")
         run_program("opusdec", "--quiet", "--rate", "48000", folder / "out.opus", folder / "out.wav")
@@ -243,13 +238,15 @@ CLASSICAL: dict[str, type[OpusFamily | Codec2Family]] = {"opus": OpusFamily, "co
 
 def present_programs(names: Sequence[str]) -> tuple[tuple[str, ...], list[Absent]]:
     """The entries of CLASSICAL whose programs are on this machine, and why the others are absent."""
-    absent = []
+    present, absent = [], []
     for name in names:
         missing = " and ".join(program for program in CLASSICAL[name].programs if shutil.which(program) is None)
         if missing:
             reason = f"{missing} not found; Debian's package {CLASSICAL[name].package} has them"
             absent.append(Absent("system", name, reason))
-    return tuple(name for name in names if name not in {each.name for each in absent}), absent
+        else:
+            present.append(name)
+    return tuple(present), absent
 
 
 def run_program(*command: str | Path) -> str:
