@@ -261,8 +261,7 @@ def run_program(*command: str | Path) -> str:
 def read_at(path: Path, sample_rate: int) -> Waveform:
     """An audio file, mixed down ``[T]``, resampled to ``sample_rate`` Hz."""
     with AudioReader(path) as reader:
-        samples = np.concatenate([*reader.blocks(), np.zeros(0, np.float32)])
-        return resample(samples, reader.sample_rate, sample_rate)
+        return resample(np.concatenate(list(reader.blocks())), reader.sample_rate, sample_rate)
 
 
 def to_pcm(waveform: Waveform) -> NDArray[np.int16]:

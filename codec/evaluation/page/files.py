@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codec.evaluation.page.spectrograms import height_of, spectrograms
 from codec.evaluation.results import Example, Results, Row
 from codec.files import written_whole
 
@@ -36,6 +35,8 @@ class Listening(NamedTuple):
 
 def draw_examples(results: Results, rows: Sequence[Row], folder: Path) -> list[Listening]:
     """Write the spectrograms of all examples to ``folder/images/``, and list the players that show them."""
+    from codec.evaluation.page.spectrograms import height_of, spectrograms  # by torch, which takes seconds to import
+
     (folder / "images").mkdir(exist_ok=True)
     measured = {(row.id, row.system): row for row in rows}
     listed = []
