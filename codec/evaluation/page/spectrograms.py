@@ -66,14 +66,14 @@ def _png(image: NDArray[np.float64]) -> bytes:
     palette = np.stack([np.interp(np.linspace(0, 1, LEVELS), at, channel) for channel in zip(*ANCHORS, strict=True)], 1)
     pixels = np.round(image * (LEVELS - 1)).astype(np.uint8)
     rows = np.pad(pixels, ((0, 0), (1, 0)))  # every row begins with its filter, 0: none
-    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 3, 0, 0, 0)
-    parts = (
-        (b"IHDR", header),
-        (b"PLTE", np.round(palette).astype(np.uint8).tobytes()),
-        (b"IDAT", zlib.compress(rows.tobytes(), 9)),
-        (b"IEND", b""),
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 3, 0, 0, 0))
+        + chunk(b"PLTE", np.round(palette).astype(np.uint8).tobytes())
+        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
+        + chunk(b"IEND", b"")
     )
-    chunks = [
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
