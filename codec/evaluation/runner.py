@@ -34,7 +34,6 @@ from codec.pretrained import find_model
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
 WORST = 10  # utterances whose audio is kept
-PRUNE = 50  # utterances after whose measurement the audio of all but the worst so far is deleted
 PACKAGES = ("torch", "numpy", "soxr", "soundfile", "pesq", "pystoi", "librosa")
 
 _measurer: Measurer  # of this worker process
@@ -91,7 +90,7 @@ def evaluate(
             done = len(measured)
             if bar.disable and done * 10 // total > (done - 1) * 10 // total:  # no terminal: a line per tenth
                 print(f"{done} of {total} utterances measured", flush=True)
-            if done % PRUNE == 0:
+            if done % 50 == 0:  # often enough for the disk
                 prune_audio(plan, measured, total, spread)
     return [measured[index] for index in range(total)], prune_audio(plan, measured, total, spread)
 

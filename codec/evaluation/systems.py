@@ -33,11 +33,6 @@ from codec.model import Codec
 OPUS_KBPS = (6, 8, 12)
 CODEC2_MODES = ("700C", "1200", "2400", "3200")  # names that are also bit/s, but for the C
 CODEC2_RATE = 8000
-PROGRAM_SECONDS = 600  # no program needs as long for an utterance
-MAX_DELAY = 0.1  # seconds, either way
-SURE = 0.5  # normalised correlation of waveforms from which on their peak is believed
-ENVELOPE_RATE = 1000  # Hz
-ENVELOPE_GAIN = 0.02  # a shift by the envelopes must raise their correlation by this much
 ALIGNMENT = (
     "Models and Opus: by construction. Folders and Codec2: one delay a file, up to 100 ms, where the waveforms' correlation "
     "peaks (if it reaches 0.5 there), else where that of their 1 ms envelopes does; then cut, or filled with zeros, to the "
@@ -94,10 +89,8 @@ class ModelFamily(Family):
         self.counts = sorted(set(num_quantizers or [most >> i for i in range(most.bit_length())]), reverse=True)
         label, kbps = Path(codec.name).name, codec.bitrate / most / 1000
         how = "encoded whole, decoded, cut to the reference's length; other sample rates resampled by soxr"
-        self.systems = [
-            System(f"model-{k}", f"{label}, {k} quantizer{'s' * (k > 1)}", label, "model", kbps * k, how)
-            for k in self.counts
-        ]
+        names = {k: f"{label}, {k} quantizer{'s' * (k > 1)}" for k in self.counts}
+        self.systems = [System(f"model-{k}", name, label, "model", kbps * k, how) for k, name in names.items()]
 
     @property
     def about(self) -> Model:
@@ -218,18 +211,18 @@ class Codec2Family(ProgramFamily):
 
     def __init__(self, modes: Sequence[str] = CODEC2_MODES) -> None:
         how = "c2enc, c2dec at 8 kHz (soxr); shifted by the delay found (see alignment)"
+        rates = {mode: float(mode.rstrip("C")) / 1000 for mode in modes}
         self.systems = [
-            System(f"codec2-{mode}", f"Codec2 {mode}", "Codec2", "codec2", float(mode.rstrip("C")) / 1000, how)
-            for mode in modes
+            System(f"codec2-{m}", f"Codec2 {m}", "Codec2", "codec2", kbps, how) for m, kbps in rates.items()
         ]
 
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
         mode = system.id.removeprefix("codec2-")
         narrow = np.concatenate([resample(waveform, record.sample_rate, CODEC2_RATE), np.zeros(800, np.float32)])
-        (folder / "in.raw").write_bytes(to_pcm(narrow).tobytes())
+        to_pcm(narrow).tofile(folder / "in.raw")
         run_program("c2enc", mode, folder / "in.raw", folder / "out.c2")
         run_program("c2dec", mode, folder / "out.c2", folder / "out.raw")
-        samples = np.frombuffer((folder / "out.raw").read_bytes(), dtype="<i2").astype(np.float32) / np.float32(2**15)
+        samples = np.fromfile(folder / "out.raw", dtype="<i2").astype(np.float32) / np.float32(2**15)
         return resample(samples, CODEC2_RATE, record.sample_rate), folder / "out.c2"
 
 
@@ -251,7 +244,7 @@ def present_programs(names: Sequence[str]) -> tuple[tuple[str, ...], list[Absent
 
 def run_program(*command: str | Path) -> str:
     """Run a program; returns what it says. Its complaint becomes a CodecError."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, timeout=PROGRAM_SECONDS)
+    done = subprocess.run([str(part) for part in command], capture_output=True, timeout=600)
     said = (done.stdout + done.stderr).decode(errors="replace").strip()
     if done.returncode != 0:
         raise CodecError(f"{command[0]} failed: {said.splitlines()[-1] if said else done.returncode}")
@@ -281,18 +274,18 @@ def align(reference: Waveform, estimate: Waveform, sample_rate: int) -> Waveform
 
 
 def find_delay(reference: Waveform, estimate: Waveform, sample_rate: int) -> int:
-    """Samples that ``estimate`` comes after ``reference``, both ``[T]``; negative if it comes before.
+    """Samples that ``estimate`` comes after ``reference``, both ``[T]``; negative if it comes before. At most 100 ms.
 
-    A codec that keeps the waveform is found to the sample by it; one that makes new phases (a vocoder) only by the
-    envelopes, to a millisecond, and not at all if the envelopes fit nearly as well unshifted.
+    A codec that keeps the waveform is found to the sample by it, where its correlation reaches 0.5; one that makes new
+    phases (a vocoder) only by the 1 ms envelopes, and not at all if they fit nearly as well unshifted.
     """
-    most = int(MAX_DELAY * sample_rate)
+    most = int(0.1 * sample_rate)
     delay, peak, _ = _peak(reference, estimate, most)
-    if peak >= SURE:
+    if peak >= 0.5:
         return delay
-    step = max(1, round(sample_rate / ENVELOPE_RATE))
+    step = max(1, round(sample_rate / 1000))
     delay, peak, unshifted = _peak(_envelope(reference, step), _envelope(estimate, step), most // step)
-    return delay * step if peak > unshifted + ENVELOPE_GAIN else 0
+    return delay * step if peak > unshifted + 0.02 else 0
 
 
 def _peak(a: NDArray[np.float32], b: NDArray[np.float32], most: int) -> tuple[int, float, float]:

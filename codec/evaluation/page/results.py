@@ -11,7 +11,6 @@ from codec.evaluation.page.text import number
 from codec.evaluation.results import Metric, Result, Results, System
 
 RATES = {"kbps_file", "kbps_entropy"}  # say how many bits were spent, not how well
-COSTS = {"rtf"}
 MAIN = ("pesq", "stoi")
 ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": ""}
 
@@ -22,15 +21,12 @@ def bitrate_classes(systems: Sequence[System]) -> list[tuple[str, list[System]]]
     What counts are the bits that the files took: a nominal rate leaves out headers, and some codecs do not keep to it.
     """
 
-    def octave(system: System) -> float:
-        return max(0, math.ceil(math.log2(system.rate) - 1e-9)) if system.rate else math.inf
-
-    classes = []
-    for k in sorted({octave(system) for system in systems}):
-        above = "Up to" if k == 0 else "No bitrate given" if k == math.inf else f"Above {2 ** (k - 1):g}, up to"
-        title = above if k == math.inf else f"{above} {2**k:g} kbit/s"
-        classes.append((title, [system for system in systems if octave(system) == k]))
-    return classes
+    classes: dict[float, list[System]] = defaultdict(list)
+    for system in systems:
+        octave = max(0, math.ceil(math.log2(system.rate) - 1e-9)) if system.rate else math.inf
+        classes[octave].append(system)
+    titles = {0: "Up to 1 kbit/s", math.inf: "No bitrate given"}
+    return [(titles.get(k, f"Above {2.0 ** (k - 1):g}, up to {2.0**k:g} kbit/s"), classes[k]) for k in sorted(classes)]
 
 
 def best_system(systems: Sequence[System], name: str, metric: Metric) -> tuple[str, bool] | None:
@@ -54,7 +50,7 @@ def best_system(systems: Sequence[System], name: str, metric: Metric) -> tuple[s
 
 def quality_metrics(results: Results) -> list[str]:
     """The metrics that say how well, not how dearly."""
-    return [n for n, m in results.metrics.items() if m.better != "none" and n not in RATES | COSTS]
+    return [n for n, m in results.metrics.items() if m.better != "none" and n not in RATES | {"rtf"}]
 
 
 def under(metric: Metric) -> str:
