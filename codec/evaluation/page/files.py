@@ -41,12 +41,9 @@ def draw_examples(results: Results, rows: Sequence[Row], folder: Path) -> list[L
     measured = {(row.id, row.system): row for row in rows}
     listed = []
     for number, example in enumerate(results.examples or (), start=1):
+        heard = [system for system in results.systems if system.id in example.systems]
         sounds: list[tuple[str, str, Row | None]] = [("Original", example.reference, None)]
-        sounds += [
-            (system.name, example.systems[system.id], measured.get((example.id, system.id)))
-            for system in results.systems
-            if system.id in example.systems
-        ]
+        sounds += [(s.name, example.systems[s.id], measured.get((example.id, s.id))) for s in heard]
         images, rate = spectrograms([folder / path for _, path, _ in sounds])
         cards = []
         for k, ((label, path, row), image) in enumerate(zip(sounds, images, strict=True)):
