@@ -14,7 +14,7 @@ from codec.corpus.manifest import Record
 from codec.evaluation.measure import Measured, Plan, read_utterance
 from codec.evaluation.results import Health, Latents, Stage
 from codec.evaluation.systems import ModelFamily
-from codec.health import CodebookCounter, Moments, coverage_curve
+from codec.health import CodebookCounter, Moments, coverage_curve, effective_dimension
 from codec.model import Codec
 from codec.quantizers import Quantizer, ResidualQuantizer
 
@@ -34,14 +34,15 @@ def stored_codes(plan: Plan, utterances: int) -> Iterator[tuple[int, Tensor]]:
 @torch.no_grad()
 def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], measured: Sequence[Measured]) -> Health:
     """What a report says of the codebooks, stage by stage, and of the latents; adds the entropy bound to the cells."""
-    codec, num_records = family.codec, len(records)
+    codec = family.codec
     counter = CodebookCounter(family.counts[0], codec.codebook_size)
-    for _, codes in stored_codes(plan, num_records):
+    for _, codes in stored_codes(plan, len(records)):
         counter.add(codes[None])
     if "kbps_entropy" in plan.metrics:
         _add_entropy_bound(plan, family, counter, measured)
-    curves = coverage_curve((codes for _, codes in stored_codes(plan, num_records)), codec.codebook_size)
-    latents, residuals = _latent_moments(codec, [records[index] for index, _ in stored_codes(plan, num_records)])
+    curves = coverage_curve((codes for _, codes in stored_codes(plan, len(records))), codec.codebook_size)
+    coded = [record for index, record in enumerate(records) if plan.codes(index).exists()]
+    latents, residuals = _latent_moments(codec, coded)
     stages = tuple(
         Stage(
             **vars(health),
@@ -90,9 +91,7 @@ def _codebook_dimensions(quantizer: Quantizer, index: int) -> dict[str, Any]:
     codebook = getattr(stage, "codebook", None)
     if codebook is None:
         return {}
-    moments = Moments(codebook.shape[1])
-    moments.add(codebook)
-    return {"codebook_dimension": codebook.shape[1], "codebook_effective_dimension": moments.effective_dimension}
+    return {"codebook_dimension": codebook.shape[1], "codebook_effective_dimension": effective_dimension(codebook)}
 
 
 def _tokens(stages: Sequence[Stage]) -> str:

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,18 +36,17 @@ TABLE_METRICS = ("pesq", "stoi", "estoi", "mel", "si_sdr", "vuv_f1", "f0_rmse", 
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """codec-evaluate: measure systems on a manifest and write a report. Returns the exit code."""
     about = "Measure a model, folders of reconstructions and classical codecs on the same utterances."
+    folder = "a folder of decoded files, named by the utterances' ids or like their files, with their bitrate to plot them at"
+    metrics = "default: all whose packages are here; PESQ, STOI and pitch: extra eval"
     parser = _parser("codec-evaluate", about, EVALUATE_EXAMPLES)
     add = parser.add_argument
     add("--manifest", required=True, type=Path, help="JSONL of the utterances (see data/README.md)")
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the report")
     add("--model", default=ALIAS, help="shipped model, model folder, hub id or none (default: the shipped one)")
     add("--num-quantizers", type=int, nargs="+", metavar="K", help="default: all the model has, and halves of it")
-    named = "a folder of decoded files, named by the utterances' ids or like their files, with their bitrate to plot them at"
-    add("--reconstructions", action="append", default=[], metavar="NAME[@KBPS]=DIR", help=f"{named}; may be repeated")
-    classical = ["opus", "codec2"]
-    add("--baselines", nargs="*", choices=classical, default=classical, help="none: --baselines")
-    here = "default: all whose packages are here; PESQ, STOI and pitch: extra eval"
-    add("--metrics", nargs="+", metavar="NAME", help=here)
+    add("--reconstructions", action="append", default=[], metavar="NAME[@KBPS]=DIR", help=f"{folder}; may be repeated")
+    add("--baselines", nargs="*", choices=["opus", "codec2"], default=["opus", "codec2"], help="none: --baselines")
+    add("--metrics", nargs="+", metavar="NAME", help=metrics)
     add("--no-stability", action="store_true", help="do not measure how codes stand changes of the input")
     add("--every", type=int, default=1, metavar="N", help="only every Nth utterance")
     add("--examples", type=int, default=5, metavar="N", help="utterances to listen to beside the worst ten")
@@ -64,8 +64,8 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("a", type=Path, metavar="A", help="folder of a report")
     add("b", type=Path, metavar="B", help="folder of the other; may be the same with --pair")
-    paired = "systems of A and B (default: those of the same id)"
-    add("--pair", action="append", default=[], metavar="ID:ID", help=paired)
+    ids = "systems of A and B (default: those of the same id)"
+    add("--pair", action="append", default=[], metavar="ID:ID", help=ids)
     add("--metrics", nargs="+", metavar="NAME", help="default: all that both have")
     add("--json", action="store_true", help="JSON instead of a table")
     args = parser.parse_args(argv)
@@ -148,17 +148,15 @@ def table(results: Results) -> str:
         cells = [shown[name].text(f".{metrics[name].digits}f") if name in shown else "-" for name in metrics]
         failed = max((result.failed for result in shown.values()), default=0)
         rows.append([system.name, "-" if system.kbps is None else f"{system.kbps:g}", *cells, str(failed)])
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        first, *rest = zip(row, widths, strict=True)
-        lines.append("  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in rest)]))
-    interval = results.interval
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    layout = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
+    lines = [layout.format(*row) for row in rows]
+    unit = results.interval.unit
     note = f"means over the utterances that did not fail, of {results.manifest.utterances}"
-    if any("±" in cell for row in rows for cell in row):
-        note += f", ± half of the {100 * interval.level:g} % interval (bootstrap over {interval.unit})"
+    if any("±" in line for line in lines):
+        note += f", ± half of the {100 * results.interval.level:g} % interval (bootstrap over {unit})"
     else:
-        note += f"; no intervals, as there are too few {interval.unit}"
+        note += f"; no intervals, as there are too few {unit}"
     return "\n".join([*lines, note])
 
 
@@ -175,32 +173,25 @@ def _compare(args: argparse.Namespace) -> int:
     differences = compare(a, b, pairs)
     for note in unlike(a, b):
         say(f"note: {note}")
-    if args.metrics:
-        known = {difference.metric for difference in differences}
-        for name in args.metrics:
-            if name not in known:
-                raise CodecError(f"--metrics {name}: not in both reports; there are {', '.join(sorted(known))}")
-        differences = [difference for difference in differences if difference.metric in args.metrics]
+    known = {difference.metric for difference in differences}
+    for name in args.metrics or ():
+        if name not in known:
+            raise CodecError(f"--metrics {name}: not in both reports; there are {', '.join(sorted(known))}")
+    differences = [each for each in differences if each.metric in (args.metrics or known)]
     if args.json:
         print(json.dumps([asdict(difference) | {"clear": difference.clear} for difference in differences], indent=1))
         return 0
-    shown = None
-    for difference in differences:
-        if (difference.system_a, difference.system_b) != shown:
-            shown = (difference.system_a, difference.system_b)
-            print(
-                f"{shown[0]} in A, {shown[1]} in B: metric, A, B, B - A with its 95 % interval; * where it leaves out 0"
-            )
-        print(_difference_line(difference, a.results.metrics[difference.metric]))
+    for (system_a, system_b), group in groupby(differences, lambda each: (each.system_a, each.system_b)):
+        print(f"{system_a} in A, {system_b} in B: metric, A, B, B - A with its 95 % interval; * where it leaves out 0")
+        for difference in group:
+            print(_difference_line(difference, a.results.metrics[difference.metric]))
     return 0
 
 
 def _difference_line(difference: Difference, metric: Metric) -> str:
     digits, gap = metric.digits, difference.difference
-    between = gap.text(f"+.{digits}f", " [{low}, {high}]", " [no interval]")
+    means = f"{difference.mean_a:>9.{digits}f} {difference.mean_b:>9.{digits}f}"
+    between = gap.text(f"+.{digits}f", " [{low}, {high}]", " [no interval]") + " *" * difference.clear
     share = "" if difference.share_better is None else f"  B better on {100 * difference.share_better:3.0f} %"
     unpaired = f", {difference.unpaired} unpaired" if difference.unpaired else ""
-    return (
-        f"  {metric.label:<22} {difference.mean_a:>9.{digits}f} {difference.mean_b:>9.{digits}f}  {between}"
-        f"{' *' if difference.clear else ''}{share}  (n {gap.n}{unpaired})"
-    )
+    return f"  {metric.label:<22} {means}  {between}{share}  (n {gap.n}{unpaired})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,16 +52,14 @@ class Report:
     def __init__(self, folder: Path) -> None:
         self.folder, self.results = folder, Results.read(folder)
         self.systems = [system.id for system in self.results.systems]
-        self.values: dict[tuple[str, str], dict[str, float]] = {}
-        self.units: dict[str, str] = {}
-        self.seconds: dict[str, float] = {}
-        by_speaker = self.results.interval.unit == "speakers"
-        for row in read_rows(folder, self.results):
-            self.units[row.id] = (by_speaker and row.speaker) or row.id
-            self.seconds[row.id] = row.seconds or 0.0
+        rows, by_speaker = read_rows(folder, self.results), self.results.interval.unit == "speakers"
+        self.units = {row.id: (by_speaker and row.speaker) or row.id for row in rows}
+        self.seconds = {row.id: row.seconds for row in rows}
+        self.values: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+        for row in rows:
             for metric, value in row.values.items():
                 if value is not None:
-                    self.values.setdefault((row.system, metric), {})[row.id] = value
+                    self.values[row.system, metric][row.id] = value
 
 
 def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list[Difference]:
@@ -77,24 +76,23 @@ def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list
         raise ReportError(
             f"no system is in both: A has {', '.join(a.systems)}; B has {', '.join(b.systems)}; name a pair with --pair A:B"
         )
-    for report, ids in ((a, {pair[0] for pair in chosen}), (b, {pair[1] for pair in chosen})):
-        for system in sorted(ids - set(report.systems)):
-            raise ReportError(f"{report.folder} has no system {system}; it has {', '.join(report.systems)}")
+    for report, systems in zip((a, b), zip(*chosen, strict=True), strict=True):
+        for system in systems:
+            if system not in report.systems:
+                raise ReportError(f"{report.folder} has no system {system}; it has {', '.join(report.systems)}")
     both = a.units.keys() & b.units.keys()
     if not both:
         raise ReportError("no utterance is in both reports")
-    odd = next((key for key in both if abs(a.seconds[key] - b.seconds[key]) > 0.01), None)
-    if odd is not None:
-        raise ReportError(
-            f"{odd} is {a.seconds[odd]:.2f} s long in A and {b.seconds[odd]:.2f} s in B: not the same files"
-        )
+    for key in both:
+        if abs(a.seconds[key] - b.seconds[key]) > 0.01:
+            lengths = f"{a.seconds[key]:.2f} s long in A and {b.seconds[key]:.2f} s in B"
+            raise ReportError(f"{key} is {lengths}: not the same files")
     metrics = [metric for metric in a.results.metrics if metric in b.results.metrics]
-    found = [_difference(a, b, *systems, metric) for systems in chosen for metric in metrics]
-    return [difference for difference in found if difference is not None]
+    return [found for pair in chosen for metric in metrics if (found := _difference(a, b, *pair, metric))]
 
 
 def _difference(a: Report, b: Report, system_a: str, system_b: str, metric: str) -> Difference | None:
-    first, second = a.values.get((system_a, metric), {}), b.values.get((system_b, metric), {})
+    first, second = a.values[system_a, metric], b.values[system_b, metric]
     both = sorted(first.keys() & second.keys())
     if not both:
         return None

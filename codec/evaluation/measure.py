@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from codec.errors import CodecError, one_line
 from codec.evaluation.metrics import COSTS, METRICS, MetricError, Pair, Reference, Waveform
 from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.stability import CHANGES, changed_codes
-from codec.evaluation.systems import CLASSICAL, Failure, Family, FolderFamily, ModelFamily, Reconstruction, to_pcm
+from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, to_pcm
 from codec.files import written_whole
 from codec.model import Codec
 
@@ -71,14 +72,14 @@ class Plan:
             families.append(ModelFamily(Codec.from_pretrained(self.model, self.device), self.num_quantizers))
         families += [FolderFamily(name, Path(folder), kbps) for name, (folder, kbps) in self.folders.items()]
         families += [CLASSICAL[name]() for name in self.classical]
-        ids = [system.id for family in families for system in family.systems]
+        ids = Counter(system.id for family in families for system in family.systems)
         if not ids:
             raise EvaluationError(
                 "nothing to measure: no model, no --reconstructions, no classical codec on this machine"
             )
-        for each in set(ids):
-            if ids.count(each) > 1:
-                raise EvaluationError(f"two systems would both be called {each}; give --reconstructions other names")
+        name, count = ids.most_common(1)[0]
+        if count > 1:
+            raise EvaluationError(f"two systems would both be called {name}; give --reconstructions other names")
         return families
 
     def codes(self, index: int) -> Path:
@@ -130,51 +131,52 @@ class Measurer:
         for left in (audio, scratch):  # by an evaluation that was killed
             shutil.rmtree(left, ignore_errors=True)
         scratch.mkdir(parents=True)
-        waveform = np.zeros(0, np.float32)
-        results: list[Reconstruction | Failure] = []
+        systems = [system.id for family in self.families for system in family.systems]
+        waveform, outcomes = np.zeros(0, np.float32), list[Outcome]()
         try:
             record, waveform = read_utterance(record)
         except (CodecError, OSError) as error:
             said = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
             reason = " ".join(f"reference unreadable: {said}".replace(record.path, "").split())
-            results += [Failure(system, reason) for family in self.families for system in family.systems]
+            outcomes += [reason] * len(systems)
         else:
-            write_flac(scratch / "reference.flac", waveform, record.sample_rate)
-            results += [result for family in self.families for result in family.reconstruct(record, waveform)]
+            soundfile.write(scratch / "reference.flac", to_pcm(waveform), record.sample_rate)
+            outcomes += [outcome for family in self.families for outcome in family.reconstruct(record, waveform)]
         reference = Reference(waveform, record.sample_rate)
-        for result in results:
-            if isinstance(result, Reconstruction):
-                write_flac(scratch / f"{result.system.id}.flac", result.waveform, record.sample_rate)
-        cells = {result.system.id: self._cells(reference, result) for result in results}
-        changed = self._changed(index, reference, results[0])  # of the model, which comes first, with most quantizers
+        cells = {}
+        for system, outcome in zip(systems, outcomes, strict=True):
+            if not isinstance(outcome, str):
+                soundfile.write(scratch / f"{system}.flac", to_pcm(outcome.waveform), record.sample_rate)
+            cells[system] = self._cells(reference, outcome)
+        changed = self._changed(index, reference, outcomes[0])  # of the model, which comes first, with most quantizers
         os.replace(scratch, audio)
         return Measured(index, record.duration, cells, changed)
 
-    def _cells(self, reference: Reference, result: Reconstruction | Failure) -> dict[str, Cell]:
-        if isinstance(result, Failure):
-            return dict.fromkeys(self.plan.metrics, result.reason)
-        pair, seconds = Pair(reference, result.waveform), len(reference.waveform) / reference.sample_rate
+    def _cells(self, reference: Reference, outcome: Outcome) -> dict[str, Cell]:
+        if isinstance(outcome, str):
+            return dict.fromkeys(self.plan.metrics, outcome)
+        pair, seconds = Pair(reference, outcome.waveform), len(reference.waveform) / reference.sample_rate
         cells = {name: _score(name, pair) for name in self.plan.metrics if name in PAIR_METRICS}
-        if "kbps_file" in self.plan.metrics and result.coded is not None:
-            cells["kbps_file"] = len(result.coded) * 8 / seconds / 1000
-        if "rtf" in self.plan.metrics and result.seconds is not None:
-            cells["rtf"] = result.seconds / seconds
+        if "kbps_file" in self.plan.metrics and outcome.coded is not None:
+            cells["kbps_file"] = len(outcome.coded) * 8 / seconds / 1000
+        if "rtf" in self.plan.metrics and outcome.seconds is not None:
+            cells["rtf"] = outcome.seconds / seconds
         return cells
 
-    def _changed(self, index: int, reference: Reference, result: Reconstruction | Failure) -> Changed:
+    def _changed(self, index: int, reference: Reference, outcome: Outcome) -> Changed:
         """See how the model's codes stand changes of the input, and write the codes."""
-        if isinstance(result, Failure):
-            return dict.fromkeys(CHANGES, result.reason) if self.plan.stability else {}
-        if result.codes is None or result.coded is None:
+        if isinstance(outcome, str):
+            return dict.fromkeys(CHANGES, outcome) if self.plan.stability else {}
+        if outcome.codes is None or outcome.coded is None:
             return {}
         with written_whole(self.plan.codes(index)) as temporary:
-            temporary.write_bytes(result.coded)
+            temporary.write_bytes(outcome.coded)
         if not self.plan.stability:
             return {}
         family = self.families[0]
         assert isinstance(family, ModelFamily)
         samples = resample(reference.waveform, reference.sample_rate, family.codec.sample_rate)
-        return changed_codes(family.codec, torch.from_numpy(samples), result.codes)
+        return changed_codes(family.codec, torch.from_numpy(samples), outcome.codes)
 
 
 def _score(name: str, pair: Pair) -> Cell:
@@ -187,8 +189,3 @@ def _score(name: str, pair: Pair) -> Cell:
             raise
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     return value if np.isfinite(value) else "not finite"
-
-
-def write_flac(path: Path, waveform: Waveform, sample_rate: int) -> None:
-    """16-bit FLAC."""
-    soundfile.write(path, to_pcm(waveform), sample_rate, format="FLAC", subtype="PCM_16")

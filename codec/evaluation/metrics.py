@@ -26,22 +26,27 @@ from codec.spectral import stft as short_time_spectrum
 
 Waveform = NDArray[np.float32]
 
-PESQ_RATE = 16000  # ITU-T P.862.2 (wide-band) is defined at 16 kHz only
 SHORTEST = 0.25  # seconds: what PESQ asks for at least; of less, no metric's value says anything about speech
-PESQ_SECONDS = 60
+RATE = 16000  # of PESQ wide-band (ITU-T P.862.2), and of pitch tracking
 PESQ_UTTERANCES = 25  # half of what the reference code has room for; its voice detector cuts finer
 PESQ_SAFE_SECONDS = 20  # 50 utterances of 0.2 s with gaps of 0.2 s, the shortest that it tells apart
-PITCH_RATE = 16000
-PITCH_HOP = 160  # 10 ms
-PITCH_WINDOW = 1024  # 64 ms: four periods of the lowest pitch
-PITCH_RANGE = (65.0, 500.0)  # Hz
-MEL_WINDOWS = (256, 512, 1024, 2048)
-MEL_BANDS = (32, 64, 80, 128)
+MEL_BANDS = {256: 32, 512: 64, 1024: 80, 2048: 128}  # by window
 SPECTRAL_FLOOR = 1e-4  # of a full-scale sine: 80 dB
 
 
 class MetricError(CodecError):
     """A metric that has no value for this pair, and why; to be counted, never averaged in."""
+
+
+def _comparable(reference: Waveform, estimate: Waveform, sample_rate: int) -> tuple[Waveform, Waveform]:
+    """Both, if neither is digital silence nor very short, to which these metrics give no meaning."""
+    if reference.shape != estimate.shape or reference.ndim != 1:
+        raise CodecError(f"both must be mono and of one length: {list(reference.shape)} and {list(estimate.shape)}")
+    if len(reference) < SHORTEST * sample_rate:
+        raise MetricError("shorter than a quarter of a second")
+    if not (reference.any() and estimate.any()):
+        raise MetricError("digital silence cannot be compared")
+    return reference, estimate
 
 
 def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
@@ -52,13 +57,13 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
     """
     import pesq
 
-    if len(reference) > PESQ_SECONDS * sample_rate:
-        raise MetricError(f"longer than {PESQ_SECONDS} s, for which PESQ is not made")
-    clean, coded = (resample(w, sample_rate, PESQ_RATE) for w in _comparable(reference, estimate, sample_rate))
-    if len(clean) > PESQ_SAFE_SECONDS * PESQ_RATE and bursts(clean) > PESQ_UTTERANCES:
+    if len(reference) > 60 * sample_rate:
+        raise MetricError("longer than 60 s, for which PESQ is not made")
+    clean, coded = (resample(w, sample_rate, RATE) for w in _comparable(reference, estimate, sample_rate))
+    if len(clean) > PESQ_SAFE_SECONDS * RATE and bursts(clean) > PESQ_UTTERANCES:
         raise MetricError("more bursts of speech than PESQ has room for; cut it into shorter files")
     try:
-        return float(pesq.pesq(PESQ_RATE, clean, coded, "wb"))
+        return float(pesq.pesq(RATE, clean, coded, "wb"))
     except (pesq.PesqError, ValueError) as error:
         text = error.args[0] if error.args else type(error).__name__
         raise MetricError(text.decode() if isinstance(text, bytes) else str(text)) from None
@@ -107,7 +112,7 @@ def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> f
     """
     clean, coded = (torch.from_numpy(w)[None] for w in _comparable(reference, estimate, sample_rate))
     distances = []
-    for n_fft, bands in zip(MEL_WINDOWS, MEL_BANDS, strict=True):
+    for n_fft, bands in MEL_BANDS.items():
         filters = mel_filterbank(sample_rate, n_fft, bands)
         difference = log_mel(planes(coded, n_fft), filters) - log_mel(planes(clean, n_fft), filters)
         distances.append(float(difference.abs().mean()))
@@ -135,14 +140,13 @@ def pitch_track(waveform: Waveform, sample_rate: int) -> NDArray[np.float64]:
     """Fundamental frequency in Hz every 10 ms, ``[N]``, NaN where unvoiced: pYIN (Mauch and Dixon 2014) by librosa."""
     import librosa
 
-    samples = resample(waveform, sample_rate, PITCH_RATE)
     frequency, _, _ = librosa.pyin(
-        samples,
-        fmin=PITCH_RANGE[0],
-        fmax=PITCH_RANGE[1],
-        sr=PITCH_RATE,
-        frame_length=PITCH_WINDOW,
-        hop_length=PITCH_HOP,
+        resample(waveform, sample_rate, RATE),
+        fmin=65,
+        fmax=500,
+        sr=RATE,
+        frame_length=1024,  # 64 ms: four periods of the lowest pitch
+        hop_length=160,
         resolution=0.2,  # of a semitone; librosa's 0.1 takes several times as long
     )
     return np.asarray(frequency, dtype=np.float64)
@@ -259,14 +263,3 @@ COSTS: dict[str, Metric] = {  # what a reconstruction took in bits and time: mea
         "of other systems include their start, and encoding is that of all quantizers.", per_second=True,
     ),
 }  # fmt: skip
-
-
-def _comparable(reference: Waveform, estimate: Waveform, sample_rate: int) -> tuple[Waveform, Waveform]:
-    """Both, if neither is digital silence nor very short, to which these metrics give no meaning."""
-    if reference.shape != estimate.shape or reference.ndim != 1:
-        raise CodecError(f"both must be mono and of one length: {list(reference.shape)} and {list(estimate.shape)}")
-    if len(reference) < SHORTEST * sample_rate:
-        raise MetricError("shorter than a quarter of a second")
-    if not (reference.any() and estimate.any()):
-        raise MetricError("digital silence cannot be compared")
-    return reference, estimate

@@ -23,18 +23,15 @@ from typing import Any
 import torch
 
 from codec.audio import resample
-from codec.evaluation.metrics import MetricError, Pair, PairMetric
+from codec.evaluation.metrics import RATE, MetricError, Pair, PairMetric
 from codec.evaluation.results import Metric
-
-RATE = 16000
-SHORTEST = 0.5  # seconds that a predictor of mean opinion scores needs to say anything
 
 
 def distillmos(pair: Pair) -> float:
     """DistillMOS: a mean opinion score predicted without the reference."""
     samples = resample(pair.estimate, pair.reference.sample_rate, RATE)
-    if len(samples) < SHORTEST * RATE:
-        raise MetricError(f"shorter than {SHORTEST:g} s")
+    if len(samples) < 0.5 * RATE:  # too little to say anything
+        raise MetricError("shorter than 0.5 s")
     if not samples.any():
         raise MetricError("digital silence cannot be judged")
     with torch.no_grad():

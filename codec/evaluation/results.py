@@ -246,7 +246,7 @@ class Row:
     id: str
     speaker: str
     source: str
-    seconds: float | None
+    seconds: float
     system: str
     values: dict[str, float | None]
     failures: str
@@ -254,10 +254,8 @@ class Row:
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     """Write ``per_file.csv`` into ``folder``, one line per row; a metric without a value is an empty cell."""
-    with (
-        written_whole(folder / "per_file.csv") as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
+    path = folder / "per_file.csv"
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "speaker", "source", "seconds", "system", *rows[0].values, "failures"])
         for row in rows:
@@ -268,13 +266,14 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
 def read_rows(folder: Path, results: Results) -> list[Row]:
     """``per_file.csv`` of ``folder``, in its order. Raises as :meth:`Results.read`."""
     with _reading(folder, "per_file.csv") as path, open(path, encoding="utf-8", newline="") as file:
-        return [_row(cells, results) for cells in csv.DictReader(file)]
-
-
-def _row(cells: dict[str, str], results: Results) -> Row:
-    numbers = {name: float(cells[name]) if cells[name] else None for name in ("seconds", *results.metrics)}
-    seconds = numbers.pop("seconds")
-    return Row(cells["id"], cells["speaker"], cells["source"], seconds, cells["system"], numbers, cells["failures"])
+        return [
+            Row(
+                *(cells["id"], cells["speaker"], cells["source"], float(cells["seconds"]), cells["system"]),
+                {name: float(cells[name]) if cells[name] else None for name in results.metrics},
+                cells["failures"],
+            )
+            for cells in csv.DictReader(file)
+        ]
 
 
 @contextmanager

@@ -29,15 +29,14 @@ from codec.evaluation.metrics import COSTS
 from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.results import Absent
 from codec.evaluation.systems import Family
-from codec.files import written_whole
+from codec.files import write_json, written_whole
 from codec.pretrained import find_model
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
 WORST = 10  # utterances whose audio is kept
-PRUNE = 50  # utterances after whose measurement the audio of all but the worst so far is deleted
 PACKAGES = ("torch", "numpy", "soxr", "soundfile", "pesq", "pystoi", "librosa")
 
-_measurer: Measurer | None = None  # of this worker process
+_measurer: Measurer  # of this worker process
 
 
 def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[Absent]]:
@@ -46,18 +45,19 @@ def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[
     Raises:
         EvaluationError: one asked for by name is unknown, or its package is not installed.
     """
-    names = sorted(dict.fromkeys(asked or KNOWN), key=NEURAL_METRICS.__contains__)
-    absent = {}
-    for name in names:
+    present, absent = [], []
+    for name in sorted(dict.fromkeys(asked or KNOWN), key=NEURAL_METRICS.__contains__):
         if name not in KNOWN:
             raise EvaluationError(f"--metrics: no metric {name}; there are {', '.join(KNOWN)}")
         package = KNOWN[name].package
-        if package and find_spec(package) is None:
-            reason = one_line(ModuleNotFoundError(f"package {package} is not installed", name=package))
-            absent[name] = Absent("metric", KNOWN[name].label, reason)
-            if asked:
-                raise EvaluationError(f"--metrics {name}: {reason}")
-    return tuple(name for name in names if name not in absent), list(absent.values())
+        if not package or find_spec(package):
+            present.append(name)
+            continue
+        reason = one_line(ModuleNotFoundError(f"package {package} is not installed", name=package))
+        if asked:
+            raise EvaluationError(f"--metrics {name}: {reason}")
+        absent.append(Absent("metric", KNOWN[name].label, reason))
+    return tuple(present), absent
 
 
 def evaluate(
@@ -71,31 +71,28 @@ def evaluate(
     Raises:
         EvaluationError: a worker process died.
     """
-    measured = read_rows(plan.out / ROWS)
-    for index in prune_audio(plan, measured, len(records), spread).keys() & measured.keys():
+    rows, total = plan.out / ROWS, len(records)
+    measured = read_rows(rows)
+    for index in prune_audio(plan, measured, total, spread).keys() & measured.keys():
         if not plan.audio(index).exists():  # more examples are asked for than before
             del measured[index]
     if measured:
-        print(f"{len(measured)} of {len(records)} utterances were measured before", flush=True)
+        print(f"{len(measured)} of {total} utterances were measured before", flush=True)
     left = [(index, record) for index, record in enumerate(records) if index not in measured]
-    with (
-        open(plan.out / ROWS, "a", encoding="utf-8") as file,
-        tqdm(total=len(records), unit=" utt", disable=None) as bar,
-    ):
+    results = _results(plan, families, left, workers)
+    with open(rows, "a", encoding="utf-8") as file, tqdm(results, None, total, unit=" utt", disable=None) as bar:
         bar.update(len(measured))
-        for result in _results(plan, families, left, workers):
+        for result in bar:
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             measured[result.index] = result
-            bar.update()
-            tenth = len(measured) * 10 // len(records)
-            if bar.disable and tenth > (len(measured) - 1) * 10 // len(records):  # no terminal: a line per tenth
-                print(f"{len(measured)} of {len(records)} utterances measured", flush=True)
-            if len(measured) % PRUNE == 0:
-                prune_audio(plan, measured, len(records), spread)
-    kept = prune_audio(plan, measured, len(records), spread)
-    return [measured[index] for index in range(len(records))], kept
+            done = len(measured)
+            if bar.disable and done * 10 // total > (done - 1) * 10 // total:  # no terminal: a line per tenth
+                print(f"{done} of {total} utterances measured", flush=True)
+            if done % 50 == 0:  # often enough for the disk
+                prune_audio(plan, measured, total, spread)
+    return [measured[index] for index in range(total)], prune_audio(plan, measured, total, spread)
 
 
 def kept_audio(plan: Plan, measured: Mapping[int, Measured], utterances: int, spread: int) -> dict[int, str]:
@@ -135,36 +132,34 @@ def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Rec
     out, settings = plan.out, fingerprint(plan, families, records)
     path = out / SETTINGS
     begun = path.exists()
+    if not begun and out.exists() and any(out.iterdir()):
+        raise EvaluationError(f"{out} is not empty and no evaluation; choose another --out")
     if begun and not force:
         if json.loads(path.read_text(encoding="utf-8")) != settings:
             raise EvaluationError(
                 f"{out} holds an evaluation of something else (other model, files or settings): "
                 "choose another --out, or start anew with --force"
             )
-    elif not begun and out.exists() and any(out.iterdir()):
-        raise EvaluationError(f"{out} is not empty and no evaluation; choose another --out")
     else:
         for name in ("audio", "codes", "images"):
             shutil.rmtree(out / name, ignore_errors=True)
         for name in (ROWS, "metrics.json", "per_file.csv", "index.html"):
             (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_json(path, settings)
     for name in ("audio", "codes"):
         (out / name).mkdir(exist_ok=True)
 
 
 def fingerprint(plan: Plan, families: Sequence[Family], records: Sequence[Record]) -> dict[str, object]:
     """What decides the rows: the plan, the records and their files, the weights, the reconstructions, the software."""
-    values = {key: value for key, value in asdict(plan).items() if key != "out"}
-    values["metrics"] = {name: KNOWN[name].how for name in plan.metrics}
-    values["systems"] = [asdict(system) for family in families for system in family.systems]
-    values["files"] = [
-        _hash(_stat(path) for path in sorted(Path(folder).rglob("*"))) for folder, _ in plan.folders.values()
-    ]
-    values["records"] = _hash([*astuple(record), *_stat(Path(record.path))] for record in records)
-    values["software"] = software_versions(plan.metrics)
+    values = {key: value for key, value in asdict(plan).items() if key != "out"} | {
+        "metrics": {name: KNOWN[name].how for name in plan.metrics},
+        "systems": [asdict(system) for family in families for system in family.systems],
+        "files": [_hash(map(_stat, sorted(Path(folder).rglob("*")))) for folder, _ in plan.folders.values()],
+        "records": _hash([*astuple(record), *_stat(Path(record.path))] for record in records),
+        "software": software_versions(plan.metrics),
+    }
     if plan.model:
         folder = find_model(plan.model)
         values["weights"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
@@ -174,8 +169,10 @@ def fingerprint(plan: Plan, families: Sequence[Family], records: Sequence[Record
 
 def _stat(path: Path) -> tuple[object, ...]:
     """What changes where a file changes."""
-    facts = path.stat() if path.is_file() else None
-    return (str(path), facts.st_size, facts.st_mtime_ns) if facts else (str(path),)
+    if not path.is_file():
+        return (str(path),)
+    facts = path.stat()
+    return str(path), facts.st_size, facts.st_mtime_ns
 
 
 def _hash(values: Iterable[Sequence[object]]) -> str:
@@ -242,5 +239,4 @@ def _end_with_parent() -> None:
 
 
 def _measure(index: int, record: Record) -> Measured:
-    assert _measurer is not None
     return _measurer.measure(index, record)

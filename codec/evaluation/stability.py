@@ -8,8 +8,6 @@ from codec.errors import CodecError
 from codec.evaluation.metrics import MetricError
 from codec.model import Codec
 
-GAIN_DB = -6.0
-
 CHANGES = {
     "shift_quarter": "input starts a quarter of a hop later",
     "shift_half": "input starts half a hop later",
@@ -17,6 +15,7 @@ CHANGES = {
     "slice": "middle half of the input encoded by itself",
     "again": "decoded and encoded again",
 }
+SHIFTS = {"shift_quarter": 4, "shift_half": 2}  # by this part of a hop
 
 
 def changed_codes(codec: Codec, waveform: Tensor, codes: Tensor) -> dict[str, list[float] | str]:
@@ -44,17 +43,15 @@ def changed_codes(codec: Codec, waveform: Tensor, codes: Tensor) -> dict[str, li
 
 def _changed(name: str, codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """The changed input, and the codes of the original to compare its codes with."""
-    hop, quarter = codec.hop_length, codes.shape[-1] // 4
-    if name in ("shift_quarter", "shift_half"):
-        later = waveform[hop // (4 if name == "shift_quarter" else 2) :]
+    hop, frames = codec.hop_length, codes.shape[-1]
+    if name in SHIFTS:
+        later = waveform[hop // SHIFTS[name] :]
         if len(later) == 0:
             raise MetricError("shorter than the shift")
         return later, codes
-    if name == "scale":
-        return waveform * 10 ** (GAIN_DB / 20), codes
     if name == "slice":
-        if quarter == 0:
+        start, stop = frames // 4, frames - frames // 4
+        if start == 0:
             raise MetricError("shorter than four frames")
-        start, stop = quarter, codes.shape[-1] - quarter
         return waveform[start * hop : stop * hop], codes[:, start:stop]
-    return codec.decode(codes[None]), codes  # again
+    return (waveform * 10 ** (-6 / 20) if name == "scale" else codec.decode(codes[None])), codes

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from codec.evaluation.results import Estimate
 
@@ -22,26 +21,18 @@ def bootstrap_mean(values: Sequence[float], units: Sequence[str], weights: Seque
             takes them for independent is too narrow.
         weights: of the values, positive; all 1 by default.
     """
-    assert len(values) == len(units)
     if not values:
         return Estimate(None, None, None, 0)
     names, member = np.unique(np.asarray(units), return_inverse=True)
     shares = np.ones(len(values)) if weights is None else np.asarray(weights, dtype=np.float64)
-    sums = np.bincount(member, shares * np.asarray(values)).astype(np.float64)
-    counts = np.bincount(member, shares).astype(np.float64)
+    sums, counts = np.bincount(member, shares * np.asarray(values)), np.bincount(member, shares)
     mean = float(sums.sum() / counts.sum())
     if len(names) < FEWEST:
         return Estimate(mean, None, None, len(values))
-    tail = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(_resampled_means(sums, counts), [tail, 100 - tail])
-    return Estimate(mean, float(low), float(high), len(values))
-
-
-def _resampled_means(sums: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    rng = np.random.default_rng(SEED)
-    rows = max(1, CHUNK // len(sums))
-    means = []
-    for start in range(0, RESAMPLES, rows):
-        drawn = rng.integers(0, len(sums), (min(rows, RESAMPLES - start), len(sums)))
+    rng, means = np.random.default_rng(SEED), []
+    for chunk in np.array_split(np.arange(RESAMPLES), 1 + RESAMPLES * len(names) // CHUNK):
+        drawn = rng.integers(0, len(names), (len(chunk), len(names)))
         means.append(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1))
-    return np.concatenate(means)
+    tail = 100 * (1 - LEVEL) / 2
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
+    return Estimate(mean, float(low), float(high), len(values))

@@ -12,13 +12,12 @@ from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from codec.corpus.manifest import Record
 from codec.evaluation.codebooks import model_health
 from codec.evaluation.measure import KNOWN, Cell, Measured, Plan
 from codec.evaluation.metrics import COSTS
-from codec.evaluation.results import Absent, Example, Interval, Manifest, Result, Results, Row, Stability
+from codec.evaluation.results import Absent, Example, Interval, Manifest, Metric, Result, Results, Row, Stability
 from codec.evaluation.runner import available_cores, software_versions
 from codec.evaluation.stability import CHANGES
 from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
@@ -54,17 +53,23 @@ def summarize(
         for family in families
         for system in family.systems
     ]
-    facts = hashlib.sha256(manifest.read_bytes()).hexdigest(), len(records), sum(each.seconds for each in measured)
+    digest, seconds = hashlib.sha256(manifest.read_bytes()).hexdigest(), sum(each.seconds for each in measured)
     results = Results(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         software=software_versions(plan.metrics),
-        machine=_machine(workers, plan.device),
-        manifest=Manifest(manifest.name, *facts, len(speakers) or None),
+        machine={
+            "processor": _processor(),
+            "cores": available_cores(),
+            "device": plan.device,
+            "workers": workers,
+            "threads_per_worker": 1,
+        },
+        manifest=Manifest(manifest.name, digest, len(records), seconds, len(speakers) or None),
         model=model.about if model else None,
         interval=Interval(LEVEL, RESAMPLES, "speakers" if by_speaker else "files", SEED),
         alignment=ALIGNMENT,
-        metrics={name: replace(KNOWN[name], package=_with_version(KNOWN[name].package)) for name in plan.metrics},
+        metrics={name: _with_version(KNOWN[name]) for name in plan.metrics},
         absent=tuple(absent),
         systems=tuple(systems),
         health=health,
@@ -81,8 +86,8 @@ def _results(plan: Plan, system: str, measured: Sequence[Measured], units: Seque
     for name in plan.metrics:
         cells = {each.index: each.cells[system][name] for each in measured if name in each.cells[system]}
         if any(isinstance(cell, float) for cell in cells.values()) or (cells and name not in COSTS):
-            weights = {each.index: each.seconds if KNOWN[name].per_second else 1.0 for each in measured}
-            results[name] = _mean(cells, units, weights)
+            seconds = {each.index: each.seconds for each in measured} if KNOWN[name].per_second else None
+            results[name] = _mean(cells, units, seconds)
     return results
 
 
@@ -99,15 +104,9 @@ def _stability(measured: Sequence[Measured], units: Sequence[str]) -> tuple[Stab
     """Share of codes that change, over all stages and stage by stage, for each change of the input."""
     entries = []
     for key, label in CHANGES.items():
-        cells: dict[int, Cell] = {}
-        shares = []
-        for each in measured:
-            changed = each.changed[key]
-            if isinstance(changed, str):
-                cells[each.index] = changed
-            else:
-                cells[each.index] = sum(changed) / len(changed)
-                shares.append(changed)
+        changed = {each.index: each.changed[key] for each in measured}
+        shares = [each for each in changed.values() if not isinstance(each, str)]
+        cells = {i: each if isinstance(each, str) else sum(each) / len(each) for i, each in changed.items()}
         stages = tuple(sum(column) / len(column) for column in zip(*shares, strict=True))
         entries.append(Stability(key, label, _mean(cells, units), stages))
     return tuple(entries)
@@ -133,13 +132,8 @@ def _row(plan: Plan, record: Record, measured: Measured, system: str) -> Row:
     return Row(record.id, record.speaker, record.source, measured.seconds, system, values, failures)
 
 
-def _with_version(package: str | None) -> str:
-    return f"{package} {version(package)}" if package else ""
-
-
-def _machine(workers: int, device: str) -> dict[str, Any]:
-    about = {"processor": _processor(), "cores": available_cores(), "device": device}
-    return about | {"workers": workers, "threads_per_worker": 1}
+def _with_version(metric: Metric) -> Metric:
+    return replace(metric, package=f"{metric.package} {version(metric.package)}") if metric.package else metric
 
 
 def _processor() -> str:

@@ -33,11 +33,6 @@ from codec.model import Codec
 OPUS_KBPS = (6, 8, 12)
 CODEC2_MODES = ("700C", "1200", "2400", "3200")  # names that are also bit/s, but for the C
 CODEC2_RATE = 8000
-PROGRAM_SECONDS = 600  # no program needs as long for an utterance
-MAX_DELAY = 0.1  # seconds, either way
-SURE = 0.5  # normalised correlation of waveforms from which on their peak is believed
-ENVELOPE_RATE = 1000  # Hz
-ENVELOPE_GAIN = 0.02  # a shift by the envelopes must raise their correlation by this much
 ALIGNMENT = (
     "Models and Opus: by construction. Folders and Codec2: one delay a file, up to 100 ms, where the waveforms' correlation "
     "peaks (if it reaches 0.5 there), else where that of their 1 ms envelopes does; then cut, or filled with zeros, to the "
@@ -47,27 +42,22 @@ ALIGNMENT = (
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One system's version of one utterance.
+    """One system's version of one utterance; None stands for what nobody knows.
 
     Attributes:
         waveform: ``[T]``, as long as the reference and at its sample rate.
-        coded: the coded file; seconds: of encoding and decoding; None where nobody knows.
+        coded: the coded file.
+        seconds: of encoding and decoding.
         codes: of a model, ``[K, N]``.
     """
 
-    system: System
     waveform: Waveform
     coded: bytes | None = None
     seconds: float | None = None
     codes: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A system that gave nothing for an utterance, and why."""
-
-    system: System
-    reason: str
+Outcome = Reconstruction | str  # or the reason why there is none
 
 
 class Family(ABC):
@@ -76,8 +66,8 @@ class Family(ABC):
     systems: Sequence[System]
 
     @abstractmethod
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
-        """Every system's version of ``waveform [T]`` at ``record.sample_rate``."""
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
+        """For every system, in order, what it makes of ``waveform [T]`` at ``record.sample_rate``."""
 
 
 class ModelFamily(Family):
@@ -99,34 +89,33 @@ class ModelFamily(Family):
         self.counts = sorted(set(num_quantizers or [most >> i for i in range(most.bit_length())]), reverse=True)
         label, kbps = Path(codec.name).name, codec.bitrate / most / 1000
         how = "encoded whole, decoded, cut to the reference's length; other sample rates resampled by soxr"
-        self.systems = [
-            System(f"model-{k}", f"{label}, {k} quantizer{'s' * (k > 1)}", label, "model", kbps * k, how)
-            for k in self.counts
-        ]
+        names = {k: f"{label}, {k} quantizer{'s' * (k > 1)}" for k in self.counts}
+        self.systems = [System(f"model-{k}", name, label, "model", kbps * k, how) for k, name in names.items()]
 
     @property
     def about(self) -> Model:
         """The facts of the model for a report."""
-        codec, parameters = self.codec, sum(parameter.numel() for parameter in self.codec.parameters())
+        codec = self.codec
+        parameters = sum(parameter.numel() for parameter in codec.parameters())
         shape = codec.sample_rate, codec.frame_rate, codec.num_quantizers, codec.codebook_size
         return Model(Path(codec.name).name, codec.fingerprint, parameters, *shape)
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
         start = time.perf_counter()
         try:
             codes = self.codec.encode(torch.from_numpy(waveform), record.sample_rate, self.counts[0])[0].cpu()
         except CodecError as error:  # a rate or a level that no speech has
-            yield from (Failure(system, str(error)) for system in self.systems)
+            yield from [str(error)] * len(self.systems)
             return
         encoding = time.perf_counter() - start
-        for system, count in zip(self.systems, self.counts, strict=True):
+        for count in self.counts:
             start = time.perf_counter()
             decoded = self.codec.decode(codes[None, :count])[0, 0].cpu().numpy()
             fitted = fit(resample(decoded, self.codec.sample_rate, record.sample_rate), len(waveform))
             seconds = encoding + time.perf_counter() - start
             header = self.codec.header(record.num_samples, record.sample_rate, count)
             coded = container.dumps(header, codes[:count].numpy())
-            yield Reconstruction(system, fitted, coded, seconds, codes[:count])
+            yield Reconstruction(fitted, coded, seconds, codes[:count])
 
 
 class FolderFamily(Family):
@@ -144,21 +133,20 @@ class FolderFamily(Family):
             if path.suffix.lower() in self.suffixes:
                 self.files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
-        (system,) = self.systems
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
         files = self._files_of(record)
         if len(files) != 1:
-            yield Failure(system, "no such file in the folder" if not files else f"{len(files)} files of that name")
+            yield f"{len(files)} files of that name" if files else "no such file in the folder"
             return
         try:
             samples = read_at(files[0], record.sample_rate)
         except (CodecError, OSError) as error:
-            yield Failure(system, f"unreadable: {type(error).__name__}")
+            yield f"unreadable: {type(error).__name__}"
             return
         if abs(len(samples) - len(waveform)) > max(0.2 * record.sample_rate, 0.05 * len(waveform)):
-            yield Failure(system, "another length than the reference")
+            yield "another length than the reference"
             return
-        yield Reconstruction(system, align(waveform, samples, record.sample_rate))
+        yield Reconstruction(align(waveform, samples, record.sample_rate))
 
     def _files_of(self, record: Record) -> list[Path]:
         """Files at the place that the id names (with or without an audio suffix of its own), or named like the audio."""
@@ -181,7 +169,7 @@ class ProgramFamily(Family):
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
         """What comes back, ``[T]`` at ``record.sample_rate``, and the path of the coded file."""
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Reconstruction | Failure]:
+    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
         for system in self.systems:
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
@@ -190,10 +178,10 @@ class ProgramFamily(Family):
                     seconds = time.perf_counter() - start
                     coded = path.read_bytes()
                 except (CodecError, OSError, subprocess.SubprocessError) as error:
-                    yield Failure(system, " ".join(str(error).split()).replace(f"{folder}/", ""))
+                    yield " ".join(str(error).split()).replace(f"{folder}/", "")
                     continue
             aligned = align(waveform, decoded, record.sample_rate) if self.delayed else fit(decoded, len(waveform))
-            yield Reconstruction(system, aligned, coded, seconds)
+            yield Reconstruction(aligned, coded, seconds)
 
 
 class OpusFamily(ProgramFamily):
@@ -209,7 +197,7 @@ class OpusFamily(ProgramFamily):
         self.systems = [System(f"opus-{b}", f"Opus {b} kbit/s", "Opus", "opus", float(b), how) for b in kbps]
 
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
-        soundfile.write(folder / "in.wav", to_pcm(waveform), record.sample_rate, subtype="PCM_16")
+        soundfile.write(folder / "in.wav", to_pcm(waveform), record.sample_rate)
         options = ("--quiet", "--padding", "0", "--bitrate", f"{system.kbps:g}")
         run_program("opusenc", *options, folder / "in.wav", folder / "out.opus")
         run_program("opusdec", "--quiet", "--rate", "48000", folder / "out.opus", folder / "out.wav")
@@ -223,18 +211,18 @@ class Codec2Family(ProgramFamily):
 
     def __init__(self, modes: Sequence[str] = CODEC2_MODES) -> None:
         how = "c2enc, c2dec at 8 kHz (soxr); shifted by the delay found (see alignment)"
+        rates = {mode: float(mode.rstrip("C")) / 1000 for mode in modes}
         self.systems = [
-            System(f"codec2-{mode}", f"Codec2 {mode}", "Codec2", "codec2", float(mode.rstrip("C")) / 1000, how)
-            for mode in modes
+            System(f"codec2-{m}", f"Codec2 {m}", "Codec2", "codec2", kbps, how) for m, kbps in rates.items()
         ]
 
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
         mode = system.id.removeprefix("codec2-")
         narrow = np.concatenate([resample(waveform, record.sample_rate, CODEC2_RATE), np.zeros(800, np.float32)])
-        (folder / "in.raw").write_bytes(to_pcm(narrow).tobytes())
+        to_pcm(narrow).tofile(folder / "in.raw")
         run_program("c2enc", mode, folder / "in.raw", folder / "out.c2")
         run_program("c2dec", mode, folder / "out.c2", folder / "out.raw")
-        samples = np.frombuffer((folder / "out.raw").read_bytes(), dtype="<i2").astype(np.float32) / np.float32(2**15)
+        samples = np.fromfile(folder / "out.raw", dtype="<i2").astype(np.float32) / np.float32(2**15)
         return resample(samples, CODEC2_RATE, record.sample_rate), folder / "out.c2"
 
 
@@ -243,18 +231,20 @@ CLASSICAL: dict[str, type[OpusFamily | Codec2Family]] = {"opus": OpusFamily, "co
 
 def present_programs(names: Sequence[str]) -> tuple[tuple[str, ...], list[Absent]]:
     """The entries of CLASSICAL whose programs are on this machine, and why the others are absent."""
-    absent = []
+    present, absent = [], []
     for name in names:
         missing = " and ".join(program for program in CLASSICAL[name].programs if shutil.which(program) is None)
         if missing:
             reason = f"{missing} not found; Debian's package {CLASSICAL[name].package} has them"
             absent.append(Absent("system", name, reason))
-    return tuple(name for name in names if name not in {each.name for each in absent}), absent
+        else:
+            present.append(name)
+    return tuple(present), absent
 
 
 def run_program(*command: str | Path) -> str:
     """Run a program; returns what it says. Its complaint becomes a CodecError."""
-    done = subprocess.run([str(part) for part in command], capture_output=True, timeout=PROGRAM_SECONDS)
+    done = subprocess.run([str(part) for part in command], capture_output=True, timeout=600)
     said = (done.stdout + done.stderr).decode(errors="replace").strip()
     if done.returncode != 0:
         raise CodecError(f"{command[0]} failed: {said.splitlines()[-1] if said else done.returncode}")
@@ -264,8 +254,7 @@ def run_program(*command: str | Path) -> str:
 def read_at(path: Path, sample_rate: int) -> Waveform:
     """An audio file, mixed down ``[T]``, resampled to ``sample_rate`` Hz."""
     with AudioReader(path) as reader:
-        samples = np.concatenate([*reader.blocks(), np.zeros(0, np.float32)])
-        return resample(samples, reader.sample_rate, sample_rate)
+        return resample(np.concatenate(list(reader.blocks())), reader.sample_rate, sample_rate)
 
 
 def to_pcm(waveform: Waveform) -> NDArray[np.int16]:
@@ -285,18 +274,18 @@ def align(reference: Waveform, estimate: Waveform, sample_rate: int) -> Waveform
 
 
 def find_delay(reference: Waveform, estimate: Waveform, sample_rate: int) -> int:
-    """Samples that ``estimate`` comes after ``reference``, both ``[T]``; negative if it comes before.
+    """Samples that ``estimate`` comes after ``reference``, both ``[T]``; negative if it comes before. At most 100 ms.
 
-    A codec that keeps the waveform is found to the sample by it; one that makes new phases (a vocoder) only by the
-    envelopes, to a millisecond, and not at all if the envelopes fit nearly as well unshifted.
+    A codec that keeps the waveform is found to the sample by it, where its correlation reaches 0.5; one that makes new
+    phases (a vocoder) only by the 1 ms envelopes, and not at all if they fit nearly as well unshifted.
     """
-    most = int(MAX_DELAY * sample_rate)
+    most = int(0.1 * sample_rate)
     delay, peak, _ = _peak(reference, estimate, most)
-    if peak >= SURE:
+    if peak >= 0.5:
         return delay
-    step = max(1, round(sample_rate / ENVELOPE_RATE))
+    step = max(1, round(sample_rate / 1000))
     delay, peak, unshifted = _peak(_envelope(reference, step), _envelope(estimate, step), most // step)
-    return delay * step if peak > unshifted + ENVELOPE_GAIN else 0
+    return delay * step if peak > unshifted + 0.02 else 0
 
 
 def _peak(a: NDArray[np.float32], b: NDArray[np.float32], most: int) -> tuple[int, float, float]:

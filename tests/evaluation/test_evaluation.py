@@ -36,7 +36,7 @@ from codec.evaluation.results import Estimate, ReportError, Results, read_rows, 
 from codec.evaluation.runner import kept_audio, present_metrics
 from codec.evaluation.stability import changed_codes
 from codec.evaluation.statistics import bootstrap_mean
-from codec.evaluation.systems import Codec2Family, Failure, FolderFamily, OpusFamily, Reconstruction, present_programs
+from codec.evaluation.systems import Codec2Family, Family, FolderFamily, OpusFamily, present_programs
 
 QUICK = ["--metrics", *METRICS, *COSTS, "--baselines", "--workers", "1", "--examples", "1"]
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +89,11 @@ def rows_of(report: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 def results(report: Path, system: str) -> dict[str, Any]:
     return next(entry["results"] for entry in summary_of(report)["systems"] if entry["id"] == system)
+
+
+def outcomes(family: Family, x: np.ndarray, rate: int, name: str = "x", path: str = "x.wav") -> list[Any]:
+    """What each system of a family makes of ``x [T]``."""
+    return list(family.reconstruct(Record(name, path, len(x), rate), x))
 
 
 class TestReport:
@@ -160,17 +165,13 @@ class TestReport:
         assert [path.name for path in codes] == [f"{index:06d}.codes" for index in range(4)]
         frames = stages[0]["frames"]
         assert frames == sum(container.read(path)[1].shape[1] for path in codes) > 500
-        curve = stages[0]["coverage"]
-        assert curve[-1] == [frames, pytest.approx(stages[0]["usage"])]
-        assert [share for _, share in curve] == sorted(share for _, share in curve)
+        assert stages[0]["coverage"][-1] == [frames, pytest.approx(stages[0]["usage"])]
         for entry in summary["stability"]:
             assert 0 <= entry["changed"]["mean"] <= 1 and len(entry["stages"]) == 3
             assert entry["changed"]["n"] + entry["changed"]["failed"] == 5
         assert len(summary["health"]["notes"]) == 2
         assert summary["interval"]["unit"] == "speakers" and summary["software"]["pesq"] == "0.0.4"
-        assert all(metric["how"] for metric in summary["metrics"].values())
         assert summary["manifest"]["utterances"] == 5 and summary["model"]["num_quantizers"] == 3
-        assert (report / "index.html").is_file()
 
     def test_is_read_and_written_without_loss(self, report: Path, tmp_path: Path) -> None:
         found = Results.read(report)
@@ -187,9 +188,7 @@ class TestReport:
         ("name", "old", "new", "message"),
         [
             ("metrics.json", '"format": 1', '"format": 2', "format 2 is not 1"),
-            ("metrics.json", '"created"', '"made"', "missing key created"),
             ("metrics.json", '"digits": 3', '"digits": "3"', r"metrics\.pesq\.digits must be of type int"),
-            ("metrics.json", '"better": "lower"', '"better": "less"', "must be one of 'higher', 'lower', 'none'"),
             ("metrics.json", "{", "", "metrics.json"),
             ("per_file.csv", "speaker", "name", "has no 'speaker'"),
             ("per_file.csv", "model-3,1", "model-3,one", "per_file.csv: could not convert"),
@@ -395,15 +394,11 @@ class TestStatistics:
         assert grouped.high - grouped.low > 3 * (alone.high - alone.low)  # type: ignore[operator]
 
     def test_nothing_and_one(self) -> None:
+        assert Estimate(2.5, 2.25, 2.75, 9).text(".2f") == "2.50 ±0.25"
         assert bootstrap_mean([], []).text(".1f") == "-"
         for units in (["x", "x"], ["x", "y"]):  # of two speakers, the lowest and the highest would be the interval
             few = bootstrap_mean([2.0, 4.0], units)
             assert (few.mean, few.low, few.high, few.n) == (3.0, None, None, 2)
-
-    def test_is_written_in_one_way(self) -> None:
-        estimate = Estimate(2.5, 2.25, 2.75, 9)
-        assert estimate.text(".2f") == "2.50 ±0.25" and estimate.text("+.1f", " [{low}, {high}]") == "+2.5 [+2.2, +2.8]"
-        assert Estimate(2.5, None, None, 1).text(".1f", without=" alone") == "2.5 alone"
 
 
 class TestAlignment:
@@ -465,45 +460,35 @@ class TestClassicalCodecs:
         x, rate = speech
         family = OpusFamily((6, 24))
         assert family.systems[0].how.startswith("opusenc opus-tools")
-        found = list(family.reconstruct(Record("x", "x.wav", len(x), rate), x))
-        assert all(isinstance(made, Reconstruction) and made.waveform.shape == x.shape for made in found)
-        low, high = (np.corrcoef(x, made.waveform)[0, 1] for made in found if isinstance(made, Reconstruction))
+        low, high = (np.corrcoef(x, made.waveform)[0, 1] for made in outcomes(family, x, rate))
         assert high > low > 0.4 and high > 0.95  # and so they are aligned
 
     def test_codec2_comes_back_in_time(self, speech: tuple[np.ndarray, int]) -> None:
         x, rate = speech
-        for made in Codec2Family().reconstruct(Record("x", "x.wav", len(x), rate), x):
-            assert isinstance(made, Reconstruction) and made.waveform.shape == x.shape
-            assert made.coded is not None and made.system.kbps is not None
+        family = Codec2Family()
+        for system, made in zip(family.systems, outcomes(family, x, rate), strict=True):
+            assert made.waveform.shape == x.shape
             kbps = len(made.coded) * 8 / (len(x) / rate) / 1000
-            assert 1 <= kbps / made.system.kbps < 1.25  # whole bytes per frame
+            assert 1 <= kbps / system.kbps < 1.25  # whole bytes per frame
             assert pystoi.stoi(x, made.waveform, rate) > 0.5
 
     def test_a_program_that_fails_is_a_failure_with_its_words(self, speech: tuple[np.ndarray, int]) -> None:
-        x, rate = speech
-        (made,) = Codec2Family(["7"]).reconstruct(Record("x", "x.wav", len(x), rate), x)
-        assert isinstance(made, Failure) and "c2enc failed" in made.reason
+        (said,) = outcomes(Codec2Family(["7"]), *speech)
+        assert "c2enc failed" in said
 
 
 def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
     """Two speakers' files of one name are never taken for each other."""
-    rng = np.random.default_rng(0)
-    sounds = {name: 0.1 * rng.standard_normal(8000).astype(np.float32) for name in ("one/001", "two/001", "alone")}
+    noise = 0.1 * np.random.default_rng(0).standard_normal(8000).astype(np.float32)
     for name in ("two/001", "alone"):
         path = tmp_path / "made" / f"{name}.flac"
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, sounds[name], 16000)
+        soundfile.write(path, noise, 16000)
     family = FolderFamily("made", tmp_path / "made")
-
-    def outcome(record_id: str, path: str, sound: str) -> Reconstruction | Failure:
-        (made,) = family.reconstruct(Record(record_id, path, 8000, 16000), sounds[sound])
-        return made
-
-    for record_id in ("two/001", "two/001.wav"):
-        made = outcome(record_id, "/corpus/two/001.wav", "two/001")
-        assert isinstance(made, Reconstruction) and np.allclose(made.waveform, sounds["two/001"], atol=1e-4)
-    assert isinstance(outcome("one/001.wav", "/corpus/one/001.wav", "one/001"), Failure)
-    assert isinstance(outcome("x17", "/corpus/alone.wav", "alone"), Reconstruction)
+    for name, path in (("two/001", "two/001"), ("two/001.wav", "two/001"), ("x17", "alone")):
+        (made,) = outcomes(family, noise, 16000, name, f"/corpus/{path}.wav")
+        assert np.allclose(made.waveform, noise, atol=1e-4)
+    assert outcomes(family, noise, 16000, "one/001.wav", "/corpus/one/001.wav") == ["no such file in the folder"]
 
 
 def test_reports_are_drawn_against_bitrate_and_steps(report: Path, tmp_path: Path) -> None:

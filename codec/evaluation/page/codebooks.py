@@ -10,8 +10,16 @@ from codec.evaluation.results import Stage
 
 def codebook_plots(stages: Sequence[Stage]) -> list[Plot]:
     """Coverage against frames, usage and entropy by stage, residual energy by stage; those that have points."""
-    plots = (_coverage(stages), _usage(stages), _energy(stages))
-    return [plot for plot in plots if any(line.points for line in plot.lines)]
+    if not stages:
+        return []
+    energies = [(stage.stage, stage.residual_energy) for stage in stages if stage.residual_energy is not None]
+    plots = [_coverage(stages)] if any(stage.coverage for stage in stages) else []
+    plots.append(_usage(stages))
+    if energies:
+        points = [Point(stage, energy, f"stage {stage}: {100 * energy:.1f} %") for stage, energy in energies]
+        label = "Residual energy after each stage: " + "; ".join(p.says for p in points)
+        plots.append(Plot("Residual energy", "left after each stage", label, [Line("", points)], "stage", percent=True))
+    return plots
 
 
 def _coverage(stages: Sequence[Stage]) -> Plot:
@@ -21,7 +29,7 @@ def _coverage(stages: Sequence[Stage]) -> Plot:
         if stage.coverage
     ]
     ends = ", ".join(f"stage {line.name} {100 * line.points[-1].y:.1f} %" for line in lines)
-    frames = max((line.points[-1].x for line in lines), default=0)
+    frames = max(line.points[-1].x for line in lines)
     label = f"Share of codebook entries hit against frames seen; after {frames:g} frames: {ends}"
     title, under = "Coverage against frames seen", "share of entries hit; one line a stage"
     return Plot(title, under, label, lines, "frames", x_log=True, percent=True, name_ends=True)
@@ -36,13 +44,3 @@ def _usage(stages: Sequence[Stage]) -> Plot:
         lines.append(Line(name, points, style))
     label = "By stage: " + "; ".join(p.says for line in lines for p in line.points)
     return Plot("Usage and entropy by stage", "", label, lines, "stage", percent=True, legend=True)
-
-
-def _energy(stages: Sequence[Stage]) -> Plot:
-    points = [
-        Point(stage.stage, energy, f"stage {stage.stage}: {100 * energy:.1f} %")
-        for stage in stages
-        if (energy := stage.residual_energy) is not None
-    ]
-    label = "Residual energy after each stage: " + "; ".join(p.says for p in points)
-    return Plot("Residual energy", "left after each stage", label, [Line("", points)], "stage", percent=True)

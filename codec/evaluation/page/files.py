@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from codec.evaluation.page.spectrograms import height_of, spectrograms
 from codec.evaluation.results import Example, Results, Row
 from codec.files import written_whole
 
@@ -36,16 +35,15 @@ class Listening(NamedTuple):
 
 def draw_examples(results: Results, rows: Sequence[Row], folder: Path) -> list[Listening]:
     """Write the spectrograms of all examples to ``folder/images/``, and list the players that show them."""
+    from codec.evaluation.page.spectrograms import height_of, spectrograms  # by torch, which takes seconds to import
+
     (folder / "images").mkdir(exist_ok=True)
     measured = {(row.id, row.system): row for row in rows}
     listed = []
     for number, example in enumerate(results.examples or (), start=1):
+        heard = [system for system in results.systems if system.id in example.systems]
         sounds: list[tuple[str, str, Row | None]] = [("Original", example.reference, None)]
-        sounds += [
-            (system.name, example.systems[system.id], measured.get((example.id, system.id)))
-            for system in results.systems
-            if system.id in example.systems
-        ]
+        sounds += [(s.name, example.systems[s.id], measured.get((example.id, s.id))) for s in heard]
         images, rate = spectrograms([folder / path for _, path, _ in sounds])
         cards = []
         for k, ((label, path, row), image) in enumerate(zip(sounds, images, strict=True)):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from codec.evaluation.page.text import number
 
@@ -51,12 +50,13 @@ class Axis:
         return round(self.start + (value - low) / (high - low) * (self.end - self.start), 1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Plot:
-    """A figure: its caption, and its lines. ``label`` is what a screen reader says in place of the drawing.
+    """A figure: its caption, and its lines with at least one point. A screen reader says ``label`` in place of the drawing.
 
     ``x_unit`` stands before the ticks of x, which is logarithmic where ``x_log``. ``percent`` shows shares as
-    percentages, from 0. The lines' names stand in a legend, beside their last points (``name_ends``), or nowhere.
+    percentages, from 0. The lines' names stand in a legend, beside their last points (``name_ends``), or nowhere. The
+    axes ``x`` and ``y`` are a little longer than the points need; ticks are their position and text.
     """
 
     title: str
@@ -71,30 +71,16 @@ class Plot:
     legend: bool = False
     name_ends: bool = False
 
-    @cached_property
-    def x(self) -> Axis:
-        """The horizontal axis, somewhat longer than the points need."""
-        low, high = min(self._xs), max(self._xs)
-        low, high = (low / 1.15, high * 1.15) if self.x_log else (low - 0.3, high + 0.3)
-        return Axis(low, high, LEFT, self.width - (LABELLED_RIGHT if self.name_ends else RIGHT), self.x_log)
-
-    @cached_property
-    def y(self) -> Axis:
-        """The vertical axis, from its first tick to its last."""
-        return Axis(self._y_values[0], self._y_values[-1], self.height - BOTTOM, TOP)
-
-    @property
-    def x_ticks(self) -> list[tuple[float, str]]:
-        """Position and text of each tick."""
-        values = log_ticks(min(self._xs), max(self._xs)) if self.x_log else sorted(set(self._xs))
-        return [(self.x.at(v), short(v)) for v in values]
-
-    @property
-    def y_ticks(self) -> list[tuple[float, str]]:
-        """Position and text of each tick."""
-        digits = max(len(f"{v:.10g}".partition(".")[2]) for v in self._y_values)
-        texts = [f"{100 * v:g}\u2009%" if self.percent else number(v, digits) for v in self._y_values]
-        return [(self.y.at(v), text) for v, text in zip(self._y_values, texts, strict=True)]
+    def __post_init__(self) -> None:
+        xs = sorted({p.x for line in self.lines for p in line.points})
+        low, high = (xs[0] / 1.15, xs[-1] * 1.15) if self.x_log else (xs[0] - 0.3, xs[-1] + 0.3)
+        self.x = Axis(low, high, LEFT, self.width - (LABELLED_RIGHT if self.name_ends else RIGHT), self.x_log)
+        self.x_ticks = [(self.x.at(v), short(v)) for v in (log_ticks(xs[0], xs[-1]) if self.x_log else xs)]
+        ys = [v for line in self.lines for p in line.points for v in (p.y, p.low, p.high) if v is not None]
+        ticks = linear_ticks(0, max(1, *ys)) if self.percent else linear_ticks(min(ys), max(ys))
+        digits = max(len(f"{v:.10g}".partition(".")[2]) for v in ticks)
+        self.y = Axis(ticks[0], ticks[-1], self.height - BOTTOM, TOP)
+        self.y_ticks = [(self.y.at(v), f"{100 * v:g}\u2009%" if self.percent else number(v, digits)) for v in ticks]
 
     @property
     def names(self) -> list[tuple[str, float, float, float]]:
@@ -102,15 +88,6 @@ class Plot:
         ends = [(self.x.at(line.points[-1].x), self.y.at(line.points[-1].y)) for line in self.lines]
         heights = apart([y for _, y in ends], 12.5, self.y.end, self.y.start)
         return [(line.name, *end, height) for line, end, height in zip(self.lines, ends, heights, strict=True)]
-
-    @cached_property
-    def _xs(self) -> list[float]:
-        return [p.x for line in self.lines for p in line.points]
-
-    @cached_property
-    def _y_values(self) -> list[float]:
-        ys = [v for line in self.lines for p in line.points for v in (p.y, p.low, p.high) if v is not None]
-        return linear_ticks(0, max(1, *ys)) if self.percent else linear_ticks(min(ys), max(ys))
 
 
 def short(value: float) -> str:

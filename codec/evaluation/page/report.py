@@ -14,19 +14,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from codec.evaluation.page import results as shown
 from codec.evaluation.page import text
 from codec.evaluation.page.codebooks import codebook_plots
 from codec.evaluation.page.files import draw_examples, file_data
-from codec.evaluation.page.results import (
-    ARROWS,
-    best_system,
-    bitrate_classes,
-    failures,
-    interval,
-    quality_metrics,
-    quality_plots,
-    under,
-)
 from codec.evaluation.results import Results, Row
 from codec.files import written_whole
 
@@ -34,34 +25,29 @@ _FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U001
 
 
 def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
-    """Make ``folder/index.html``, and the spectrograms in ``folder/images/``.
+    """Make ``folder/index.html``, and the spectrograms in ``folder/images/``; returns the page's path.
 
-    Args:
-        results: what was measured. The audio files that its examples name lie in ``folder``.
-        rows: one per file and system. The page links to ``per_file.csv``, which holds them too.
-        folder: of the report.
-
-    Returns:
-        The page's path.
+    The audio of the examples of ``results`` lies in ``folder``; ``rows`` hold what ``per_file.csv`` does, which the page
+    links to.
 
     Raises:
+        AudioError: an example is not audio.
         OSError: a file cannot be read or written.
-        soundfile.LibsndfileError: an example is not audio.
     """
     health = results.health
     page = _render(
         results=results,
         listening=draw_examples(results, rows, folder),
-        classes=bitrate_classes(results.systems),
-        best_system=best_system,
+        classes=shown.bitrate_classes(results.systems),
+        best_system=shown.best_system,
         sources=list(dict.fromkeys(source for system in results.systems for source in system.by_source)),
         has_intervals=any(result.low is not None for system in results.systems for result in system.results.values()),
-        quality=quality_metrics(results),
-        plots=quality_plots(results),
+        quality=shown.quality_metrics(results),
+        plots=shown.quality_plots(results),
         codebook_plots=codebook_plots(health.stages) if health else [],
-        failures=failures(results),
+        failures=shown.failures(results),
         data=file_data(results, rows),
-        arrows=ARROWS,
+        arrows=shown.ARROWS,
     )
     target = folder / "index.html"
     with written_whole(target) as temporary:
@@ -77,8 +63,8 @@ def _render(**context: Any) -> str:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters = (text.number, text.percent, text.thousands, text.plural, text.duration, text.moment, interval, under)
-    environment.filters |= {function.__name__: function for function in filters}
+    filters = (text.number, text.percent, text.plural, text.duration, text.moment, shown.interval, shown.under)
+    environment.filters |= {function.__name__: function for function in filters} | {"thousands": "{:,}".format}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     style, script = (
         files("codec.evaluation.page").joinpath(name).read_text("utf-8") for name in ("report.css", "report.js")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 
 from codec.evaluation.page.plots import Line, Plot, Point
@@ -10,7 +11,6 @@ from codec.evaluation.page.text import number
 from codec.evaluation.results import Metric, Result, Results, System
 
 RATES = {"kbps_file", "kbps_entropy"}  # say how many bits were spent, not how well
-COSTS = {"rtf"}
 MAIN = ("pesq", "stoi")
 ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": ""}
 
@@ -21,15 +21,12 @@ def bitrate_classes(systems: Sequence[System]) -> list[tuple[str, list[System]]]
     What counts are the bits that the files took: a nominal rate leaves out headers, and some codecs do not keep to it.
     """
 
-    def octave(system: System) -> float:
-        return max(0, math.ceil(math.log2(system.rate) - 1e-9)) if system.rate else math.inf
-
-    classes = []
-    for k in sorted({octave(system) for system in systems}):
-        above = "Up to" if k == 0 else "No bitrate given" if k == math.inf else f"Above {2 ** (k - 1):g}, up to"
-        title = above if k == math.inf else f"{above} {2**k:g} kbit/s"
-        classes.append((title, [system for system in systems if octave(system) == k]))
-    return classes
+    classes: dict[float, list[System]] = defaultdict(list)
+    for system in systems:
+        octave = max(0, math.ceil(math.log2(system.rate) - 1e-9)) if system.rate else math.inf
+        classes[octave].append(system)
+    titles = {0: "Up to 1 kbit/s", math.inf: "No bitrate given"}
+    return [(titles.get(k, f"Above {2.0 ** (k - 1):g}, up to {2.0**k:g} kbit/s"), classes[k]) for k in sorted(classes)]
 
 
 def best_system(systems: Sequence[System], name: str, metric: Metric) -> tuple[str, bool] | None:
@@ -38,23 +35,22 @@ def best_system(systems: Sequence[System], name: str, metric: Metric) -> tuple[s
     None where nothing is to be judged: the metric has no direction or is a bitrate, or fewer than two have a value.
     """
     sign = -1.0 if metric.better == "lower" else 1.0
-    rated = [(sign * mean, system) for system in systems if (mean := _mean(system, name)) is not None]
+    rated = {s.id: s.results[name] for s in systems if _mean(s, name) is not None}
     if metric.better == "none" or name in RATES or len(rated) < 2:
         return None
-    _, best = max(rated, key=lambda pair: pair[0])
+    best = max(rated, key=lambda system: sign * (rated[system].mean or 0.0))
 
-    def ends(system: System) -> list[float]:
-        result = system.results[name]
+    def ends(result: Result) -> list[float]:
         if result.low is None or result.high is None:
             return [-math.inf, math.inf]
         return sorted((sign * result.low, sign * result.high))
 
-    return best.id, all(ends(best)[0] > ends(system)[1] for _, system in rated if system is not best)
+    return best, all(ends(rated[best])[0] > ends(rated[other])[1] for other in rated if other != best)
 
 
 def quality_metrics(results: Results) -> list[str]:
     """The metrics that say how well, not how dearly."""
-    return [n for n, m in results.metrics.items() if m.better != "none" and n not in RATES | COSTS]
+    return [n for n, m in results.metrics.items() if m.better != "none" and n not in RATES | {"rtf"}]
 
 
 def under(metric: Metric) -> str:
@@ -82,34 +78,31 @@ def quality_plots(results: Results) -> tuple[list[Plot], list[Plot]]:
 
 def failures(results: Results) -> dict[tuple[str, int, int, tuple[tuple[str, int], ...]], list[str]]:
     """Names of the systems that failed alike: label of the metric, failed files, all files, reasons and their counts."""
-    groups: dict[tuple[str, int, int, tuple[tuple[str, int], ...]], list[str]] = {}
+    groups = defaultdict(list)
     for system in results.systems:
         for name, result in system.results.items():
             if result.failed:
-                label, files = results.metrics[name].label, result.n + result.failed
-                alike = (label, result.failed, files, tuple(result.reasons.items()))
-                groups.setdefault(alike, []).append(system.name)
+                files, reasons = result.n + result.failed, tuple(result.reasons.items())
+                groups[results.metrics[name].label, result.failed, files, reasons].append(system.name)
     return groups
 
 
 def _quality_plot(results: Results, name: str, width: int, height: int) -> Plot:
-    metric = results.metrics[name]
+    metric, digits = results.metrics[name], results.metrics[name].digits
     lines = []
     for style, family in enumerate(dict.fromkeys(system.family for system in results.systems)):
-        systems = sorted((s for s in results.systems if s.family == family), key=lambda s: s.rate or 0.0)
-        if points := [point for system in systems if (point := _point(system, name, metric))]:
-            lines.append(Line(family, points, style, strong=any(s.kind == "model" for s in systems)))
+        points, kinds = [], set()
+        for system in results.systems:
+            rate, mean = system.rate, _mean(system, name)
+            if system.family == family and rate and mean is not None:
+                result = system.results[name]
+                says = f"{system.name}, {rate:.3g} kbit/s: {number(mean, digits)} {interval(result, digits)}"
+                points.append(Point(rate, mean, says, result.low, result.high))
+                kinds.add(system.kind)
+        if points:
+            lines.append(Line(family, sorted(points, key=lambda p: p.x), style, strong="model" in kinds))
     label = f"{metric.label} against bitrate. {'; '.join(p.says for line in lines for p in line.points)}"
     return Plot(metric.label, under(metric), label, lines, "kbit/s", x_log=True, width=width, height=height)
-
-
-def _point(system: System, name: str, metric: Metric) -> Point | None:
-    mean = _mean(system, name)
-    if mean is None or not system.rate:
-        return None
-    result = system.results[name]
-    says = f"{system.name}, {system.rate:.3g} kbit/s: {number(mean, metric.digits)} {interval(result, metric.digits)}"
-    return Point(system.rate, mean, says, result.low, result.high)
 
 
 def _mean(system: System, name: str) -> float | None:

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import soundfile
+import torch
 from numpy.typing import NDArray
+
+from codec.evaluation.systems import fit, read_at
+from codec.spectral import hz_to_mel, mel_filterbank, stft
 
 WIDTH, HEIGHT = 480, 160  # pixels: time steps and mel bands
 RANGE_DB = 80.0  # below the loudest point of the reference
@@ -26,49 +31,29 @@ def spectrograms(paths: Sequence[Path]) -> tuple[list[bytes], int]:
     The first path is the reference: length, sample rate and the top of the colour scale are its own.
 
     Raises:
-        OSError, soundfile.LibsndfileError: a file cannot be read.
+        AudioError, OSError: a file cannot be read.
     """
-    from codec.audio import resample
-
-    reference, rate = _read(paths[0])
-    loudness = [_mel_decibels(reference, rate)]
-    for path in paths[1:]:
-        samples, own_rate = _read(path)
-        samples = resample(samples, own_rate, rate)[: len(reference)]
-        loudness.append(_mel_decibels(np.pad(samples, (0, len(reference) - len(samples))), rate))
-    top = float(loudness[0].max())
+    rate = soundfile.info(paths[0]).samplerate
+    reference, *others = (read_at(path, rate) for path in paths)
+    loudness = [
+        _mel_decibels(samples, rate) for samples in (reference, *(fit(other, len(reference)) for other in others))
+    ]
+    top = loudness[0].max()
     return [_png(np.clip((image - top) / RANGE_DB + 1, 0, 1)) for image in loudness], rate
 
 
 def height_of(frequency: float, sample_rate: int) -> float:
     """Where ``frequency`` (Hz) lies in such an image: 0 at its lower edge, 1 at its upper."""
-    import torch
-
-    from codec.spectral import hz_to_mel
-
     mel, top = hz_to_mel(torch.tensor([frequency, sample_rate / 2])).tolist()
     return float(mel / top)
 
 
-def _read(path: Path) -> tuple[NDArray[np.float32], int]:
-    import soundfile
-
-    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    return samples.mean(axis=1), int(rate)
-
-
 def _mel_decibels(samples: NDArray[np.float32], rate: int) -> NDArray[np.float64]:
     """Mel power in dB, ``[HEIGHT, WIDTH]``, low bands last."""
-    import torch
-
-    from codec.spectral import mel_filterbank, stft
-
     n_fft = 2 ** round(np.log2(rate * 0.04))  # 40 ms show the harmonics of a voice
     hop = max(1, min(n_fft // 4, len(samples) // WIDTH))
-    if len(samples) == 0:
-        return np.full((HEIGHT, WIDTH), -120.0)
     with torch.no_grad():
-        power = stft(torch.from_numpy(np.ascontiguousarray(samples))[None], n_fft, hop)[0].abs().square()
+        power = stft(torch.from_numpy(samples)[None], n_fft, hop)[0].abs().square()
         mel = power @ mel_filterbank(rate, n_fft, HEIGHT)
         mel = torch.nn.functional.adaptive_avg_pool1d(mel.t()[None], WIDTH)[0]
         decibels: NDArray[np.float64] = (10 * torch.log10(mel.double() + 1e-12)).flip(0).numpy()
@@ -81,14 +66,14 @@ def _png(image: NDArray[np.float64]) -> bytes:
     palette = np.stack([np.interp(np.linspace(0, 1, LEVELS), at, channel) for channel in zip(*ANCHORS, strict=True)], 1)
     pixels = np.round(image * (LEVELS - 1)).astype(np.uint8)
     rows = np.pad(pixels, ((0, 0), (1, 0)))  # every row begins with its filter, 0: none
-    header = struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 3, 0, 0, 0)
-    parts = (
-        (b"IHDR", header),
-        (b"PLTE", np.round(palette).astype(np.uint8).tobytes()),
-        (b"IDAT", zlib.compress(rows.tobytes(), 9)),
-        (b"IEND", b""),
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", struct.pack(">IIBBBBB", image.shape[1], image.shape[0], 8, 3, 0, 0, 0))
+        + chunk(b"PLTE", np.round(palette).astype(np.uint8).tobytes())
+        + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9))
+        + chunk(b"IEND", b"")
     )
-    chunks = [
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in parts
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -22,11 +22,6 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{text}\u2009%"
 
 
-def thousands(value: int) -> str:
-    """A whole number in groups of three digits."""
-    return f"{value:,}"
-
-
 def plural(value: int, thing: str) -> str:
     """``1 file``, ``2 files``."""
     return f"{value:,} {thing}{'' if value == 1 else 's'}"
