@@ -301,7 +301,7 @@ def validate_run(run: Run) -> None:
     quantize = counters.step > config.phases.autoencoder
     values = validate(run.networks.average, run.valid, run.spectral, quantize, run.accelerator)
     report(run, values)
-    if run.tracker is not None and run.tracker.shows:
+    if run.tracker is not None and run.tracker.writer is not None:
         examples = run.valid[: config.log.audio_examples]
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
@@ -29,20 +29,15 @@ MATCHING_INDEX = 2**40  # where those segments lie in the stream: training never
 
 @dataclass
 class Networks:
-    """What is trained. ``codec`` and ``discriminators`` are the bare modules, the ``*_step`` ones are prepared for many
-    processes.
-
-    ``optimizers`` are those of the codec, "optimizer" and perhaps "matrix_optimizer", and "discriminator_optimizer".
-    ``quantizer_matched`` says that the codebooks came with the weights and fit their latents already.
-    """
+    """What is trained, and how."""
 
     codec: Codec
     average: Codec
     discriminators: Discriminators
-    optimizers: dict[str, torch.optim.Optimizer]
-    codec_step: nn.Module
+    optimizers: dict[str, torch.optim.Optimizer]  # of the codec, see codec_optimizers, and "discriminator_optimizer"
+    codec_step: nn.Module  # the codec, prepared for many processes
     discriminators_step: nn.Module
-    quantizer_matched: bool
+    quantizer_matched: bool  # the codebooks came with the weights and fit their latents already
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -65,9 +60,7 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
     """
     torch.manual_seed(config.seed)
     codec = Codec(config.model)
-    quantizer_matched = False
-    if init is not None:
-        quantizer_matched = start_codec(codec, Codec.from_pretrained(init), init)
+    quantizer_matched = init is not None and start_codec(codec, Codec.from_pretrained(init), init)
     discriminators = Discriminators(config.discriminator)
     if init is not None and config.phases.adversarial >= 0:
         start_discriminators(discriminators, find_model(init) / DISCRIMINATORS)
@@ -77,7 +70,7 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
         for filters in (p for p in codec.parameters() if p.ndim == 4):
             filters.register_hook(_plainly_strided)
     optimizers = codec_optimizers(codec, config.optimizer)
-    optimizers |= {"discriminator_optimizer": adamw(discriminators, config.optimizer)}
+    optimizers |= {"discriminator_optimizer": adamw(discriminators.parameters(), config.optimizer)}
     forward = torch.compile(codec) if config.compile else codec
     codec_step, discriminators_step, *prepared = accelerator.prepare(forward, discriminators, *optimizers.values())
     optimizers = dict(zip(optimizers, prepared, strict=True))
@@ -85,10 +78,9 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
 
 
 def _plainly_strided(gradient: Tensor) -> Tensor:
-    """The same values with the usual strides.
+    """The same values with the usual strides: the averaging over processes would warn of a depthwise filter's own.
 
-    A depthwise filter's gradient takes those of its channels-last activations. In memory the two are one, as all but
-    two dimensions have size 1, but the averaging over processes would warn of it.
+    They are those of channels-last activations. In memory the two are one, as all but two dimensions have size 1.
     """
     return gradient.flatten().view(gradient.shape)
 
@@ -119,15 +111,12 @@ def start_codec(codec: Codec, source: Codec, name: str) -> bool:
 
 def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
     """Whether ``target`` is ``source`` but for its quantizer and for more blocks of the same width."""
-
-    def split(config: CodecConfig) -> tuple[list[int], dict[str, Any]]:
-        """The numbers of blocks, and all else but the quantizer."""
+    depths, others = [], []
+    for config in (source, target):
         values = to_dict(config) | {"quantizer": None}
-        encoder, decoder = values["encoder"], values["decoder"]
-        return [decoder.pop("depth"), *encoder.pop("depths")], values
-
-    (before, source_values), (after, target_values) = split(source), split(target)
-    return source_values == target_values and all(old <= new for old, new in zip(before, after, strict=True))
+        depths.append([values["decoder"].pop("depth"), *values["encoder"].pop("depths")])
+        others.append(values)
+    return others[0] == others[1] and all(old <= new for old, new in zip(*depths, strict=True))
 
 
 def _copy_blocks(module: nn.Module, source: nn.Module) -> None:
@@ -148,11 +137,9 @@ def start_discriminators(discriminators: Discriminators, path: Path) -> None:
         return
     try:
         discriminators.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise ConfigError(f"{path} cannot be read: {error}; remove it to begin with new discriminators") from None
-    except RuntimeError:  # of load_state_dict: names or shapes differ
+    except (SafetensorError, RuntimeError):  # RuntimeError of load_state_dict: names or shapes differ
         raise ConfigError(
-            f"{path} holds other discriminators than the configuration's; remove it to begin with new ones"
+            f"{path} is damaged or holds other discriminators than the configuration's; remove it to begin with new ones"
         ) from None
 
 
@@ -165,13 +152,11 @@ def start_quantizer(networks: Networks, dataset: SegmentDataset, batch_size: int
     from accelerate.utils import broadcast
 
     latents = []
-    for batch in range(MATCHING_BATCHES):
-        indices = range(MATCHING_INDEX + batch * batch_size, MATCHING_INDEX + (batch + 1) * batch_size)
-        waveform = torch.stack([dataset[index]["waveform"] for index in indices]).to(device)
-        latents.append(networks.codec.encoder(waveform))
+    for first in range(MATCHING_INDEX, MATCHING_INDEX + MATCHING_BATCHES * batch_size, batch_size):
+        waveform = torch.stack([dataset[index]["waveform"] for index in range(first, first + batch_size)])
+        latents.append(networks.codec.encoder(waveform.to(device)))
     networks.codec.quantizer.initialize(torch.cat(latents))
-    for tensor in networks.codec.quantizer.state_dict().values():
-        broadcast(tensor)
+    broadcast(networks.codec.quantizer.state_dict())
     networks.average.quantizer.load_state_dict(networks.codec.quantizer.state_dict())
 
 

@@ -99,7 +99,7 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, capsys
 
 def test_legs_of_minutes_make_one_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same command again and again trains on, at least by a step, even after a run killed in its first save."""
-    (tmp_path / "checkpoints" / ".step_00000004.tmp").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000004").mkdir(parents=True)
     reached = 0
     for _ in range(2):
         assert train(corpus, tmp_path, *QUANTIZED, "phases.steps=100000", flags=("--minutes", "0.0001")) == 0

@@ -44,9 +44,12 @@ def test_round_trip_restores_weights_and_moments(tmp_path: Path) -> None:
 def test_an_unfinished_checkpoint_is_not_taken(tmp_path: Path) -> None:
     layer, _ = trained(0)
     save_checkpoint(tmp_path, 1, {"codec": layer}, {}, {})
-    (tmp_path / ".step_00000002.tmp").mkdir()
-    (tmp_path / "step_00000003").mkdir()
+    killed = tmp_path / "step_00000003"
+    killed.mkdir()
     assert latest_checkpoint(tmp_path).name == "step_00000001"
+    prune_checkpoints(tmp_path, 1, None)
+    assert latest_checkpoint(tmp_path).name == "step_00000001"
+    assert save_checkpoint(tmp_path, 3, {"codec": layer}, {}, {}) == latest_checkpoint(tmp_path) == killed
     with pytest.raises(CheckpointError, match="no checkpoint"):
         latest_checkpoint(tmp_path / "nowhere")
 

@@ -10,7 +10,8 @@ import torch
 
 from codec.config import CodecConfig, ConfigError
 from codec.model import Codec
-from codec.training.discriminators import DiscriminatorConfig, Discriminators
+from codec.training.config import DiscriminatorConfig
+from codec.training.discriminators import Discriminators
 from codec.training.networks import start_codec, start_discriminators
 
 
