@@ -87,12 +87,8 @@ def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
     modules, optimizers = {"discriminators": other}, {"discriminator_optimizer": other_optimizer}
     assert load_checkpoint(path, modules, optimizers) == {"step": 1}
     assert torch.equal(other.weight, layer.weight)  # type: ignore[arg-type]
-    assert torch.equal(
-        other_optimizer.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
-    )
-    (path / "state-01.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_checkpoint(path, modules, optimizers)
+    moments, expected = (o.state_dict()["state"][0]["exp_avg"] for o in (other_optimizer, optimizer))
+    assert torch.equal(moments, expected)
 
 
 def test_processes_that_see_different_checkpoints_say_so(tmp_path: Path) -> None:

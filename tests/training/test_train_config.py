@@ -67,7 +67,7 @@ def test_a_file_extends_one_other() -> None:
     assert large.optimizer.hold == small.optimizer.hold and large.optimizer.learning_rate == 1e-3
 
 
-def test_mistaken_bases_are_named(tmp_path: Path) -> None:
+def test_mistaken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("base: c.yaml\n")
     for base in ("a.yaml", "b.yaml"):
         (tmp_path / "a.yaml").write_text(f"base: {base}\n")
@@ -75,17 +75,14 @@ def test_mistaken_bases_are_named(tmp_path: Path) -> None:
             ConfigError, match=f"a.yaml: its base {base} has a base itself; extend a file that stands alone"
         ):
             load_train_config(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"example\.wav: not YAML"):
+        load_train_config(ROOT / "tests" / "assets" / "example.wav")
 
 
 def test_terms_without_weight_are_not_computed() -> None:
     other = ["losses.weights={stft: 0.0, envelope: 0.5}", "losses.windows=[512]", "losses.mels=[64]"]
     for overrides, terms in (([], {"mel", "stft"}), (other, {"mel", "envelope"})):
         assert set(SpectralLoss(24000, load_train_config(DEBUG, overrides).losses).terms) == terms
-
-
-def test_a_configuration_that_is_no_text_is_named() -> None:
-    with pytest.raises(ConfigError, match=r"example\.wav: not YAML"):
-        load_train_config(ROOT / "tests" / "assets" / "example.wav")
 
 
 def test_learning_rate_warms_up_twice_and_falls_to_its_end() -> None:
