@@ -166,11 +166,13 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
     logged: dict[str, Tensor] = {}
 
     if adversarial:
+        count = max(1, round(config.discriminator.batch_share * len(waveform)))
         recorded, decoded = (
-            low_pass(speech, batch["bandwidth"], config.model.sample_rate) for speech in (waveform, output.waveform)
+            low_pass(speech[:count], batch["bandwidth"][:count], config.model.sample_rate)
+            for speech in (waveform, output.waveform)
         )
         outputs = networks.discriminators_step(torch.cat([recorded, decoded.detach()]))
-        real, fake = split_outputs(outputs, len(waveform))
+        real, fake = split_outputs(outputs, count)
         loss = discriminator_loss(real, fake)
         logged["loss/discriminator"] = loss.detach()
         optimizers = [networks.optimizers["discriminator_optimizer"]]

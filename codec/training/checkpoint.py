@@ -73,8 +73,8 @@ def load_checkpoint(checkpoint: Path, modules: Modules, optimizers: Optimizers) 
     strangers = {key.partition("/")[0] for key in tensors} - modules.keys() - optimizers.keys()
     if strangers or None in states.values():
         raise CheckpointError(
-            f"{checkpoint} holds the state of other optimizers: within a run optimizer.muon_learning_rate stays above 0, or "
-            "stays 0; to change that, export the run and start a new one from it with --init"
+            f"{checkpoint} holds the state of other optimizers: within a run train stays, and optimizer.muon_learning_rate "
+            "stays above 0, or stays 0; to change that, export the run and start a new one from it with --init"
         )
     for name, module in modules.items():
         module.load_state_dict(module_tensors(tensors, name))

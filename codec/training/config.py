@@ -136,6 +136,8 @@ class DiscriminatorConfig:
         resolution_channels: width of all their layers.
         resolution_stride: step of their first layer along the frequencies. The literature has 1; with 4 a discriminator
             costs half as much or less, and learned faster in short trials.
+        batch_share: share of a process's items that they see, one at least: they cost as much as the codec's own step, or
+            more at full width. The adversarial terms are those of these items; the other terms see all.
         band_edges: where a resolution discriminator splits the spectrum, in shares of half the sample rate; every band
             has weights of its own. Empty: one band.
     """
@@ -146,6 +148,7 @@ class DiscriminatorConfig:
     resolutions: tuple[int, ...] = (2048, 512)
     resolution_channels: int = 8
     resolution_stride: int = 4
+    batch_share: float = 1.0
     band_edges: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
 
     def __post_init__(self) -> None:
@@ -153,6 +156,7 @@ class DiscriminatorConfig:
         check_bounds(
             self, resolution_channels=(1, inf), resolution_stride=(1, 9), band_edges=(0, 1)
         )  # kernels are 9 wide
+        check_bounds(self, batch_share=(0, 1))
         require(bool(self.periods or self.resolutions), "periods and resolutions must not both be empty")
         quarters = all(n_fft >= 4 and n_fft % 4 == 0 for n_fft in self.resolutions)
         require(quarters, f"resolutions must be multiples of 4, not {list(self.resolutions)}")
@@ -225,6 +229,7 @@ class TrainConfig:
     Attributes:
         quantizer_dropout: share of the items that train with a random number of stages.
         precision: bf16 means autocast of the networks; quantizer and losses stay float32.
+        train: ``decoder`` holds encoder and quantizer as --init gives them, so that codes keep their meaning.
         compile: torch.compile of the codec's forward pass.
         seed: of every random choice.
     """
@@ -238,6 +243,7 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     quantizer_dropout: float = 0.25
     precision: Literal["fp32", "bf16"] = "fp32"
+    train: Literal["all", "decoder"] = "all"
     compile: bool = False
     seed: int = 0
 

@@ -11,8 +11,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, to_dict
+from codec.layers import DepthwiseConv
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS, find_model
 from codec.training.config import TrainConfig
@@ -55,7 +57,7 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
     exported too.
 
     Raises:
-        ConfigError: ``init`` is of another architecture.
+        ConfigError: ``init`` is of another architecture, or lacks what ``config.train`` holds fixed.
         ModelError: there is no such model.
     """
     torch.manual_seed(config.seed)
@@ -65,9 +67,14 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
     if init is not None and config.phases.adversarial >= 0:
         start_discriminators(discriminators, find_model(init) / DISCRIMINATORS)
     codec, discriminators = codec.to(accelerator.device).train(), discriminators.to(accelerator.device).train()
+    if config.train == "decoder":
+        if not quantizer_matched:
+            raise ConfigError("train: decoder needs --init with a model of the configuration's encoder and quantizer")
+        for fixed in (codec.encoder, codec.quantizer):
+            fixed.requires_grad_(False).eval()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:
-        for filters in (p for p in codec.parameters() if p.ndim == 4):
+        for filters in (p for p in codec.parameters() if p.ndim == 4 and p.requires_grad):
             filters.register_hook(_plainly_strided)
     optimizers = codec_optimizers(codec, config.optimizer)
     optimizers |= {"discriminator_optimizer": adamw(discriminators.parameters(), config.optimizer)}
@@ -101,8 +108,8 @@ def start_codec(codec: Codec, source: Codec, name: str) -> bool:
             f"{name} has another architecture than the configuration's model; only the quantizer may differ, and there may "
             "be more blocks (encoder.depths, decoder.depth)"
         )
-    _copy_blocks(codec.encoder, source.encoder)
-    _copy_blocks(codec.decoder, source.decoder)
+    copy_blocks(codec.encoder, source.encoder)
+    copy_blocks(codec.decoder, source.decoder)
     same_quantizer = source.config.quantizer == codec.config.quantizer
     if same_quantizer:
         codec.quantizer.load_state_dict(source.quantizer.state_dict())
@@ -110,17 +117,30 @@ def start_codec(codec: Codec, source: Codec, name: str) -> bool:
 
 
 def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
-    """Whether ``target`` is ``source`` but for its quantizer and for more blocks of the same width."""
+    """Whether ``target`` is ``source`` but for its quantizer, the decoder's look-ahead, and more blocks of the same width."""
     depths, others = [], []
     for config in (source, target):
         values = to_dict(config) | {"quantizer": None}
         depths.append([values["decoder"].pop("depth"), *values["encoder"].pop("depths")])
+        values["decoder"].pop("look_ahead", None)  # copy_blocks shifts the filters
         others.append(values)
     return others[0] == others[1] and all(old <= new for old, new in zip(*depths, strict=True))
 
 
-def _copy_blocks(module: nn.Module, source: nn.Module) -> None:
-    missing, unexpected = module.load_state_dict(source.state_dict(), strict=False)
+def copy_blocks(module: nn.Module, source: nn.Module) -> None:
+    """Copy the weights of ``source``; what goes beyond its blocks begins as the identity.
+
+    A filter that looks less far ahead (or further) gets every tap at the offset in time that it had; taps that fall out of
+    its reach are lost, and new ones are zero.
+    """
+    state = source.state_dict()
+    for name, layer in source.named_modules():
+        if isinstance(layer, DepthwiseConv):
+            target = module.get_submodule(name)
+            assert isinstance(target, DepthwiseConv)
+            later = target.left - layer.left
+            state[f"{name}.conv.weight"] = F.pad(layer.conv.weight, (later, -later))  # a negative pad crops
+    missing, unexpected = module.load_state_dict(state, strict=False)
     assert not unexpected
     for name in missing:
         if name.endswith(".scale"):
