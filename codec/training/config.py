@@ -136,8 +136,7 @@ class DiscriminatorConfig:
         resolution_channels: width of all their layers.
         resolution_stride: step of their first layer along the frequencies. The literature has 1; with 4 a discriminator
             costs half as much or less, and learned faster in short trials.
-        batch_share: share of a process's items that they see, one at least: they cost as much as the codec's own step, or
-            more at full width. The adversarial terms are those of these items; the other terms see all.
+        batch_share: share of each process's items, at least one, that the discriminators and the adversarial terms see.
         band_edges: where a resolution discriminator splits the spectrum, in shares of half the sample rate; every band
             has weights of its own. Empty: one band.
     """
@@ -153,10 +152,8 @@ class DiscriminatorConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self, periods=(1, inf), period_channels=(1, inf), period_max_channels=(self.period_channels, inf))
-        check_bounds(
-            self, resolution_channels=(1, inf), resolution_stride=(1, 9), band_edges=(0, 1)
-        )  # kernels are 9 wide
-        check_bounds(self, batch_share=(0, 1))
+        check_bounds(self, resolution_channels=(1, inf), resolution_stride=(1, 9))  # the layer's filters are 9 wide
+        check_bounds(self, band_edges=(0, 1), batch_share=(0, 1))
         require(bool(self.periods or self.resolutions), "periods and resolutions must not both be empty")
         quarters = all(n_fft >= 4 and n_fft % 4 == 0 for n_fft in self.resolutions)
         require(quarters, f"resolutions must be multiples of 4, not {list(self.resolutions)}")
