@@ -166,11 +166,13 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
     logged: dict[str, Tensor] = {}
 
     if adversarial:
+        count = max(1, round(config.discriminator.batch_share * len(waveform)))
         recorded, decoded = (
-            low_pass(speech, batch["bandwidth"], config.model.sample_rate) for speech in (waveform, output.waveform)
+            low_pass(speech[:count], batch["bandwidth"][:count], config.model.sample_rate)
+            for speech in (waveform, output.waveform)
         )
         outputs = networks.discriminators_step(torch.cat([recorded, decoded.detach()]))
-        real, fake = split_outputs(outputs, len(waveform))
+        real, fake = split_outputs(outputs, count)
         loss = discriminator_loss(real, fake)
         logged["loss/discriminator"] = loss.detach()
         optimizers = [networks.optimizers["discriminator_optimizer"]]
@@ -301,7 +303,7 @@ def validate_run(run: Run) -> None:
     quantize = counters.step > config.phases.autoencoder
     values = validate(run.networks.average, run.valid, run.spectral, quantize, run.accelerator)
     report(run, values)
-    if run.tracker is not None and run.tracker.shows:
+    if run.tracker is not None and run.tracker.writer is not None:
         examples = run.valid[: config.log.audio_examples]
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True

@@ -1,14 +1,15 @@
-"""Checkpoints of a training run: safetensors and JSON, no pickle, written whole or not at all.
+"""Checkpoints of a training run: safetensors and JSON, no pickle.
 
 A checkpoint is a folder ``step_00001000`` with ``state.safetensors`` (weights, running average, optimizer moments) and
-``state.json`` (step and counters). Random states are not in it: every random choice of a run is a function of its seed and
-the step.
+``state.json`` (step and counters), which is written last: a folder without it is none. Random states are not in it: every
+random choice of a run is a function of its seed and the step.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +18,16 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from codec.errors import CodecError
-from codec.files import written_whole
+from codec.files import write_json, written_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+Modules = Mapping[str, nn.Module]
+Optimizers = Mapping[str, Optimizer]
 CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 STATE, META = "state.safetensors", "state.json"
 FORMER_NAMES = {"judges": "discriminators", "judge_optimizer": "discriminator_optimizer"}  # in older checkpoints
@@ -33,36 +37,23 @@ class CheckpointError(CodecError):
     """A checkpoint that cannot be found, read or gone on from; the message says which."""
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    modules: Mapping[str, nn.Module],
-    optimizers: Mapping[str, torch.optim.Optimizer],
-    meta: Mapping[str, Any],
-) -> Path:
-    """Write ``folder/step_XXXXXXXX`` under a temporary name, then rename it."""
+def save_checkpoint(folder: Path, step: int, modules: Modules, optimizers: Optimizers, meta: Mapping[str, Any]) -> Path:
+    """Write ``folder/step_XXXXXXXX``."""
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
         tensors |= {f"{name}/{key}": value for key, value in module.state_dict().items()}
     for name, optimizer in optimizers.items():
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
-    final = folder / f"step_{step:08d}"
-    temporary = folder / f".{final.name}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    with written_whole(temporary / STATE) as path:
+    checkpoint = folder / f"step_{step:08d}"
+    checkpoint.mkdir(parents=True, exist_ok=True)  # a run killed in this place has left it without META
+    with written_whole(checkpoint / STATE) as path:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
-    with written_whole(temporary / META) as path:
-        path.write_text(json.dumps({"step": step, **meta}, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(final, ignore_errors=True)
-    temporary.rename(final)
-    return final
+    write_json(checkpoint / META, {"step": step, **meta})
+    return checkpoint
 
 
-def load_checkpoint(
-    checkpoint: Path, modules: Mapping[str, nn.Module], optimizers: Mapping[str, torch.optim.Optimizer]
-) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path, modules: Modules, optimizers: Optimizers) -> dict[str, Any]:
     """Restore modules and optimizers in place; return the counters.
 
     Raises:
@@ -78,12 +69,12 @@ def load_checkpoint(
             f"({', '.join(other[:3])}{', ...' if len(other) > 3 else ''}); take the run's own model and discriminator "
             "settings, or another --out"
         )
-    states = {name: _optimizer_state(tensors, name) for name in optimizers}
+    states = {name: _optimizer_state(tensors, name, optimizer) for name, optimizer in optimizers.items()}
     strangers = {key.partition("/")[0] for key in tensors} - modules.keys() - optimizers.keys()
-    if strangers or not all(_state_fits(states[name], optimizer) for name, optimizer in optimizers.items()):
+    if strangers or None in states.values():
         raise CheckpointError(
-            f"{checkpoint} holds the state of other optimizers: within a run optimizer.muon_learning_rate stays above 0, or "
-            "stays 0; to change that, export the run and start a new one from it with --init"
+            f"{checkpoint} holds the state of other optimizers: within a run train stays, and optimizer.muon_learning_rate "
+            "stays above 0, or stays 0; to change that, export the run and start a new one from it with --init"
         )
     for name, module in modules.items():
         module.load_state_dict(module_tensors(tensors, name))
@@ -93,21 +84,16 @@ def load_checkpoint(
     return meta
 
 
-def _optimizer_state(tensors: Mapping[str, Tensor], name: str) -> dict[int, dict[str, Tensor]]:
-    states: dict[int, dict[str, Tensor]] = {}
-    for key, value in module_tensors(tensors, name).items():
-        index, _, field = key.partition("/")
-        states.setdefault(int(index), {})[field] = value
-    return states
-
-
-def _state_fits(states: Mapping[int, Mapping[str, Tensor]], optimizer: torch.optim.Optimizer) -> bool:
-    """Whether each moment has its parameter's shape; a parameter that has not been trained yet has none."""
+def _optimizer_state(tensors: Mapping[str, Tensor], name: str, optimizer: Optimizer) -> dict[int, Any] | None:
+    """The moments of each parameter trained so far, by its number; None where they are not this optimizer's."""
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
-    return all(
-        index < len(shapes) and all(moment.shape in (shapes[index], ()) for moment in state.values())
-        for index, state in states.items()
-    )
+    state: dict[int, dict[str, Tensor]] = defaultdict(dict)
+    for key, moment in module_tensors(tensors, name).items():
+        index, _, field = key.partition("/")
+        if int(index) >= len(shapes) or moment.shape not in (shapes[int(index)], ()):
+            return None
+        state[int(index)][field] = moment
+    return state
 
 
 def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -119,16 +105,11 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
     try:
         meta = json.loads((checkpoint / META).read_text(encoding="utf-8"))
         parts = meta.pop("parts", None)  # older checkpoints lie in parts of 15 MB
-        names = [STATE] if parts is None else [f"state-{index:02d}.safetensors" for index in range(parts)]
-        tensors = {_renamed(key): value for name in names for key, value in load_file(checkpoint / name).items()}
+        files = [STATE] if parts is None else [f"state-{index:02d}.safetensors" for index in range(parts)]
+        stored = {key.partition("/"): tensor for name in files for key, tensor in load_file(checkpoint / name).items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {error}") from None
-    return tensors, meta
-
-
-def _renamed(key: str) -> str:
-    group, _, rest = key.partition("/")
-    return f"{FORMER_NAMES.get(group, group)}/{rest}"
+    return {f"{FORMER_NAMES.get(name, name)}/{key}": tensor for (name, _, key), tensor in stored.items()}, meta
 
 
 def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -178,6 +159,7 @@ def start_from(run: Path, resume: bool, legs: bool, accelerator: Accelerator) ->
 
 def prune_checkpoints(folder: Path, keep: int, best: str | None) -> None:
     """Delete all but the ``keep`` newest checkpoints and the one named ``best``."""
-    for path in sorted(folder.glob("step_*"))[:-keep]:
+    for path in whole_checkpoints(folder)[:-keep]:
         if path.name != best:
+            (path / META).unlink()  # first, so that what is left of a deletion cut short is no checkpoint
             shutil.rmtree(path)

@@ -5,21 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
 from codec.config import CodecConfig, ConfigError, from_dict, require
-from codec.training.discriminators import DiscriminatorConfig
 
-WEIGHTS = {
-    "mel": 1.0,
-    "stft": 1.0,
-    "envelope": 0.0,
-    "commitment": 0.1,
-    "codebook": 0.4,
-    "adversarial": 0.05,
-    "feature_matching": 0.1,
-}
+BELOW_ONE = 0.999999
+WEIGHTS = dict(  # of the loss terms, unless a configuration says otherwise
+    mel=1.0, stft=1.0, envelope=0.0, commitment=0.1, codebook=0.4, adversarial=0.05, feature_matching=0.1
+)
+
+
+def check_bounds(config: object, **bounds: tuple[float, float]) -> None:
+    """Check fields of ``config``, or every entry of a field that is a tuple, against a lowest and a highest value.
+
+    Raises:
+        ConfigError: the message gives the field, both bounds and the value.
+    """
+    for name, (low, high) in bounds.items():
+        value = getattr(config, name)
+        allowed = f"{low:g} or more" if high == inf else f"from {low:g} to {high:g}"
+        for number in value if isinstance(value, tuple) else (value,):
+            require(low <= number <= high, f"{name} must be {allowed}, not {number:g}")
 
 
 @dataclass(frozen=True)
@@ -41,20 +50,16 @@ class DataConfig:
     valid: tuple[str, ...] = ("manifests/dev.jsonl",)
     batch_size: int = 16
     segment_seconds: float = 1.0
-    gain_db: tuple[float, ...] = (-6.0, 3.0)
+    gain_db: tuple[float, float] = (-6.0, 3.0)
     max_bad_fraction: float = 0.01
     workers: int = 1
     valid_limit: int = 0
     max_speaker_hours: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1 and self.workers >= 0, "batch_size must be at least 1 and workers not negative")
-        require(0 < self.segment_seconds < math.inf, "segment_seconds must be a positive number")
-        require(self.max_speaker_hours >= 0, "max_speaker_hours must not be negative (0: no cap)")
-        require(self.valid_limit >= 0, "valid_limit must not be negative (0: all utterances)")
-        require(0 <= self.max_bad_fraction <= 1, "max_bad_fraction must be from 0 to 1")
-        ordered = len(self.gain_db) == 2 and -math.inf < self.gain_db[0] <= self.gain_db[1] < math.inf
-        require(ordered, "gain_db must be a lowest and a highest gain")
+        check_bounds(self, batch_size=(1, inf), segment_seconds=(0.001, 3600), gain_db=(-100, 100), workers=(0, inf))
+        check_bounds(self, max_bad_fraction=(0, 1), valid_limit=(0, inf), max_speaker_hours=(0, inf))
+        require(self.gain_db[0] <= self.gain_db[1], "gain_db must be a lowest and a highest gain")
 
 
 @dataclass(frozen=True)
@@ -74,8 +79,7 @@ class PhaseConfig:
     adversarial: int = -1
 
     def __post_init__(self) -> None:
-        least = min(self.autoencoder, self.ramp, self.adversarial + 1)
-        require(self.steps >= 1 and least >= 0, "phases must not be negative (adversarial: -1 for never)")
+        check_bounds(self, steps=(1, inf), autoencoder=(0, inf), ramp=(0, inf), adversarial=(-1, inf))
         early = 0 <= self.adversarial < self.autoencoder
         require(not early, "adversarial training must not begin before the quantizer")
 
@@ -88,11 +92,10 @@ class LossConfig:
         weights: of each term; those left out keep the defaults of ``WEIGHTS``. The commitment and codebook losses are
             summed over quantizers.
         windows, mels: window lengths n_fft (the hop is a quarter) and, for each, the mel bands of the log-mel term.
-        phase_windows: those of ``windows`` with the complex-STFT term.
-        phase_exponent: of the magnitudes in that term, above 0 to 1; below 1 weak components count for more.
+        phase_windows, envelope_windows: those of ``windows`` with the complex-STFT term, and with the envelope term.
+        phase_exponent: of the magnitudes in the complex-STFT term, at most 1; below 1 weak components count for more.
         phase_scale: the frequency scale whose equal steps count alike in that term: ``linear`` (every bin) or ``mel``.
-        envelope_windows: those of ``windows`` with the envelope term.
-        envelope_bands: mel bands of that term.
+        envelope_bands: mel bands of the envelope term.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
@@ -108,18 +111,63 @@ class LossConfig:
         unknown = ", ".join(sorted(self.weights.keys() - WEIGHTS.keys()))
         require(not unknown, f"weights: unknown term {unknown}; known are {', '.join(WEIGHTS)}")
         for name, weight in self.weights.items():
-            require(0 <= weight < math.inf, f"weights.{name} must be a number from 0 on, not {weight}")
+            require(0 <= weight < inf, f"weights.{name} must be a number from 0 on, not {weight}")
         object.__setattr__(self, "weights", WEIGHTS | self.weights)
-        usable = bool(self.windows) and all(window >= 4 and window % 4 == 0 for window in self.windows)
-        require(usable, "windows must be multiples of 4, at least one")
+        quarters = bool(self.windows) and all(n_fft >= 4 and n_fft % 4 == 0 for n_fft in self.windows)
+        require(quarters, f"windows must be multiples of 4, at least one, not {list(self.windows)}")
         require(len(self.windows) == len(self.mels), f"mels must have {len(self.windows)} entries, one per window")
-        require(min(*self.mels, self.envelope_bands) >= 1, "mels and envelope_bands must be at least 1")
+        check_bounds(self, mels=(1, inf), envelope_bands=(1, inf), phase_exponent=(0.01, 1))
         for term, name in (("stft", "phase_windows"), ("envelope", "envelope_windows")):
-            chosen = set(getattr(self, name))
-            usable = bool(chosen) and chosen <= set(self.windows)
-            message = f"{name} must be among windows, one at least, or weights.{term} 0"
-            require(usable or not self.weights[term], message)
-        require(0 < self.phase_exponent <= 1, "phase_exponent must be above 0 and at most 1")
+            usable = set() < set(getattr(self, name)) <= set(self.windows) or not self.weights[term]
+            require(usable, f"{name} must be among windows, one at least, or weights.{term} 0")
+
+
+@dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The set of discriminators. The defaults suit a CPU: they cost about as much as the default codec's own step.
+
+    ``recipes/default/gpu.yaml`` has the size used in the literature on GPUs (HiFi-GAN and the Descript Audio Codec).
+
+    Attributes:
+        periods: in samples, one period discriminator each; empty for none.
+        period_channels: width of a period discriminator's first layer; it grows fourfold per layer.
+        period_max_channels: where that growth ends.
+        resolutions: n_fft of the resolution discriminators, hop a quarter of it; empty for none.
+        resolution_channels: width of all their layers.
+        resolution_stride: step of their first layer along the frequencies. The literature has 1; with 4 a discriminator
+            costs half as much or less, and learned faster in short trials.
+        batch_share: share of each process's items, at least one, that the discriminators and the adversarial terms see.
+        band_edges: where a resolution discriminator splits the spectrum, in shares of half the sample rate; every band
+            has weights of its own. Empty: one band.
+    """
+
+    periods: tuple[int, ...] = (2, 5, 11)
+    period_channels: int = 4
+    period_max_channels: int = 64
+    resolutions: tuple[int, ...] = (2048, 512)
+    resolution_channels: int = 8
+    resolution_stride: int = 4
+    batch_share: float = 1.0
+    band_edges: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
+
+    def __post_init__(self) -> None:
+        check_bounds(self, periods=(1, inf), period_channels=(1, inf), period_max_channels=(self.period_channels, inf))
+        check_bounds(self, resolution_channels=(1, inf), resolution_stride=(1, 9))  # the layer's filters are 9 wide
+        check_bounds(self, band_edges=(0, 1), batch_share=(0, 1))
+        require(bool(self.periods or self.resolutions), "periods and resolutions must not both be empty")
+        quarters = all(n_fft >= 4 and n_fft % 4 == 0 for n_fft in self.resolutions)
+        require(quarters, f"resolutions must be multiples of 4, not {list(self.resolutions)}")
+        for n_fft in self.resolutions:
+            filled = all(low < high for low, high in split_bands(n_fft, self.band_edges))
+            require(
+                filled, f"band_edges must rise and leave each band a bin of {n_fft}, not be {list(self.band_edges)}"
+            )
+
+
+def split_bands(n_fft: int, edges: tuple[float, ...]) -> list[tuple[int, int]]:
+    """First bin and one past the last of each band; together they hold every bin once."""
+    bins = n_fft // 2 + 1
+    return list(pairwise([0, *(int(edge * bins) for edge in edges), bins]))
 
 
 @dataclass(frozen=True)
@@ -139,7 +187,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     discriminator_learning_rate: float = 5e-4
     muon_learning_rate: float = 0.0
-    betas: tuple[float, ...] = (0.8, 0.99)
+    betas: tuple[float, float] = (0.8, 0.99)
     weight_decay: float = 0.01
     warmup_steps: int = 100
     hold: float = 0.0
@@ -149,17 +197,11 @@ class OptimizerConfig:
     max_bad_steps: int = 20
 
     def __post_init__(self) -> None:
-        rates = (self.learning_rate, self.discriminator_learning_rate)
-        require(all(0 < rate < math.inf for rate in rates), "learning rates must be positive numbers")
-        require(0 <= self.muon_learning_rate < math.inf, "muon_learning_rate must not be negative (0: AdamW for all)")
-        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "betas must be two, from 0 to below 1")
-        require(0 <= self.weight_decay < math.inf, "weight_decay must not be negative")
-        require(self.warmup_steps >= 0, "warmup_steps must not be negative")
-        require(0 <= self.hold < 1, "hold must be from 0 to below 1")
-        require(0 <= self.final_ratio <= 1, "final_ratio must be from 0 to 1")
-        require(0 < self.clip_norm < math.inf, "clip_norm must be a positive number")
-        require(0 <= self.ema_decay < 1, "ema_decay must be from 0 to below 1")
-        require(self.max_bad_steps >= 1, "max_bad_steps must be at least 1")
+        check_bounds(
+            self, learning_rate=(1e-15, 10), discriminator_learning_rate=(1e-15, 10), muon_learning_rate=(0, 10)
+        )
+        check_bounds(self, betas=(0, BELOW_ONE), hold=(0, BELOW_ONE), ema_decay=(0, BELOW_ONE), final_ratio=(0, 1))
+        check_bounds(self, weight_decay=(0, 100), clip_norm=(1e-9, 1e9), warmup_steps=(0, inf), max_bad_steps=(1, inf))
 
 
 @dataclass(frozen=True)
@@ -173,9 +215,8 @@ class LogConfig:
     audio_examples: int = 4
 
     def __post_init__(self) -> None:
-        least = min(self.scalars_every, self.valid_every, self.checkpoint_every, self.keep_checkpoints)
-        require(least >= 1, "intervals and keep_checkpoints must be at least 1")
-        require(self.audio_examples >= 0, "audio_examples must not be negative")
+        check_bounds(self, scalars_every=(1, inf), valid_every=(1, inf), checkpoint_every=(1, inf))
+        check_bounds(self, keep_checkpoints=(1, inf), audio_examples=(0, inf))
 
 
 @dataclass(frozen=True)
@@ -185,6 +226,7 @@ class TrainConfig:
     Attributes:
         quantizer_dropout: share of the items that train with a random number of stages.
         precision: bf16 means autocast of the networks; quantizer and losses stay float32.
+        train: ``decoder`` holds encoder and quantizer as --init gives them, so that codes keep their meaning.
         compile: torch.compile of the codec's forward pass.
         seed: of every random choice.
     """
@@ -198,18 +240,18 @@ class TrainConfig:
     log: LogConfig = field(default_factory=LogConfig)
     quantizer_dropout: float = 0.25
     precision: Literal["fp32", "bf16"] = "fp32"
+    train: Literal["all", "decoder"] = "all"
     compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        samples = self.data.segment_seconds * self.model.sample_rate
-        frames = samples / self.model.hop_length
+        check_bounds(self, quantizer_dropout=(0, 1))
+        seconds, hop = self.data.segment_seconds, self.model.hop_length
+        samples = seconds * self.model.sample_rate
+        whole = round(samples / hop) >= 1 and abs(samples / hop - round(samples / hop)) <= 1e-6
         require(
-            samples >= 1 and abs(frames - round(frames)) <= 1e-6,
-            f"data.segment_seconds {self.data.segment_seconds:g} is {samples:g} samples, not a multiple of the hop "
-            f"length {self.model.hop_length}",
+            whole, f"data.segment_seconds {seconds:g} is {samples:g} samples, not a multiple of the hop length {hop}"
         )
-        require(0 <= self.quantizer_dropout <= 1, "quantizer_dropout must be from 0 to 1")
 
     def learning_rate(self, step: int) -> float:
         """Share of the peak learning rate at ``step`` (0-based), from the step alone."""
@@ -233,12 +275,12 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
     """
     path = Path(path)
     values = _read_yaml(path)
-    base = values.pop("base", None)
-    if base is not None:
-        require(isinstance(base, str), f"{path}: base must be the name of a file, not {base!r}")
+    if "base" in values:
+        base = str(values.pop("base"))
         base_values = _read_yaml(path.parent / base)
-        deep = f"{path}: its base {base} has a base itself, {base_values.get('base')}; extend a file that stands alone"
-        require("base" not in base_values, deep)
+        require(
+            "base" not in base_values, f"{path}: its base {base} has a base itself; extend a file that stands alone"
+        )
         values = _merge(base_values, values)
     for override in overrides:
         key, equals, text = override.partition("=")
@@ -254,16 +296,13 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        values = _parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is not text") from None
+    values = _parse_yaml(path.read_bytes(), str(path))
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a mapping")
     return values
 
 
-def _parse_yaml(text: str, where: str) -> Any:
+def _parse_yaml(text: str | bytes, where: str) -> Any:
     import yaml
 
     try:

@@ -6,6 +6,7 @@ import logging
 import math
 import multiprocessing
 import signal
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -47,35 +48,32 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.records, self.sample_rate, self.config, self.seed = list(records), sample_rate, config, seed
         self.num_samples = round(config.segment_seconds * sample_rate)
         self.ends = np.cumsum(draw_weights(records, config.max_speaker_hours))
-        self.tried: set[str] = set()
-        self.bad: set[str] = set()
+        self.tried, self.bad = set[str](), set[str]()  # ids
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
         skipped = 0
         while True:
             record = self.records[min(np.searchsorted(self.ends, rng.random() * self.ends[-1]), len(self.records) - 1)]
-            position, gain = rng.random(), rng.uniform(self.config.gain_db[0], self.config.gain_db[1])
+            position, gain = rng.random(), rng.uniform(*self.config.gain_db)
+            self.tried.add(record.id)
             try:
                 segment = read_segment(record, position, self.num_samples, self.sample_rate)
+                break
             except (OSError, soundfile.LibsndfileError, ManifestError) as error:
                 self._count_bad(record, error)
                 skipped += 1
-                continue
-            self.tried.add(record.id)
-            peak = float(np.abs(segment).max(initial=1e-9))
-            segment *= min(10 ** (gain / 20), 1.0 / peak)
-            return {
-                "waveform": torch.from_numpy(segment[None]),
-                "bandwidth": torch.tensor(min(record.bandwidth, self.sample_rate / 2), dtype=torch.float32),
-                "index": torch.tensor(index),
-                "skipped": torch.tensor(skipped),
-            }
+        segment *= min(10 ** (gain / 20), 1.0 / float(np.abs(segment).max(initial=1e-9)))
+        return {
+            "waveform": torch.from_numpy(segment[None]),
+            "bandwidth": torch.tensor(min(record.bandwidth, self.sample_rate / 2), dtype=torch.float32),
+            "index": torch.tensor(index),
+            "skipped": torch.tensor(skipped),
+        }
 
     def _count_bad(self, record: Record, error: Exception) -> None:
         if record.id not in self.bad:
             log.warning("skipped %s: %s", record.path, error)
-        self.tried.add(record.id)
         self.bad.add(record.id)
         allowed = max(3.0, self.config.max_bad_fraction * len(self.tried))
         if len(self.bad) > allowed or len(self.bad) == len(self.records):
@@ -87,12 +85,10 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
 def draw_weights(records: Sequence[Record], max_speaker_hours: float) -> list[float]:
     """How often each record is drawn, in seconds of speech; a record without a speaker is a speaker of its own."""
-    if max_speaker_hours <= 0:
-        return [record.duration for record in records]
-    spoken: dict[str, float] = {}
+    most = 3600 * (max_speaker_hours or math.inf)
+    spoken: dict[str, float] = defaultdict(float)
     for record in records:
-        spoken[record.speaker or record.id] = spoken.get(record.speaker or record.id, 0.0) + record.duration
-    most = 3600 * max_speaker_hours
+        spoken[record.speaker or record.id] += record.duration
     return [record.duration * min(1.0, most / spoken[record.speaker or record.id]) for record in records]
 
 

@@ -15,18 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.spectral import (
-    Planes,
-    bin_frequencies,
-    hz_to_mel,
-    log_mel,
-    mel_edges,
-    mel_filterbank,
-    planes,
-    usable_bandwidth,
-)
+from codec import spectral
+from codec.spectral import Planes
 from codec.training.config import LossConfig
-from codec.training.discriminators import DiscriminatorOutput
+from codec.training.discriminators import Outputs
 
 PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: of the complex and the envelope term
 FEATURE_FLOOR = 1e-3  # a layer silent on recorded speech must not make the relative distance explode
@@ -39,10 +31,10 @@ class SpectralLoss(nn.Module):
     Descript Audio Codec, arXiv 2306.06546). It forgives phase.
 
     ``stft``: per item ``sum |S - S'| / sum |S|`` over the real and imaginary parts of spectra whose magnitudes are raised
-    to ``phase_exponent``, averaged over ``phase_windows``. It is what teaches the decoder phase, and gives the later residual
-    stages something to carry. With an exponent below 1 (such as the 0.3 to 0.5 usual in speech enhancement) the weak
-    components, which carry consonants, count for more than they do by their energy. On the mel scale a bin counts by its
-    width in mels: most of the bins lie where ears tell neither pitch nor phase, and few bits are left for them.
+    to ``phase_exponent``, averaged over ``phase_windows``. It teaches the decoder phase, and gives the later residual stages
+    something to carry. With an exponent below 1 (0.3 to 0.5 are usual in speech enhancement) weak components, which carry
+    consonants, count for more than by their energy. On the mel scale a bin counts by its width in mels: most bins lie where
+    ears tell neither pitch nor phase, and few bits are left for them.
 
     ``envelope``: per item and mel band ``||E - E'|| / ||E||`` over time, E the root of the band's energy, averaged over bands
     and ``envelope_windows``. Where the log-mel term takes every moment alike, this one is ruled by those in which a band is
@@ -52,61 +44,59 @@ class SpectralLoss(nn.Module):
     Items whose recording ends below half the sample rate are compared only up to their usable bandwidth, so that the model
     does not learn that nothing lives above.
 
-    Args:
-        sample_rate: of the waveforms, in Hz.
-        config: windows and bands of each term; ``stft`` and ``envelope`` are left out where their weight is 0.
+    Attributes:
+        terms: the windows of each term; ``stft`` and ``envelope`` are left out where their weight is 0.
     """
-
-    envelope_edges: Tensor
 
     def __init__(self, sample_rate: int, config: LossConfig) -> None:
         super().__init__()
         self.sample_rate, self.config = sample_rate, config
-        self._windows_of = {
-            "mel": config.windows,
-            "stft": config.phase_windows if config.weights["stft"] else (),
-            "envelope": config.envelope_windows if config.weights["envelope"] else (),
-        }
+        self._distances = {"mel": self._mel_distance, "stft": self._stft_distance, "envelope": self._envelope_distance}
+        windows = {"mel": config.windows, "stft": config.phase_windows, "envelope": config.envelope_windows}
+        self.terms = {name: windows[name] for name in windows if name == "mel" or config.weights[name]}
+        tables = {"envelope_edges": spectral.mel_edges(sample_rate, config.envelope_bands)[2:]}
         for n_fft, n_mels in zip(config.windows, config.mels, strict=True):
-            self._store(f"filters_{n_fft}", mel_filterbank(sample_rate, n_fft, n_mels))
-            self._store(f"edges_{n_fft}", mel_edges(sample_rate, n_mels)[2:])
-            self._store(f"bins_{n_fft}", bin_frequencies(sample_rate, n_fft))
-            self._store(f"widths_{n_fft}", _bin_widths(sample_rate, n_fft, config.phase_scale))
-        for n_fft in self._windows_of["envelope"]:
-            self._store(f"envelope_filters_{n_fft}", mel_filterbank(sample_rate, n_fft, config.envelope_bands))
-        self._store("envelope_edges", mel_edges(sample_rate, config.envelope_bands)[2:])
-
-    def _store(self, name: str, tensor: Tensor) -> None:
-        """Let the tensor move with the module between devices, and leave it out of the module's state."""
-        self.register_buffer(name, tensor, persistent=False)
-
-    @property
-    def terms(self) -> tuple[str, ...]:
-        """Names of the terms that ``forward`` gives."""
-        return tuple(name for name, windows in self._windows_of.items() if windows)
+            tables[f"filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, n_mels)
+            tables[f"edges_{n_fft}"] = spectral.mel_edges(sample_rate, n_mels)[2:]
+            tables[f"bins_{n_fft}"] = spectral.bin_frequencies(sample_rate, n_fft)
+            tables[f"widths_{n_fft}"] = _bin_widths(sample_rate, n_fft, config.phase_scale)
+        for n_fft in self.terms.get("envelope", ()):
+            tables[f"envelope_filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, config.envelope_bands)
+        for name, table in tables.items():  # they move with the module between devices, and are no part of its state
+            self.register_buffer(name, table, persistent=False)
 
     def forward(self, estimate: Tensor, reference: Tensor, bandwidth: Tensor) -> dict[str, Tensor]:
         """``estimate`` and ``reference`` ``[B, 1, T]``, ``bandwidth`` ``[B]`` in Hz -> ``{term: []}`` for ``terms``."""
         estimate, reference = estimate.squeeze(1).float(), reference.squeeze(1).float()  # [B, T]
-        bandwidth = usable_bandwidth(bandwidth, self.sample_rate)
-        mel, phase, envelope = (estimate.new_zeros(()) for _ in range(3))
-        for n_fft in self._windows_of["mel"]:
-            decoded, recorded = planes(estimate, n_fft), planes(reference, n_fft)  # [B, N, n_fft // 2 + 1]
-            mel = mel + self._mel_distance(decoded, recorded, bandwidth, n_fft)
-            if n_fft in self._windows_of["stft"]:
-                inside = getattr(self, f"bins_{n_fft}") <= bandwidth[:, None]
-                weights = inside * getattr(self, f"widths_{n_fft}")
-                phase = phase + _relative_distance(decoded, recorded, weights, self.config.phase_exponent)
-            if n_fft in self._windows_of["envelope"]:
-                envelope = envelope + self._envelope_distance(decoded, recorded, bandwidth, n_fft)
-        sums = {"mel": mel, "stft": phase, "envelope": envelope}
-        return {name: sums[name] / len(self._windows_of[name]) for name in self.terms}
+        bandwidth = spectral.usable_bandwidth(bandwidth, self.sample_rate)
+        sums = {name: estimate.new_zeros(()) for name in self.terms}
+        for n_fft in self.config.windows:
+            decoded, recorded = (
+                spectral.planes(estimate, n_fft),
+                spectral.planes(reference, n_fft),
+            )  # [B, N, n_fft // 2 + 1]
+            for name in (name for name, windows in self.terms.items() if n_fft in windows):
+                sums[name] = sums[name] + self._distances[name](decoded, recorded, bandwidth, n_fft)
+        return {name: total / len(self.terms[name]) for name, total in sums.items()}
 
     def _mel_distance(self, decoded: Planes, recorded: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
         filters = getattr(self, f"filters_{n_fft}")
-        inside = (getattr(self, f"edges_{n_fft}") <= bandwidth[:, None]).float()  # [B, M]: bands wholly below it
-        difference = log_mel(decoded, filters) - log_mel(recorded, filters)
-        return _mean_over_bands(difference.abs().mean(dim=1), inside)
+        difference = spectral.log_mel(decoded, filters) - spectral.log_mel(recorded, filters)
+        return _mean_over_bands(difference.abs().mean(dim=1), getattr(self, f"edges_{n_fft}"), bandwidth)
+
+    def _stft_distance(self, decoded: Planes, recorded: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
+        exponent = self.config.phase_exponent
+        inside = getattr(self, f"bins_{n_fft}") <= bandwidth[:, None]
+        weights = (inside * getattr(self, f"widths_{n_fft}"))[:, None]  # [B, 1, F]
+        decoded, recorded = _compressed(decoded, exponent), _compressed(recorded, exponent)
+
+        def size(real: Tensor, imaginary: Tensor) -> Tensor:
+            """Weighted mean of both parts' absolute values, ``[B]``."""
+            return ((real.abs() + imaginary.abs()).mean(dim=1, keepdim=True) / 2 * weights).sum(dim=(1, 2))
+
+        difference = size(decoded.real - recorded.real, decoded.imaginary - recorded.imaginary)
+        # the floor keeps near-silent items, which are noise anyway, from ruling the gradient
+        return (difference / (size(recorded.real, recorded.imaginary) + PHASE_FLOOR**exponent)).mean()
 
     def _envelope_distance(self, decoded: Planes, recorded: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
         filters = getattr(self, f"envelope_filters_{n_fft}")
@@ -114,11 +104,12 @@ class SpectralLoss(nn.Module):
         difference = torch.linalg.vector_norm(estimate - target, dim=1)  # [B, M]
         floor = PHASE_FLOOR * target.shape[1] ** 0.5
         relative = difference / (torch.linalg.vector_norm(target, dim=1) + floor)
-        return _mean_over_bands(relative, (self.envelope_edges <= bandwidth[:, None]).float())
+        return _mean_over_bands(relative, self.get_buffer("envelope_edges"), bandwidth)
 
 
-def _mean_over_bands(values: Tensor, inside: Tensor) -> Tensor:
-    """Mean of ``values [B, M]`` over each item's bands that ``inside [B, M]`` marks, then over items."""
+def _mean_over_bands(values: Tensor, edges: Tensor, bandwidth: Tensor) -> Tensor:
+    """Mean of ``values [B, M]`` over those of each item's bands that end within its ``bandwidth``, then over items."""
+    inside = (edges <= bandwidth[:, None]).float()
     return ((values * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)).mean()
 
 
@@ -126,24 +117,10 @@ def _bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -
     """How much each bin counts, ``[n_fft // 2 + 1]``, of sum 1."""
     if scale == "linear":
         return torch.full((n_fft // 2 + 1,), 1 / (n_fft // 2 + 1))
-    frequencies = bin_frequencies(sample_rate, n_fft)
+    frequencies = spectral.bin_frequencies(sample_rate, n_fft)
     half = sample_rate / n_fft / 2
-    widths = hz_to_mel(frequencies + half) - hz_to_mel(frequencies - half)
+    widths = spectral.hz_to_mel(frequencies + half) - spectral.hz_to_mel(frequencies - half)
     return widths / widths.sum()
-
-
-def _relative_distance(decoded: Planes, recorded: Planes, weights: Tensor, exponent: float) -> Tensor:
-    """Over bins weighted by ``weights [B, F]``."""
-    weights = weights[:, None]
-    decoded, recorded = _compressed(decoded, exponent), _compressed(recorded, exponent)
-
-    def size(real: Tensor, imaginary: Tensor) -> Tensor:
-        """Weighted mean of both parts' absolute values, ``[B]``."""
-        return ((real.abs() + imaginary.abs()).mean(dim=1, keepdim=True) / 2 * weights).sum(dim=(1, 2))
-
-    difference = size(decoded.real - recorded.real, decoded.imaginary - recorded.imaginary)
-    # the floor keeps near-silent items, which are noise anyway, from ruling the gradient
-    return (difference / (size(recorded.real, recorded.imaginary) + PHASE_FLOOR**exponent)).mean()
 
 
 def _compressed(spectrum: Planes, exponent: float) -> Planes:
@@ -158,7 +135,7 @@ def _compressed(spectrum: Planes, exponent: float) -> Planes:
 # ---- adversarial ------------------------------------------------------------------------------------------------------
 
 
-def discriminator_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
+def discriminator_loss(real: Outputs, fake: Outputs) -> Tensor:
     """What the discriminators minimize; ``fake`` are their outputs on detached decoded speech.
 
     ``1/K sum_k mean max(0, 1 - D_k(x)) + mean max(0, 1 + D_k(x'))``: the hinge loss (Lim and Ye, arXiv 1705.02894; for
@@ -171,7 +148,7 @@ def discriminator_loss(real: list[DiscriminatorOutput], fake: list[Discriminator
     return torch.stack(terms).mean()
 
 
-def generator_loss(fake: list[DiscriminatorOutput]) -> Tensor:
+def generator_loss(fake: Outputs) -> Tensor:
     """What the codec minimizes so that its speech passes for recorded.
 
     ``1/K sum_k mean max(0, 1 - D_k(x'))``, SoundStream's form: unlike ``-D_k(x')`` it stops pulling where a discriminator
@@ -180,7 +157,7 @@ def generator_loss(fake: list[DiscriminatorOutput]) -> Tensor:
     return torch.stack([F.relu(1 - f.logits.float()).mean() for f in fake]).mean()
 
 
-def feature_matching_loss(real: list[DiscriminatorOutput], fake: list[DiscriminatorOutput]) -> Tensor:
+def feature_matching_loss(real: Outputs, fake: Outputs) -> Tensor:
     """Distance of the hidden activations, relative to their mean size on recorded speech.
 
     ``1/K sum_k 1/L_k sum_l mean |F_kl(x) - F_kl(x')| / mean |F_kl(x)|`` for each item, both means over its activations;

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, to_dict
+from codec.layers import DepthwiseConv
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS, find_model
 from codec.training.config import TrainConfig
@@ -29,20 +31,15 @@ MATCHING_INDEX = 2**40  # where those segments lie in the stream: training never
 
 @dataclass
 class Networks:
-    """What is trained. ``codec`` and ``discriminators`` are the bare modules, the ``*_step`` ones are prepared for many
-    processes.
-
-    ``optimizers`` are those of the codec, "optimizer" and perhaps "matrix_optimizer", and "discriminator_optimizer".
-    ``quantizer_matched`` says that the codebooks came with the weights and fit their latents already.
-    """
+    """What is trained, and how."""
 
     codec: Codec
     average: Codec
     discriminators: Discriminators
-    optimizers: dict[str, torch.optim.Optimizer]
-    codec_step: nn.Module
+    optimizers: dict[str, torch.optim.Optimizer]  # of the codec, see codec_optimizers, and "discriminator_optimizer"
+    codec_step: nn.Module  # the codec, prepared for many processes
     discriminators_step: nn.Module
-    quantizer_matched: bool
+    quantizer_matched: bool  # the codebooks came with the weights and fit their latents already
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -60,24 +57,27 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
     exported too.
 
     Raises:
-        ConfigError: ``init`` is of another architecture.
+        ConfigError: ``init`` is of another architecture, or lacks what ``config.train`` holds fixed.
         ModelError: there is no such model.
     """
     torch.manual_seed(config.seed)
     codec = Codec(config.model)
-    quantizer_matched = False
-    if init is not None:
-        quantizer_matched = start_codec(codec, Codec.from_pretrained(init), init)
+    quantizer_matched = init is not None and start_codec(codec, Codec.from_pretrained(init), init)
     discriminators = Discriminators(config.discriminator)
     if init is not None and config.phases.adversarial >= 0:
         start_discriminators(discriminators, find_model(init) / DISCRIMINATORS)
     codec, discriminators = codec.to(accelerator.device).train(), discriminators.to(accelerator.device).train()
+    if config.train == "decoder":
+        if not quantizer_matched:
+            raise ConfigError("train: decoder needs --init with a model of the configuration's encoder and quantizer")
+        for fixed in (codec.encoder, codec.quantizer):
+            fixed.requires_grad_(False).eval()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:
-        for filters in (p for p in codec.parameters() if p.ndim == 4):
+        for filters in (p for p in codec.parameters() if p.ndim == 4 and p.requires_grad):
             filters.register_hook(_plainly_strided)
     optimizers = codec_optimizers(codec, config.optimizer)
-    optimizers |= {"discriminator_optimizer": adamw(discriminators, config.optimizer)}
+    optimizers |= {"discriminator_optimizer": adamw(discriminators.parameters(), config.optimizer)}
     forward = torch.compile(codec) if config.compile else codec
     codec_step, discriminators_step, *prepared = accelerator.prepare(forward, discriminators, *optimizers.values())
     optimizers = dict(zip(optimizers, prepared, strict=True))
@@ -85,10 +85,9 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
 
 
 def _plainly_strided(gradient: Tensor) -> Tensor:
-    """The same values with the usual strides.
+    """The same values with the usual strides: the averaging over processes would warn of a depthwise filter's own.
 
-    A depthwise filter's gradient takes those of its channels-last activations. In memory the two are one, as all but
-    two dimensions have size 1, but the averaging over processes would warn of it.
+    They are those of channels-last activations. In memory the two are one, as all but two dimensions have size 1.
     """
     return gradient.flatten().view(gradient.shape)
 
@@ -109,8 +108,8 @@ def start_codec(codec: Codec, source: Codec, name: str) -> bool:
             f"{name} has another architecture than the configuration's model; only the quantizer may differ, and there may "
             "be more blocks (encoder.depths, decoder.depth)"
         )
-    _copy_blocks(codec.encoder, source.encoder)
-    _copy_blocks(codec.decoder, source.decoder)
+    copy_blocks(codec.encoder, source.encoder)
+    copy_blocks(codec.decoder, source.decoder)
     same_quantizer = source.config.quantizer == codec.config.quantizer
     if same_quantizer:
         codec.quantizer.load_state_dict(source.quantizer.state_dict())
@@ -118,20 +117,30 @@ def start_codec(codec: Codec, source: Codec, name: str) -> bool:
 
 
 def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
-    """Whether ``target`` is ``source`` but for its quantizer and for more blocks of the same width."""
-
-    def split(config: CodecConfig) -> tuple[list[int], dict[str, Any]]:
-        """The numbers of blocks, and all else but the quantizer."""
+    """Whether ``target`` is ``source`` but for its quantizer, the decoder's look-ahead, and more blocks of the same width."""
+    depths, others = [], []
+    for config in (source, target):
         values = to_dict(config) | {"quantizer": None}
-        encoder, decoder = values["encoder"], values["decoder"]
-        return [decoder.pop("depth"), *encoder.pop("depths")], values
+        depths.append([values["decoder"].pop("depth"), *values["encoder"].pop("depths")])
+        values["decoder"].pop("look_ahead", None)  # copy_blocks shifts the filters
+        others.append(values)
+    return others[0] == others[1] and all(old <= new for old, new in zip(*depths, strict=True))
 
-    (before, source_values), (after, target_values) = split(source), split(target)
-    return source_values == target_values and all(old <= new for old, new in zip(before, after, strict=True))
 
+def copy_blocks(module: nn.Module, source: nn.Module) -> None:
+    """Copy the weights of ``source``; what goes beyond its blocks begins as the identity.
 
-def _copy_blocks(module: nn.Module, source: nn.Module) -> None:
-    missing, unexpected = module.load_state_dict(source.state_dict(), strict=False)
+    A filter that looks less far ahead (or further) gets every tap at the offset in time that it had; taps that fall out of
+    its reach are lost, and new ones are zero.
+    """
+    state = source.state_dict()
+    for name, layer in source.named_modules():
+        if isinstance(layer, DepthwiseConv):
+            target = module.get_submodule(name)
+            assert isinstance(target, DepthwiseConv)
+            later = target.left - layer.left
+            state[f"{name}.conv.weight"] = F.pad(layer.conv.weight, (later, -later))  # a negative pad crops
+    missing, unexpected = module.load_state_dict(state, strict=False)
     assert not unexpected
     for name in missing:
         if name.endswith(".scale"):
@@ -148,11 +157,9 @@ def start_discriminators(discriminators: Discriminators, path: Path) -> None:
         return
     try:
         discriminators.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise ConfigError(f"{path} cannot be read: {error}; remove it to begin with new discriminators") from None
-    except RuntimeError:  # of load_state_dict: names or shapes differ
+    except (SafetensorError, RuntimeError):  # RuntimeError of load_state_dict: names or shapes differ
         raise ConfigError(
-            f"{path} holds other discriminators than the configuration's; remove it to begin with new ones"
+            f"{path} is damaged or holds other discriminators than the configuration's; remove it to begin with new ones"
         ) from None
 
 
@@ -165,13 +172,11 @@ def start_quantizer(networks: Networks, dataset: SegmentDataset, batch_size: int
     from accelerate.utils import broadcast
 
     latents = []
-    for batch in range(MATCHING_BATCHES):
-        indices = range(MATCHING_INDEX + batch * batch_size, MATCHING_INDEX + (batch + 1) * batch_size)
-        waveform = torch.stack([dataset[index]["waveform"] for index in indices]).to(device)
-        latents.append(networks.codec.encoder(waveform))
+    for first in range(MATCHING_INDEX, MATCHING_INDEX + MATCHING_BATCHES * batch_size, batch_size):
+        waveform = torch.stack([dataset[index]["waveform"] for index in range(first, first + batch_size)])
+        latents.append(networks.codec.encoder(waveform.to(device)))
     networks.codec.quantizer.initialize(torch.cat(latents))
-    for tensor in networks.codec.quantizer.state_dict().values():
-        broadcast(tensor)
+    broadcast(networks.codec.quantizer.state_dict())
     networks.average.quantizer.load_state_dict(networks.codec.quantizer.state_dict())
 
 

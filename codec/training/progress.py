@@ -17,7 +17,6 @@ from codec.errors import CodecError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-
 STOPPING = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))  # there is no SIGHUP on Windows
 
 
@@ -101,9 +100,6 @@ class Clock:
         """Speed since the last lap, over all processes; ``batch_seconds`` of speech make a batch."""
         now = time.perf_counter()
         elapsed = now - self.started
-        values = {
-            "speed/audio_seconds_per_second": self.batches * batch_seconds / elapsed,
-            "speed/data_wait_share": self.waited / elapsed,
-        }
+        speed, share = self.batches * batch_seconds / elapsed, self.waited / elapsed
         self.started, self.waited, self.batches = now, 0.0, 0
-        return values
+        return {"speed/audio_seconds_per_second": speed, "speed/data_wait_share": share}

@@ -29,40 +29,35 @@ class Tracker:
         kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
         with written_whole(self._metrics) as temporary:
             temporary.write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
-        self._writer = None
+        self.writer: Any = None  # TensorBoard's, where there is somebody to show pictures and speech to
         if logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
-
-    @property
-    def shows(self) -> bool:
-        """Whether there is somebody to show pictures and speech to."""
-        return self._writer is not None
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each named curve."""
         with open(self._metrics, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._writer is not None:
+        if self.writer is not None:
             for name, value in values.items():
-                self._writer.add_scalar(name, value, step)
+                self.writer.add_scalar(name, value, step)
 
     def speech(self, name: str, waveform: Tensor, sample_rate: int, step: int) -> None:
         """A waveform ``[T]`` to listen to, and its log-mel spectrogram to look at."""
-        if self._writer is not None:
-            self._writer.add_audio(f"audio/{name}", waveform[None], step, sample_rate)
-            self._writer.add_image(f"mel/{name}", mel_picture(waveform, sample_rate)[None], step)
+        if self.writer is not None:
+            self.writer.add_audio(f"audio/{name}", waveform[None], step, sample_rate)
+            self.writer.add_image(f"mel/{name}", mel_picture(waveform, sample_rate)[None], step)
 
     def text(self, name: str, text: str) -> None:
         """A block of text, shown as it is."""
-        if self._writer is not None:
-            self._writer.add_text(name, f"```\n{text}\n```")
+        if self.writer is not None:
+            self.writer.add_text(name, f"```\n{text}\n```")
 
     def close(self) -> None:
         """Write out what is buffered."""
-        if self._writer is not None:
-            self._writer.close()
+        if self.writer is not None:
+            self.writer.close()
 
 
 def read_scalars(path: Path) -> list[dict[str, Any]]:
@@ -73,12 +68,9 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
-def mel_picture(waveform: Tensor, sample_rate: int, n_mels: int = 80) -> Tensor:
-    """Log-mel spectrogram of ``[T]`` as grey values 0 to 1 ``[n_mels, N]``, low frequencies at the bottom.
-
-    Black is 80 dB under a full-scale sine, white full scale.
-    """
+def mel_picture(waveform: Tensor, sample_rate: int) -> Tensor:
+    """Log-mel spectrogram of ``[T]`` as grey values ``[80, N]``, 0 at 80 dB under a full-scale sine, the lowest band last."""
     magnitude = stft(waveform[None].float(), 1024, 256)[0].abs() / 256
-    mel = magnitude @ mel_filterbank(sample_rate, 1024, n_mels).to(waveform.device)
+    mel = magnitude @ mel_filterbank(sample_rate, 1024, 80).to(waveform.device)
     decibels = 20 * torch.log10(mel.clamp(min=1e-4))
     return (decibels / 80 + 1).clamp(0, 1).T.flip(0)

@@ -27,27 +27,22 @@ def read_speech(record: Record, sample_rate: int) -> Tensor:
 
 @torch.no_grad()
 def validate(
-    codec: Codec,
-    records: list[Record],
-    spectral: SpectralLoss,
-    quantize: bool,
-    accelerator: Accelerator,
+    codec: Codec, records: list[Record], spectral: SpectralLoss, quantize: bool, accelerator: Accelerator
 ) -> dict[str, float]:
     """Mean losses and codebook health over all utterances; every process takes its share, each utterance counts once."""
-    rank, world = accelerator.process_index, accelerator.num_processes
     counter = CodebookCounter(codec.num_quantizers, codec.codebook_size)
-    sums = torch.zeros(len(spectral.terms) + 1, dtype=torch.float64)
-    for record in records[rank::world]:
+    sums = torch.zeros(len(spectral.terms) + 1, dtype=torch.float64)  # of each term, and the number of utterances
+    for record in records[accelerator.process_index :: accelerator.num_processes]:
         waveform = read_speech(record, codec.sample_rate).to(codec.device)[None, None]
         output = codec(waveform, quantize=quantize)
         bandwidth = torch.tensor([min(record.bandwidth, codec.sample_rate / 2)], device=codec.device)
         terms = spectral(output.waveform, waveform, bandwidth)
-        sums += torch.tensor([*(float(terms[name]) for name in spectral.terms), 1.0], dtype=torch.float64)
+        sums += torch.tensor([*map(float, terms.values()), 1.0], dtype=torch.float64)
         if output.codes is not None:
             counter.add(output.codes)
-    total = accelerator.reduce(sums.float().to(accelerator.device), "sum").cpu()
-    values = {f"valid/{name}": float(value / total[-1]) for name, value in zip(spectral.terms, total, strict=False)}
-    values["valid/utterances"] = float(total[-1])
+    *totals, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").cpu()
+    values = {f"valid/{name}": float(total / count) for name, total in zip(spectral.terms, totals, strict=True)}
+    values["valid/utterances"] = float(count)
     if quantize:
         values |= codebook_scalars(counter, accelerator, "valid_codebook")
     return values
@@ -55,8 +50,7 @@ def validate(
 
 def codebook_scalars(counter: CodebookCounter, accelerator: Accelerator, prefix: str) -> dict[str, float]:
     """Usage and perplexity of each quantizer over the frames counted by all processes."""
-    counts = accelerator.reduce(counter.counts.to(accelerator.device), "sum").cpu()
-    counter.counts = counts
+    counter.counts = accelerator.reduce(counter.counts.to(accelerator.device), "sum").cpu()
     values: dict[str, float] = {}
     for index, stage in enumerate(counter.stages(), start=1):
         values |= {f"{prefix}/usage_{index}": stage.usage, f"{prefix}/perplexity_{index}": stage.perplexity}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from loading import load_script
 
-from codec.training.checkpoint import read_checkpoint
+from codec.training.checkpoint import module_tensors, read_checkpoint
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 DEBUG = RECIPES / "libritts" / "debug.yaml"
@@ -63,5 +63,4 @@ def start(args: list[str]) -> subprocess.Popen[str]:
 def state(run: Path, step: int, group: str = "") -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint; of one group of them (a network or an optimizer), under their names in it."""
     tensors = read_checkpoint(run / "checkpoints" / f"step_{step:08d}")[0]
-    prefix = f"{group}/" if group else ""
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return module_tensors(tensors, group) if group else tensors

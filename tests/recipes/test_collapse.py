@@ -91,12 +91,8 @@ def test_a_study_runs_resumes_and_reports(
     (page / "README.md").write_text("a\n<!-- table headline -->\nold\n<!-- end -->\nb\n", encoding="utf-8")
     assert report.main([str(out), "--into", str(page)]) == 0
     text = (page / "README.md").read_text(encoding="utf-8")
-    assert (
-        text.startswith("a\n<!-- table headline -->\n| V |")
-        and text.endswith("<!-- end -->\nb\n")
-        and "old" not in text
-    )
-    assert "| 32 | **SimVQ** | 2 |" in text and " to " in text
+    assert text.startswith("a\n<!-- table headline -->\n| V |") and text.endswith("<!-- end -->\nb\n")
+    assert "old" not in text and "| 32 | **SimVQ** | 2 |" in text and " to " in text
     kept = (page / "results.jsonl").read_text(encoding="utf-8")
     assert report.main([str(page / "results.jsonl"), str(out), "--into", str(page)]) == 0, "a page grows by more cells"
     assert (page / "README.md").read_text(encoding="utf-8") == text
@@ -139,15 +135,8 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pyt
             run.load_study(config)
     (tmp_path / "file").write_text("no result\n", encoding="utf-8")
     config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    good = [
-        "--manifest",
-        str(corpus / "train.jsonl"),
-        "--config",
-        str(config),
-        "--out",
-        str(tmp_path / "out"),
-        "--skip-plane",
-    ]
+    good = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config)]
+    good += ["--out", str(tmp_path / "out"), "--skip-plane"]
     for arguments, message in (
         ([*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
         ([*good, "--out", str(tmp_path / "file")], "exists"),
@@ -164,10 +153,8 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pyt
 
 @pytest.mark.slow
 def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
-    assert (
-        plane.main(["--out", str(tmp_path), "--steps", "80", "--remedy-steps", "3", "--seeds", "0", "--frames", "2"])
-        == 0
-    )
+    small = ("--steps", "80", "--remedy-steps", "3", "--seeds", "0", "--frames", "2")
+    assert plane.main(["--out", str(tmp_path), *small]) == 0
     numbers = json.loads((tmp_path / "plane.json").read_text(encoding="utf-8"))
     assert numbers["plane"]["cloud simvq"]["moved"] == 1.0 and numbers["plane"]["cloud vq"]["moved"] < 0.5
     assert numbers["plane"]["cloud simvq"]["usage"] > 1.5 * numbers["plane"]["cloud vq"]["usage"]

@@ -44,9 +44,12 @@ def test_round_trip_restores_weights_and_moments(tmp_path: Path) -> None:
 def test_an_unfinished_checkpoint_is_not_taken(tmp_path: Path) -> None:
     layer, _ = trained(0)
     save_checkpoint(tmp_path, 1, {"codec": layer}, {}, {})
-    (tmp_path / ".step_00000002.tmp").mkdir()
-    (tmp_path / "step_00000003").mkdir()
+    killed = tmp_path / "step_00000003"
+    killed.mkdir()
     assert latest_checkpoint(tmp_path).name == "step_00000001"
+    prune_checkpoints(tmp_path, 1, None)
+    assert latest_checkpoint(tmp_path).name == "step_00000001"
+    assert save_checkpoint(tmp_path, 3, {"codec": layer}, {}, {}) == latest_checkpoint(tmp_path) == killed
     with pytest.raises(CheckpointError, match="no checkpoint"):
         latest_checkpoint(tmp_path / "nowhere")
 
@@ -84,12 +87,8 @@ def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
     modules, optimizers = {"discriminators": other}, {"discriminator_optimizer": other_optimizer}
     assert load_checkpoint(path, modules, optimizers) == {"step": 1}
     assert torch.equal(other.weight, layer.weight)  # type: ignore[arg-type]
-    assert torch.equal(
-        other_optimizer.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
-    )
-    (path / "state-01.safetensors").unlink()
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_checkpoint(path, modules, optimizers)
+    moments, expected = (o.state_dict()["state"][0]["exp_avg"] for o in (other_optimizer, optimizer))
+    assert torch.equal(moments, expected)
 
 
 def test_processes_that_see_different_checkpoints_say_so(tmp_path: Path) -> None:

@@ -23,11 +23,8 @@ def sine(path: Path, seconds: float, rate: int, hz: float = 440.0) -> Record:
 
 @pytest.fixture
 def records(tmp_path: Path) -> list[Record]:
-    return [
-        sine(tmp_path / "a.wav", 3.0, 24000),
-        sine(tmp_path / "b.wav", 1.0, 16000),
-        sine(tmp_path / "c.flac", 0.2, 24000),
-    ]
+    files = (("a.wav", 3.0, 24000), ("b.wav", 1.0, 16000), ("c.flac", 0.2, 24000))
+    return [sine(tmp_path / name, seconds, rate) for name, seconds, rate in files]
 
 
 def test_segments_depend_on_seed_and_index_alone(records: list[Record]) -> None:
@@ -72,9 +69,7 @@ def test_a_short_file_is_padded(records: list[Record]) -> None:
     assert segment[:4800].any() and not segment[4800:].any()
 
 
-def test_bad_files_are_skipped_counted_and_named(
-    tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_bad_files_are_skipped(tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     bad = Record("bad", str(tmp_path / "bad.wav"), 24000, 24000)
     dataset = SegmentDataset([*records, bad], 24000, DataConfig(segment_seconds=0.1), seed=0)

@@ -9,9 +9,11 @@ import pytest
 import torch
 
 from codec.config import CodecConfig, ConfigError
+from codec.layers import DepthwiseConv
 from codec.model import Codec
-from codec.training.discriminators import DiscriminatorConfig, Discriminators
-from codec.training.networks import start_codec, start_discriminators
+from codec.training.config import DiscriminatorConfig
+from codec.training.discriminators import Discriminators
+from codec.training.networks import copy_blocks, start_codec, start_discriminators
 
 
 def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecConfig) -> None:
@@ -34,18 +36,26 @@ def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecCon
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in scales)  # so that they can leave it
 
 
-def test_of_another_quantizer_it_takes_the_networks_alone_and_of_another_network_nothing(
-    tiny_config: CodecConfig,
-) -> None:
+def test_of_another_quantizer_it_takes_the_networks_alone(tiny_config: CodecConfig) -> None:
     source = Codec(tiny_config)
-    larger = Codec(
-        replace(tiny_config, quantizer=replace(tiny_config.quantizer, codebook_size=2 * source.codebook_size))
-    )
+    quantizer = replace(tiny_config.quantizer, codebook_size=2 * source.codebook_size)
+    larger = Codec(replace(tiny_config, quantizer=quantizer))
     assert not start_codec(larger, source, "mine")
     assert all(torch.equal(p, q) for p, q in zip(larger.decoder.parameters(), source.decoder.parameters(), strict=True))
     other = Codec(replace(tiny_config, latent_dim=2 * tiny_config.latent_dim))
     with pytest.raises(ConfigError, match=r"^mine has another architecture .* there may be more blocks"):
         start_codec(other, source, "mine")
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_filters_that_look_less_or_further_ahead_keep_their_taps_in_time(causal: bool) -> None:
+    source, grown = DepthwiseConv(4, 7, not causal), DepthwiseConv(4, 7, causal)
+    with torch.no_grad():  # but those from 3 steps before to now, which both have
+        source.conv.weight[..., : source.left - 3] = 0
+        source.conv.weight[..., source.left + 1 :] = 0
+    copy_blocks(torch.nn.Sequential(grown), torch.nn.Sequential(source))
+    x = torch.randn(2, 20, 4)
+    torch.testing.assert_close(grown(x), source(x))
 
 
 def test_there_need_be_no_discriminators(tmp_path: Path) -> None:

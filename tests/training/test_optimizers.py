@@ -30,9 +30,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_all_else(tiny_config: CodecCon
     assert set(codec_optimizers(codec, OptimizerConfig())) == {"optimizer"}
 
 
-def test_muon_moves_all_directions_alike_by_the_rate_times_the_size_of_a_step_of_adamw(
-    tiny_config: CodecConfig,
-) -> None:
+def test_muons_steps_have_the_size_of_adamws(tiny_config: CodecConfig) -> None:
     codec = Codec(tiny_config)
     optimizers = codec_optimizers(codec, SETTINGS)
     set_learning_rates(optimizers, SETTINGS, 0.5)

@@ -1,14 +1,16 @@
-"""What a run records can be read back, by TensorBoard and without it."""
+"""What a run records can be read back, by TensorBoard and without it; and its speed."""
 
 from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from codec.training.progress import Clock
 from codec.training.tracking import Tracker, mel_picture
 
 
@@ -38,6 +40,19 @@ def test_metrics_continue_where_a_resumed_run_does(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 10, "x": 10}, {"step": 20, "x": 20}, {"step": 30, "x": 31}]
     assert not (tmp_path / "tensorboard").exists()
+
+
+def test_speed_counts_the_batches_since_the_last_lap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a lap is shorter than the usual interval, as after a resume or a validation."""
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    clock = Clock(started=0.0)
+    for batches in (3, 1):
+        for _ in range(batches):
+            with clock.waiting():
+                now += 0.5
+            now += 1.5
+        assert clock.lap(16.0) == {"speed/audio_seconds_per_second": 8.0, "speed/data_wait_share": 0.25}
 
 
 def test_the_picture_shows_a_tone_where_it_is() -> None:
