@@ -14,8 +14,8 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from codec import Codec
-from codec.cli.export import export_main
 from codec.container import FINGERPRINT_BYTES
+from codec.runtime.export import export_main
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

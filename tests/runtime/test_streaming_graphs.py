@@ -12,8 +12,8 @@ import pytest
 from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
-from codec.cli.export import export_main
 from codec.runtime import OnnxCodec
+from codec.runtime.export import export_main
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
