@@ -56,7 +56,14 @@ def test_scripts_do_not_import_each_other(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["codec", "codec.cli.commands", "codec.container", "codec.corpus.manifest", "codec.evaluation.page.report"],
+    [
+        "codec",
+        "codec.cli.commands",
+        "codec.container",
+        "codec.corpus.manifest",
+        "codec.evaluation.page.report",
+        "codec.tokens",
+    ],
 )
 def test_importing_is_cheap(module: str) -> None:
     """These need no torch, or only when a name of theirs is used."""
