@@ -40,8 +40,10 @@ def imported(path: Path, everywhere: bool = False) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path: Path) -> None:
     names = imported(path)
-    assert not {name.split(".")[0] for name in names} & LAZY, "import it where it is used"
     room = path.relative_to(ROOT / "codec").parts[0].removesuffix(".py")
+    # classes for a foreign framework have bases of its own; nothing imports their file but who asks for it
+    lazy = LAZY - {path.stem} if room == "integrations" else LAZY
+    assert not {name.split(".")[0] for name in names} & lazy, "import it where it is used"
     if room == "__init__":
         return
     others = {name.split(".")[1] for name in names if name.startswith("codec.")} - {room, "__version__"}
