@@ -1,116 +1,190 @@
-"""Codes as tokens of a language model: one sequence of ids, or one sequence per stage with the later stages delayed.
+"""Codes as tokens of a language model, for numpy arrays and torch tensors alike; what comes back is int64 of the same kind.
 
-Codes here are int64 ``[..., K, N]``, as ``Codec.encode`` gives them: K stages of ``codebook_size`` codes, N frames.
+Codes are integers ``[..., K, N]``, as ``Codec.encode`` gives them: K stages of ``codebook_size`` codes, N frames. A language
+model writes them in one of three patterns; with one stage they are the same:
+
+- interleaved, :func:`flatten`: N * K steps of one id, other ids for every stage. A code can depend on all before it.
+- parallel, the codes as they are: N steps of K codes, which depend on earlier frames only and not on each other.
+- delayed, :func:`delay`: N + K - 1 steps of K codes; a code can depend on the coarser ones of its own frame, too.
+
+In what a language model has written, ``invalid`` says what becomes of a frame that is not whole: "refuse" is an error,
+"drop" leaves it out and moves later frames up, "mask" makes all its codes -1, which ``Codec.decode`` refuses. Everything
+here raises CodecError for what is no array of integers of the shape, or no whole number.
 """
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
+
+import numpy as np
+from numpy.typing import NDArray
 
 from codec.errors import CodecError
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def flatten(codes: Tensor, codebook_size: int, first_id: int = 0) -> Tensor:
-    """One sequence, frame by frame and within a frame stage by stage.
+Ids = TypeVar("Ids", "Tensor", "NDArray[Any]")
+Invalid = Literal["refuse", "drop", "mask"]
 
-    Args:
-        codes: int64 ``[..., K, N]``.
-        codebook_size: codes of a stage.
-        first_id: the id of code 0 of the first stage; those below it are the language model's own.
 
-    Returns:
-        Ids, int64 ``[..., N * K]``: ``first_id + k * codebook_size + code`` for stage k, from 0. Every stage has its own,
-        since the same code means another thing in each.
+@dataclass(frozen=True)
+class TokenLayout:
+    """The vocabulary of interleaved codes: code c of stage k, from 0, is ``first_id + k * codebook_size + c``.
 
-    Raises:
-        CodecError: not codes of stages of that size.
+    Begin, end and pad follow the last code. For parallel or delayed codes, take one stage: each has such a vocabulary.
     """
-    _check_integers(codes, "codes", "[..., K, N]", 2)
-    if codes.numel() and (int(codes.min()) < 0 or int(codes.max()) >= codebook_size):
-        raise CodecError(f"codes must be from 0 to {codebook_size - 1}; are they of another model?")
-    return (codes + _starts(codes.shape[-2], codebook_size, first_id, codes.device)[:, None]).mT.flatten(-2)
+
+    num_quantizers: int
+    codebook_size: int
+    first_id: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_quantizers", 1), ("codebook_size", 1), ("first_id", 0)):
+            if _whole(getattr(self, name), name) < least:
+                raise CodecError(f"{name} must be at least {least}, not {getattr(self, name)}")
+
+    @property
+    def special_ids(self) -> dict[str, int]:
+        """The ids that are no codes, by name: begin, end and pad."""
+        stop = self.first_id + self.num_quantizers * self.codebook_size
+        return {"begin": stop, "end": stop + 1, "pad": stop + 2}
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the last id; those below ``first_id``, of text for example, are counted."""
+        return self.special_ids["pad"] + 1
+
+    def to_tokens(self, codes: Ids) -> Ids:
+        """Begin, the codes ``[..., K, N]`` as :func:`flatten` gives them, end: ``[..., N * K + 2]``."""
+        values = _array(codes, "codes", "[..., K, N]")
+        if values.shape[-2] != self.num_quantizers:
+            raise CodecError(f"codes have {values.shape[-2]} stages, the layout has {self.num_quantizers}")
+        begin, end, _ = self.special_ids.values()
+        edges = [(0, 0)] * (values.ndim - 2) + [(1, 1)]
+        ids = flatten(values, self.codebook_size, self.first_id)
+        return _like(np.pad(ids, edges, constant_values=(begin, end)), codes)
+
+    def to_codes(self, tokens: Ids, invalid: Invalid = "refuse") -> Ids:
+        """Codes ``[K, N]`` of one sequence ``[L]`` that a language model has written, without its prompt.
+
+        Begin may be missing; the first end ends it, or pads do. What else is no code in its place is ``invalid``.
+        """
+        begin, end, pad = self.special_ids.values()
+        ids = _array(tokens, "tokens", "[L]")
+        ids = ids[int(ids[:1].tolist() == [begin]) : np.append(ids, end).tolist().index(end)]
+        ids = ids[: np.flatnonzero(np.append(True, ids != pad))[-1]]
+        return _like(resync(ids, self.num_quantizers, self.codebook_size, self.first_id, invalid), tokens)
 
 
-def unflatten(tokens: Tensor, num_quantizers: int, codebook_size: int, first_id: int = 0) -> Tensor:
-    """Inverse of :func:`flatten`.
+def flatten(codes: Ids, codebook_size: int, first_id: int = 0) -> Ids:
+    """Interleaved tokens ``[..., N * K]`` of codes ``[..., K, N]``: frame by frame, and in a frame stage by stage.
 
-    Args:
-        tokens: ids, int64 ``[..., N * K]``.
-        num_quantizers: K, the stages of a frame in the sequence.
-        codebook_size, first_id: as for :func:`flatten`.
-
-    Returns:
-        Codes, int64 ``[..., K, N]``.
-
-    Raises:
-        CodecError: part of a frame, or an id that is no code of the stage whose place it takes, as a language model may
-            write one; the message names the first place.
+    Every stage has its own ids, see :class:`TokenLayout`. A code not from 0 to ``codebook_size - 1`` is a CodecError.
     """
-    _check_integers(tokens, "tokens", "[..., N * K]", 1)
-    if tokens.shape[-1] % num_quantizers:
-        raise CodecError(f"{tokens.shape[-1]} tokens are not whole frames of {num_quantizers}")
-    frames = tokens.unflatten(-1, (tokens.shape[-1] // num_quantizers, num_quantizers))
-    codes = frames - _starts(num_quantizers, codebook_size, first_id, tokens.device)
-    wrong = ((codes < 0) | (codes >= codebook_size)).flatten(-2)
-    if wrong.any():
-        place = torch.nonzero(wrong)[0].tolist()
-        stage = place[-1] % num_quantizers
-        low = first_id + stage * codebook_size
-        ids = f"ids of stage {stage + 1} of {num_quantizers} are {low} to {low + codebook_size - 1}"
-        raise CodecError(f"token {place} is {tokens[tuple(place)].item()}, but {ids}")
-    return codes.mT.contiguous()
+    values = clean(_array(codes, "codes", "[..., K, N]"), codebook_size)
+    *batch, count, frames = values.shape
+    first = TokenLayout(count, codebook_size, first_id).first_id + codebook_size * np.arange(count)  # of each stage
+    return _like((values + first[:, None]).swapaxes(-1, -2).reshape(*batch, frames * count), codes)
 
 
-def delay(codes: Tensor, fill: int) -> Tensor:
-    """Stage k moved k frames to the right: a model that writes all stages at once then knows the coarser of each frame.
+def unflatten(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int = 0) -> Ids:
+    """Inverse of :func:`flatten`: codes ``[..., K, N]`` of tokens ``[..., N * K]``.
 
-    It is the delay pattern of Copet et al. 2023 (arXiv 2306.05284).
-
-    Args:
-        codes: int64 ``[..., K, N]``.
-        fill: what stands where a stage has no code: before its first and after its last. An id that is no code, as
-            ``codebook_size``, keeps the two apart.
-
-    Returns:
-        int64 ``[..., K, N + K - 1]``.
-
-    Raises:
-        CodecError: not codes of that shape.
+    Part of a frame is a CodecError, and so is an id that is no code of the stage whose place it takes.
     """
-    _check_integers(codes, "codes", "[..., K, N]", 2)
-    *batch, num_quantizers, frames = codes.shape
-    delayed = codes.new_full((*batch, num_quantizers, frames + num_quantizers - 1), fill)
-    for k in range(num_quantizers):
-        delayed[..., k, k : k + frames] = codes[..., k, :]
-    return delayed
+    count = TokenLayout(num_quantizers, codebook_size, first_id).num_quantizers
+    ids = _array(tokens, "tokens", "[..., N * K]")
+    *batch, length = ids.shape
+    if length % count:
+        raise CodecError(f"{length} tokens are not whole frames of {count}")
+    stages, codes = np.divmod(ids.reshape(*batch, length // count, count) - first_id, codebook_size)
+    for place in np.argwhere((stages != np.arange(count)).reshape(ids.shape)).tolist():
+        low = first_id + place[-1] % count * codebook_size
+        allowed = f"ids of stage {place[-1] % count + 1} of {count} are {low} to {low + codebook_size - 1}"
+        raise CodecError(f"token {place} is {ids[tuple(place)]}, but {allowed}")
+    return _like(codes.swapaxes(-1, -2), tokens)
 
 
-def undelay(delayed: Tensor) -> Tensor:
-    """Inverse of :func:`delay`; whatever stands in the places of ``fill`` is left out.
+def resync(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int = 0, invalid: Invalid = "drop") -> Ids:
+    """Codes ``[K, N]`` of one interleaved sequence ``[L]`` in which tokens are missing, wrong or too many.
 
-    Args:
-        delayed: int64 ``[..., K, N + K - 1]``.
+    A frame is K codes of stage 0, 1, ..., K - 1 in a row, whatever ids that are no codes stand between them. So a missing or
+    spurious token costs its own frame, and the next one is found again. Not to be seen are a wrong code of the right stage,
+    and the tail of one frame missing with the head of the next, K tokens in a row: that makes one frame of two.
 
-    Returns:
-        int64 ``[..., K, N]``: the frames that have all their stages.
-
-    Raises:
-        CodecError: not of that shape.
+    With "mask", n tokens without a whole frame become ``round(n / K)`` frames of -1; "refuse" does as :func:`unflatten`.
     """
-    _check_integers(delayed, "delayed", "[..., K, N + K - 1]", 2)
-    count, steps = delayed.shape[-2:]
+    if invalid == "refuse":
+        return unflatten(tokens, num_quantizers, codebook_size, first_id)
+    stop = TokenLayout(num_quantizers, codebook_size, first_id).special_ids["begin"]
+    ids, order = _array(tokens, "tokens", "[L]"), np.arange(num_quantizers)
+    places = np.flatnonzero((ids >= first_id) & (ids < stop))
+    stages, codes = np.divmod(ids[places] - first_id, codebook_size)
+    windows = np.lib.stride_tricks.sliding_window_view(np.append(stages, 0 * order - 1), num_quantizers)
+    frames = np.flatnonzero((windows == order).all(axis=-1))[:, None] + order  # [N, K], which of the codes
+    begins, ends = np.append(places[frames[:, 0]], len(ids)), np.append(0, places[frames[:, -1]] + 1)
+    lost = (2 * (begins - ends) + num_quantizers) // (2 * num_quantizers)  # frames before each and after the last
+    masked = np.full((num_quantizers, len(frames) + lost.sum()), -1)
+    masked[:, np.arange(len(frames)) + lost[:-1].cumsum()] = codes[frames].T
+    return _like(clean(masked, codebook_size, invalid), tokens)
+
+
+def clean(codes: Ids, codebook_size: int, invalid: Invalid = "refuse") -> Ids:
+    """Codes ``[..., K, N]``, parallel or undelayed, without what else a frame may hold; "drop" takes one item ``[K, N]``."""
+    values, size = _array(codes, "codes", "[..., K, N]"), TokenLayout(1, codebook_size).codebook_size
+    whole = np.all((values >= 0) & (values < size), axis=-2, keepdims=True)  # [..., 1, N]
+    if invalid == "refuse" and not whole.all():
+        raise CodecError(f"codes must be from 0 to {size - 1}; are they of another model?")
+    if invalid not in get_args(Invalid) or (invalid == "drop" and values.ndim != 2):
+        raise CodecError(f"invalid must be refuse, mask or, for one item [K, N], drop; not {invalid!r}")
+    return _like(values[:, whole[0]] if invalid == "drop" else np.where(whole, values, -1), codes)
+
+
+def delay(codes: Ids, fill: int) -> Ids:
+    """Stage k moved k frames to the right, as Copet et al. 2023 (arXiv 2306.05284): ``[..., K, N] -> [..., K, N + K - 1]``.
+
+    ``fill`` stands where a stage has no code, at either end; take an id that is no code, as ``codebook_size``.
+    """
+    values = _array(codes, "codes", "[..., K, N]")
+    *batch, count, frames = values.shape
+    delayed = np.full((*batch, count, frames + count - 1), _whole(fill, "fill"))
+    for k in range(count):
+        delayed[..., k, k : k + frames] = values[..., k, :]
+    return _like(delayed, codes)
+
+
+def undelay(delayed: Ids) -> Ids:
+    """Inverse of :func:`delay`, ``[..., K, N + K - 1] -> [..., K, N]``: the frames that have all their stages."""
+    values = _array(delayed, "delayed", "[..., K, N + K - 1]")
+    count, steps = values.shape[-2:]
     frames = steps - count + 1
     if frames < 0:
         raise CodecError(f"{count} delayed stages take at least {count - 1} steps, not {steps}")
-    return torch.stack([delayed[..., k, k : k + frames] for k in range(count)], dim=-2)
+    return _like(np.stack([values[..., k, k : k + frames] for k in range(count)], axis=-2), delayed)
 
 
-def _starts(num_quantizers: int, codebook_size: int, first_id: int, device: torch.device) -> Tensor:
-    """The id of code 0 of every stage, int64 ``[K]``."""
-    return first_id + codebook_size * torch.arange(num_quantizers, device=device)
+def _array(ids: Any, name: str, shape: str) -> NDArray[np.int64]:
+    """A copy as int64, if these are integers of that shape; ``...`` stands for any number of axes."""
+    torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+    is_tensor = torch is not None and isinstance(ids, torch.Tensor)
+    if not is_tensor and not isinstance(ids, np.ndarray):
+        raise CodecError(f"{name} must be a numpy array or a tensor of integers {shape}, not {type(ids).__name__}")
+    axes = shape.count(",") + ("..." not in shape)
+    fits = ids.ndim >= axes if "..." in shape else ids.ndim == axes
+    if "int" not in str(ids.dtype) or not fits or 0 in ids.shape[-axes:-1]:
+        raise CodecError(f"{name} must be integers {shape}, not {ids.dtype} {list(ids.shape)}")
+    return (ids.cpu().numpy() if is_tensor else ids).astype(np.int64)
 
 
-def _check_integers(ids: Tensor, name: str, shape: str, least: int) -> None:
-    if ids.dtype != torch.int64 or ids.dim() < least or 0 in ids.shape[-least:-1]:
-        raise CodecError(f"{name} must be int64 {shape}, not {ids.dtype} {list(ids.shape)}")
+def _like(array: NDArray[Any], ids: Ids) -> Ids:
+    """The array as it is, or as a tensor on the device of ``ids`` if they are one."""
+    return array if isinstance(ids, np.ndarray) else sys.modules["torch"].from_numpy(array).contiguous().to(ids.device)
+
+
+def _whole(value: int, name: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise CodecError(f"{name} must be a whole number, not {value!r}")
+    return int(value)

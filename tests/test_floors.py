@@ -40,8 +40,10 @@ def imported(path: Path, everywhere: bool = False) -> set[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down(path: Path) -> None:
     names = imported(path)
-    assert not {name.split(".")[0] for name in names} & LAZY, "import it where it is used"
     room = path.relative_to(ROOT / "codec").parts[0].removesuffix(".py")
+    # classes for a foreign framework have bases of its own; nothing imports their file but who asks for it
+    lazy = LAZY - {path.stem} if room == "integrations" else LAZY
+    assert not {name.split(".")[0] for name in names} & lazy, "import it where it is used"
     if room == "__init__":
         return
     others = {name.split(".")[1] for name in names if name.startswith("codec.")} - {room, "__version__"}
@@ -56,7 +58,14 @@ def test_scripts_do_not_import_each_other(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["codec", "codec.cli.commands", "codec.container", "codec.corpus.manifest", "codec.evaluation.page.report"],
+    [
+        "codec",
+        "codec.cli.commands",
+        "codec.container",
+        "codec.corpus.manifest",
+        "codec.evaluation.page.report",
+        "codec.tokens",
+    ],
 )
 def test_importing_is_cheap(module: str) -> None:
     """These need no torch, or only when a name of theirs is used."""

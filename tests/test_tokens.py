@@ -1,43 +1,167 @@
-"""Codes to token ids and back: known answers, round trips, and what is refused."""
+"""Codes to token ids and back: known answers, round trips, what a language model may write, and what is refused."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from codec.tokens import delay, flatten, undelay, unflatten
+from codec import CodecError
+from codec.tokens import TokenLayout, clean, delay, flatten, resync, undelay, unflatten
 
-CODES = torch.tensor([[0, 1, 2], [9, 8, 7]])  # 2 stages of 10 codes, 3 frames
+CODES = np.array([[0, 1, 2], [9, 8, 7]])  # 2 stages of 10 codes, 3 frames
+TOKENS = [0, 19, 1, 18, 2, 17]
+
+
+@st.composite
+def layouts_and_codes(
+    draw: st.DrawFn, least_stages: int = 1, least_frames: int = 0
+) -> tuple[TokenLayout, NDArray[Any]]:
+    layout = TokenLayout(draw(st.integers(least_stages, 5)), draw(st.integers(1, 40)), draw(st.integers(0, 9)))
+    frames = draw(st.integers(least_frames, 6))
+    values = st.lists(st.integers(0, layout.codebook_size - 1), min_size=frames, max_size=frames)
+    codes = [draw(values) for _ in range(layout.num_quantizers)]
+    return layout, np.array(codes, dtype=np.int64).reshape(layout.num_quantizers, frames)
 
 
 def test_known_answers() -> None:
-    assert flatten(CODES, 10).tolist() == [0, 19, 1, 18, 2, 17]
+    assert flatten(CODES, 10).tolist() == TOKENS
     assert flatten(CODES, 10, first_id=5).tolist() == [5, 24, 6, 23, 7, 22]
     assert delay(CODES, fill=10).tolist() == [[0, 1, 2, 10], [10, 9, 8, 7]]
+    layout = TokenLayout(2, 10, first_id=5)
+    assert layout.special_ids == {"begin": 25, "end": 26, "pad": 27} and layout.vocab_size == 28
+    assert layout.to_tokens(CODES).tolist() == [25, 5, 24, 6, 23, 7, 22, 26]
 
 
 @pytest.mark.parametrize("shape", [(8, 5), (1, 5), (3, 8, 5), (2, 3, 4, 1), (4, 0), (2, 4, 0)])
-def test_what_was_flattened_or_delayed_comes_back(shape: tuple[int, ...]) -> None:
+def test_batches_come_back(shape: tuple[int, ...]) -> None:
     codes = torch.randint(0, 1024, shape, generator=torch.Generator().manual_seed(0))
     tokens = flatten(codes, 1024, first_id=3)
     stages, frames = shape[-2:]
     assert tokens.shape == (*shape[:-2], stages * frames)
     assert torch.equal(unflatten(tokens, stages, 1024, first_id=3), codes)
-    if codes.numel():
-        assert tokens.min() >= 3 and tokens.max() < 3 + stages * 1024
+    assert TokenLayout(stages, 1024, 3).to_tokens(codes).shape == (*shape[:-2], stages * frames + 2)
     delayed = delay(codes, fill=-1)
     assert delayed.shape == (*shape[:-1], frames + stages - 1)
     assert (delayed == -1).sum() == math.prod(shape[:-2]) * stages * (stages - 1)
     assert torch.equal(undelay(delayed), codes)
 
 
-def test_one_stage_is_left_as_it_is() -> None:
-    codes = CODES[:1]
-    assert torch.equal(flatten(codes, 10), codes[0]) and torch.equal(delay(codes, fill=10), codes)
+@settings(deadline=None)
+@given(layouts_and_codes(), st.integers(0, 3), st.booleans())
+def test_every_round_trip(layout_and_codes: tuple[TokenLayout, NDArray[Any]], pads: int, begun: bool) -> None:
+    layout, codes = layout_and_codes
+    sizes = layout.num_quantizers, layout.codebook_size, layout.first_id
+    tokens, wrapped = flatten(codes, *sizes[1:]), layout.to_tokens(codes)
+    assert len(np.unique(np.append(tokens, list(layout.special_ids.values())))) == len(np.unique(tokens)) + 3
+    assert wrapped.max() < layout.vocab_size and wrapped.min() >= layout.first_id
+    written = np.pad(wrapped[0 if begun else 1 :], (0, pads), constant_values=layout.special_ids["pad"])
+    for back in (
+        unflatten(tokens, *sizes),
+        *(resync(tokens, *sizes, invalid=policy) for policy in ("refuse", "drop", "mask")),
+        *(layout.to_codes(written, policy) for policy in ("refuse", "drop", "mask")),
+        undelay(delay(codes, fill=-1)),
+        *(clean(codes, layout.codebook_size, policy) for policy in ("refuse", "drop", "mask")),
+    ):
+        np.testing.assert_array_equal(back, codes, strict=True)
+
+
+@settings(deadline=None)
+@given(layouts_and_codes())
+def test_tensors_are_as_arrays(layout_and_codes: tuple[TokenLayout, NDArray[Any]]) -> None:
+    layout, codes = layout_and_codes
+    sizes = layout.num_quantizers, layout.codebook_size, layout.first_id
+    tokens = flatten(codes, *sizes[1:])
+    calls: list[tuple[Callable[[Any], Any], NDArray[Any]]] = [
+        (lambda x: flatten(x, *sizes[1:]), codes),
+        (lambda x: unflatten(x, *sizes), tokens),
+        (lambda x: resync(x, *sizes), tokens[1:]),
+        (lambda x: clean(x, *sizes[1:2], "mask"), codes - 1),
+        (lambda x: delay(x, 7), codes),
+        (undelay, delay(codes, 7)),
+        (layout.to_tokens, codes),
+        (lambda x: layout.to_codes(x, "drop"), tokens[1:]),
+    ]
+    for call, values in calls:
+        result = call(values)
+        tensor = call(torch.from_numpy(values.astype(np.int16)))
+        assert isinstance(result, np.ndarray) and result.dtype == np.int64 and tensor.dtype == torch.int64
+        np.testing.assert_array_equal(tensor.numpy(), result, strict=True)
+
+
+def test_arrays_need_no_torch() -> None:
+    code = "import sys, numpy, codec.tokens as t; t.flatten(numpy.zeros((2, 3), int), 4); print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.split() == [b"False"]
+
+
+@settings(deadline=None)
+@given(layouts_and_codes(least_stages=2, least_frames=1), st.data())
+def test_a_missing_token_costs_its_frame(
+    layout_and_codes: tuple[TokenLayout, NDArray[Any]], data: st.DataObject
+) -> None:
+    layout, codes = layout_and_codes
+    tokens = layout.to_tokens(codes)
+    place = data.draw(st.integers(1, len(tokens) - 2))
+    frame = (place - 1) // layout.num_quantizers
+    written = np.delete(tokens, place)
+    np.testing.assert_array_equal(layout.to_codes(written, "drop"), np.delete(codes, frame, axis=1))
+    masked = codes.copy()
+    masked[:, frame] = -1
+    np.testing.assert_array_equal(layout.to_codes(written, "mask"), masked)
+
+
+@settings(deadline=None)
+@given(layouts_and_codes(least_frames=1), st.data())
+def test_a_spurious_token_costs_its_frame(
+    layout_and_codes: tuple[TokenLayout, NDArray[Any]], data: st.DataObject
+) -> None:
+    """In a stage's own place it cannot be told from the right one; the other frames are as they were all the same."""
+    layout, codes = layout_and_codes
+    tokens = flatten(codes, layout.codebook_size, layout.first_id)
+    place = data.draw(st.integers(0, len(tokens)))
+    stop = layout.special_ids["begin"]
+    spurious = data.draw(st.integers(0, stop - 1))
+    frames = layout.to_codes(np.insert(tokens, place, spurious), "drop").T.tolist()
+    frame, inside = divmod(place, layout.num_quantizers)
+    before, after = codes.T[:frame].tolist(), codes.T[frame + (inside > 0) :].tolist()
+    assert frames[: len(before)] == before and frames[len(frames) - len(after) :] == after
+    assert len(frames) <= codes.shape[1] + (layout.num_quantizers == 1)
+
+
+@settings(deadline=None)
+@given(layouts_and_codes(least_frames=1), st.data())
+def test_an_id_that_is_no_code_costs_nothing(
+    layout_and_codes: tuple[TokenLayout, NDArray[Any]], data: st.DataObject
+) -> None:
+    layout, codes = layout_and_codes
+    tokens = layout.to_tokens(codes)
+    place = data.draw(st.integers(1, len(tokens) - 2))
+    spurious = data.draw(st.sampled_from([-100, layout.first_id - 1, layout.special_ids["pad"], layout.vocab_size]))
+    written = np.insert(tokens, place, spurious)
+    np.testing.assert_array_equal(layout.to_codes(written, "drop"), codes)
+    with pytest.raises(CodecError):
+        layout.to_codes(written)
+
+
+def test_masked_frames_keep_the_times() -> None:
+    text = 1  # an id below first_id
+    assert resync(np.array([5, 15, 6, text, 7, 17]), 2, 10, 5, "mask").tolist() == [[0, -1, 2], [0, -1, 2]]
+    assert resync(np.array([3, text, 4]), 1, 10, 2, "mask").tolist() == [[1, -1, 2]]
+    assert resync(np.array([text] * 4), 2, 10, 5, "mask").tolist() == [[-1, -1], [-1, -1]]
+    parallel = np.array([[0, 10, 2], [3, 4, 5]])
+    assert clean(parallel, 10, "mask").tolist() == [[0, -1, 2], [3, -1, 5]]
+    assert clean(parallel, 10, "drop").tolist() == [[0, 2], [3, 5]]
+    late_end = np.pad(delay(CODES, fill=10), ((0, 0), (0, 2)), constant_values=10)
+    assert clean(undelay(late_end), 10, "drop").tolist() == CODES.tolist()
 
 
 def test_frames_without_all_their_stages_are_left_out() -> None:
@@ -50,25 +174,38 @@ def test_frames_without_all_their_stages_are_left_out() -> None:
     [
         (lambda: flatten(CODES, 9), "from 0 to 8"),
         (lambda: flatten(CODES - 1, 10), "from 0 to 9"),
-        (lambda: flatten(CODES.float(), 10), "codes must be int64"),
+        (lambda: flatten(CODES.astype(float), 10), "codes must be integers .*, not float64"),
+        (lambda: flatten(torch.zeros(2, 3, dtype=torch.bfloat16), 10), "not torch.bfloat16"),
+        (lambda: flatten(CODES > 1, 10), "not bool"),
+        (lambda: flatten(CODES.tolist(), 10), "tensor of integers .*, not list"),
+        (lambda: flatten("codes", 10), "not str"),
         (lambda: flatten(CODES[0], 10), r"\[3\]"),
-        (lambda: unflatten(torch.arange(5), 2, 10), "5 tokens are not whole frames of 2"),
-        (
-            lambda: unflatten(torch.tensor([0, 11, 12, 1]), 2, 10),
-            r"token \[2\] is 12, but ids of stage 1 of 2 are 0 to 9",
-        ),
+        (lambda: flatten(CODES, "10"), "codebook_size must be a whole number, not '10'"),
+        (lambda: flatten(CODES, 10, 1.5), "first_id must be a whole number, not 1.5"),
+        (lambda: flatten(CODES, 10, -1), "first_id must be at least 0"),
+        (lambda: unflatten(np.arange(4), 0, 10), "num_quantizers must be at least 1"),
+        (lambda: unflatten(np.arange(5), 2, 10), "5 tokens are not whole frames of 2"),
+        (lambda: unflatten(np.array([0, 11, 12, 1]), 2, 10), r"token \[2\] is 12, but ids of stage 1 of 2 are 0 to 9"),
         (
             lambda: unflatten(torch.tensor([[0, 11], [0, 4]]), 2, 10),
             r"token \[1, 1\] is 4, but ids of stage 2 of 2 are 10 to 19",
         ),
         (
-            lambda: unflatten(torch.tensor([4, 10]), 2, 10, first_id=5),
+            lambda: unflatten(np.array([4, 10]), 2, 10, first_id=5),
             r"token \[0\] is 4, but ids of stage 1 of 2 are 5 to 14",
         ),
-        (lambda: delay(torch.zeros(0, 3, dtype=torch.int64), 1), r"\[0, 3\]"),
-        (lambda: undelay(torch.zeros(4, 2, dtype=torch.int64)), "at least 3 steps, not 2"),
+        (lambda: resync(np.zeros((1, 4), dtype=int), 2, 10), r"integers \[L\], not int64 \[1, 4\]"),
+        (lambda: resync(np.array(TOKENS), 2, 10, invalid="keep"), "refuse, mask or, for one item .*, drop; not 'keep'"),
+        (lambda: clean(CODES[None], 10, "drop"), "for one item"),
+        (lambda: clean(CODES, 9), "from 0 to 8"),
+        (lambda: delay(np.zeros((0, 3), dtype=int), 1), r"\[0, 3\]"),
+        (lambda: delay(CODES, 0.5), "fill must be a whole number"),
+        (lambda: undelay(np.zeros((4, 2), dtype=int)), "at least 3 steps, not 2"),
+        (lambda: TokenLayout(3, 10).to_tokens(CODES), "codes have 2 stages, the layout has 3"),
+        (lambda: TokenLayout(2, 10).to_codes(np.array([20, *TOKENS[:3]])), "3 tokens are not whole frames"),
+        (lambda: TokenLayout(2, True), "not True"),
     ],
 )
-def test_what_is_no_code_is_named(call: Callable[[], Tensor], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_code_is_named(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(CodecError, match=said):
         call()

@@ -1,0 +1,182 @@
+"""The codec as a model of the library transformers (extra ``transformers``), for where EncodecModel or MimiModel may stand.
+
+Importing this file registers it: ``AutoModel``, ``AutoConfig`` and ``AutoFeatureExtractor`` then read a folder that
+``CodecModel.from_codec("speech-24khz").save_pretrained(folder)`` has written. The model is for use, without gradients; all
+else that a Codec can do, ``model.codec`` does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, EncodecFeatureExtractor, PretrainedConfig
+from transformers.modeling_utils import PreTrainedAudioTokenizerBase
+from transformers.utils import ModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from codec.config import CodecConfig, from_dict, to_dict
+from codec.errors import CodecError
+from codec.model import Codec
+
+
+class CodecModelConfig(PretrainedConfig):
+    """``architecture`` holds the values of a CodecConfig, ``codec_name`` what ``.codes`` files call the codec."""
+
+    model_type = "simvq_codec"
+
+    def __init__(self, architecture: dict[str, Any] | None = None, codec_name: str = "unnamed", **kwargs: Any) -> None:
+        self.architecture = to_dict(from_dict(CodecConfig, architecture or {}))
+        self.codec_name = codec_name
+        super().__init__(**kwargs)
+
+    @property
+    def codec_config(self) -> CodecConfig:
+        """The architecture."""
+        return from_dict(CodecConfig, self.architecture)
+
+    @property
+    def num_quantizers(self) -> int:
+        """Codebooks K, the most codes per frame."""
+        quantizer = self.codec_config.quantizer
+        return quantizer.num_quantizers if quantizer.kind.startswith("residual_") else 1
+
+    @property
+    def target_bandwidths(self) -> list[float]:
+        """Bitrates in kbit/s of one codebook, two, and so on to all."""
+        return [k * self.frame_rate * math.log2(self.codebook_size) / 1000 for k in range(1, self.num_quantizers + 1)]
+
+    # the names that the configurations of other codecs have
+    sampling_rate = property(lambda self: self.codec_config.sample_rate)  # Hz
+    hop_length = property(lambda self: self.codec_config.hop_length)  # samples per frame
+    frame_rate = property(lambda self: self.sampling_rate / self.hop_length)  # frames per second
+    codebook_size = property(lambda self: self.codec_config.quantizer.codebook_size)
+    num_codebooks = property(lambda self: self.num_quantizers)
+    hidden_size = property(lambda self: self.codec_config.latent_dim)
+
+
+@dataclass
+class CodecModelOutput(ModelOutput):
+    """Codes int64 ``[B, K, N]`` and waveforms float ``[B, 1, T]``; zeros follow the shorter items of a batch."""
+
+    audio_codes: Tensor | None = None
+    audio_values: Tensor | None = None
+
+
+class CodecModel(PreTrainedAudioTokenizerBase):
+    """A Codec, ``model.codec``, behind the calls that transformers' own codecs have.
+
+    Waveforms are float in [-1, 1] at ``config.sampling_rate``, ``[B, C, T]``. A ``padding_mask``, ``[B, T]`` or
+    ``[B, 1, T]``, has ones and behind them zeros where an item was padded: every item gets the codes that it has alone.
+    ``bandwidth``, one of ``config.target_bandwidths`` in kbit/s, may be given in place of ``num_quantizers``. With
+    ``return_dict=False`` all return tuples. They raise the CodecErrors of ``Codec.encode`` and ``Codec.decode``.
+    """
+
+    config_class = CodecModelConfig
+    base_model_prefix = "codec_model"
+    main_input_name = "input_values"
+    input_modalities = "audio"
+    _no_split_modules = ("Codec",)
+    _keep_in_fp32_modules_strict = ("codec",)  # in half precision it would write other codes
+
+    def __init__(self, config: CodecModelConfig) -> None:
+        super().__init__(config)
+        self.codec = Codec(config.codec_config, config.codec_name).float()
+        self.post_init()
+
+    @classmethod
+    def from_codec(cls, codec: Codec | str | Path) -> CodecModel:
+        """A Codec itself, or one by what ``Codec.from_pretrained`` takes, in eval mode."""
+        codec = codec if isinstance(codec, Codec) else Codec.from_pretrained(codec)
+        with torch.device("meta"):  # a place for the codec, without weights of its own
+            model = cls(CodecModelConfig(to_dict(codec.config), codec.name))
+        model.codec = codec
+        return model.eval()
+
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Write ``config.json``, ``model.safetensors``, and ``preprocessor_config.json`` for AutoFeatureExtractor."""
+        EncodecFeatureExtractor(sampling_rate=self.config.sampling_rate).save_pretrained(save_directory)
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    @can_return_tuple
+    def encode(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        bandwidth: float | None = None,
+        num_quantizers: int | None = None,
+    ) -> CodecModelOutput:
+        """``audio_codes [B, K, N]`` of waveforms."""
+        if bandwidth is not None and num_quantizers is not None:
+            raise CodecError("bandwidth and num_quantizers say the same thing: give one of them")
+        count = num_quantizers if bandwidth is None else self._count(bandwidth)
+        codes = self.codec.encode(input_values, self.config.sampling_rate, count, _lengths(padding_mask))
+        return CodecModelOutput(audio_codes=codes)
+
+    @can_return_tuple
+    def decode(self, audio_codes: Tensor, padding_mask: Tensor | None = None) -> CodecModelOutput:
+        """``audio_values [B, 1, T]`` of the codes ``[B, k, N]`` of the first k codebooks.
+
+        T is that of the mask of what was encoded, or else ``N * hop_length``.
+        """
+        audio = self.codec.decode(audio_codes, lengths=_lengths(padding_mask))
+        if padding_mask is not None:
+            audio = F.pad(audio, (0, padding_mask.shape[-1] - audio.shape[-1]))
+        return CodecModelOutput(audio_values=audio)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        bandwidth: float | None = None,
+        num_quantizers: int | None = None,
+    ) -> CodecModelOutput:
+        """Codes of waveforms, and the waveforms ``[B, 1, T]`` that these decode to."""
+        if padding_mask is None:
+            padding_mask = input_values.new_ones(len(input_values), input_values.shape[-1])
+        codes = self.encode(input_values, padding_mask, bandwidth, num_quantizers, return_dict=True).audio_codes
+        return CodecModelOutput(codes, self.decode(codes, padding_mask, return_dict=True).audio_values)
+
+    def get_audio_codes_mask(self, padding_mask: Tensor) -> Tensor:
+        """Bool ``[B, N]``: which frames of ``audio_codes`` are of the items themselves, by the mask of the waveforms."""
+        frames = -(-padding_mask.sum(dim=-1).reshape(-1, 1) // self.config.hop_length)  # [B, 1]
+        return torch.arange(int(frames.max()), device=frames.device) < frames
+
+    def _count(self, bandwidth: float) -> int:
+        bandwidths = self.config.target_bandwidths
+        for count, target in enumerate(bandwidths, start=1):
+            if math.isclose(bandwidth, target, rel_tol=1e-3):
+                return count
+        targets = ", ".join(f"{target:g}" for target in bandwidths)
+        raise CodecError(f"bandwidth must be one of {targets} kbit/s, not {bandwidth:g}")
+
+    @torch.no_grad()
+    def initialize_weights(self) -> None:
+        """Draw what no checkpoint has, as a new Codec does: all of a new model, of a loaded one the tables not stored."""
+        new = Codec(self.codec.config)
+        drawn = [*new.parameters(), *new.buffers()]
+        for tensor, value in zip([*self.codec.parameters(), *self.codec.buffers()], drawn, strict=True):
+            if not getattr(tensor, "_is_hf_initialized", False):
+                tensor.copy_(value)
+
+
+def _lengths(padding_mask: Tensor | None) -> list[int] | None:
+    """Samples of each item."""
+    if padding_mask is None:
+        return None
+    mask = padding_mask.reshape(len(padding_mask), -1).bool()
+    if (mask[:, 1:] > mask[:, :-1]).any():
+        raise CodecError("padding_mask must be ones and then zeros per item: pad on the right")
+    lengths: list[int] = mask.sum(dim=-1).tolist()
+    return lengths
+
+
+AutoConfig.register(CodecModelConfig.model_type, CodecModelConfig)
+AutoModel.register(CodecModelConfig, CodecModel)
+AutoFeatureExtractor.register(CodecModelConfig, EncodecFeatureExtractor)
