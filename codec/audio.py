@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -12,19 +16,26 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from codec.errors import CodecError
+from codec.audio_parts import AudioError as AudioError  # of this module too
+from codec.audio_parts import Part, find_parts, incomplete
+from codec.errors import install
 from codec.files import written_whole
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+log = logging.getLogger(__name__)
 Block = NDArray[np.float32]
 
 LARGEST_PEAK = 8.0  # full scale is 1; beyond this the samples are probably integers that were not scaled
 BLOCK_SECONDS = 10
 BLOCK_VALUES = 2**23  # and no block holds more, all channels together
 SYSTEM_ERROR = 2  # libsndfile's code where the system calls fail
-UNKNOWN_LENGTH = 2**62  # what libsndfile tells of a FLAC file written to a pipe is beyond this
+AV_FORMATS = "mov,matroska,aac,amr,caf,wav,ogg,mp3"  # and no others: FFmpeg would also follow lists of addresses
+AV_SUFFIXES = {".3gp", ".aac", ".amr", ".bw64", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm"}
+AV_SLACK = 0.1  # s: the times in WebM files are rounded, and count what the encoder puts before the audio
+MP3_LEAD = 2**14  # samples before a place in an MP3 file that its decoder needs to be right there
+CANCELLING_DB = 6.0  # a mix that is softer by this than the loudest channel among silent ones would make it
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks of some millions
@@ -46,14 +57,11 @@ WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
 }
 
 
-class AudioError(CodecError):
-    """Audio that cannot be read or written; the message names the file."""
+def load(path: str | Path, channel: int | None = None) -> tuple[Tensor, int]:
+    """Waveform float32 ``[1, T]`` of an audio file, and its sample rate in Hz.
 
-
-def load(path: str | Path) -> tuple[Tensor, int]:
-    """Waveform float32 ``[1, T]`` of an audio file, channels mixed down, and its sample rate in Hz.
-
-    Samples are in [-1, 1]; only files of floats may hold others.
+    Channels are mixed down, or one alone is read, counted from 1. Samples are in [-1, 1]; only files of floats may hold
+    others.
 
     Raises:
         AudioError: cannot be read as audio.
@@ -61,7 +69,7 @@ def load(path: str | Path) -> tuple[Tensor, int]:
     """
     import torch  # here, since what moves audio block by block needs none
 
-    with AudioReader(path) as reader:
+    with AudioReader(path, channel=channel) as reader:
         return torch.from_numpy(np.concatenate(list(reader.blocks())))[None], reader.sample_rate
 
 
@@ -82,9 +90,9 @@ def save(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
 
 
 def audio_suffixes() -> set[str]:
-    """Suffixes of the files that libsndfile reads here."""
+    """Suffixes of the files that libsndfile reads here, or PyAV would."""
     formats = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
-    return formats | {*WRITTEN, ".wave", ".snd", ".sph", ".aifc"}
+    return formats | {*WRITTEN, ".wave", ".snd", ".sph", ".aifc"} | AV_SUFFIXES
 
 
 def system_path(path: str | Path) -> str | bytes:
@@ -98,73 +106,235 @@ class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
     def seekable(self) -> bool:
         return False
 
+    @property
+    def can_seek(self) -> bool:
+        return bool(super().seekable())
+
+
+class _AvFile:
+    """The audio of a file that PyAV reads, as far as used here like a ``soundfile.SoundFile``; it cannot seek.
+
+    Raises:
+        AudioError: not audio, or damaged at its very start.
+    """
+
+    frames = 0  # not known before the end
+
+    def __init__(self, part: Part, name: str) -> None:
+        import av
+
+        self._name, self.samplerate = name, 0
+        try:
+            part.seek(0)
+            self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
+        except av.FFmpegError as error:
+            raise AudioError(f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror})") from None
+        blocks = self._decoded()
+        first = next(blocks, None)
+        if first is None:
+            raise AudioError(f"{name} holds no audio")
+        self._blocks, self.channels = chain([first], blocks), first.shape[1]
+
+    def close(self) -> None:
+        self._container.close()
+
+    def read(self, frames: int, **_: object) -> Block:
+        """About so many samples ``[T, C]``, none at the end.
+
+        Raises:
+            AudioError: the file is damaged.
+        """
+        blocks = [np.zeros((0, self.channels), np.float32)]
+        while sum(map(len, blocks)) < frames and (block := next(self._blocks, None)) is not None:
+            blocks.append(block)
+        return np.concatenate(blocks)
+
+    def _decoded(self) -> Iterator[Block]:
+        import av
+
+        if not self._container.streams.audio:
+            return
+        form = layout = None  # that of the latest frame, and the first one's
+        read = reached = 0.0  # s: the end by the lengths of all frames, and by the time that the last one bears
+        try:
+            for frame in self._container.decode(audio=0):
+                if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                    layout, self.samplerate = layout or frame.layout, self.samplerate or frame.sample_rate
+                    resampler = av.AudioResampler("fltp", layout, self.samplerate)
+                seconds, time = frame.samples / frame.sample_rate, frame.time or 0.0
+                read, reached = (read or time) + seconds, time + seconds
+                for block in resampler.resample(frame):
+                    yield block.to_ndarray().T
+        except av.FFmpegError as error:
+            raise AudioError(f"{self._name} is damaged ({error.strerror})") from None
+        text = "%s is damaged: only %.1f of %.1f s can be read"
+        if reached < (promised := self._promised_seconds()) - AV_SLACK:
+            raise AudioError(text % (self._name, read, promised))
+        if read < reached - AV_SLACK:  # or so recorded: in WebM some encoders leave silence out
+            log.warning(text, self._name, read, reached)
+
+    def _promised_seconds(self) -> float:
+        """The length that the header tells exactly, else 0; that of a file with pictures need not be that of its audio."""
+        stream, kind = self._container.streams.audio[0], self._container.format.name
+        if kind.startswith("mov") and stream.duration and stream.time_base:
+            return float(stream.duration * stream.time_base)
+        alone = kind.startswith("matroska") and len(self._container.streams) == 1
+        return (self._container.duration or 0) * alone / 1e6
+
 
 class AudioReader:
     """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
 
+    libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. A file is read to the end of its audio, whatever
+    its header says; what is doubtful about its length is said in the log once all is read.
+
     Args:
         path: of the file; or an open binary file.
         name: how messages call it.
+        channel: the one to read, counted from 1, instead of the mean of all.
+
+    Attributes:
+        claimed_samples: its length by a header that is exact, else 0.
+        num_samples: per channel, read so far.
 
     Raises:
-        AudioError: cannot be read as audio.
+        AudioError: cannot be read as audio, or there is less of it than its header says; no such channel.
         OSError: cannot be opened.
     """
 
-    def __init__(self, path: str | Path | BinaryIO, name: str | None = None) -> None:
-        self.name = name or str(path)
-        if isinstance(path, (str, Path)):
-            open(path, "rb").close()  # the system's own words for a missing or forbidden file
-            if Path(path).stat().st_size == 0:
+    def __init__(self, path: str | Path | BinaryIO, name: str | None = None, channel: int | None = None) -> None:
+        self.name, self._channel = name or str(path), channel
+        self.num_samples, self._loudest, self._mixed, self._mixed_channels = 0, 0.0, 0.0, 1
+        with ExitStack() as stack:
+            if isinstance(path, (str, Path)):
+                if Path(path).suffix.lower() == ".raw":
+                    raise AudioError(
+                        f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first"
+                    )
+                path = stack.enter_context(open(path, "rb"))
+            if not path.seek(0, os.SEEK_END):
                 raise AudioError(f"{self.name} is empty")
-            if Path(path).suffix.lower() == ".raw":
-                raise AudioError(f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first")
-        try:
-            self._file = _SequentialFile(system_path(path) if isinstance(path, (str, Path)) else path)
-        except soundfile.LibsndfileError as error:
-            reason = error.error_string.strip(" .")
-            raise AudioError(
-                f"{self.name} is not audio that libsndfile reads ({reason}); convert it to WAV or FLAC first"
-            ) from None
-        self.sample_rate: int = self._file.samplerate
-        self.channels: int = self._file.channels
-        frames = self._file.frames if 0 < self._file.frames < UNKNOWN_LENGTH else 0
-        self.claimed_seconds: float = frames / self.sample_rate  # 0 if unknown, and a guess for some formats
-        self.num_samples = 0  # per channel, read so far
+            self._parts = find_parts(path, self.name)
+            self._decoder = stack.enter_context(closing(self._open(self._parts[0])))
+            self._stack = stack.pop_all()
+        self.sample_rate: int = self._decoder.samplerate
+        self.channels: int = self._decoder.channels
+        self.claimed_samples: int = self._claim(self._parts[0], self._decoder) if len(self._parts) == 1 else 0
+        self.claimed_seconds: float = self.claimed_samples / self.sample_rate
 
     def __enter__(self) -> AudioReader:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        self._stack.close()
+
+    def _open(self, part: Part) -> _SequentialFile | _AvFile:
+        decoder: _SequentialFile | _AvFile
+        try:
+            decoder = _SequentialFile(part)
+        except soundfile.LibsndfileError as error:
+            try:
+                decoder = _AvFile(part, self.name)
+            except ModuleNotFoundError:
+                raise AudioError(
+                    f"{self.name} is not audio that libsndfile reads ({error.error_string.strip(' .')}); for M4A, AAC, "
+                    f"WebM, AMR and others {install('formats')}, or convert it to WAV or FLAC first"
+                ) from None
+        if not 1 <= (self._channel or 1) <= decoder.channels:
+            decoder.close()
+            raise AudioError(f"{self.name} has no channel {self._channel}, only {decoder.channels}")
+        return decoder
+
+    @staticmethod
+    def _claim(part: Part, decoder: _SequentialFile | _AvFile) -> int:
+        return decoder.frames if part.num_samples is None else part.num_samples
+
+    @property
+    def mix_loss(self) -> float:
+        """How far the mix read so far lies below its loudest channel, in dB: 0 where they agree, infinite for no sound."""
+        if not self._loudest:
+            return 0.0
+        return 10 * math.log10(self._loudest / self._mixed) if self._mixed else math.inf
 
     def blocks(self) -> Iterator[Block]:
-        """Mono float32 blocks ``[T]`` of up to ten seconds.
+        """Mono float32 blocks ``[T]`` of about ten seconds at most.
 
         Raises:
             AudioError: the file breaks off, holds NaN, or has no samples at all.
         """
-        size = max(min(BLOCK_SECONDS * self.sample_rate, BLOCK_VALUES // self.channels), 1)
-        while True:
-            try:
-                block = self._file.read(size, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise AudioError(f"{self.name} is damaged ({error.error_string.strip(' .')})") from None
-            if len(block) == 0:
-                break
-            self.num_samples += len(block)
-            with np.errstate(over="ignore", invalid="ignore"):  # the next line finds it
-                mono = block.mean(axis=1, dtype=np.float32)
-            if not np.isfinite(mono).all():
-                raise AudioError(f"{self.name} holds NaN or infinity; repair it first")
-            yield mono
+        for index, part in enumerate(self._parts):
+            with closing(self._open(part) if index else self._decoder) as decoder:
+                for block in resample_blocks(self._decoded(part, decoder), decoder.samplerate, self.sample_rate):
+                    self.num_samples += len(block)
+                    yield block
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
-        seconds = self.num_samples / self.sample_rate
-        if seconds < self.claimed_seconds - 1:  # the claim of an MP3 may be a little off
-            raise AudioError(
-                f"{self.name} is damaged: it breaks off after {seconds:.1f} of {self.claimed_seconds:.1f} s"
+        if self.mix_loss > 20 * math.log10(self._mixed_channels) + CANCELLING_DB:
+            log.warning(
+                "%s: its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)",
+                self.name,
+                self.mix_loss,
             )
+
+    def segment(self, start: int, num_samples: int) -> Block:
+        """The mono samples ``[num_samples]`` from sample ``start`` on; quick where the format can be entered anywhere.
+
+        Raises:
+            AudioError: there are fewer; or as :meth:`blocks`.
+        """
+        position, stream, samples = 0, self.blocks(), np.zeros(0, np.float32)
+        if len(self._parts) == 1 and isinstance(self._decoder, _SequentialFile) and self._decoder.can_seek:
+            position = max(0, start - MP3_LEAD * (self._decoder.format == "MP3"))
+            try:
+                self._decoder.seek(position)
+                block = self._decoder.read(start + num_samples - position, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise self._damage(error) from None
+            stream = iter([self._mono(block)])
+        while len(samples) < num_samples and (block := next(stream, None)) is not None:
+            samples = np.concatenate([samples, block[max(0, start - position) :]])
+            position += len(block)
+        if len(samples) < num_samples:
+            raise incomplete(self.name, position, start + num_samples, "samples")
+        return samples[:num_samples]
+
+    def _decoded(self, part: Part, decoder: _SequentialFile | _AvFile) -> Iterator[Block]:
+        """One part, mixed down."""
+        claimed, read, note = self._claim(part, decoder), 0, part.note
+        size = max(min(BLOCK_SECONDS * decoder.samplerate, BLOCK_VALUES // decoder.channels), 1)
+        while True:
+            left = claimed - read  # up to there first, lest what lies behind does any harm, and then on
+            try:
+                block = decoder.read(min(size, left) if left > 0 else size, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                if not claimed or left > 0:
+                    raise self._damage(error) from None
+                note = "what lies behind its audio cannot be read"
+                break
+            if len(block) == 0:
+                break
+            read += len(block)
+            yield self._mono(block)
+        if read < claimed:
+            raise incomplete(self.name, read, claimed, "samples")
+        if read > claimed > 0:
+            note = f"its header says {claimed / decoder.samplerate:.1f} s"
+        if note:
+            log.warning("%s: %s; %.1f s are read", self.name, note, read / decoder.samplerate)
+
+    def _damage(self, error: soundfile.LibsndfileError) -> AudioError:
+        return AudioError(f"{self.name} is damaged ({error.error_string.strip(' .')})")
+
+    def _mono(self, block: Block) -> Block:
+        with np.errstate(over="ignore", invalid="ignore"):  # the next line finds it
+            mono: Block = block[:, self._channel - 1] if self._channel else block.mean(axis=1, dtype=np.float32)
+        if not np.isfinite(mono).all():
+            raise AudioError(f"{self.name} holds NaN or infinity; repair it first")
+        if not self._channel and block.shape[1] > 1:
+            self._mixed_channels = max(self._mixed_channels, block.shape[1])
+            self._loudest += np.einsum("tc,tc->c", block, block, dtype=np.float64).max()
+            self._mixed += np.einsum("t,t->", mono, mono, dtype=np.float64)
+        return mono
 
 
 class AudioWriter:
@@ -242,6 +412,19 @@ class AudioWriter:
 
     def _failure(self) -> AudioError:
         return AudioError(f"{self.name} cannot be written; is the disk full?")  # libsndfile does not tell the reason
+
+
+def measure(path: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
+    """Length of an audio file in samples per channel, and its sample rate in Hz: without decoding if a header is exact.
+
+    Raises:
+        AudioError, OSError: as :class:`AudioReader`.
+    """
+    with AudioReader(path, name) as reader:
+        if not reader.claimed_samples:
+            for _ in reader.blocks():
+                pass
+        return reader.claimed_samples or reader.num_samples, reader.sample_rate
 
 
 def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:

@@ -36,6 +36,7 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
     "pystoi": "eval",
     "huggingface_hub": "hub",
     "transformers": "bench",
+    "av": "formats",
 }
 
 

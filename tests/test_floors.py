@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a room may import from its own floor and from those below it; the wings only from below
     {"errors", "files", "config", "windows"},
-    {"audio", "spectral", "layers"},
+    {"audio", "audio_parts", "spectral", "layers"},
     {"quantizers", "autoencoder", "streaming", "container", "health"},
     {"weights", "pretrained"},
     {"model", "tokens", "corpus"},
@@ -20,7 +20,7 @@ FLOORS = [  # a room may import from its own floor and from those below it; the 
 WINGS = {"cli", "training", "evaluation", "runtime", "integrations"}
 HEIGHT = {room: height for height, rooms in enumerate([*FLOORS, WINGS]) for room in rooms}
 LAZY = {"accelerate", "yaml", "pesq", "pystoi", "librosa", "torchaudio", "tensorboard", "matplotlib", "transformers"}
-LAZY |= {"ray", "onnxruntime", "huggingface_hub", "distillmos"}
+LAZY |= {"av", "ray", "onnxruntime", "huggingface_hub", "distillmos"}
 MODULES = sorted((ROOT / "codec").rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("recipes", "data") for path in (ROOT / folder).rglob("*.py"))
 

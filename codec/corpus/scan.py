@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from codec.audio import AudioReader, system_path
+from codec.audio import AudioError, AudioReader, measure
 from codec.corpus.manifest import Record, audio_source
-from codec.errors import CodecError
+from codec.errors import CodecError, one_line
 from codec.files import written_whole
 
 log = logging.getLogger(__name__)
@@ -67,18 +66,12 @@ def probe(
 
 def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
     try:
-        if path.stat().st_size == 0:
-            return BadFile(path, "empty file")
-        info = soundfile.info(system_path(path))
-    except soundfile.LibsndfileError as error:
-        return BadFile(path, f"unreadable: {error.error_string}")
-    except OSError as error:
-        return BadFile(path, f"unreadable: {error.strerror or error}")
-    if info.frames < 1:
-        return BadFile(path, "no audio")
-    if info.frames < min_seconds * info.samplerate:
-        return BadFile(path, f"too short: {info.frames / info.samplerate:.3f} s")
-    return AudioInfo(path, info.frames, info.samplerate)
+        num_samples, sample_rate = measure(path)
+    except (AudioError, OSError) as error:
+        return BadFile(path, one_line(error).removeprefix(f"{path} "))
+    if num_samples < min_seconds * sample_rate:
+        return BadFile(path, f"too short: {num_samples / sample_rate:.3f} s")
+    return AudioInfo(path, num_samples, sample_rate)
 
 
 def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:

@@ -10,18 +10,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import soundfile
 import soxr
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codec.audio import system_path
+from codec.audio import AudioReader
 from codec.corpus.manifest import ManifestError, Record, audio_source
 from codec.errors import CodecError
 from codec.training.config import DataConfig, TrainConfig
 from codec.training.progress import STOPPING
 
+MOST_DRAWS = 100  # of one segment: where the manifest is mostly one bad file, its draws would never end
 log = logging.getLogger(__name__)
 
 
@@ -60,9 +60,11 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             try:
                 segment = read_segment(record, position, self.num_samples, self.sample_rate)
                 break
-            except (OSError, soundfile.LibsndfileError, ManifestError) as error:
+            except (OSError, CodecError) as error:
                 self._count_bad(record, error)
                 skipped += 1
+                if skipped >= MOST_DRAWS:
+                    raise ManifestError(f"{skipped} draws in a row cannot be read; prepare the data again") from None
         segment *= min(10 ** (gain / 20), 1.0 / float(np.abs(segment).max(initial=1e-9)))
         return {
             "waveform": torch.from_numpy(segment[None]),
@@ -98,19 +100,13 @@ def read_segment(record: Record, position: float, num_samples: int, sample_rate:
     ``position`` in [0, 1) chooses the start among all that keep the segment inside the file. A margin is read and cut off
     on both sides, so that the resampler never sees an edge inside the segment.
     """
-    source = audio_source(record)
-    with soundfile.SoundFile(system_path(source) if isinstance(source, str) else source) as file:
-        rate, total = file.samplerate, file.frames
-        if total < 1:
-            raise ManifestError(f"{record.path} is empty")
+    with AudioReader(audio_source(record), record.path) as reader:
+        rate, total = reader.sample_rate, reader.claimed_samples or record.num_samples
         length = math.ceil(num_samples * rate / sample_rate)
         start = int(position * (max(total - length, 0) + 1))
         margin = 0 if rate == sample_rate else rate // 50
         before = min(margin, start)
-        file.seek(start - before)
-        samples = file.read(before + length + margin, dtype="float32", always_2d=True).mean(axis=1)
-    if not np.isfinite(samples).all():
-        raise ManifestError(f"{record.path} holds NaN or infinity")
+        samples = reader.segment(start - before, min(before + length + margin, total - start + before))
     if rate != sample_rate:
         samples = soxr.resample(samples, rate, sample_rate)
     samples = samples[round(before * sample_rate / rate) :][:num_samples]

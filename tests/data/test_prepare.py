@@ -98,8 +98,8 @@ def test_libritts_bad_files_are_named_and_skipped(
     assert ids(tmp_path / "m/dev-clean.jsonl") == list(UTTERANCES)
     skipped = dict(line.split("\t") for line in (tmp_path / "m/dev-clean.skipped.tsv").read_text().splitlines())
     assert {Path(path).stem: reason.partition(":")[0] for path, reason in skipped.items()} == {
-        "19_198_000003_000000": "empty file",
-        "19_198_000004_000000": "unreadable",
+        "19_198_000003_000000": "is empty",
+        "19_198_000004_000000": "is not audio that libsndfile reads, nor PyAV (Invalid data found when processing input)",
         "19_198_000005_000000": "too short",
         "26_495_000009_000000": "not named SPEAKER_CHAPTER_PARAGRAPH_UTTERANCE.wav after its folders",
     }
@@ -205,7 +205,7 @@ def test_names_that_are_no_text_reach_the_manifest(tmp_path: Path) -> None:
     assert len(records) == 4
     for record in records:
         assert read_segment(record, 0.0, 100, record.sample_rate).shape == (100,)
-    assert b"bad\xe9.wav\tempty file" in (tmp_path / "m/skipped.tsv").read_bytes()
+    assert b"bad\xe9.wav\tis empty" in (tmp_path / "m/skipped.tsv").read_bytes()
 
 
 # --- tar shards ------------------------------------------------------------------------------------------------------
