@@ -9,6 +9,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from reprlib import repr as shown  # cut short, however long or deep the value
 from typing import Any, ClassVar, Literal, TypeVar
 
 from codec.errors import CodecError
@@ -17,6 +18,7 @@ T = TypeVar("T")
 _type_hints = functools.cache(typing.get_type_hints)  # slow, and manifests have many lines
 
 RATES = (1000, 768_000)  # lowest and highest sample rate in Hz that is taken; resampling from far out would never end
+WIDTHS, DEPTHS, KERNELS = (1, 2**16), (0, 64), (1, 2**12 - 1)  # of layers, far beyond any use
 
 
 class ConfigError(CodecError):
@@ -34,7 +36,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "", ignore_u
         ConfigError: unknown key, missing key, wrong type, or a value that the dataclass itself refuses.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{where or 'the configuration'} must be a mapping, not {values!r}")
+        raise ConfigError(f"{where or 'the configuration'} must be a mapping, not {shown(values)}")
     retired = getattr(cls, "RETIRED", {})
     values = {key: value for key, value in values.items() if key not in retired or value != retired[key]}
     hints = _type_hints(cls)  # type: ignore[arg-type]
@@ -92,14 +94,14 @@ def _convert(hint: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
     if origin is Literal:
         if value in args and any(type(value) is type(arg) for arg in args):
             return value
-        raise ConfigError(f"{where} must be one of {', '.join(map(repr, args))}, not {value!r}")
+        raise ConfigError(f"{where} must be one of {', '.join(map(repr, args))}, not {shown(value)}")
     if origin in (typing.Union, types.UnionType):  # only "X | None" is used
         if value is None and type(None) in args:
             return None
         return _convert(next(arg for arg in args if arg is not type(None)), value, where, ignore_unknown)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise ConfigError(f"{where} must be a list, not {value!r}")
+            raise ConfigError(f"{where} must be a list, not {shown(value)}")
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(value) != len(kinds):
             raise ConfigError(f"{where} must have {len(kinds)} items, not {len(value)}")
@@ -107,29 +109,41 @@ def _convert(hint: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
         return tuple(_convert(kind, item, f"{where}[{i}]", ignore_unknown) for i, (kind, item) in pairs)
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            raise ConfigError(f"{where} must be a mapping of names, not {value!r}")
+            raise ConfigError(f"{where} must be a mapping of names, not {shown(value)}")
         return {key: _convert(args[1], item, f"{where}.{key}", ignore_unknown) for key, item in value.items()}
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         hint_name = getattr(hint, "__name__", str(hint))
-        note = (
-            " (YAML reads 5e-4 as text; write 5.0e-4; exponents need a sign)"
-            if hint is float and isinstance(value, str)
-            else ""
-        )
-        raise ConfigError(f"{where} must be of type {hint_name}, not {value!r}{note}")
+        text = hint is float and isinstance(value, str)
+        note = " (YAML reads 5e-4 as text; write 5.0e-4; exponents need a sign)" if text else ""
+        raise ConfigError(f"{where} must be of type {hint_name}, not {shown(value)}{note}")
     return value
 
 
 def require(condition: bool, message: str) -> None:
-    """What a configuration must fulfil.
-
-    Raises:
-        ConfigError: with the message, if it does not.
-    """
+    """What a configuration must fulfil; a ConfigError with the message if it does not."""
     if not condition:
         raise ConfigError(message)
+
+
+def whole_number(name: str, value: Any, low: int, high: int, error: type[CodecError] = CodecError) -> int:
+    """The value as an int, be it a number of Python or numpy or a tensor without dimensions; ``error`` if it is none."""
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    whole = type(number) is int or (type(number) is float and number.is_integer())
+    if not whole or not low <= number <= high:
+        raise error(f"{name} must be {'' if whole else 'a whole number '}from {low} to {high}, not {shown(value)}")
+    return int(number)
+
+
+def set_whole(config: Any, error: type[CodecError], **ranges: tuple[int, int]) -> None:
+    """Check, from lowest to highest, fields of a frozen dataclass that hold whole numbers; store them as plain ints."""
+    for name, limits in ranges.items():
+        value = getattr(config, name)
+        many = isinstance(getattr(type(config), name, None), tuple)  # as its default is
+        items = value if many and isinstance(value, (list, tuple)) else [value]
+        numbers = tuple(whole_number(name, item, *limits, error) for item in items)
+        object.__setattr__(config, name, numbers if many else numbers[0])
 
 
 @dataclass(frozen=True)
@@ -142,12 +156,12 @@ class EncoderConfig:
     kernel_size: int = 7
 
     def __post_init__(self) -> None:
+        set_whole(self, ConfigError, strides=WIDTHS, widths=WIDTHS, depths=DEPTHS, kernel_size=KERNELS)
         n = len(self.strides)
-        require(n > 0 and min(self.strides) > 0, "strides must be positive")
+        require(1 <= n <= 16, "strides must have 1 to 16 entries")
         require(len(self.widths) == n, f"widths must have {n} entries, one per stride")
         require(len(self.depths) == n, f"depths must have {n} entries, one per stride")
-        require(min(self.widths) > 0 and min(self.depths) >= 0, "widths must be positive and depths not negative")
-        require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
+        require(self.kernel_size % 2 == 1, "kernel_size must be odd")
 
 
 @dataclass(frozen=True)
@@ -169,9 +183,7 @@ class QuantizerConfig:
     gradient: Literal["straight_through", "rotation"] = field(default="straight_through", metadata=LATER)
 
     def __post_init__(self) -> None:
-        require(self.num_quantizers >= 1, "num_quantizers must be at least 1")
-        require(self.codebook_size >= 2, "codebook_size must be at least 2")
-        require(self.codebook_dim >= 1, "codebook_dim must be at least 1")
+        set_whole(self, ConfigError, num_quantizers=(1, 2**8 - 1), codebook_size=(2, 2**32 - 1), codebook_dim=WIDTHS)
 
 
 @dataclass(frozen=True)
@@ -193,8 +205,8 @@ class DecoderConfig:
     look_ahead: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        require(self.width > 0 and self.depth >= 0, "width must be positive and depth not negative")
-        require(self.kernel_size % 2 == 1 and self.kernel_size > 0, "kernel_size must be odd")
+        set_whole(self, ConfigError, width=WIDTHS, depth=DEPTHS, kernel_size=KERNELS, n_fft=(2, 2**20))
+        require(self.kernel_size % 2 == 1, "kernel_size must be odd")
         centred = self.depth * (self.kernel_size // 2)
         require(0 <= (self.look_ahead or 0) <= centred, f"look_ahead must be from 0 to {centred}, half of the filters")
 
@@ -211,10 +223,9 @@ class CodecConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
     def __post_init__(self) -> None:
-        low, high = RATES
-        require(low <= self.sample_rate <= high, f"sample_rate must be from {low} to {high} Hz, not {self.sample_rate}")
-        require(self.latent_dim > 0, "latent_dim must be positive")
+        set_whole(self, ConfigError, sample_rate=RATES, latent_dim=WIDTHS)
         hop = self.hop_length
+        require(hop < 2**16, f"the hop length, the product of the strides, must be below {2**16}, not {hop}")
         require(
             self.decoder.n_fft % hop == 0 and self.decoder.n_fft >= 2 * hop,
             f"decoder.n_fft must be a multiple (2 or more) of the hop length {hop}, not {self.decoder.n_fft}",

@@ -30,16 +30,16 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from codec.config import RATES
+from codec.config import RATES, set_whole
 from codec.errors import CodecError
-from codec.files import written_whole
+from codec.files import as_path, written_whole
 
 Codes = NDArray[np.int64]
 
@@ -80,22 +80,15 @@ class Header:
     codebook_size: int
 
     def __post_init__(self) -> None:
-        limits = {
-            "sample_rate": (RATES[0], RATES[1] + 1),
-            "original_sample_rate": (RATES[0], RATES[1] + 1),
-            "num_samples": (0, 2**64),
-            "hop_length": (1, 2**16),
-            "num_quantizers": (1, 2**8),
-            "codebook_size": (2, 2**32),
-        }
-        for field, (low, high) in limits.items():
-            if not low <= getattr(self, field) < high:
-                raise ContainerError(f"{field} must be from {low} to {high - 1}, not {getattr(self, field)}")
-        if not self.model.isprintable():  # it is shown on terminals
+        set_whole(self, ContainerError, sample_rate=RATES, original_sample_rate=RATES, num_samples=(0, 2**64 - 1))
+        stages, size = (1, 2**8 - 1), (2, 2**32 - 1)
+        set_whole(self, ContainerError, hop_length=(1, 2**16 - 1), num_quantizers=stages, codebook_size=size)
+        if not isinstance(self.model, str) or not self.model.isprintable():  # it is shown on terminals
             raise ContainerError(f"the model's name {self.model!r} is not printable")
         if len(self.model.encode()) > 255:
             raise ContainerError("the model's name is longer than 255 bytes")
-        if len(self.fingerprint) != 2 * FINGERPRINT_BYTES or set(self.fingerprint) - set("0123456789abcdef"):
+        digits = self.fingerprint if isinstance(self.fingerprint, str) else ""
+        if len(digits) != 2 * FINGERPRINT_BYTES or set(digits) - set("0123456789abcdef"):
             raise ContainerError(f"fingerprint must be {2 * FINGERPRINT_BYTES} hex digits, not {self.fingerprint!r}")
 
     @property
@@ -164,18 +157,7 @@ def unpack_codes(packed: bytes, num_quantizers: int, num_frames: int, bits: int)
 def pack_header(header: Header) -> bytes:
     """The header with its checksum."""
     name = header.model.encode()
-    fixed = _FIXED.pack(
-        MAGIC,
-        VERSION,
-        bytes.fromhex(header.fingerprint),
-        header.sample_rate,
-        header.original_sample_rate,
-        header.num_samples,
-        header.hop_length,
-        header.num_quantizers,
-        header.codebook_size,
-        len(name),
-    )
+    fixed = _FIXED.pack(MAGIC, VERSION, bytes.fromhex(header.fingerprint), *astuple(header)[2:], len(name))
     return fixed + name + _CRC.pack(zlib.crc32(fixed + name))
 
 
@@ -213,6 +195,7 @@ def read_blocks(stream: IO[bytes], header: Header) -> Iterator[Codes | Damage]:
     """
     for index in range(header.num_blocks):
         frames, size = header.frames_in_block(index), header.bytes_in_block(index)
+        name = f"block {index + 1} of {header.num_blocks}"
         data = stream.read(size + _CRC.size)
         if len(data) < size + _CRC.size:
             reason = f"truncated: {header.num_blocks - index} of {header.num_blocks} blocks are missing"
@@ -220,11 +203,12 @@ def read_blocks(stream: IO[bytes], header: Header) -> Iterator[Codes | Damage]:
             return
         packed, checksum = data[:size], data[size:]
         if _CRC.unpack(checksum)[0] != zlib.crc32(packed):
-            yield Damage(index, frames, f"block {index + 1} of {header.num_blocks} is damaged (its checksum is wrong)")
+            yield Damage(index, frames, f"{name} is damaged (its checksum is wrong)")
             continue
         codes = unpack_codes(packed, header.num_quantizers, frames, header.bits_per_code)
-        if codes.max(initial=0) >= header.codebook_size:
-            yield Damage(index, frames, f"block {index + 1} of {header.num_blocks} holds codes beyond the codebook")
+        spare = 8 * size - codes.size * header.bits_per_code  # bits of the last byte
+        if codes.max(initial=0) >= header.codebook_size or packed[-1] & (2**spare - 1):
+            yield Damage(index, frames, f"{name} holds codes beyond the codebook, or bits beyond the codes")
             continue
         yield codes
     if stream.read(1):
@@ -257,7 +241,12 @@ def dumps(header: Header, codes: ArrayLike) -> bytes:
     Raises:
         ContainerError: codes that do not fit the header.
     """
-    codes = np.asarray(codes)
+    if not isinstance(header, Header):
+        raise ContainerError(f"the header must be a Header, as Codec.header gives it, not {type(header).__name__}")
+    try:
+        codes = np.asarray(codes)
+    except (ValueError, TypeError) as error:  # rows of unequal lengths, a tensor on another device
+        raise ContainerError(f"codes cannot be taken as an array: {error}") from None
     shape = (header.num_quantizers, header.num_frames)
     if codes.shape != shape:
         raise ContainerError(f"codes must be [K, N] = {list(shape)} for this header, not {list(codes.shape)}")
@@ -278,6 +267,8 @@ def loads(data: bytes) -> tuple[Header, Codes]:
     Raises:
         ContainerError: see :func:`read_header` and :func:`intact_blocks`.
     """
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ContainerError(f"a file is given as bytes, not {type(data).__name__}")
     return _load(io.BytesIO(data))
 
 
@@ -290,12 +281,12 @@ def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
 
 def read(path: str | Path) -> tuple[Header, Codes]:
     """Header and codes int64 ``[K, N]`` of a file. Errors as :func:`loads`."""
-    with open(path, "rb") as stream:
+    with open(as_path(path), "rb") as stream:
         return _load(stream)
 
 
 def _load(stream: IO[bytes]) -> tuple[Header, Codes]:
     header = read_header(stream)
-    blocks = list(intact_blocks(stream, header))
-    empty = np.zeros((header.num_quantizers, 0), np.int64)
-    return header, np.concatenate([empty, *blocks], axis=1)
+    small = np.min_scalar_type(header.codebook_size - 1)  # until all are there: int64 takes 64 bytes for one of V = 2
+    blocks = [np.zeros((header.num_quantizers, 0), small), *(b.astype(small) for b in intact_blocks(stream, header))]
+    return header, np.concatenate(blocks, axis=1, dtype=np.int64)

@@ -43,9 +43,18 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
 class CodecError(ValueError):
     """What the package refuses; the message is one line that says what is wrong and how to mend it."""
 
+    def __str__(self) -> str:
+        return legible(super().__str__())
+
 
 class UsageError(CodecError):
     """A command line that means nothing."""
+
+
+def legible(text: str) -> str:
+    """The text, whoever wrote it, as one line for a terminal: control characters escaped, the middle of a long one cut."""
+    line = " ".join((text if len(text) <= 1000 else f"{text[:500]} [...] {text[-500:]}").split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
 def install(extra: str) -> str:
@@ -62,8 +71,8 @@ def one_line(error: BaseException) -> str:
         if package == "torch":  # models also run without it, but not everything does
             return "this needs the package torch, which is missing: pip install torch"
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        return legible(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    return legible(str(error)) or type(error).__name__
 
 
 def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing half-written is left") -> int:
@@ -106,6 +115,7 @@ def say(text: str) -> None:
     """A line on stderr, past a progress bar if there is one."""
     if sys.stderr is None:  # closed: tqdm would write to stdout, among the data
         return
+    text = "\n".join(map(legible, text.split("\n")))
     bars = sys.modules.get("tqdm")
     if bars is not None:
         bars.tqdm.write(text, file=sys.stderr)

@@ -1,35 +1,50 @@
-"""Writing files so that a killed run leaves no half file and never harms an existing one."""
+"""Writing files so that a killed run leaves no half file and never harms an existing one; reading small ones."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from codec.errors import CodecError
+
+
+def as_path(path: Any) -> Path:
+    """A path that a user gave; anything else is a CodecError."""
+    if isinstance(path, (str, os.PathLike)) and "\0" not in str(path):
+        return Path(path)
+    raise CodecError(f"a path must be a string or a Path, not {path!r}")
+
 
 @contextmanager
-def written_whole(path: str | Path) -> Iterator[Path]:
+def written_whole(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any exception.
 
     The temporary name keeps the suffix, since audio writers choose the format by it, and little of the rest, since names
-    have a longest length. Errors of the file system name ``path``, not the temporary name.
+    have a longest length. Errors of the file system name ``path``, not the temporary name. A file that is replaced leaves
+    its permissions to the new one. If ``replace`` is False none is, not even one that comes meanwhile.
 
     Raises:
-        OSError: the folder is missing or read-only, the disk is full.
+        OSError: the folder is missing or read-only, the disk is full; ``path`` is a folder, pipe, device or link to itself.
     """
-    path = Path(path)
-    path = path.resolve() if path.is_symlink() else path  # what the link points to is meant
+    path = as_path(path)
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # what the link points to is meant
+    mode = _mode_of(path)
     temporary = path.with_name(f".{path.stem[:20]}.{secrets.token_hex(4)}.tmp{path.suffix}")
     try:
-        temporary.touch(exist_ok=False)
+        temporary.touch(0o666 if mode is None else mode | stat.S_IWUSR, exist_ok=False)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if mode is not None:
+            os.chmod(temporary, mode)
+        (os.replace if replace else _rename_if_free)(temporary, path)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary), temporary):
             raise
@@ -37,6 +52,38 @@ def written_whole(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # of an unusable folder, for which an error is on its way already
             temporary.unlink()
+
+
+def _mode_of(path: Path) -> int | None:
+    """Permissions of the file that will be replaced; None if there is none."""
+    with suppress(FileNotFoundError):
+        mode = os.stat(str(path)).st_mode
+        if stat.S_ISREG(mode):
+            return stat.S_IMODE(mode)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise FileExistsError(errno.EEXIST, "is a pipe or a device, which is not replaced", str(path))
+    return None
+
+
+def _rename_if_free(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except OSError:  # there is a file, which the next line says again, or the file system knows no hard links
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        os.replace(temporary, path)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file of at most 1 MiB; a CodecError, which does not name the file, if it is none."""
+    with open(path, "rb") as file:
+        text = file.read(2**20 + 1)
+    if len(text) > 2**20:
+        raise CodecError("larger than 1 MiB")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # of syntax, encoding, endless digits, endless nesting
+        raise CodecError(f"not JSON ({error})") from None
 
 
 def write_json(path: str | Path, value: Any, indent: int = 1) -> None:

@@ -7,9 +7,8 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -18,17 +17,18 @@ from torch.nn import functional as F
 
 from codec.audio import LARGEST_PEAK, resample
 from codec.autoencoder import Decoder, Encoder
-from codec.config import RATES, CodecConfig, ConfigError, from_dict, to_dict
+from codec.config import RATES, CodecConfig, from_dict, to_dict, whole_number
 from codec.container import FINGERPRINT_BYTES, Header
 from codec.errors import CodecError
-from codec.files import write_json
-from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model
+from codec.files import as_path, read_json, write_json
+from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model, refused
 from codec.quantizers import build_quantizer
 from codec.streaming import StreamingDecoder, StreamingEncoder
-from codec.weights import Bits, load_weights, save_weights
+from codec.weights import Bits, Outline, load_weights, save_weights
 from codec.windows import overlapping
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
+FEW_CHANNELS = 8  # a first axis of more is not taken for the channels of [C, T]
 WINDOW_FRAMES = 1024  # new frames per window: long signals run window by window, short ones in one piece
 
 
@@ -53,7 +53,8 @@ class CodecOutput:
 class Codec(nn.Module):
     """A neural speech codec: convolutional encoder, (residual) SimVQ, decoder.
 
-    ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights.
+    ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights. Worker
+    processes must be spawned, not forked: a forked child of a process in which torch has run on threads hangs.
 
     Attributes:
         config: the architecture.
@@ -62,6 +63,8 @@ class Codec(nn.Module):
 
     def __init__(self, config: CodecConfig, name: str = "unnamed") -> None:
         super().__init__()
+        if not isinstance(config, CodecConfig):
+            raise CodecError(f"Codec takes a CodecConfig, not {config!r}; Codec.from_pretrained takes a name")
         self.config, self.name = config, name
         self.encoder = Encoder(config)
         self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
@@ -140,10 +143,10 @@ class Codec(nn.Module):
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
-        return -(-num_samples // self.hop_length)
+        return -(-whole_number("num_samples", num_samples, 0, 2**64 - 1) // self.hop_length)
 
     def header(self, num_samples: int, sample_rate: int, num_quantizers: int | None = None) -> Header:
-        """What a ``.codes`` file says of codes of this model, for ``codec.container.write``.
+        """What a ``.codes`` file says of codes of this model, for ``codec.container.write``; CodecError if it cannot be.
 
         Args:
             num_samples: length of what was encoded, per channel, at its own rate.
@@ -170,7 +173,7 @@ class Codec(nn.Module):
         num_quantizers: int | None = None,
         quantizer_dropout: float = 0.0,
     ) -> CodecOutput:
-        """Reconstruct ``[B, 1, T]`` in one piece, with gradients; for use of a trained model see encode and decode.
+        """Reconstruct ``[B, 1, T]`` in one piece, with gradients; errors as for encode and decode, which are for use.
 
         Args:
             waveform: float in [-1, 1] at the model's sample rate.
@@ -178,6 +181,10 @@ class Codec(nn.Module):
             num_quantizers: use the first so many stages; default all.
             quantizer_dropout: share of the items that use a random number of stages (residual quantizers).
         """
+        waveform = _floats(waveform, "waveform", "[B, 1, T]").to(self.encoder.output.weight.dtype)
+        if not torch.compiler.is_compiling():
+            _checked_block(waveform.flatten())
+        num_quantizers = self._checked_count(num_quantizers, self.num_quantizers)
         length = waveform.shape[-1]
         latents = self.encoder(F.pad(waveform, (0, -length % self.hop_length)))
         if not quantize:
@@ -207,7 +214,7 @@ class Codec(nn.Module):
         whatever it was batched with, and memory does not grow with its length.
 
         Args:
-            waveform: float in [-1, 1], ``[B, C, T]``, ``[1, T]`` or ``[T]``; more channels are mixed down.
+            waveform: float in [-1, 1], ``[B, C, T]``, ``[C, T]`` (C <= 8) or ``[T]``, a tensor or array; mixed down.
             sample_rate: of the waveform, in Hz; another one than the model's is resampled.
             num_quantizers: stages to use, 1 to ``codec.num_quantizers``; default all.
             lengths: ``[B]``, samples of each item that count, where a batch of unequal items was padded at the end. The
@@ -238,7 +245,7 @@ class Codec(nn.Module):
         """Waveform float ``[B, 1, T]`` at the model's sample rate, ``T = N * hop_length`` unless ``lengths`` are given.
 
         Args:
-            codes: int64 ``[B, k, N]``; k may be fewer than the model's stages: any prefix of them decodes.
+            codes: integers ``[B, k, N]`` or ``[k, N]``, tensor or array; any prefix of the model's stages decodes.
             num_quantizers: use only the first so many of them.
             lengths: ``[B]``, samples of each item: frames beyond them are not decoded, and shorter waveforms are followed
                 by zeros up to the longest.
@@ -246,7 +253,8 @@ class Codec(nn.Module):
         Raises:
             CodecError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
         """
-        batch, most, frames = self._checked_codes(codes, "[B, K, N]").shape
+        codes = self._checked_codes(codes[None] if getattr(codes, "ndim", 0) == 2 else codes, "[B, K, N]")
+        batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
         samples = _checked_lengths(lengths, batch, frames * self.hop_length)
         audio = []
@@ -264,9 +272,7 @@ class Codec(nn.Module):
         Raises:
             CodecError: another shape or type.
         """
-        dim = self.config.latent_dim
-        if not latents.is_floating_point() or latents.ndim != 3 or latents.shape[1] != dim or latents.numel() == 0:
-            raise CodecError(f"latents must be float [B, {dim}, N], not {latents.dtype} {list(latents.shape)}")
+        latents = _floats(latents, "latents", f"[B, {self.config.latent_dim}, N]")
         audio = [torch.cat(list(self._waveform_windows([item], Tensor.float))) for item in latents]
         return torch.stack(audio).unsqueeze(1)
 
@@ -290,12 +296,12 @@ class Codec(nn.Module):
         Raises:
             CodecError: when its turn comes, a block that ``decode`` would refuse.
         """
-        checked = (self._checked_codes(block, "[k, n]") for block in blocks)
+        checked = _each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
         yield from self._waveform_windows(checked, self.quantizer.decode)
 
     def _items(self, waveform: Tensor, sample_rate: int, lengths: Tensor | list[int] | None = None) -> list[Tensor]:
         """Every item of a batch as float32 ``[T]`` at the model's rate, without its padding."""
-        mono, rate = _checked_waveform(waveform), _checked_rate(sample_rate)
+        mono, rate = _checked_waveform(waveform), whole_number("sample_rate", sample_rate, *RATES)
         items = [item[:length] for item, length in zip(mono, _checked_lengths(lengths, *mono.shape), strict=True)]
         if rate == self.sample_rate:
             return items
@@ -304,7 +310,7 @@ class Codec(nn.Module):
     def _latent_windows(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Latents ``[1, D, n]``, window by window, of one waveform in blocks ``[T]``."""
         hop, context = self.hop_length, self.encoder.context
-        frames = _whole_frames(map(_checked_block, blocks), hop)
+        frames = _whole_frames(_each(blocks, _checked_block), hop)
         for window, before, count in overlapping(frames, WINDOW_FRAMES, context, hop, _join):
             yield self.encoder(window.to(self.device)[None, None])[..., before : before + count]
 
@@ -313,6 +319,8 @@ class Codec(nn.Module):
         hop = self.hop_length
         for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.decoder.context, 1, _join):
             waveform = self.decoder(to_latents(window.to(self.device)[None]))
+            if not waveform.isfinite().all():
+                raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
             yield waveform[0, 0, before * hop : (before + count) * hop]
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
@@ -326,11 +334,12 @@ class Codec(nn.Module):
         return StreamingDecoder(self.decoder, self.quantizer, batch_size, count)
 
     def _checked_codes(self, codes: Tensor, shape: str) -> Tensor:
-        """The codes as they are, if they can be this model's and of this ``shape``."""
-        if not isinstance(codes, Tensor):
-            raise CodecError(f"codes must be a tensor, int64 {shape}, not {type(codes).__name__}")
-        if codes.ndim != shape.count(",") + 1 or codes.dtype not in (torch.int64, torch.int32):
-            raise CodecError(f"codes must be int64 {shape}, not {codes.dtype} {list(codes.shape)}")
+        """The codes as int64, if they can be this model's and of this ``shape``."""
+        if isinstance(codes, np.ndarray) and codes.dtype.kind in "iu":
+            codes = torch.from_numpy(codes.astype(np.int64))
+        if not isinstance(codes, Tensor) or codes.ndim != shape.count(",") + 1 or "int" not in str(codes.dtype):
+            raise CodecError(f"codes must be int64 {shape}, not {_kind(codes)}")
+        codes = codes.long()
         if not 1 <= codes.shape[-2] <= self.num_quantizers:
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model has 1 to {self.num_quantizers}")
         if codes.numel() == 0:
@@ -341,11 +350,7 @@ class Codec(nn.Module):
 
     def _checked_count(self, asked: int | None, most: int) -> int:
         """A number of quantizers that was asked for; ``most`` by default."""
-        if asked is None:
-            return most
-        if not isinstance(asked, (int, np.integer)) or not 1 <= asked <= most:
-            raise CodecError(f"num_quantizers must be a whole number from 1 to {most}, not {asked!r}")
-        return int(asked)
+        return most if asked is None else whole_number("num_quantizers", asked, 1, most)
 
     # ---- loading and saving ---------------------------------------------------------------------------------------
 
@@ -357,13 +362,14 @@ class Codec(nn.Module):
             ModelError: no such model or device, or its files cannot be used; says what to do.
         """
         folder = find_model(model)
+        by_folder = Path(model).is_dir() or str(model) == ALIAS
         try:
-            config = from_dict(CodecConfig, json.loads((folder / "config.json").read_text(encoding="utf-8")))
-            by_folder = Path(model).is_dir() or str(model) == ALIAS
-            codec = cls(config, name=folder.resolve().name if by_folder else str(model))
-        except (ConfigError, json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ModelError(f"{folder / 'config.json'}: {error}") from None
-        load_weights(codec.state_dict(), folder / "model.safetensors")
+            config = from_dict(CodecConfig, read_json(folder / "config.json"))
+            with Outline():
+                codec = cls(config, name=folder.resolve().name if by_folder else str(model))
+        except CodecError as error:
+            raise refused(folder / "config.json", error) from None
+        load_weights(codec, folder / "model.safetensors")
         return _on_device(codec, device).eval()
 
     def save_pretrained(self, folder: str | Path, bits: Bits = 32) -> None:
@@ -379,7 +385,7 @@ class Codec(nn.Module):
             CodecError: ``folder`` is a file, or ``bits`` none of these.
             OSError: it cannot be written to.
         """
-        folder = Path(folder)
+        folder = as_path(folder)
         if folder.exists() and not folder.is_dir():
             raise CodecError(f"{folder} is a file; save_pretrained takes a folder")
         if bits not in get_args(Bits):
@@ -403,31 +409,51 @@ def _whole_frames(blocks: Iterable[Tensor], hop_length: int) -> Iterator[Tensor]
         yield block.new_zeros(-total % hop_length)
 
 
-def _checked_waveform(waveform: Tensor) -> Tensor:
+def _floats(values: Any, name: str, shape: str) -> Tensor:
+    """A float tensor of a shape such as ``[B, 1, T]``; a numpy array becomes one."""
+    if isinstance(values, np.ndarray) and values.dtype.kind == "f":
+        values = torch.from_numpy(values.astype(np.float32))
+    axes = shape.strip("[]").split(", ")
+    fits = isinstance(values, Tensor) and values.is_floating_point() and values.ndim == len(axes)
+    if not fits or any(axis.isdigit() and axis != str(size) for axis, size in zip(axes, values.shape, strict=True)):
+        raise CodecError(f"{name} must be a float tensor {shape}, not {_kind(values)}")
+    if 0 in values.shape and len(axes) > 1:  # a block may be empty
+        raise CodecError(f"{name} is empty")
+    return values
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, (Tensor, np.ndarray)) else type(value).__name__
+
+
+def _checked_waveform(waveform: Any) -> Tensor:
     """As float32 mono ``[B, T]``; its values are checked later, block by block."""
-    if not isinstance(waveform, Tensor) or not waveform.is_floating_point():
-        kind = waveform.dtype if isinstance(waveform, Tensor) else type(waveform).__name__
-        raise CodecError(f"waveform must be a float tensor in [-1, 1], not {kind}")
-    if waveform.ndim == 1 or (waveform.ndim == 2 and len(waveform) == 1):
-        waveform = waveform.reshape(1, 1, -1)
-    if waveform.ndim != 3:
-        raise CodecError(f"waveform must be [B, C, T], [1, T] or [T], not {list(waveform.shape)}")
-    if waveform.numel() == 0:
-        raise CodecError("waveform is empty")
-    channels, samples = waveform.shape[1:]
+    shape = list(getattr(waveform, "shape", ()))
+    if len(shape) == 1 or (len(shape) == 2 and (shape[0] == 1 or shape[0] <= FEW_CHANNELS < shape[1])):
+        waveform = waveform[(None,) * (3 - len(shape))]
+    name = f"waveform in [-1, 1], unless it is [T] or [C, T] of at most {FEW_CHANNELS} channels,"
+    waveform = _floats(waveform, name, "[B, C, T]")
+    _, channels, samples = waveform.shape
     if channels > MOST_CHANNELS and channels > samples:
-        raise CodecError(
-            f"waveform {list(waveform.shape)} would be {channels} channels of {samples} samples; if it is [B, T, C], give "
-            "waveform.transpose(1, 2)"
-        )
+        raise CodecError(f"{channels} channels of {samples} samples? If it is [B, T, C], give waveform.transpose(1, 2)")
     return waveform.float().mean(dim=1)
 
 
-def _checked_block(block: Tensor) -> Tensor:
+def _each(blocks: Any, check: Callable[[Any], Tensor]) -> Iterator[Tensor]:
+    """The checked blocks of an iterable; not a single tensor, whose rows would pass for blocks."""
+    if isinstance(blocks, (Tensor, np.ndarray)) or not isinstance(blocks, Iterable):
+        raise CodecError(f"blocks must be several tensors, such as a list of them, not {_kind(blocks)}")
+    first = None
+    for block in map(check, blocks):
+        first = block if first is None else first
+        if block.shape[:-1] != first.shape[:-1]:
+            raise CodecError(f"a block {list(block.shape)} follows one {list(first.shape)}")
+        yield block
+
+
+def _checked_block(block: Any) -> Tensor:
     """As float32 ``[T]``."""
-    if not isinstance(block, Tensor) or not block.is_floating_point() or block.ndim != 1:
-        kind = f"{block.dtype} {list(block.shape)}" if isinstance(block, Tensor) else type(block).__name__
-        raise CodecError(f"a block must be a float tensor [T] in [-1, 1], not {kind}")
+    block = _floats(block, "a block in [-1, 1]", "[T]")
     peak = max(abs(float(extreme)) for extreme in torch.aminmax(block)) if block.numel() else 0.0
     if not math.isfinite(peak):
         raise CodecError("waveform holds NaN or infinity")
@@ -436,28 +462,21 @@ def _checked_block(block: Tensor) -> Tensor:
     return block.float()
 
 
-def _checked_rate(sample_rate: int) -> int:
-    whole = isinstance(sample_rate, Real) and float(sample_rate).is_integer()
-    if not whole or not RATES[0] <= sample_rate <= RATES[1]:
-        raise CodecError(f"sample_rate must be from {RATES[0]} to {RATES[1]} Hz, a whole number, not {sample_rate!r}")
-    return int(sample_rate)
-
-
-def _checked_lengths(lengths: Tensor | list[int] | None, batch: int, longest: int) -> list[int]:
+def _checked_lengths(lengths: Any, batch: int, longest: int) -> list[int]:
     """As integers; all of them the longest by default."""
     if lengths is None:
         return [longest] * batch
     values = lengths.tolist() if hasattr(lengths, "tolist") else lengths  # tensors and arrays
-    valid = isinstance(values, list | tuple) and len(values) == batch
-    if not valid or not all(isinstance(length, (int, np.integer)) and 1 <= length <= longest for length in values):
+    if not isinstance(values, list | tuple) or len(values) != batch:
         raise CodecError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {values!r}")
-    return [int(length) for length in values]
+    return [whole_number("lengths", length, 1, longest) for length in values]
 
 
 def _on_device(codec: Codec, device: str | torch.device) -> Codec:
     try:
         torch.zeros(1, device=device).item()  # some devices can be named but not used
         return codec.to(device)
-    except (RuntimeError, AssertionError, ImportError) as error:
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
         reason = " ".join(str(error).split(". ")[0].split("\n")[0].split())
+        reason = "there is no such kind" if reason.startswith("Expected one of") else reason  # torch names two dozen
         raise ModelError(f"device {device} cannot be used here: {reason}; use --device cpu") from None

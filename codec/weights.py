@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from codec.files import written_whole
-from codec.pretrained import ModelError
+from codec.pretrained import CHECKSUM, ModelError, data_checksum, refused
 from codec.quantizers.lookup import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
+FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3")  # as safetensors calls types
 STEP = ".step"  # beside a matrix of 8 bits: what one of its integers is worth, row by row
 SHORTEST_ROW = 64  # matrices of shorter rows are not worth one step per row
 
@@ -25,39 +27,71 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits) -> None:
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensors |= _stored(name, tensor.detach().cpu().contiguous(), bits)
-    with written_whole(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata={"format": "pt"}))
+    metadata = {"format": "pt", CHECKSUM: data_checksum(save(tensors))}
+    first, second = (f'"{key}":"{value}"'.encode() for key, value in metadata.items())
+    with written_whole(path) as temporary:  # with metadata in one order, where safetensors takes any
+        temporary.write_bytes(save(tensors, metadata).replace(second + b"," + first, first + b"," + second, 1))
 
 
-def load_weights(state: Mapping[str, Tensor], path: Path) -> None:
-    """Copy every tensor of the file into ``state``; names and shapes must agree exactly.
+class Outline(TorchFunctionMode):
+    """Modules built in this mode have names and shapes, but no values: however large, they cost no memory and no time.
+
+    ``torch.device("meta")`` does the same, but loads torch's compiler for it, which takes seconds.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.empty, torch.zeros, torch.ones, torch.randn, torch.full, torch.eye):
+            size = {torch.full: args[:1], torch.eye: 2 * args[:1]}.get(func, args)
+            return torch.empty(*size, **(kwargs | {"device": "meta"}))
+        target = kwargs.get("tensor", *args[:1])
+        if func.__name__.strip("_") + "_" == func.__name__ and target.is_meta:  # in place: it would be initialized
+            return target
+        return func(*args, **kwargs)
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Give a model that was built in an :class:`Outline` the tensors of the file, once all names and shapes agree.
 
     Raises:
-        ModelError: they do not, or the file cannot be read.
+        ModelError: they do not, or the file is damaged, holds NaN, or cannot be read.
     """
+    state = model.state_dict()
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
+            names = set(file.keys())
+            _check_fit(state, names, file, path)
+            checksum = (file.metadata() or {}).get(CHECKSUM)
+            if checksum and checksum != data_checksum(path.read_bytes()):
+                raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} cannot be read: {error}") from None
-    steps = {name for name in tensors if name.endswith(STEP) and name.removesuffix(STEP) in tensors}
-    missing, foreign = sorted(state.keys() - tensors.keys()), sorted(tensors.keys() - state.keys() - steps)
-    if missing or foreign:
-        parts = [f"missing {', '.join(missing)}"] if missing else []
-        parts += [f"not part of the model {', '.join(foreign)}"] if foreign else []
-        raise ModelError(f"{path} does not fit its config.json: {'; '.join(parts)}")
+        raise refused(path, error) from None
+    loaded = {}
     for name, tensor in state.items():
-        stored, step = tensors[name], tensors.get(name + STEP)
-        if stored.shape != tensor.shape:
-            raise ModelError(f"{path}: {name} is {list(stored.shape)}, config.json says {list(tensor.shape)}")
-        if (stored.dtype == torch.int8) != (step is not None):
-            raise ModelError(f"{path}: {name} must have a {STEP} if it is int8, and only then")
-        if step is not None and step.shape != (*stored.shape[:1], 1):
-            raise ModelError(
-                f"{path}: {name + STEP} is {list(step.shape)}, not one number per row of {list(stored.shape)}"
-            )
-        tensor.copy_(stored if step is None else stored.float() * step)
+        value, step = tensors[name], tensors.get(name + STEP)
+        value = value if step is None else value.float() * step
+        loaded[name] = value.to(tensor.dtype, copy=True)  # what safetensors gives are the file's own pages
+        if not loaded[name].isfinite().all():
+            raise ModelError(f"{path}: {name} holds NaN or infinity")
+    model.load_state_dict(loaded, assign=True)
+
+
+def _check_fit(state: Mapping[str, Tensor], names: set[str], file: Any, path: Path) -> None:
+    steps = {name for name in names if name.endswith(STEP) and name.removesuffix(STEP) in names}
+    missing, foreign = sorted(state.keys() - names), sorted(names - state.keys() - steps)
+    if missing or foreign:
+        both = f"missing {', '.join(missing) or 'nothing'}; not part of the model {', '.join(foreign) or 'nothing'}"
+        raise ModelError(f"{path} does not fit its config.json: {both}")
+    for name, tensor in state.items():
+        shape, kind = file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()
+        if shape != list(tensor.shape):
+            raise ModelError(f"{path}: {name} is {shape}, config.json says {list(tensor.shape)}")
+        kinds = ("I8",) if name + STEP in steps else FLOATS if tensor.is_floating_point() else ("I64",)
+        if kind not in kinds:
+            raise ModelError(f"{path}: {name} must be of type {' or '.join(kinds)}, not {kind}; int8 has a {STEP}")
+        if kind == "I8" and (step := file.get_slice(name + STEP).get_shape()) != [*shape[:1], 1]:
+            raise ModelError(f"{path}: {name + STEP} is {step}, not one number per row of {shape}")
 
 
 def _stored(name: str, tensor: Tensor, bits: Bits) -> dict[str, Tensor]:
@@ -69,4 +103,4 @@ def _stored(name: str, tensor: Tensor, bits: Bits) -> dict[str, Tensor]:
     if bits == 8 and tensor.dim() == 2 and tensor.shape[1] >= SHORTEST_ROW:
         step = (tensor.abs().amax(dim=1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
         return {name: (tensor / step).round().to(torch.int8), name + STEP: step}
-    return {name: tensor.half()}
+    return {name: half if (half := tensor.half()).isfinite().all() else tensor}

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+from typing import Any
 
-from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
+import numpy as np
+import pytest
+import torch
+
+from codec.config import CodecConfig, ConfigError, EncoderConfig, QuantizerConfig, from_dict, to_dict, whole_number
+from codec.errors import CodecError
 
 
 def test_round_trip_gives_plain_values_and_an_equal_config() -> None:
@@ -38,10 +44,55 @@ def test_later_options_stay_out_of_what_fingerprints_hash() -> None:
         ({"decoder": {"kind": "upsampling"}}, "decoder.kind must be one of 'istft'"),
         ({"decoder": {"strides": [8, 5, 4]}}, "unknown key decoder.strides"),  # an option that is gone
         ({"decoder": {"n_fft": 1000}}, "decoder.n_fft must be a multiple"),
-        ({"quantizer": {"codebook_size": 1}}, "codebook_size must be at least 2"),
-        ({"latent_dim": 0}, "latent_dim must be positive"),
+        ({"quantizer": {"codebook_size": 1}}, "codebook_size must be from 2 to 4294967295, not 1"),
+        ({"latent_dim": 0}, "latent_dim must be from 1 to 65536, not 0"),
+        ({"latent_dim": 10**4000}, "latent_dim must be from 1 to 65536"),
+        ({"quantizer": {"num_quantizers": 256}}, "num_quantizers must be from 1 to 255, not 256"),
+        ({"quantizer": {"codebook_dim": 2**16 + 1}}, "codebook_dim must be from 1 to 65536"),
+        ({"encoder": {"strides": [1] * 17}}, "strides must have 1 to 16 entries"),
+        ({"encoder": {"strides": []}}, "strides must have 1 to 16 entries"),
+        ({"encoder": {"strides": [2**16, 1, 1]}}, "hop length, .*, must be below 65536, not 65536"),
+        ({"encoder": {"widths": [8, -1, 8]}}, "encoder: widths must be from 1 to 65536, not -1"),
+        ({"encoder": {"depths": [1, 65, 1]}}, "encoder: depths must be from 0 to 64, not 65"),
+        ({"encoder": {"kernel_size": 4097}}, "kernel_size must be from 1 to 4095"),
+        ({"decoder": {"kernel_size": 6}}, "kernel_size must be odd"),
+        ({"decoder": {"width": 2**16 + 1}}, "decoder: width must be from 1 to 65536"),
+        ({"decoder": {"depth": 10**9}}, "decoder: depth must be from 0 to 64"),
+        ({"decoder": {"n_fft": 2**30}}, "decoder: n_fft must be from 2 to 1048576"),
+        ({"causal": [[[[[[[["deep"]]]]]]]]}, r"causal must be of type bool, not \[\[\["),
     ],
 )
 def test_mistakes_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict(CodecConfig, values)
+
+
+def test_messages_are_one_short_printable_line_whatever_the_file_holds() -> None:
+    for values in ({"k" * 100_000: 1}, {"\x1b[31m\x07\u202e\n": 1}, {"causal": "x" * 100_000}, {"\ud800": 1}):
+        with pytest.raises(ConfigError) as error:
+            from_dict(CodecConfig, json.loads(json.dumps(values)))
+        assert str(error.value).isprintable() and len(str(error.value)) < 1100
+    with pytest.raises(ConfigError, match=r"unknown key \\x1b\[31mRED; known are sample_rate"):
+        from_dict(CodecConfig, {"\x1b[31mRED": 1})
+
+
+@pytest.mark.parametrize("value", [7, 7.0, np.int16(7), np.float32(7), np.array(7), torch.tensor(7), torch.tensor(7.0)])
+def test_whole_numbers_of_every_library(value: Any) -> None:
+    number = whole_number("x", value, 1, 9)
+    assert number == 7 and type(number) is int
+
+
+@pytest.mark.parametrize("value", [0, 10, 7.5, np.nan, np.inf, 10**400, True, None, "7", [7], torch.tensor([7]), 7j])
+def test_all_else_is_no_whole_number(value: Any) -> None:
+    with pytest.raises(CodecError, match=r"x must be .*from 1 to 9, not "):
+        whole_number("x", value, 1, 9)
+
+
+def test_numbers_are_stored_as_plain_ones() -> None:
+    encoder = EncoderConfig(strides=[np.int64(8), 5, 8], kernel_size=torch.tensor(7))  # type: ignore[arg-type]
+    assert encoder == EncoderConfig() and type(encoder.strides[0]) is int
+    with pytest.raises(ConfigError, match="sample_rate must be a whole number"):
+        CodecConfig(sample_rate="24000")  # type: ignore[arg-type]
+    for wrong in ({"kernel_size": [7]}, {"strides": 8}, {"strides": "8"}, {"depths": None}):
+        with pytest.raises(ConfigError):
+            EncoderConfig(**wrong)  # type: ignore[arg-type]

@@ -10,14 +10,17 @@ import tracemalloc
 import zlib
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec import container
 from codec.container import BLOCK_FRAMES, Codes, ContainerError, Damage, Header, dumps, loads
+from codec.errors import CodecError
 
 GOLDEN = Path(__file__).parent / "assets" / "golden_v1.codes"
 GOLDEN_HEADER = Header("golden-ü", "00112233445566778899aabbccddeeff", 24000, 44100, 3000, 320, 2, 1000)
@@ -147,13 +150,41 @@ def test_properties() -> None:
 
 @pytest.mark.parametrize(
     "codes",
-    [np.zeros((2, 9), int), np.zeros((1, 10), int), np.full((2, 10), -1), np.full((2, 10), 32), np.zeros((2, 10))],
-    ids=["frames", "stages", "negative", "beyond", "floats"],
+    [
+        *[np.zeros((2, 9), int), np.zeros((1, 10), int), np.full((2, 10), -1), np.full((2, 10), 32), np.zeros((2, 10))],
+        *[None, "codes", 5, [[0] * 10, [0] * 9], [["0"] * 10] * 2, np.zeros((2, 10), bool), {1: 2}],
+        torch.zeros(2, 10, dtype=torch.int64, device="meta"),
+    ],
+    ids=lambda codes: str(codes)[:20],
 )
-def test_codes_that_do_not_fit_are_refused(codes: Codes) -> None:
+def test_codes_that_do_not_fit_are_refused(codes: Any) -> None:
     header, _ = make(10)
-    with pytest.raises(ContainerError, match="codes must be"):
+    with pytest.raises(ContainerError, match=r"codes (must be|cannot be taken)"):
         dumps(header, codes)
+
+
+@pytest.mark.parametrize("header", [None, 5, "header", {}])
+def test_what_is_no_header_is_refused(header: Any, tmp_path: Path) -> None:
+    for call in (lambda: dumps(header, make(10)[1]), lambda: container.write(tmp_path / "a", header, make(10)[1])):
+        with pytest.raises(ContainerError, match="the header must be a Header"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [None, 5, "SVQC", [1], 1.5])
+def test_what_is_no_file_is_refused(value: Any) -> None:
+    with pytest.raises(ContainerError, match="as bytes, not"):
+        loads(value)
+    if not isinstance(value, str):
+        for call in (lambda: container.read(value), lambda: container.write(value, *make(10))):
+            with pytest.raises(CodecError, match="a path must be"):
+                call()
+
+
+def test_numbers_of_other_libraries_are_taken() -> None:
+    header, codes = make(10)
+    again = dataclasses.replace(header, sample_rate=torch.tensor(24000), hop_length=np.int64(320), num_samples=3200.0)
+    assert again == header and dumps(again, codes.astype(np.uint8)) == dumps(header, torch.from_numpy(codes))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +193,8 @@ def test_codes_that_do_not_fit_are_refused(codes: Codes) -> None:
         *[("sample_rate", 0), ("original_sample_rate", 999), ("original_sample_rate", 2**31)],
         *[("num_samples", -1), ("num_samples", 2**64), ("hop_length", 0), ("hop_length", 2**16)],
         *[("num_quantizers", 0), ("num_quantizers", 256), ("codebook_size", 1), ("codebook_size", 2**32)],
+        *[("num_samples", 1.5), ("num_samples", "9"), ("hop_length", None), ("num_quantizers", [1])],
+        *[("model", None), ("model", b"x"), ("fingerprint", None), ("fingerprint", 5)],
         *[("model", "ü" * 128), ("model", "a\nb"), ("model", "\x1b[31m"), ("model", "\udcff")],
         *[("fingerprint", "0123"), ("fingerprint", "x" * 32), ("fingerprint", "01 " * 10 + "01")],
     ],
@@ -210,6 +243,9 @@ def test_every_flip_is_noticed() -> None:
         (header_bytes(size=0), "codebook_size must be"),
         (header_bytes(hop=0), "hop_length must be"),
         (header_bytes(size=3, stages=1) + with_checksum(b"\xc0"), "beyond the codebook"),
+        (header_bytes(size=4, stages=1) + with_checksum(b"\xc1"), "bits beyond the codes"),
+        (header_bytes(size=4, stages=1) + with_checksum(b"\xe0"), "bits beyond the codes"),
+        (header_bytes(size=32, stages=3) + with_checksum(b"\x00\x01"), "bits beyond the codes"),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
 )
@@ -228,6 +264,17 @@ def test_absurd_length_costs_no_memory(num_samples: int) -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(damage) == 1 and peak < 10e6
+
+
+@pytest.mark.parametrize(("size", "most"), [(2, 75), (256, 12), (1024, 10)])
+def test_memory_is_little_more_than_that_of_the_codes(size: int, most: int) -> None:
+    """Codes of int64 take 64 bytes per byte of file for V = 2."""
+    data = dumps(*make(200 * BLOCK_FRAMES, 2, size))
+    tracemalloc.start()
+    loads(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < most * len(data) + 2e6
 
 
 def test_intact_blocks_of_a_damaged_file() -> None:

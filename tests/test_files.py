@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
-from codec.files import write_json, written_whole
+from codec import files
+from codec.errors import CodecError, one_line
+from codec.files import read_json, write_json, written_whole
 
 
 def test_success_replaces(tmp_path: Path) -> None:
@@ -60,3 +65,131 @@ def test_the_longest_names(tmp_path: Path) -> None:
     with written_whole(target) as temporary:
         temporary.write_text("new")
     assert target.read_text() == "new"
+
+
+# ---- what stands in the way -----------------------------------------------------------------------------------------
+
+
+def special(path: Path, kind: str) -> Path:
+    """A file of this kind at ``path``."""
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link to a pipe":
+        os.mkfifo(path.with_name("pipe"))
+        path.symlink_to("pipe")
+    elif kind == "link to a device":
+        path.symlink_to("/dev/null")
+    elif kind == "link to itself":
+        path.symlink_to(path.name)
+    elif kind == "circle":
+        path.symlink_to("other")
+        path.with_name("other").symlink_to(path.name)
+    elif kind == "link to a folder":
+        path.symlink_to(".")
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind", ["pipe", "link to a pipe", "link to a device", "link to itself", "circle", "link to a folder"]
+)
+@pytest.mark.parametrize("replace", [True, False])
+def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str, replace: bool) -> None:
+    target = special(tmp_path / "out.txt", kind)
+    before = sorted((path.name, path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir())
+    with pytest.raises(OSError) as error, written_whole(target, replace):
+        pytest.fail("the work was begun")
+    assert one_line(error.value).startswith("/")  # it names the file
+    assert sorted((path.name, path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("path", ["", ".", "/", "..", None, 5, b"x", "a\0b"])
+def test_what_is_no_name_of_a_file_is_refused(path: object) -> None:
+    with pytest.raises((CodecError, IsADirectoryError)), written_whole(path):  # type: ignore[arg-type]
+        pytest.fail("the work was begun")
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
+def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+    target = tmp_path / "private.txt"
+    target.write_text("old")
+    target.chmod(mode)
+    with written_whole(target) as temporary:
+        assert not stat.S_IMODE(temporary.stat().st_mode) & ~(mode | 0o200)  # nobody reads it meanwhile
+        temporary.write_text("new")
+    assert target.read_text() == "new" and stat.S_IMODE(target.stat().st_mode) == mode
+    link = tmp_path / "link.txt"
+    link.symlink_to("private.txt")
+    write_json(link, 1)
+    assert link.is_symlink() and target.read_text() == "1\n" and stat.S_IMODE(target.stat().st_mode) == mode
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+@pytest.mark.parametrize("replace", [True, False])
+def test_a_new_file_has_the_usual_permissions(tmp_path: Path, umask: int, replace: bool) -> None:
+    before = os.umask(umask)
+    try:
+        with written_whole(tmp_path / "new.txt", replace) as temporary:
+            temporary.write_text("new")
+        assert stat.S_IMODE((tmp_path / "new.txt").stat().st_mode) == 0o666 & ~umask
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("early", [True, False])
+def test_a_file_that_comes_meanwhile_is_kept_if_asked(
+    tmp_path: Path, links: bool, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_links(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:  # as on FAT
+        monkeypatch.setattr(files.os, "link", no_links)
+    target = tmp_path / "out.txt"
+    if early:
+        target.write_text("theirs")
+    with pytest.raises(FileExistsError) as error, written_whole(target, replace=False) as temporary:
+        temporary.write_text("ours")
+        target.write_text("theirs")
+    assert one_line(error.value) == f"{target}: File exists" and target.read_text() == "theirs"
+    target.unlink()
+    with written_whole(target, replace=False) as temporary:
+        temporary.write_text("ours")
+    assert target.read_text() == "ours" and list(tmp_path.iterdir()) == [target]
+
+
+# ---- JSON -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[" * 200_000, "not JSON .*recursion"),
+        ('{"a":' * 50_000, "not JSON .*recursion"),
+        ("1" * 5000, "not JSON .*digits"),
+        ('{"a": 1', "not JSON"),
+        ("", "not JSON"),
+        (b"\xff\xfe\x00", "not JSON"),
+        (b'"\xff"', "not JSON"),
+    ],
+    ids=lambda value: str(value)[:10],
+)
+def test_what_is_no_json_is_named(tmp_path: Path, text: str | bytes, said: str) -> None:
+    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(CodecError, match=said):
+        read_json(tmp_path / "a.json")
+
+
+def test_an_endless_file_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.touch()
+    os.truncate(path, 20 * 10**9)
+    tracemalloc.start()
+    with pytest.raises(CodecError, match="larger than 1 MiB"):
+        read_json(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5e6
+    os.truncate(path, 0)
+    write_json(path, [1, {"ü": None}])
+    assert read_json(path) == [1, {"ü": None}]

@@ -9,7 +9,9 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -214,7 +216,21 @@ def test_other_rates_and_channels(model: Codec) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m.encode(torch.zeros(2, 800), 8000), r"\[B, C, T\], \[1, T\] or \[T\]"),
+        (
+            lambda m: m.encode(torch.zeros(9, 800), 8000),
+            r"\[C, T\] of at most 8 channels, .*not torch.float32 \[9, 800\]",
+        ),
+        (lambda m: m.encode(torch.zeros(800, 2), 8000), r"float tensor \[B, C, T\], not torch.float32 \[800, 2\]"),
+        (lambda m: m.encode(np.zeros((800, 2)), 8000), r"float tensor \[B, C, T\], not torch.float32 \[800, 2\]"),
+        (lambda m: m.encode(np.zeros(800, np.int16), 8000), r"float tensor \[B, C, T\], not int16 \[1, 1, 800\]"),
+        (lambda m: m.encode(torch.zeros(1, 1, 1, 800), 8000), "float tensor"),
+        (lambda m: m.encode(torch.zeros(()), 8000), "float tensor"),
+        (lambda m: m.encode([0.0] * 800, 8000), "float tensor .*, not list"),
+        (lambda m: m.encode(None, 8000), "float tensor .*, not NoneType"),
+        (lambda m: m.encode(torch.zeros(800, dtype=torch.complex64), 8000), "float tensor"),
+        (lambda m: m.encode(np.full(800, np.nan), 8000), "NaN"),
+        (lambda m: m.encode(torch.zeros(0), 8000), "empty"),
+        (lambda m: m.encode(np.zeros((2, 0)), 8000), r"float tensor|empty"),
         (lambda m: m.encode(torch.zeros(1, 1, 800, dtype=torch.int16), 8000), "float tensor"),
         (lambda m: m.encode(torch.zeros(1, 1, 0), 8000), "empty"),
         (lambda m: m.encode(torch.full((1, 1, 9), torch.nan), 8000), "NaN"),
@@ -226,20 +242,69 @@ def test_other_rates_and_channels(model: Codec) -> None:
         (lambda m: m.decode(torch.full((1, 3, 9), 50)), "from 0 to 49"),
         (lambda m: m.decode(torch.zeros(1, 3, 9)), "int64"),
         (lambda m: m.decode(torch.zeros(1, 3, 0, dtype=torch.int64)), "empty"),
-        (lambda m: m.decode([1, 2]), "codes must be a tensor"),
+        (lambda m: m.decode([1, 2]), r"int64 \[B, K, N\], not list"),
+        (lambda m: m.decode(None), r"int64 \[B, K, N\], not NoneType"),
+        (lambda m: m.decode(np.zeros((3, 9))), r"not float64 \[1, 3, 9\]"),
+        (lambda m: m.decode(np.zeros((3, 9), bool)), "not bool"),
+        (lambda m: m.decode(torch.zeros(3, dtype=torch.int64)), r"not torch.int64 \[3\]"),
+        (lambda m: m.decode(np.full((3, 9), 200, np.uint8)), "from 0 to 49"),
+        (lambda m: m.decode(np.full((3, 9), 2**63, np.uint64)), "from 0 to 49"),
+        (lambda m: m.decode(np.zeros((4, 9), int)), "4 stages; this model has 1 to 3"),
         (lambda m: m.decode(torch.zeros(1, 3, 9, dtype=torch.int64), num_quantizers=1.5), "whole number from 1 to 3"),
         (lambda m: m.decode(torch.zeros(1, 3, 9, dtype=torch.int64), lengths=5), "1 whole numbers"),
-        (lambda m: m.encode(torch.zeros(8000), "44100"), "sample_rate must be from.*'44100'"),
+        (lambda m: m.encode(torch.zeros(8000), "44100"), "sample_rate must be a whole number from.*'44100'"),
+        (lambda m: m.encode(torch.zeros(8000), torch.tensor([8000, 8000])), "sample_rate must be a whole number"),
+        (lambda m: m.encode(torch.zeros(8000), 10**400), "sample_rate must be from"),
+        (lambda m: m.encode(torch.zeros(8000), None), "sample_rate must be a whole number"),
+        (lambda m: m.encode(torch.zeros(8000), 8000, lengths=["1"]), "lengths must be a whole number from 1 to 8000"),
         (lambda m: m.encode(torch.zeros(1, 24000, 2), 8000), r"24000 channels of 2 samples.*transpose\(1, 2\)"),
         (lambda m: m.encode(torch.full((8000,), 32767.0), 8000), "reaches 32767; divide"),
         (lambda m: list(m.encode_blocks([torch.zeros(80), torch.zeros(80, dtype=torch.int16)])), "float tensor"),
         (lambda m: list(m.encode_blocks([torch.zeros(80), torch.zeros(1, 80)])), "float tensor"),
         (lambda m: list(m.encode_blocks([torch.zeros(80), torch.full((80,), 3e38)])), "reaches 3e"),
+        (lambda m: list(m.encode_blocks(torch.zeros(80))), "several tensors, .*not torch.float32"),
+        (lambda m: list(m.encode_blocks(np.zeros((2, 80)))), "several tensors"),
+        (lambda m: list(m.encode_blocks(None)), "several tensors, .*not NoneType"),
+        (lambda m: list(m.encode_blocks("ab")), "float tensor .*, not str"),
+        (lambda m: list(m.encode_blocks([torch.zeros(80)], num_quantizers=0)), "from 1 to 3"),
         (lambda m: list(m.decode_blocks([torch.full((3, 2), 50)])), "from 0 to 49"),
+        (lambda m: list(m.decode_blocks(torch.zeros(1, 3, 2, dtype=torch.int64))), "several tensors"),
+        (lambda m: list(m.decode_blocks([torch.zeros(k, 2, dtype=torch.int64) for k in (3, 2)])), "follows one"),
         (lambda m: list(m.decode_blocks([torch.zeros(1, 3, 2, dtype=torch.int64)])), r"int64 \[k, n\]"),
         (lambda m: m.latents(torch.full((800,), torch.inf), 8000), "NaN or infinity"),
-        (lambda m: m.decode_latents(torch.zeros(1, 15, 9)), r"float \[B, 16, N\], not torch.float32 \[1, 15, 9\]"),
-        (lambda m: m.decode_latents(torch.zeros(1, 16, 9, dtype=torch.int64)), "latents must be float"),
+        (lambda m: m.decode_latents(torch.zeros(1, 15, 9)), r"tensor \[B, 16, N\], not torch.float32 \[1, 15, 9\]"),
+        (lambda m: m.decode_latents(torch.zeros(1, 16, 9, dtype=torch.int64)), "latents must be a float tensor"),
+        (lambda m: m.decode_latents(torch.zeros(1, 16, 0)), "empty"),
+        (lambda m: m.decode_latents("latents"), "latents must be a float tensor"),
+        (lambda m: m.decode_latents(torch.full((1, 16, 9), torch.nan)), "gives NaN"),
+        (lambda m: m(torch.full((1, 1, 800), torch.nan)), "NaN"),
+        (lambda m: m(torch.full((1, 1, 800), 32767.0)), "reaches 32767"),
+        (
+            lambda m: m(torch.zeros(1, 2, 800)),
+            r"waveform must be a float tensor \[B, 1, T\], not torch.float32 \[1, 2, 800\]",
+        ),
+        (lambda m: m(torch.zeros(1, 1, 0)), "empty"),
+        (lambda m: m(torch.zeros(0, 1, 80)), "empty"),
+        (lambda m: m(torch.zeros(800)), r"\[B, 1, T\], not torch.float32 \[800\]"),
+        (lambda m: m(torch.zeros(1, 1, 800, dtype=torch.int64)), "float tensor"),
+        (lambda m: m(None), "float tensor"),
+        (lambda m: m(torch.zeros(1, 1, 800), num_quantizers=99), "from 1 to 3"),
+        (lambda m: m(torch.zeros(1, 1, 800), num_quantizers=0), "from 1 to 3"),
+        (lambda m: m.num_frames(-5), "num_samples must be from 0"),
+        (lambda m: m.num_frames(1.5), "num_samples must be a whole number"),
+        (lambda m: m.header(1.5, 8000), "num_samples must be a whole number"),
+        (lambda m: m.header(800, "8000"), "original_sample_rate must be a whole number"),
+        (lambda m: m.header(800, 8000, 4), "from 1 to 3"),
+        (lambda m: m.bitrate_of("all"), "whole number from 1 to 3"),
+        (lambda m: Codec("speech-24khz"), "takes a CodecConfig, not 'speech-24khz'"),
+        (lambda m: Codec(None), "takes a CodecConfig"),
+        (lambda m: Codec.from_pretrained(None), "a path must be a string"),
+        (lambda m: Codec.from_pretrained(5), "a path must be a string"),
+        (lambda m: Codec.from_pretrained("a\0b"), "a path must be a string"),
+        (lambda m: Codec.from_pretrained("x" * 5000), "no model"),
+        (lambda m: Codec.from_pretrained(""), "is not a model folder"),
+        (lambda m: m.save_pretrained(None), "a path must be a string"),
+        (lambda m: m.save_pretrained("x", bits="8"), "bits must be 32, 16 or 8"),
         (lambda m: m.bitrate_of(4), "from 1 to 3"),
         (lambda m: m.save_pretrained(__file__), "is a file; save_pretrained takes a folder"),
     ],
@@ -247,6 +312,35 @@ def test_other_rates_and_channels(model: Codec) -> None:
 def test_wrong_arguments_are_named(model: Codec, call, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(CodecError, match=message):
         call(model)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 8])
+def test_waveforms_as_loaders_give_them(model: Codec, channels: int) -> None:
+    """Channels first without a batch, of numpy, in other float types, their rate a number without dimensions."""
+    x = torch.randn(channels, 801, generator=torch.Generator().manual_seed(1)) * 0.1
+    codes = model.encode(x[None], 8000)
+    assert torch.equal(model.encode(x, torch.tensor(8000)), codes)
+    assert torch.equal(model.encode(x.numpy(), np.int32(8000)), codes)
+    assert torch.equal(model.encode(x.numpy()[None, :, ::-1][..., ::-1].astype(">f8"), 8000.0), codes)
+    frozen = x.numpy()
+    frozen.flags.writeable = False
+    assert torch.equal(model.encode(frozen, 8000), codes) and torch.equal(model.encode(x, 8000, lengths=[801]), codes)
+    assert torch.equal(model.latents(x.double(), 8000), model.latents(x[None], 8000))
+    block = x.mean(dim=0).numpy()
+    assert torch.equal(
+        torch.cat(list(model.encode_blocks([block[:300], block[300:]])), dim=-1), model.encode(block, 8000)[0]
+    )
+    with torch.no_grad():
+        assert torch.equal(model(x[:1, None].double()).waveform, model(x[:1, None]).waveform)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint16", "int32", "uint32", "int64", "uint64"])
+def test_codes_of_every_integer_type(model: Codec, dtype: str) -> None:
+    codes = torch.randint(0, 50, (2, 3, 7), generator=torch.Generator().manual_seed(1))
+    audio, array = model.decode(codes), codes.numpy().astype(dtype)
+    assert torch.equal(model.decode(array), audio) and torch.equal(model.decode(array[0]), audio[:1])
+    assert torch.equal(model.decode(codes.to(getattr(torch, dtype))), audio)
+    assert torch.equal(torch.cat(list(model.decode_blocks([array[0][:, :3], array[0][:, 3:]]))), audio[0, 0])
 
 
 @pytest.mark.slow
@@ -316,13 +410,13 @@ def test_loading_is_strict(tmp_path: Path) -> None:
     save_file(
         {k: v for k, v in state.items() if k != name} | {"foreign": torch.zeros(1)}, tmp_path / "model.safetensors"
     )
-    with pytest.raises(ModelError, match=f"missing {name}; not part of the model foreign"):
+    with pytest.raises(ModelError, match=f"missing {name}; not part of the model foreign$"):
         Codec.from_pretrained(tmp_path)
     save_file(state | {name: torch.zeros(3, 3)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=name):
         Codec.from_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="safetensors cannot be used"):
         Codec.from_pretrained(tmp_path)
     save_file(state, tmp_path / "model.safetensors")
     config = json.loads((tmp_path / "config.json").read_text())
@@ -357,5 +451,64 @@ def test_hub_ids_are_fetched_by_revision_and_keep_their_name(tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
     assert Codec.from_pretrained("owner/name@v2").name == "owner/name@v2"
     assert asked == [("owner/name", "v2", ["config.json", "model.safetensors"])]
-    with pytest.raises(ModelError, match=r"cannot fetch 'owner/gone' from the hub: no connection$"):
+    with pytest.raises(
+        ModelError, match=r"no folder 'owner/gone', and the hub does not give it either: no connection$"
+    ):
         Codec.from_pretrained("owner/gone")
+    (tmp_path / "snapshot/model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"is not a model folder: it lacks model.safetensors"):
+        Codec.from_pretrained("owner/name")
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "gpu", "", "meta", 1.5, [], object()])
+def test_devices_that_cannot_be_used_are_named(tmp_path: Path, device: Any) -> None:
+    make(CONFIGS["causal"]).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"device .*cannot be used here: .*; use --device cpu") as error:
+        Codec.from_pretrained(tmp_path, device)
+    assert len(str(error.value)) < 200
+
+
+# ---- hostile files ----------------------------------------------------------------------------------------------------
+
+HUGE = [
+    *[{"latent_dim": 2**16}, {"encoder": {"widths": [2**16] * 3}}, {"decoder": {"width": 2**16}}],
+    *[{"encoder": {"depths": [64] * 3}}, {"decoder": {"depth": 64}}, {"decoder": {"kernel_size": 4095}}],
+    *[{"encoder": {"kernel_size": 4095}}, {"decoder": {"n_fft": 2**20 - 2**20 % 80}}, {"latent_dim": 1}],
+    *[{"quantizer": {"num_quantizers": 255}}, {"quantizer": {"codebook_size": 2**32 - 1}}],
+    *[{"quantizer": {"codebook_dim": 2**16}}, {"quantizer": {"codebook_size": 2**32 - 1, "codebook_dim": 2**16}}],
+    *[{"quantizer": {"kind": "residual_vq", "codebook_size": 2**32 - 1}}, {"encoder": {"strides": [2, 2, 5]}}],
+    {"quantizer": {"kind": "lattice_vq", "num_quantizers": 1, "codebook_size": 2**31, "codebook_dim": 16}},
+]
+
+
+@pytest.mark.parametrize("change", HUGE, ids=str)
+def test_a_configuration_of_another_size_builds_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Every number is within its bounds, but the file holds no such tensors: layers would take up to exabytes."""
+    make(CONFIGS["causal"]).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key, value in change.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"model\.safetensors.*config\.json") as error:
+        Codec.from_pretrained(tmp_path)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1100
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 200_000, "[]", "5", "null", "1" * 5000, '{"\\u001b[31m": 1}', '{"' + "k" * 10**5 + '":1}']
+)
+def test_a_configuration_that_is_none_takes_one_line(tmp_path: Path, text: str) -> None:
+    make(CONFIGS["causal"]).save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"config\.json cannot be used") as error:
+        Codec.from_pretrained(tmp_path)
+    assert str(error.value).isprintable() and len(str(error.value)) < 1100
+
+
+def test_loading_draws_no_random_numbers_and_leaves_no_tensor_without_values(tmp_path: Path) -> None:
+    make(CONFIGS["causal"]).save_pretrained(tmp_path)
+    before = torch.get_rng_state()
+    loaded = Codec.from_pretrained(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
+    assert all(parameter.requires_grad for parameter in loaded.parameters())

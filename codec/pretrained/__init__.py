@@ -1,15 +1,19 @@
-"""Where models come from: those inside the package, folders, and the hub."""
+"""Where models come from: those inside the package, folders, and the hub; and whether their files are what they were."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 from pathlib import Path
 
 from codec.errors import CodecError, install
+from codec.files import as_path
 
 DEFAULT_MODEL = "speech-24khz"
 ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
 FILES = ("config.json", "model.safetensors")
 DISCRIMINATORS = "discriminator.safetensors"  # what training may go on with; no part of a model
+CHECKSUM = "sha256"  # key of the metadata of model.safetensors
 
 
 class ModelError(CodecError):
@@ -28,31 +32,45 @@ def find_model(model: str | Path) -> Path:
     Raises:
         ModelError: none of these, or files are missing in the folder.
     """
-    shipped = DEFAULT_MODEL if str(model) == ALIAS else str(model)
+    folder, name = as_path(model), str(model)
+    shipped = DEFAULT_MODEL if name == ALIAS else name
     if shipped in shipped_models():
         return Path(__file__).parent / shipped
-    folder = Path(model)
-    if folder.is_dir():
-        missing = [name for name in FILES if not (folder / name).is_file()]
-        if missing:
-            raise ModelError(f"{folder} is not a model folder: it lacks {' and '.join(missing)}")
-        return folder
-    name = str(model)
-    if name.count("/") == 1 and not name.startswith(("/", ".", "~")) and all(name.split("/")):
-        return _download(name)
-    raise ModelError(
-        f"no model {name!r}: give a shipped name ({', '.join(shipped_models())}), a model folder, or a hub id owner/name"
-    )
+    if not os.path.isdir(folder):
+        folder = _download(name)
+    missing = [file for file in FILES if not (folder / file).is_file()]
+    if missing:
+        raise ModelError(f"{folder} is not a model folder: it lacks {' and '.join(missing)}")
+    return folder
 
 
 def _download(name: str) -> Path:
+    if name.count("/") != 1 or name.startswith(("/", ".", "~")) or not all(name.split("/")):
+        shipped = ", ".join(shipped_models())
+        raise ModelError(f"no model {name!r}: give a shipped name ({shipped}), a model folder, or a hub id owner/name")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ModelError(f"{name!r} is no folder; to fetch it from the hub: {install('hub')}") from None
+        raise ModelError(f"there is no folder {name!r}; to fetch it from the hub: {install('hub')}") from None
     repo, _, revision = name.partition("@")
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
     except Exception as error:  # network, HTTP and validation errors share no base class
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"cannot fetch {name!r} from the hub: {reason}") from None
+        raise ModelError(f"there is no folder {name!r}, and the hub does not give it either: {reason}") from None
+
+
+def refused(path: Path, reason: object) -> ModelError:
+    """The error of a model's file that cannot be used, with the cause if something else was downloaded in its place."""
+    with open(path, "rb") as file:
+        head = file.read(200).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        reason = "it is a git-lfs pointer; fetch the file itself with git lfs pull"
+    elif head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        reason = "it is a web page; download the file itself"
+    return ModelError(f"{path} cannot be used: {reason}")
+
+
+def data_checksum(file: bytes) -> str:
+    """SHA-256 of all bytes behind the header of a safetensors file."""
+    return hashlib.sha256(file[8 + int.from_bytes(file[:8], "little") :]).hexdigest()

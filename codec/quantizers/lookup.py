@@ -103,4 +103,4 @@ def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Te
 
 def random_table(codebook_size: int, dim: int) -> Tensor:
     """Codes ``[V, d]`` from N(0, 1/d), rounded to ``TABLE_TYPE``, in float32."""
-    return (torch.randn(codebook_size, dim) * dim**-0.5).to(TABLE_TYPE).float()
+    return torch.randn(codebook_size, dim).mul_(dim**-0.5).to(TABLE_TYPE).float()
