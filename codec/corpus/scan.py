@@ -6,15 +6,15 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from codec.audio import AudioReader, system_path
-from codec.corpus.manifest import Record, audio_source
+from codec.audio import AudioError, AudioReader, system_path
+from codec.corpus.manifest import LARGEST, Record, audio_source
 from codec.errors import CodecError
 from codec.files import written_whole
 
@@ -69,16 +69,27 @@ def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
     try:
         if path.stat().st_size == 0:
             return BadFile(path, "empty file")
-        info = soundfile.info(system_path(path))
+        num_samples, sample_rate = audio_length(path)
+    except (AudioError, OSError) as error:
+        return BadFile(path, f"unreadable: {getattr(error, 'strerror', None) or error}")
+    if num_samples < min_seconds * sample_rate:
+        return BadFile(path, f"too short: {num_samples / sample_rate:.3f} s")
+    return AudioInfo(path, num_samples, sample_rate)
+
+
+def audio_length(audio: Path | IO[bytes]) -> tuple[int, int]:
+    """Samples per channel and sample rate in Hz, as the header of a file tells them.
+
+    Raises:
+        AudioError: no audio, or a length that the header does not tell.
+    """
+    try:
+        info = soundfile.info(system_path(audio) if isinstance(audio, Path) else audio)
     except soundfile.LibsndfileError as error:
-        return BadFile(path, f"unreadable: {error.error_string}")
-    except OSError as error:
-        return BadFile(path, f"unreadable: {error.strerror or error}")
-    if info.frames < 1:
-        return BadFile(path, "no audio")
-    if info.frames < min_seconds * info.samplerate:
-        return BadFile(path, f"too short: {info.frames / info.samplerate:.3f} s")
-    return AudioInfo(path, info.frames, info.samplerate)
+        raise AudioError(error.error_string) from None
+    if not 0 < info.frames <= LARGEST:
+        raise AudioError("its header does not tell its length; write it anew" if info.frames else "no audio")
+    return info.frames, info.samplerate
 
 
 def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
