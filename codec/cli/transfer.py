@@ -21,13 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codec import container
-from codec.audio import AudioReader, AudioWriter, cut, resample_blocks, resampled_length
+from codec.audio import AudioError, AudioReader, AudioWriter, cut, resample_blocks, resampled_length
 from codec.cli.jobs import Job
 from codec.container import Codes, ContainerError, Damage, Header
 from codec.errors import UsageError
 from codec.files import written_whole
 from codec.model import Codec
-from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, shipped_models
+from codec.pretrained import ALIAS, DEFAULT_MODEL, shipped_models
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,17 @@ class FileEncoder:
         self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
         self.said_mixed = False
 
+    def is_done(self, job: Job) -> bool:
+        """Whether the target is an intact file of this model, with as many quantizers and the input's sample rate."""
+        with _open_audio(job) as reader, open(job.target, "rb") as stream:
+            try:
+                header = container.read_header(stream)
+            except ContainerError:
+                return False
+            expected = self.codec.header(header.num_samples, reader.sample_rate, self.num_quantizers)
+            blocks = container.read_blocks(stream, header)
+            return header == expected and not any(isinstance(block, Damage) for block in blocks)
+
     def encode(self, job: Job) -> None:
         """Encode one audio file.
 
@@ -126,6 +137,18 @@ class FileDecoder:
         if model is not None:
             self._load(model)
 
+    def is_done(self, job: Job) -> bool:
+        """Whether the target is audio of one channel, of the sample rate and length that decoding gives."""
+        with _open_bytes(job) as stream:
+            header = container.read_header(stream)
+        rate = header.sample_rate if self.native_rate else header.original_sample_rate
+        length = resampled_length(header.num_samples, header.original_sample_rate, rate)
+        try:
+            with AudioReader(job.target) as reader:
+                return (reader.sample_rate, reader.channels, sum(map(len, reader.blocks()))) == (rate, 1, length)
+        except AudioError:
+            return False
+
     def decode(self, job: Job) -> None:
         """Decode one ``.codes`` file.
 
@@ -157,7 +180,7 @@ class FileDecoder:
     def _codec_for(self, header: Header) -> Codec:
         """The model that made a file, and not merely one of the same name."""
         if self.model is None and header.model not in (*shipped_models(), ALIAS):
-            raise ModelError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
+            raise ContainerError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
         codec = self._load(self.model or header.model)
         own = codec.header(header.num_samples, header.original_sample_rate)
         if own.fingerprint != header.fingerprint:
