@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from codec import __version__
-from codec.cli.jobs import message, plan_jobs, run_jobs
+from codec.cli.jobs import Failures, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, run_command, say
 
-log = logging.getLogger("codec.cli")
+ENVIRONMENT = ""  # stands for it among the names of codec-info
+log = logging.getLogger("codec")  # with what is said of audio files
 
 TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
        %(prog)s [options] INPUT [INPUT ...] -o DIR"""
@@ -21,7 +22,7 @@ EXIT_NOTE = "exit codes: 0 done, 1 a file, model or device cannot be used, 2 bad
 ENCODE_EXAMPLES = """examples:
   codec-encode in.wav out.codes                 all quantizers of the default model
   codec-encode --bitrate 1.5 in.flac out.codes  at most 1.5 kbit/s
-  codec-encode speech/ -o codes/                a folder, its tree mirrored
+  codec-encode speech/ -o codes/                a folder, its tree mirrored; --skip-existing goes on after a stop
   cat in.wav | codec-encode - - > out.codes     from and to a pipe
 """
 DECODE_EXAMPLES = """examples:
@@ -31,10 +32,10 @@ DECODE_EXAMPLES = """examples:
   codec-decode --salvage damaged.codes out.wav        silence where blocks are lost
 """
 INFO_EXAMPLES = """examples:
-  codec-info out.codes
   codec-info --json out.codes
-  codec-info path/to/model_folder
-  codec-info default
+  codec-info codes/                all .codes files of a folder
+  codec-info default               a model, by its name or folder
+  codec-info --environment         versions, devices, and what is not installed
 """
 
 
@@ -50,6 +51,7 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     parser = _parser("codec-encode", "Encode speech to .codes files.", ENCODE_EXAMPLES, TRANSFER_USAGE)
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
     _add_transfer_arguments(parser, source, target, model="the shipped one")
+    parser.add_argument("--channel", type=int, metavar="N", help="encode this channel, from 1 on, not the mean of all")
     return _run(parser, argv, _encode)
 
 
@@ -69,8 +71,9 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
 def info_main(argv: Sequence[str] | None = None) -> int:
     """codec-info: describe .codes files and models. Returns the exit code."""
     parser = _parser("codec-info", "Show what is in a .codes file or a model.", INFO_EXAMPLES)
-    names = ".codes file, model folder, or name of a shipped model"
-    parser.add_argument("inputs", nargs="+", metavar="FILE", help=names)
+    names = ".codes file or a folder of them, model folder, or name of a shipped model"
+    parser.add_argument("inputs", nargs="*", metavar="FILE", help=names)
+    parser.add_argument("--environment", action="store_true", help="show versions, devices and optional packages")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return _run(parser, argv, _info)
 
@@ -91,6 +94,7 @@ def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target
     add("--model", type=_not_empty, help=f"shipped model, model folder, or hub id owner/name (default: {model})")
     add("--device", default="cpu", help="torch device, such as cpu or cuda (default: cpu)")
     add("--force", action="store_true", help="overwrite existing outputs")
+    add("--skip-existing", action="store_true", help="pass over inputs whose output is there and intact")
 
 
 def _not_empty(text: str) -> str:
@@ -103,9 +107,13 @@ def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None, work: Call
     lines = _Lines()
     lines.setFormatter(logging.Formatter(f"{parser.prog}: %(message)s"))
     log.setLevel(logging.INFO)
-    log.handlers = [lines]  # instead of those of a command that the same process called before
     args = parser.parse_intermixed_args(_after_two_dashes(sys.argv[1:] if argv is None else argv))  # options anywhere
-    return run_command(parser.prog, lambda: work(args))
+    advice = "; --skip-existing goes on" if getattr(args, "output_dir", None) else ""
+    log.addHandler(lines)
+    try:
+        return run_command(parser.prog, lambda: work(args), f"nothing half-written is left{advice}")
+    finally:
+        log.removeHandler(lines)
 
 
 def _after_two_dashes(argv: Sequence[str]) -> list[str]:
@@ -121,8 +129,9 @@ def _encode(args: argparse.Namespace) -> int:
     jobs = plan_jobs(args.paths, args.output_dir, audio_suffixes(), [".codes"])
     from codec.cli import transfer  # brings torch, for which mistakes in the paths need not wait
 
-    encoder = transfer.FileEncoder(args.model, args.device, transfer.QuantizerChoice(args.num_quantizers, args.bitrate))
-    return run_jobs(jobs, args.force, encoder.encode)
+    choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
+    encoder = transfer.FileEncoder(args.model, args.device, choice, args.channel)
+    return run_jobs(jobs, args.force, encoder.encode, encoder.is_done if args.skip_existing else None)
 
 
 def _decode(args: argparse.Namespace) -> int:
@@ -138,28 +147,29 @@ def _decode(args: argparse.Namespace) -> int:
 
     choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
     decoder = transfer.FileDecoder(args.model, args.device, choice, args.native_rate, args.salvage)
-    return run_jobs(jobs, args.force, decoder.decode)
+    return run_jobs(jobs, args.force, decoder.decode, decoder.is_done if args.skip_existing else None)
 
 
 def _info(args: argparse.Namespace) -> int:
-    from codec.cli.info import describe
+    from codec.cli.info import describe, environment, names_in
 
     if sys.stdout is None:
         raise UsageError("stdout is closed")
-    if "-" in args.inputs:
-        raise UsageError("codec-info reads files, not stdin")
-    failures = 0
-    for index, name in enumerate(args.inputs):
+    if "-" in args.inputs or not (args.inputs or args.environment):
+        raise UsageError("codec-info reads files, not stdin; give a FILE, or --environment")
+    failures, damaged = Failures(), False
+    names = [each for name in args.inputs for each in names_in(name)]
+    for index, name in enumerate([ENVIRONMENT] * args.environment + names):
         try:
-            facts = describe(name)
+            facts = environment() if name is ENVIRONMENT else describe(name)
         except (CodecError, OSError) as error:
-            failures += 1
-            log.error("error: %s", message(error, name))
+            failures.add(error, name)
             continue
         if args.json:
             print(json.dumps(facts))
         else:
             print(("\n" if index else "") + "\n".join(f"{key:<20} {value}" for key, value in facts.items()))
-        failures += "damage" in facts
+        damaged = damaged or "damage" in facts
+    failures.say_others()
     sys.stdout.flush()
-    return EXIT_FAILURE if failures else EXIT_OK
+    return EXIT_FAILURE if failures.count or damaged else EXIT_OK

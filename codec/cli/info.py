@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import platform
 from pathlib import Path
 from typing import Any
 
-from codec import container
-from codec.pretrained import ALIAS, find_model, shipped_models
+from codec import __version__, container
+from codec.cli.jobs import files_below
+from codec.errors import EXTRAS, install
+from codec.pretrained import ALIAS, FILES, find_model, shipped_models
+
+
+def names_in(name: str) -> list[str]:
+    """The ``.codes`` files in a folder that is no model's, or the name as it is."""
+    if not Path(name).is_dir() or any(Path(name, file).exists() for file in FILES):
+        return [name]
+    return [str(path) for path in files_below(Path(name), {".codes"})] or [name]
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices, and the optional packages, with the way to get those that are missing."""
+    import torch
+
+    distributions = importlib.metadata.packages_distributions()
+
+    def version(package: str) -> str | None:
+        return importlib.metadata.version(distributions[package][0]) if package in distributions else None
+
+    devices = [f"cpu ({torch.get_num_threads()} threads)"] + ["mps"] * torch.backends.mps.is_available()
+    devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    return {
+        "codec": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "devices": ", ".join(devices),
+        **{package: version(package) for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")},
+        **{package: version(package) or f"missing: {install(extra)}" for package, extra in EXTRAS.items()},
+    }
 
 
 def describe(name: str) -> dict[str, Any]:
@@ -51,7 +83,6 @@ def _describe_model(name: str) -> dict[str, Any]:
 
     codec = Codec.from_pretrained(name)
     folder = find_model(name)
-    one = codec.bitrate / codec.num_quantizers / 1000
     return {
         "model": codec.name,
         "folder": str(folder),
@@ -62,7 +93,8 @@ def _describe_model(name: str) -> dict[str, Any]:
         "quantizer": codec.config.quantizer.kind,
         "num_quantizers": codec.num_quantizers,
         "codebook_size": codec.codebook_size,
-        "bitrate_kbps": f"{one:g} to {codec.bitrate / 1000:g}" if codec.num_quantizers > 1 else f"{one:g}",
+        "bitrate_kbps": round(codec.bitrate / 1000, 4),
+        "lowest_bitrate_kbps": round(codec.bitrate_of(1) / 1000, 4),
         "causal": codec.config.causal,
         "parameters": sum(p.numel() for p in codec.parameters()),
         "bytes": sum((folder / file).stat().st_size for file in ("config.json", "model.safetensors")),

@@ -1,16 +1,19 @@
-"""Which input goes to which output: the path arguments of codec-encode and codec-decode, and the loop over the files."""
+"""Which input goes to which output, and the loop over the files."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, one_line
+from codec.pretrained import ModelError
 
 STREAM = Path("-")
 log = logging.getLogger(__name__)
@@ -22,6 +25,8 @@ class Job:
 
     source: Path
     target: Path
+    clashes: bool = False  # another input has the same target
+    overwrite: bool = False  # what is at the target, or appears there meanwhile
 
     @property
     def from_stdin(self) -> bool:
@@ -50,7 +55,7 @@ def plan_jobs(
         target_suffixes: what an OUTPUT may end with; files written into ``output_dir`` get the first one.
 
     Raises:
-        UsageError: paths that cannot be paired, two inputs with one output, or a standard stream that is closed.
+        UsageError: paths that cannot be paired, or a standard stream that is closed.
         OSError: a folder that cannot be read.
     """
     if "" in paths:
@@ -60,24 +65,19 @@ def plan_jobs(
     outputs = Path(output_dir)
     if outputs.exists() and not outputs.is_dir():
         raise UsageError(f"-o {outputs} is a file, not a folder")
-    source_of: dict[Path, Path] = {}  # target -> source
+    pairs: dict[tuple[Path, Path], None] = {}  # in their order; what is given twice is meant once
     for name in paths:
         path = _path(name)
         if path == STREAM:
             raise UsageError("stdin has no name for a file in the output folder; give OUTPUT instead of -o")
-        folder, sources = (path, _files_below(path, source_suffixes)) if path.is_dir() else (path.parent, [path])
+        folder, sources = (path, files_below(path, source_suffixes)) if path.is_dir() else (path.parent, [path])
         for source in sources:
-            target = (outputs / source.relative_to(folder)).with_suffix(target_suffixes[0])
-            if target in source_of:
-                raise UsageError(
-                    f"{source_of[target]} and {source} would both become {target}; rename one, or give them one by one "
-                    "or with different -o"
-                )
-            source_of[target] = source
-    if not source_of:
+            pairs[source, (outputs / source.relative_to(folder)).with_suffix(target_suffixes[0])] = None
+    if not pairs:
         kind = next(iter(source_suffixes)) if len(source_suffixes) == 1 else "audio"
         raise UsageError(f"nothing to do: no {kind} file in {' '.join(paths)}")
-    return [Job(source, target) for target, source in source_of.items()]
+    counts = Counter(target for _, target in pairs)
+    return [Job(source, target, clashes=counts[target] > 1) for source, target in pairs]
 
 
 def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
@@ -104,7 +104,7 @@ def _path(name: str) -> Path:
     return path.absolute() if path == STREAM and name != "-" else path
 
 
-def _files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Files with these suffixes, without hidden ones (temporary files, and the ``._x.wav`` that some systems add).
 
     Links to folders are not followed: they may lead in a circle, or to the same files again.
@@ -133,37 +133,74 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-def run_jobs(jobs: Sequence[Job], force: bool, transfer: Callable[[Job], None]) -> int:
-    """Transfer file by file, going on after a failure, with a bar when there are several; returns the exit code."""
+def run_jobs(
+    jobs: Sequence[Job], force: bool, transfer: Callable[[Job], None], is_done: Callable[[Job], bool] | None = None
+) -> int:
+    """Transfer file by file, going on after a failure, with a bar when there are several; returns the exit code.
+
+    With ``is_done``, which says of an existing target whether it is what the job gives, such jobs are passed over.
+
+    Raises:
+        ModelError: a model or device that cannot be used, by any of the jobs.
+    """
     from tqdm import tqdm
 
-    failures = 0
+    failures, there = Failures(), 0
     for job in tqdm(jobs, unit=" file", disable=None if len(jobs) > 1 else True):
         try:
-            _check_target(job, force)
-            transfer(job)
-        except BrokenPipeError:
-            raise  # whoever reads stdout has gone
+            if job.clashes:
+                raise UsageError(f"{job.source} is not the only input for {job.target}; rename it, or take another -o")
+            existing = STREAM not in (job.source, job.target) and job.target.is_file()
+            if is_done and existing and is_done(job):
+                there += 1
+                continue
+            _check_target(job, force, bool(is_done and existing))
+            transfer(replace(job, overwrite=force))
+        except (BrokenPipeError, ModelError):
+            raise  # whoever reads stdout has gone; or no job can be done
         except (CodecError, OSError) as error:
-            failures += 1
-            log.error("error: %s", message(error, job.source_name, job.target_name))
-    if failures and len(jobs) > 1:
-        log.info("%d of %d files done, %d failed", len(jobs) - failures, len(jobs), failures)
-    return EXIT_FAILURE if failures else EXIT_OK
+            failures.add(error, job.source_name, job.target_name)
+    failures.say_others()
+    if len(jobs) > 1:
+        counts = {"files done": len(jobs) - there - failures.count, "there already": there, "failed": failures.count}
+        log.info(", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "files done"))
+    return EXIT_FAILURE if failures.count else EXIT_OK
 
 
-def _check_target(job: Job, force: bool) -> None:
+def _check_target(job: Job, force: bool, differs: bool) -> None:
     if job.to_stdout or not job.target.exists():
         return
     if job.target.is_dir():
         raise IsADirectoryError(f"{job.target} is a folder")
     if not force:
-        raise FileExistsError(f"{job.target} exists; --force overwrites it")
+        advice = "--force overwrites it" if differs else "--force overwrites it, --skip-existing leaves it"
+        raise FileExistsError(f"{job.target} exists{' but is not what this gives' if differs else ''}; {advice}")
     if not job.from_stdin and job.source.exists() and job.target.samefile(job.source):
         raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
 
 
-def message(error: Exception, source: str, *others: str) -> str:
+class Failures:
+    """Says an error once, and at the end of which other files it is true."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._files: dict[str, list[str]] = {}  # reason -> names
+
+    def add(self, error: Exception, source: str, *others: str) -> None:
+        """Count a failure with ``source``; the message may begin with this name or one of the ``others``."""
+        self.count += 1
+        names = self._files.setdefault(one_line(error), [])
+        names.append(source)
+        if len(names) == 1:
+            log.error("error: %s", _message(error, source, *others))
+
+    def say_others(self) -> None:
+        for _, *others in self._files.values():
+            if others:
+                log.error("error: %s: the same", textwrap.shorten(", ".join(others), 1000, placeholder=" ..."))
+
+
+def _message(error: Exception, source: str, *others: str) -> str:
     """The error's message on one line, beginning with the name of the file that it is about."""
     from codec.container import ContainerError
 

@@ -21,13 +21,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codec import container
-from codec.audio import AudioReader, AudioWriter, cut, resample_blocks, resampled_length
+from codec.audio import AudioError, AudioReader, AudioWriter, cut, resample_blocks, resampled_length
 from codec.cli.jobs import Job
 from codec.container import Codes, ContainerError, Damage, Header
 from codec.errors import UsageError
 from codec.files import written_whole
 from codec.model import Codec
-from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, shipped_models
+from codec.pretrained import ALIAS, DEFAULT_MODEL, shipped_models
 
 log = logging.getLogger(__name__)
 
@@ -74,17 +74,28 @@ class QuantizerChoice:
 
 
 class FileEncoder:
-    """Encodes audio files with one model and a number of its quantizers.
+    """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
     Raises:
         ModelError: no such model, or no such device here.
         UsageError: the model does not have this bitrate or number of quantizers.
     """
 
-    def __init__(self, model: str | None, device: str, choice: QuantizerChoice) -> None:
+    def __init__(self, model: str | None, device: str, choice: QuantizerChoice, channel: int | None = None) -> None:
+        self.channel, self.said_mixed = channel, False
         self.codec = Codec.from_pretrained(model or DEFAULT_MODEL, device)
         self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
-        self.said_mixed = False
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the target is an intact file of this model, with as many quantizers and the input's sample rate."""
+        with _open_audio(job, self.channel) as reader, open(job.target, "rb") as stream:
+            try:
+                header = container.read_header(stream)
+            except ContainerError:
+                return False
+            expected = self.codec.header(header.num_samples, reader.sample_rate, self.num_quantizers)
+            blocks = container.read_blocks(stream, header)
+            return header == expected and not any(isinstance(block, Damage) for block in blocks)
 
     def encode(self, job: Job) -> None:
         """Encode one audio file.
@@ -93,11 +104,11 @@ class FileEncoder:
             CodecError: not readable as audio, or not audio that the model takes.
             OSError: files that cannot be opened or written.
         """
-        with _open_audio(job) as reader:
+        with _open_audio(job, self.channel) as reader:
             # made before the long work, in case something in it is wrong
             header = self.codec.header(0, reader.sample_rate, self.num_quantizers)
             with _output(job) as output, _seconds_bar(reader.claimed_seconds) as bar:
-                if reader.channels > 1 and not self.said_mixed:
+                if self.channel is None and reader.channels > 1 and not self.said_mixed:
                     log.info("%s: %d channels mixed down to one", reader.name, reader.channels)
                     self.said_mixed = True
                 samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
@@ -125,6 +136,18 @@ class FileDecoder:
         self._load = functools.cache(lambda name: Codec.from_pretrained(name, device))
         if model is not None:
             self._load(model)
+
+    def is_done(self, job: Job) -> bool:
+        """Whether the target is audio of one channel, of the sample rate and length that decoding gives."""
+        with _open_bytes(job) as stream:
+            header = container.read_header(stream)
+        rate = header.sample_rate if self.native_rate else header.original_sample_rate
+        length = resampled_length(header.num_samples, header.original_sample_rate, rate)
+        try:
+            with AudioReader(job.target) as reader:
+                return (reader.sample_rate, reader.channels, sum(map(len, reader.blocks()))) == (rate, 1, length)
+        except AudioError:
+            return False
 
     def decode(self, job: Job) -> None:
         """Decode one ``.codes`` file.
@@ -157,7 +180,7 @@ class FileDecoder:
     def _codec_for(self, header: Header) -> Codec:
         """The model that made a file, and not merely one of the same name."""
         if self.model is None and header.model not in (*shipped_models(), ALIAS):
-            raise ModelError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
+            raise ContainerError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
         codec = self._load(self.model or header.model)
         own = codec.header(header.num_samples, header.original_sample_rate)
         if own.fingerprint != header.fingerprint:
@@ -210,17 +233,16 @@ def _open_bytes(job: Job) -> AbstractContextManager[IO[bytes]]:
 
 
 @contextmanager
-def _open_audio(job: Job) -> Iterator[AudioReader]:
+def _open_audio(job: Job, channel: int | None) -> Iterator[AudioReader]:
     """An audio file; stdin or a pipe is first copied to a temporary file, since audio formats need seeking."""
     if not (job.from_stdin or job.source.is_fifo()):
-        with AudioReader(job.source) as reader:
+        with AudioReader(job.source, channel=channel) as reader:
             yield reader
         return
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "audio"
-        with _open_bytes(job) as pipe, open(copy, "wb") as file:
-            shutil.copyfileobj(pipe, file)
-        with AudioReader(copy, job.source_name) as reader:
+    with tempfile.TemporaryFile() as copy:
+        with _open_bytes(job) as pipe:
+            shutil.copyfileobj(pipe, copy)
+        with AudioReader(copy, job.source_name, channel) as reader:
             yield reader
 
 
@@ -233,7 +255,7 @@ def _output(job: Job) -> Iterator[Path]:
     if not job.to_stdout:
         with suppress(FileExistsError):  # a file where the folder should be: the next line says so
             job.target.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(job.target) as temporary:
+        with written_whole(job.target, replace=job.overwrite) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:

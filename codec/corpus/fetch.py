@@ -23,14 +23,14 @@ class FetchError(CodecError):
     """An archive that cannot be had; the message is one line for the user."""
 
 
-def fetch(url: str, archive: Path, checksum: str) -> None:
+def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> None:
     """Make sure that ``archive`` has this checksum ("algorithm:hex digest"), downloading it from ``url`` if it is missing.
 
     What has come of a download stays in ``archive.part`` until all of it is there and verified; the next call goes on
-    from it. A complete download with a wrong checksum is removed, since there is nothing to go on with.
+    from it. One with a wrong checksum is removed; one that is not of the ``size`` in bytes, if known, is not begun.
 
     Raises:
-        FetchError: no connection, an answer that is no file, or a wrong checksum.
+        FetchError: no connection, an answer that is no file, a wrong size or checksum.
     """
     algorithm = checksum.partition(":")[0]
     if archive.exists():
@@ -40,7 +40,7 @@ def fetch(url: str, archive: Path, checksum: str) -> None:
         return
     part = archive.with_name(archive.name + ".part")
     try:
-        _fetch_rest(url, part)
+        _fetch_rest(url, part, size)
     except (OSError, http.client.HTTPException) as error:
         raise FetchError(f"cannot download {url}: {error}; the same command goes on from what has come") from None
     actual = _checksum_of(part, algorithm)
@@ -63,7 +63,7 @@ def _bar(label: str, total: int | None, initial: int = 0) -> tqdm[NoReturn]:
     return tqdm(desc=label, total=total, initial=initial, unit="B", unit_scale=True, disable=None)
 
 
-def _fetch_rest(url: str, part: Path) -> None:
+def _fetch_rest(url: str, part: Path, size: int | None) -> None:
     """Append to ``part`` what it lacks of ``url``; start over where the server does not resume."""
     have = part.stat().st_size if part.exists() else 0
     try:
@@ -80,7 +80,9 @@ def _fetch_rest(url: str, part: Path) -> None:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
+        total = have + int(length) if length else size
+        if size not in (None, total):
+            raise FetchError(f"{url} has {total} bytes, expected {size}")
         with open(part, "ab" if have else "wb") as file, _bar(part.stem, total, have) as bar:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
@@ -93,7 +95,7 @@ def unpack(archive: Path, inside: str, base: Path) -> None:
     """Move what the tar archive holds in its folder ``inside`` to ``base``, without touching what is there already.
 
     Everything is unpacked to a hidden folder first, so that whatever appears in ``base`` is complete even after a kill.
-    Members that would leave that folder are refused.
+    Members that would leave that folder are refused, and all links: by them tarfile's own filter has been deceived.
 
     Raises:
         FetchError: a damaged or malicious archive, or one without the folder ``inside``.
@@ -105,6 +107,8 @@ def unpack(archive: Path, inside: str, base: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
             for member in tqdm(tar, desc=f"unpacking {archive.name}", unit=" files", disable=None):
+                if not (member.isreg() or member.isdir()):
+                    raise FetchError(f"{archive} holds a link or a special file, {member.name!r}; it is not unpacked")
                 tar.extract(member, staging, filter="data")
         if not (staging / inside).is_dir():
             raise FetchError(f"{archive} has no folder {inside}")

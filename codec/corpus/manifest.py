@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -15,6 +16,8 @@ from pathlib import Path
 from codec.config import ConfigError, from_dict
 from codec.errors import CodecError
 from codec.files import written_whole
+
+LARGEST = 2**48  # samples, bytes or Hz: beyond it lies no recording, but an "unknown" or a mistake
 
 
 class ManifestError(CodecError):
@@ -92,25 +95,32 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
             file.write(json.dumps(dataclasses.asdict(record) | {"path": relative}, ensure_ascii=False) + "\n")
 
 
-def record_of(values: object) -> Record:
-    """The record that a parsed JSON object is; keys that :class:`Record` does not have are passed over.
+def parse_record(text: str | bytes, **known: object) -> Record:
+    """The record that a JSON object is, with the ``known`` fields in place of its own; other keys are passed over.
 
     Raises:
-        ManifestError: no object, a field that is missing or of a wrong type, or a value that cannot be.
+        ManifestError: no JSON object, a field that is missing or of a wrong type, or a value that cannot be.
     """
-    if not isinstance(values, dict):
-        raise ManifestError("no JSON object")
     names = {field.name for field in dataclasses.fields(Record)}
     try:
-        record = from_dict(Record, {name: value for name, value in values.items() if name in names})
-    except ConfigError as error:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # no JSON, no text, a number of thousands of digits; nested too deep
         raise ManifestError(str(error)) from None
-    if record.num_samples < 1 or record.sample_rate < 1:
-        raise ManifestError("num_samples and sample_rate must be at least 1")
-    if min(record.offset, record.num_bytes, record.bandwidth_hz) < 0:
-        raise ManifestError("offset, num_bytes and bandwidth_hz must not be negative")
-    if not record.path or not record.split:
-        raise ManifestError("path and split must not be empty")
+    if not isinstance(values, dict):
+        raise ManifestError("no JSON object")
+    try:
+        record = from_dict(Record, {name: value for name, value in (values | known).items() if name in names})
+        texts = "".join(value for value in vars(record).values() if isinstance(value, str))
+        texts.encode(errors="surrogateescape")
+    except (ConfigError, UnicodeEncodeError, RecursionError) as error:
+        raise ManifestError(str(error)) from None
+    numbers = (record.num_samples, record.sample_rate, record.bandwidth_hz, record.offset, record.num_bytes)
+    if not (record.num_samples and record.sample_rate and min(numbers) >= 0 and max(numbers) <= LARGEST):
+        raise ManifestError("num_samples and sample_rate must be at least 1, numbers must not be negative or > 2**48")
+    if not re.fullmatch(r"\w[\w .+-]*", record.split):  # it becomes the name of a file
+        raise ManifestError(f"split must be a plain name such as train, not {record.split!r}")
+    if not record.path or "\0" in texts:
+        raise ManifestError("path must not be empty, and no text may hold NUL")
     return record
 
 
@@ -131,8 +141,8 @@ def read_manifest(path: str | Path) -> list[Record]:
             if not line.strip():
                 continue
             try:
-                record = record_of(json.loads(line))
-            except (json.JSONDecodeError, ManifestError) as error:
+                record = parse_record(line)
+            except ManifestError as error:
                 raise ManifestError(f"{path}:{number}: not a manifest record: {error}") from None
             if lines.setdefault(record.id, number) != number:
                 raise ManifestError(f"{path}:{number}: id {record.id!r} again, after line {lines[record.id]}")

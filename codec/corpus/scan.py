@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from codec.audio import AudioError, AudioReader, measure
 from codec.corpus.manifest import Record, audio_source
-from codec.errors import CodecError, one_line
+from codec.errors import CodecError, legible, one_line
 from codec.files import written_whole
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
     try:
         num_samples, sample_rate = measure(path)
     except (AudioError, OSError) as error:
-        return BadFile(path, one_line(error).removeprefix(f"{path} "))
+        return BadFile(path, one_line(error).removeprefix(f"{legible(str(path))} "))
     if num_samples < min_seconds * sample_rate:
         return BadFile(path, f"too short: {num_samples / sample_rate:.3f} s")
     return AudioInfo(path, num_samples, sample_rate)

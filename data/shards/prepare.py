@@ -1,4 +1,4 @@
-"""Make manifests of tar shards of speech (WebDataset layout: KEY.<audio> beside KEY.json).
+"""Make manifests of tar shards of speech (WebDataset layout: KEY.<audio> beside KEY.json, in any folders).
 
     python data/shards/prepare.py SHARD.tar [SHARD.tar ...] --out corpora/speech --hold-out 60
     python data/shards/prepare.py SHARD.tar [SHARD.tar ...] --out corpora/speech --hold-out 60 --in-place
@@ -14,119 +14,153 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
+import itertools
+import lzma
 import sys
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NamedTuple
 
-import soundfile
 from tqdm import tqdm
 
-from codec.corpus.manifest import ManifestError, Record, record_of, summary, write_manifest
+from codec.audio import AudioError, AudioReader, AudioWriter, measure
+from codec.corpus.manifest import ManifestError, Record, parse_record, summary, write_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, PrepareError
 from codec.errors import EXIT_OK, one_line, run_command, say
 from codec.files import written_whole
 
+BLOCK, RECORD = 512, 10240  # bytes of a tar file; two blocks of zeros end it, which most programs extend to a record
+CHUNK = 1 << 20  # bytes read at once
 
-@dataclass(frozen=True)
-class Utterance:
-    """One utterance of a shard: the bytes of its audio, where they begin in the shard, and what is known of it."""
 
-    key: str
-    audio: bytes
+class File(NamedTuple):
+    """A file of a shard: its name, its bytes, and where in the shard these begin."""
+
+    name: PurePosixPath
+    content: bytes
     offset: int
-    meta: Any
 
 
-def utterances(shard: Path) -> Iterator[Utterance]:
-    """The utterances of one shard; members of one key stand next to each other.
+def read_tar(shard: Path, in_place: bool) -> Iterator[File]:
+    """The files of a tar archive, and of others appended to it (``cat a.tar b.tar``).
+
+    ``tarfile`` takes a damaged header for the end of the archive, without a word; here the end must be marked as such.
 
     Raises:
-        PrepareError: metadata that is no JSON.
+        PrepareError: damaged or cut short; compressed, where it is to be read in place; a member that is a link, or that
+            leads outside.
+        OSError: cannot be opened.
     """
-    key, audio, meta, offset = "", None, None, 0
-    with tarfile.open(shard) as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            name = Path(member.name)
-            if name.stem != key:
-                if (audio is None) != (meta is None):
-                    say(f"skipped {shard.name}:{key}: no {'audio' if audio is None else 'metadata'} beside it")
-                key, audio, meta = name.stem, None, None
-            content = tar.extractfile(member)
-            assert content is not None  # isfile() holds
-            if name.suffix == ".json":
-                try:
-                    meta = json.load(content)
-                except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                    raise PrepareError(f"{shard}: the metadata of an utterance cannot be read: {error}") from None
-            elif name.suffix in AUDIO_SUFFIXES:
-                audio, offset = content.read(), member.offset_data
-            if audio is not None and meta is not None:
-                yield Utterance(key, audio, offset, meta)
-                audio = meta = None
+    try:
+        with tarfile.open(shard) as archive:
+            start, file = 0, archive.fileobj
+            assert file is not None
+            if in_place and not isinstance(file, io.BufferedReader):
+                raise PrepareError(f"{shard} is compressed, so it cannot be read --in-place; decompress it first")
+            while True:
+                yield from (_read(shard, archive, member) for member in archive if not member.isdir())
+                end = archive.offset
+                file.seek(end)
+                while (block := file.read(BLOCK)) and not any(block):
+                    end += len(block)
+                zeros = end - archive.offset
+                padded = 2 * BLOCK < zeros < 2 * BLOCK + RECORD and (end - start) % RECORD == 0
+                if zeros != 2 * BLOCK and not padded:
+                    raise tarfile.ReadError(f"no file and no end at byte {archive.offset}")
+                if not block:
+                    return
+                file.seek(end)
+                start, archive = end, tarfile.TarFile(fileobj=file)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if getattr(error, "filename", None):
+            raise
+        reason = one_line(error).partition(":")[0]
+        raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None
 
 
-def unpack(utterance: Utterance, folder: Path) -> Record:
-    """Decode one utterance to ``folder/KEY.wav`` unless it is there already, and describe it."""
-    path = folder / f"{utterance.key}.wav"
-    if not path.exists():
-        samples, sample_rate = soundfile.read(io.BytesIO(utterance.audio), dtype="float32", always_2d=True)
-        with written_whole(path) as temporary:
-            soundfile.write(temporary, samples.mean(axis=1), sample_rate, subtype="PCM_16")
-    return describe(utterance, soundfile.info(path), path=str(path))
+def _read(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> File:
+    name = PurePosixPath(member.name)
+    if not member.isreg() or member.issparse():
+        raise PrepareError(f"{shard} holds a link or a special file, {member.name!r}; pack it with plain files only")
+    if name.is_absolute() or ".." in name.parts or "\0" in member.name:
+        raise PrepareError(f"{shard} holds {member.name!r}, which would be unpacked elsewhere")
+    file = archive.extractfile(member)
+    assert file is not None
+    content = b"".join(iter(lambda: file.read(CHUNK), b""))  # whatever size a damaged header claims
+    return File(name, content, member.offset_data)
 
 
-def point_into(utterance: Utterance, shard: Path) -> Record:
-    """Describe one utterance where it lies."""
-    info = soundfile.info(io.BytesIO(utterance.audio))
-    return describe(utterance, info, path=str(shard), offset=utterance.offset, num_bytes=len(utterance.audio))
+def utterances(files: Iterable[File]) -> Iterator[tuple[str, list[File]]]:
+    """The files of each key: as in WebDataset the folder and the name up to its first dot. They stand side by side."""
+    visible = (file for file in files if not file.name.name.startswith("."))
+    for key, group in itertools.groupby(visible, lambda file: str(file.name.parent / file.name.name.partition(".")[0])):
+        chosen = [file for file in group if file.name.suffix.lower() in {".json", *AUDIO_SUFFIXES}]
+        if chosen:
+            yield key, chosen
 
 
-def describe(utterance: Utterance, info: Any, **where: object) -> Record:
-    """A record of what the metadata and the audio's own header say."""
-    if not isinstance(utterance.meta, dict):
-        raise ManifestError("its metadata is no JSON object")
-    known = {"id": utterance.key, "num_samples": info.frames, "sample_rate": info.samplerate, **where}
-    return record_of(utterance.meta | known)
+def describe(key: str, files: Sequence[File], shard: Path, folder: Path | None) -> Record:
+    """The record of one utterance, which is unpacked to ``folder/KEY.wav`` if a folder is given.
+
+    Raises:
+        ManifestError, AudioError: it cannot be used.
+    """
+    meta = [file for file in files if file.name.suffix.lower() == ".json"]
+    audio = [file for file in files if file not in meta]
+    for kind, some in (("metadata", meta), ("audio", audio)):
+        if not some:
+            raise ManifestError(f"no {kind}")
+        if len(some) > 1:
+            raise ManifestError(f"{len(some)} files of {kind}; a key ends at the first dot of a name")
+    content = io.BytesIO(audio[0].content)
+    if folder is None:
+        path, offset, num_bytes = shard, audio[0].offset, len(audio[0].content)
+        num_samples, sample_rate = measure(content, audio[0].name.name)
+    else:
+        path, offset, num_bytes = folder / f"{key}.wav", 0, 0
+        if not path.exists():
+            unpack(content, path)
+        num_samples, sample_rate = measure(path)
+    known = {"num_samples": num_samples, "sample_rate": sample_rate, "offset": offset, "num_bytes": num_bytes}
+    return parse_record(meta[0].content, id=key, path=str(path), **known)
+
+
+def unpack(audio: BinaryIO, path: Path) -> None:
+    """Decode to a 16-bit WAV file of one channel."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        AudioReader(audio, path.stem) as reader,
+        written_whole(path) as temporary,
+        AudioWriter(temporary, reader.sample_rate, name=str(path)) as writer,
+    ):
+        for block in reader.blocks():
+            writer.write(block)
 
 
 def read_shards(shards: Sequence[Path], folder: Path | None, limit: int | None) -> tuple[list[Record], int]:
     """The records of all shards, unpacked into ``folder`` if one is given, and how many utterances could not be used.
 
     Raises:
-        PrepareError: a shard that is missing or no tar file.
+        PrepareError: a shard that cannot be read to its end, or two utterances of one key.
     """
     records: list[Record] = []
     seen: dict[str, str] = {}  # key -> its shard
     bad = 0
     for shard in shards:
-        try:
-            for utterance in tqdm(utterances(shard), desc=shard.name, unit=" utt", disable=None):
-                if limit is not None and len(records) >= limit:
-                    return records, bad
-                if utterance.key in seen:
-                    raise PrepareError(
-                        f"{shard.name} has {utterance.key} again, after {seen[utterance.key]}; keys must differ"
-                    )
-                seen[utterance.key] = shard.name
-                try:
-                    records.append(unpack(utterance, folder) if folder else point_into(utterance, shard))
-                except (soundfile.LibsndfileError, ManifestError) as error:  # no audio, or metadata that is no record
-                    bad += 1
-                    say(f"skipped {shard.name}:{utterance.key}: {error}")
-        except OSError as error:
-            if error.filename:
-                raise
-            raise PrepareError(f"{shard}: {one_line(error)}") from None
-        except (tarfile.TarError, EOFError, zlib.error) as error:
-            reason = (str(error).splitlines() or ["it ends early"])[0].rstrip(":")
-            raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None
+        files = read_tar(shard, in_place=folder is None)
+        for key, group in tqdm(utterances(files), desc=shard.name, unit=" utt", disable=None):
+            if limit is not None and len(records) >= limit:
+                return records, bad
+            if key in seen:
+                raise PrepareError(f"{shard.name} has {key} again, after {seen[key]}; keys must differ")
+            seen[key] = shard.name
+            try:
+                records.append(describe(key, group, shard, folder))
+            except (AudioError, ManifestError) as error:
+                bad += 1
+                say(f"skipped {shard.name}:{key}: {error}")
     return records, bad
 
 
@@ -152,6 +186,8 @@ def splits(records: Sequence[Record], held_speakers: int) -> dict[str, list[Reco
     for record in records:
         by_split.setdefault(record.split, []).append(record)
     if held_speakers > 0 and "train" in by_split:
+        if "valid" in by_split:
+            raise PrepareError("--hold-out: the shards have a split valid already; leave it out")
         by_split["train"], by_split["valid"] = hold_out(by_split["train"], held_speakers)
         if not (by_split["train"] and by_split["valid"]):
             raise PrepareError(f"--hold-out {held_speakers}: of train, one side would be empty")
@@ -164,7 +200,10 @@ def prepare(args: argparse.Namespace) -> int:
     (folder or args.out).mkdir(parents=True, exist_ok=True)
     records, bad = read_shards(args.shards, folder, args.limit)
     if not records:
-        raise PrepareError("no utterance found: are there KEY.opus (flac, wav, ...) beside KEY.json in the shards?")
+        hint = (
+            f"all {bad} were skipped" if bad else "are there KEY.opus (flac, wav, ...) beside KEY.json in the shards?"
+        )
+        raise PrepareError(f"no utterance can be used: {hint}")
     for split, chosen in splits(records, args.hold_out).items():
         write_manifest(args.out / f"{split}.jsonl", chosen)
         print(f"{args.out / split}.jsonl: {summary(chosen)}")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from shell import RATE, Run, Said, Samples, names, process
+from shell import RATE, Run, Samples, names, process
 
 from codec import Codec, container
 
@@ -56,11 +56,24 @@ def test_blocks_of_a_long_file_leave_no_seam(run: Run, sound: Samples, tiny_mode
     np.testing.assert_array_equal(container.read("out.codes")[1], in_one_piece.numpy())
 
 
-def test_mixed_down_is_said_once(run: Run, one_line: Said) -> None:
+def test_mixed_down_is_said_once(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for name in "ab":
         soundfile.write(f"{name}.wav", np.zeros((100, 2)), RATE)
     assert run("encode", "a.wav", "b.wav", "-o", "out") == 0
-    assert one_line() == "codec-encode: a.wav: 2 channels mixed down to one\n"
+    said = capsys.readouterr().err
+    assert said == "codec-encode: a.wav: 2 channels mixed down to one\ncodec-encode: 2 files done\n"
+
+
+def test_one_channel_alone(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
+    sound = sound[:RATE]
+    soundfile.write("opposite.wav", np.stack([sound, -sound], axis=1), RATE)
+    soundfile.write("second.wav", -sound, RATE)
+    assert run("encode", "opposite.wav", "mix.codes") == 0
+    assert "codec-encode: opposite.wav: its channels cancel each other" in capsys.readouterr().err
+    assert run("encode", "opposite.wav", "a.codes", "--channel", 2) == run("encode", "second.wav", "b.codes") == 0
+    assert Path("a.codes").read_bytes() == Path("b.codes").read_bytes() and capsys.readouterr().err == ""
+    assert run("encode", "opposite.wav", "c.codes", "--channel", 3) == 1
+    assert "opposite.wav has no channel 3, only 2" in capsys.readouterr().err
 
 
 # ---- bitrates -------------------------------------------------------------------------------------------------------
@@ -95,7 +108,9 @@ def test_bitrates(
     assert run("decode", "some.codes", "some.wav") == 0
     Path("again.codes").write_bytes(Path("all.codes").read_bytes())
     assert run("decode", "all.codes", "again.codes", "-o", "out", *option) == 0
-    assert capsys.readouterr().err == (line and f"codec-decode: {line}")  # once, not per file
+    assert (
+        capsys.readouterr().err == (line and f"codec-decode: {line}") + "codec-decode: 2 files done\n"
+    )  # not per file
     assert Path("some.wav").read_bytes() == Path("out/all.wav").read_bytes() == Path("out/again.wav").read_bytes()
 
 

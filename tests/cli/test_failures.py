@@ -60,7 +60,7 @@ def header(tiny_model_folder: Path) -> Header:
         (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
         (["decode", "good.codes", "good.codes/x.wav"], "error: good.codes/x.wav: Not a directory"),
         (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz, "),
-        (["info", "."], "error: . is not a model folder"),
+        (["info", "folder"], "error: folder is not a model folder"),
     ],
     ids=lambda value: "-".join(value)[:60] if isinstance(value, list) else "",
 )
@@ -68,6 +68,7 @@ def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: l
     for name in ("text.wav", "text.codes", "not"):
         Path(name).write_text("hello, world\n" * 100)
     Path("empty.wav").touch()
+    Path("folder").mkdir()
     soundfile.write("in.wav", np.zeros(800), RATE)
     soundfile.write("slow.wav", np.zeros(100), 10)
     soundfile.write("integers.wav", np.full(800, 32767.0), RATE, subtype="FLOAT")
@@ -105,6 +106,13 @@ def test_a_model_that_is_not_shipped_must_be_given(one_line: Said, header: Heade
     container.write("a.codes", header, np.zeros((3, 10), int))
     assert decode_main(["a.codes", "a.wav"]) == 1
     assert "a.codes: made with model 'tiny', which is not a shipped one; give it with --model" in one_line()
+
+
+def test_a_device_that_cannot_be_used_ends_the_run(one_line: Said, header: Header) -> None:
+    for name in ("a.codes", "b.codes"):
+        container.write(name, replace(header, model="speech-24khz"), np.zeros((3, 10), int))
+    assert decode_main(["a.codes", "b.codes", "-o", "out", "--device", "gpu"]) == 1
+    assert "codec-decode: error: device gpu cannot be used here" in one_line()
 
 
 # ---- damaged files --------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from shell import MAINS, RATE, Run
 
 import codec
@@ -24,7 +26,7 @@ def test_info(run: Run, capsys: pytest.CaptureFixture[str], tiny_model_folder: P
     expected = {"duration_s": 0.5, "num_samples": 22050, "original_rate_hz": 44100, "model_rate_hz": RATE}
     expected |= {"frames": 100, "num_quantizers": 2, "codebook_size": 32, "bitrate_kbps": 2, "checksums": "correct"}
     assert expected.items() <= file.items() and file["bytes"] == Path("out.codes").stat().st_size
-    assert model["bitrate_kbps"] == "1 to 3" and model["frame_rate_hz"] == 200
+    assert (model["bitrate_kbps"], model["lowest_bitrate_kbps"], model["frame_rate_hz"]) == (3, 1, 200)
     data = bytearray(Path("out.codes").read_bytes())
     data[-1] ^= 1
     Path("bad.codes").write_bytes(data)
@@ -32,6 +34,32 @@ def test_info(run: Run, capsys: pytest.CaptureFixture[str], tiny_model_folder: P
     said = capsys.readouterr()
     assert "WRONG" in said.out and "block 1 of 1 is damaged" in said.out and "correct" in said.out
     assert said.err.startswith("codec-info: error: nowhere: no such file")
+
+
+def test_info_of_a_folder_of_codes(run: Run, encoded: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("some/deeper").mkdir(parents=True)
+    for name in ("some/a.codes", "some/deeper/b.codes"):
+        Path(name).write_bytes(encoded.read_bytes())
+    assert run("info", "--json", "some") == 0
+    files = [json.loads(line)["file"] for line in capsys.readouterr().out.splitlines()]
+    assert files == ["some/a.codes", "some/deeper/b.codes"]
+    for name in "xyz":
+        Path(f"some/{name}.codes").write_text("no codes")
+    assert run("info", "some") == 1
+    said = capsys.readouterr()
+    assert said.out.count("checksums            correct") == 2
+    first, others = said.err.splitlines()
+    assert first == "codec-info: error: some/x.codes: not a .codes file"
+    assert others == "codec-info: error: some/y.codes, some/z.codes: the same"
+
+
+def test_environment(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("codec.cli.info.EXTRAS", {"yaml": "train", "nowhere_to_be_found": "hub"})
+    assert run("info", "--environment", "--json") == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["codec"] == codec.__version__ and facts["python"] == platform.python_version()
+    assert facts["devices"].startswith("cpu") and facts["torch"] == torch.__version__
+    assert facts["yaml"][0].isdigit() and facts["nowhere_to_be_found"] == "missing: pip install -e '.[hub]'"
 
 
 @pytest.mark.parametrize("command", MAINS)

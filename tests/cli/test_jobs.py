@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from shell import RATE, Run, Said, names
+from shell import RATE, Run, Said, Samples, names
 
 from codec import container
 
 
-def test_a_folder_is_mirrored(run: Run, one_line: Said) -> None:
+def test_a_folder_is_mirrored(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.wav", "deep/b.FLAC", "deep/er/c.ogg", ".hidden/d.wav", "._a.wav", "notes.txt", "v1.2.wav"):
         path = Path("speech") / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -21,7 +21,8 @@ def test_a_folder_is_mirrored(run: Run, one_line: Said) -> None:
         else:
             soundfile.write(path, np.zeros(500), RATE)
     assert run("encode", "speech", "-o", "codes") == 0
-    assert one_line() == "codec-encode: speech: files of other kinds passed over: 1\n"
+    said = capsys.readouterr().err
+    assert said == "codec-encode: speech: files of other kinds passed over: 1\ncodec-encode: 4 files done\n"
     assert names("codes") == ["a.codes", "deep/b.codes", "deep/er/c.codes", "v1.2.codes"]
     assert run("decode", "codes", "-o", "again", "--format", "flac") == 0
     assert names("again") == ["a.flac", "deep/b.flac", "deep/er/c.flac", "v1.2.flac"]
@@ -36,15 +37,56 @@ def test_one_bad_file_does_not_stop_the_others(run: Run, capsys: pytest.CaptureF
     assert run("encode", "a.wav", "b.wav", "c.wav", "-o", "out") == 1
     first, *others = capsys.readouterr().err.splitlines()
     assert first.startswith("codec-encode: error: b.wav is not audio")
-    assert others == ["codec-encode: 2 of 3 files done, 1 failed"]
+    assert others == ["codec-encode: 2 files done, 1 failed"]
     assert names("out") == ["a.codes", "c.codes"]
     Path("out/a.codes").write_bytes(b"foreign")
     assert run("decode", "out", "-o", "again") == 1
     assert names("again") == ["c.wav"]
 
 
+def test_a_clash_of_names_fails_by_name_and_stops_no_other(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("in/a.wav", "in/b.wav", "in/b.flac", "in/c.wav"):
+        Path(name).parent.mkdir(exist_ok=True)
+        soundfile.write(name, np.zeros(100), RATE)
+    assert run("encode", "in", "in/a.wav", "-o", "out") == 1  # a.wav twice is no clash
+    said = capsys.readouterr().err.splitlines()
+    for line, name in zip(said, ("in/b.flac", "in/b.wav"), strict=False):
+        assert line.startswith(f"codec-encode: error: {name} is not the only input for out/b.codes; rename it")
+    assert said[2:] == ["codec-encode: 2 files done, 2 failed"] and names("out") == ["a.codes", "c.codes"]
+
+
+def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is there counts if it is what the same command makes; anything else is an error, and stays."""
+    Path("in").mkdir()
+    for name in "abcd":
+        soundfile.write(f"in/{name}.wav", sound[: RATE // 2], RATE)
+    for command, source, target in (("encode", "in", "codes"), ("decode", "codes", "out")):
+        assert run(command, source, "-o", target) == 0
+        content = {path: path.read_bytes() for path in sorted(Path(target).iterdir())}
+        done, other, damaged, missing = content
+        if command == "encode":
+            assert run("encode", "in/b.wav", other, "--num-quantizers", 2, "--force") == 0
+        else:
+            soundfile.write(other, sound[: RATE // 4], RATE)
+        before = other.read_bytes()
+        damaged.write_bytes(content[damaged][:-40] if command == "encode" else b"no audio")
+        missing.unlink()
+        capsys.readouterr()
+        again = [command, source, "-o", target, "--skip-existing"]
+        assert run(*again) == 1
+        *errors, counts = capsys.readouterr().err.splitlines()
+        assert counts == f"codec-{command}: 1 files done, 1 there already, 2 failed"
+        refused = "codec-{}: error: {} exists but is not what this gives; --force overwrites it"
+        assert errors == [refused.format(command, path) for path in (other, damaged)]
+        assert other.read_bytes() == before and missing.read_bytes() == content[missing]
+        stamp = done.stat().st_mtime_ns
+        assert run(*again, "--force") == 0 and done.stat().st_mtime_ns == stamp
+        assert {path: path.read_bytes() for path in content} == content
+        assert run(*again) == 0 and "0 files done, 4 there already" in capsys.readouterr().err
+
+
 def test_links_in_a_folder(
-    run: Run, one_line: Said, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
+    run: Run, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Links to folders are named, links to nothing fail, and neither is passed over in silence."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -54,7 +96,7 @@ def test_links_in_a_folder(
     Path("in/folder").symlink_to(elsewhere)
     Path("in/b.wav").symlink_to("a.wav")
     assert run("encode", "in", "-o", "out") == 0
-    assert "in: links to folders not followed: 1; give them by name" in one_line()
+    assert "in: links to folders not followed: 1; give them by name" in capsys.readouterr().err
     assert names("out") == ["a.codes", "b.codes"]
     Path("in/lost.wav").symlink_to("nowhere.wav")
     assert run("encode", "in", "-o", "out", "--force") == 1
@@ -97,7 +139,6 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
         (["encode", "in.wav", "out.wav"], "OUTPUT must end in .codes"),
         (["encode", "sub", "out.codes"], "sub is a folder; give -o DIR"),
         (["encode", "in.wav", "dir.codes"], "dir.codes is a folder; give -o dir.codes"),
-        (["encode", "in.wav", "sub/in.wav", "-o", "out"], "would both become out/in.codes; rename one"),
         (["encode", "-", "-o", "out"], "stdin has no name"),
         (["encode", "dir.codes", "-o", "out"], "no audio file in dir.codes"),
         (["decode", "sub", "-o", "out"], "no .codes file in sub"),
@@ -118,6 +159,7 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
         (["decode", "a.codes", "a.flac", "--format", "flac"], "--format goes with -o"),
         (["decode", "a.codes", "a.raw"], "OUTPUT must end in an audio suffix"),
         (["info", "-"], "reads files, not stdin"),
+        (["info"], "give a FILE, or --environment"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
 )

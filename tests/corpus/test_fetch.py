@@ -119,7 +119,9 @@ def test_fetch_survives_a_lost_connection(server: Server, url: str, tmp_path: Pa
     assert server.requests == [("/a.bin", None), ("/a.bin", "bytes=3000-")]
 
 
-def test_fetch_refuses_a_wrong_checksum(url: str, tmp_path: Path) -> None:
+def test_fetch_refuses_a_wrong_size_or_checksum(url: str, tmp_path: Path) -> None:
+    with pytest.raises(FetchError, match=f"has {len(CONTENT)} bytes, expected 7"):
+        fetch(url, tmp_path / "a.bin", sha256(CONTENT), size=7)
     wrong = sha256(b"something else")
     with pytest.raises(FetchError) as error:
         fetch(url, tmp_path / "a.bin", wrong)
@@ -140,12 +142,16 @@ def test_fetch_says_what_it_could_not_reach(address: str, tmp_path: Path) -> Non
         fetch(address, tmp_path / "a.bin", sha256(CONTENT))
 
 
-def write_tar(members: dict[str, bytes]) -> bytes:
+def write_tar(members: dict[str, bytes], **links: bytes) -> bytes:
+    """An archive of these files, then of ``links``: a name, and the kind of a member that leads to X/later.txt."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in members.items():
+        for name, content in (members | links).items():
             member = tarfile.TarInfo(name)
-            member.size = len(content)
+            if name in links:
+                member.type, member.linkname = content, "X/later.txt"
+            else:
+                member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
@@ -168,6 +174,9 @@ def test_unpack_adds_whole_items_only(tmp_path: Path) -> None:
         (write_tar({"X/split/1.txt": b"1", "X/2.txt": b"2" * 5000})[:-40], "cannot unpack"),
         (b"no archive", "cannot unpack"),
         (write_tar({"Y/split/1.txt": b"1"}), "has no folder X"),
+        (write_tar({"X/split/1.txt": b"1"}, link=tarfile.SYMTYPE), "holds a link or a special file, 'link'"),
+        (write_tar({"X/split/1.txt": b"1"}, link=tarfile.LNKTYPE), "holds a link or a special file, 'link'"),
+        (write_tar({"X/split/1.txt": b"1"}, pipe=tarfile.FIFOTYPE), "holds a link or a special file, 'pipe'"),
     ],
 )
 def test_unpack_refuses_bad_archives(content: bytes, message: str, tmp_path: Path) -> None:
@@ -194,7 +203,7 @@ def test_libritts_download(
     content = libritts_archive(corpus.folder)
     remote = f"/{corpus.resource}/{corpus.archives['dev-clean']}"
     server.files[remote] = content
-    checked = dataclasses.replace(corpus, checksums={"dev-clean": sha256(content)})
+    checked = dataclasses.replace(corpus, checksums={"dev-clean": sha256(content)}, sizes={"dev-clean": len(content)})
     monkeypatch.setitem(libritts.CORPORA, source, checked)
     base = tmp_path / corpus.folder
     args = ["--root", str(base if inside else tmp_path), "--out", str(tmp_path / "m"), "--corpus", source]
@@ -213,7 +222,7 @@ def test_libritts_download_errors_are_one_line(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     args = ["--root", str(tmp_path), "--out", str(tmp_path / "m"), "--mirror", server.url]
-    for message in ("HTTP Error 404", libritts.LIBRITTS.checksums["dev-clean"]):
+    for message in ("HTTP Error 404", f"has 15 bytes, expected {libritts.LIBRITTS.sizes['dev-clean']}"):
         assert libritts.main([*args, "--download", "--splits", "dev-clean"]) == 1
         error = capsys.readouterr().err
         assert error.startswith("prepare.py: error: ") and message in error and error.count("\n") == 1

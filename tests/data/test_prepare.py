@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -211,10 +212,19 @@ def test_names_that_are_no_text_reach_the_manifest(tmp_path: Path) -> None:
 # --- tar shards ------------------------------------------------------------------------------------------------------
 
 
-def add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    tar.addfile(member, io.BytesIO(content))
+def write_shard(path: Path, members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.type, member.linkname = len(content), kind, "later.wav"
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def speech_files(*keys: str) -> dict[str, bytes]:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.zeros(1600), 16000, format="WAV")
+    return {name: text for key in keys for name, text in ((f"{key}.wav", buffer.getvalue()), (f"{key}.json", b"{}"))}
 
 
 @pytest.fixture
@@ -222,14 +232,13 @@ def shard(tmp_path: Path) -> Path:
     """Two utterances, and between them one whose audio cannot be decoded, and two of mistaken metadata."""
     buffer = io.BytesIO()
     soundfile.write(buffer, np.full((16000, 2), 0.25), 16000, format="FLAC")
-    audio = buffer.getvalue()
-    with tarfile.open(tmp_path / "one.tar", "w") as tar:
-        for key, content in [("a", audio), ("broken", b"no audio"), ("typed", audio), ("listed", audio), ("b", audio)]:
-            meta = {"speaker": f"of {key}", "split": "dev" if key == "b" else "train", "bandwidth_hz": 7000, "note": 1}
-            wrong: dict[str, object] = {"typed": meta | {"speaker": 1}, "listed": [1]}
-            add_member(tar, f"{key}.flac", content)
-            add_member(tar, f"{key}.json", json.dumps(wrong.get(key, meta)).encode())
-    return tmp_path / "one.tar"
+    members = {}
+    for key in ("a", "broken", "typed", "listed", "b"):
+        meta = {"speaker": f"of {key}", "split": "dev" if key == "b" else "train", "bandwidth_hz": 7000, "note": 1}
+        wrong: dict[str, object] = {"typed": meta | {"speaker": 1}, "listed": [1]}
+        members[f"{key}.flac"] = b"no audio" if key == "broken" else buffer.getvalue()
+        members[f"{key}.json"] = json.dumps(wrong.get(key, meta)).encode()
+    return write_shard(tmp_path / "one.tar", members)
 
 
 def test_shards_script_names_what_it_skips_and_keeps_files(shard: Path, tmp_path: Path) -> None:
@@ -238,7 +247,7 @@ def test_shards_script_names_what_it_skips_and_keeps_files(shard: Path, tmp_path
     assert done.returncode == 0, done.stderr
     assert "skipped one.tar:broken:" in done.stderr and "3 utterances skipped" in done.stdout
     assert "skipped one.tar:typed: speaker must be of type str" in done.stderr
-    assert "skipped one.tar:listed: its metadata is no JSON object\n" in done.stderr
+    assert "skipped one.tar:listed: no JSON object\n" in done.stderr
     assert read_manifest(out / "train.jsonl") == [
         Record("a", str(out / "audio/a.wav"), 16000, 16000, "of a", "train", bandwidth_hz=7000)
     ]
@@ -272,6 +281,78 @@ def test_shards_can_be_read_where_they_lie(shard: Path, tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes()[: placed.offset + 10])
     with pytest.raises(ManifestError, match="ends before the audio of a"):
         read_record(placed)
+
+
+@pytest.mark.parametrize("mode", [(), ("--in-place",)], ids=str)
+def test_a_shard_is_read_to_its_end_or_refused(
+    mode: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """tarfile takes what it cannot read for the end of the archive."""
+    shard, out = write_shard(tmp_path / "s.tar", speech_files(*"abcd")), tmp_path / "out"
+    whole, other = shard.read_bytes(), write_shard(tmp_path / "t.tar", speech_files("e")).read_bytes()
+    with tarfile.open(shard) as tar:
+        begin, end = (tar.getmember(name).offset for name in ("c.wav", "d.json"))
+    damaged = {
+        "checksum": whole[: begin + 148] + b"999999" + whole[begin + 154 :],
+        "zeroed header": whole[:begin] + bytes(512) + whole[begin + 512 :],
+        "zeroed utterance": whole[:begin] + bytes(end - begin) + whole[end:],
+        "zeros to the end": whole[:512] + bytes(len(whole) - 512),
+        "cut between": whole[:begin],
+        "cut in a header": whole[: begin + 100],
+        "cut in a file": whole[: begin + 700],
+        "more inside": whole[:begin] + b"x" * 512 + whole[begin:],
+        "more at the end": whole + other[:300],
+    }
+    for name, content in damaged.items():
+        shard.write_bytes(content)
+        assert prepare("shards", shard, "--out", out, *mode) == 1, name
+        error = capsys.readouterr().err
+        assert error.startswith(f"prepare.py: error: {shard} is no tar file, or a damaged one ("), name
+        assert error.count("\n") == 1 and not list(out.glob("*.jsonl")), name
+    least = whole[: end + 1024] + bytes(1024)  # two blocks of zeros end an archive
+    for content, keys in ((whole + other, "abcde"), (least, "abcd"), (least + other, "abcde")):
+        shard.write_bytes(content)
+        assert prepare("shards", shard, "--out", out, *mode) == 0
+        assert ids(out / "train.jsonl") == list(keys)
+        assert all(len(read_record(record)[0]) == 1600 for record in read_manifest(out / "train.jsonl"))
+
+
+def test_keys_of_a_shard_are_those_of_webdataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = speech_files("spk1/1", "spk2/1", "./3", "v.1", "w.1", "w.2")
+    files |= {"4.wav": b"", "5.json": b"{}", "6.WAV": files["w.1.wav"], "6.JSON": b"{}", "._3.wav": b"", "README": b""}
+    assert prepare("shards", write_shard(tmp_path / "s.tar", files), "--out", tmp_path / "out") == 0
+    assert ids(tmp_path / "out/train.jsonl") == ["spk1/1", "spk2/1", "3", "v", "6"]
+    assert (tmp_path / "out/audio/spk2/1.wav").exists()
+    said = capsys.readouterr()
+    reasons = ["w: 2 files of metadata; a key ends at the first dot of a name", "4: no metadata", "5: no audio"]
+    assert said.err.splitlines() == [f"skipped s.tar:{reason}" for reason in reasons]
+    assert said.out.endswith("3 utterances skipped\n")
+
+
+METADATA = {  # what cannot be, and why
+    b'{"split": "../../elsewhere/evil"}': "split must be a plain name such as train, not '../../elsewhere/evil'",
+    b'{"split": "/tmp/evil"}': "split must be a plain name",
+    b'{"split": "a\\u0000"}': "split must be a plain name",
+    b'{"speaker": "\\u0000"}': "no text may hold NUL",
+    b'{"speaker": "\\ud800"}': "surrogates not allowed",
+    b'{"bandwidth_hz": 1' + b"0" * 400 + b"}": "numbers must not be negative or > 2**48",
+    b'{"bandwidth_hz": 1' + b"0" * 5000 + b"}": "",  # more digits than some Pythons read
+    b'{"speaker": ' + b"[" * 600 + b"]" * 600 + b"}": "",  # deeper than some Pythons print
+    b"[" * 200_000: "maximum recursion depth",
+    b"\xff{}": "can't decode byte 0xff",
+}
+
+
+def test_metadata_that_cannot_be_is_skipped_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = speech_files("good", *map(str, range(len(METADATA))))
+    files |= {f"{number}.json": text for number, text in enumerate(METADATA)}
+    files["good.json"] = b'{"offset": 9, "num_bytes": 9, "path": "/etc/passwd"}'  # for us to say, not for it
+    assert prepare("shards", write_shard(tmp_path / "s.tar", files), "--out", tmp_path / "in/out") == 0
+    for number, line in enumerate(capsys.readouterr().err.splitlines()):
+        assert line.startswith(f"skipped s.tar:{number}: ") and [*METADATA.values()][number] in line
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.jsonl")] == [Path("in/out/train.jsonl")]
+    (record,) = read_manifest(tmp_path / "in/out/train.jsonl")
+    assert (record.id, len(read_record(record)[0])) == ("good", 1600)
 
 
 def test_speakers_are_held_out_by_name() -> None:
@@ -324,9 +405,15 @@ def test_bad_usage(command: str, message: str, capsys: pytest.CaptureFixture[str
         ("folder --root in --min-seconds 9", "no usable file in"),
         ("shards nowhere.tar", "nowhere.tar: No such file or directory"),
         ("shards latin1.txt", "latin1.txt is no tar file, or a damaged one"),
-        ("shards half.tar", "half.tar is no tar file, or a damaged one"),
         ("shards half.tar.gz", "half.tar.gz is no tar file, or a damaged one"),
-        ("shards json.tar", "json.tar: the metadata of an utterance cannot be read"),
+        ("shards json.tar", "no utterance can be used: all 1 were skipped"),
+        ("shards one.tar.gz --in-place", "one.tar.gz is compressed, so it cannot be read --in-place"),
+        ("shards one.tar.xz --in-place", "one.tar.xz is compressed, so it cannot be read --in-place"),
+        ("shards up.tar", "up.tar holds '../evil.wav', which would be unpacked elsewhere"),
+        ("shards root.tar", "root.tar holds '/evil.wav', which would be unpacked elsewhere"),
+        ("shards link.tar", "link.tar holds a link or a special file, 'a.wav'"),
+        ("shards hard_link.tar --in-place", "hard_link.tar holds a link or a special file, 'a.wav'"),
+        ("shards valid.tar --hold-out 1", "the shards have a split valid already"),
         ("shards one.tar one.tar", "one.tar has a again, after one.tar; keys must differ"),
         ("shards one.tar --hold-out 1", "--hold-out 1: of train, one side would be empty"),
     ],
@@ -343,11 +430,16 @@ def test_user_errors_are_one_line(
     Path("LibriTTS_R/dev-other").mkdir(parents=True)
     Path("with_r/LibriTTS_R/dev-other").mkdir(parents=True)
     Path("latin1.txt").write_bytes(b"caf\xe9" * 200)
-    Path("half.tar").write_bytes(shard.read_bytes()[:700])
     Path("half.tar.gz").write_bytes(gzip.compress(shard.read_bytes())[:100])
+    Path("one.tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
+    Path("one.tar.xz").write_bytes(lzma.compress(shard.read_bytes()))
     write_folder(Path("in"), ["only"])
-    with tarfile.open("json.tar", "w") as tar:
-        add_member(tar, "a.json", b"no JSON")
+    write_shard(Path("json.tar"), {"a.json": b"no JSON"})
+    write_shard(Path("up.tar"), {"../evil.wav": b""})
+    write_shard(Path("root.tar"), {"/evil.wav": b""})
+    write_shard(Path("link.tar"), {"a.wav": b""}, tarfile.SYMTYPE)
+    write_shard(Path("hard_link.tar"), {"a.wav": b""}, tarfile.LNKTYPE)
+    write_shard(Path("valid.tar"), speech_files("a", "b") | {"b.json": b'{"split": "valid"}'})
     assert prepare(*command.split(), "--out", "out") == 1
     *skipped, error = capsys.readouterr().err.splitlines()
     assert error.startswith("prepare.py: error: ") and message in error and "[Errno" not in error
