@@ -124,7 +124,7 @@ class Codec(nn.Module):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of the configuration and of the tensors that make the codebooks.
+        """SHA-256 (64 hex digits) of the configuration, but for ``decoder.look_ahead``, and of the codebooks' tensors.
 
         Two models with one fingerprint give a code the same meaning. The tensors are taken as stored, not as computed
         (``C``, ``W``, ``b`` and the projection out rather than their product), so that no rounding of another machine
@@ -135,7 +135,9 @@ class Codec(nn.Module):
         writes = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
         hashed, hashed_writes, _ = self._hashed  # holds the tensors, so that no other one can take their places
         if writes != hashed_writes or any(a.data_ptr() != b.data_ptr() for a, b in zip(tensors, hashed, strict=True)):
-            digest = hashlib.sha256(json.dumps(to_dict(self.config, retired=True), sort_keys=True).encode())
+            values = to_dict(self.config, retired=True)
+            values["decoder"].pop("look_ahead", None)  # the same codes, heard earlier: two decoders may share them
+            digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
             for tensor in tensors:
                 digest.update(np.ascontiguousarray(tensor.cpu().numpy(), dtype="<f4").tobytes())
             self._hashed = tensors, writes, digest.hexdigest()

@@ -120,6 +120,7 @@ class StreamingEncoder(_Stream):
 
     Attributes:
         delay: frames by which codes lag behind the samples.
+        look_ahead: the same in samples.
     """
 
     def __init__(self, encoder: Encoder, quantizer: Quantizer, batch_size: int, num_quantizers: int, hop: int) -> None:
@@ -136,6 +137,7 @@ class StreamingEncoder(_Stream):
             per_frame //= layer.stride
             self.state[f"layer_{number}"] = torch.zeros(batch_size, held, layer.channels, device=device)
             self._layers.append((f"layer_{number}", layer, per_frame, self.delay))
+        self.look_ahead = self.delay * hop
 
     @torch.no_grad()
     def push(self, samples: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
@@ -204,6 +206,7 @@ class StreamingDecoder(_Stream):
 
     Attributes:
         delay: frames by which the blocks lag; samples lag by ``offset`` more, the part of a window before its frame.
+        look_ahead: both together, in samples.
     """
 
     def __init__(self, decoder: Decoder, quantizer: Quantizer, batch_size: int, num_quantizers: int) -> None:
@@ -218,6 +221,7 @@ class StreamingDecoder(_Stream):
             held = torch.zeros(batch_size, block.left + block.delay, block.channels, device=weight.device)
             self.state[f"layer_{number}"] = held
             self._layers.append((f"layer_{number}", block, self.delay))
+        self.look_ahead = self.delay * self.hop_length + self.offset
         rest = decoder.head.n_fft - self.hop_length
         self.state["sums"] = weight.new_zeros(2, batch_size, rest)
 

@@ -29,6 +29,7 @@ def test_the_readme_has_what_is_tested() -> None:
     assert len(COMMANDS) == 2 and sum(kind == "python" for kind, _ in BLOCKS) >= 3
 
 
+@pytest.mark.slow
 def test_commands_run(folder: Path) -> None:
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for command in COMMANDS:
@@ -42,6 +43,7 @@ def test_commands_run(folder: Path) -> None:
     assert (folder / "report" / "index.html").is_file()
 
 
+@pytest.mark.slow
 def test_python_snippets_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(folder)
     names: dict[str, object] = {}

@@ -76,7 +76,18 @@ def test_nothing_waits_longer_than_the_look_ahead(codec: Codec) -> None:
     if codec.config.causal:
         assert encoder.delay == decoder.delay == decoder.offset == 0
     if codec.config.decoder.look_ahead is not None:
-        assert decoder.delay * hop + decoder.offset <= codec.config.decoder.look_ahead * hop
+        assert decoder.look_ahead <= codec.config.decoder.look_ahead * hop
+
+
+def test_decoders_that_look_ahead_unlike_share_their_codes(tiny_config: CodecConfig) -> None:
+    torch.manual_seed(3)
+    full = Codec(tiny_config)
+    early = Codec(replace(tiny_config, decoder=replace(tiny_config.decoder, look_ahead=2)))
+    early.quantizer.load_state_dict(full.quantizer.state_dict())
+    assert early.fingerprint == full.fingerprint
+    deeper = Codec(replace(tiny_config, decoder=replace(tiny_config.decoder, depth=2)))
+    deeper.quantizer.load_state_dict(full.quantizer.state_dict())
+    assert deeper.fingerprint != full.fingerprint
 
 
 def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:

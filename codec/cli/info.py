@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from codec import __version__, container
 from codec.cli.jobs import files_below
 from codec.errors import EXTRAS, install
 from codec.pretrained import ALIAS, FILES, find_model, shipped_models
+from codec.windows import Context
+
+if TYPE_CHECKING:
+    from codec.model import Codec
 
 
 def names_in(name: str) -> list[str]:
@@ -96,6 +100,15 @@ def _describe_model(name: str) -> dict[str, Any]:
         "bitrate_kbps": round(codec.bitrate / 1000, 4),
         "lowest_bitrate_kbps": round(codec.bitrate_of(1) / 1000, 4),
         "causal": codec.config.causal,
-        "parameters": sum(p.numel() for p in codec.parameters()),
+        **_timing(codec, "encoder", codec.encoder.context, codec.streaming_encoder().look_ahead),
+        **_timing(codec, "decoder", codec.decoder.context, codec.streaming_decoder().look_ahead),
+        "parameters": codec.num_parameters,
         "bytes": sum((folder / file).stat().st_size for file in ("config.json", "model.safetensors")),
     }
+
+
+def _timing(codec: Codec, part: str, context: Context, look_ahead: int) -> dict[str, float]:
+    """How much of the signal a frame depends on, and how long a stream waits for what comes after it."""
+    field = (context.left + 1 + context.right) * codec.hop_length
+    samples = {"receptive_field": field, "look_ahead": look_ahead, "latency": look_ahead + codec.hop_length}
+    return {f"{part}_{name}_ms": round(1000 * count / codec.sample_rate, 1) for name, count in samples.items()}

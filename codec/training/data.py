@@ -138,7 +138,9 @@ def batches(
     try:
         yield from loader
     except CodecError as error:
-        _, from_reader, traceback = str(error).partition("\nOriginal Traceback")  # which the DataLoader puts first
+        _, from_reader, traceback = str(error.args[0]).partition(
+            "\nOriginal Traceback"
+        )  # which the DataLoader puts first
         if not from_reader:
             raise
         raise type(error)(traceback.strip().splitlines()[-1].partition(": ")[2]) from None
