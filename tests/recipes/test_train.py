@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -333,6 +334,18 @@ def test_missing_audio_is_one_sentence(
     assert train(corpus, tmp_path / "run", *settings) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(said) == 1 and said[0].startswith("train.py: error: 3 of 3 files tried cannot be read")
+
+
+@pytest.mark.parametrize("kind", ["residual_simvq", "residual_vq"])
+def test_a_silent_corpus_is_one_sentence(
+    corpus: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "silent.wav", np.zeros(24000), 24000)
+    write_manifest(tmp_path / "silent.jsonl", [Record("silent", str(tmp_path / "silent.wav"), 24000, 24000)])
+    settings = (f"data.train=[{tmp_path}/silent.jsonl]", f"model.quantizer.kind={kind}")
+    assert train(corpus, tmp_path / "run", *QUANTIZED, *settings) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(said) == 1 and said[0].startswith("train.py: error: the latents do not vary: the speech is silent or")
 
 
 @pytest.mark.parametrize("package", ["yaml", "accelerate", "the folder accelerate"])
