@@ -17,7 +17,7 @@ import logging
 import math
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,14 +26,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codec.config import ConfigError, to_dict
+from codec.config import ConfigError, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, run_command
-from codec.files import written_whole
+from codec.files import read_json, written_whole
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
-from codec.training.checkpoint import CHECKPOINTS, load_checkpoint, prune_checkpoints, save_checkpoint, start_from
+from codec.training.checkpoint import (
+    CHECKPOINTS,
+    CheckpointError,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    start_from,
+)
 from codec.training.config import TrainConfig, load_train_config
 from codec.training.data import SegmentDataset, batches, end_readers
 from codec.training.discriminators import split_outputs
@@ -245,6 +252,8 @@ def set_up(args: argparse.Namespace) -> Run:
     level = logging.WARNING if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(format="%(message)s", level=level)
     checkpoint = start_from(args.out, args.resume, args.minutes is not None, accelerator)
+    if checkpoint is not None:
+        check_same_networks(config, args.out / "config.json")
     records = [record for path in data.train for record in read_manifest(path)]
     valid = [record for path in data.valid for record in read_manifest(path)][: data.valid_limit or None]
     if not valid:
@@ -264,6 +273,25 @@ def set_up(args: argparse.Namespace) -> Run:
         run.counters = Counters(**meta)
         run.saved_step = run.counters.step
     return run
+
+
+def check_same_networks(config: TrainConfig, path: Path) -> None:
+    """Compare the networks with those of the run's config.json: a sample rate, say, changes no shape of a weight.
+
+    Raises:
+        CheckpointError: a field of model or discriminator differs.
+    """
+    values = read_json(path) if path.is_file() else {}
+    for section in ("model", "discriminator"):
+        now = getattr(config, section)
+        before = from_dict(type(now), values[section], section) if section in values else now
+        for field in fields(now):
+            old, new = getattr(before, field.name), getattr(now, field.name)
+            if old != new:
+                raise CheckpointError(
+                    f"{path.parent} does not fit this configuration: {section}.{field.name} differs, {old} there and {new} "
+                    "here; take the run's own model and discriminator settings, or another --out"
+                )
 
 
 # ---- what is recorded -------------------------------------------------------------------------------------------------

@@ -81,6 +81,14 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, capsys
     for run, settings, flags, message in (
         (adamw, two_steps, (), "holds a run already; continue it with --resume or choose another --out"),
         (adamw, (*two_steps, "model.latent_dim=48"), ("--resume",), "does not fit this configuration: "),
+        (
+            adamw,
+            (*two_steps, "model.sample_rate=16000"),
+            ("--resume",),
+            "model.sample_rate differs, 24000 there and 16000",
+        ),
+        (adamw, (*two_steps, "model.quantizer.gradient=rotation"), ("--resume",), "model.quantizer differs"),
+        (adamw, (*two_steps, "discriminator.batch_share=0.5"), ("--resume",), "discriminator.batch_share differs"),
         (adamw, (*two_steps, MUON), ("--resume",), "optimizer.muon_learning_rate stays above 0, or stays 0"),
         (muon, two_steps, ("--resume",), "holds the state of other optimizers"),
         (tmp_path / "none", two_steps, ("--resume",), "no checkpoint in"),
