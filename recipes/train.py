@@ -49,7 +49,7 @@ from codec.training.networks import Networks, build_networks, start_quantizer, u
 from codec.training.optimizers import set_learning_rates
 from codec.training.progress import Clock, Counters, StopSignal
 from codec.training.tracking import Tracker
-from codec.training.validation import codebook_scalars, mean_over_processes, show_examples, validate
+from codec.training.validation import LONGEST, codebook_scalars, mean_over_processes, show_examples, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -258,6 +258,8 @@ def set_up(args: argparse.Namespace) -> Run:
     valid = [record for path in data.valid for record in read_manifest(path)][: data.valid_limit or None]
     if not valid:
         raise ManifestError(f"data.valid: no utterance in {', '.join(data.valid) or 'an empty list; give a manifest'}")
+    if any(record.duration > LONGEST for record in valid):
+        logging.warning("validation takes the first %d s of longer utterances", LONGEST)
     run = Run(
         config=config,
         accelerator=accelerator,
