@@ -17,7 +17,8 @@ import logging
 import math
 import sys
 import time
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -287,13 +288,20 @@ def check_same_networks(config: TrainConfig, path: Path) -> None:
     for section in ("model", "discriminator"):
         now = getattr(config, section)
         before = from_dict(type(now), values[section], section) if section in values else now
-        for field in fields(now):
-            old, new = getattr(before, field.name), getattr(now, field.name)
-            if old != new:
-                raise CheckpointError(
-                    f"{path.parent} does not fit this configuration: {section}.{field.name} differs, {old} there and {new} "
-                    "here; take the run's own model and discriminator settings, or another --out"
-                )
+        for name, old, new in differences(section, before, now):
+            raise CheckpointError(
+                f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
+                "own model and discriminator settings, or another --out"
+            )
+
+
+def differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of each field, at any depth, that differs between two configurations of one class."""
+    if is_dataclass(old):
+        for field in fields(old):
+            yield from differences(f"{name}.{field.name}", getattr(old, field.name), getattr(new, field.name))
+    elif old != new:
+        yield name, old, new
 
 
 # ---- what is recorded -------------------------------------------------------------------------------------------------

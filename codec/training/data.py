@@ -22,7 +22,6 @@ from codec.training.config import DataConfig, TrainConfig
 from codec.training.progress import STOPPING, TrainingError
 
 MOST_DRAWS = 100  # of one segment: where the manifest is mostly one bad file, its draws would never end
-SHARED_MEMORY_FULL = ("allocate shared memory", "out of shared memory", "No space left")  # in torch's messages
 log = logging.getLogger(__name__)
 
 
@@ -145,7 +144,7 @@ def batches(
             raise
         raise type(error)(traceback.strip().splitlines()[-1].partition(": ")[2]) from None
     except RuntimeError as error:
-        if not any(sign in str(error) for sign in SHARED_MEMORY_FULL):
+        if "shared memory" not in str(error) and "No space left" not in str(error):
             raise
         raise TrainingError(
             "/dev/shm is too small for the batches read ahead: give a container more of it (docker run --shm-size 1g, or "

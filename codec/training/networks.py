@@ -182,12 +182,8 @@ def start_quantizer(networks: Networks, dataset: SegmentDataset, batch_size: int
         latents.append(networks.codec.encoder(waveform.to(device)))
     matched = torch.cat(latents)
     spread = matched.double().transpose(0, 1).flatten(1).var(dim=1).sum()
-    if (
-        not spread > 1e-10 * matched.double().square().mean()
-    ):  # rounding alone makes 1e-14; not above: NaN also stops here
-        raise TrainingError(
-            "the latents do not vary: the speech is silent or constant, or training diverged; look at the files of data.train"
-        )
+    if not spread > 1e-10 * matched.double().square().mean():  # rounding makes 1e-14; "not >" also holds for NaN
+        raise TrainingError("the latents do not vary: speech of data.train is silent or constant, or training diverged")
     networks.codec.quantizer.initialize(matched)
     broadcast(networks.codec.quantizer.state_dict())
     networks.average.quantizer.load_state_dict(networks.codec.quantizer.state_dict())

@@ -35,7 +35,7 @@ class Tracker:
         kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
         with written_whole(self._metrics) as temporary:
             temporary.write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
-        self._failed = False
+        self._failed = False  # a line that failed may have broken off
         self.writer: Any = None  # TensorBoard's, where there is somebody to show pictures and speech to
         if logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -44,10 +44,9 @@ class Tracker:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each named curve."""
-        begin = "\n" if self._failed else ""  # the line that failed may have broken off
         try:
             with open(self._metrics, "a", encoding="utf-8") as file:
-                file.write(begin + json.dumps({"step": step, **values}) + "\n")
+                file.write("\n" * self._failed + json.dumps({"step": step, **values}) + "\n")
         except OSError as error:
             if not self._failed:
                 log.warning("points are missing from now on, training goes on: %s", one_line(error))
