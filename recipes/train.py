@@ -16,6 +16,7 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -423,9 +424,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    usual = (
+        threading.excepthook
+    )  # without the traceback of TensorBoard's thread: the tracker gets its error and says it
+    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else usual(failed)
     try:
         return run_command("train.py", lambda: train(args), interrupted="training had not begun")
     finally:
+        threading.excepthook = usual
         end_readers()
 
 

@@ -73,7 +73,7 @@ class Tracker:
             if self.writer is not None:
                 getattr(self.writer, method)(*args)
         except OSError as error:
-            log.warning("nothing more goes to TensorBoard, training goes on: %s", one_line(error))
+            log.warning("nothing more goes to TensorBoard, training goes on: %s", error.strerror)
             self.writer = None
 
 
