@@ -16,8 +16,10 @@ import json
 import logging
 import math
 import sys
+import threading
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,14 +28,21 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codec.config import ConfigError, to_dict
+from codec.config import ConfigError, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, run_command
-from codec.files import written_whole
+from codec.files import read_json, written_whole
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
-from codec.training.checkpoint import CHECKPOINTS, load_checkpoint, prune_checkpoints, save_checkpoint, start_from
+from codec.training.checkpoint import (
+    CHECKPOINTS,
+    CheckpointError,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    start_from,
+)
 from codec.training.config import TrainConfig, load_train_config
 from codec.training.data import SegmentDataset, batches, end_readers
 from codec.training.discriminators import split_outputs
@@ -42,7 +51,7 @@ from codec.training.networks import Networks, build_networks, start_quantizer, u
 from codec.training.optimizers import set_learning_rates
 from codec.training.progress import Clock, Counters, StopSignal
 from codec.training.tracking import Tracker
-from codec.training.validation import codebook_scalars, mean_over_processes, show_examples, validate
+from codec.training.validation import LONGEST, codebook_scalars, mean_over_processes, show_examples, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -245,10 +254,14 @@ def set_up(args: argparse.Namespace) -> Run:
     level = logging.WARNING if accelerator.is_main_process else logging.ERROR
     logging.basicConfig(format="%(message)s", level=level)
     checkpoint = start_from(args.out, args.resume, args.minutes is not None, accelerator)
+    if checkpoint is not None:
+        check_same_networks(config, args.out / "config.json")
     records = [record for path in data.train for record in read_manifest(path)]
     valid = [record for path in data.valid for record in read_manifest(path)][: data.valid_limit or None]
     if not valid:
         raise ManifestError(f"data.valid: no utterance in {', '.join(data.valid) or 'an empty list; give a manifest'}")
+    if any(record.duration > LONGEST for record in valid):
+        logging.warning("validation takes the first %d s of longer utterances", LONGEST)
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -264,6 +277,32 @@ def set_up(args: argparse.Namespace) -> Run:
         run.counters = Counters(**meta)
         run.saved_step = run.counters.step
     return run
+
+
+def check_same_networks(config: TrainConfig, path: Path) -> None:
+    """Compare the networks with those of the run's config.json: a sample rate, say, changes no shape of a weight.
+
+    Raises:
+        CheckpointError: a field of model or discriminator differs.
+    """
+    values = read_json(path) if path.is_file() else {}
+    for section in ("model", "discriminator"):
+        now = getattr(config, section)
+        before = from_dict(type(now), values[section], section) if section in values else now
+        for name, old, new in differences(section, before, now):
+            raise CheckpointError(
+                f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
+                "own model and discriminator settings, or another --out"
+            )
+
+
+def differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of each field, at any depth, that differs between two configurations of one class."""
+    if is_dataclass(old):
+        for field in fields(old):
+            yield from differences(f"{name}.{field.name}", getattr(old, field.name), getattr(new, field.name))
+    elif old != new:
+        yield name, old, new
 
 
 # ---- what is recorded -------------------------------------------------------------------------------------------------
@@ -385,9 +424,14 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
+    usual = (
+        threading.excepthook
+    )  # without the traceback of TensorBoard's thread: the tracker gets its error and says it
+    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else usual(failed)
     try:
         return run_command("train.py", lambda: train(args), interrupted="training had not begun")
     finally:
+        threading.excepthook = usual
         end_readers()
 
 

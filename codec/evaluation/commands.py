@@ -93,6 +93,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     records = read_manifest(args.manifest)[:: args.every]
     if not records:
         raise ManifestError(f"{args.manifest} holds no utterances")
+    odd = [record.id for record in records if re.search("[\ud800-\udfff]", record.id + record.speaker + record.source)]
+    if odd:
+        raise ManifestError(f"{args.manifest}: id, speaker or source of {odd[0]!r} is not UTF-8")
     model = "" if args.model == "none" else args.model
     if args.num_quantizers and not model:
         raise CodecError("--num-quantizers goes with a model")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,8 @@ from codec.errors import CodecError
 from codec.files import written_whole
 
 FORMAT = 1
+FORMULA = "(?=[=+@-])"  # a spreadsheet computes a cell that begins so, unless an apostrophe goes before
+_text = partial(re.sub, f"^'{FORMULA}", "")  # of such a cell
 
 
 class ReportError(CodecError):
@@ -260,7 +264,8 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
         writer.writerow(["id", "speaker", "source", "seconds", "system", *rows[0].values, "failures"])
         for row in rows:
             values = ["" if value is None else f"{value:.6g}" for value in row.values.values()]
-            writer.writerow([row.id, row.speaker, row.source, f"{row.seconds:.3f}", row.system, *values, row.failures])
+            texts = [re.sub(f"^{FORMULA}", "'", text) for text in (row.id, row.speaker, row.source)]
+            writer.writerow([*texts, f"{row.seconds:.3f}", row.system, *values, row.failures])
 
 
 def read_rows(folder: Path, results: Results) -> list[Row]:
@@ -268,7 +273,8 @@ def read_rows(folder: Path, results: Results) -> list[Row]:
     with _reading(folder, "per_file.csv") as path, open(path, encoding="utf-8", newline="") as file:
         return [
             Row(
-                *(cells["id"], cells["speaker"], cells["source"], float(cells["seconds"]), cells["system"]),
+                *(_text(cells["id"]), _text(cells["speaker"]), _text(cells["source"]), float(cells["seconds"])),
+                cells["system"],
                 {name: float(cells[name]) if cells[name] else None for name in results.metrics},
                 cells["failures"],
             )

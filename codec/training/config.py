@@ -159,9 +159,7 @@ class DiscriminatorConfig:
         require(quarters, f"resolutions must be multiples of 4, not {list(self.resolutions)}")
         for n_fft in self.resolutions:
             filled = all(low < high for low, high in split_bands(n_fft, self.band_edges))
-            require(
-                filled, f"band_edges must rise and leave each band a bin of {n_fft}, not be {list(self.band_edges)}"
-            )
+            require(filled, f"band_edges must rise and leave each band a bin of {n_fft}, not {list(self.band_edges)}")
 
 
 def split_bands(n_fft: int, edges: tuple[float, ...]) -> list[tuple[int, int]]:
@@ -249,9 +247,7 @@ class TrainConfig:
         seconds, hop = self.data.segment_seconds, self.model.hop_length
         samples = seconds * self.model.sample_rate
         whole = round(samples / hop) >= 1 and abs(samples / hop - round(samples / hop)) <= 1e-6
-        require(
-            whole, f"data.segment_seconds {seconds:g} is {samples:g} samples, not a multiple of the hop length {hop}"
-        )
+        require(whole, f"data.segment_seconds {seconds:g} is {samples:g} samples, no multiple of the hop length {hop}")
 
     def learning_rate(self, step: int) -> float:
         """Share of the peak learning rate at ``step`` (0-based), from the step alone."""
@@ -277,11 +273,9 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
     values = _read_yaml(path)
     if "base" in values:
         base = str(values.pop("base"))
-        base_values = _read_yaml(path.parent / base)
-        require(
-            "base" not in base_values, f"{path}: its base {base} has a base itself; extend a file that stands alone"
-        )
-        values = _merge(base_values, values)
+        below = _read_yaml(path.parent / base)
+        require("base" not in below, f"{path}: its base {base} has a base itself; extend a file that stands alone")
+        values = _merge(below, values)
     for override in overrides:
         key, equals, text = override.partition("=")
         require(bool(equals), f"--set takes KEY=VALUE, not {override!r}")

@@ -19,7 +19,7 @@ from codec.audio import AudioReader
 from codec.corpus.manifest import ManifestError, Record, audio_source
 from codec.errors import CodecError
 from codec.training.config import DataConfig, TrainConfig
-from codec.training.progress import STOPPING
+from codec.training.progress import STOPPING, TrainingError
 
 MOST_DRAWS = 100  # of one segment: where the manifest is mostly one bad file, its draws would never end
 log = logging.getLogger(__name__)
@@ -123,6 +123,7 @@ def batches(
 
     Raises:
         ManifestError: too many files cannot be read.
+        TrainingError: the readers lack shared memory.
     """
     share = config.data.batch_size // world
     steps = range(first, config.phases.steps)
@@ -144,6 +145,13 @@ def batches(
         if not from_reader:
             raise
         raise type(error)(traceback.strip().splitlines()[-1].partition(": ")[2]) from None
+    except RuntimeError as error:
+        if "shared memory" not in str(error) and "No space left" not in str(error):
+            raise
+        raise TrainingError(
+            "/dev/shm is too small for the batches read ahead: give a container more of it (docker run --shm-size 1g, or "
+            "--ipc=host), or set data.workers=0"
+        ) from None
 
 
 def _leave_stopping_to_the_parent(_worker: int) -> None:

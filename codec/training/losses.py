@@ -71,10 +71,7 @@ class SpectralLoss(nn.Module):
         bandwidth = spectral.usable_bandwidth(bandwidth, self.sample_rate)
         sums = {name: estimate.new_zeros(()) for name in self.terms}
         for n_fft in self.config.windows:
-            decoded, recorded = (
-                spectral.planes(estimate, n_fft),
-                spectral.planes(reference, n_fft),
-            )  # [B, N, n_fft // 2 + 1]
+            decoded, recorded = (spectral.planes(x, n_fft) for x in (estimate, reference))  # [B, N, n_fft // 2 + 1]
             for name in (name for name, windows in self.terms.items() if n_fft in windows):
                 sums[name] = sums[name] + self._distances[name](decoded, recorded, bandwidth, n_fft)
         return {name: total / len(self.terms[name]) for name, total in sums.items()}

@@ -26,9 +26,7 @@ def codec_optimizers(codec: Codec, settings: OptimizerConfig) -> dict[str, Optim
     if not settings.muon_learning_rate:
         return {"optimizer": adamw(trained.values(), settings)}
     if not hasattr(torch.optim, "Muon"):
-        raise ConfigError(
-            f"optimizer.muon_learning_rate needs torch 2.9 or newer, not {torch.__version__}; set it to 0"
-        )
+        raise ConfigError(f"optimizer.muon_learning_rate needs torch >= 2.9, not {torch.__version__}; set it to 0")
     hidden = {name for name, p in trained.items() if p.ndim == 2 and name.startswith(("encoder.", "decoder."))} - ENDS
     muon = torch.optim.Muon(  # its steps scaled to the size of AdamW's: Liu et al., arXiv 2502.16982, section 2.2
         [p for name, p in trained.items() if name in hidden],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codec.errors import one_line
 from codec.files import written_whole
 from codec.spectral import mel_filterbank, stft
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
     """Writes ``metrics.jsonl`` (one line per point in time) and, unless ``logger="none"``, events for TensorBoard.
+
+    Where the disk is full or the folder was removed, that is said once and nothing is raised.
 
     Args:
         folder: of the run.
@@ -29,6 +35,7 @@ class Tracker:
         kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
         with written_whole(self._metrics) as temporary:
             temporary.write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
+        self._failed = False  # a line that failed may have broken off
         self.writer: Any = None  # TensorBoard's, where there is somebody to show pictures and speech to
         if logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -37,27 +44,37 @@ class Tracker:
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each named curve."""
-        with open(self._metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(name, value, step)
+        try:
+            with open(self._metrics, "a", encoding="utf-8") as file:
+                file.write("\n" * self._failed + json.dumps({"step": step, **values}) + "\n")
+        except OSError as error:
+            if not self._failed:
+                log.warning("points are missing from now on, training goes on: %s", one_line(error))
+            self._failed = True
+        for name, value in values.items():
+            self._event("add_scalar", name, value, step)
 
     def speech(self, name: str, waveform: Tensor, sample_rate: int, step: int) -> None:
         """A waveform ``[T]`` to listen to, and its log-mel spectrogram to look at."""
-        if self.writer is not None:
-            self.writer.add_audio(f"audio/{name}", waveform[None], step, sample_rate)
-            self.writer.add_image(f"mel/{name}", mel_picture(waveform, sample_rate)[None], step)
+        self._event("add_audio", f"audio/{name}", waveform[None], step, sample_rate)
+        self._event("add_image", f"mel/{name}", mel_picture(waveform, sample_rate)[None], step)
 
     def text(self, name: str, text: str) -> None:
         """A block of text, shown as it is."""
-        if self.writer is not None:
-            self.writer.add_text(name, f"```\n{text}\n```")
+        self._event("add_text", name, f"```\n{text}\n```")
 
     def close(self) -> None:
         """Write out what is buffered."""
-        if self.writer is not None:
-            self.writer.close()
+        self._event("close")
+
+    def _event(self, method: str, *args: Any) -> None:
+        """Call TensorBoard's writer; where its disk is full or its folder gone, it is not called again."""
+        try:
+            if self.writer is not None:
+                getattr(self.writer, method)(*args)
+        except OSError as error:
+            log.warning("nothing more goes to TensorBoard, training goes on: %s", error.strerror)
+            self.writer = None
 
 
 def read_scalars(path: Path) -> list[dict[str, Any]]:

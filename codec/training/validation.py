@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from codec.audio import resample
-from codec.corpus.manifest import Record
-from codec.corpus.scan import read_record
+from codec.audio import AudioReader, resample
+from codec.corpus.manifest import Record, audio_source
 from codec.health import CodebookCounter
 from codec.model import Codec
 from codec.training.losses import SpectralLoss
@@ -18,11 +18,18 @@ from codec.training.tracking import Tracker
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+LONGEST = 60  # seconds of an utterance: the memory that a forward pass takes grows with them
+
 
 def read_speech(record: Record, sample_rate: int) -> Tensor:
-    """A whole utterance ``[T]``."""
-    samples, rate = read_record(record)
-    return torch.from_numpy(resample(samples, rate, sample_rate))
+    """An utterance ``[T]``, of a longer one its first ``LONGEST`` seconds."""
+    with AudioReader(audio_source(record), record.path) as reader:
+        most, samples = LONGEST * reader.sample_rate, np.zeros(0, np.float32)
+        for block in reader.blocks():
+            samples = np.concatenate([samples, block])[:most]
+            if len(samples) == most:
+                break
+    return torch.from_numpy(resample(samples, reader.sample_rate, sample_rate))
 
 
 @torch.no_grad()

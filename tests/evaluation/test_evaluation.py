@@ -235,6 +235,38 @@ def test_every_system_is_loaded_once_and_nothing_is_coded_twice(
     assert summary["health"]["latents"]["frames"] == summary["health"]["stages"][0]["frames"] > 0
 
 
+@pytest.mark.parametrize("stability", [(), ("--no-stability",)])
+def test_where_every_utterance_fails_there_is_a_report(
+    stability: tuple[str, ...], tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = {"speaker": "@s", "source": "+1"}
+    records = [Record(name, str(tmp_path / "gone.wav"), 16000, 16000, **facts) for name in ("=cmd|' /C calc'!A0", "'a")]
+    write_manifest(tmp_path / "m.jsonl", records)
+    command = [
+        "--manifest",
+        str(tmp_path / "m.jsonl"),
+        "--model",
+        str(tiny_model_folder),
+        "--metrics",
+        "mel",
+        *stability,
+    ]
+    assert evaluate_main([*command, "--baselines", "--workers", "1", "--out", str(tmp_path / "r")]) == 1
+    assert "no metric has a value for any of the 2 utterances; the report says why" in capsys.readouterr().err
+    assert (tmp_path / "r" / "index.html").exists()
+    names = [line.split(",")[:3] for line in (tmp_path / "r" / "per_file.csv").read_text().splitlines()[1:]]
+    assert names[0] == ["'=cmd|' /C calc'!A0", "'@s", "'+1"] and names[-1][0] == "'a"  # no formula for a spreadsheet
+    rows = read_rows(tmp_path / "r", Results.read(tmp_path / "r"))
+    assert {(row.id, row.speaker, row.source) for row in rows} == {(r.id, r.speaker, r.source) for r in records}
+
+
+def test_names_that_are_not_utf8_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_manifest(tmp_path / "m.jsonl", [Record("a\udcff", "a\udcff.wav", 16000, 16000)])
+    assert evaluate_main(["--manifest", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "r")]) == 1
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1 and "m.jsonl: id, speaker or source of 'a" in error
+
+
 class TestResuming:
     def test_goes_on_after_a_kill_in_the_middle_of_a_line(
         self, report: Path, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

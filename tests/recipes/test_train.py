@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import accelerate
+import numpy as np
 import pytest
 import soundfile
 import torch
@@ -80,6 +81,19 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, capsys
     for run, settings, flags, message in (
         (adamw, two_steps, (), "holds a run already; continue it with --resume or choose another --out"),
         (adamw, (*two_steps, "model.latent_dim=48"), ("--resume",), "does not fit this configuration: "),
+        (
+            adamw,
+            (*two_steps, "model.sample_rate=16000"),
+            ("--resume",),
+            "model.sample_rate differs, 24000 there and 16000",
+        ),
+        (
+            adamw,
+            (*two_steps, "model.quantizer.gradient=rotation"),
+            ("--resume",),
+            "gradient differs, straight_through there",
+        ),
+        (adamw, (*two_steps, "discriminator.batch_share=0.5"), ("--resume",), "discriminator.batch_share differs"),
         (adamw, (*two_steps, MUON), ("--resume",), "optimizer.muon_learning_rate stays above 0, or stays 0"),
         (muon, two_steps, ("--resume",), "holds the state of other optimizers"),
         (tmp_path / "none", two_steps, ("--resume",), "no checkpoint in"),
@@ -333,6 +347,20 @@ def test_missing_audio_is_one_sentence(
     assert train(corpus, tmp_path / "run", *settings) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
     assert len(said) == 1 and said[0].startswith("train.py: error: 3 of 3 files tried cannot be read")
+
+
+@pytest.mark.parametrize("kind", ["residual_simvq", "residual_vq"])
+def test_a_silent_corpus_is_one_sentence(
+    corpus: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "silent.wav", np.zeros(24000), 24000)
+    write_manifest(tmp_path / "silent.jsonl", [Record("silent", str(tmp_path / "silent.wav"), 24000, 24000)])
+    settings = (f"data.train=[{tmp_path}/silent.jsonl]", f"model.quantizer.kind={kind}")
+    assert train(corpus, tmp_path / "run", *QUANTIZED, *settings) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+    assert len(said) == 1 and said[0].startswith(
+        "train.py: error: the latents do not vary: speech of data.train is silent or"
+    )
 
 
 @pytest.mark.parametrize("package", ["yaml", "accelerate", "the folder accelerate"])

@@ -11,8 +11,9 @@ import soundfile
 import torch
 
 from codec.corpus.manifest import ManifestError, Record
-from codec.training.config import DataConfig
-from codec.training.data import SegmentDataset, draw_weights, read_segment
+from codec.training.config import DataConfig, TrainConfig
+from codec.training.data import SegmentDataset, batches, draw_weights, read_segment
+from codec.training.progress import TrainingError
 
 
 def sine(path: Path, seconds: float, rate: int, hz: float = 440.0) -> Record:
@@ -90,3 +91,17 @@ def test_too_many_bad_files_stop_the_run(tmp_path: Path, records: list[Record]) 
         SegmentDataset(bad[:1], 24000, DataConfig(segment_seconds=0.1), seed=0)[0]
     with pytest.raises(ManifestError, match="empty"):
         SegmentDataset([], 24000, DataConfig(segment_seconds=0.1), seed=0)
+
+
+@pytest.mark.parametrize(
+    "message",
+    ["is killed by signal: Bus error. workers are out of shared memory", "</torch_1>: No space left on device"],
+)
+def test_too_little_shared_memory_is_said_so(records: list[Record], message: str) -> None:
+    class Reader(SegmentDataset):
+        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+            raise RuntimeError(message)
+
+    config = TrainConfig(data=DataConfig(workers=0))
+    with pytest.raises(TrainingError, match=r"/dev/shm is too small .*--shm-size.*data.workers=0"):
+        next(batches(config, Reader(records, 24000, config.data, seed=0), 0, 0, 1))

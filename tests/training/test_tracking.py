@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from codec.training.progress import Clock
-from codec.training.tracking import Tracker, mel_picture
+from codec.training.tracking import Tracker, mel_picture, read_scalars
 
 
 def test_tensorboard_gets_curves_audio_pictures_and_text(tmp_path: Path) -> None:
@@ -40,6 +41,25 @@ def test_metrics_continue_where_a_resumed_run_does(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 10, "x": 10}, {"step": 20, "x": 20}, {"step": 30, "x": 31}]
     assert not (tmp_path / "tensorboard").exists()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
+def test_a_folder_that_is_removed_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tracker = Tracker(tmp_path / "run", "tensorboard")
+    shutil.rmtree(tmp_path / "run")
+    for step in range(50):
+        tracker.scalars({"x": step}, step)
+        if tracker.writer is not None:
+            tracker.writer.file_writer.event_writer._async_writer._worker.join(0.05)
+    tracker.close()
+    assert tracker.writer is None
+    assert [message.partition(",")[0] for message in sorted(caplog.messages)] == [
+        "nothing more goes to TensorBoard",
+        "points are missing from now on",
+    ]
+    (tmp_path / "run").mkdir()
+    tracker.scalars({"x": 51}, 51)
+    assert read_scalars(tmp_path / "run" / "metrics.jsonl") == [{"step": 51, "x": 51}]
 
 
 def test_speed_counts_the_batches_since_the_last_lap(monkeypatch: pytest.MonkeyPatch) -> None:

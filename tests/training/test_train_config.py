@@ -41,7 +41,7 @@ def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
     [
         ("model.encoder.stride=[8]", "unknown key model.encoder.stride"),
         ("optimizer.learning_rate=5e-4", "YAML reads 5e-4 as text"),
-        ("data.segment_seconds=0.41", "not a multiple of the hop"),
+        ("data.segment_seconds=0.41", "no multiple of the hop"),
         ("losses.weights.gan=2.0", "weights: unknown term gan"),
         ("phases.adversarial=1", "before the quantizer"),
         ("data.segment_seconds=.nan", "segment_seconds must be from 0.001 to 3600, not nan"),
