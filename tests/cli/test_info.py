@@ -27,7 +27,9 @@ def test_info(run: Run, capsys: pytest.CaptureFixture[str], tiny_model_folder: P
     expected |= {"frames": 100, "num_quantizers": 2, "codebook_size": 32, "bitrate_kbps": 2, "checksums": "correct"}
     assert expected.items() <= file.items() and file["bytes"] == Path("out.codes").stat().st_size
     assert (model["bitrate_kbps"], model["lowest_bitrate_kbps"], model["frame_rate_hz"]) == (3, 1, 200)
-    timing = {name: [model[f"{part}_{name}_ms"] for part in ("encoder", "decoder")] for name in ("look_ahead", "latency")}
+    timing = {
+        name: [model[f"{part}_{name}_ms"] for part in ("encoder", "decoder")] for name in ("look_ahead", "latency")
+    }
     assert timing == {"look_ahead": [30.0, 22.5], "latency": [35.0, 27.5]}
     data = bytearray(Path("out.codes").read_bytes())
     data[-1] ^= 1
