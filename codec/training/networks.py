@@ -106,8 +106,7 @@ def start_codec(codec: Codec, source: Codec, name: str) -> bool:
     """
     if not _can_grow(source.config, codec.config):
         raise ConfigError(
-            f"{name} has another architecture than the configuration's model; only the quantizer and decoder.look_ahead may "
-            "differ, and there may be more blocks (encoder.depths, decoder.depth)"
+            f"{name} has another architecture; only quantizer, decoder.look_ahead and added blocks may differ"
         )
     copy_blocks(codec.encoder, source.encoder)
     copy_blocks(codec.decoder, source.decoder)
