@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate import Accelerator
 
 from codec.corpus.manifest import ManifestError, Record
 from codec.training.config import DataConfig, TrainConfig
@@ -104,4 +105,4 @@ def test_too_little_shared_memory_is_said_so(records: list[Record], message: str
 
     config = TrainConfig(data=DataConfig(workers=0))
     with pytest.raises(TrainingError, match=r"/dev/shm is too small .*--shm-size.*data.workers=0"):
-        next(batches(config, Reader(records, 24000, config.data, seed=0), 0, 0, 1))
+        next(batches(config, Reader(records, 24000, config.data, seed=0), 0, Accelerator(cpu=True)))
