@@ -116,9 +116,10 @@ class _AvFile:
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
         except av.FFmpegError as error:
             raise AudioError(f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror})") from None
-        if not self._container.streams.audio:
-            raise AudioError(f"{name} holds no audio")
-        self._name, self._stream = name, self._container.streams.audio[0]
+        streams = [stream for stream in self._container.streams.audio if stream.codec_context and stream.rate]
+        if not streams:
+            raise AudioError(f"{name} holds no audio that PyAV decodes")
+        self._name, self._stream = name, streams[0]
         self.samplerate, self.channels = self._stream.rate, self._stream.channels
         self._blocks = self._decoded()
 

@@ -280,8 +280,11 @@ def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:
         AudioError: a page is cut or has a wrong checksum.
     """
     position = source.start
-    while (position := source.find(b"OggS", position)) < source.end:
+    while position < source.end:
         head = source.at(position, 27 + 255)
+        if head[:4] != b"OggS":
+            position = source.find(b"OggS", position + 1)
+            continue
         size = 27 + sum(head[26:27]) + sum(head[27:][: sum(head[26:27])])
         if position + size > source.end:
             raise source.damage("it is cut inside a page of an Ogg stream")
