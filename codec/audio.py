@@ -116,11 +116,14 @@ class _AvFile:
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
         except av.FFmpegError as error:
             raise AudioError(f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror})") from None
-        streams = [stream for stream in self._container.streams.audio if stream.codec_context and stream.rate]
+        streams = [
+            each for each in self._container.streams.audio if each.codec_context and each.codec_context.sample_rate
+        ]
         if not streams:
             raise AudioError(f"{name} holds no audio that PyAV decodes")
         self._name, self._stream = name, streams[0]
-        self.samplerate, self.channels = self._stream.rate, self._stream.channels
+        self.samplerate, self._layout = streams[0].codec_context.sample_rate, streams[0].codec_context.layout
+        self.channels = len(self._layout.channels)
         self._blocks = self._decoded()
 
     def close(self) -> None:
@@ -140,12 +143,12 @@ class _AvFile:
     def _decoded(self) -> Iterator[Block]:
         import av
 
-        form, layout = None, self._stream.layout
+        form = None
         read = reached = 0.0  # s: the end by the lengths of all frames, and by the time that the last one bears
         try:
             for frame in self._container.decode(self._stream):
                 if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                    resampler = av.AudioResampler("fltp", layout, self.samplerate)
+                    resampler = av.AudioResampler("fltp", self._layout, self.samplerate)
                 seconds, time = frame.samples / frame.sample_rate, frame.time or 0.0
                 read, reached = (read or time) + seconds, time + seconds
                 for block in resampler.resample(frame):
