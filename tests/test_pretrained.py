@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import codec.model
 from codec import Codec
 from codec.audio import resample
-from codec.cli.commands import decode_main, encode_main, info_main
+from codec.cli.commands import decode_main, encode_main
 from codec.evaluation.metrics import pesq_wb, stoi
 from codec.pretrained import find_model, shipped_models
 
@@ -44,12 +44,6 @@ def test_size_rates_and_card(model: Codec) -> None:
     )  # fmt: skip
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert model.fingerprint in card and "Not yet measured" not in card
-
-
-def test_the_names_are_known_to_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert info_main(["default", "speech-24khz-single"]) == 0
-    shown = capsys.readouterr().out
-    assert "speech-24khz\n" in shown and "speech-24khz-single" in shown
 
 
 @pytest.mark.slow
