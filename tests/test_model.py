@@ -281,14 +281,6 @@ def test_codes_of_every_integer_type(model: Codec, dtype: str) -> None:
     assert torch.equal(torch.cat(list(model.decode_blocks([array[0][:, :3], array[0][:, 3:]]))), audio[0, 0])
 
 
-@pytest.mark.slow
-def test_decoder_exports_with_any_number_of_frames(model: Codec) -> None:
-    frames = torch.export.Dim("frames", min=2, max=5000)
-    exported = torch.export.export(model.decoder, (torch.randn(1, 16, 20),), dynamic_shapes=({2: frames},))
-    latents = torch.randn(1, 16, 33)
-    torch.testing.assert_close(exported.module()(latents), model.decoder(latents), atol=1e-5, rtol=1e-4)
-
-
 # ---- files ------------------------------------------------------------------------------------------------------------
 
 
