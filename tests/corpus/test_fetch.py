@@ -178,6 +178,7 @@ def test_unpack_adds_whole_items_only(tmp_path: Path) -> None:
         (write_tar({"X/split/1.txt": b"1"}, link=tarfile.LNKTYPE), "holds a link or a special file, 'link'"),
         (write_tar({"X/split/1.txt": b"1"}, pipe=tarfile.FIFOTYPE), "holds a link or a special file, 'pipe'"),
     ],
+    ids=["outside", "cut off", "no archive", "other folder", "link", "hard link", "pipe"],  # archives hold their time
 )
 def test_unpack_refuses_bad_archives(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(content)

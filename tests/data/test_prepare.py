@@ -127,12 +127,13 @@ def split_of_ids(out: Path) -> dict[str, str]:
     return {record.id: record.split for path in out.glob("*.jsonl") for record in read_manifest(path)}
 
 
-def test_folder_script_splits_by_whole_speakers(tmp_path: Path) -> None:
+def test_folder_is_split_by_whole_speakers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     write_folder(tmp_path / "in", [f"s{i}" for i in range(6)])
     (tmp_path / "in/s0/broken.wav").write_bytes(b"RIFF")
     arguments = ("--dev-fraction", "0.02", "--test-fraction", "0.3", "--licence", "CC0-1.0", "--language", "de")
-    done = run_script("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--source", "mine", *arguments)
-    assert done.returncode == 0, done.stderr
+    assert prepare("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--source", "mine", *arguments) == 0
     manifests = {split: read_manifest(tmp_path / f"m/{split}.jsonl") for split in ("train", "dev", "test")}
     speakers = {split: {record.speaker for record in records} for split, records in manifests.items()}
     assert {split: len(names) for split, names in speakers.items()} == {"train": 3, "dev": 1, "test": 2}
@@ -140,8 +141,9 @@ def test_folder_script_splits_by_whole_speakers(tmp_path: Path) -> None:
     assert set().union(*speakers.values()) == {f"s{i}" for i in range(6)}
     notes = {(r.source, r.language, r.licence, r.sample_rate) for records in manifests.values() for r in records}
     assert notes == {("mine", "de", "CC0-1.0", 16000)}
-    assert "split by speaker with seed 0: 3 train, 1 dev, 2 test" in done.stdout and "1 files skipped" in done.stdout
-    assert "broken.wav" in done.stderr and "broken.wav" in (tmp_path / "m/skipped.tsv").read_text()
+    said = capsys.readouterr().out
+    assert "split by speaker with seed 0: 3 train, 1 dev, 2 test" in said and "1 files skipped" in said
+    assert "broken.wav" in caplog.text and "broken.wav" in (tmp_path / "m/skipped.tsv").read_text()
 
 
 def test_folder_split_depends_on_names_and_seed_alone(tmp_path: Path) -> None:
@@ -171,7 +173,7 @@ def test_assign_splits_sizes(items: int, dev: float, test: float, sizes: tuple[i
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere not all of these names can be")
-def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_without_speakers_splits_by_file(tmp_path: Path) -> None:
     """Whatever the suffixes; names that are no text reach the manifest."""
     for name in ("x.wav", "x.flac", "x.ogg", "x.mp3", "x.FLAC", ".hidden/z.wav"):
         write_audio(tmp_path / "in" / name)
@@ -182,10 +184,9 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.C
     (tmp_path / "in/notes.txt").write_text("no audio")
     (tmp_path / "m").mkdir()
     (tmp_path / "m/test.jsonl").write_text("")
-    assert prepare("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--speaker-from", "none") == 0
-    captured = capsys.readouterr()
-    assert "split by file with seed 0: 5 train, 1 dev, 0 test" in captured.out
-    assert "test.jsonl is of an earlier run" in captured.err
+    done = run_script("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--speaker-from", "none")
+    assert done.returncode == 0 and "split by file with seed 0: 5 train, 1 dev, 0 test" in done.stdout, done.stderr
+    assert "test.jsonl is of an earlier run" in done.stderr
     assert sorted(split_of_ids(tmp_path / "m")) == ["a/b/y.opus", odd, "x.FLAC", "x.flac", "x.mp3", "x.ogg"]
     for record in (record for split in ("train", "dev") for record in read_manifest(tmp_path / f"m/{split}.jsonl")):
         assert record.speaker == "" and read_segment(record, 0.0, 100, record.sample_rate).shape == (100,)
