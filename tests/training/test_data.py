@@ -10,6 +10,7 @@ import soundfile
 import torch
 
 from codec.corpus.manifest import ManifestError, Record
+from codec.training import validation
 from codec.training.config import DataConfig, TrainConfig
 from codec.training.data import SegmentDataset, batches, draw_weights, read_segment
 from codec.training.progress import TrainingError
@@ -99,3 +100,12 @@ def test_too_little_shared_memory_is_said_so(records: list[Record], message: str
     config = TrainConfig(data=DataConfig(workers=0))
     with pytest.raises(TrainingError, match=r"/dev/shm is too small .*--shm-size.*data.workers=0"):
         next(batches(config, Reader(records, 24000, config.data, seed=0), 0, 0, 1))
+
+
+def test_validation_cuts_a_long_utterance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "LONGEST", 12)  # seconds, beyond the first block that is read
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 15 * 8000).astype(np.float32)
+    for num_samples in (13 * 8000 + 1, 11 * 8000 + 3):
+        soundfile.write(tmp_path / "x.wav", samples[:num_samples], 8000, subtype="FLOAT")
+        speech = validation.read_speech(Record("x", str(tmp_path / "x.wav"), num_samples, 8000), 8000)
+        assert torch.equal(speech, torch.from_numpy(samples[: min(num_samples, 12 * 8000)]))
