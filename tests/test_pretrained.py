@@ -76,7 +76,7 @@ def test_speech_stays_intelligible(model: Codec, speech: Speech) -> None:
 
 def test_windows_leave_no_seam_in_real_speech(model: Codec, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, rate = speech
-    waveform = torch.from_numpy(resample(samples, rate, model.sample_rate))
+    waveform = torch.from_numpy(resample(samples[: 3 * rate // 2], rate, model.sample_rate))
     whole = model.encode(waveform, model.sample_rate)
     audio = model.decode(whole)
     monkeypatch.setattr(codec.model, "WINDOW_FRAMES", 50)
