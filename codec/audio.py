@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from codec.audio_parts import AudioError as AudioError  # of this module too
 from codec.audio_parts import Part, find_parts, incomplete
 from codec.errors import install
-from codec.files import written_whole
+from codec.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +78,7 @@ def save(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
     samples = waveform.detach().cpu().float().numpy()
     if samples.ndim == 0 or samples.size != samples.shape[-1]:
         raise AudioError(f"{path}: a file takes one waveform [1, T], not {list(samples.shape)}; save items one by one")
-    with written_whole(path) as temporary, AudioWriter(temporary, sample_rate, samples.size, str(path)) as writer:
+    with atomic_write(path) as temporary, AudioWriter(temporary, sample_rate, samples.size, str(path)) as writer:
         writer.write(samples.reshape(-1))
 
 

@@ -39,7 +39,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from codec.config import RATES, set_whole
 from codec.errors import CodecError
-from codec.files import as_path, written_whole
+from codec.files import as_path, atomic_write
 
 Codes = NDArray[np.int64]
 
@@ -275,7 +275,7 @@ def loads(data: bytes) -> tuple[Header, Codes]:
 def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
     """Write a file as a whole: a temporary name first, then renamed. Errors as :func:`dumps`."""
     data = dumps(header, codes)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from codec.files import written_whole
+from codec.files import atomic_write
 from codec.pretrained import CHECKSUM, ModelError, data_checksum, refused
 from codec.quantizers.lookup import TABLE_TYPE
 
@@ -29,7 +29,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits) -> None:
         tensors |= _stored(name, tensor.detach().cpu().contiguous(), bits)
     metadata = {"format": "pt", CHECKSUM: data_checksum(save(tensors))}
     first, second = (f'"{key}":"{value}"'.encode() for key, value in metadata.items())
-    with written_whole(path) as temporary:  # with metadata in one order, where safetensors takes any
+    with atomic_write(path) as temporary:  # with metadata in one order, where safetensors takes any
         temporary.write_bytes(save(tensors, metadata).replace(second + b"," + first, first + b"," + second, 1))
 
 

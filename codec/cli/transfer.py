@@ -25,7 +25,7 @@ from codec.audio import AudioError, AudioReader, AudioWriter, cut, resample_bloc
 from codec.cli.jobs import Job
 from codec.container import Codes, ContainerError, Damage, Header
 from codec.errors import UsageError
-from codec.files import written_whole
+from codec.files import atomic_write
 from codec.model import Codec
 from codec.pretrained import ALIAS, DEFAULT_MODEL, shipped_models
 
@@ -255,7 +255,7 @@ def _output(job: Job) -> Iterator[Path]:
     if not job.to_stdout:
         with suppress(FileExistsError):  # a file where the folder should be: the next line says so
             job.target.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(job.target, replace=job.overwrite) as temporary:
+        with atomic_write(job.target, replace=job.overwrite) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:

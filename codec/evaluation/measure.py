@@ -21,7 +21,7 @@ from codec.evaluation.metrics import COSTS, METRICS, MetricError, Pair, Referenc
 from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.stability import CHANGES, changed_codes
 from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, to_pcm
-from codec.files import written_whole
+from codec.files import atomic_write
 from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
@@ -169,7 +169,7 @@ class Measurer:
             return dict.fromkeys(CHANGES, outcome) if self.plan.stability else {}
         if outcome.codes is None or outcome.coded is None:
             return {}
-        with written_whole(self.plan.codes(index)) as temporary:
+        with atomic_write(self.plan.codes(index)) as temporary:
             temporary.write_bytes(outcome.coded)
         if not self.plan.stability:
             return {}

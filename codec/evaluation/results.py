@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from codec.config import from_dict, to_dict
 from codec.errors import CodecError
-from codec.files import written_whole
+from codec.files import atomic_write
 
 FORMAT = 1
 FORMULA = "(?=[=+@-])"  # a spreadsheet computes a cell that begins so, unless an apostrophe goes before
@@ -225,7 +225,7 @@ class Results:
     def write(self, folder: Path) -> None:
         """Write ``metrics.json`` into ``folder``."""
         text = json.dumps(to_dict(self), indent=1, ensure_ascii=False, allow_nan=False)
-        with written_whole(folder / "metrics.json") as temporary:
+        with atomic_write(folder / "metrics.json") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -259,7 +259,7 @@ class Row:
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     """Write ``per_file.csv`` into ``folder``, one line per row; a metric without a value is an empty cell."""
     path = folder / "per_file.csv"
-    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "speaker", "source", "seconds", "system", *rows[0].values, "failures"])
         for row in rows:

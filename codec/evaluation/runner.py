@@ -29,7 +29,7 @@ from codec.evaluation.metrics import COSTS
 from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.results import Absent
 from codec.evaluation.systems import Family
-from codec.files import write_json, written_whole
+from codec.files import atomic_write, write_json
 from codec.pretrained import find_model
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
@@ -196,7 +196,7 @@ def read_rows(path: Path) -> dict[int, Measured]:
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(whole)
     rows = [Measured(**json.loads(line)) for line in whole.splitlines()]
     return {row.index: row for row in rows}

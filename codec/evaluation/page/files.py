@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from codec.evaluation.results import Example, Results, Row
-from codec.files import written_whole
+from codec.files import atomic_write
 
 SHOWN = 200  # rows of the table before "show all"
 WORST = 10
@@ -48,7 +48,7 @@ def draw_examples(results: Results, rows: Sequence[Row], folder: Path) -> list[L
         cards = []
         for k, ((label, path, row), image) in enumerate(zip(sounds, images, strict=True)):
             picture = f"images/{number:04d}-{k:02d}.png"
-            with written_whole(folder / picture) as temporary:
+            with atomic_write(folder / picture) as temporary:
                 temporary.write_bytes(image)
             cards.append(Card(label, path, picture, row))
         marks = [(f"{f / 1000:g}k", 100 * height_of(f, rate)) for f in MARKED if f < 0.45 * rate]

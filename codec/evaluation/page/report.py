@@ -19,7 +19,7 @@ from codec.evaluation.page import text
 from codec.evaluation.page.codebooks import codebook_plots
 from codec.evaluation.page.files import draw_examples, file_data
 from codec.evaluation.results import Results, Row
-from codec.files import written_whole
+from codec.files import atomic_write
 
 _FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in HTML
 
@@ -50,7 +50,7 @@ def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
         arrows=shown.ARROWS,
     )
     target = folder / "index.html"
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text(_FORBIDDEN.sub("\ufffd", page), encoding="utf-8", newline="\n")
     return target
 
