@@ -31,6 +31,8 @@ COMPARE_EXAMPLES = """examples:
   codec-compare report report --pair opus-6:model-8 --metrics pesq stoi
 """
 TABLE_METRICS = ("pesq", "stoi", "estoi", "mel", "si_sdr", "vuv_f1", "f0_rmse", "kbps_file", "distillmos")
+TABLE_ARTEFACTS = ("lines", "ripple", "onset_blur", "level")
+COSTLY = ("vuv_f1", "f0_rmse", "distillmos")  # metrics that take longer than all others together: pitch and a network
 
 
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
@@ -113,6 +115,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     for item in (*absent, *missing):
         say(f"absent: {item.name} ({item.reason})")
+    if costly := [name for name in metrics if name in COSTLY]:
+        cheap = " ".join(name for name in metrics if name not in COSTLY)
+        say(f"costly: {', '.join(costly)}; to leave them out: --metrics {cheap}")
+    if plan.stability:
+        say("costly: token stability encodes every file five times more; to leave it out: --no-stability")
     workers = args.workers or available_cores()
     families = plan.families()
     prepare_folder(plan, families, records, args.force)
@@ -144,7 +151,7 @@ def _folders(texts: Sequence[str]) -> dict[str, tuple[str, float | None]]:
 
 def table(results: Results) -> str:
     """The main results as text: mean and half the interval's width, and how many utterances failed."""
-    metrics = {name: results.metrics[name] for name in TABLE_METRICS if name in results.metrics}
+    metrics = {name: results.metrics[name] for name in (*TABLE_METRICS, *TABLE_ARTEFACTS) if name in results.metrics}
     rows = [["system", "nominal kbit/s", *(metric.label for metric in metrics.values()), "failed"]]
     for system in results.systems:
         shown = {name: system.results[name] for name in metrics if name in system.results}

@@ -17,6 +17,7 @@ from codec.audio import resample
 from codec.corpus.manifest import Record
 from codec.corpus.scan import read_record
 from codec.errors import CodecError, one_line
+from codec.evaluation.artefacts import ARTEFACTS, LINES, SILENT, mean_spectrum
 from codec.evaluation.metrics import COSTS, METRICS, MetricError, Pair, Reference, Waveform
 from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.stability import CHANGES, changed_codes
@@ -26,9 +27,10 @@ from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
 
-PAIR_METRICS = METRICS | NEURAL_METRICS
-KNOWN = {name: metric.about for name, metric in METRICS.items()} | COSTS  # what can be asked for
-KNOWN |= {name: metric.about for name, metric in NEURAL_METRICS.items()}
+PAIR_METRICS = METRICS | ARTEFACTS | NEURAL_METRICS
+KNOWN = (
+    {name: metric.about for name, metric in PAIR_METRICS.items()} | {"lines": LINES} | COSTS
+)  # what can be asked for
 
 Cell = float | str  # the value of a metric, or the reason why there is none
 Changed = dict[str, list[float] | str]  # see changed_codes
@@ -90,6 +92,10 @@ class Plan:
         """The folder of an utterance's audio: ``reference.flac``, and ``ID.flac`` of every system."""
         return self.out / "audio" / f"{index:06d}"
 
+    def spectra(self, index: int) -> Path:
+        """An utterance's mean spectra in dB, float16 ``[1 + systems, F]``: the reference's first; NaN for what failed."""
+        return self.out / "spectra" / f"{index:06d}.npy"
+
 
 @dataclass
 class Measured:
@@ -148,6 +154,8 @@ class Measurer:
             if not isinstance(outcome, str):
                 soundfile.write(scratch / f"{system}.flac", to_pcm(outcome.waveform), record.sample_rate)
             cells[system] = self._cells(reference, outcome)
+        if "lines" in self.plan.metrics and len(waveform):
+            self._write_spectra(index, reference, outcomes)
         changed = self._changed(index, reference, outcomes[0])  # of the model, which comes first, with most quantizers
         os.replace(scratch, audio)
         return Measured(index, record.duration, cells, changed)
@@ -162,6 +170,17 @@ class Measurer:
         if "rtf" in self.plan.metrics and outcome.seconds is not None:
             cells["rtf"] = outcome.seconds / seconds
         return cells
+
+    def _write_spectra(self, index: int, reference: Reference, outcomes: Sequence[Outcome]) -> None:
+        first = mean_spectrum(reference.waveform, reference.sample_rate)
+        others = [
+            np.full_like(first, np.nan)
+            if isinstance(each, str)
+            else mean_spectrum(each.waveform, reference.sample_rate)
+            for each in outcomes
+        ]
+        with written_whole(self.plan.spectra(index)) as temporary, open(temporary, "wb") as file:
+            np.save(file, (10 * np.log10(np.stack([first, *others]) + SILENT)).astype(np.float16))
 
     def _changed(self, index: int, reference: Reference, outcome: Outcome) -> Changed:
         """See how the model's codes stand changes of the input, and write the codes."""

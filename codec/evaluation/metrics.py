@@ -191,14 +191,16 @@ class Pair:
 
     @property
     def waveforms(self) -> tuple[Waveform, Waveform, int]:
-        """Reference, estimate, sample rate: the arguments of the metrics above."""
-        return self.reference.waveform, self.estimate, self.reference.sample_rate
+        """Reference, estimate, sample rate: the arguments of the metrics above, if they can be compared at all."""
+        return *_comparable(
+            self.reference.waveform, self.estimate, self.reference.sample_rate
+        ), self.reference.sample_rate
 
     @cached_property
     def pitch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pitch tracks of both."""
-        _comparable(*self.waveforms)
-        return self.reference.pitch, pitch_track(self.estimate, self.reference.sample_rate)
+        _, estimate, sample_rate = self.waveforms
+        return self.reference.pitch, pitch_track(estimate, sample_rate)
 
 
 class PairMetric(NamedTuple):
@@ -258,7 +260,7 @@ COSTS: dict[str, Metric] = {  # what a reconstruction took in bits and time: mea
         "stage; no context.", per_second=True,
     ),
     "rtf": Metric(
-        "real-time factor", "", "lower", 4,
+        "real-time factor", "", "none", 4,
         "Seconds of encoding and decoding for a second of speech, one thread, whatever else the machine was doing; programs "
         "of other systems include their start, and encoding is that of all quantizers.", per_second=True,
     ),

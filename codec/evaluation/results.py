@@ -60,17 +60,22 @@ class Result(Estimate):
 class Metric:
     """How a metric is called, shown (``digits`` after the point) and computed.
 
-    ``better`` is "none" for what has no good direction. ``per_second`` means weigh each file by its duration: the shortest
-    files would rule a mean of rates. ``package`` computes the metric, if this one does not; a report adds its version.
+    ``better`` is "zero" for an error with a sign, "none" for what has no good direction. ``per_second`` means weigh each file
+    by its duration: the shortest files would rule a mean of rates. ``package`` computes the metric, if this one does not; a
+    report adds its version.
     """
 
     label: str
     unit: str
-    better: Literal["higher", "lower", "none"]
+    better: Literal["higher", "lower", "zero", "none"]
     digits: int
     how: str
     per_second: bool = False
     package: str | None = ""
+
+    def goodness(self, value: float) -> float:
+        """What is larger for a better value; 0 for all where no direction is better."""
+        return {"higher": value, "lower": -value, "zero": -abs(value), "none": 0.0}[self.better]
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,19 @@ class Stability:
 
 
 @dataclass(frozen=True)
+class Spectra:
+    """Mean spectra of the ``files`` that are wide-band: the highest level in dB of every ``step`` Hz, from 0 on.
+
+    0 dB is a full-scale sine; ``systems`` holds by id those of the decoded files.
+    """
+
+    step: float
+    files: int
+    reference: tuple[float, ...]
+    systems: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Example:
     """Audio of one utterance, paths relative to the folder: the original and each system's output by system id."""
 
@@ -212,6 +230,7 @@ class Results:
     metrics: dict[str, Metric]
     absent: tuple[Absent, ...] | None = None
     systems: tuple[System, ...]
+    spectra: Spectra | None = None
     health: Health | None = None
     stability: tuple[Stability, ...] | None = None
     examples: tuple[Example, ...] | None = None

@@ -11,6 +11,7 @@ import platform
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -24,8 +25,7 @@ from tqdm import tqdm
 from codec import __version__
 from codec.corpus.manifest import Record
 from codec.errors import one_line
-from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Measurer, Plan
-from codec.evaluation.metrics import COSTS
+from codec.evaluation.measure import KNOWN, PAIR_METRICS, EvaluationError, Measured, Measurer, Plan
 from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.results import Absent
 from codec.evaluation.systems import Family
@@ -79,18 +79,20 @@ def evaluate(
     if measured:
         print(f"{len(measured)} of {total} utterances were measured before", flush=True)
     left = [(index, record) for index, record in enumerate(records) if index not in measured]
-    results = _results(plan, families, left, workers)
-    with open(rows, "a", encoding="utf-8") as file, tqdm(results, None, total, unit=" utt", disable=None) as bar:
-        bar.update(len(measured))
-        for result in bar:
+    audio, done, started = sum(record.duration for _, record in left), 0.0, time.monotonic()  # its length is the work
+    bar = tqdm(total=audio, disable=None, smoothing=0, bar_format="{l_bar}{bar}| {postfix}about {remaining} left")
+    with open(rows, "a", encoding="utf-8") as file, bar:
+        for result in _results(plan, families, left, workers):
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             measured[result.index] = result
-            done = len(measured)
-            if bar.disable and done * 10 // total > (done - 1) * 10 // total:  # no terminal: a line per tenth
-                print(f"{done} of {total} utterances measured", flush=True)
-            if done % 50 == 0:  # often enough for the disk
+            before, done = done, done + records[result.index].duration
+            bar.update(done - before)
+            if bar.disable and done * 10 // audio > before * 10 // audio:  # no terminal: a line per tenth
+                rest = (time.monotonic() - started) * (audio - done) / done
+                print(f"{len(measured)} of {total} utterances measured, about {rest / 60:.1f} min left", flush=True)
+            if len(measured) % 50 == 0:  # often enough for the disk
                 prune_audio(plan, measured, total, spread)
     return [measured[index] for index in range(total)], prune_audio(plan, measured, total, spread)
 
@@ -98,16 +100,16 @@ def evaluate(
 def kept_audio(plan: Plan, measured: Mapping[int, Measured], utterances: int, spread: int) -> dict[int, str]:
     """Indices of the utterances to listen to: ``spread`` evenly spaced ones, each an "example", and the "worst" ten.
 
-    Worst are the first system's worst values of the first metric that is not a cost; utterances that the first system has
+    Worst are the first system's worst values of the first metric of pairs of waveforms; utterances that the first system has
     no value for and another one has are worse than any value.
     """
-    metric = next((name for name in plan.metrics if name not in COSTS), "")
-    sign = -1 if metric and KNOWN[metric].better == "lower" else 1
+    metric = next((name for name in plan.metrics if name in PAIR_METRICS), "")
     quality = {}
     for index, each in measured.items():
         cells = [cells.get(metric) for cells in each.cells.values()]
         if any(isinstance(cell, float) for cell in cells):
-            quality[index] = (sign * cells[0] if isinstance(cells[0], float) else -math.inf, index)
+            value = KNOWN[metric].goodness(cells[0]) if isinstance(cells[0], float) else -math.inf
+            quality[index] = (value, index)
     step = max(1, utterances // max(spread, 1))
     examples = range(step // 2, utterances, step)[:spread]
     return dict.fromkeys(examples, "example") | dict.fromkeys(sorted(quality, key=quality.__getitem__)[:WORST], "worst")
@@ -141,13 +143,13 @@ def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Rec
                 "choose another --out, or start anew with --force"
             )
     else:
-        for name in ("audio", "codes", "images"):
+        for name in ("audio", "codes", "images", "spectra"):
             shutil.rmtree(out / name, ignore_errors=True)
         for name in (ROWS, "metrics.json", "per_file.csv", "index.html"):
             (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
-    for name in ("audio", "codes"):
+    for name in ("audio", "codes", "spectra"):
         (out / name).mkdir(exist_ok=True)
 
 

@@ -10,6 +10,7 @@ from codec.evaluation.page.text import number
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 26  # margins
 LABELLED_RIGHT = 32  # where the lines are named at their ends
+MOST = 40  # points that have a tick each
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points in order of x. ``style`` picks color, marker and dash; ``shade`` (0 to 1) a place on a ramp instead."""
+    """Points in order of x, ``marked`` or not. ``style`` picks color and marker; ``shade`` a place on a ramp (0 to 1)."""
 
     name: str
     points: Sequence[Point]
     style: int = 0
     shade: float | None = None
     strong: bool = False
+    marked: bool = True
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class Plot:
         xs = sorted({p.x for line in self.lines for p in line.points})
         low, high = (xs[0] / 1.15, xs[-1] * 1.15) if self.x_log else (xs[0] - 0.3, xs[-1] + 0.3)
         self.x = Axis(low, high, LEFT, self.width - (LABELLED_RIGHT if self.name_ends else RIGHT), self.x_log)
-        self.x_ticks = [(self.x.at(v), short(v)) for v in (log_ticks(xs[0], xs[-1]) if self.x_log else xs)]
+        round_ones = log_ticks(xs[0], xs[-1]) if self.x_log else xs if len(xs) <= MOST else linear_ticks(xs[0], xs[-1])
+        self.x_ticks = [(self.x.at(v), short(v)) for v in round_ones if v <= high]
         ys = [v for line in self.lines for p in line.points for v in (p.y, p.low, p.high) if v is not None]
         ticks = linear_ticks(0, max(1, *ys)) if self.percent else linear_ticks(min(ys), max(ys))
         digits = max(len(f"{v:.10g}".partition(".")[2]) for v in ticks)

@@ -44,6 +44,7 @@ def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
         has_intervals=any(result.low is not None for system in results.systems for result in system.results.values()),
         quality=shown.quality_metrics(results),
         plots=shown.quality_plots(results),
+        spectrum_plots=shown.spectrum_plots(results),
         codebook_plots=codebook_plots(health.stages) if health else [],
         failures=shown.failures(results),
         data=file_data(results, rows),
