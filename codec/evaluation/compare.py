@@ -17,12 +17,10 @@ OF_THE_MACHINE = {"rtf"}  # metrics that say how busy it was, and nothing of a d
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of a pair of systems over the utterances that both have a value for.
+    """One metric of a pair of systems over the utterances that both have a value for: ``difference`` is B minus A.
 
-    Attributes:
-        difference: B minus A.
-        share_better: of the pairs, where B is better (0.5 a tie), None where the metric has no direction.
-        unpaired: utterances that only one of them has a value for.
+    ``share_better`` is that of the pairs where B is better (0.5 a tie), None where the metric has no direction; ``unpaired``
+    counts the utterances that only one of them has a value for.
     """
 
     system_a: str
@@ -45,10 +43,7 @@ class Difference:
 class Report:
     """The report in a folder that codec-evaluate wrote. Raises as :meth:`Results.read`.
 
-    Attributes:
-        values: (system, metric) -> id -> value.
-        units: id -> what is resampled as a whole: speaker or id.
-        seconds: id -> length.
+    ``values`` are by (system, metric) and id; ``units``, by id, what is resampled as a whole: speaker or id.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -65,10 +60,7 @@ class Report:
 
 
 def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list[Difference]:
-    """Differences B - A of every metric of every pair of systems.
-
-    Args:
-        pairs: ids ``(in A, in B)``; none for all systems that both reports have.
+    """Differences B - A of every metric of every pair of systems, ids ``(in A, in B)``; none for all that both have.
 
     Raises:
         ReportError: a system that a report does not have; no system or no utterance in common.
@@ -85,10 +77,9 @@ def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list
     both = a.units.keys() & b.units.keys()
     if not both:
         raise ReportError("no utterance is in both reports")
-    for key in both:
-        if abs(a.seconds[key] - b.seconds[key]) > 0.01:
-            lengths = f"{a.seconds[key]:.2f} s long in A and {b.seconds[key]:.2f} s in B"
-            raise ReportError(f"{key} is {lengths}: not the same files")
+    if odd := [key for key in both if abs(a.seconds[key] - b.seconds[key]) > 0.01]:
+        lengths = f"{a.seconds[odd[0]]:.2f} s long in A and {b.seconds[odd[0]]:.2f} s in B"
+        raise ReportError(f"{odd[0]} is {lengths}: not the same files")
     metrics = [metric for metric in a.results.metrics if metric in b.results.metrics and metric not in OF_THE_MACHINE]
     return [found for pair in chosen for metric in metrics if (found := _difference(a, b, *pair, metric))]
 

@@ -35,10 +35,9 @@ class Estimate:
     n: int
 
     def text(self, spec: str, interval: str = " ±{half}", without: str = "") -> str:
-        """The mean in the format ``spec`` and its interval, or "-" where there is no mean.
+        """The mean in the format ``spec`` and its interval by its ends or half of its width, or ``without``; "-" for no mean.
 
-        ``interval`` follows the mean, with its ``{low}``, ``{high}`` and ``{half}`` of its width filled in; ``without``
-        follows a mean that has none. ``Estimate(2.5, 2.25, 2.75, 9).text(".2f")`` is ``2.50 ±0.25``.
+        ``Estimate(2.5, 2.25, 2.75, 9).text(".2f")`` is ``2.50 ±0.25``.
         """
         if self.mean is None:
             return "-"
@@ -243,17 +242,14 @@ class Results:
 
     def write(self, folder: Path) -> None:
         """Write ``metrics.json`` into ``folder``."""
-        text = json.dumps(to_dict(self), indent=1, ensure_ascii=False, allow_nan=False)
-        with written_whole(folder / "metrics.json") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        with written_whole(folder / "metrics.json") as temporary, open(temporary, "w", encoding="utf-8") as file:
+            file.write(json.dumps(to_dict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Results:
         """``metrics.json`` of a folder that codec-evaluate wrote; keys that a newer version added are passed over.
 
-        Raises:
-            ReportError: it is not there, of another format, or has a key that is missing or of a wrong type.
-            OSError: it cannot be read.
+        A ReportError where it is not there, of another format, or has a key that is missing or of a wrong type.
         """
         with _reading(folder, "metrics.json") as path:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -308,7 +304,6 @@ def _reading(folder: Path, name: str) -> Iterator[Path]:
         yield folder / name
     except (FileNotFoundError, NotADirectoryError):
         raise ReportError(f"{folder} is no finished report: it has no {name}; codec-evaluate makes one") from None
-    except KeyError as error:
-        raise ReportError(f"{folder / name} has no {error}; make the report again with codec-evaluate") from None
-    except ValueError as error:  # of json, of float(), and ConfigError
-        raise ReportError(f"{folder / name}: {error}; make the report again with codec-evaluate") from None
+    except (KeyError, ValueError) as error:  # of json, of float(), and ConfigError
+        said = f" has no {error}" if isinstance(error, KeyError) else f": {error}"
+        raise ReportError(f"{folder / name}{said}; make the report again with codec-evaluate") from None

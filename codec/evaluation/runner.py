@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,7 +26,6 @@ from codec import __version__
 from codec.corpus.manifest import Record
 from codec.errors import one_line
 from codec.evaluation.measure import KNOWN, PAIR_METRICS, EvaluationError, Measured, Measurer, Plan
-from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.results import Absent
 from codec.evaluation.systems import Family
 from codec.files import write_json, written_whole
@@ -40,13 +39,12 @@ _measurer: Measurer  # of this worker process
 
 
 def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[Absent]]:
-    """Of the metrics asked for (all of KNOWN by default) those that this machine can compute, networks last, and the others.
+    """Of the metrics asked for (all of KNOWN by default) those that this machine can compute, and the others.
 
-    Raises:
-        EvaluationError: one asked for by name is unknown, or its package is not installed.
+    One asked for by name that is unknown, or whose package is not installed, is an EvaluationError.
     """
     present, absent = [], []
-    for name in sorted(dict.fromkeys(asked or KNOWN), key=NEURAL_METRICS.__contains__):
+    for name in dict.fromkeys(asked or KNOWN):
         if name not in KNOWN:
             raise EvaluationError(f"--metrics: no metric {name}; there are {', '.join(KNOWN)}")
         package = KNOWN[name].package
@@ -65,11 +63,8 @@ def evaluate(
 ) -> tuple[list[Measured], dict[int, str]]:
     """Measure every record that ``plan.out/rows.jsonl`` does not hold yet.
 
-    Returns:
-        What was measured of each record, in their order; and the utterances whose audio is kept, see :func:`kept_audio`.
-
-    Raises:
-        EvaluationError: a worker process died.
+    Returns what was measured of each record, in their order, and the utterances whose audio is kept: see :func:`kept_audio`.
+    A worker process that dies is an EvaluationError.
     """
     rows, total = plan.out / ROWS, len(records)
     measured = read_rows(rows)
@@ -126,36 +121,30 @@ def prune_audio(plan: Plan, measured: Mapping[int, Measured], utterances: int, s
 
 
 def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Record], force: bool) -> None:
-    """Make ``plan.out``, or make sure that what it holds is the beginning of this very evaluation.
-
-    Raises:
-        EvaluationError: it holds something else.
-    """
+    """Make ``plan.out``, or make sure (EvaluationError) that what it holds is the beginning of this very evaluation."""
     out, settings = plan.out, fingerprint(plan, families, records)
-    path = out / SETTINGS
-    begun = path.exists()
-    if not begun and out.exists() and any(out.iterdir()):
+    path, folders = out / SETTINGS, ("audio", "codes", "images", "spectra")
+    if not path.exists() and out.exists() and any(out.iterdir()):
         raise EvaluationError(f"{out} is not empty and no evaluation; choose another --out")
-    if begun and not force:
-        if json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise EvaluationError(
-                f"{out} holds an evaluation of something else (other model, files or settings): "
-                "choose another --out, or start anew with --force"
-            )
-    else:
-        for name in ("audio", "codes", "images", "spectra"):
+    if not path.exists() or force:
+        for name in folders:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in (ROWS, "metrics.json", "per_file.csv", "index.html"):
             (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
-    for name in ("audio", "codes", "spectra"):
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise EvaluationError(
+            f"{out} holds an evaluation of something else (other model, files or settings): "
+            "choose another --out, or start anew with --force"
+        )
+    for name in folders:
         (out / name).mkdir(exist_ok=True)
 
 
 def fingerprint(plan: Plan, families: Sequence[Family], records: Sequence[Record]) -> dict[str, object]:
     """What decides the rows: the plan, the records and their files, the weights, the reconstructions, the software."""
-    values = {key: value for key, value in asdict(plan).items() if key != "out"} | {
+    values: dict[str, object] = asdict(replace(plan, out=Path())) | {
         "metrics": {name: KNOWN[name].how for name in plan.metrics},
         "systems": [asdict(system) for family in families for system in family.systems],
         "files": [_hash(map(_stat, sorted(Path(folder).rglob("*")))) for folder, _ in plan.folders.values()],
@@ -163,10 +152,9 @@ def fingerprint(plan: Plan, families: Sequence[Family], records: Sequence[Record
         "software": software_versions(plan.metrics),
     }
     if plan.model:
-        folder = find_model(plan.model)
-        values["weights"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        values["config"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    return json.loads(json.dumps(values))  # as it will be read
+        for name, file in (("weights", "model.safetensors"), ("config", "config.json")):
+            values[name] = hashlib.sha256((find_model(plan.model) / file).read_bytes()).hexdigest()
+    return json.loads(json.dumps(values, default=str))  # as it will be read
 
 
 def _stat(path: Path) -> tuple[object, ...]:

@@ -17,22 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from codec.corpus.manifest import Record
+from codec.evaluation import results as schema
 from codec.evaluation.artefacts import SILENT, STEP, Array, is_wide, lines
 from codec.evaluation.codebooks import model_health
 from codec.evaluation.measure import KNOWN, PAIR_METRICS, Cell, Measured, Plan
-from codec.evaluation.results import (
-    Absent,
-    Example,
-    Interval,
-    Manifest,
-    Metric,
-    Result,
-    Results,
-    Row,
-    Spectra,
-    Stability,
-    System,
-)
+from codec.evaluation.results import Metric, Result, Results, Row, Spectra, Stability, System
 from codec.evaluation.runner import available_cores, software_versions
 from codec.evaluation.stability import CHANGES
 from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
@@ -45,7 +34,7 @@ DRAWN = 8  # values of a spectrum that become one point of its drawing
 def summarize(
     plan: Plan,
     families: Sequence[Family],
-    absent: Sequence[Absent],
+    absent: Sequence[schema.Absent],
     records: Sequence[Record],
     measured: Sequence[Measured],
     kept: Mapping[int, str],
@@ -74,16 +63,11 @@ def summarize(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         software=software_versions(plan.metrics),
-        machine={
-            "processor": _processor(),
-            "cores": available_cores(),
-            "device": plan.device,
-            "workers": workers,
-            "threads_per_worker": 1,
-        },
-        manifest=Manifest(manifest.name, digest, len(records), seconds, len(speakers) or None),
+        machine={"processor": _processor(), "cores": available_cores(), "device": plan.device}
+        | {"workers": workers, "threads_per_worker": 1},
+        manifest=schema.Manifest(manifest.name, digest, len(records), seconds, len(speakers) or None),
         model=model.about if model else None,
-        interval=Interval(LEVEL, RESAMPLES, "speakers" if by_speaker else "files", SEED),
+        interval=schema.Interval(LEVEL, RESAMPLES, "speakers" if by_speaker else "files", SEED),
         alignment=ALIGNMENT,
         metrics={name: _with_version(KNOWN[name]) for name in plan.metrics},
         absent=tuple(absent),
@@ -164,14 +148,14 @@ def _stability(measured: Sequence[Measured], units: Sequence[str]) -> tuple[Stab
 
 def _examples(
     plan: Plan, records: Sequence[Record], measured: Sequence[Measured], kept: Mapping[int, str]
-) -> tuple[Example, ...]:
+) -> tuple[schema.Example, ...]:
     examples = []
     for index, why in sorted(kept.items(), key=lambda item: (item[1], item[0])):
         paths = {path.stem: path.relative_to(plan.out).as_posix() for path in plan.audio(index).iterdir()}
         if paths:  # none where the reference could not be read
             systems = {system: paths[system] for system in measured[index].cells if system in paths}
             facts = records[index].id, why, measured[index].seconds
-            examples.append(Example(*facts, paths["reference"], systems))
+            examples.append(schema.Example(*facts, paths["reference"], systems))
     return tuple(examples)
 
 

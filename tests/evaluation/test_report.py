@@ -16,7 +16,7 @@ import soundfile
 from PIL import Image
 from report_folder import EXAMPLES, METRICS, NASTY, NOTHING, SOURCE, SPEAKER, SYSTEMS, make_report, make_results
 
-from codec.evaluation.page.plots import apart, linear_ticks, log_ticks, short
+from codec.evaluation.page.plots import linear_ticks, log_ticks, short
 from codec.evaluation.page.results import best_system, bitrate_classes
 from codec.evaluation.page.spectrograms import height_of, spectrograms
 from codec.evaluation.page.text import duration, moment, number, percent
@@ -222,4 +222,3 @@ def test_ticks() -> None:
     for low, high in ((1.04, 4.64), (0.6, 0.9), (-4.1, 8.2), (2.0, 2.0), (0.0, 0.0)):
         ticks = linear_ticks(low, high)
         assert 2 <= len(ticks) <= 7 and ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
-    assert apart([50.0, 10.0, 11.0, 99.0, 98.0], 5.0, 0.0, 100.0) == [50.0, 10.0, 15.0, 100.0, 95.0]
