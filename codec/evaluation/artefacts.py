@@ -54,7 +54,8 @@ def lines(spectrum: Array, reference: Array) -> Array:
     minutes of speech the recordings' own spectrum, ``[F]`` as the decoded one's, has none anyway.
     """
     half = round(AROUND / STEP / 2)
-    own, recorded = (10 * np.log10(each + SILENT) for each in (spectrum, reference[: len(spectrum)]))
+    width = min(len(spectrum), len(reference))
+    own, recorded = (10 * np.log10(each[:width] + SILENT) for each in (spectrum, reference))
     excess, other = (
         level - np.median(sliding_window_view(np.pad(level, half, mode="edge"), 2 * half + 1), axis=1)
         for level in (own, recorded)

@@ -75,7 +75,7 @@ def evaluate(
         print(f"{len(measured)} of {total} utterances were measured before", flush=True)
     left = [(index, record) for index, record in enumerate(records) if index not in measured]
     audio, done, started = sum(record.duration for _, record in left), 0.0, time.monotonic()  # its length is the work
-    bar = tqdm(total=audio, disable=None, smoothing=0, bar_format="{l_bar}{bar}| {postfix}about {remaining} left")
+    bar = tqdm(total=audio, disable=None, smoothing=0, bar_format="{l_bar}{bar}| about {remaining} left")
     with open(rows, "a", encoding="utf-8") as file, bar:
         for result in _results(plan, families, left, workers):
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
@@ -83,6 +83,7 @@ def evaluate(
             os.fsync(file.fileno())
             measured[result.index] = result
             before, done = done, done + records[result.index].duration
+            bar.set_description_str(f"{len(measured)} of {total} utterances", refresh=False)
             bar.update(done - before)
             if bar.disable and done * 10 // audio > before * 10 // audio:  # no terminal: a line per tenth
                 rest = (time.monotonic() - started) * (audio - done) / done
