@@ -77,30 +77,24 @@ def ripple(pair: Pair) -> float:
     Raises:
         MetricError: the reference has no voiced frame.
     """
-    rate, size, bins = 8000, 512, 8192
+    rate, size, bins = 8000, 512, 4096
     window = np.hanning(size + 1)[:-1]
-    clean, coded = (
-        sliding_window_view(np.pad(resample(w, pair.reference.sample_rate, rate), size // 2), size)[:: size // 4]
-        * window
-        for w in pair.waveforms[:2]
-    )
+    padded = (np.pad(resample(w, pair.reference.sample_rate, rate), size // 2) for w in pair.waveforms[:2])
+    clean, coded = (sliding_window_view(each, size)[:: size // 4] * window for each in padded)
     pitch, voiced = _pitch(clean, window, rate)
     if not voiced.any():
         raise MetricError("the reference has no voiced frame")
-    pitch, clean, coded = pitch[voiced], clean[voiced], coded[voiced]
-    deviations = np.linspace(0.97, 1.03, 13)
-    heights = []
-    for frames in (clean, coded):
-        level = 10 * np.log10(np.square(np.abs(np.fft.rfft(frames, bins))) + SILENT)
-        best = np.full(len(level), -np.inf)
-        for f in (pitch[:, None] * deviation for deviation in deviations):
-            place = 0.5 + np.arange(0, RIPPLE_TOP / PITCHES[0], 1 / 16)  # in multiples of the pitch, [P]
-            whole = np.floor(RIPPLE_TOP / f - 0.5)  # a cosine over whole periods has no mean, [N, 1]
-            inside = place < 0.5 + whole
+    place = 0.5 + np.arange(0, 32, 1 / 16)  # in multiples of the pitch, [P]: 32 of the lowest are more than 2 kHz
+    cosine, heights = np.cos(2 * np.pi * place), []
+    for frames in (clean[voiced], coded[voiced]):
+        level = 10 * np.log10(np.square(np.abs(np.fft.rfft(frames, bins)[:, : bins // 3])) + SILENT)
+        fits = []
+        for deviation in np.linspace(0.97, 1.03, 13):
+            f = deviation * pitch[voiced, None]
+            inside = place < 0.5 + np.floor(RIPPLE_TOP / f - 0.5)  # over whole periods a cosine has no mean, [N, P]
             picked = np.take_along_axis(level, np.round(place * f * inside * bins / rate).astype(int), axis=1)
-            height = 4 * (picked * inside * np.cos(2 * np.pi * place)).sum(axis=1) / inside.sum(axis=1)
-            best = np.maximum(best, height)
-        heights.append(best)
+            fits.append(4 * (picked * inside * cosine).sum(axis=1) / inside.sum(axis=1))
+        heights.append(np.max(fits, axis=0))
     return float((heights[1] - heights[0]).mean())
 
 
