@@ -1,4 +1,4 @@
-"""Line plots: the places of ticks, lines and names. ``plot.html.j2`` draws them as SVG, in the page's colors."""
+"""Line plots: the places of ticks and lines. ``plot.html.j2`` draws them as SVG, in the page's colors."""
 
 from __future__ import annotations
 

@@ -142,11 +142,8 @@ def _coverage(stages: Sequence[Stage]) -> Plot:
     ends = ", ".join(f"stage {line.name} {100 * line.points[-1].y:.1f} %" for line in lines)
     frames = max(line.points[-1].x for line in lines)
     label = f"Share of codebook entries hit against frames seen; after {frames:g} frames: {ends}"
-    title, under = (
-        "Coverage against frames seen",
-        "share of entries hit; one line a stage, the last one darkest or lightest",
-    )
-    return Plot(title, under, label, lines, "frames", x_log=True, percent=True)
+    under = "share of entries hit; one line per stage, the later the stronger"
+    return Plot("Coverage against frames seen", under, label, lines, "frames", x_log=True, percent=True)
 
 
 def _usage(stages: Sequence[Stage]) -> Plot:
