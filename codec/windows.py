@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 Signal = TypeVar("Signal", bound=Any)  # a numpy array or a tensor
 
@@ -15,6 +15,29 @@ class Context:
 
     left: int
     right: int
+
+
+class Reaching(Protocol):
+    """A layer: steps of its input before and after its own ones that an output step depends on, and input steps per output."""
+
+    left: int
+    right: int
+    stride: int
+
+
+def reach(layers: Iterable[Reaching]) -> Context:
+    """How far layers that follow one another look, in steps of the last one's output."""
+    left, right, step = 0, 0, 1  # of the first one's input
+    for layer in layers:
+        left += step * layer.left
+        right += step * layer.right
+        step *= layer.stride
+    return Context(-(-left // step), -(-right // step))
+
+
+def spread(look_ahead: int, depth: int) -> list[int]:
+    """Frames that each of ``depth`` layers looks ahead where together they do ``look_ahead``: evenly, the first ones more."""
+    return [look_ahead // depth + (index < look_ahead % depth) for index in range(depth)]
 
 
 def overlapping(

@@ -6,8 +6,9 @@ import hashlib
 import os
 from pathlib import Path
 
+from codec.config import CodecConfig, from_dict
 from codec.errors import CodecError, install
-from codec.files import as_path
+from codec.files import as_path, read_json
 
 DEFAULT_MODEL = "speech-24khz"
 ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
@@ -42,6 +43,21 @@ def find_model(model: str | Path) -> Path:
     if missing:
         raise ModelError(f"{folder} is not a model folder: it lacks {' and '.join(missing)}")
     return folder
+
+
+def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
+    """The folder of a model given as for :func:`find_model`, its configuration, and the name that its ``.codes`` files bear.
+
+    Raises:
+        ModelError: no such model, or its ``config.json`` cannot be used.
+    """
+    folder = find_model(model)
+    by_folder = os.path.isdir(model) or str(model) == ALIAS
+    try:
+        config = from_dict(CodecConfig, read_json(folder / "config.json"))
+    except CodecError as error:
+        raise refused(folder / "config.json", error) from None
+    return folder, config, folder.resolve().name if by_folder else str(model)
 
 
 def _download(name: str) -> Path:
