@@ -34,7 +34,7 @@ class Encoder(nn.Module):
             channels = width
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.output = nn.Linear(channels, config.latent_dim)
-        self.context = reach(layers)
+        self.context = reach((layer.left, layer.right, layer.stride) for layer in layers)
         initialize(self)
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ class Decoder(nn.Module):
         self.blocks = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
         self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, causal_head)
-        self.context = reach([*layers, self.head])
+        self.context = reach((layer.left, layer.right, layer.stride) for layer in [*layers, self.head])
         initialize(self)
 
     def forward(self, latents: Tensor) -> Tensor:

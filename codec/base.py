@@ -204,7 +204,7 @@ class CodecBase(Generic[Signal]):
 
     def _frame_windows(self, blocks: Any) -> Iterator[Signal]:
         """What the encoder gives ``[..., n]``, window by window, of one waveform in blocks ``[T]``."""
-        hop, context = self.hop_length, self.contexts[0]
+        hop, context = self.hop_length, self.encoder_context
         frames = self._whole_frames(self._each(blocks, self._checked_block))
         for window, before, count in overlapping(frames, WINDOW_FRAMES, context, hop, self._join):
             yield self._encoded(window)[..., before : before + count]
@@ -212,7 +212,7 @@ class CodecBase(Generic[Signal]):
     def _waveform_windows(self, blocks: Iterable[Signal], decode: Callable[[Signal], Signal]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of one item's codes or latents in blocks ``[..., n]``."""
         hop = self.hop_length
-        for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.contexts[1], 1, self._join):
+        for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.decoder_context, 1, self._join):
             waveform = decode(window)
             if not self._library.isfinite(waveform).all():
                 raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
@@ -309,8 +309,13 @@ class CodecBase(Generic[Signal]):
         raise NotImplementedError
 
     @property
-    def contexts(self) -> tuple[Context, Context]:
-        """Frames on either side beyond which nothing reaches a frame, of the encoder and of the decoder."""
+    def encoder_context(self) -> Context:
+        """Frames on either side beyond which a change of the waveform cannot reach a code."""
+        raise NotImplementedError
+
+    @property
+    def decoder_context(self) -> Context:
+        """Frames on either side beyond which a change of the codes cannot reach a frame of the waveform."""
         raise NotImplementedError
 
     @property

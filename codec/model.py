@@ -85,8 +85,12 @@ class Codec(nn.Module, CodecBase[Tensor]):
         return self._hashed[-1]
 
     @property
-    def contexts(self) -> tuple[Context, Context]:
-        return self.encoder.context, self.decoder.context
+    def encoder_context(self) -> Context:
+        return self.encoder.context
+
+    @property
+    def decoder_context(self) -> Context:
+        return self.decoder.context
 
     @property
     def look_aheads(self) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 Signal = TypeVar("Signal", bound=Any)  # a numpy array or a tensor
 
@@ -17,22 +17,19 @@ class Context:
     right: int
 
 
-class Reaching(Protocol):
-    """A layer: steps of its input before and after its own ones that an output step depends on, and input steps per output."""
+def reach(layers: Iterable[tuple[int, int, int]]) -> Context:
+    """How far layers that follow one another look, in steps of the last one's output.
 
-    left: int
-    right: int
-    stride: int
-
-
-def reach(layers: Iterable[Reaching]) -> Context:
-    """How far layers that follow one another look, in steps of the last one's output."""
-    left, right, step = 0, 0, 1  # of the first one's input
-    for layer in layers:
-        left += step * layer.left
-        right += step * layer.right
-        step *= layer.stride
-    return Context(-(-left // step), -(-right // step))
+    Args:
+        layers: ``(left, right, stride)`` of each: how many steps of its input before and after its own ones an output step
+            depends on, and input steps per output step.
+    """
+    before, after, step = 0, 0, 1  # of the first one's input
+    for left, right, stride in layers:
+        before += step * left
+        after += step * right
+        step *= stride
+    return Context(-(-before // step), -(-after // step))
 
 
 def spread(look_ahead: int, depth: int) -> list[int]:

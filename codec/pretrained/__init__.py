@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def refused(path: Path, reason: object) -> ModelError:
     elif head.startswith((b"<!doctype", b"<html", b"<?xml")):
         reason = "it is a web page; download the file itself"
     return ModelError(f"{path} cannot be used: {reason}")
+
+
+def check_data(path: Path, file: bytes) -> None:
+    """Compare the bytes of a valid safetensors file with the checksum in it, if there is one; a ModelError if they differ."""
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    checksum = header.get("__metadata__", {}).get(CHECKSUM)
+    if checksum and checksum != data_checksum(file):
+        raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
 
 
 def data_checksum(file: bytes) -> str:
