@@ -1,7 +1,7 @@
 """Speed and memory of a model, as ratios within one run (machines differ; ratios less so).
 
 python recipes/benchmark.py              # encode and decode against transformers' EnCodec 24 kHz (extra ``bench``)
-python recipes/benchmark.py --backends   # the same with torch, ONNX Runtime and its 8 bits, on 1 and 2 threads (extra ``onnx``)
+python recipes/benchmark.py --backends   # the same by torch, ONNX Runtime and its 8 bits, on 1 and 2 threads (``onnx``)
 python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
 python recipes/benchmark.py --startup    # codec-encode from shell to exit, by both backends, and ``import torch`` alone
 python recipes/benchmark.py --search     # the nearest of so many codes, against one matrix of all distances
@@ -62,7 +62,7 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 
 def against_encodec(codecs: dict[str, CodecBase[Any]], rounds: int) -> None:
-    """Encode and decode ten seconds with each codec and EnCodec, which, at 24 kHz, has random weights: the work is the same."""
+    """Encode and decode ten seconds with each codec and with EnCodec, whose weights are random: the work is the same."""
     from transformers import EncodecConfig, EncodecModel
 
     peer = EncodecModel(EncodecConfig()).eval()
@@ -83,13 +83,11 @@ def against_encodec(codecs: dict[str, CodecBase[Any]], rounds: int) -> None:
     kbps = f"{codec.name} at {codec.bitrate / 1000:g} kbit/s, EnCodec at 6 kbit/s"
     print(f"{torch.get_num_threads()} threads, {SECONDS} s of audio, {kbps}, medians of {rounds} rounds")
     for name in ("EnCodec", *codecs):
-        parts = np.array([times[f"{name} {part}"] for part in ("encode", "decode")])
-        of_peer = np.array([times[f"EnCodec {part}"] for part in ("encode", "decode")])
-        encode, decode, both = *of_peer / parts, of_peer.sum() / parts.sum()
-        seconds = " + ".join(f"{value / SECONDS:.4f}" for value in parts)
-        print(
-            f"{name:>9}: encode {encode:.1f}, decode {decode:.1f}, both {both:.1f} times EnCodec's speed ({seconds} s per s)"
-        )
+        encode, decode = times[f"{name} encode"], times[f"{name} decode"]
+        ratios = [times["EnCodec encode"] / encode, times["EnCodec decode"] / decode]
+        ratios.append((times["EnCodec encode"] + times["EnCodec decode"]) / (encode + decode))
+        speed = "encode {:.1f}, decode {:.1f}, both {:.1f} times EnCodec's speed".format(*ratios)
+        print(f"{name:>9}: {speed}; {encode / SECONDS:.4f} + {decode / SECONDS:.4f} s per second of audio")
 
 
 def by_backends(model: str, rounds: int) -> None:
