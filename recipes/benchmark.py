@@ -66,8 +66,11 @@ def against_encodec(codecs: dict[str, CodecBase[Any]], rounds: int) -> None:
     from transformers import EncodecConfig, EncodecModel
 
     peer = EncodecModel(EncodecConfig()).eval()
-    noise = np.random.default_rng(0).standard_normal(SECONDS * peer.config.sampling_rate, np.float32) * np.float32(0.1)
-    waveform = torch.from_numpy(noise)[None, None]
+    rate, codec = peer.config.sampling_rate, codecs["torch"]
+    noise = np.random.default_rng(0).standard_normal(SECONDS * max(rate, codec.sample_rate), np.float32) * np.float32(
+        0.1
+    )
+    samples, waveform = noise[: SECONDS * codec.sample_rate], torch.from_numpy(noise[: SECONDS * rate])[None, None]
     with torch.no_grad():
         peer_codes = peer.encode(waveform, bandwidth=6.0)
         calls: dict[str, Callable[[], object]] = {
@@ -75,11 +78,9 @@ def against_encodec(codecs: dict[str, CodecBase[Any]], rounds: int) -> None:
             "EnCodec decode": lambda: peer.decode(peer_codes.audio_codes, peer_codes.audio_scales),
         }
         for name, codec in codecs.items():
-            samples = noise[: SECONDS * codec.sample_rate]
             calls[f"{name} encode"] = partial(codec.encode, samples, codec.sample_rate)
             calls[f"{name} decode"] = partial(codec.decode, codec.encode(samples, codec.sample_rate))
         times = interleaved(calls, rounds)
-    codec = codecs["torch"]
     kbps = f"{codec.name} at {codec.bitrate / 1000:g} kbit/s, EnCodec at 6 kbit/s"
     print(f"{torch.get_num_threads()} threads, {SECONDS} s of audio, {kbps}, medians of {rounds} rounds")
     for name in ("EnCodec", *codecs):
