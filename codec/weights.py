@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from codec.files import atomic_write
-from codec.pretrained import CHECKSUM, ModelError, data_checksum, refused
+from codec.pretrained import CHECKSUM, ModelError, check_data, data_checksum, refused
 from codec.quantizers.lookup import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
@@ -61,9 +61,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             _check_fit(state, names, file, path)
-            checksum = (file.metadata() or {}).get(CHECKSUM)
-            if checksum and checksum != data_checksum(path.read_bytes()):
-                raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
+            check_data(path, path.read_bytes())
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise refused(path, error) from None

@@ -14,10 +14,10 @@ FLOORS = [  # a room may import from its own floor and from those below it; the 
     {"errors", "files", "config", "windows"},
     {"audio", "audio_parts", "spectral", "layers"},
     {"quantizers", "autoencoder", "streaming", "container", "health"},
-    {"weights", "pretrained"},
-    {"model", "tokens", "corpus"},
+    {"weights", "pretrained", "base"},
+    {"model", "runtime", "tokens", "corpus"},
 ]
-WINGS = {"cli", "training", "evaluation", "runtime", "integrations"}
+WINGS = {"cli", "training", "evaluation", "integrations"}
 HEIGHT = {room: height for height, rooms in enumerate([*FLOORS, WINGS]) for room in rooms}
 LAZY = {"accelerate", "yaml", "pesq", "pystoi", "librosa", "torchaudio", "tensorboard", "matplotlib", "transformers"}
 LAZY |= {"av", "ray", "onnxruntime", "huggingface_hub", "distillmos"}

@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import codec.model
+import codec.base
 from codec import CodecError
 from codec.audio import resample
 from codec.config import CodecConfig, DecoderConfig, EncoderConfig, QuantizerConfig
@@ -92,7 +92,7 @@ def test_windows_leave_no_seam(model: Codec, monkeypatch: pytest.MonkeyPatch) ->
     codes, latents = model.encode(x, 8000), model.latents(x, 8000)
     audio = model.decode(codes)
     for size in (7, 32):
-        monkeypatch.setattr(codec.model, "WINDOW_FRAMES", size)
+        monkeypatch.setattr(codec.base, "WINDOW_FRAMES", size)
         assert torch.equal(model.encode(x, 8000), codes)
         torch.testing.assert_close(model.latents(x, 8000), latents, atol=2e-6, rtol=1e-4)
         torch.testing.assert_close(model.decode(codes), audio, atol=2e-6, rtol=1e-4)
@@ -100,7 +100,7 @@ def test_windows_leave_no_seam(model: Codec, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("window", [7, 1024])
 def test_latents_lie_between_waveform_and_codes(model: Codec, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec.model, "WINDOW_FRAMES", window)
+    monkeypatch.setattr(codec.base, "WINDOW_FRAMES", window)
     x = noise(2, 80 * 30 + 13)
     latents, codes = model.latents(x, 8000), model.encode(x, 8000)
     assert latents.shape == (2, 16, 31) and torch.equal(model.quantizer(latents).codes, codes)
@@ -180,12 +180,12 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
     ("call", "message"),
     [
         (lambda m: m.encode(torch.zeros(9, 800), 8000), r"of at most 8 channels, .*not torch.float32 \[9, 800\]"),
-        (lambda m: m.encode(np.zeros((800, 2)), 8000), r"float tensor \[B, C, T\], not torch.float32 \[800, 2\]"),
+        (lambda m: m.encode(np.zeros((800, 2)), 8000), r"float tensor \[B, C, T\], not float64 \[800, 2\]"),
         (lambda m: m.encode(np.zeros(800, np.int16), 8000), r"float tensor \[B, C, T\], not int16 \[1, 1, 800\]"),
         (lambda m: m.encode(torch.zeros(1, 1, 1, 800), 8000), "float tensor"),
         (lambda m: m.encode([0.0] * 800, 8000), "float tensor .*, not list"),
         (lambda m: m.encode(torch.zeros(800, dtype=torch.complex64), 8000), "float tensor"),
-        (lambda m: m.encode(torch.zeros(1, 24000, 2), 8000), r"24000 channels of 2 samples.*transpose\(1, 2\)"),
+        (lambda m: m.encode(torch.zeros(1, 24000, 2), 8000), r"24000 channels of 2 samples.*swapaxes\(1, 2\)"),
         (lambda m: m.encode(torch.zeros(0), 8000), "empty"),
         (lambda m: m.encode(np.full(800, np.nan), 8000), "NaN"),
         (lambda m: m.encode(torch.full((8000,), 32767.0), 8000), "reaches 32767; divide"),

@@ -10,7 +10,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-import codec.model
+import codec.base
 from codec import Codec
 from codec.audio import resample
 from codec.cli.commands import decode_main, encode_main
@@ -79,7 +79,7 @@ def test_windows_leave_no_seam_in_real_speech(model: Codec, speech: Speech, monk
     waveform = torch.from_numpy(resample(samples[: 3 * rate // 2], rate, model.sample_rate))
     whole = model.encode(waveform, model.sample_rate)
     audio = model.decode(whole)
-    monkeypatch.setattr(codec.model, "WINDOW_FRAMES", 50)
+    monkeypatch.setattr(codec.base, "WINDOW_FRAMES", 50)
     windowed = model.encode(waveform, model.sample_rate)
     # other shapes round differently, which may turn a code that lies between two entries, and then its later stages
     assert (windowed != whole).any(dim=1).float().mean() < 0.01

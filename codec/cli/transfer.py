@@ -13,20 +13,19 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from codec import container
-from codec.audio import AudioError, AudioReader, AudioWriter, cut, resample_blocks, resampled_length
+from codec.audio import AudioError, AudioReader, AudioWriter, Block, cut, resample_blocks, resampled_length
+from codec.base import CodecBase
+from codec.cli.backends import Load
 from codec.cli.jobs import Job
 from codec.container import Codes, ContainerError, Damage, Header
 from codec.errors import UsageError
 from codec.files import atomic_write
-from codec.model import Codec
 from codec.pretrained import ALIAS, DEFAULT_MODEL, shipped_models
 
 log = logging.getLogger(__name__)
@@ -81,9 +80,9 @@ class FileEncoder:
         UsageError: the model does not have this bitrate or number of quantizers.
     """
 
-    def __init__(self, model: str | None, device: str, choice: QuantizerChoice, channel: int | None = None) -> None:
+    def __init__(self, load: Load, model: str | None, choice: QuantizerChoice, channel: int | None = None) -> None:
         self.channel, self.said_mixed = channel, False
-        self.codec = Codec.from_pretrained(model or DEFAULT_MODEL, device)
+        self.codec = load(model or DEFAULT_MODEL)
         self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
 
     def is_done(self, job: Job) -> bool:
@@ -113,8 +112,8 @@ class FileEncoder:
                     self.said_mixed = True
                 samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
                 codes = []
-                for window in self.codec.encode_blocks(map(torch.from_numpy, samples), self.num_quantizers):
-                    codes.append(window.cpu().numpy().astype(np.uint32))
+                for window in self.codec.encode_blocks(samples, self.num_quantizers):
+                    codes.append(self.codec.to_numpy(window).astype(np.uint32))
                     bar.update(window.shape[-1] / self.codec.frame_rate)
                 header = replace(header, num_samples=reader.num_samples)
                 output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
@@ -130,10 +129,10 @@ class FileDecoder:
     """
 
     def __init__(
-        self, model: str | None, device: str, choice: QuantizerChoice, native_rate: bool, salvage: bool
+        self, load: Load, model: str | None, choice: QuantizerChoice, native_rate: bool, salvage: bool
     ) -> None:
         self.model, self.choice, self.native_rate, self.salvage = model, choice, native_rate, salvage
-        self._load = functools.cache(lambda name: Codec.from_pretrained(name, device))
+        self._load = functools.cache(load)
         if model is not None:
             self._load(model)
 
@@ -171,13 +170,14 @@ class FileDecoder:
                 if self.salvage:
                     waveform = _salvaged(codec, container.read_blocks(stream, header), count)
                 else:
-                    waveform = codec.decode_blocks(_tensors(container.intact_blocks(stream, header), count))
-                signal = cut((block.cpu().numpy() for block in waveform), decoded_length)
+                    blocks = (block[:count] for block in container.intact_blocks(stream, header))
+                    waveform = map(codec.to_numpy, codec.decode_blocks(blocks))
+                signal = cut(waveform, decoded_length)
                 for block in cut(resample_blocks(signal, codec.sample_rate, rate), length):
                     writer.write(block)
                     bar.update(len(block) / rate)
 
-    def _codec_for(self, header: Header) -> Codec:
+    def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
         if self.model is None and header.model not in (*shipped_models(), ALIAS):
             raise ContainerError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
@@ -193,12 +193,7 @@ class FileDecoder:
         return codec
 
 
-def _tensors(blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Tensor]:
-    for block in blocks:
-        yield torch.from_numpy(block[:num_quantizers].copy())
-
-
-def _salvaged(codec: Codec, blocks: Iterable[Codes | Damage], num_quantizers: int) -> Iterator[Tensor]:
+def _salvaged(codec: CodecBase[Any], blocks: Iterable[Codes | Damage], num_quantizers: int) -> Iterator[Block]:
     """Decode each run of intact blocks by itself; the time of a damaged one passes in silence, a missing end is left out.
 
     Raises:
@@ -212,10 +207,11 @@ def _salvaged(codec: Codec, blocks: Iterable[Codes | Damage], num_quantizers: in
                 assert isinstance(loss, Damage)
                 losses.append(loss)
                 if loss.num_frames and not loss.truncated:
-                    yield torch.zeros(loss.num_frames * codec.hop_length)
+                    yield np.zeros(loss.num_frames * codec.hop_length, np.float32)
         else:
             intact = True
-            yield from codec.decode_blocks(_tensors((b for b in run if not isinstance(b, Damage)), num_quantizers))
+            codes = (block[:num_quantizers] for block in run if not isinstance(block, Damage))
+            yield from map(codec.to_numpy, codec.decode_blocks(codes))
         while intact and losses:
             loss = losses.pop(0)
             if loss.truncated:

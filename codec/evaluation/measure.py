@@ -161,7 +161,7 @@ class Measurer:
         nothing = np.full(len(reference.waveform), np.nan, np.float32)
         waveforms = [reference.waveform, *(nothing if isinstance(each, str) else each.waveform for each in outcomes)]
         powers = np.stack([mean_spectrum(each, reference.sample_rate) for each in waveforms])
-        with written_whole(self.plan.spectra(index)) as temporary, open(temporary, "wb") as file:
+        with atomic_write(self.plan.spectra(index)) as temporary, open(temporary, "wb") as file:
             np.save(file, (10 * np.log10(powers + SILENT)).astype(np.float16))
 
     def _changed(self, index: int, reference: Reference, outcome: Outcome) -> Changed:

@@ -244,8 +244,7 @@ class Results:
         """Write ``metrics.json`` into ``folder``."""
         text = json.dumps(to_dict(self), indent=1, ensure_ascii=False, allow_nan=False)
         with atomic_write(folder / "metrics.json") as temporary:
-            temporary.write_text(text + "
-", encoding="utf-8")
+            temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Results:
