@@ -278,6 +278,14 @@ class Codec(nn.Module):
         audio = [torch.cat(list(self._waveform_windows([item], Tensor.float))) for item in latents]
         return torch.stack(audio).unsqueeze(1)
 
+    def embed(self, codes: Tensor) -> Tensor:
+        """Vectors ``[B, D, N]`` of codes ``[B, k, N]``, summed over their stages, with gradient to the codebooks.
+
+        Raises:
+            CodecError: codes that :meth:`decode` would refuse.
+        """
+        return self.quantizer.embed(self._checked_codes(codes, "[B, K, N]").to(self.device))
+
     @torch.no_grad()
     def encode_blocks(self, blocks: Iterable[Tensor], num_quantizers: int | None = None) -> Iterator[Tensor]:
         """Codes ``[K, n]``, window by window, of one waveform of any length given in blocks ``[T]`` at the model's rate.

@@ -112,7 +112,7 @@ class Quantizer(nn.Module, ABC):
 
     def embed(self, codes: Tensor) -> Tensor:
         """Vectors of the codes of any first stages, shaped as the latents, with gradients to the codebooks; 0 for -1."""
-        stages = self._points(codes).transpose(1, 2)  # [B, k, N]
+        stages = self.points(codes).transpose(1, 2)  # [B, k, N]
         assert 1 <= stages.shape[1] <= self.num_quantizers, f"{stages.shape[1]} of {self.num_quantizers} stages"
         with torch.autocast(codes.device.type, enabled=False):
             vectors = torch.where(stages[:, :1] < 0, 0.0, self.vectors(stages.clamp(min=0)))
@@ -142,7 +142,7 @@ class Quantizer(nn.Module, ABC):
             for tensor in self.state_dict().values():
                 distributed.broadcast(tensor, src=0)
 
-    def _points(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+    def points(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Latents or codes ``[B, N, C]``; with a mask ``[1, M, C]``."""
         last = values.movedim(1, -1) if self.channel_first and values.ndim > 2 else values
         if mask is not None:
@@ -150,7 +150,7 @@ class Quantizer(nn.Module, ABC):
         return last.flatten(1, -2) if values.ndim > 2 else last[None]
 
     def _frames(self, latents: Tensor, mask: Tensor | None) -> Tensor:
-        frames = self._points(latents, mask).transpose(1, 2)  # [B, D, N]
+        frames = self.points(latents, mask).transpose(1, 2)  # [B, D, N]
         if frames.shape[1] != self.dim:
             order = f"channel_first={self.channel_first}"
             raise CodecError(f"latents {list(latents.shape)} have {frames.shape[1]} channels ({order}), not {self.dim}")

@@ -11,7 +11,7 @@ import torch
 import yaml
 from loading import load_script
 
-from codec.config import ConfigError, QuantizerConfig
+from codec.config import ConfigError
 from codec.corpus.manifest import Record
 from codec.quantizers import SimVQ, build_quantizer
 
@@ -40,7 +40,7 @@ TINY = {
 def test_the_formula_is_what_a_step_does(bias: bool) -> None:
     """Delta e_i = -lr * c_i sum_j c_j^T g_j for every code, selected or not; a bias adds -lr * sum_j g_j."""
     torch.manual_seed(0)
-    quantizer = SimVQ(6, QuantizerConfig(kind="simvq", codebook_size=200, codebook_dim=6, map_bias=bias)).double()
+    quantizer = SimVQ(6, 200, 6, map_bias=bias, init=None).double()
     latents = torch.randn(2, 6, 15, dtype=torch.float64)
     z = latents.transpose(1, 2).flatten(0, 1)
     before = quantizer.map_basis(quantizer.basis).detach()

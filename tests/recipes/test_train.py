@@ -358,9 +358,7 @@ def test_a_silent_corpus_is_one_sentence(
     settings = (f"data.train=[{tmp_path}/silent.jsonl]", f"model.quantizer.kind={kind}")
     assert train(corpus, tmp_path / "run", *QUANTIZED, *settings) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(said) == 1 and said[0].startswith(
-        "train.py: error: the latents do not vary: speech of data.train is silent or"
-    )
+    assert len(said) == 1 and said[0].startswith("train.py: error: the latents do not vary: the input is silent or")
 
 
 @pytest.mark.parametrize("package", ["yaml", "accelerate", "the folder accelerate"])
