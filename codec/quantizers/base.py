@@ -92,13 +92,13 @@ class Quantizer(nn.Module, ABC):
     ) -> QuantizerOutput:
         """Quantize latents with the first ``num_quantizers`` stages (default all); ``dropout``: see ResidualQuantizer.
 
-        Where ``mask`` is False there is padding: it enters neither losses nor start. The rest is quantized as one long item.
+        Where ``mask`` is False there is padding: it enters neither losses nor start. The rest is quantized as one long
+        item, so that ``dropout`` draws once for all of it.
 
         Raises:
             CodecError: latents of another width; a first batch that does not vary.
         """
         count = self.num_quantizers if num_quantizers is None else num_quantizers
-        assert 1 <= count <= self.num_quantizers, f"{count} of {self.num_quantizers} stages"
         if self._awaits_start and self.training:
             self._awaits_start = False  # looked at once: reading the buffer waits for the GPU
             if not self.started:

@@ -77,6 +77,7 @@ class SimVQ(Quantizer):
         self._cached: tuple[object, Tensor] | None = None  # see ``codebook``
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
+        """One stage from latents to codes and losses; a stack's arguments play no part."""
         z = self.project_in(latents.transpose(1, 2))  # [B, N, d], the lookup space
         codes = lookup.nearest(z.flatten(0, 1), self.codebook).view(z.shape[:2])  # [B, N]
         chosen = self.rows(codes)  # [B, N, d]
@@ -87,7 +88,7 @@ class SimVQ(Quantizer):
         return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
     def rows(self, codes: Tensor) -> Tensor:
-        """The chosen codes, ``[..., d]``: W and b learn, and only the chosen rows of C pass through them."""
+        """The chosen codes, ``[..., d]``: W and b learn, only the chosen rows of C pass through them."""
         if torch.is_grad_enabled():
             return self.map_basis(F.embedding(codes, self.basis))
         return F.embedding(codes, self.codebook)  # the same to the bit
@@ -227,15 +228,8 @@ class ResidualQuantizer(Quantizer):
 
 
 class ResidualSimVQ(ResidualQuantizer):
-    """A residual stack of SimVQ stages; ``settings`` are those of SimVQ."""
+    """A residual stack of SimVQ stages; ``settings`` are those of SimVQ, ``channel_first`` and ``init`` for the whole."""
 
-    def __init__(
-        self,
-        dim: int = 256,
-        num_quantizers: int = 8,
-        codebook_size: int = 1024,
-        init: Init = "first_batch",
-        **settings: Any,
-    ) -> None:
-        settings["codebook_size"] = codebook_size
-        super().__init__(partial(SimVQ, init=None), dim, num_quantizers, init=init, **settings)
+    def __init__(self, dim: int = 256, num_quantizers: int = 8, codebook_size: int = 1024, **settings: Any) -> None:
+        settings = {"init": "first_batch", "codebook_size": codebook_size} | settings
+        super().__init__(partial(SimVQ, init=None), dim, num_quantizers, **settings)

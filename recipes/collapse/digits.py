@@ -22,6 +22,7 @@ from codec.quantizers import QUANTIZERS, Quantizer, SimVQ
 
 HELD_OUT = 297  # images
 WIDTH = 64
+LOSS = 0.1  # weight of the quantizer's loss: at 1 it outweighs the error of pixels, and the encoder shrinks its latents
 
 
 def encoder() -> nn.Sequential:
@@ -56,7 +57,7 @@ def train(args: argparse.Namespace) -> int:
         quantized, _, loss = quantizer(latents) if step >= args.warmup else (latents, None, 0.0)
         error = F.mse_loss(decode(quantized), batch)
         optimizer.zero_grad()
-        (error + loss).backward()
+        (error + LOSS * loss).backward()
         optimizer.step()
     model.eval()
     for name, group in {"trained on": images, "held out": held_out}.items():

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from codec.errors import CodecError
 from codec.health import HealthMonitor
@@ -176,3 +177,19 @@ def test_compilation_changes_no_code(quantizer: Any) -> None:
     assert torch.equal(codes, expected.codes)
     loss.backward()
     assert all(p.grad is not None for p in quantizer.parameters())
+
+
+def start_in_a_process(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    quantizer = ResidualSimVQ(**SMALL, num_quantizers=2)
+    quantizer(latents(200 + 50 * rank, seed=rank))
+    torch.save(quantizer.state_dict(), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_processes_start_alike(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(start_in_a_process, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["started"] and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
