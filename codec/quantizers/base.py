@@ -100,9 +100,9 @@ class Quantizer(nn.Module, ABC):
         """
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         if self._awaits_start and self.training:
-            self._awaits_start = False  # looked at once: reading the buffer waits for the GPU
             if not self.started:
                 self.initialize(latents, mask)
+            self._awaits_start = False  # looked at once: reading the buffer waits for the GPU
         frames = self._frames(latents, mask)
         with torch.autocast(frames.device.type, enabled=False):  # in half precision codes change places
             output = self.quantize(frames.float(), count, dropout)

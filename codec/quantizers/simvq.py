@@ -231,5 +231,5 @@ class ResidualSimVQ(ResidualQuantizer):
     """A residual stack of SimVQ stages; ``settings`` are those of SimVQ, ``channel_first`` and ``init`` for the whole."""
 
     def __init__(self, dim: int = 256, num_quantizers: int = 8, codebook_size: int = 1024, **settings: Any) -> None:
-        settings = {"init": "first_batch", "codebook_size": codebook_size} | settings
-        super().__init__(partial(SimVQ, init=None), dim, num_quantizers, **settings)
+        all_settings: dict[str, Any] = {"init": "first_batch", "codebook_size": codebook_size} | settings
+        super().__init__(partial(SimVQ, init=None), dim, num_quantizers, **all_settings)

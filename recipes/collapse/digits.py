@@ -1,9 +1,10 @@
 """SimVQ where there is no codec: the quantizer of a small autoencoder of images, scikit-learn's handwritten digits.
 
-    python recipes/collapse/digits.py [--quantizer simvq|vq] [--codes 1024] [--warmup 300] [--steps 1500]
+    python recipes/collapse/digits.py [--quantizer simvq|vq] [--codes 1024] [--warmup 0] [--steps 1500]
 
-The first steps are without quantizer; then it is matched to the latents and trained along. Prints how many codes the images
-use, and the reconstruction's error on some that were not trained on. ``--quantizer vq`` is the usual table, for comparison.
+SimVQ starts by itself from the first batch. ``--quantizer vq`` is the usual table, for comparison. With ``--warmup`` the first
+steps are without quantizer, and then either of them is matched to the latents. Prints how many codes the images use, and the
+reconstruction's error, also on images that were not trained on.
 scikit-learn comes with librosa (the extra "eval"): 1,797 images of 8 x 8 pixels.
 """
 
@@ -70,7 +71,7 @@ def train(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quantizer", choices=["simvq", "vq"], default="simvq")
-    for name, default in {"codes": 1024, "warmup": 300, "steps": 1500, "seed": 0}.items():
+    for name, default in {"codes": 1024, "warmup": 0, "steps": 1500, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     args = parser.parse_args()
     sys.exit(run_command("digits.py", lambda: train(args)))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -163,3 +165,11 @@ def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
     assert len(numbers["remedies"]["rows"]) == 16
     assert {path.name for path in tmp_path.iterdir()} == {"plane.gif", "step.png", "remedies.png", "plane.json"}
     assert (tmp_path / "plane.gif").read_bytes()[:3] == b"GIF"
+
+
+@pytest.mark.slow
+def test_digits_says_how_many_codes_are_used() -> None:
+    command = [sys.executable, str(Path(run.__file__).with_name("digits.py")), "--codes", "32", "--steps", "30"]
+    done = subprocess.run([*command, "--warmup", "2"], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[3].startswith("held out: error 0.") and "of 32 codes used in 4,752 frames" in lines[4]
