@@ -2,8 +2,8 @@
 
     python recipes/collapse/digits.py [--quantizer simvq|vq] [--codes 1024] [--warmup 0] [--steps 1500]
 
-SimVQ starts by itself from the first batch. ``--quantizer vq`` is the usual table, for comparison. With ``--warmup`` the first
-steps are without quantizer, and then either of them is matched to the latents. Prints how many codes the images use, and the
+SimVQ starts by itself from the first batch. ``--quantizer vq`` is the usual table, for comparison. With ``--warmup`` the
+first steps are without quantizer, and then either is matched to the latents. Prints how many codes the images use, and the
 reconstruction's error, also on images that were not trained on.
 scikit-learn comes with librosa (the extra "eval"): 1,797 images of 8 x 8 pixels.
 """
