@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from codec.quantizers import Quantizer, QuantizerOutput
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ class CodebookCounter:
         self.counts = torch.zeros(num_quantizers, codebook_size, dtype=torch.int64)
 
     def add(self, codes: Tensor) -> None:
-        """Count codes ``[B, k, N]``."""
+        """Count codes ``[B, k, N]`` but those of -1."""
         for counts, stage_codes in zip(self.counts, codes.detach().cpu().unbind(1), strict=False):
-            counts += torch.bincount(stage_codes.flatten(), minlength=len(counts))
+            counts += torch.bincount(stage_codes[stage_codes >= 0], minlength=len(counts))
 
     def stages(self) -> list[StageHealth]:
         """What was counted, stage by stage."""
@@ -123,6 +127,60 @@ class Moments:
         """Participation ratio ``(sum l)^2 / sum l^2`` of the covariance's eigenvalues l: 1 to D."""
         covariance = self.covariance
         return float(covariance.diagonal().sum().square() / covariance.square().sum().clamp(min=1e-30))
+
+
+class HealthMonitor:
+    """Watches a quantizer inside any model: figures of all that passes through it within the ``with`` block.
+
+    ``print(health)`` tells both collapses apart: few codes in use, or latents in few dimensions.
+
+    >>> from codec.quantizers import SimVQ
+    >>> quantizer = SimVQ(dim=8, codebook_size=16, codebook_dim=4)
+    >>> with HealthMonitor(quantizer) as health:
+    ...     _ = quantizer(torch.randn(2, 8, 500, generator=torch.Generator().manual_seed(0)))
+    >>> [stage.frames for stage in health.stages], len(health.codebook_dimensions), 1 < health.latents.effective_dimension < 8
+    ([1000], 1, True)
+
+    Attributes:
+        latents: Moments of the latents, without what a mask left out.
+    """
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
+        self._counter = CodebookCounter(quantizer.num_quantizers, quantizer.codebook_size)
+        self.latents = Moments(quantizer.dim)
+
+    def __enter__(self) -> HealthMonitor:
+        self._hook = self.quantizer.register_forward_hook(self._watch)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hook.remove()
+
+    def _watch(self, _: object, inputs: tuple[Tensor, ...], output: QuantizerOutput) -> None:
+        codes = self.quantizer.points(output.codes)  # [B, N, K]
+        self._counter.add(codes.transpose(1, 2))
+        self.latents.add(self.quantizer.points(inputs[0])[codes[..., 0] >= 0])
+
+    @property
+    def stages(self) -> list[StageHealth]:
+        """Every stage's codes so far."""
+        return self._counter.stages()
+
+    @property
+    def codebook_dimensions(self) -> list[float]:
+        """Effective dimension of every stage's table as it is now."""
+        return [effective_dimension(stage.codebook) for stage in getattr(self.quantizer, "stages", [self.quantizer])]
+
+    def __str__(self) -> str:
+        lines = [
+            f"stage {index}: {stage.usage:.1%} of {self.quantizer.codebook_size:,} codes used in {stage.frames:,} frames, "
+            f"perplexity {stage.perplexity:,.0f}, unseen mass {stage.unseen_mass:.1%}, codebook of {dimension:.1f} dimensions"
+            for index, (stage, dimension) in enumerate(zip(self.stages, self.codebook_dimensions, strict=True), start=1)
+        ]
+        return "\n".join(
+            [*lines, f"latents of {self.latents.effective_dimension:.1f} in {self.quantizer.dim} dimensions"]
+        )
 
 
 def effective_dimension(points: Tensor) -> float:

@@ -153,6 +153,14 @@ class Codec(nn.Module, CodecBase[Tensor]):
         audio = [torch.cat(list(self._waveform_windows([item], self._decoded_latents))) for item in latents]
         return torch.stack(audio).unsqueeze(1)
 
+    def embed(self, codes: Tensor) -> Tensor:
+        """Vectors ``[B, D, N]`` of codes ``[B, k, N]``, summed over their stages, with gradient to the codebooks.
+
+        Raises:
+            CodecError: codes that :meth:`decode` would refuse.
+        """
+        return self.quantizer.embed(self._checked_codes(codes, "[B, K, N]").to(self.device))
+
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
         """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding."""
         count = self._checked_count(num_quantizers, self.num_quantizers)

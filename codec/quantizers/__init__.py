@@ -1,49 +1,72 @@
-"""Quantizers behind one contract (``base.py``); a new one is a class here and an entry in this table."""
+"""Quantizers behind one contract (``base.py``); a new one is a class here and an entry in this table.
+
+SimVQ, and all of this room, needs torch alone: ``from codec.quantizers import SimVQ``.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
-from codec.config import ConfigError, QuantizerConfig
-from codec.quantizers.base import Quantizer
+from codec.errors import CodecError
+from codec.quantizers.base import Quantizer, QuantizerOutput
+from codec.quantizers.convert import convert
 from codec.quantizers.grid import FSQ, LFQ, LatticeVQ
 from codec.quantizers.simvq import ResidualQuantizer, ResidualSimVQ, SimVQ
-from codec.quantizers.vq import EMAVQ, VQ, AffineVQ, ClusteredVQ, FactorisedVQ, IndexVQ
+from codec.quantizers.vq import EMAVQ, VQ, ClusteredVQ, FactorisedVQ, IndexVQ
 
-__all__ = ["QUANTIZERS", "Quantizer", "ResidualQuantizer", "ResidualSimVQ", "SimVQ", "build_quantizer"]
+if TYPE_CHECKING:
+    from codec.config import QuantizerConfig
 
-QUANTIZERS: dict[str, Callable[[int, QuantizerConfig], Quantizer]] = {
-    "simvq": SimVQ,
-    "residual_simvq": ResidualSimVQ,
+__all__ = [
+    "QUANTIZERS", "Quantizer", "QuantizerOutput", "ResidualQuantizer", "ResidualSimVQ", "SimVQ", "build_quantizer", "convert",
+]  # fmt: skip
+
+
+QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
+    "simvq": partial(SimVQ, init=None),
+    "residual_simvq": partial(ResidualSimVQ, init=None),
     "vq": VQ,
     "ema_vq": EMAVQ,
     "factorised_vq": FactorisedVQ,
     "clustered_vq": ClusteredVQ,
     "index_vq": IndexVQ,
-    "affine_vq": AffineVQ,
+    # affine re-parameterisation, ``e_k = s * c_k + b`` with c, s and b learned (Huh et al., arXiv 2305.08842), without
+    # the paper's larger learning rate for s and b
+    "affine_vq": partial(SimVQ, basis="learnable", map="diagonal", init=None),
     "fsq": FSQ,
     "lfq": LFQ,
     "lattice_vq": LatticeVQ,
-    "residual_vq": partial(ResidualQuantizer, stage=VQ),
-    "residual_ema_vq": partial(ResidualQuantizer, stage=EMAVQ),
-    "residual_factorised_vq": partial(ResidualQuantizer, stage=FactorisedVQ),
+    "residual_vq": partial(ResidualQuantizer, VQ),
+    "residual_ema_vq": partial(ResidualQuantizer, EMAVQ),
+    "residual_factorised_vq": partial(ResidualQuantizer, FactorisedVQ),
 }
 
 
 def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
-    """The quantizer that ``config.kind`` names, for latents of width ``dim``.
+    """The quantizer that ``config.kind`` names, for latents of width ``dim``; a start is left to ``initialize``.
 
     Raises:
         ConfigError: no such kind, or a setting that the kind does not know.
     """
-    if config.kind not in QUANTIZERS:
-        raise ConfigError(f"quantizer.kind must be one of {', '.join(QUANTIZERS)}, not {config.kind!r}")
-    unknown = [] if config.kind.endswith("simvq") else ["basis", "map", "map_bias"]
-    if not config.kind.startswith("residual_") and config.num_quantizers != 1:  # one stage may be said to be one
+    from codec.config import ConfigError  # here: a quantizer by itself needs none
+
+    kind, settings = config.kind, {name: value for name, value in vars(config).items() if name != "kind"}
+    if kind not in QUANTIZERS:
+        raise ConfigError(f"quantizer.kind must be one of {', '.join(QUANTIZERS)}, not {kind!r}")
+    unknown = [] if kind.endswith("simvq") else ["basis", "map", "map_bias"]
+    if not kind.startswith("residual_"):
         unknown.append("num_quantizers")
-    if config.kind in ("fsq", "lfq", "lattice_vq"):  # the number of codes gives their dimension, and they round
+    if kind in ("fsq", "lfq", "lattice_vq"):  # the number of codes gives their dimension, and they round
         unknown += ["codebook_dim", "gradient"]
     for name in unknown:
-        value, default = getattr(config, name), getattr(QuantizerConfig(), name)
-        if value != default:  # it would go unheeded
-            raise ConfigError(f"quantizer.{name} means nothing to {config.kind}: leave {value!r} out")
-    return QUANTIZERS[config.kind](dim, config)
+        value, default = settings.pop(name), getattr(type(config)(), name)
+        if value != default and (name, value) != ("num_quantizers", 1):  # one stage may be said to be one
+            raise ConfigError(f"quantizer.{name} means nothing to {kind}: leave {value!r} out")
+    if settings.get("gradient") == "straight_through":
+        settings["gradient"] = "ste"
+    try:
+        return QUANTIZERS[kind](dim, **settings)
+    except CodecError as error:
+        raise ConfigError(f"quantizer.{error}") from None

@@ -1,21 +1,37 @@
-"""The contract that every quantizer keeps."""
+"""The contract that every quantizer keeps, and what all of them share: layouts, masks, the start from a first batch."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor, distributed, nn
+
+from codec.errors import CodecError
+
+Init = Literal["first_batch"] | None
+COMMITMENT = 0.25  # weight of the commitment loss in ``QuantizerOutput.loss``: beta of arXiv 1711.00937
+
+
+def one_of(**options: tuple[Any, ...]) -> None:
+    """Refuse, as a CodecError, an option whose value (first) is none of those that it may have (the others)."""
+    for name, (value, *known) in options.items():
+        if value not in known:
+            raise CodecError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
 
 
 @dataclass
 class QuantizerOutput:
-    """What a quantizer returns; B batch, D latent width, N frames, K stages used.
+    """What a quantizer returns; unpacks as ``quantized, codes, loss``. B batch, K stages used.
 
     Attributes:
-        quantized: ``[B, D, N]``, with gradients to the latents and to the codebooks.
-        codes: int64 ``[B, K, N]``.
-        commitment_loss: ``[B, K]``, mean squared distance that pulls latents to their codes; 0 for dropped stages.
+        quantized: float32, shaped as the latents, with gradients to them and to the codebooks; 0 where masked.
+        codes: int64, shaped as the latents with K in place of D; -1 where masked.
+        commitment_loss: ``[B, K]``, mean squared distance that pulls latents to their codes; 0 for dropped stages. With a
+            mask B is 1.
         codebook_loss: ``[B, K]``, the same distance, pulling codes to latents. Quantizers without a table of codes
             return zeros, or what their text says.
     """
@@ -25,29 +41,128 @@ class QuantizerOutput:
     commitment_loss: Tensor
     codebook_loss: Tensor
 
+    @property
+    def loss(self) -> Tensor:
+        """Both in one number to add to a model's own loss: ``codebook + 0.25 commitment``, summed over the stages."""
+        return (self.codebook_loss + COMMITMENT * self.commitment_loss).sum(dim=1).mean()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.quantized, self.codes, self.loss))
+
 
 class Quantizer(nn.Module, ABC):
-    """A module built by ``Class(dim, config)``, with D = dim the width of the latents.
+    """A module between encoder and decoder, for latents of width D = dim.
+
+    Latents are ``[B, D, N]``, ``[B, D, H, W]`` (with ``channel_first=False`` ``[B, N, D]``, ``[B, H, W, D]``) or ``[N, D]``.
+    Codes have the same shape with K in place of D, also for one stage; masks have it without D.
 
     Codes are found in float32, outside autocast; where distances are equal the lowest index is taken. In eval mode nothing
     changes and every item of a batch is quantized as if alone. Single quantizers have ``codebook``, their points ``[V, d]``.
     """
 
-    num_quantizers: int
-    codebook_size: int
+    num_quantizers = 1
+    started: Tensor
+
+    def __init__(self, dim: int, codebook_size: int, channel_first: bool = True, init: Init = None) -> None:
+        super().__init__()
+        one_of(init=(init, "first_batch", None))
+        self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
+        self._awaits_start = init is not None
+        if init is not None:
+            self.register_buffer("started", torch.tensor(False))
 
     @abstractmethod
-    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
-        """Quantize ``[B, D, N]`` with the first ``num_quantizers`` stages; ``dropout``: see ResidualQuantizer."""
+    def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
+        """What ``forward`` does with latents float32 ``[B, D, N]``, outside autocast."""
 
     @abstractmethod
-    def decode(self, codes: Tensor) -> Tensor:
-        """``[B, D, N]`` of codes ``[B, k, N]``, k at most ``num_quantizers``: what forward gave for them in eval mode."""
+    def vectors(self, codes: Tensor) -> Tensor:
+        """What ``embed`` does with codes ``[B, k, N]`` of 0 and more: ``[B, D, N]``."""
 
     @abstractmethod
-    def initialize(self, latents: Tensor) -> None:
-        """Match the codebooks to real latents ``[B, D, N]``, in place."""
+    def match(self, latents: Tensor) -> None:
+        """What ``initialize`` does with latents ``[B, D, N]``."""
 
     @abstractmethod
     def codebook_state(self) -> list[Tensor]:
         """The tensors that decide what a code means, in a fixed order; the model's fingerprint covers them."""
+
+    def forward(
+        self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0, mask: Tensor | None = None
+    ) -> QuantizerOutput:
+        """Quantize latents with the first ``num_quantizers`` stages (default all); ``dropout``: see ResidualQuantizer.
+
+        Where ``mask`` is False there is padding: it enters neither losses nor start. The rest is quantized as one long
+        item, so that ``dropout`` draws once for all of it.
+
+        Raises:
+            CodecError: latents of another width; a first batch that does not vary.
+        """
+        count = self.num_quantizers if num_quantizers is None else num_quantizers
+        if self._awaits_start and self.training:
+            if not self.started:
+                self.initialize(latents, mask)
+            self._awaits_start = False  # looked at once: reading the buffer waits for the GPU
+        frames = self._frames(latents, mask)
+        with torch.autocast(frames.device.type, enabled=False):  # in half precision codes change places
+            output = self.quantize(frames.float(), count, dropout)
+        output.quantized = self._shaped(output.quantized, latents, mask, 0.0)
+        output.codes = self._shaped(output.codes, latents, mask, -1)
+        return output
+
+    def embed(self, codes: Tensor) -> Tensor:
+        """Vectors of the codes of any first stages, shaped as the latents, with gradients to the codebooks; 0 for -1."""
+        stages = self.points(codes).transpose(1, 2)  # [B, k, N]
+        assert 1 <= stages.shape[1] <= self.num_quantizers, f"{stages.shape[1]} of {self.num_quantizers} stages"
+        with torch.autocast(codes.device.type, enabled=False):
+            vectors = torch.where(stages[:, :1] < 0, 0.0, self.vectors(stages.clamp(min=0)))
+        return self._shaped(vectors, codes, None, 0.0)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """``embed`` without gradients: what ``forward`` gave for these codes in eval mode."""
+        return self.embed(codes)
+
+    @torch.no_grad()
+    def initialize(self, latents: Tensor, mask: Tensor | None = None) -> None:
+        """Match the codebooks to real latents, in place; all processes call it and take what the first one found.
+
+        Raises:
+            CodecError: latents of another width, or that do not vary.
+        """
+        frames = self._frames(latents, mask)
+        spread = frames.double().transpose(0, 1).flatten(1).var(dim=1).sum()
+        if not spread > 1e-10 * frames.double().square().mean():  # rounding makes 1e-14; "not >" also holds for NaN
+            raise CodecError("the latents do not vary: the input is silent or constant, or training diverged")
+        with torch.autocast(frames.device.type, enabled=False):
+            self.match(frames)
+        if "started" in self._buffers:
+            self.started.fill_(True)
+        if distributed.is_available() and distributed.is_initialized():
+            for tensor in self.state_dict().values():
+                distributed.broadcast(tensor, src=0)
+
+    def points(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Latents or codes ``[B, N, C]``; with a mask ``[1, M, C]``."""
+        last = values.movedim(1, -1) if self.channel_first and values.ndim > 2 else values
+        if mask is not None:
+            return last[mask][None]
+        return last.flatten(1, -2) if values.ndim > 2 else last[None]
+
+    def _frames(self, latents: Tensor, mask: Tensor | None) -> Tensor:
+        frames = self.points(latents, mask).transpose(1, 2)  # [B, D, N]
+        if frames.shape[1] != self.dim:
+            order = f"channel_first={self.channel_first}"
+            raise CodecError(f"latents {list(latents.shape)} have {frames.shape[1]} channels ({order}), not {self.dim}")
+        return frames
+
+    def _shaped(self, values: Tensor, like: Tensor, mask: Tensor | None, fill: float) -> Tensor:
+        """``[B, C, N]`` in the layout of ``like``; ``fill`` where the mask is False."""
+        points, first = values.transpose(1, 2), self.channel_first and like.ndim > 2
+        if mask is None:
+            shape = like.shape[:1] + like.shape[2:] if first else like.shape[:-1]
+            whole = points.reshape(*shape, points.shape[-1])
+        else:
+            whole = points.new_full((*mask.shape, points.shape[-1]), fill)
+            whole[mask] = points[0]
+        return whole.movedim(-1, 1) if first else whole

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.config import ConfigError, QuantizerConfig
+from codec.errors import CodecError
 from codec.quantizers.base import Quantizer, QuantizerOutput
 from codec.quantizers.lookup import pass_gradient, projection, start_projections
 
@@ -23,11 +23,11 @@ def grid_levels(codebook_size: int, most_bits: int = 3) -> tuple[int, ...]:
     ((8, 8, 4, 4), (8, 8, 8, 4, 4), (2, 2, 2))
 
     Raises:
-        ConfigError: V is not a power of two.
+        CodecError: V is not a power of two.
     """
     bits = codebook_size.bit_length() - 1
     if codebook_size != 2**bits:
-        raise ConfigError(f"quantizer.codebook_size must be a power of two for this kind, not {codebook_size}")
+        raise CodecError(f"codebook_size must be a power of two for this kind, not {codebook_size}")
     dims = -(-bits // most_bits)
     return tuple(2 ** (bits // dims + (i < bits % dims)) for i in range(dims))
 
@@ -35,22 +35,20 @@ def grid_levels(codebook_size: int, most_bits: int = 3) -> tuple[int, ...]:
 class GridQuantizer(Quantizer):
     """Projection to as many dimensions as there are levels, rounding, projection out; a code is a number in mixed radix.
 
-    The dimension follows from ``codebook_size`` (``codebook_dim`` is not used). The gradient is straight-through.
+    The dimension follows from ``codebook_size``. The gradient is straight-through.
 
     Args:
         dim: width D of the latents.
-        config: the codebook size V, a power of two.
+        codebook_size: V, a power of two.
     """
 
-    num_quantizers = 1
     most_bits = 3
     levels: Tensor
     places: Tensor
 
-    def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.codebook_size = config.codebook_size
-        levels = torch.tensor(grid_levels(config.codebook_size, self.most_bits))
+    def __init__(self, dim: int, codebook_size: int) -> None:
+        super().__init__(dim, codebook_size)
+        levels = torch.tensor(grid_levels(codebook_size, self.most_bits))
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("places", levels.cumprod(dim=0) // levels, persistent=False)  # what a level is worth
         self.project_in = projection(dim, len(levels))
@@ -76,24 +74,20 @@ class GridQuantizer(Quantizer):
     def _digits(self, codes: Tensor) -> Tensor:
         return codes.unsqueeze(-1) // self.places % self.levels
 
-    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
-        assert num_quantizers in (None, 1), f"{type(self).__name__} has one stage"
-        with torch.autocast(latents.device.type, enabled=False):
-            z = self.project_in(latents.float().transpose(1, 2))  # [B, N, d]
-            digits, passed = self.round(z)  # [B, N, d] both
-            codes = (digits * self.places).sum(dim=-1)  # [B, N]
-            values = self.values(digits)  # [B, N, d]
-            commitment_loss, codebook_loss = self.losses(z, values)  # [B] both
-            straight = pass_gradient(passed, values, "straight_through")  # [B, N, d]
-            quantized = self.project_out(straight).transpose(1, 2)  # [B, D, N]
+    def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
+        z = self.project_in(latents.transpose(1, 2))  # [B, N, d]
+        digits, passed = self.round(z)  # [B, N, d] both
+        codes = (digits * self.places).sum(dim=-1)  # [B, N]
+        values = self.values(digits)  # [B, N, d]
+        commitment_loss, codebook_loss = self.losses(z, values)  # [B] both
+        straight = pass_gradient(passed, values, "ste")  # [B, N, d]
+        quantized = self.project_out(straight).transpose(1, 2)  # [B, D, N]
         return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
-    def decode(self, codes: Tensor) -> Tensor:
-        assert codes.shape[1] == 1, f"{type(self).__name__} has one stage"
-        return self.project_out(self.values(self._digits(codes[:, 0])).detach()).transpose(1, 2)
+    def vectors(self, codes: Tensor) -> Tensor:
+        return self.project_out(self.values(self._digits(codes[:, 0]))).transpose(1, 2)
 
-    @torch.no_grad()
-    def initialize(self, latents: Tensor) -> None:
+    def match(self, latents: Tensor) -> None:
         """Each dimension takes a principal component at unit variance; the way out is fitted by least squares."""
         if not (isinstance(self.project_in, nn.Linear) and isinstance(self.project_out, nn.Linear)):
             return
@@ -170,8 +164,8 @@ class LatticeVQ(GridQuantizer):
     left out. Both losses are mean squared distances.
     """
 
-    def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__(dim, config)
+    def __init__(self, dim: int, codebook_size: int) -> None:
+        super().__init__(dim, codebook_size)
         self.step = nn.Parameter(4.0 / self.levels)  # levels span two standard deviations of unit latents
 
     def round(self, z: Tensor) -> tuple[Tensor, Tensor]:

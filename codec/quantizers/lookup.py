@@ -10,7 +10,11 @@ from torch.nn import functional as F
 
 CPU_TILE = (256, 2048)  # points x codes: 2 MiB of distances stay in a core's cache, which more than halves the time
 SEARCH_ELEMENTS = 2**24  # distances held at once on other devices: 64 MiB, so that V = 262,144 needs no gigabytes
+JITTER = 0.01  # of the latents' spread: keeps apart codes that start at one and the same latent
 TABLE_TYPE = torch.float8_e4m3fn  # random numbers need few bits: stored so, a frozen table takes a quarter of the space
+
+
+Gradient = Literal["ste", "rotation"]
 
 
 def nearest(points: Tensor, codebook: Tensor) -> Tensor:
@@ -43,24 +47,24 @@ def _nearest_of_tiles(points: Tensor, tiles: list[tuple[Tensor, Tensor]]) -> Ten
     return index
 
 
-def pass_gradient(z: Tensor, chosen: Tensor, how: Literal["straight_through", "rotation"]) -> Tensor:
+def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:
     """``chosen`` in value, to the bit, with a gradient to ``z``; both ``[..., d]``, none to ``chosen``.
 
-    The lookup has no gradient of its own. ``straight_through`` takes the identity (Bengio et al., arXiv 1308.3432).
+    The lookup has no gradient of its own. ``ste`` takes the identity (Bengio et al., arXiv 1308.3432).
     ``rotation`` takes the rotation and scaling that turn z into its code, held fixed, so that gradients keep their angle
     to the vector they belong to (Fifty et al., arXiv 2410.06424). With ``u = z / |z|``, ``v = e / |e|`` and
     ``r = (u + v) / |u + v|`` it is ``|e| / |z| * (I - 2 r r^T + 2 v u^T)``. Opposite vectors have no ``r``: there the map
     is the identity less ``2 u u^T``, which also takes u to v.
 
     >>> z, code = torch.tensor([2.0, 0.0], requires_grad=True), torch.tensor([0.0, 4.0])
-    >>> for how in ("straight_through", "rotation"):
+    >>> for how in ("ste", "rotation"):
     ...     passed = pass_gradient(z, code, how)
     ...     print(passed.tolist(), torch.autograd.grad(passed[1], z)[0].round(decimals=4).tolist())
     [0.0, 4.0] [0.0, 1.0]
     [0.0, 4.0] [2.0, 0.0]
     """
     value = chosen.detach()
-    if how == "straight_through":
+    if how == "ste":
         return value + (z - z.detach())  # the parentheses are zero, with the gradient of z
     with torch.no_grad():
         scale = value.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp(min=1e-6)
@@ -75,7 +79,6 @@ def projection(in_dim: int, out_dim: int) -> nn.Module:
     return nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim)
 
 
-@torch.no_grad()
 def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Tensor) -> Tensor:
     """Set both layers, in place, from ``latents`` ``[B, D, N]``; returns what the lookup then sees, float64 ``[B N, d]``.
 
@@ -104,3 +107,15 @@ def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Te
 def random_table(codebook_size: int, dim: int) -> Tensor:
     """Codes ``[V, d]`` from N(0, 1/d), rounded to ``TABLE_TYPE``, in float32."""
     return torch.randn(codebook_size, dim).mul_(dim**-0.5).to(TABLE_TYPE).float()
+
+
+def sampled_points(points: Tensor, count: int) -> Tensor:
+    """``count`` of the points ``[M, d]``, each once before any comes again, with a little noise: a table to start from.
+
+    The same for the same points: the draw has its own fixed seed.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rounds = -(-count // len(points))
+    order = torch.cat([torch.randperm(len(points), generator=generator) for _ in range(rounds)])[:count]
+    noise = torch.randn(count, points.shape[1], generator=generator).to(points)
+    return points[order.to(points.device)] + JITTER * points.std(dim=0) * noise

@@ -10,64 +10,91 @@ codebook is ``E = C W + b`` with C fixed. The chosen rows ``e_j = c_j W + b`` ge
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.config import QuantizerConfig
-from codec.quantizers.base import Quantizer, QuantizerOutput
-from codec.quantizers.lookup import nearest, pass_gradient, projection, random_table, start_projections
+from codec.quantizers import lookup
+from codec.quantizers.base import Init, Quantizer, QuantizerOutput, one_of
 
 
 class SimVQ(Quantizer):
     """One codebook ``E = C W + b``: ``basis`` is C, ``weight`` is W, ``bias`` is b.
 
+    >>> quantizer = SimVQ(dim=32, codebook_size=64, codebook_dim=8)
+    >>> quantized, codes, loss = quantizer(torch.randn(2, 32, 16, 16))
+    >>> quantized.shape, codes.shape, torch.equal(quantizer.eval().decode(codes), quantizer.embed(codes))
+    (torch.Size([2, 32, 16, 16]), torch.Size([2, 1, 16, 16]), True)
+
     Args:
         dim: width D of the latents.
-        config: codebook size V and dimension d, and the variant: ``basis="learnable"`` trains C too (which can bring
-            collapse back), ``map="diagonal"`` learns one factor per dimension, ``map_bias=False`` leaves out b;
-            ``gradient="rotation"`` replaces the straight-through gradient.
+        codebook_size: codes V.
+        codebook_dim: dimension d of the lookup; linear layers lead there and back where it is not D.
+        basis: C is drawn from N(0, 1/d) and "frozen", or "learnable" (which can bring collapse back); "data": frozen, and
+            ``initialize`` takes V of the latents for it; or a tensor ``[V, d]``, frozen, which says V and d.
+        map: W is "dense", or "diagonal": one factor per dimension.
+        map_bias: whether there is b.
+        gradient: that of the lookup, "ste" (straight-through) or "rotation"; see ``pass_gradient``.
+        channel_first: where the latents have their channels; see Quantizer.
+        init: "first_batch": the first training batch does ``initialize``; None leaves that to you.
+
+    Raises:
+        CodecError: an option that there is not.
     """
 
-    num_quantizers = 1
     basis: Tensor
 
-    def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.codebook_size, d = config.codebook_size, config.codebook_dim
-        self.gradient, self.diagonal = config.gradient, config.map == "diagonal"
-        basis = random_table(config.codebook_size, d)  # drawn first: a seed gives one table whatever the projections
-        if config.basis == "learnable":
-            self.basis = nn.Parameter(basis)
+    def __init__(
+        self,
+        dim: int = 256,
+        codebook_size: int = 65536,
+        codebook_dim: int = 16,
+        basis: Literal["frozen", "learnable", "data"] | Tensor = "frozen",
+        map: Literal["dense", "diagonal"] = "dense",
+        map_bias: bool = True,
+        gradient: lookup.Gradient = "ste",
+        channel_first: bool = True,
+        init: Init = "first_batch",
+    ) -> None:
+        kind = "frozen" if isinstance(basis, Tensor) else basis
+        one_of(basis=(kind, "frozen", "learnable", "data"), map=(map, "dense", "diagonal"))
+        one_of(gradient=(gradient, "ste", "rotation"))
+        # drawn first: a seed gives one table whatever the projections
+        given = basis.detach().clone() if isinstance(basis, Tensor) else None
+        table = lookup.random_table(codebook_size, codebook_dim) if given is None else given
+        super().__init__(dim, len(table), channel_first, init)
+        self.gradient, self.diagonal, self.from_data, d = gradient, map == "diagonal", kind == "data", table.shape[1]
+        if kind == "learnable":
+            self.basis = nn.Parameter(table)
         else:
-            self.register_buffer("basis", basis)
+            self.register_buffer("basis", table)
         self.weight = nn.Parameter(torch.ones(d) if self.diagonal else torch.eye(d))
-        self.bias = nn.Parameter(torch.zeros(d)) if config.map_bias else None
-        self.project_in, self.project_out = projection(dim, d), projection(d, dim)
+        self.bias = nn.Parameter(torch.zeros(d)) if map_bias else None
+        self.project_in, self.project_out = lookup.projection(dim, d), lookup.projection(d, dim)
         self._cached: tuple[object, Tensor] | None = None  # see ``codebook``
 
-    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
-        """Quantize ``[B, D, N]``; see ``base.py`` for the contract, which has the other arguments for residual stacks."""
-        assert num_quantizers in (None, 1), "SimVQ has one stage"
-        with torch.autocast(latents.device.type, enabled=False):  # in half precision codes change places
-            z = self.project_in(latents.float().transpose(1, 2))  # [B, N, d], the lookup space
-            codebook = self.codebook  # [V, d], E = C W + b, without gradient
-            codes = nearest(z.flatten(0, 1), codebook).view(z.shape[:2])  # [B, N]
-            if torch.is_grad_enabled():  # W and b learn: only the chosen rows of C pass through them
-                chosen = self.map_basis(F.embedding(codes, self.basis))  # [B, N, d]
-            else:  # the same rows, as ``decode`` takes them: equal to the bit
-                chosen = F.embedding(codes, codebook)  # [B, N, d]
-            commitment_loss = (z - chosen.detach()).square().mean(dim=(1, 2))  # [B], moves the encoder to the codes
-            codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2))  # [B], moves the codes: W and b
-            passed = pass_gradient(z, chosen, self.gradient)  # [B, N, d], chosen in value, gradient to z
-            quantized = self.project_out(passed).transpose(1, 2)  # [B, D, N]
+    def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
+        """One stage from latents to codes and losses; a stack's arguments play no part."""
+        z = self.project_in(latents.transpose(1, 2))  # [B, N, d], the lookup space
+        codes = lookup.nearest(z.flatten(0, 1), self.codebook).view(z.shape[:2])  # [B, N]
+        chosen = self.rows(codes)  # [B, N, d]
+        commitment_loss = (z - chosen.detach()).square().mean(dim=(1, 2))  # [B], moves the encoder to the codes
+        codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2))  # [B], moves the codes: W and b
+        passed = lookup.pass_gradient(z, chosen, self.gradient)  # [B, N, d], chosen in value, gradient to z
+        quantized = self.project_out(passed).transpose(1, 2)  # [B, D, N]
         return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
-    def decode(self, codes: Tensor) -> Tensor:
-        assert codes.shape[1] == 1, "SimVQ has one stage"
-        return self.project_out(F.embedding(codes[:, 0], self.codebook)).transpose(1, 2)
+    def rows(self, codes: Tensor) -> Tensor:
+        """The chosen codes, ``[..., d]``: W and b learn, only the chosen rows of C pass through them."""
+        if torch.is_grad_enabled():
+            return self.map_basis(F.embedding(codes, self.basis))
+        return F.embedding(codes, self.codebook)  # the same to the bit
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        return self.project_out(self.rows(codes[:, 0])).transpose(1, 2)
 
     def map_basis(self, rows: Tensor) -> Tensor:
         """``C W + b`` for rows of the basis, ``[..., d] -> [..., d]``."""
@@ -88,11 +115,13 @@ class SimVQ(Quantizer):
         self._cached = None if key is None else (key, table)
         return table
 
-    @torch.no_grad()
-    def initialize(self, latents: Tensor) -> None:
+    def match(self, latents: Tensor) -> None:
         """Data-matched start: principal components for the projections, then ``matched_map`` of what the lookup sees."""
-        points = start_projections(self.project_in, self.project_out, latents).float()  # [M, d], M = B N
+        points = lookup.start_projections(self.project_in, self.project_out, latents).float()  # [M, d], M = B N
         weight, bias = matched_map(points, self.diagonal, self.bias is not None)
+        if self.from_data:  # C takes the points themselves, W and b change nothing yet
+            self.basis.copy_(lookup.sampled_points(points, self.codebook_size))
+            weight, bias = torch.ones_like(weight) if self.diagonal else torch.eye(len(weight)), torch.zeros_like(bias)
         self.weight.copy_(weight)
         if self.bias is not None:
             self.bias.copy_(bias)
@@ -119,17 +148,8 @@ def matched_map(points: Tensor, diagonal: bool = False, with_bias: bool = True) 
     centered, root_d = points - bias, float(points.shape[1]) ** 0.5
     if diagonal:
         return root_d * centered.square().mean(dim=0).sqrt(), bias
-    return root_d * symmetric_root(centered.t() @ centered / len(centered)), bias
-
-
-def symmetric_root(matrix: Tensor) -> Tensor:
-    """The symmetric square root of a positive semi-definite matrix ``[d, d]``.
-
-    >>> symmetric_root(torch.tensor([[5.0, 4.0], [4.0, 5.0]])).round(decimals=4).tolist()
-    [[2.0, 1.0], [1.0, 2.0]]
-    """
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.t()
+    values, vectors = torch.linalg.eigh(centered.t() @ centered / len(centered))
+    return root_d * ((vectors * values.clamp(min=0).sqrt()) @ vectors.t()), bias
 
 
 class ResidualQuantizer(Quantizer):
@@ -143,28 +163,34 @@ class ResidualQuantizer(Quantizer):
     it once.
 
     Args:
+        stage: builds one stage, of ``dim`` and ``settings``.
         dim: width D of the latents.
-        config: of every stage, and how many there are.
-        stage: builds one stage.
+        num_quantizers: stages K.
+        channel_first, init: see SimVQ.
     """
 
-    def __init__(self, dim: int, config: QuantizerConfig, stage: Callable[[int, QuantizerConfig], Quantizer]) -> None:
-        super().__init__()
-        self.num_quantizers, self.codebook_size = config.num_quantizers, config.codebook_size
-        stages = nn.ModuleList([stage(dim, config) for _ in range(config.num_quantizers)])
-        self.stages = cast("list[Quantizer]", stages)  # a ModuleList does not say what it holds
+    def __init__(
+        self,
+        stage: Callable[..., Quantizer],
+        dim: int,
+        num_quantizers: int,
+        channel_first: bool = True,
+        init: Init = None,
+        **settings: Any,
+    ) -> None:
+        stages = [stage(dim, **settings) for _ in range(num_quantizers)]
+        super().__init__(dim, stages[0].codebook_size, channel_first, init)
+        self.num_quantizers = num_quantizers
+        self.stages = cast("list[Quantizer]", nn.ModuleList(stages))  # a ModuleList does not say what it holds
 
-    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
-        """Quantize ``[B, D, N]`` with the first ``num_quantizers`` stages (default all).
-
-        ``dropout`` (training): the share of the batch's items that use only a random number of stages, 1 to K. The
+    def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
+        """``dropout`` (training): the share of the batch's items that use only a random number of stages, 1 to K. The
         later stages are computed and masked, so that every parameter stays in the graph on every process.
         """
-        count = self.num_quantizers if num_quantizers is None else num_quantizers
-        kept = self._kept(latents, count, dropout)  # [B, count]
-        residual, quantized = latents, torch.zeros_like(latents, dtype=torch.float32)  # [B, D, N] both
+        kept = self._kept(latents, num_quantizers, dropout)  # [B, count]
+        residual, quantized = latents, torch.zeros_like(latents)  # [B, D, N] both
         outputs = []
-        for index in range(count):
+        for index in range(num_quantizers):
             output = self.stages[index](residual)
             quantized = quantized + kept[:, index, None, None] * output.quantized
             residual = residual - output.quantized
@@ -186,16 +212,15 @@ class ResidualQuantizer(Quantizer):
             used = torch.where(torch.rand(batch, device=device) < dropout, fewer, used)
         return (torch.arange(count, device=device) < used[:, None]).float()
 
-    def decode(self, codes: Tensor) -> Tensor:
-        parts = [self.stages[index].decode(codes[:, index : index + 1]) for index in range(codes.shape[1])]
-        return sum(parts, torch.zeros_like(parts[0]))  # one after another, as in forward: the sums round alike
+    def vectors(self, codes: Tensor) -> Tensor:
+        parts = [self.stages[index].vectors(codes[:, index : index + 1]) for index in range(codes.shape[1])]
+        return sum(parts, torch.zeros_like(parts[0]))  # one after another, as in quantize: the sums round alike
 
-    @torch.no_grad()
-    def initialize(self, latents: Tensor) -> None:
+    def match(self, latents: Tensor) -> None:
         """Start the stages one after another, each from what the ones before it leave of these latents."""
         residual = latents
         for stage in self.stages:
-            stage.initialize(residual)
+            stage.match(residual)
             residual = residual - stage(residual).quantized
 
     def codebook_state(self) -> list[Tensor]:
@@ -203,7 +228,8 @@ class ResidualQuantizer(Quantizer):
 
 
 class ResidualSimVQ(ResidualQuantizer):
-    """A residual stack of SimVQ stages: the default."""
+    """A residual stack of SimVQ stages; ``settings`` are those of SimVQ, ``channel_first`` and ``init`` for the whole."""
 
-    def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__(dim, config, SimVQ)
+    def __init__(self, dim: int = 256, num_quantizers: int = 8, codebook_size: int = 1024, **settings: Any) -> None:
+        all_settings: dict[str, Any] = {"init": "first_batch", "codebook_size": codebook_size} | settings
+        super().__init__(partial(SimVQ, init=None), dim, num_quantizers, **all_settings)

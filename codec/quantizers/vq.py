@@ -5,53 +5,50 @@ The study (``recipes/collapse``) reads this file; SimVQ itself needs none of it.
 
 from __future__ import annotations
 
-import dataclasses
-from abc import abstractmethod
-
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from codec.config import QuantizerConfig
 from codec.quantizers import lookup
 from codec.quantizers.base import Quantizer, QuantizerOutput
-from codec.quantizers.simvq import SimVQ
 
 DECAY = 0.99  # of running averages, per step
 DEAD_BELOW = 0.1  # EMAVQ: a code is dead when its running count is below this share of the fair one, M / V
 ENTROPY = 0.05  # IndexVQ: weight of the entropy term beside the distance
 TEMPERATURE = 0.01  # IndexVQ: of the choices whose entropy is taken
-JITTER = 0.01  # of the latents' spread: keeps apart codes that start at one and the same latent
 
 
-class LookupQuantizer(Quantizer):
-    """One table of codes ``[V, d]`` between projections; subclasses say how it is stored and how it moves.
+class VQ(Quantizer):
+    """The quantizer of van den Oord et al. (arXiv 1711.00937): a learned table, nearest code, straight-through gradient.
+
+    A step moves only the rows that were nearest to something: what is never nearest never moves again. The table starts
+    with the draw that is SimVQ's basis, N(0, 1/d), so that the two differ by the linear map alone. Subclasses say how else
+    a table is stored, searched and moved.
 
     Args:
         dim: width D of the latents.
-        config: codebook size, dimension, and ``gradient``.
+        codebook_size, codebook_dim: V and d.
+        gradient: see ``lookup.pass_gradient``.
     """
 
-    num_quantizers = 1
+    def __init__(self, dim: int, codebook_size: int, codebook_dim: int, gradient: lookup.Gradient = "ste") -> None:
+        super().__init__(dim, codebook_size)
+        self.gradient = gradient
+        self.add_table(lookup.random_table(codebook_size, codebook_dim))  # drawn first, as SimVQ's basis
+        self.project_in = lookup.projection(dim, codebook_dim)
+        self.project_out = lookup.projection(codebook_dim, dim)
 
-    def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.codebook_size, self.gradient = config.codebook_size, config.gradient
-        self.add_table(lookup.random_table(config.codebook_size, config.codebook_dim))  # drawn first, as SimVQ's basis
-        self.project_in = lookup.projection(dim, config.codebook_dim)
-        self.project_out = lookup.projection(config.codebook_dim, dim)
-
-    @abstractmethod
     def add_table(self, table: Tensor) -> None:
         """Register what stores the table ``[V, d]``."""
+        self.embedding = nn.Parameter(table)
 
-    @abstractmethod
     def set_table(self, table: Tensor) -> None:
         """Replace the table ``[V, d]``, in place."""
+        self.embedding.copy_(table)
 
-    @abstractmethod
     def table(self) -> Tensor:
         """The codes ``[V, d]`` in the lookup space, with whatever gradient they have."""
+        return self.embedding
 
     @property
     def codebook(self) -> Tensor:
@@ -73,48 +70,27 @@ class LookupQuantizer(Quantizer):
     def update(self, z: Tensor, codes: Tensor) -> None:
         """What else moves the table in a training step, given points ``[M, d]`` and their codes ``[M]``; in place."""
 
-    def forward(self, latents: Tensor, num_quantizers: int | None = None, dropout: float = 0.0) -> QuantizerOutput:
-        assert num_quantizers in (None, 1), f"{type(self).__name__} has one stage"
-        with torch.autocast(latents.device.type, enabled=False):
-            z = self.project_in(latents.float().transpose(1, 2))  # [B, N, d]
-            codes = self.search(z.detach().flatten(0, 1)).view(z.shape[:2])  # [B, N]
-            chosen = F.embedding(codes, self.table())  # [B, N, d]
-            commitment_loss = (z - chosen.detach()).square().mean(dim=(1, 2))  # [B]
-            codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2)) + self.extra_loss(z)  # [B]
-            quantized = self.project_out(self.carry(z, chosen)).transpose(1, 2)  # [B, D, N]
-            if self.training and torch.is_grad_enabled():
-                self.update(z.detach().flatten(0, 1), codes.flatten())
+    def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
+        z = self.project_in(latents.transpose(1, 2))  # [B, N, d]
+        codes = self.search(z.detach().flatten(0, 1)).view(z.shape[:2])  # [B, N]
+        chosen = F.embedding(codes, self.table())  # [B, N, d]
+        commitment_loss = (z - chosen.detach()).square().mean(dim=(1, 2))  # [B]
+        codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2)) + self.extra_loss(z)  # [B]
+        quantized = self.project_out(self.carry(z, chosen)).transpose(1, 2)  # [B, D, N]
+        if self.training and torch.is_grad_enabled():
+            self.update(z.detach().flatten(0, 1), codes.flatten())
         return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
-    def decode(self, codes: Tensor) -> Tensor:
-        assert codes.shape[1] == 1, f"{type(self).__name__} has one stage"
-        return self.project_out(F.embedding(codes[:, 0], self.codebook)).transpose(1, 2)
+    def vectors(self, codes: Tensor) -> Tensor:
+        return self.project_out(F.embedding(codes[:, 0], self.table())).transpose(1, 2)
 
-    @torch.no_grad()
-    def initialize(self, latents: Tensor) -> None:
+    def match(self, latents: Tensor) -> None:
         """Data-matched start: projections from principal components, the table from points that the lookup then sees."""
         points = lookup.start_projections(self.project_in, self.project_out, latents).float()  # [M, d]
-        self.set_table(sampled_points(points, self.codebook_size))
+        self.set_table(lookup.sampled_points(points, self.codebook_size))
 
     def codebook_state(self) -> list[Tensor]:
         return [self.table(), *self.project_out.parameters()]
-
-
-class VQ(LookupQuantizer):
-    """The quantizer of van den Oord et al. (arXiv 1711.00937): a learned table, nearest code, straight-through gradient.
-
-    A step moves only the rows that were nearest to something: what is never nearest never moves again. The table starts
-    with the draw that is SimVQ's basis, N(0, 1/d), so that the two differ by the linear map alone.
-    """
-
-    def add_table(self, table: Tensor) -> None:
-        self.embedding = nn.Parameter(table)
-
-    def set_table(self, table: Tensor) -> None:
-        self.embedding.copy_(table)
-
-    def table(self) -> Tensor:
-        return self.embedding
 
 
 class FactorisedVQ(VQ):
@@ -128,7 +104,7 @@ class FactorisedVQ(VQ):
         return lookup.nearest(F.normalize(z.float(), dim=-1), F.normalize(self.codebook, dim=-1))
 
 
-class EMAVQ(LookupQuantizer):
+class EMAVQ(VQ):
     """Codes are the running means of the points they were nearest to (arXiv 1711.00937, appendix A.1).
 
     Only two running averages are stored, of the hits ``n_k`` and of the sums ``s_k`` of the points, and the table is
@@ -198,9 +174,9 @@ class ClusteredVQ(VQ):
     share: Tensor
     updates: Tensor
 
-    def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__(dim, config)
-        self.register_buffer("share", torch.zeros(config.codebook_size))
+    def __init__(self, dim: int, codebook_size: int, codebook_dim: int, gradient: lookup.Gradient = "ste") -> None:
+        super().__init__(dim, codebook_size, codebook_dim, gradient)
+        self.register_buffer("share", torch.zeros(codebook_size))
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -247,29 +223,6 @@ class IndexVQ(VQ):
         each = -(log.exp() * log).sum(dim=-1).mean(dim=1)
         mean = log.exp().mean(dim=(0, 1))
         return distance + ENTROPY * (each + (mean * mean.clamp(min=1e-9).log()).sum())
-
-
-class AffineVQ(SimVQ):
-    """Affine re-parameterisation, ``e_k = s * c_k + b`` with c, s and b learned (Huh et al., arXiv 2305.08842).
-
-    It is SimVQ with a learnable basis and a diagonal map with bias, and is built as that. The paper's larger learning rate
-    for s and b is left out.
-    """
-
-    def __init__(self, dim: int, config: QuantizerConfig) -> None:
-        super().__init__(dim, dataclasses.replace(config, basis="learnable", map="diagonal", map_bias=True))
-
-
-def sampled_points(points: Tensor, count: int) -> Tensor:
-    """``count`` of the points ``[M, d]``, each once before any comes again, with a little noise: a table to start from.
-
-    The same for the same points: the draw has its own fixed seed.
-    """
-    generator = torch.Generator().manual_seed(0)
-    rounds = -(-count // len(points))
-    order = torch.cat([torch.randperm(len(points), generator=generator) for _ in range(rounds)])[:count]
-    noise = torch.randn(count, points.shape[1], generator=generator).to(points)
-    return points[order.to(points.device)] + JITTER * points.std(dim=0) * noise
 
 
 def over_processes(points: Tensor, *sums: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from codec.training.config import TrainConfig
 from codec.training.data import SegmentDataset
 from codec.training.discriminators import Discriminators
 from codec.training.optimizers import adamw, codec_optimizers
-from codec.training.progress import TrainingError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -171,20 +170,13 @@ def start_quantizer(networks: Networks, dataset: SegmentDataset, batch_size: int
     """Match the codebooks to the latents of segments that training does not see; the same on every process.
 
     Raises:
-        TrainingError: the latents do not vary, so there is nothing to match.
+        CodecError: the latents do not vary, so there is nothing to match.
     """
-    from accelerate.utils import broadcast
-
     latents = []
     for first in range(MATCHING_INDEX, MATCHING_INDEX + MATCHING_BATCHES * batch_size, batch_size):
         waveform = torch.stack([dataset[index]["waveform"] for index in range(first, first + batch_size)])
         latents.append(networks.codec.encoder(waveform.to(device)))
-    matched = torch.cat(latents)
-    spread = matched.double().transpose(0, 1).flatten(1).var(dim=1).sum()
-    if not spread > 1e-10 * matched.double().square().mean():  # rounding makes 1e-14; "not >" also holds for NaN
-        raise TrainingError("the latents do not vary: speech of data.train is silent or constant, or training diverged")
-    networks.codec.quantizer.initialize(matched)
-    broadcast(networks.codec.quantizer.state_dict())
+    networks.codec.quantizer.initialize(torch.cat(latents))
     networks.average.quantizer.load_state_dict(networks.codec.quantizer.state_dict())
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import yaml
 from loading import load_script
 from runs import one_error
 
-from codec.config import ConfigError, QuantizerConfig
+from codec.config import ConfigError
 from codec.corpus.manifest import Record
 from codec.quantizers import SimVQ, build_quantizer
 
@@ -41,7 +43,7 @@ TINY = {
 def test_the_formula_is_what_a_step_does(bias: bool) -> None:
     """Delta e_i = -lr * c_i sum_j c_j^T g_j for every code, selected or not; a bias adds -lr * sum_j g_j."""
     torch.manual_seed(0)
-    quantizer = SimVQ(6, QuantizerConfig(kind="simvq", codebook_size=200, codebook_dim=6, map_bias=bias)).double()
+    quantizer = SimVQ(6, 200, 6, map_bias=bias, init=None).double()
     latents = torch.randn(2, 6, 15, dtype=torch.float64)
     z = latents.transpose(1, 2).flatten(0, 1)
     before = quantizer.map_basis(quantizer.basis).detach()
@@ -155,3 +157,11 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pyt
     ):
         assert main(arguments) == 1
         assert message in one_error(capsys)
+
+
+@pytest.mark.slow
+def test_digits_says_how_many_codes_are_used() -> None:
+    command = [sys.executable, str(Path(run.__file__).with_name("digits.py")), "--codes", "32", "--steps", "30"]
+    done = subprocess.run([*command, "--warmup", "2"], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[3].startswith("held out: error 0.") and "of 32 codes used in 4,752 frames" in lines[4]

@@ -321,8 +321,8 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, capsys: pytest.Capt
         (("--config", "nowhere.yaml"), "nowhere.yaml: No such file or directory"),
         ((gone, "data.workers=0"), "3 of 3 files tried cannot be read"),
         ((gone, "data.workers=1"), "3 of 3 files tried cannot be read"),
-        ((silent, *QUANTIZED), "the latents do not vary: speech of data.train is silent or"),
-        ((silent, *QUANTIZED, "model.quantizer.kind=residual_vq"), "the latents do not vary: speech of data.train is"),
+        ((silent, *QUANTIZED), "the latents do not vary: the input is silent or"),
+        ((silent, *QUANTIZED, "model.quantizer.kind=residual_vq"), "the latents do not vary: the input is"),
     ):
         assert train(corpus, tmp_path / "run", *settings) == 1
         assert message in one_error(capsys)

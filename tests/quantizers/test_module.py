@@ -1,0 +1,195 @@
+"""SimVQ in somebody else's model: torch alone, any layout, masks, the start by itself, layouts of other implementations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, distributed, nn
+
+from codec.errors import CodecError
+from codec.health import HealthMonitor
+from codec.quantizers import Quantizer, ResidualSimVQ, SimVQ, convert
+
+DIM = 12
+SMALL: dict[str, Any] = {"dim": DIM, "codebook_size": 64, "codebook_dim": 4}
+
+
+def latents(*shape: int, seed: int = 1) -> Tensor:
+    """``[*shape, D]``, with a mean and directions of their own."""
+    mix = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(7))
+    return torch.randn(*shape, DIM, generator=torch.Generator().manual_seed(seed)) @ mix + 2.0
+
+
+@pytest.fixture(params=[SimVQ, ResidualSimVQ])
+def quantizer(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(0)
+    quantizer = request.param(**SMALL, **({"num_quantizers": 3} if request.param is ResidualSimVQ else {}))
+    quantizer.initialize(latents(900).t()[None])
+    return quantizer
+
+
+def test_torch_is_all_it_needs() -> None:
+    """Everything else that the package depends on, and its configuration, may be missing."""
+    code = """if True:
+        import sys
+        for name in ("soundfile", "soxr", "safetensors", "tqdm", "jinja2", "codec.config", "codec.model", "codec.audio"):
+            sys.modules[name] = None
+        import torch
+        from codec.quantizers import ResidualSimVQ, SimVQ
+        quantized, codes, loss = SimVQ(codebook_size=64)(torch.randn(2, 256, 50))
+        loss.backward()
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_layouts_agree(quantizer: Any) -> None:
+    x, k = latents(2, 6, 5), quantizer.num_quantizers  # [B, H, W, D]
+    quantized, codes, loss = quantizer(x.movedim(-1, 1))
+    assert quantized.shape == (2, DIM, 6, 5) and codes.shape == (2, k, 6, 5) and loss.shape == ()
+    flat = quantizer(x.flatten(1, 2).transpose(1, 2))
+    assert torch.equal(flat.codes, codes.flatten(2)) and torch.equal(flat.loss, loss)
+    rows = quantizer(x.flatten(0, 2))
+    assert rows.quantized.shape == (60, DIM) and torch.equal(rows.codes, codes.movedim(1, -1).flatten(0, 2))
+    quantizer.channel_first = False
+    for values in (x, x.flatten(1, 2)):
+        output = quantizer(values)
+        assert output.quantized.shape == values.shape and output.codes.shape == (*values.shape[:-1], k)
+        assert torch.equal(output.codes.flatten(), rows.codes.flatten())
+        assert torch.equal(quantizer.decode(output.codes).flatten(0, -2), quantizer.decode(rows.codes))
+    with pytest.raises(CodecError, match="5 channels"):
+        quantizer(x.transpose(1, 3).transpose(2, 3)[..., :5])
+
+
+def test_padding_enters_nothing(quantizer: Any) -> None:
+    x, mask = latents(3, 40), torch.arange(40) < torch.tensor([[40], [25], [7]])  # [B, N, D], [B, N]
+    padded = torch.where(mask[..., None], x, 1e4).transpose(1, 2)
+    with HealthMonitor(quantizer) as health:
+        output = quantizer(padded, mask=mask)
+    alone = quantizer(x[mask])
+    assert torch.equal(output.codes.transpose(1, 2)[mask], alone.codes)
+    for name in ("loss", "commitment_loss", "codebook_loss"):
+        assert torch.equal(getattr(output, name), getattr(alone, name)), name
+    assert (output.codes.transpose(1, 2)[~mask] == -1).all() and (output.quantized.transpose(1, 2)[~mask] == 0).all()
+    assert health.stages[0].frames == 72 and health.latents.count == 72
+    torch.testing.assert_close(quantizer.eval().decode(output.codes), output.quantized)
+    state = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+    quantizer.initialize(padded, mask)
+    shifted = quantizer.state_dict()
+    quantizer.initialize(x[mask])
+    assert any(not torch.equal(tensor, state[name]) for name, tensor in shifted.items())
+    assert all(torch.equal(tensor, shifted[name]) for name, tensor in quantizer.state_dict().items())
+
+
+def test_vectors_of_codes_have_a_gradient_and_prefixes_decode(quantizer: Any) -> None:
+    output = quantizer.eval()(latents(3, 40).transpose(1, 2))
+    torch.testing.assert_close(quantizer.embed(output.codes), output.quantized)
+    assert not quantizer.decode(output.codes).requires_grad
+    quantizer.embed(output.codes).square().sum().backward()
+    stage = getattr(quantizer, "stages", [quantizer])[-1]
+    assert stage.weight.grad.abs().sum() > 0 and stage.project_out.weight.grad.abs().sum() > 0
+    assert quantizer.embed(output.codes[:, :1]).shape == output.quantized.shape
+
+
+@pytest.mark.parametrize("kind", [SimVQ, ResidualSimVQ])
+def test_the_first_batch_starts_it_once(kind: type[Quantizer]) -> None:
+    x = latents(4, 300).transpose(1, 2)
+    quantizer, other = kind(**SMALL), kind(**SMALL)
+    before = [tensor.clone() for tensor in quantizer.codebook_state()]
+    with pytest.raises(CodecError, match="do not vary"):
+        quantizer(torch.ones(2, DIM, 9))  # the next batch starts it
+    quantizer.eval()(x)
+    assert all(torch.equal(a, b) for a, b in zip(before, quantizer.codebook_state(), strict=True)), "not in eval mode"
+    output = quantizer.train()(x)
+    assert len(output.codes[:, 0].unique()) > 60
+    after = [tensor.clone() for tensor in quantizer.codebook_state()]
+    other.load_state_dict(quantizer.state_dict())
+    for module in (quantizer, other):
+        module(latents(4, 300, seed=2).transpose(1, 2) * 5)
+        assert all(torch.equal(a, b) for a, b in zip(after, module.codebook_state(), strict=True))
+    assert "started" not in kind(**SMALL, init=None).state_dict()
+
+
+def test_a_basis_of_latents_and_one_of_your_own() -> None:
+    x = latents(500)
+    quantizer = SimVQ(DIM, 500, 4, basis="data")
+    quantizer.initialize(x)
+    distance = torch.cdist(quantizer.codebook, quantizer.project_in(x)).min(dim=1).values
+    assert (distance < 0.1).all() and len(quantizer(x).codes.unique()) > 450
+    table = torch.randn(40, 3)
+    own = SimVQ(DIM, basis=table, init=None)
+    assert own.codebook_size == 40 and torch.equal(own.codebook, table) and "basis" not in dict(own.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"basis": "random"}, "basis must be one of 'frozen'"), ({"gradient": "straight"}, "gradient must be one of 'ste'"),
+     ({"map": "full"}, "map must be"), ({"init": "kmeans"}, "init must be")],
+)  # fmt: skip
+def test_options_that_there_are_not(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(CodecError, match=message):
+        SimVQ(**SMALL, **option)
+
+
+@pytest.mark.parametrize("width", [DIM, 5])
+@pytest.mark.parametrize("layout", ["vector-quantize-pytorch", "the paper's", "a pair"])
+def test_codes_of_other_layouts_are_equal(layout: str, width: int) -> None:
+    torch.manual_seed(0)
+    table, linear = torch.randn(64, width), nn.Linear(width, DIM, bias=layout != "vector-quantize-pytorch")
+    codebook = linear(table)
+    source: Any = (table, linear.weight, linear.bias)
+    if layout == "vector-quantize-pytorch":
+        source = {"frozen_codebook": table, "code_transform.weight": linear.weight}
+    elif layout == "the paper's":
+        source = {"embedding.weight": table, "embedding_proj.weight": linear.weight, "embedding_proj.bias": linear.bias}
+    x = latents(2, 50)
+    quantizer = convert(source, channel_first=False)
+    output = quantizer(x)
+    assert torch.equal(output.codes[..., 0], torch.cdist(x, codebook).argmin(dim=2))
+    torch.testing.assert_close(output.quantized, codebook[output.codes[..., 0]])
+    with pytest.raises(CodecError, match="no known layout"):
+        convert({"weight": table})
+
+
+def test_half_precision_changes_no_code(quantizer: Any) -> None:
+    x = latents(2, 50).transpose(1, 2).bfloat16()
+    expected = quantizer(x.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = quantizer(x)
+    assert torch.equal(output.codes, expected.codes) and output.quantized.dtype == torch.float32
+
+
+@pytest.mark.slow
+def test_compilation_changes_no_code(quantizer: Any) -> None:
+    x = latents(2, 50).transpose(1, 2)
+    expected = quantizer(x)
+
+    def model(latents: Tensor) -> tuple[Tensor, Tensor]:
+        quantized, codes, loss = quantizer(latents)
+        return quantized.square().mean() + loss, codes
+
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    loss, codes = compiled(x)
+    assert torch.equal(codes, expected.codes)
+    loss.backward()
+    assert all(p.grad is not None for p in quantizer.parameters())
+
+
+def start_in_a_process(rank: int, folder: str) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    quantizer = ResidualSimVQ(**SMALL, num_quantizers=2)
+    quantizer(latents(200 + 50 * rank, seed=rank))
+    torch.save(quantizer.state_dict(), f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_all_processes_start_alike(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(start_in_a_process, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["started"] and all(torch.equal(tensor, second[name]) for name, tensor in first.items())
