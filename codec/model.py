@@ -222,7 +222,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         load_weights(codec, folder / "model.safetensors")
         return _on_device(codec, device).eval()
 
-    def save_pretrained(self, folder: str | Path, bits: Bits = 32) -> None:
+    def save_pretrained(self, folder: str | Path, bits: Bits = 32, base: str | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``; from_pretrained reads them back to an equal model.
 
         Args:
@@ -230,6 +230,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
             bits: of a stored weight of encoder and decoder, 32, 16 or 8 (matrices; whole numbers times a step for each
                 row). They are rounded once; what is loaded is float32 again. The quantizer keeps its values, as codes keep
                 their meaning: below 32, a random basis that was drawn in 8 bits takes these.
+            base: a shipped model; tensors that its file holds alike are left out, and come from there when this is loaded.
 
         Raises:
             CodecError: ``folder`` is a file, or ``bits`` none of these.
@@ -241,7 +242,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         if bits not in get_args(Bits):
             raise CodecError(f"bits must be 32, 16 or 8, not {bits!r}")
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.state_dict(), folder / "model.safetensors", bits)
+        save_weights(self.state_dict(), folder / "model.safetensors", bits, base)
         write_json(folder / "config.json", to_dict(self.config), indent=2)
 
 

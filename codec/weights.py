@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from codec.files import atomic_write
-from codec.pretrained import CHECKSUM, ModelError, check_data, data_checksum, refused
+from codec.pretrained import BASE, CHECKSUM, FILES, ModelError, check_data, data_checksum, find_model, refused, weight_files
 from codec.quantizers.lookup import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
@@ -22,15 +24,24 @@ STEP = ".step"  # beside a matrix of 8 bits: what one of its integers is worth, 
 SHORTEST_ROW = 64  # matrices of shorter rows are not worth one step per row
 
 
-def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits) -> None:
-    """Write ``state``, whole or not at all; for ``bits`` see :meth:`codec.Codec.save_pretrained`."""
+def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str | None = None) -> None:
+    """Write ``state``, whole or not at all; for ``bits`` and ``base`` see :meth:`codec.Codec.save_pretrained`."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensors |= _stored(name, tensor.detach().cpu().contiguous(), bits)
-    metadata = {"format": "pt", CHECKSUM: data_checksum(save(tensors))}
-    first, second = (f'"{key}":"{value}"'.encode() for key, value in metadata.items())
-    with atomic_write(path) as temporary:  # with metadata in one order, where safetensors takes any
-        temporary.write_bytes(save(tensors, metadata).replace(second + b"," + first, first + b"," + second, 1))
+    metadata = {"format": "pt"}
+    if base is not None:
+        metadata[BASE] = find_model(base).name
+        same = load_file(find_model(base) / FILES[1])
+        tensors = {name: t for name, t in tensors.items() if name not in same or not torch.equal(t, same[name])}
+    metadata[CHECKSUM] = data_checksum(save(tensors))
+    data = save(tensors, metadata)
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:size])
+    header["__metadata__"] = metadata  # in one order, where safetensors takes any
+    text = json.dumps(header, separators=(",", ":")).encode()
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(data[:8] + text.ljust(size - 8) + data[size:])
 
 
 class Outline(TorchFunctionMode):
@@ -56,13 +67,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
     Raises:
         ModelError: they do not, or the file is damaged, holds NaN, or cannot be read.
     """
-    state = model.state_dict()
+    state, files = model.state_dict(), dict[str, Any]()  # which file holds a tensor
     try:
-        with safe_open(path, framework="pt") as file:
-            names = set(file.keys())
-            _check_fit(state, names, file, path)
-            check_data(path, path.read_bytes())
-            tensors = {name: file.get_tensor(name) for name in names}
+        with ExitStack() as stack:
+            sources = weight_files(path)
+            for source in sources:
+                file = stack.enter_context(safe_open(source, framework="pt"))
+                files |= {name: file for name in file.keys() if name.removesuffix(STEP) not in files}  # noqa: SIM118
+            _check_fit(state, files, path)
+            for source in sources:
+                check_data(source, source.read_bytes())
+            tensors = {name: file.get_tensor(name) for name, file in files.items()}
     except (SafetensorError, OSError) as error:
         raise refused(path, error) from None
     loaded = {}
@@ -75,20 +90,22 @@ def load_weights(model: nn.Module, path: Path) -> None:
     model.load_state_dict(loaded, assign=True)
 
 
-def _check_fit(state: Mapping[str, Tensor], names: set[str], file: Any, path: Path) -> None:
+def _check_fit(state: Mapping[str, Tensor], files: Mapping[str, Any], path: Path) -> None:
+    names = files.keys()
     steps = {name for name in names if name.endswith(STEP) and name.removesuffix(STEP) in names}
     missing, foreign = sorted(state.keys() - names), sorted(names - state.keys() - steps)
     if missing or foreign:
         both = f"missing {', '.join(missing) or 'nothing'}; not part of the model {', '.join(foreign) or 'nothing'}"
         raise ModelError(f"{path} does not fit its config.json: {both}")
     for name, tensor in state.items():
-        shape, kind = file.get_slice(name).get_shape(), file.get_slice(name).get_dtype()
+        stored = files[name].get_slice(name)
+        shape, kind = stored.get_shape(), stored.get_dtype()
         if shape != list(tensor.shape):
             raise ModelError(f"{path}: {name} is {shape}, config.json says {list(tensor.shape)}")
         kinds = ("I8",) if name + STEP in steps else FLOATS if tensor.is_floating_point() else ("I64",)
         if kind not in kinds:
             raise ModelError(f"{path}: {name} must be of type {' or '.join(kinds)}, not {kind}; int8 has a {STEP}")
-        if kind == "I8" and (step := file.get_slice(name + STEP).get_shape()) != [*shape[:1], 1]:
+        if kind == "I8" and (step := files[name + STEP].get_slice(name + STEP).get_shape()) != [*shape[:1], 1]:
             raise ModelError(f"{path}: {name + STEP} is {step}, not one number per row of {shape}")
 
 

@@ -184,10 +184,10 @@ def _steps(run: Trained) -> str:
     )
 
 
-def weights_hash(codec: Codec, bits: Bits) -> str:
+def weights_hash(codec: Codec, bits: Bits, base: str | None) -> str:
     """SHA-256 of the ``model.safetensors`` that this export writes: what was evaluated must be just that."""
     with tempfile.TemporaryDirectory() as folder:
-        codec.save_pretrained(folder, bits=bits)
+        codec.save_pretrained(folder, bits=bits, base=base)
         return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
 
 
@@ -221,10 +221,10 @@ def export(args: argparse.Namespace) -> int:
     evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
     runs = [Trained.read(args.run, args.checkpoint), *(Trained.read(run, None) for run in args.average_with)]
     codec = build_codec(runs, args.out.name)
-    if evaluation and measured_weights(args.evaluation) != weights_hash(codec, args.bits):
+    if evaluation and measured_weights(args.evaluation) != weights_hash(codec, args.bits, args.base):
         raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
     card = model_card(runs, codec, evaluation)
-    codec.save_pretrained(args.out, bits=args.bits)
+    codec.save_pretrained(args.out, bits=args.bits, base=args.base)
     with atomic_write(args.out / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     (args.out / DISCRIMINATORS).unlink(missing_ok=True)  # those of another run would be trained on with
@@ -250,6 +250,7 @@ def main() -> int:
         help="take the mean of the weights with these runs'",
     )
     parser.add_argument("--bits", type=int, default=32, choices=get_args(Bits), help="of a stored weight (default: 32)")
+    parser.add_argument("--base", metavar="MODEL", help="a shipped model: what it holds alike is not stored again")
     parser.add_argument("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")
     parser.add_argument(
         "--with-discriminator",

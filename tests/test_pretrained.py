@@ -9,20 +9,27 @@ import pytest
 import soundfile
 import torch
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 import codec.base
-from codec import Codec
+from codec import Codec, container
 from codec.audio import resample
 from codec.cli.commands import decode_main, encode_main
 from codec.evaluation.metrics import pesq_wb, stoi
-from codec.pretrained import find_model, shipped_models
+from codec.pretrained import ModelError, find_model, shipped_models
+from codec.runtime import OnnxCodec
 
 ROOT = Path(__file__).parent.parent
 Speech = tuple[NDArray[np.float32], int]
 
 
 # name: quantizers, codebook size, bit/s, and the least PESQ-WB and STOI of two short clips
-SHIPPED = {"speech-24khz": (8, 1024, 6000, 2.6, 0.89), "speech-24khz-single": (1, 65536, 1200, 1.5, 0.8)}
+SHIPPED = {
+    "speech-24khz-live-v2": (8, 1024, 6000, 2.5, 0.88),
+    "speech-24khz-single-v2": (1, 65536, 1200, 1.5, 0.8),
+    "speech-24khz-v2": (8, 1024, 6000, 2.8, 0.9),
+}
+LIVE = ("speech-24khz", "speech-24khz-live-v2")
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
@@ -32,12 +39,13 @@ def model(request: pytest.FixtureRequest) -> Codec:
 
 def test_the_list_is_whole() -> None:
     assert shipped_models() == list(SHIPPED)
-    assert Codec.from_pretrained().name == Codec.from_pretrained("default").name == "speech-24khz"
+    for name in ("default", "speech-24khz", "speech-24khz-v2"):
+        assert Codec.from_pretrained(name).name == Codec.from_pretrained().name == "speech-24khz-v2"
 
 
 def test_size_rates_and_card(model: Codec) -> None:
     folder: Path = find_model(model.name)
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 24e6
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 27e6
     quantizers, size, bitrate, *_ = SHIPPED[model.name]
     assert (model.sample_rate, model.frame_rate, model.num_quantizers, model.codebook_size, model.bitrate) == (
         24000, 75, quantizers, size, bitrate,
@@ -47,18 +55,38 @@ def test_size_rates_and_card(model: Codec) -> None:
 
 
 @pytest.mark.slow
-def test_files_of_both_models_are_told_apart(tmp_path: Path) -> None:
-    """A .codes file names its model, and decodes without being told which."""
+def test_files_tell_their_model(tmp_path: Path) -> None:
+    """A .codes file names its model with the version; two decoders of the same codes are not mistaken for another model."""
     source = ROOT / "tests" / "assets" / "vctk-p228-0006.flac"
-    decoded = []
-    for name in SHIPPED:
+    decoded = {}
+    for name in ("speech-24khz", "speech-24khz-single"):
         codes, audio = tmp_path / f"{name}.codes", tmp_path / f"{name}.wav"
         assert encode_main([str(source), str(codes), "--model", name]) == 0
-        assert decode_main([str(codes), str(audio)]) == 0
-        decoded.append(soundfile.read(audio)[0])
-    assert decoded[0].shape == decoded[1].shape and not np.allclose(*decoded, atol=1e-3)
-    # and never with the other one
-    assert decode_main([str(tmp_path / "speech-24khz.codes"), str(audio), "--force", "--model", name]) == 1
+        assert container.read(codes)[0].model == f"{name}-v2"
+        for model in ("", *shipped_models()):
+            code = decode_main([str(codes), str(audio), "--force", *(["--model", model] if model else [])])
+            assert code == (0 if model in ("", f"{name}-v2") or (name, model) == LIVE else 1)
+            if code == 0:
+                decoded[name, model] = soundfile.read(audio)[0]
+    assert np.array_equal(decoded["speech-24khz", ""], decoded["speech-24khz", "speech-24khz-v2"])
+    for other in (LIVE, ("speech-24khz-single", "")):
+        assert not np.allclose(decoded["speech-24khz", ""], decoded[other], atol=1e-3)
+
+
+def test_a_second_decoder_holds_no_weight_twice(tmp_path: Path) -> None:
+    live, full = Codec.from_pretrained("speech-24khz-live"), Codec.from_pretrained("speech-24khz")
+    assert live.fingerprint == full.fingerprint
+    with safe_open(find_model("speech-24khz-live") / "model.safetensors", framework="pt") as file:
+        assert file.metadata()["base"] == full.name
+        assert all(name.startswith("decoder.") for name in file.keys())  # noqa: SIM118
+    live.save_pretrained(tmp_path, bits=8, base="speech-24khz")
+    again = Codec.from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in live.state_dict().items())
+    damaged = (tmp_path / "model.safetensors").read_bytes().replace(b'"base":"speech-24khz-v2"', b'"base":"speech-24khz-v9"')
+    (tmp_path / "model.safetensors").write_bytes(damaged)
+    for load in (Codec.from_pretrained, OnnxCodec.from_pretrained):
+        with pytest.raises(ModelError, match="goes with the shipped model 'speech-24khz-v9', which this version"):
+            load(tmp_path)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_in_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    model = {f"codec/pretrained/speech-24khz/{name}" for name in ("config.json", "model.safetensors", "README.md")}
+    model = {f"codec/pretrained/speech-24khz-v2/{name}" for name in ("config.json", "model.safetensors", "README.md")}
     page = {f"codec/evaluation/page/{name}" for name in ("page.html.j2", "report.css", "report.js")}
     assert {"codec/py.typed", *model, *page} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"codec"}

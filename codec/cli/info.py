@@ -11,7 +11,7 @@ from codec import __version__, container
 from codec.cli.backends import load_codec, torch_is_here
 from codec.cli.jobs import files_below
 from codec.errors import EXTRAS, install
-from codec.pretrained import ALIAS, FILES, ModelError, find_model, shipped_models
+from codec.pretrained import FILES, ModelError, find_model, shipped_models, shipped_name
 from codec.windows import Context
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def describe(name: str, backend: str | None) -> dict[str, Any]:
     """
     if Path(name).is_file():
         return _describe_codes(Path(name))
-    if Path(name).is_dir() or name in (*shipped_models(), ALIAS):
+    if Path(name).is_dir() or shipped_name(name) is not None:
         return _describe_model(name, backend)
     raise FileNotFoundError(f"{name}: no such file, model folder or shipped model ({', '.join(shipped_models())})")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from codec.config import CodecConfig, from_dict
@@ -15,7 +16,8 @@ DEFAULT_MODEL = "speech-24khz"
 ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
 FILES = ("config.json", "model.safetensors")
 DISCRIMINATORS = "discriminator.safetensors"  # what training may go on with; no part of a model
-CHECKSUM = "sha256"  # key of the metadata of model.safetensors
+CHECKSUM, BASE = "sha256", "base"  # keys of the metadata of model.safetensors
+LARGEST_HEADER = 10**8  # bytes of a safetensors file's header, of those that safetensors takes
 
 
 class ModelError(CodecError):
@@ -23,20 +25,27 @@ class ModelError(CodecError):
 
 
 def shipped_models() -> list[str]:
-    """Names of the models inside the package."""
+    """Names of the models inside the package, each with its version: ``NAME-vN``."""
     here = Path(__file__).parent
     return sorted(folder.name for folder in here.iterdir() if (folder / "config.json").is_file())
 
 
+def shipped_name(name: str) -> str | None:
+    """The model inside the package that a name means: its own, "default", or the newest version of a name without one."""
+    name = DEFAULT_MODEL if name == ALIAS else name
+    versions = [shipped for shipped in shipped_models() if name in (shipped, shipped.rpartition("-v")[0])]
+    return max(versions, key=lambda shipped: int(shipped.rpartition("-v")[-1]), default=None)
+
+
 def find_model(model: str | Path) -> Path:
-    """The folder of a model given by shipped name (or "default"), folder path, or hub id ``owner/name[@revision]``.
+    """The folder of a model given by shipped name, folder path, or hub id ``owner/name[@revision]``.
 
     Raises:
         ModelError: none of these, or files are missing in the folder.
     """
     folder, name = as_path(model), str(model)
-    shipped = DEFAULT_MODEL if name == ALIAS else name
-    if shipped in shipped_models():
+    shipped = shipped_name(name)
+    if shipped is not None:
         return Path(__file__).parent / shipped
     if not os.path.isdir(folder):
         folder = _download(name)
@@ -53,7 +62,7 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
         ModelError: no such model, or its ``config.json`` cannot be used.
     """
     folder = find_model(model)
-    by_folder = os.path.isdir(model) or str(model) == ALIAS
+    by_folder = os.path.isdir(model) or shipped_name(str(model)) is not None
     try:
         config = from_dict(CodecConfig, read_json(folder / "config.json"))
     except CodecError as error:
@@ -90,10 +99,37 @@ def refused(path: Path, reason: object) -> ModelError:
 
 def check_data(path: Path, file: bytes) -> None:
     """Compare the bytes of a valid safetensors file with the checksum in it, if there is one; a ModelError if they differ."""
-    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
-    checksum = header.get("__metadata__", {}).get(CHECKSUM)
+    checksum = _metadata(file).get(CHECKSUM)
     if checksum and checksum != data_checksum(file):
         raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The safetensors files that a model's weights lie in, the first one in which a tensor stands being its place.
+
+    A file may leave out what a shipped model has alike, as one does that holds a second decoder of its codes; it names that
+    model.
+
+    Raises:
+        ModelError: there is no such shipped model.
+    """
+    with open(path, "rb") as file:
+        head = file.read(8)
+        metadata = _metadata(head + file.read(min(int.from_bytes(head, "little"), LARGEST_HEADER)))
+    base = metadata.get(BASE)
+    if base is None:
+        return [path]
+    if base not in shipped_models():
+        raise ModelError(f"{path} goes with the shipped model {base!r}, which this version of the package does not have")
+    return [path, Path(__file__).parent / base / FILES[1]]
+
+
+def _metadata(file: bytes) -> Mapping[str, str]:
+    try:
+        metadata = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])["__metadata__"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # safetensors says it better, or there is none
+        return {}
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def data_checksum(file: bytes) -> str:

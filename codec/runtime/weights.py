@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.pretrained import ModelError, check_data, refused
+from codec.pretrained import ModelError, check_data, refused, weight_files
 
 STEP = ".step"  # beside an int8 matrix: what one of its integers is worth, row by row
 Floats = NDArray[np.float32]
@@ -36,13 +36,15 @@ class Weights:
     def __init__(self, path: Path) -> None:
         from safetensors import SafetensorError, deserialize
 
-        self.path = path
+        self.path, self._tensors = path, dict[str, Any]()
         try:
-            data = path.read_bytes()
-            self._tensors = dict(deserialize(data))
+            for source in weight_files(path):
+                data = source.read_bytes()
+                tensors = dict(deserialize(data))
+                check_data(source, data)
+                self._tensors |= {n: t for n, t in tensors.items() if n.removesuffix(STEP) not in self._tensors}
         except (SafetensorError, OSError) as error:
             raise refused(path, error) from None
-        check_data(path, data)
         self.unread = set(self._tensors)
 
     @property
