@@ -21,6 +21,7 @@ from codec.config import RATES, CodecConfig, from_dict, to_dict, whole_number
 from codec.container import FINGERPRINT_BYTES, Header
 from codec.errors import CodecError
 from codec.files import as_path, read_json, write_json
+from codec.layers import exact
 from codec.pretrained import ALIAS, DEFAULT_MODEL, ModelError, find_model, refused
 from codec.quantizers import build_quantizer
 from codec.streaming import StreamingDecoder, StreamingEncoder
@@ -54,7 +55,8 @@ class Codec(nn.Module):
     """A neural speech codec: convolutional encoder, (residual) SimVQ, decoder.
 
     ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights. Worker
-    processes must be spawned, not forked: a forked child of a process in which torch has run on threads hangs.
+    processes must be spawned, not forked: a forked child of a process in which torch has run on threads hangs. Codes and
+    audio are computed in float32, also inside an autocast; after ``half()`` or ``bfloat16()`` only ``forward`` works.
 
     Attributes:
         config: the architecture.
@@ -147,11 +149,11 @@ class Codec(nn.Module):
         """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
         return -(-whole_number("num_samples", num_samples, 0, 2**64 - 1) // self.hop_length)
 
-    def header(self, num_samples: int, sample_rate: int, num_quantizers: int | None = None) -> Header:
+    def header(self, num_samples: int | None, sample_rate: int, num_quantizers: int | None = None) -> Header:
         """What a ``.codes`` file says of codes of this model, for ``codec.container.write``; CodecError if it cannot be.
 
         Args:
-            num_samples: length of what was encoded, per channel, at its own rate.
+            num_samples: length of what was encoded, per channel, at its own rate; None while it is not known.
             sample_rate: of what was encoded, in Hz.
             num_quantizers: stages of the codes; default all.
         """
@@ -289,7 +291,9 @@ class Codec(nn.Module):
         """
         count = self._checked_count(num_quantizers, self.num_quantizers)
         for latents in self._latent_windows(blocks):
-            yield self.quantizer(latents, count).codes[0]
+            with exact(self.encoder.output.weight):
+                codes = self.quantizer(latents, count).codes[0]
+            yield codes
 
     @torch.no_grad()
     def decode_blocks(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -314,13 +318,16 @@ class Codec(nn.Module):
         hop, context = self.hop_length, self.encoder.context
         frames = _whole_frames(_each(blocks, _checked_block), hop)
         for window, before, count in overlapping(frames, WINDOW_FRAMES, context, hop, _join):
-            yield self.encoder(window.to(self.device)[None, None])[..., before : before + count]
+            with exact(self.encoder.output.weight):
+                latents = self.encoder(window.to(self.device)[None, None])
+            yield latents[..., before : before + count]
 
     def _waveform_windows(self, blocks: Iterable[Tensor], to_latents: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
         """Waveform ``[t]``, window by window, of one item's codes or latents in blocks ``[..., n]``."""
         hop = self.hop_length
         for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.decoder.context, 1, _join):
-            waveform = self.decoder(to_latents(window.to(self.device)[None]))
+            with exact(self.decoder.input.weight):
+                waveform = self.decoder(to_latents(window.to(self.device)[None]))
             if not waveform.isfinite().all():
                 raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
             yield waveform[0, 0, before * hop : (before + count) * hop]

@@ -9,11 +9,12 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -21,9 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codec import container
-from codec.audio import AudioError, AudioReader, AudioWriter, cut, resample_blocks, resampled_length
+from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
 from codec.cli.jobs import Job
-from codec.container import Codes, ContainerError, Damage, Header
+from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live
+from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import UsageError
 from codec.files import written_whole
 from codec.model import Codec
@@ -76,13 +78,23 @@ class QuantizerChoice:
 class FileEncoder:
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
+    WAV that goes from stdin to stdout is encoded live; with ``raw_rate``, stdin holds 16-bit samples of one channel at this
+    rate in Hz, without a header.
+
     Raises:
         ModelError: no such model, or no such device here.
         UsageError: the model does not have this bitrate or number of quantizers.
     """
 
-    def __init__(self, model: str | None, device: str, choice: QuantizerChoice, channel: int | None = None) -> None:
-        self.channel, self.said_mixed = channel, False
+    def __init__(
+        self,
+        model: str | None,
+        device: str,
+        choice: QuantizerChoice,
+        channel: int | None = None,
+        raw_rate: int | None = None,
+    ) -> None:
+        self.channel, self.raw_rate, self.said_mixed = channel, raw_rate, False
         self.codec = Codec.from_pretrained(model or DEFAULT_MODEL, device)
         self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
 
@@ -90,12 +102,12 @@ class FileEncoder:
         """Whether the target is an intact file of this model, with as many quantizers and the input's sample rate."""
         with _open_audio(job, self.channel) as reader, open(job.target, "rb") as stream:
             try:
-                header = container.read_header(stream)
+                codes = Reader(stream)
             except ContainerError:
                 return False
-            expected = self.codec.header(header.num_samples, reader.sample_rate, self.num_quantizers)
-            blocks = container.read_blocks(stream, header)
-            return header == expected and not any(isinstance(block, Damage) for block in blocks)
+            damaged = any(isinstance(block, Damage) for block in codes.blocks())
+            expected = self.codec.header(codes.header.num_samples, reader.sample_rate, self.num_quantizers)
+            return codes.header == expected and not damaged
 
     def encode(self, job: Job) -> None:
         """Encode one audio file.
@@ -104,13 +116,19 @@ class FileEncoder:
             CodecError: not readable as audio, or not audio that the model takes.
             OSError: files that cannot be opened or written.
         """
-        with _open_audio(job, self.channel) as reader:
+        head = b""
+        if job.from_stdin and job.to_stdout:
+            pipe, head = self._pipe(sys.stdin.buffer)
+            if pipe is not None:
+                self._say_mixed("stdin", pipe.channels)
+                with _named("stdout"):
+                    encode_live(self.codec, pipe, sys.stdout.buffer, self.num_quantizers, self.channel)
+                return
+        with _open_audio(job, self.channel, head) as reader:
             # made before the long work, in case something in it is wrong
             header = self.codec.header(0, reader.sample_rate, self.num_quantizers)
             with _output(job) as output, _seconds_bar(reader.claimed_seconds) as bar:
-                if self.channel is None and reader.channels > 1 and not self.said_mixed:
-                    log.info("%s: %d channels mixed down to one", reader.name, reader.channels)
-                    self.said_mixed = True
+                self._say_mixed(reader.name, reader.channels)
                 samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
                 codes = []
                 for window in self.codec.encode_blocks(map(torch.from_numpy, samples), self.num_quantizers):
@@ -119,20 +137,37 @@ class FileEncoder:
                 header = replace(header, num_samples=reader.num_samples)
                 output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
+    def _pipe(self, stream: BinaryIO) -> tuple[PcmPipe | None, bytes]:
+        if self.raw_rate is not None:
+            return PcmPipe(stream, self.raw_rate, 1, "PCM_16", 2, None), b""
+        return PcmPipe.from_wav(stream)
+
+    def _say_mixed(self, name: str, channels: int) -> None:
+        if self.channel is None and channels > 1 and not self.said_mixed:
+            log.info("%s: %d channels mixed down to one", name, channels)
+            self.said_mixed = True
+
 
 class FileDecoder:
     """Decodes ``.codes`` files with one model, or, without one, each with the shipped model that it names.
 
-    Audio has the original's sample rate, or with ``native_rate`` the model's; ``salvage`` is for damaged files.
+    Audio has the original's sample rate, or with ``native_rate`` the model's; ``salvage`` is for damaged files. Codes whose
+    length is not known before their end are decoded live from stdin to stdout; with ``raw`` all are, without a header.
 
     Raises:
         ModelError: no such model, or no such device here.
     """
 
     def __init__(
-        self, model: str | None, device: str, choice: QuantizerChoice, native_rate: bool, salvage: bool
+        self,
+        model: str | None,
+        device: str,
+        choice: QuantizerChoice,
+        native_rate: bool,
+        salvage: bool,
+        raw: bool = False,
     ) -> None:
-        self.model, self.choice, self.native_rate, self.salvage = model, choice, native_rate, salvage
+        self.model, self.choice, self.native_rate, self.salvage, self.raw = model, choice, native_rate, salvage, raw
         self._load = functools.cache(lambda name: Codec.from_pretrained(name, device))
         if model is not None:
             self._load(model)
@@ -140,12 +175,14 @@ class FileDecoder:
     def is_done(self, job: Job) -> bool:
         """Whether the target is audio of one channel, of the sample rate and length that decoding gives."""
         with _open_bytes(job) as stream:
-            header = container.read_header(stream)
-        rate = header.sample_rate if self.native_rate else header.original_sample_rate
-        length = resampled_length(header.num_samples, header.original_sample_rate, rate)
+            codes = Reader(stream)
+            if codes.header.num_samples is None:
+                deque(codes.blocks(), 0)  # the end tells
+        rate = codes.header.sample_rate if self.native_rate else codes.header.original_sample_rate
         try:
             with AudioReader(job.target) as reader:
-                return (reader.sample_rate, reader.channels, sum(map(len, reader.blocks()))) == (rate, 1, length)
+                samples = sum(map(len, reader.blocks()))
+                return (reader.sample_rate, reader.channels, samples) == (rate, 1, _length(codes.header, rate))
         except AudioError:
             return False
 
@@ -157,32 +194,39 @@ class FileDecoder:
             OSError: files that cannot be opened or written.
         """
         with _open_bytes(job) as stream:
-            header = container.read_header(stream)
+            codes = Reader(stream)
+            header = codes.header
             codec = self._codec_for(header)
             count = self.choice.count(header.num_quantizers, header.bitrate)
             rate = codec.sample_rate if self.native_rate else header.original_sample_rate
-            decoded_length = resampled_length(header.num_samples, header.original_sample_rate, codec.sample_rate)
-            length = resampled_length(header.num_samples, header.original_sample_rate, rate)
-            with (
-                _output(job) as output,
-                AudioWriter(output, rate, length, job.target_name) as writer,
-                _seconds_bar(header.duration) as bar,
-            ):
+            live = job.from_stdin and job.to_stdout and (header.num_samples is None or self.raw)
+            decode = functools.partial(decode_live, codec, num_quantizers=count) if live else codec.decode_blocks
+            with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as bar:
                 if self.salvage:
-                    waveform = _salvaged(codec, container.read_blocks(stream, header), count)
+                    waveform = _salvaged(codec, codes.blocks(), count, decode)
                 else:
-                    waveform = codec.decode_blocks(_tensors(container.intact_blocks(stream, header), count))
-                signal = cut((block.cpu().numpy() for block in waveform), decoded_length)
-                for block in cut(resample_blocks(signal, codec.sample_rate, rate), length):
+                    waveform = decode(_tensors(codes.intact(), count))
+                gain = np.float32(header.gain)
+                signal = _cut((block.cpu().numpy() * gain for block in waveform), codes, codec.sample_rate)
+                for block in _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate):
                     writer.write(block)
                     bar.update(len(block) / rate)
+
+    @contextmanager
+    def _writer(self, job: Job, rate: int, live: bool, header: Header) -> Iterator[AudioWriter | WavPipe]:
+        if live:
+            with _named("stdout"):
+                yield WavPipe(sys.stdout.buffer, rate, self.raw)
+            return
+        with _output(job) as output, AudioWriter(output, rate, _length(header, rate) or 0, job.target_name) as writer:
+            yield writer
 
     def _codec_for(self, header: Header) -> Codec:
         """The model that made a file, and not merely one of the same name."""
         if self.model is None and header.model not in (*shipped_models(), ALIAS):
             raise ContainerError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
         codec = self._load(self.model or header.model)
-        own = codec.header(header.num_samples, header.original_sample_rate)
+        own = replace(codec.header(header.num_samples, header.original_sample_rate), gain_db=header.gain_db)
         if own.fingerprint != header.fingerprint:
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
@@ -198,7 +242,28 @@ def _tensors(blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Tensor]:
         yield torch.from_numpy(block[:num_quantizers].copy())
 
 
-def _salvaged(codec: Codec, blocks: Iterable[Codes | Damage], num_quantizers: int) -> Iterator[Tensor]:
+def _length(header: Header, rate: int) -> int | None:
+    """Samples of the original at this rate, None while they are not known."""
+    if header.num_samples is None:
+        return None
+    return resampled_length(header.num_samples, header.original_sample_rate, rate)
+
+
+def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
+    """What lies before the end of the original: decoded frames are whole. It is known before the last frame."""
+    done = 0
+    for block in blocks:
+        length = _length(codes.header, rate)
+        yield block if length is None else block[: max(length - done, 0)]
+        done += len(block)
+
+
+def _salvaged(
+    codec: Codec,
+    blocks: Iterable[Codes | Damage],
+    num_quantizers: int,
+    decode: Callable[[Iterable[Tensor]], Iterator[Tensor]],
+) -> Iterator[Tensor]:
     """Decode each run of intact blocks by itself; the time of a damaged one passes in silence, a missing end is left out.
 
     Raises:
@@ -215,10 +280,12 @@ def _salvaged(codec: Codec, blocks: Iterable[Codes | Damage], num_quantizers: in
                     yield torch.zeros(loss.num_frames * codec.hop_length)
         else:
             intact = True
-            yield from codec.decode_blocks(_tensors((b for b in run if not isinstance(b, Damage)), num_quantizers))
+            yield from decode(_tensors((b for b in run if not isinstance(b, Damage)), num_quantizers))
         while intact and losses:
             loss = losses.pop(0)
-            if loss.truncated:
+            if loss.truncated and not loss.num_frames:
+                log.info("%s; the output ends there", loss.reason)
+            elif loss.truncated:
                 log.info("%s; the output ends %.1f s early", loss.reason, loss.num_frames / codec.frame_rate)
             elif loss.num_frames:
                 log.info("%s; %.1f s of silence instead", loss.reason, loss.num_frames / codec.frame_rate)
@@ -233,13 +300,23 @@ def _open_bytes(job: Job) -> AbstractContextManager[IO[bytes]]:
 
 
 @contextmanager
-def _open_audio(job: Job, channel: int | None) -> Iterator[AudioReader]:
-    """An audio file; stdin or a pipe is first copied to a temporary file, since audio formats need seeking."""
+def _named(name: str) -> Iterator[None]:
+    """Errors of a file that has no name of its own name this one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
+
+
+@contextmanager
+def _open_audio(job: Job, channel: int | None, head: bytes = b"") -> Iterator[AudioReader]:
+    """An audio file; stdin or a pipe, its ``head`` already read, is copied first, since audio formats need seeking."""
     if not (job.from_stdin or job.source.is_fifo()):
         with AudioReader(job.source, channel=channel) as reader:
             yield reader
         return
     with tempfile.TemporaryFile() as copy:
+        copy.write(head)
         with _open_bytes(job) as pipe:
             shutil.copyfileobj(pipe, copy)
         with AudioReader(copy, job.source_name, channel) as reader:
@@ -261,12 +338,10 @@ def _output(job: Job) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdout.wav"
         yield path
-        try:
+        with _named(job.target_name):
             with open(path, "rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, job.target_name) from None
 
 
 def _seconds_bar(seconds: float) -> tqdm[NoReturn]:

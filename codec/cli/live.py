@@ -1,0 +1,195 @@
+"""From pipe to pipe while the input still goes on: samples in and codes out, codes in and samples out."""
+
+from __future__ import annotations
+
+import io
+import math
+import signal
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import IO, BinaryIO
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from codec.audio import AudioError, Block, resample_blocks
+from codec.audio_parts import UNKNOWN_SIZES, incomplete
+from codec.container import Writer
+from codec.model import Codec
+
+CHUNK_SECONDS = (
+    0.1  # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
+)
+READ_BYTES = 2**16  # most that is read at once
+EXTENSIBLE = 0xFFFE  # the true coding of such a WAV file stands further on
+SUBTYPES = {  # libsndfile's names, by the coding and bits of a WAV file
+    (1, 8): "PCM_U8",
+    (1, 16): "PCM_16",
+    (1, 24): "PCM_24",
+    (1, 32): "PCM_32",
+    (3, 32): "FLOAT",
+    (3, 64): "DOUBLE",
+}
+
+
+class PcmPipe:
+    """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here.
+
+    Args:
+        stream: at the first sample, little-endian, channels interleaved.
+        sample_rate: in Hz.
+        subtype: libsndfile's name of the coding.
+        width: bytes of a sample of all channels.
+        claimed: samples per channel, if their number is known.
+
+    Attributes:
+        num_samples: per channel, read so far.
+    """
+
+    def __init__(
+        self, stream: BinaryIO, sample_rate: int, channels: int, subtype: str, width: int, claimed: int | None
+    ) -> None:
+        self.sample_rate, self.channels, self.num_samples = sample_rate, channels, 0
+        self._stream, self._subtype, self._width, self._claimed = stream, subtype, width, claimed
+        self._stopped = self._waiting = False
+
+    @classmethod
+    def from_wav(cls, stream: BinaryIO) -> tuple[PcmPipe | None, bytes]:
+        """The samples of a WAV file, and its head, which is read; None for what must be read as a whole file."""
+        head, coding = stream.read(12), b""
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return None, head
+        while len(head) < READ_BYTES:
+            chunk = stream.read(8)
+            head, size = head + chunk, int.from_bytes(chunk[4:], "little")
+            if len(chunk) < 8 or chunk[:4] == b"data":
+                break
+            content = stream.read(min(size + size % 2, READ_BYTES))
+            head, coding = head + content, content if chunk[:4] == b"fmt " else coding
+        tag, channels, rate, _, width, bits = struct.unpack("<HHIIHH", coding[:16].ljust(16, b"\0"))
+        tag = int.from_bytes(coding[24:26], "little") if tag == EXTENSIBLE else tag
+        subtype = SUBTYPES.get((tag, bits))
+        if chunk[:4] != b"data" or subtype is None or not channels or width != channels * bits // 8:
+            return None, head
+        unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
+        return cls(stream, rate, channels, subtype, width, None if unknown else size // width), head
+
+    def blocks(self, channel: int | None) -> Iterator[Block]:
+        """Mono blocks ``[T]`` as they come, but for the last of ``CHUNK_SECONDS`` at least.
+
+        Args:
+            channel: the one to read, counted from 1; by default the mean of all.
+
+        Raises:
+            AudioError: the pipe ends before its header says, or brings no samples; no such channel.
+        """
+        if channel is not None and not 1 <= channel <= self.channels:
+            raise AudioError(f"stdin has no channel {channel}, only {self.channels}")
+        data, ended = b"", False
+        while not ended:
+            left = math.inf if self._claimed is None else (self._claimed - self.num_samples) * self._width
+            least = min(left, math.ceil(CHUNK_SECONDS * self.sample_rate) * self._width)
+            while len(data) < least and not ended:
+                data += (more := self._receive(int(min(READ_BYTES, left - len(data)))))
+                ended = not more
+            whole = len(data) // self._width
+            ended = ended or whole * self._width == left
+            self.num_samples += whole
+            if whole:
+                samples = self._samples(data[: whole * self._width])
+                yield samples[:, channel - 1] if channel else samples.mean(axis=1, dtype=np.float32)
+            data = data[whole * self._width :]
+        if self._claimed is not None and self.num_samples < self._claimed and not self._stopped:
+            raise incomplete("stdin", self.num_samples, self._claimed, "samples")
+        if not self.num_samples:
+            raise AudioError("stdin holds no samples")
+
+    def _samples(self, data: bytes) -> Block:
+        samples: Block = soundfile.read(
+            io.BytesIO(data),
+            dtype="float32",
+            always_2d=True,
+            samplerate=self.sample_rate,
+            channels=self.channels,
+            format="RAW",
+            subtype=self._subtype,
+            endian="LITTLE",
+        )[0]
+        return samples
+
+    def _receive(self, size: int) -> bytes:
+        self._waiting = True
+        try:
+            return b"" if self._stopped else self._stream.read1(size)  # type: ignore[attr-defined]
+        except KeyboardInterrupt:
+            if not self._stopped:
+                raise
+            return b""
+        finally:
+            self._waiting = False
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Where ctrl-C or a polite kill would interrupt, what has come is all there is; interrupts at the end instead."""
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            self._stopped = True
+            if self._waiting:
+                raise KeyboardInterrupt
+
+        numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+        before = {
+            number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) != signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._stopped:
+            raise KeyboardInterrupt
+
+
+class WavPipe:
+    """Writes mono samples to a pipe as 16-bit WAV of unknown length, or raw; like an ``AudioWriter``."""
+
+    def __init__(self, stream: IO[bytes], sample_rate: int, raw: bool) -> None:
+        self._stream, self._rate = stream, sample_rate
+        if not raw:
+            coding = struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+            self._stream.write(b"RIFF" + b"\xff" * 4 + b"WAVEfmt " + coding + b"data" + b"\xff" * 4)
+            self._stream.flush()
+
+    def write(self, block: Block) -> None:
+        """Send samples; beyond full scale they are clipped."""
+        data = io.BytesIO()
+        soundfile.write(data, np.clip(block, -1.0, 1.0), self._rate, "PCM_16", endian="LITTLE", format="RAW")
+        self._stream.write(data.getvalue())
+        self._stream.flush()
+
+
+def encode_live(codec: Codec, pipe: PcmPipe, output: IO[bytes], num_quantizers: int, channel: int | None) -> None:
+    """Codes of all that comes through a pipe, each block as soon as it can be; ctrl-C ends them in order.
+
+    Raises:
+        CodecError: not audio that the model takes.
+    """
+    writer = Writer(output, codec.header(None, pipe.sample_rate, num_quantizers))
+    stream = codec.streaming_encoder(1, num_quantizers)
+    with pipe.stopped_by_signals():
+        for block in resample_blocks(pipe.blocks(channel), pipe.sample_rate, codec.sample_rate):
+            codes = stream.push(torch.from_numpy(block)[None, None])[0]
+            writer.write(codes.cpu())
+        writer.end(pipe.num_samples, stream.flush()[0].cpu())
+
+
+def decode_live(codec: Codec, blocks: Iterable[Tensor], num_quantizers: int) -> Iterator[Tensor]:
+    """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be."""
+    stream = codec.streaming_decoder(1, num_quantizers)
+    for block in blocks:
+        yield stream.push(block[None].to(codec.device))[0, 0]
+    yield stream.flush()[0, 0]
