@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, BinaryIO, NoReturn
+from typing import IO, NoReturn
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class QuantizerChoice:
 class FileEncoder:
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
-    WAV that goes from stdin to stdout is encoded live; with ``raw_rate``, stdin holds 16-bit samples of one channel at this
+    WAV that goes from a pipe to stdout is encoded live; with ``raw_rate``, stdin holds 16-bit samples of one channel at this
     rate in Hz, without a header.
 
     Raises:
@@ -116,14 +116,16 @@ class FileEncoder:
             CodecError: not readable as audio, or not audio that the model takes.
             OSError: files that cannot be opened or written.
         """
-        head = b""
-        if job.from_stdin and job.to_stdout:
-            pipe, head = self._pipe(sys.stdin.buffer)
-            if pipe is not None:
-                self._say_mixed("stdin", pipe.channels)
-                with _named("stdout"):
-                    encode_live(self.codec, pipe, sys.stdout.buffer, self.num_quantizers, self.channel)
-                return
+        head, pipe = b"", None
+        if self.raw_rate is not None:
+            pipe = PcmPipe(sys.stdin.buffer, self.raw_rate, 1, "PCM_16", 2, None)
+        elif _is_piped(job):
+            pipe, head = PcmPipe.from_wav(sys.stdin.buffer)
+        if pipe is not None:
+            self._say_mixed("stdin", pipe.channels)
+            with _named("stdout"):
+                encode_live(self.codec, pipe, sys.stdout.buffer, self.num_quantizers, self.channel)
+            return
         with _open_audio(job, self.channel, head) as reader:
             # made before the long work, in case something in it is wrong
             header = self.codec.header(0, reader.sample_rate, self.num_quantizers)
@@ -137,11 +139,6 @@ class FileEncoder:
                 header = replace(header, num_samples=reader.num_samples)
                 output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
-    def _pipe(self, stream: BinaryIO) -> tuple[PcmPipe | None, bytes]:
-        if self.raw_rate is not None:
-            return PcmPipe(stream, self.raw_rate, 1, "PCM_16", 2, None), b""
-        return PcmPipe.from_wav(stream)
-
     def _say_mixed(self, name: str, channels: int) -> None:
         if self.channel is None and channels > 1 and not self.said_mixed:
             log.info("%s: %d channels mixed down to one", name, channels)
@@ -152,7 +149,7 @@ class FileDecoder:
     """Decodes ``.codes`` files with one model, or, without one, each with the shipped model that it names.
 
     Audio has the original's sample rate, or with ``native_rate`` the model's; ``salvage`` is for damaged files. Codes whose
-    length is not known before their end are decoded live from stdin to stdout; with ``raw`` all are, without a header.
+    length is not known before their end are decoded live from a pipe to stdout; with ``raw`` all are, without a header.
 
     Raises:
         ModelError: no such model, or no such device here.
@@ -199,7 +196,7 @@ class FileDecoder:
             codec = self._codec_for(header)
             count = self.choice.count(header.num_quantizers, header.bitrate)
             rate = codec.sample_rate if self.native_rate else header.original_sample_rate
-            live = job.from_stdin and job.to_stdout and (header.num_samples is None or self.raw)
+            live = self.raw or (header.num_samples is None and _is_piped(job))
             decode = functools.partial(decode_live, codec, num_quantizers=count) if live else codec.decode_blocks
             with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as bar:
                 if self.salvage:
@@ -293,6 +290,11 @@ def _salvaged(
                 log.info("%s; they are left out", loss.reason)
     if losses:
         raise ContainerError(f"{losses[0].reason}; no block is intact")
+
+
+def _is_piped(job: Job) -> bool:
+    """Whether it goes from a pipe to stdout; a file at stdin is there as a whole, and taken as any other."""
+    return job.from_stdin and job.to_stdout and not sys.stdin.buffer.seekable()
 
 
 def _open_bytes(job: Job) -> AbstractContextManager[IO[bytes]]:

@@ -26,6 +26,9 @@ class _Pipe(io.BytesIO):
 
     most = 1000
 
+    def seekable(self) -> bool:
+        return False
+
     def read1(self, size: int | None = -1, /) -> bytes:
         return super().read1(min(size or 0, self.most))
 
