@@ -42,7 +42,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # names load their modules when first used: importing codec, and the commands' --help, wait for no torch
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        try:
+            if name in ("load", "save"):
+                import_module("torch")  # their waveforms are tensors
+            return getattr(import_module(_HOME[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            advice = "pip install torch; without it, codec.runtime.OnnxCodec runs models"
+            raise ModuleNotFoundError(f"codec.{name} needs torch: {advice}", name="torch") from None
     raise AttributeError(f"module 'codec' has no attribute {name!r}")
 
 

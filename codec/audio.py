@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from codec.audio_parts import AudioError as AudioError  # of this module too
 from codec.audio_parts import Part, find_parts, incomplete
 from codec.errors import install
-from codec.files import written_whole
+from codec.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,18 +41,12 @@ WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks 
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
 
 WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
-    ".wav": ("WAV", "PCM_16"),
-    ".flac": ("FLAC", "PCM_16"),
+    **{f".{name}": (name.upper(), "PCM_16") for name in ("wav", "flac", "aiff", "au", "caf", "rf64", "w64")},
+    ".aif": ("AIFF", "PCM_16"),
     ".ogg": ("OGG", "VORBIS"),
     ".oga": ("OGG", "VORBIS"),
     ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
-    ".aif": ("AIFF", "PCM_16"),
-    ".aiff": ("AIFF", "PCM_16"),
-    ".au": ("AU", "PCM_16"),
-    ".caf": ("CAF", "PCM_16"),
-    ".rf64": ("RF64", "PCM_16"),
-    ".w64": ("W64", "PCM_16"),
 }
 
 
@@ -85,7 +78,7 @@ def save(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
     samples = waveform.detach().cpu().float().numpy()
     if samples.ndim == 0 or samples.size != samples.shape[-1]:
         raise AudioError(f"{path}: a file takes one waveform [1, T], not {list(samples.shape)}; save items one by one")
-    with written_whole(path) as temporary, AudioWriter(temporary, sample_rate, samples.size, str(path)) as writer:
+    with atomic_write(path) as temporary, AudioWriter(temporary, sample_rate, samples.size, str(path)) as writer:
         writer.write(samples.reshape(-1))
 
 
@@ -93,11 +86,6 @@ def audio_suffixes() -> set[str]:
     """Suffixes of the files that libsndfile reads here, or PyAV would."""
     formats = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
     return formats | {*WRITTEN, ".wave", ".snd", ".sph", ".aifc"} | AV_SUFFIXES
-
-
-def system_path(path: str | Path) -> str | bytes:
-    """A path in the form in which soundfile takes every one: as text it refuses a name that is not UTF-8."""
-    return str(path) if os.name == "nt" else os.fsencode(path)
 
 
 class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -115,25 +103,28 @@ class _AvFile:
     """The audio of a file that PyAV reads, as far as used here like a ``soundfile.SoundFile``; it cannot seek.
 
     Raises:
-        AudioError: not audio, or damaged at its very start.
+        AudioError: not audio.
     """
 
-    frames = 0  # not known before the end
+    frames = 0  # the length is not known before the end
 
     def __init__(self, part: Part, name: str) -> None:
         import av
 
-        self._name, self.samplerate = name, 0
+        part.seek(0)
         try:
-            part.seek(0)
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
         except av.FFmpegError as error:
             raise AudioError(f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror})") from None
-        blocks = self._decoded()
-        first = next(blocks, None)
-        if first is None:
-            raise AudioError(f"{name} holds no audio")
-        self._blocks, self.channels = chain([first], blocks), first.shape[1]
+        streams = [
+            each for each in self._container.streams.audio if each.codec_context and each.codec_context.sample_rate
+        ]
+        if not streams:
+            raise AudioError(f"{name} holds no audio that PyAV decodes")
+        self._name, self._stream = name, streams[0]
+        self.samplerate, self._layout = streams[0].codec_context.sample_rate, streams[0].codec_context.layout
+        self.channels = len(self._layout.channels)
+        self._blocks = self._decoded()
 
     def close(self) -> None:
         self._container.close()
@@ -152,30 +143,26 @@ class _AvFile:
     def _decoded(self) -> Iterator[Block]:
         import av
 
-        if not self._container.streams.audio:
-            return
-        form = layout = None  # that of the latest frame, and the first one's
+        form = None
         read = reached = 0.0  # s: the end by the lengths of all frames, and by the time that the last one bears
         try:
-            for frame in self._container.decode(audio=0):
+            for frame in self._container.decode(self._stream):
                 if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                    layout, self.samplerate = layout or frame.layout, self.samplerate or frame.sample_rate
-                    resampler = av.AudioResampler("fltp", layout, self.samplerate)
+                    resampler = av.AudioResampler("fltp", self._layout, self.samplerate)
                 seconds, time = frame.samples / frame.sample_rate, frame.time or 0.0
                 read, reached = (read or time) + seconds, time + seconds
                 for block in resampler.resample(frame):
                     yield block.to_ndarray().T
         except av.FFmpegError as error:
             raise AudioError(f"{self._name} is damaged ({error.strerror})") from None
-        text = "%s is damaged: only %.1f of %.1f s can be read"
         if reached < (promised := self._promised_seconds()) - AV_SLACK:
-            raise AudioError(text % (self._name, read, promised))
+            raise incomplete(self._name, round(read, 1), round(promised, 1), "s")
         if read < reached - AV_SLACK:  # or so recorded: in WebM some encoders leave silence out
-            log.warning(text, self._name, read, reached)
+            log.warning(incomplete(self._name, round(read, 1), round(reached, 1), "s"))
 
     def _promised_seconds(self) -> float:
         """The length that the header tells exactly, else 0; that of a file with pictures need not be that of its audio."""
-        stream, kind = self._container.streams.audio[0], self._container.format.name
+        stream, kind = self._stream, self._container.format.name
         if kind.startswith("mov") and stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
         alone = kind.startswith("matroska") and len(self._container.streams) == 1
@@ -208,18 +195,14 @@ class AudioReader:
         with ExitStack() as stack:
             if isinstance(path, (str, Path)):
                 if Path(path).suffix.lower() == ".raw":
-                    raise AudioError(
-                        f"{self.name}: raw samples do not tell their rate; convert it to WAV or FLAC first"
-                    )
+                    raise AudioError(f"{self.name}: raw samples tell no sample rate; convert it to WAV or FLAC first")
                 path = stack.enter_context(open(path, "rb"))
-            if not path.seek(0, os.SEEK_END):
-                raise AudioError(f"{self.name} is empty")
             self._parts = find_parts(path, self.name)
             self._decoder = stack.enter_context(closing(self._open(self._parts[0])))
             self._stack = stack.pop_all()
         self.sample_rate: int = self._decoder.samplerate
         self.channels: int = self._decoder.channels
-        self.claimed_samples: int = self._claim(self._parts[0], self._decoder) if len(self._parts) == 1 else 0
+        self.claimed_samples: int = (self._parts[0].num_samples or 0) if len(self._parts) == 1 else 0
         self.claimed_seconds: float = self.claimed_samples / self.sample_rate
 
     def __enter__(self) -> AudioReader:
@@ -243,11 +226,9 @@ class AudioReader:
         if not 1 <= (self._channel or 1) <= decoder.channels:
             decoder.close()
             raise AudioError(f"{self.name} has no channel {self._channel}, only {decoder.channels}")
+        if part.num_samples is None:
+            part.num_samples = decoder.frames
         return decoder
-
-    @staticmethod
-    def _claim(part: Part, decoder: _SequentialFile | _AvFile) -> int:
-        return decoder.frames if part.num_samples is None else part.num_samples
 
     @property
     def mix_loss(self) -> float:
@@ -270,11 +251,10 @@ class AudioReader:
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
         if self.mix_loss > 20 * math.log10(self._mixed_channels) + CANCELLING_DB:
-            log.warning(
-                "%s: its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)",
-                self.name,
-                self.mix_loss,
+            text = (
+                "%s: its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)"
             )
+            log.warning(text, self.name, self.mix_loss)
 
     def segment(self, start: int, num_samples: int) -> Block:
         """The mono samples ``[num_samples]`` from sample ``start`` on; quick where the format can be entered anywhere.
@@ -300,7 +280,7 @@ class AudioReader:
 
     def _decoded(self, part: Part, decoder: _SequentialFile | _AvFile) -> Iterator[Block]:
         """One part, mixed down."""
-        claimed, read, note = self._claim(part, decoder), 0, part.note
+        claimed, read, note = part.num_samples or 0, 0, part.note
         size = max(min(BLOCK_SECONDS * decoder.samplerate, BLOCK_VALUES // decoder.channels), 1)
         while True:
             left = claimed - read  # up to there first, lest what lies behind does any harm, and then on
@@ -369,7 +349,8 @@ class AudioWriter:
             )
         open(path, "ab").close()  # the system's own words for a missing or forbidden folder
         try:
-            self._file = soundfile.SoundFile(system_path(path), "w", sample_rate, 1, subtype, format=file_format)
+            system_path = str(path) if os.name == "nt" else os.fsencode(path)  # as text it must be UTF-8
+            self._file = soundfile.SoundFile(system_path, "w", sample_rate, 1, subtype, format=file_format)
         except (soundfile.LibsndfileError, ValueError) as error:
             if getattr(error, "code", None) == SYSTEM_ERROR:
                 raise self._failure() from None
@@ -393,11 +374,10 @@ class AudioWriter:
         """Read everything back: where the disk is full, the last bytes of FLAC, Opus and MP3 are lost without an error."""
         try:
             with AudioReader(self._path) as reader:
-                for _ in reader.blocks():
-                    pass
+                there = sum(map(len, reader.blocks()))
         except AudioError:
-            raise self._failure() from None
-        if reader.num_samples != self._written:
+            there = 0
+        if there != self._written:
             raise self._failure()
 
     def write(self, block: Block) -> None:
@@ -421,10 +401,7 @@ def measure(path: str | Path | BinaryIO, name: str | None = None) -> tuple[int, 
         AudioError, OSError: as :class:`AudioReader`.
     """
     with AudioReader(path, name) as reader:
-        if not reader.claimed_samples:
-            for _ in reader.blocks():
-                pass
-        return reader.claimed_samples or reader.num_samples, reader.sample_rate
+        return reader.claimed_samples or sum(map(len, reader.blocks())), reader.sample_rate
 
 
 def resampled_length(num_samples: int, from_rate: int, to_rate: int) -> int:

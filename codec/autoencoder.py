@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.config import CodecConfig
-from codec.layers import Downsample, Layer, blocks, initialize, reach
-from codec.windows import Context
+from codec.layers import Downsample, Layer, blocks, initialize
+from codec.windows import reach
 
 
 class Encoder(nn.Module):
@@ -34,7 +34,7 @@ class Encoder(nn.Module):
             channels = width
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.output = nn.Linear(channels, config.latent_dim)
-        self.context = Context(*reach(layers))
+        self.context = reach((layer.left, layer.right, layer.stride) for layer in layers)
         initialize(self)
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -122,17 +122,13 @@ class Decoder(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         decoder = config.decoder
-        window = -(-(decoder.n_fft // config.hop_length - 1) // 2)  # frames that a centred window looks ahead
-        centred = decoder.depth * (decoder.kernel_size // 2) + window
-        look_ahead = 0 if config.causal else centred if decoder.look_ahead is None else decoder.look_ahead
-        causal_head = look_ahead < window
+        look_ahead, causal_head = config.decoder_look_ahead
         self.input = nn.Linear(config.latent_dim, decoder.width)
-        rest = look_ahead if causal_head else look_ahead - window
-        layers = blocks(decoder.width, decoder.depth, decoder.kernel_size, rest)
+        layers = blocks(decoder.width, decoder.depth, decoder.kernel_size, look_ahead)
         self.blocks = nn.Sequential(*layers)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
         self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, causal_head)
-        self.context = Context(*reach([*layers, self.head]))
+        self.context = reach((layer.left, layer.right, layer.stride) for layer in [*layers, self.head])
         initialize(self)
 
     def forward(self, latents: Tensor) -> Tensor:

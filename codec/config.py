@@ -235,3 +235,12 @@ class CodecConfig:
     def hop_length(self) -> int:
         """Samples per frame."""
         return math.prod(self.encoder.strides)
+
+    @property
+    def decoder_look_ahead(self) -> tuple[int, bool]:
+        """Frames that the decoder's blocks look ahead together, and whether the inverse STFT's windows look back only."""
+        decoder = self.decoder
+        window = -(-(decoder.n_fft // self.hop_length - 1) // 2)  # frames that a centred one looks ahead
+        centred = decoder.depth * (decoder.kernel_size // 2) + window
+        total = 0 if self.causal else centred if decoder.look_ahead is None else decoder.look_ahead
+        return (total, True) if total < window else (total - window, False)

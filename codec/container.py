@@ -52,7 +52,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from codec.config import RATES, set_whole
 from codec.errors import CodecError
-from codec.files import as_path, written_whole
+from codec.files import as_path, atomic_write
 
 Codes = NDArray[np.int64]
 
@@ -64,7 +64,7 @@ MOST_DB = 200.0
 FINGERPRINT_BYTES = 16
 _UNKNOWN = 2**64 - 1
 _FIXED = {1: struct.Struct("<4sB16sIIQHBIB"), 2: struct.Struct("<4sB16sIIQHBIfHB")}
-_CRC, _END = struct.Struct("<I"), struct.Struct("<QI")
+_CRC = struct.Struct("<I")
 
 
 class ContainerError(CodecError):
@@ -281,9 +281,9 @@ class Reader:
                 raise _LostError(f"the head of block {self._blocks + 1} is damaged: what follows cannot be found")
             if frames:
                 return frames
-            end = self._read(_END.size)
-            header = replace(self.header, num_samples=min(_END.unpack(end)[0], _UNKNOWN - 1))
-            if _without_checksum(end) is None or header.num_frames < self._frames:
+            end = _without_checksum(self._read(8 + _CRC.size)) or b""
+            header = replace(self.header, num_samples=min(int.from_bytes(end, "little"), _UNKNOWN - 1))
+            if not end or header.num_frames < self._frames:
                 raise _LostError("the end is damaged (its checksum is wrong, or it says less than there was)")
             self.header = header
         return min(self._frames_per_block, self.header.num_frames - self._frames)
@@ -291,9 +291,9 @@ class Reader:
     def _next_block(self, frames: int) -> Codes | Damage:
         header, name = self.header, f"block {self._blocks + 1}"
         name += "" if header.num_samples is None else f" of {self.num_blocks}"
-        spare = -frames * header.num_quantizers * header.bits_per_code % 8  # bits of the last byte
-        size = (frames * header.num_quantizers * header.bits_per_code + spare) // 8
-        packed = _without_checksum(self._read(size + _CRC.size))
+        bits = frames * header.num_quantizers * header.bits_per_code
+        spare = -bits % 8  # of the last byte
+        packed = _without_checksum(self._read((bits + spare) // 8 + _CRC.size))
         if packed is None:
             return Damage(self._blocks, frames, f"{name} is damaged (its checksum is wrong)")
         codes = unpack_codes(packed, header.num_quantizers, frames, header.bits_per_code)
@@ -394,7 +394,7 @@ def loads(data: bytes) -> tuple[Header, Codes]:
 def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
     """Write a file as a whole: a temporary name first, then renamed. Errors as :func:`dumps`."""
     data = dumps(header, codes)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 

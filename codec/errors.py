@@ -35,6 +35,7 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
     "pesq": "eval",
     "pystoi": "eval",
     "huggingface_hub": "hub",
+    "onnxruntime": "onnx",
     "transformers": "bench",
     "av": "formats",
 }

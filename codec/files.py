@@ -23,7 +23,7 @@ def as_path(path: Any) -> Path:
 
 
 @contextmanager
-def written_whole(path: str | Path, replace: bool = True) -> Iterator[Path]:
+def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any exception.
 
     The temporary name keeps the suffix, since audio writers choose the format by it, and little of the rest, since names
@@ -87,6 +87,6 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_json(path: str | Path, value: Any, indent: int = 1) -> None:
-    """Write ``value`` as JSON, whole or not at all. Errors as :func:`written_whole`."""
-    with written_whole(path) as temporary:
+    """Write ``value`` as JSON, whole or not at all. Errors as :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")

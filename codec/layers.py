@@ -7,13 +7,12 @@ convolutions are framing and a matrix product, and the depthwise convolution see
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.errors import CodecError
+from codec.windows import spread
 
 HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
 
@@ -139,22 +138,11 @@ class Downsample(Layer):
 
 
 def blocks(channels: int, depth: int, kernel_size: int, look_ahead: int) -> list[ConvNeXtBlock]:
-    """``depth`` ConvNeXt blocks that together look ``look_ahead`` frames ahead, spread evenly, the first ones more.
+    """``depth`` ConvNeXt blocks that together look ``look_ahead`` frames ahead, see :func:`codec.windows.spread`.
 
     Their initial scale keeps the sum of their outputs at the size of one.
     """
-    shares = [look_ahead // depth + (index < look_ahead % depth) for index in range(depth)]
-    return [ConvNeXtBlock(channels, kernel_size, share, 1.0 / depth) for share in shares]
-
-
-def reach(layers: Iterable[Layer]) -> tuple[int, int]:
-    """How far layers that follow one another look to the left and to the right, in steps of the last one's output."""
-    left, right, step = 0, 0, 1  # of the first one's input
-    for layer in layers:
-        left += step * layer.left
-        right += step * layer.right
-        step *= layer.stride
-    return -(-left // step), -(-right // step)
+    return [ConvNeXtBlock(channels, kernel_size, share, 1.0 / depth) for share in spread(look_ahead, depth)]
 
 
 def initialize(module: nn.Module) -> None:

@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from codec.files import written_whole
-from codec.pretrained import CHECKSUM, ModelError, data_checksum, refused
+from codec.files import atomic_write
+from codec.pretrained import CHECKSUM, ModelError, check_data, data_checksum, refused
 from codec.quantizers.lookup import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
@@ -29,7 +29,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits) -> None:
         tensors |= _stored(name, tensor.detach().cpu().contiguous(), bits)
     metadata = {"format": "pt", CHECKSUM: data_checksum(save(tensors))}
     first, second = (f'"{key}":"{value}"'.encode() for key, value in metadata.items())
-    with written_whole(path) as temporary:  # with metadata in one order, where safetensors takes any
+    with atomic_write(path) as temporary:  # with metadata in one order, where safetensors takes any
         temporary.write_bytes(save(tensors, metadata).replace(second + b"," + first, first + b"," + second, 1))
 
 
@@ -61,9 +61,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             _check_fit(state, names, file, path)
-            checksum = (file.metadata() or {}).get(CHECKSUM)
-            if checksum and checksum != data_checksum(path.read_bytes()):
-                raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
+            check_data(path, path.read_bytes())
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise refused(path, error) from None

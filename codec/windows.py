@@ -17,6 +17,26 @@ class Context:
     right: int
 
 
+def reach(layers: Iterable[tuple[int, int, int]]) -> Context:
+    """How far layers that follow one another look, in steps of the last one's output.
+
+    Args:
+        layers: ``(left, right, stride)`` of each: how many steps of its input before and after its own ones an output step
+            depends on, and input steps per output step.
+    """
+    before, after, step = 0, 0, 1  # of the first one's input
+    for left, right, stride in layers:
+        before += step * left
+        after += step * right
+        step *= stride
+    return Context(-(-before // step), -(-after // step))
+
+
+def spread(look_ahead: int, depth: int) -> list[int]:
+    """Frames that each of ``depth`` layers looks ahead where together they do ``look_ahead``: evenly, the first ones more."""
+    return [look_ahead // depth + (index < look_ahead % depth) for index in range(depth)]
+
+
 def overlapping(
     blocks: Iterable[Signal], size: int, context: Context, unit: int, join: Callable[[list[Signal]], Signal]
 ) -> Iterator[tuple[Signal, int, int]]:

@@ -1,8 +1,9 @@
 """Speed and memory of a model, as ratios within one run (machines differ; ratios less so).
 
 python recipes/benchmark.py              # encode and decode against transformers' EnCodec 24 kHz (extra ``bench``)
+python recipes/benchmark.py --backends   # the same by torch, ONNX Runtime and its 8 bits, on 1 and 2 threads (``onnx``)
 python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
-python recipes/benchmark.py --startup    # what codec-encode spends beyond ``import torch``
+python recipes/benchmark.py --startup    # codec-encode from shell to exit, by both backends, and ``import torch`` alone
 python recipes/benchmark.py --search     # the nearest of so many codes, against one matrix of all distances
 python recipes/benchmark.py --train recipes/default/default.yaml --set "data.train=[manifests/train.jsonl]"
 """
@@ -20,11 +21,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import torch
 
+from codec.base import CodecBase
+from codec.cli.backends import BACKENDS
 from codec.errors import EXIT_OK, CodecError, run_command
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
@@ -57,37 +61,47 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def against_encodec(model: str, rounds: int) -> None:
-    """Encode and decode ten seconds with both codecs; EnCodec, at 24 kHz, has random weights, the work is the same."""
+def against_encodec(codecs: dict[str, CodecBase[Any]], rounds: int) -> None:
+    """Encode and decode ten seconds with each codec and with EnCodec, whose weights are random: the work is the same."""
     from transformers import EncodecConfig, EncodecModel
 
-    codec = Codec.from_pretrained(model)
     peer = EncodecModel(EncodecConfig()).eval()
-    generator = torch.Generator().manual_seed(0)
-    waveform, peer_waveform = (
-        torch.randn(1, 1, SECONDS * rate, generator=generator) * 0.1
-        for rate in (codec.sample_rate, peer.config.sampling_rate)
+    rate, codec = peer.config.sampling_rate, codecs["torch"]
+    noise = np.random.default_rng(0).standard_normal(SECONDS * max(rate, codec.sample_rate), np.float32) * np.float32(
+        0.1
     )
-    codes = codec.encode(waveform, codec.sample_rate)
+    samples, waveform = noise[: SECONDS * codec.sample_rate], torch.from_numpy(noise[: SECONDS * rate])[None, None]
     with torch.no_grad():
-        peer_codes = peer.encode(peer_waveform, bandwidth=6.0)
+        peer_codes = peer.encode(waveform, bandwidth=6.0)
         calls: dict[str, Callable[[], object]] = {
-            "encode": lambda: codec.encode(waveform, codec.sample_rate),
-            "decode": lambda: codec.decode(codes),
-            "EnCodec encode": lambda: peer.encode(peer_waveform, bandwidth=6.0),
+            "EnCodec encode": lambda: peer.encode(waveform, bandwidth=6.0),
             "EnCodec decode": lambda: peer.decode(peer_codes.audio_codes, peer_codes.audio_scales),
         }
+        for name, codec in codecs.items():
+            calls[f"{name} encode"] = partial(codec.encode, samples, codec.sample_rate)
+            calls[f"{name} decode"] = partial(codec.decode, codec.encode(samples, codec.sample_rate))
         times = interleaved(calls, rounds)
-    kbps = f"{codec.bitrate / 1000:g} kbit/s, EnCodec at 6 kbit/s"
-    print(
-        f"{torch.get_num_threads()} threads, {SECONDS} s of audio, {codec.name} at {kbps}, medians of {rounds} rounds"
-    )
-    for name, value in times.items():
-        print(f"{name:>15}: {value / SECONDS:.4f} s per second of audio")
-    for part in ("encode", "decode"):
-        print(f"{part}: {times[f'EnCodec {part}'] / times[part]:.1f} times faster than EnCodec")
-    both = (times["EnCodec encode"] + times["EnCodec decode"]) / (times["encode"] + times["decode"])
-    print(f"encode + decode: {both:.1f} times faster than EnCodec")
+    kbps = f"{codec.name} at {codec.bitrate / 1000:g} kbit/s, EnCodec at 6 kbit/s"
+    print(f"{torch.get_num_threads()} threads, {SECONDS} s of audio, {kbps}, medians of {rounds} rounds")
+    for name in ("EnCodec", *codecs):
+        encode, decode = times[f"{name} encode"], times[f"{name} decode"]
+        ratios = [times["EnCodec encode"] / encode, times["EnCodec decode"] / decode]
+        ratios.append((times["EnCodec encode"] + times["EnCodec decode"]) / (encode + decode))
+        speed = "encode {:.1f}, decode {:.1f}, both {:.1f} times EnCodec's speed".format(*ratios)
+        print(f"{name:>9}: {speed}; {encode / SECONDS:.4f} + {decode / SECONDS:.4f} s per second of audio")
+
+
+def by_backends(model: str, rounds: int) -> None:
+    """The speed of one model by each library that runs it, on one thread and on two."""
+    from codec.runtime import OnnxCodec
+
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        codecs: dict[str, CodecBase[Any]] = {"torch": Codec.from_pretrained(model)}
+        codecs |= {
+            name: OnnxCodec.from_pretrained(model, bits, threads) for name, bits in (("onnx", 32), ("onnx int8", 8))
+        }
+        against_encodec(codecs, rounds)
 
 
 def on_threads(threads: int) -> dict[str, str]:
@@ -118,24 +132,24 @@ def one_hour(model: str, threads: int) -> None:
 
 
 def startup(model: str, rounds: int, threads: int) -> None:
-    """codec-encode of ten seconds against a bare ``import torch``."""
+    """codec-encode of ten seconds, from shell to exit, by each backend; and a bare ``import torch``."""
     with tempfile.TemporaryDirectory() as folder:
         wav, codes = Path(folder) / "in.wav", Path(folder) / "out.codes"
         soundfile.write(wav, np.random.default_rng(0).standard_normal(SECONDS * 24000) * 0.05, 24000)
         encode = "from codec.cli.commands import encode_main as main; raise SystemExit(main())"
 
-        def run(name: str, code: str, *args: str) -> None:
+        def run(code: str, *args: str) -> None:
             if subprocess.run([sys.executable, "-c", code, *args], env=on_threads(threads)).returncode:
-                raise BenchmarkError(f"{name} failed")
+                raise BenchmarkError(f"python -c {code!r} failed")
 
-        calls: dict[str, Callable[[], object]] = {
-            "import torch": lambda: run("import torch", "import torch"),
-            "codec-encode": lambda: run("codec-encode", encode, "--force", "--model", model, str(wav), str(codes)),
-        }
+        arguments = ["--force", "--model", model, str(wav), str(codes), "--backend"]
+        calls: dict[str, Callable[[], object]] = {"import torch": partial(run, "import torch")}
+        calls |= {f"codec-encode, {name}": partial(run, encode, *arguments, name) for name in BACKENDS}
         times = interleaved(calls, rounds)
     for name, value in times.items():
-        print(f"{name:>15}: {value:.2f} s")
-    print(f"codec-encode of {SECONDS} s beyond import torch: {times['codec-encode'] - times['import torch']:.2f} s")
+        print(f"{name:>19}: {value:.2f} s")
+    shown = times["codec-encode, torch"] / times["codec-encode, onnx"]
+    print(f"codec-encode of {SECONDS} s: onnx is {shown:.1f} times faster than torch, from shell to exit")
 
 
 def by_one_matrix(points: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
@@ -190,8 +204,10 @@ def measure(args: argparse.Namespace) -> int:
         searching(args.rounds)
     elif args.startup:
         startup(args.model, args.rounds, args.threads)
+    elif args.backends:
+        by_backends(args.model, args.rounds)
     else:
-        against_encodec(args.model, args.rounds)
+        against_encodec({"torch": Codec.from_pretrained(args.model)}, args.rounds)
     return EXIT_OK
 
 
@@ -201,6 +217,7 @@ def main() -> int:
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--rounds", type=positive, default=7)
     what = parser.add_mutually_exclusive_group()
+    what.add_argument("--backends", action="store_true")
     what.add_argument("--memory", action="store_true")
     what.add_argument("--startup", action="store_true")
     what.add_argument("--search", action="store_true")

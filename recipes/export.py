@@ -27,7 +27,7 @@ from torch import Tensor
 from codec.config import from_dict
 from codec.errors import EXIT_OK, CodecError, run_command
 from codec.evaluation.results import ReportError, Results
-from codec.files import written_whole
+from codec.files import atomic_write
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS
 from codec.training.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
@@ -225,12 +225,12 @@ def export(args: argparse.Namespace) -> int:
         raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
     card = model_card(runs, codec, evaluation)
     codec.save_pretrained(args.out, bits=args.bits)
-    with written_whole(args.out / "README.md") as temporary:
+    with atomic_write(args.out / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")
     (args.out / DISCRIMINATORS).unlink(missing_ok=True)  # those of another run would be trained on with
     if args.with_discriminator:
         discriminators = module_tensors(read_checkpoint(runs[0].checkpoint)[0], "discriminators")
-        with written_whole(args.out / DISCRIMINATORS) as temporary:
+        with atomic_write(args.out / DISCRIMINATORS) as temporary:
             temporary.write_bytes(save(discriminators))
     print(f"{', '.join(str(run.checkpoint) for run in runs)} -> {args.out}")
     return EXIT_OK

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from codec.errors import EXIT_OK, CodecError, run_command
-from codec.files import written_whole
+from codec.files import atomic_write
 from codec.training.tracking import read_scalars
 
 CURVES = ["loss/mel", "loss/stft", "loss/commitment", "valid/mel", "valid/stft", "learning_rate"]
@@ -61,7 +61,7 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
         axis.remove()
     axes.flat[0].legend()
     figure.tight_layout()
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         figure.savefig(temporary, dpi=80)
     pyplot.close(figure)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from codec.errors import CodecError, run_command
 from codec.evaluation.results import Result, Results
-from codec.files import written_whole
+from codec.files import atomic_write
 
 METRICS = ["pesq", "stoi"]
 Line = list[tuple[float, Result]]  # x, and what to draw there
@@ -69,7 +69,7 @@ def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path)
         axis.grid(alpha=0.3)
     axes.flat[0].legend()
     figure.tight_layout()
-    with written_whole(out) as temporary:
+    with atomic_write(out) as temporary:
         figure.savefig(temporary, dpi=80)
     pyplot.close(figure)
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from codec.config import ConfigError, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, run_command
-from codec.files import read_json, written_whole
+from codec.files import atomic_write, read_json
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
@@ -105,29 +105,32 @@ def train(args: argparse.Namespace) -> int:
     stop = StopSignal(time.monotonic() + 60 * args.minutes if args.minutes else math.inf)
     run = set_up(args)
     config, counters, networks, accelerator = run.config, run.counters, run.networks, run.accelerator
-    if counters.step >= config.phases.steps:
+    if config.phases.progress(counters.step, counters.seconds) >= 1:
         if accelerator.is_main_process:
             print(
                 f"nothing left to do: {run.folder} is at step {counters.step} and phases.steps is {config.phases.steps}; "
-                f"raise it to train on, as with --set phases.steps={2 * counters.step}"
+                f"raise it to train on, as with --set phases.steps={2 * counters.step}, or phases.minutes if it is set"
             )
         accelerator.end_training()
         return EXIT_OK
     stop.listen()
     bar = begin_record(run, args.logger)
-    stream = batches(config, run.dataset, counters.step, accelerator.process_index, accelerator.num_processes)
+    stream = batches(config, run.dataset, counters.step, accelerator)
+    before, began = counters.seconds, time.monotonic()
     counter, clock = CodebookCounter(networks.codec.num_quantizers, networks.codec.codebook_size), Clock()
 
-    while counters.step < config.phases.steps and not stop.anywhere(accelerator):
+    while config.phases.progress(counters.step, counters.seconds) < 1 and not stop.anywhere(accelerator):
         with clock.waiting():
-            batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in next(stream).items()}
-        counters.skipped_files += int(batch["skipped"].sum())
+            segments = next(stream)
+        counters.skipped_files += int(segments["skipped"].sum())  # before they are on a GPU: the sum would wait for it
+        batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in segments.items()}
         if counters.step == config.phases.autoencoder and not networks.quantizer_matched:
             start_quantizer(networks, run.dataset, config.data.batch_size, accelerator.device)
-        set_learning_rates(networks.optimizers, config.optimizer, config.learning_rate(counters.step))
+        set_learning_rates(networks.optimizers, config.optimizer, config.learning_rate(counters.step, counters.seconds))
         torch.manual_seed(hash((config.seed, counters.step, accelerator.process_index)))
         logged, output = train_step(run, batch)
         counters.step += 1
+        counters.seconds = before + time.monotonic() - began
         bar.update()
         if not stop.begun:
             stop.begun = True
@@ -137,7 +140,7 @@ def train(args: argparse.Namespace) -> int:
         if counters.step % config.log.scalars_every == 0:
             log_scalars(run, logged, output, counter, clock)
             counter = CodebookCounter(*counter.counts.shape)
-        if counters.step % config.log.valid_every == 0 or counters.step == config.phases.steps:
+        if counters.step % config.log.valid_every == 0 or config.phases.progress(counters.step, counters.seconds) >= 1:
             validate_run(run)
             clock = Clock()  # validation is not training time
         if counters.step % config.log.checkpoint_every == 0:
@@ -147,7 +150,7 @@ def train(args: argparse.Namespace) -> int:
     bar.close()
     if run.tracker is not None:
         run.tracker.close()
-        if counters.step < config.phases.steps:
+        if config.phases.progress(counters.step, counters.seconds) < 1:
             how = "the same command" if args.minutes else "the same command with --resume"
             print(f"stopped at step {counters.step}: {run.checkpoints}; {how} goes on from there")
         else:
@@ -329,7 +332,7 @@ def log_scalars(
     if output.codes is not None:
         scalars |= codebook_scalars(counter, run.accelerator, "codebook")
     scalars["latents/effective_dimension"] = effective_dimension(output.latents.transpose(1, 2).flatten(0, 1))
-    share = config.learning_rate(run.counters.step - 1)
+    share = config.learning_rate(run.counters.step - 1, run.counters.seconds)
     scalars |= {"learning_rate": share * config.optimizer.learning_rate, "bad_steps": run.counters.bad_steps}
     scalars["skipped_files"] = run.counters.skipped_files
     scalars |= clock.lap(config.data.batch_size * config.data.segment_seconds)
@@ -366,11 +369,14 @@ def report(run: Run, values: dict[str, float]) -> None:
 
 def report_pace(run: Run, seconds: float) -> None:
     """Say how long the run will take if all steps are like the first one, of so many seconds. First process only."""
-    left = run.config.phases.steps - run.counters.step
-    if run.tracker is None or run.bar is None or left == 0:
+    phases, step = run.config.phases, run.counters.step
+    if run.tracker is None or run.bar is None or step == phases.steps:
         return
-    duration = timedelta(seconds=round(seconds * left))
-    run.bar.write(f"step {run.counters.step} took {seconds:.2f} s; {left} more take {duration} h at that speed")
+    duration = timedelta(seconds=round(seconds * (phases.steps - step)))
+    clock = f", or end after {phases.minutes:g} minutes" if phases.minutes else ""
+    run.bar.write(
+        f"step {step} took {seconds:.2f} s; {phases.steps - step} more take {duration} h at that speed{clock}"
+    )
     sys.stdout.flush()
 
 
@@ -383,7 +389,7 @@ def describe_run(run: Run) -> None:
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
     facts = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
     for name, values in (("config.json", to_dict(run.config)), ("data.json", facts)):
-        with written_whole(run.folder / name) as temporary:
+        with atomic_write(run.folder / name) as temporary:
             temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -40,14 +40,7 @@ def tiny_model_folder(tiny_config: CodecConfig, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(params=SPEECH.values(), ids=lambda path: path.stem)
-def speech_path(request: pytest.FixtureRequest) -> Path:
-    """A real clip: 2.7 s at 24 kHz, then 3.0 s at 16 kHz."""
-    path: Path = request.param
-    return path
-
-
-@pytest.fixture
-def speech(speech_path: Path) -> tuple[NDArray[np.float32], int]:
-    """Samples ``[T]`` of ``speech_path``, and their rate in Hz."""
-    samples, rate = soundfile.read(speech_path, dtype="float32")
+def speech(request: pytest.FixtureRequest) -> tuple[NDArray[np.float32], int]:
+    """Samples ``[T]`` of a real clip and their rate in Hz: 2.7 s at 24 kHz, then 3.0 s at 16 kHz."""
+    samples, rate = soundfile.read(request.param, dtype="float32")
     return samples, rate

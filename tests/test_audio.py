@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from codec import audio
+from codec import audio, audio_parts
 from codec.audio import (
     WRITTEN,
     AudioError,
@@ -291,6 +291,17 @@ def test_damaged_ogg(subtype: str, caplog: pytest.LogCaptureFixture) -> None:
     assert "has no last page and may be cut short; " in caplog.text
 
 
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_a_recording_of_a_broadcast(subtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many pages may be missing behind the head, where the recording was begun, but not further on."""
+    monkeypatch.setattr(audio_parts, "JOINED_PAGES", 1)
+    pages = pages_of(ogg(subtype, np.tile(NOISE, 3)))
+    head = [page[6:14] == bytes(8) for page in pages].count(True)  # pages without audio
+    assert 100_000 < len(decoded(b"".join([*pages[:head], *pages[head + 1 :]]))) < 144_000
+    with pytest.raises(AudioError, match=r"only .* samples can be read"):
+        decoded(b"".join([*pages[: head + 1], *pages[head + 2 :]]))
+
+
 @pytest.mark.parametrize(
     "parts",
     [
@@ -310,7 +321,7 @@ def test_one_file_behind_another(parts: list[bytes], caplog: pytest.LogCaptureFi
 
 def test_a_damaged_second_part_is_no_second_part() -> None:
     first, *rest = pages_of(ogg())
-    with pytest.raises(AudioError, match="the first page of an Ogg stream is missing"):
+    with pytest.raises(AudioError, match="an Ogg stream lacks 1 of its pages"):
         decoded(ogg("VORBIS") + bytes(len(first)) + b"".join(rest))
 
 

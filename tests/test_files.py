@@ -11,13 +11,13 @@ import pytest
 
 from codec import files
 from codec.errors import CodecError, one_line
-from codec.files import read_json, write_json, written_whole
+from codec.files import atomic_write, read_json, write_json
 
 
 def test_success_replaces(tmp_path: Path) -> None:
     target = tmp_path / "out.txt"
     target.write_text("old")
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         assert temporary.parent == tmp_path and temporary.suffix == ".txt" and temporary.name.startswith(".")
         temporary.write_text("new")
         assert target.read_text() == "old"
@@ -31,7 +31,7 @@ def test_success_replaces(tmp_path: Path) -> None:
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: BaseException) -> None:
     target = tmp_path / "out.txt"
     target.write_text("old")
-    with pytest.raises(type(failure)) as error, written_whole(target) as temporary:
+    with pytest.raises(type(failure)) as error, atomic_write(target) as temporary:
         temporary.write_text("half")
         raise failure
     if isinstance(failure, OSError):  # one without a file's name gets the target's
@@ -48,21 +48,21 @@ def test_errors_name_the_target(tmp_path: Path) -> None:
         (tmp_path / "file" / "out.txt", NotADirectoryError),
         (tmp_path / "folder", IsADirectoryError),
     ]:
-        with pytest.raises(kind) as error, written_whole(target) as temporary:
+        with pytest.raises(kind) as error, atomic_write(target) as temporary:
             temporary.write_text("new")
         assert error.value.filename == str(target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
 def test_errors_of_other_files_stay(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as error, written_whole(tmp_path / "out.txt"):
+    with pytest.raises(FileNotFoundError) as error, atomic_write(tmp_path / "out.txt"):
         (tmp_path / "other").read_bytes()
     assert str(error.value.filename) == str(tmp_path / "other")
 
 
 def test_the_longest_names(tmp_path: Path) -> None:
     target = tmp_path / ("語" * 83 + ".codes")  # 255 bytes of UTF-8
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text("new")
     assert target.read_text() == "new"
 
@@ -96,7 +96,7 @@ def special(path: Path, kind: str) -> Path:
 def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str, replace: bool) -> None:
     target = special(tmp_path / "out.txt", kind)
     before = sorted((path.name, path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir())
-    with pytest.raises(OSError) as error, written_whole(target, replace):
+    with pytest.raises(OSError) as error, atomic_write(target, replace):
         pytest.fail("the work was begun")
     assert one_line(error.value).startswith("/")  # it names the file
     assert sorted((path.name, path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir()) == before
@@ -104,7 +104,7 @@ def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str, replace: b
 
 @pytest.mark.parametrize("path", ["", ".", "/", "..", None, 5, b"x", "a\0b"])
 def test_what_is_no_name_of_a_file_is_refused(path: object) -> None:
-    with pytest.raises((CodecError, IsADirectoryError)), written_whole(path):  # type: ignore[arg-type]
+    with pytest.raises((CodecError, IsADirectoryError)), atomic_write(path):  # type: ignore[arg-type]
         pytest.fail("the work was begun")
 
 
@@ -113,7 +113,7 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, mode: int) -> Non
     target = tmp_path / "private.txt"
     target.write_text("old")
     target.chmod(mode)
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         assert not stat.S_IMODE(temporary.stat().st_mode) & ~(mode | 0o200)  # nobody reads it meanwhile
         temporary.write_text("new")
     assert target.read_text() == "new" and stat.S_IMODE(target.stat().st_mode) == mode
@@ -128,7 +128,7 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, mode: int) -> Non
 def test_a_new_file_has_the_usual_permissions(tmp_path: Path, umask: int, replace: bool) -> None:
     before = os.umask(umask)
     try:
-        with written_whole(tmp_path / "new.txt", replace) as temporary:
+        with atomic_write(tmp_path / "new.txt", replace) as temporary:
             temporary.write_text("new")
         assert stat.S_IMODE((tmp_path / "new.txt").stat().st_mode) == 0o666 & ~umask
     finally:
@@ -148,12 +148,12 @@ def test_a_file_that_comes_meanwhile_is_kept_if_asked(
     target = tmp_path / "out.txt"
     if early:
         target.write_text("theirs")
-    with pytest.raises(FileExistsError) as error, written_whole(target, replace=False) as temporary:
+    with pytest.raises(FileExistsError) as error, atomic_write(target, replace=False) as temporary:
         temporary.write_text("ours")
         target.write_text("theirs")
     assert one_line(error.value) == f"{target}: File exists" and target.read_text() == "theirs"
     target.unlink()
-    with written_whole(target, replace=False) as temporary:
+    with atomic_write(target, replace=False) as temporary:
         temporary.write_text("ours")
     assert target.read_text() == "ours" and list(tmp_path.iterdir()) == [target]
 

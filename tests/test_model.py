@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,11 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-import codec.model
-from codec import CodecError, container
+import codec.base
+from codec import CodecError
 from codec.audio import resample
 from codec.config import CodecConfig, DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.model import Codec
@@ -92,7 +92,7 @@ def test_windows_leave_no_seam(model: Codec, monkeypatch: pytest.MonkeyPatch) ->
     codes, latents = model.encode(x, 8000), model.latents(x, 8000)
     audio = model.decode(codes)
     for size in (7, 32):
-        monkeypatch.setattr(codec.model, "WINDOW_FRAMES", size)
+        monkeypatch.setattr(codec.base, "WINDOW_FRAMES", size)
         assert torch.equal(model.encode(x, 8000), codes)
         torch.testing.assert_close(model.latents(x, 8000), latents, atol=2e-6, rtol=1e-4)
         torch.testing.assert_close(model.decode(codes), audio, atol=2e-6, rtol=1e-4)
@@ -100,7 +100,7 @@ def test_windows_leave_no_seam(model: Codec, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("window", [7, 1024])
 def test_latents_lie_between_waveform_and_codes(model: Codec, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec.model, "WINDOW_FRAMES", window)
+    monkeypatch.setattr(codec.base, "WINDOW_FRAMES", window)
     x = noise(2, 80 * 30 + 13)
     latents, codes = model.latents(x, 8000), model.encode(x, 8000)
     assert latents.shape == (2, 16, 31) and torch.equal(model.quantizer(latents).codes, codes)
@@ -110,37 +110,17 @@ def test_latents_lie_between_waveform_and_codes(model: Codec, window: int, monke
     assert torch.equal(model.latents(x[:1, 0], 4000), model.latents(x[:1], 4000))
 
 
-def test_contexts_are_no_wider_than_one_frame_too_much(model: Codec) -> None:
-    context, frames = model.encoder.context, 100
-    x = noise(1, 80 * frames).requires_grad_()
-    model.encoder(x)[0, :, 50].sum().backward()
-    assert x.grad is not None
-    touched = (x.grad.reshape(frames, 80).abs().sum(dim=1) > 0).nonzero().flatten()
-    assert 50 - context.left <= touched.min() <= 50 - context.left + 1
-    assert 50 + context.right - 1 <= touched.max() <= 50 + context.right
-    latents = torch.randn(1, 16, frames, requires_grad=True)
-    model.decoder(latents)[0, 0, 80 * 50 : 80 * 51].square().sum().backward()
-    context = model.decoder.context
-    assert latents.grad is not None
-    touched = (latents.grad.abs().sum(dim=(0, 1)) > 0).nonzero().flatten()
-    assert 50 - context.left <= touched.min() <= 50 - context.left + 2
-    assert 50 + max(context.right - 2, 0) <= touched.max() <= 50 + context.right
-
-
-def test_causal_means_causal(model: Codec) -> None:
-    if not model.config.causal:
-        assert model.encoder.context.right > 0 and model.decoder.context.right > 0
-        return
+def test_causal_means_causal() -> None:
+    assert make(CONFIGS["both_sides"]).encoder.context.right > 0
+    model, frame = make(CONFIGS["causal"]), 10
     assert model.encoder.context.right == model.decoder.context.right == 0
-    a = noise(1, 1600)
-    b = a.clone()
-    b[..., 800:] = noise(1, 800, seed=9)
+    a, b = noise(1, 1600), noise(1, 1600, seed=9)
+    b[..., : 80 * frame] = a[..., : 80 * frame]
     with torch.no_grad():
-        assert torch.equal(model.encoder(a)[..., :10], model.encoder(b)[..., :10])
-        latents = model.encoder(a)
-        changed = latents.clone()
-        changed[..., 10:] += 1.0
-        assert torch.equal(model.decoder(latents)[..., :800], model.decoder(changed)[..., :800])
+        first, second = model.encoder(a), model.encoder(b)
+        assert torch.equal(first[..., :frame], second[..., :frame])
+        second[..., :frame] = first[..., :frame]
+        assert torch.equal(model.decoder(first)[..., : 80 * frame], model.decoder(second)[..., : 80 * frame])
 
 
 def test_blocks_give_what_the_whole_gives_to_the_bit(model: Codec) -> None:
@@ -152,12 +132,6 @@ def test_blocks_give_what_the_whole_gives_to_the_bit(model: Codec) -> None:
     assert torch.equal(audio, model.decode(codes)[0, 0])
 
 
-def test_blocks_may_be_of_another_float_type(model: Codec) -> None:
-    waveform = noise(1, 801)[0, 0]
-    codes = torch.cat(list(model.encode_blocks([waveform.double()])), dim=1)
-    assert torch.equal(codes, model.encode(waveform, 8000)[0])
-
-
 @pytest.mark.parametrize("frames", [1, 2, 3, 11])
 def test_forward_and_decode_agree_to_the_bit(model: Codec, frames: int) -> None:
     """However few the frames: small matrix products round otherwise than large ones."""
@@ -165,24 +139,6 @@ def test_forward_and_decode_agree_to_the_bit(model: Codec, frames: int) -> None:
         latents = model.encoder(noise(1, 80 * frames))
         output = model.quantizer(latents)
         assert torch.equal(output.quantized, model.quantizer.decode(output.codes))
-
-
-def test_a_model_is_used_inside_and_outside_inference_mode(model: Codec, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path)
-    waveform = noise(1, 801)
-    codes = model.encode(waveform, 8000)
-    with torch.inference_mode():
-        loaded = Codec.from_pretrained(tmp_path)
-        assert torch.equal(loaded.encode(waveform, 8000), codes) and loaded.fingerprint == model.fingerprint
-    assert torch.equal(loaded.encode(waveform, 8000), codes) and loaded.fingerprint == model.fingerprint
-
-
-def test_codes_are_written_with_the_models_header(model: Codec, tmp_path: Path) -> None:
-    codes = model.encode(noise(1, 801), 8000, num_quantizers=2)[0]
-    container.write(tmp_path / "a.codes", model.header(801, 8000, num_quantizers=2), codes)
-    header, stored = container.read(tmp_path / "a.codes")
-    assert (header.num_samples, header.num_quantizers) == (801, 2) and model.fingerprint.startswith(header.fingerprint)
-    assert torch.equal(torch.from_numpy(stored), codes)
 
 
 def test_an_item_does_not_depend_on_its_batch(model: Codec) -> None:
@@ -213,105 +169,75 @@ def test_other_rates_and_channels(model: Codec) -> None:
     assert torch.equal(model.encode(x, 44100), model.encode(mono, 8000))
 
 
+def codes_of(*shape: int, value: int = 0, dtype: torch.dtype = torch.int64) -> Tensor:
+    return torch.full(shape, value, dtype=dtype)
+
+
+MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (
-            lambda m: m.encode(torch.zeros(9, 800), 8000),
-            r"\[C, T\] of at most 8 channels, .*not torch.float32 \[9, 800\]",
-        ),
-        (lambda m: m.encode(torch.zeros(800, 2), 8000), r"float tensor \[B, C, T\], not torch.float32 \[800, 2\]"),
-        (lambda m: m.encode(np.zeros((800, 2)), 8000), r"float tensor \[B, C, T\], not torch.float32 \[800, 2\]"),
+        (lambda m: m.encode(torch.zeros(9, 800), 8000), r"of at most 8 channels, .*not torch.float32 \[9, 800\]"),
+        (lambda m: m.encode(np.zeros((800, 2)), 8000), r"float tensor \[B, C, T\], not float64 \[800, 2\]"),
         (lambda m: m.encode(np.zeros(800, np.int16), 8000), r"float tensor \[B, C, T\], not int16 \[1, 1, 800\]"),
         (lambda m: m.encode(torch.zeros(1, 1, 1, 800), 8000), "float tensor"),
-        (lambda m: m.encode(torch.zeros(()), 8000), "float tensor"),
         (lambda m: m.encode([0.0] * 800, 8000), "float tensor .*, not list"),
-        (lambda m: m.encode(None, 8000), "float tensor .*, not NoneType"),
         (lambda m: m.encode(torch.zeros(800, dtype=torch.complex64), 8000), "float tensor"),
-        (lambda m: m.encode(np.full(800, np.nan), 8000), "NaN"),
+        (lambda m: m.encode(torch.zeros(1, 24000, 2), 8000), r"24000 channels of 2 samples.*swapaxes\(1, 2\)"),
         (lambda m: m.encode(torch.zeros(0), 8000), "empty"),
-        (lambda m: m.encode(np.zeros((2, 0)), 8000), r"float tensor|empty"),
-        (lambda m: m.encode(torch.zeros(1, 1, 800, dtype=torch.int16), 8000), "float tensor"),
-        (lambda m: m.encode(torch.zeros(1, 1, 0), 8000), "empty"),
-        (lambda m: m.encode(torch.full((1, 1, 9), torch.nan), 8000), "NaN"),
-        (lambda m: m.encode(torch.zeros(1, 1, 800), 0), "sample_rate must be from 1000 to 768000"),
-        (lambda m: m.encode(torch.zeros(1, 1, 800), 2**31 - 1), "sample_rate must be from 1000 to 768000"),
-        (lambda m: m.encode(torch.zeros(1, 1, 800), 8000, num_quantizers=4), "from 1 to 3"),
-        (lambda m: m.encode(torch.zeros(1, 1, 800), 8000, lengths=[801]), "from 1 to 800"),
-        (lambda m: m.decode(torch.zeros(1, 4, 9, dtype=torch.int64)), "4 stages; this model has 1 to 3"),
-        (lambda m: m.decode(torch.full((1, 3, 9), 50)), "from 0 to 49"),
-        (lambda m: m.decode(torch.zeros(1, 3, 9)), "int64"),
-        (lambda m: m.decode(torch.zeros(1, 3, 0, dtype=torch.int64)), "empty"),
-        (lambda m: m.decode([1, 2]), r"int64 \[B, K, N\], not list"),
-        (lambda m: m.decode(None), r"int64 \[B, K, N\], not NoneType"),
+        (lambda m: m.encode(np.full(800, np.nan), 8000), "NaN"),
+        (lambda m: m.encode(torch.full((8000,), 32767.0), 8000), "reaches 32767; divide"),
+        (lambda m: m.encode(MONO, 0), "sample_rate must be from 1000 to 768000"),
+        (lambda m: m.encode(MONO, "44100"), "sample_rate must be a whole number from.*'44100'"),
+        (lambda m: m.encode(MONO, torch.tensor([8000, 8000])), "sample_rate must be a whole number"),
+        (lambda m: m.encode(MONO, 8000, num_quantizers=4), "from 1 to 3"),
+        (lambda m: m.encode(MONO, 8000, lengths=[801]), "from 1 to 800"),
+        (lambda m: m.encode(MONO, 8000, lengths=["1"]), "lengths must be a whole number from 1 to 800"),
+        (lambda m: m.decode(codes_of(1, 4, 9)), "4 stages; this model has 1 to 3"),
+        (lambda m: m.decode(codes_of(1, 3, 9, value=50)), "from 0 to 49"),
+        (lambda m: m.decode(np.full((3, 9), 2**63, np.uint64)), "from 0 to 49"),
         (lambda m: m.decode(np.zeros((3, 9))), r"not float64 \[1, 3, 9\]"),
         (lambda m: m.decode(np.zeros((3, 9), bool)), "not bool"),
-        (lambda m: m.decode(torch.zeros(3, dtype=torch.int64)), r"not torch.int64 \[3\]"),
-        (lambda m: m.decode(np.full((3, 9), 200, np.uint8)), "from 0 to 49"),
-        (lambda m: m.decode(np.full((3, 9), 2**63, np.uint64)), "from 0 to 49"),
-        (lambda m: m.decode(np.zeros((4, 9), int)), "4 stages; this model has 1 to 3"),
-        (lambda m: m.decode(torch.zeros(1, 3, 9, dtype=torch.int64), num_quantizers=1.5), "whole number from 1 to 3"),
-        (lambda m: m.decode(torch.zeros(1, 3, 9, dtype=torch.int64), lengths=5), "1 whole numbers"),
-        (lambda m: m.encode(torch.zeros(8000), "44100"), "sample_rate must be a whole number from.*'44100'"),
-        (lambda m: m.encode(torch.zeros(8000), torch.tensor([8000, 8000])), "sample_rate must be a whole number"),
-        (lambda m: m.encode(torch.zeros(8000), 10**400), "sample_rate must be from"),
-        (lambda m: m.encode(torch.zeros(8000), None), "sample_rate must be a whole number"),
-        (lambda m: m.encode(torch.zeros(8000), 8000, lengths=["1"]), "lengths must be a whole number from 1 to 8000"),
-        (lambda m: m.encode(torch.zeros(1, 24000, 2), 8000), r"24000 channels of 2 samples.*transpose\(1, 2\)"),
-        (lambda m: m.encode(torch.full((8000,), 32767.0), 8000), "reaches 32767; divide"),
-        (lambda m: list(m.encode_blocks([torch.zeros(80), torch.zeros(80, dtype=torch.int16)])), "float tensor"),
-        (lambda m: list(m.encode_blocks([torch.zeros(80), torch.zeros(1, 80)])), "float tensor"),
-        (lambda m: list(m.encode_blocks([torch.zeros(80), torch.full((80,), 3e38)])), "reaches 3e"),
-        (lambda m: list(m.encode_blocks(torch.zeros(80))), "several tensors, .*not torch.float32"),
-        (lambda m: list(m.encode_blocks(np.zeros((2, 80)))), "several tensors"),
-        (lambda m: list(m.encode_blocks(None)), "several tensors, .*not NoneType"),
-        (lambda m: list(m.encode_blocks("ab")), "float tensor .*, not str"),
-        (lambda m: list(m.encode_blocks([torch.zeros(80)], num_quantizers=0)), "from 1 to 3"),
-        (lambda m: list(m.decode_blocks([torch.full((3, 2), 50)])), "from 0 to 49"),
-        (lambda m: list(m.decode_blocks(torch.zeros(1, 3, 2, dtype=torch.int64))), "several tensors"),
-        (lambda m: list(m.decode_blocks([torch.zeros(k, 2, dtype=torch.int64) for k in (3, 2)])), "follows one"),
-        (lambda m: list(m.decode_blocks([torch.zeros(1, 3, 2, dtype=torch.int64)])), r"int64 \[k, n\]"),
-        (lambda m: m.latents(torch.full((800,), torch.inf), 8000), "NaN or infinity"),
+        (lambda m: m.decode(codes_of(1, 3, 0)), "empty"),
+        (lambda m: m.decode([1, 2]), r"int64 \[B, K, N\], not list"),
+        (lambda m: m.decode(codes_of(3)), r"not torch.int64 \[3\]"),
+        (lambda m: m.decode(CODES, num_quantizers=1.5), "whole number from 1 to 3"),
+        (lambda m: m.decode(CODES, lengths=5), "1 whole numbers"),
+        (lambda m: list(m.encode_blocks([SHORT, SHORT.short()])), "float tensor"),
+        (lambda m: list(m.encode_blocks([SHORT, torch.full((80,), 3e38)])), "reaches 3e"),
+        (lambda m: list(m.encode_blocks(SHORT)), "several tensors, .*not torch.float32"),
+        (lambda m: list(m.encode_blocks([SHORT], num_quantizers=0)), "from 1 to 3"),
+        (lambda m: list(m.decode_blocks([codes_of(3, 2, value=50)])), "from 0 to 49"),
+        (lambda m: list(m.decode_blocks(codes_of(1, 3, 2))), "several tensors"),
+        (lambda m: list(m.decode_blocks([codes_of(3, 2), codes_of(2, 2)])), "follows one"),
+        (lambda m: list(m.decode_blocks([codes_of(1, 3, 2)])), r"int64 \[k, n\]"),
         (lambda m: m.decode_latents(torch.zeros(1, 15, 9)), r"tensor \[B, 16, N\], not torch.float32 \[1, 15, 9\]"),
-        (lambda m: m.decode_latents(torch.zeros(1, 16, 9, dtype=torch.int64)), "latents must be a float tensor"),
         (lambda m: m.decode_latents(torch.zeros(1, 16, 0)), "empty"),
-        (lambda m: m.decode_latents("latents"), "latents must be a float tensor"),
         (lambda m: m.decode_latents(torch.full((1, 16, 9), torch.nan)), "gives NaN"),
         (lambda m: m(torch.full((1, 1, 800), torch.nan)), "NaN"),
-        (lambda m: m(torch.full((1, 1, 800), 32767.0)), "reaches 32767"),
-        (
-            lambda m: m(torch.zeros(1, 2, 800)),
-            r"waveform must be a float tensor \[B, 1, T\], not torch.float32 \[1, 2, 800\]",
-        ),
-        (lambda m: m(torch.zeros(1, 1, 0)), "empty"),
+        (lambda m: m(torch.zeros(1, 2, 800)), r"float tensor \[B, 1, T\], not torch.float32 \[1, 2, 800\]"),
         (lambda m: m(torch.zeros(0, 1, 80)), "empty"),
         (lambda m: m(torch.zeros(800)), r"\[B, 1, T\], not torch.float32 \[800\]"),
-        (lambda m: m(torch.zeros(1, 1, 800, dtype=torch.int64)), "float tensor"),
-        (lambda m: m(None), "float tensor"),
-        (lambda m: m(torch.zeros(1, 1, 800), num_quantizers=99), "from 1 to 3"),
-        (lambda m: m(torch.zeros(1, 1, 800), num_quantizers=0), "from 1 to 3"),
+        (lambda m: m(MONO, num_quantizers=0), "from 1 to 3"),
         (lambda m: m.num_frames(-5), "num_samples must be from 0"),
-        (lambda m: m.num_frames(1.5), "num_samples must be a whole number"),
-        (lambda m: m.header(1.5, 8000), "num_samples must be a whole number"),
         (lambda m: m.header(800, "8000"), "original_sample_rate must be a whole number"),
         (lambda m: m.header(800, 8000, 4), "from 1 to 3"),
-        (lambda m: m.bitrate_of("all"), "whole number from 1 to 3"),
+        (lambda m: m.bitrate_of(4), "from 1 to 3"),
         (lambda m: Codec("speech-24khz"), "takes a CodecConfig, not 'speech-24khz'"),
-        (lambda m: Codec(None), "takes a CodecConfig"),
         (lambda m: Codec.from_pretrained(None), "a path must be a string"),
-        (lambda m: Codec.from_pretrained(5), "a path must be a string"),
         (lambda m: Codec.from_pretrained("a\0b"), "a path must be a string"),
         (lambda m: Codec.from_pretrained("x" * 5000), "no model"),
-        (lambda m: Codec.from_pretrained(""), "is not a model folder"),
-        (lambda m: m.save_pretrained(None), "a path must be a string"),
+        (lambda m: Codec.from_pretrained("nonsense"), "speech-24khz"),
+        (lambda m: Codec.from_pretrained("someone/something"), "hub"),
         (lambda m: m.save_pretrained("x", bits="8"), "bits must be 32, 16 or 8"),
-        (lambda m: m.bitrate_of(4), "from 1 to 3"),
         (lambda m: m.save_pretrained(__file__), "is a file; save_pretrained takes a folder"),
     ],
 )
-def test_wrong_arguments_are_named(model: Codec, call, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_arguments_are_named(call: Callable[[Codec], object], message: str) -> None:
     with pytest.raises(CodecError, match=message):
-        call(model)
+        call(make(CONFIGS["causal"]))
 
 
 @pytest.mark.parametrize("channels", [1, 2, 8])
@@ -326,10 +252,9 @@ def test_waveforms_as_loaders_give_them(model: Codec, channels: int) -> None:
     frozen.flags.writeable = False
     assert torch.equal(model.encode(frozen, 8000), codes) and torch.equal(model.encode(x, 8000, lengths=[801]), codes)
     assert torch.equal(model.latents(x.double(), 8000), model.latents(x[None], 8000))
-    block = x.mean(dim=0).numpy()
-    assert torch.equal(
-        torch.cat(list(model.encode_blocks([block[:300], block[300:]])), dim=-1), model.encode(block, 8000)[0]
-    )
+    mono = x.mean(dim=0).numpy()
+    for blocks in ([mono[:300], mono[300:]], [torch.from_numpy(mono).double()]):
+        assert torch.equal(torch.cat(list(model.encode_blocks(blocks)), dim=-1), model.encode(mono, 8000)[0])
     with torch.no_grad():
         assert torch.equal(model(x[:1, None].double()).waveform, model(x[:1, None]).waveform)
 
@@ -343,24 +268,22 @@ def test_codes_of_every_integer_type(model: Codec, dtype: str) -> None:
     assert torch.equal(torch.cat(list(model.decode_blocks([array[0][:, :3], array[0][:, 3:]]))), audio[0, 0])
 
 
-@pytest.mark.slow
-def test_decoder_exports_with_any_number_of_frames(model: Codec) -> None:
-    frames = torch.export.Dim("frames", min=2, max=5000)
-    exported = torch.export.export(model.decoder, (torch.randn(1, 16, 20),), dynamic_shapes=({2: frames},))
-    latents = torch.randn(1, 16, 33)
-    torch.testing.assert_close(exported.module()(latents), model.decoder(latents), atol=1e-5, rtol=1e-4)
-
-
 # ---- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_save_and_load_give_an_equal_model(model: Codec, tmp_path: Path) -> None:
+    """Inside and outside inference mode, without drawing random numbers."""
     model.save_pretrained(tmp_path / "m")
-    loaded = Codec.from_pretrained(tmp_path / "m")
+    waveform, before = noise(1, 801), torch.get_rng_state()
+    codes = model.encode(waveform, 8000)
+    with torch.inference_mode():
+        loaded = Codec.from_pretrained(tmp_path / "m")
+        assert torch.equal(loaded.encode(waveform, 8000), codes)
     assert loaded.config == model.config and loaded.fingerprint == model.fingerprint and not loaded.training
-    x = noise(1, 800)
-    assert torch.equal(loaded.decode(loaded.encode(x, 8000)), model.decode(model.encode(x, 8000)))
-    with pytest.raises(ValueError, match="bits must be 32, 16 or 8, not 4"):
+    assert torch.equal(loaded.encode(waveform, 8000), codes) and torch.equal(loaded.decode(codes), model.decode(codes))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    with pytest.raises(CodecError, match="bits must be 32, 16 or 8, not 4"):
         model.save_pretrained(tmp_path / "other", bits=4)  # type: ignore[arg-type]
     assert not (tmp_path / "other").exists()
 
@@ -402,42 +325,6 @@ def test_options_that_are_gone_stay_in_old_configurations_and_in_fingerprints(tm
         Codec.from_pretrained(tmp_path)
 
 
-def test_loading_is_strict(tmp_path: Path) -> None:
-    model = make(CONFIGS["causal"])
-    model.save_pretrained(tmp_path)
-    state = load_file(tmp_path / "model.safetensors")
-    name = "encoder.output.weight"
-    save_file(
-        {k: v for k, v in state.items() if k != name} | {"foreign": torch.zeros(1)}, tmp_path / "model.safetensors"
-    )
-    with pytest.raises(ModelError, match=f"missing {name}; not part of the model foreign$"):
-        Codec.from_pretrained(tmp_path)
-    save_file(state | {name: torch.zeros(3, 3)}, tmp_path / "model.safetensors")
-    with pytest.raises(ModelError, match=name):
-        Codec.from_pretrained(tmp_path)
-    (tmp_path / "model.safetensors").write_bytes(b"not weights")
-    with pytest.raises(ModelError, match="safetensors cannot be used"):
-        Codec.from_pretrained(tmp_path)
-    save_file(state, tmp_path / "model.safetensors")
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"sample_rat": 1}))
-    with pytest.raises(ModelError, match="unknown key sample_rat"):
-        Codec.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(ModelError, match=r"config\.json"):
-        Codec.from_pretrained(tmp_path)
-    (tmp_path / "config.json").unlink()
-    with pytest.raises(ModelError, match=r"lacks config\.json"):
-        Codec.from_pretrained(tmp_path)
-
-
-def test_unknown_models_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="speech-24khz"):
-        Codec.from_pretrained("nonsense")
-    with pytest.raises(ModelError, match="hub"):
-        Codec.from_pretrained("someone/something")
-
-
 def test_hub_ids_are_fetched_by_revision_and_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(CONFIGS["causal"]).save_pretrained(tmp_path / "snapshot")
     asked = []
@@ -466,49 +353,3 @@ def test_devices_that_cannot_be_used_are_named(tmp_path: Path, device: Any) -> N
     with pytest.raises(ModelError, match=r"device .*cannot be used here: .*; use --device cpu") as error:
         Codec.from_pretrained(tmp_path, device)
     assert len(str(error.value)) < 200
-
-
-# ---- hostile files ----------------------------------------------------------------------------------------------------
-
-HUGE = [
-    *[{"latent_dim": 2**16}, {"encoder": {"widths": [2**16] * 3}}, {"decoder": {"width": 2**16}}],
-    *[{"encoder": {"depths": [64] * 3}}, {"decoder": {"depth": 64}}, {"decoder": {"kernel_size": 4095}}],
-    *[{"encoder": {"kernel_size": 4095}}, {"decoder": {"n_fft": 2**20 - 2**20 % 80}}, {"latent_dim": 1}],
-    *[{"quantizer": {"num_quantizers": 255}}, {"quantizer": {"codebook_size": 2**32 - 1}}],
-    *[{"quantizer": {"codebook_dim": 2**16}}, {"quantizer": {"codebook_size": 2**32 - 1, "codebook_dim": 2**16}}],
-    *[{"quantizer": {"kind": "residual_vq", "codebook_size": 2**32 - 1}}, {"encoder": {"strides": [2, 2, 5]}}],
-    {"quantizer": {"kind": "lattice_vq", "num_quantizers": 1, "codebook_size": 2**31, "codebook_dim": 16}},
-]
-
-
-@pytest.mark.parametrize("change", HUGE, ids=str)
-def test_a_configuration_of_another_size_builds_nothing(tmp_path: Path, change: dict[str, Any]) -> None:
-    """Every number is within its bounds, but the file holds no such tensors: layers would take up to exabytes."""
-    make(CONFIGS["causal"]).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    for key, value in change.items():
-        config[key] = config[key] | value if isinstance(value, dict) else value
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"model\.safetensors.*config\.json") as error:
-        Codec.from_pretrained(tmp_path)
-    assert str(error.value).isprintable() and len(str(error.value)) < 1100
-
-
-@pytest.mark.parametrize(
-    "text", ["[" * 200_000, "[]", "5", "null", "1" * 5000, '{"\\u001b[31m": 1}', '{"' + "k" * 10**5 + '":1}']
-)
-def test_a_configuration_that_is_none_takes_one_line(tmp_path: Path, text: str) -> None:
-    make(CONFIGS["causal"]).save_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ModelError, match=r"config\.json cannot be used") as error:
-        Codec.from_pretrained(tmp_path)
-    assert str(error.value).isprintable() and len(str(error.value)) < 1100
-
-
-def test_loading_draws_no_random_numbers_and_leaves_no_tensor_without_values(tmp_path: Path) -> None:
-    make(CONFIGS["causal"]).save_pretrained(tmp_path)
-    before = torch.get_rng_state()
-    loaded = Codec.from_pretrained(tmp_path)
-    assert torch.equal(torch.get_rng_state(), before)
-    assert not any(tensor.is_meta for tensor in [*loaded.parameters(), *loaded.buffers()])
-    assert all(parameter.requires_grad for parameter in loaded.parameters())

@@ -10,10 +10,10 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-import codec.model
+import codec.base
 from codec import Codec
 from codec.audio import resample
-from codec.cli.commands import decode_main, encode_main, info_main
+from codec.cli.commands import decode_main, encode_main
 from codec.evaluation.metrics import pesq_wb, stoi
 from codec.pretrained import find_model, shipped_models
 
@@ -46,12 +46,6 @@ def test_size_rates_and_card(model: Codec) -> None:
     assert model.fingerprint in card and "Not yet measured" not in card
 
 
-def test_the_names_are_known_to_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    assert info_main(["default", "speech-24khz-single"]) == 0
-    shown = capsys.readouterr().out
-    assert "speech-24khz\n" in shown and "speech-24khz-single" in shown
-
-
 @pytest.mark.slow
 def test_files_of_both_models_are_told_apart(tmp_path: Path) -> None:
     """A .codes file names its model, and decodes without being told which."""
@@ -82,10 +76,10 @@ def test_speech_stays_intelligible(model: Codec, speech: Speech) -> None:
 
 def test_windows_leave_no_seam_in_real_speech(model: Codec, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
     samples, rate = speech
-    waveform = torch.from_numpy(resample(samples, rate, model.sample_rate))
+    waveform = torch.from_numpy(resample(samples[: 3 * rate // 2], rate, model.sample_rate))
     whole = model.encode(waveform, model.sample_rate)
     audio = model.decode(whole)
-    monkeypatch.setattr(codec.model, "WINDOW_FRAMES", 50)
+    monkeypatch.setattr(codec.base, "WINDOW_FRAMES", 50)
     windowed = model.encode(waveform, model.sample_rate)
     # other shapes round differently, which may turn a code that lies between two entries, and then its later stages
     assert (windowed != whole).any(dim=1).float().mean() < 0.01

@@ -17,22 +17,21 @@ from codec.errors import CodecError
 from codec.streaming import StreamingDecoder, StreamingEncoder
 
 LENGTH = 16000  # 200 frames of the tiny model
+CONFIGS: dict[str, dict[str, Any]] = {
+    "centred": {},
+    "causal": {"causal": True},
+    "deeper": {"decoder": DecoderConfig(width=16, depth=5, n_fft=160)},
+    "two ahead": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=2)},
+    "three ahead": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=3)},
+}
 
 
-@pytest.fixture(scope="module", params=["centred", "causal", "deeper", "two ahead", "three ahead"])
+@pytest.fixture(scope="module", params=CONFIGS)
 def codec(request: pytest.FixtureRequest, tiny_config: CodecConfig) -> Codec:
-    config = tiny_config
-    if request.param == "causal":
-        config = replace(config, causal=True)
-    if request.param.endswith("ahead"):
-        look_ahead = {"two": 2, "three": 3}[request.param.split()[0]]
-        config = replace(config, decoder=DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=look_ahead))
-    if request.param == "deeper":
-        config = replace(config, decoder=DecoderConfig(width=16, depth=5, n_fft=160))
     torch.manual_seed(3)
-    made = Codec(config).eval()
-    made.quantizer.initialize(made.encoder(speech(0)[None, None]).detach())
-    return made
+    model = Codec(replace(tiny_config, **CONFIGS[request.param])).eval()
+    model.quantizer.initialize(model.encoder(speech(0)[None, None]).detach())
+    return model
 
 
 def speech(seed: int, length: int = LENGTH) -> Tensor:
@@ -49,23 +48,17 @@ def cuts(length: int, longest: int, seed: int) -> list[int]:
     return sizes
 
 
-def encoded(stream: StreamingEncoder, waveform: Tensor, sizes: list[int]) -> Tensor:
-    chunks = [stream.push(chunk) for chunk in waveform.split(sizes, dim=-1)]
+def pushed(stream: StreamingEncoder | StreamingDecoder, values: Tensor, sizes: list[int]) -> Tensor:
+    chunks = [stream.push(chunk) for chunk in values.split(sizes, dim=-1)]
     return torch.cat([*chunks, stream.flush()], dim=-1)
 
 
-def decoded(stream: StreamingDecoder, codes: Tensor, sizes: list[int]) -> Tensor:
-    chunks = [stream.push(chunk) for chunk in codes.split(sizes, dim=-1)]
-    return torch.cat([*chunks, stream.flush()], dim=-1)
-
-
-@pytest.mark.parametrize("longest", [60, 700, 9000])
-@pytest.mark.parametrize("length", [LENGTH, LENGTH - 37, 81])
-def test_any_chunks_give_what_the_whole_gives(codec: Codec, longest: int, length: int) -> None:
+@pytest.mark.parametrize(("length", "longest"), [(3000, 60), (LENGTH - 37, 700), (LENGTH, 9000), (81, 60)])
+def test_any_chunks_give_what_the_whole_gives(codec: Codec, length: int, longest: int) -> None:
     waveform = speech(1, length)
     codes, sizes = codec.encode(waveform, codec.sample_rate), cuts(length, longest, seed=length)
-    assert torch.equal(encoded(codec.streaming_encoder(), waveform[None, None], sizes), codes)
-    samples = decoded(codec.streaming_decoder(), codes, cuts(codes.shape[-1], max(longest // 80, 2), seed=1))
+    assert torch.equal(pushed(codec.streaming_encoder(), waveform[None, None], sizes), codes)
+    samples = pushed(codec.streaming_decoder(), codes, cuts(codes.shape[-1], max(longest // 80, 2), seed=1))
     assert torch.allclose(samples, codec.decode(codes), atol=1e-5)
 
 
@@ -128,57 +121,51 @@ def test_a_state_can_be_kept_copied_and_gone_back_to(codec: Codec) -> None:
     twin.load_state_dict(state)
     assert torch.equal(torch.cat([twin.push(waveform[..., 5000:]), twin.flush()], dim=-1), rest)
     stream.reset()
-    assert torch.equal(encoded(stream, waveform, [LENGTH]), codec.encode(waveform, codec.sample_rate, 2))
+    assert torch.equal(pushed(stream, waveform, [LENGTH]), codec.encode(waveform, codec.sample_rate, 2))
     with pytest.raises(CodecError, match="another batch size"):
         codec.streaming_encoder(batch_size=2).load_state_dict(copy.deepcopy(state))
 
 
-@pytest.mark.parametrize(
-    ("chunk", "lengths", "message"),
-    [
-        (torch.zeros(3, 1, 80), None, "B = 2"),
-        (torch.zeros(2, 2, 80), None, r"\[B, 1, T\]"),
-        (torch.zeros(2, 1, 80, dtype=torch.int64), None, "float tensor"),
-        (torch.full((2, 1, 80), torch.nan), None, "NaN"),
-        (torch.full((2, 1, 80), 32767.0), None, r"in \[-1, 1\], but"),
-        (np.zeros((2, 1, 80), np.float32), None, "float tensor.*not ndarray"),
-        (None, None, "float tensor.*not NoneType"),
-        (torch.zeros(()), None, "float tensor"),
-        (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
-        (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
-        (torch.zeros(2, 1, 80), ["80", 80], "lengths must be a whole number"),
-        (torch.zeros(2, 1, 80), 80, "lengths must be a list"),
-    ],
-)
-def test_bad_samples_leave_the_state_as_it_was(codec: Codec, chunk: Any, lengths: Any, message: str) -> None:
-    stream = codec.streaming_encoder(batch_size=2)
-    stream.push(speech(8, 1000).expand(2, 1, -1))
-    before = stream.state_dict()
-    with pytest.raises(CodecError, match=message):
-        stream.push(chunk, lengths)
-    assert all(torch.equal(value, before[name]) for name, value in stream.state.items())
+CODES = torch.zeros(1, 3, 5, dtype=torch.int64)
+BAD_SAMPLES: list[tuple[Any, Any, str]] = [
+    (torch.zeros(3, 1, 80), None, "B = 2"),
+    (torch.zeros(2, 2, 80), None, r"\[B, 1, T\]"),
+    (torch.zeros(2, 1, 80, dtype=torch.int64), None, "float tensor"),
+    (torch.full((2, 1, 80), torch.nan), None, "NaN"),
+    (torch.full((2, 1, 80), 32767.0), None, r"in \[-1, 1\], but"),
+    (np.zeros((2, 1, 80), np.float32), None, "float tensor.*not ndarray"),
+    (None, None, "float tensor.*not NoneType"),
+    (torch.zeros(()), None, "float tensor"),
+    (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
+    (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
+    (torch.zeros(2, 1, 80), ["80", 80], "lengths must be a whole number"),
+    (torch.zeros(2, 1, 80), 80, "lengths must be a list"),
+]
+BAD_CODES: list[tuple[Any, str]] = [
+    (CODES[:, :2], "K = 3"),
+    (CODES.float(), "int64"),
+    (CODES + 32, "from 0 to 31"),
+    (CODES[0], "B = 1"),
+    (CODES.numpy(), "int64 tensor.*not ndarray"),
+    (CODES.tolist(), "int64 tensor.*not list"),
+    (torch.tensor([0, -1, 0]).view(1, 3, 1), "-1 in all stages"),
+    (torch.tensor([-1, 0]).expand(1, 3, 2), "row 0 has ended"),
+]
 
 
-@pytest.mark.parametrize(
-    ("chunk", "message"),
-    [
-        (torch.zeros(1, 2, 5, dtype=torch.int64), "K = 3"),
-        (torch.zeros(1, 3, 5), "int64"),
-        (torch.full((1, 3, 5), 32), "from 0 to 31"),
-        (torch.zeros(3, 5, dtype=torch.int64), "B = 1"),
-        (np.zeros((1, 3, 5), np.int64), "int64 tensor.*not ndarray"),
-        ([[[1], [2], [3]]], "int64 tensor.*not list"),
-        (torch.tensor([0, -1, 0]).view(1, 3, 1), "-1 in all stages"),
-        (torch.tensor([-1, 0]).expand(1, 3, 2), "row 0 has ended"),
-    ],
-)
-def test_bad_codes_leave_the_state_as_it_was(codec: Codec, chunk: Any, message: str) -> None:
-    stream = codec.streaming_decoder()
-    stream.push(torch.zeros(1, 3, 7, dtype=torch.int64))
-    before = stream.state_dict()
-    with pytest.raises(CodecError, match=message):
-        stream.push(chunk)
-    assert all(torch.equal(value, before[name]) for name, value in stream.state.items())
+def test_bad_chunks_leave_the_state_as_it_was(codec: Codec) -> None:
+    encoder, decoder = codec.streaming_encoder(batch_size=2), codec.streaming_decoder()
+    encoder.push(speech(8, 1000).expand(2, 1, -1))
+    decoder.push(torch.zeros(1, 3, 7, dtype=torch.int64))
+    before = encoder.state_dict(), decoder.state_dict()
+    for samples, lengths, message in BAD_SAMPLES:
+        with pytest.raises(CodecError, match=message):
+            encoder.push(samples, lengths)
+    for codes, message in BAD_CODES:
+        with pytest.raises(CodecError, match=message):
+            decoder.push(codes)
+    for stream, kept in zip((encoder, decoder), before, strict=True):
+        assert all(torch.equal(value, kept[name]) for name, value in stream.state.items())
 
 
 def test_a_flushed_stream_wants_a_reset(codec: Codec) -> None:
@@ -230,8 +217,8 @@ def test_half_precision_never_gives_other_codes(codec: Codec) -> None:
         assert torch.equal(codec.encode(waveform, codec.sample_rate), codes)
         assert torch.equal(codec.latents(waveform, codec.sample_rate), latents)
         assert torch.equal(codec.decode(codes), audio)
-        assert torch.equal(encoded(codec.streaming_encoder(), waveform, [4000, LENGTH - 4000]), codes)
-        assert torch.allclose(decoded(codec.streaming_decoder(), codes, [50, 150]), audio, atol=1e-5)
+        assert torch.equal(pushed(codec.streaming_encoder(), waveform, [4000, LENGTH - 4000]), codes)
+        assert torch.allclose(pushed(codec.streaming_decoder(), codes, [50, 150]), audio, atol=1e-5)
     encoder, decoder = codec.streaming_encoder(), codec.streaming_decoder()
     for cast in ("half", "bfloat16", "double"):
         other = getattr(copy.deepcopy(codec), cast)()
@@ -243,4 +230,4 @@ def test_half_precision_never_gives_other_codes(codec: Codec) -> None:
         ):
             with pytest.raises(CodecError, match=r"weights are torch\.\w+, which would give other codes"):
                 call()
-    assert torch.equal(encoded(encoder, waveform, [LENGTH]), codes) and decoder.push(codes).shape[-1]
+    assert torch.equal(pushed(encoder, waveform, [LENGTH]), codes) and decoder.push(codes).shape[-1]

@@ -27,18 +27,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_what_is_in_it(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {
-        "codec/pretrained/speech-24khz/config.json",
-        "codec/pretrained/speech-24khz/model.safetensors",
-        "codec/py.typed",
-        "codec/evaluation/page/page.html.j2",
-        "codec/evaluation/page/report.css",
-        "codec/evaluation/page/report.js",
-    } <= set(names)
-    assert "codec/pretrained/speech-24khz/README.md" in names
+    model = {f"codec/pretrained/speech-24khz/{name}" for name in ("config.json", "model.safetensors", "README.md")}
+    page = {f"codec/evaluation/page/{name}" for name in ("page.html.j2", "report.css", "report.js")}
+    assert {"codec/py.typed", *model, *page} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"codec"}
-    weights = zipfile.ZipFile(wheel).getinfo("codec/pretrained/speech-24khz/model.safetensors")
-    assert weights.file_size <= 24e6
 
 
 def test_round_trip_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
@@ -46,15 +38,11 @@ def test_round_trip_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
     env = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", str(env)], check=True)
     python = env / "bin" / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True, capture_output=True
-    )
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)], check=True)
     site = next((env / "lib").glob("python*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
-    where = subprocess.run(
-        [python, "-c", "import codec; print(codec.__file__)"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert str(env) in where.stdout, where.stderr
+    where = subprocess.check_output([python, "-c", "import codec; print(codec.__file__)"], cwd=tmp_path, text=True)
+    assert str(env) in where
     source = tmp_path / "speech.wav"
     samples, rate = soundfile.read(ROOT / "tests" / "assets" / "example.wav")
     soundfile.write(source, samples[: 2 * rate], rate)

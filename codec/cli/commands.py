@@ -7,8 +7,10 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from codec import __version__
+from codec.cli.backends import BACKENDS, Load, load_codec
 from codec.cli.jobs import Failures, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, run_command, say
 
@@ -77,6 +79,7 @@ def info_main(argv: Sequence[str] | None = None) -> int:
     parser = _parser("codec-info", "Show what is in a .codes file or a model.", INFO_EXAMPLES)
     names = ".codes file or a folder of them, model folder, or name of a shipped model"
     parser.add_argument("inputs", nargs="*", metavar="FILE", help=names)
+    _add_backend(parser)
     parser.add_argument("--environment", action="store_true", help="show versions, devices and optional packages")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return _run(parser, argv, _info)
@@ -97,8 +100,14 @@ def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target
     add_rate("--num-quantizers", type=int, metavar="K", help="use the first K quantizers (default: all)")
     add("--model", type=_not_empty, help=f"shipped model, model folder, or hub id owner/name (default: {model})")
     add("--device", default="cpu", help="torch device, such as cpu or cuda (default: cpu)")
+    _add_backend(parser)
     add("--force", action="store_true", help="overwrite existing outputs")
     add("--skip-existing", action="store_true", help="pass over inputs whose output is there and intact")
+
+
+def _add_backend(parser: argparse.ArgumentParser) -> None:
+    about = "the library that runs models (default: torch if it is installed, else onnx)"
+    parser.add_argument("--backend", choices=BACKENDS, help=about)
 
 
 def _not_empty(text: str) -> str:
@@ -137,10 +146,10 @@ def _encode(args: argparse.Namespace) -> int:
 
     _check_raw(args)
     jobs = plan_jobs(args.paths, args.output_dir, audio_suffixes(), [".codes"])
-    from codec.cli import transfer  # brings torch, for which mistakes in the paths need not wait
+    from codec.cli import transfer
 
     choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
-    encoder = transfer.FileEncoder(args.model, args.device, choice, args.channel, args.raw)
+    encoder = transfer.FileEncoder(_load(args), args.model, choice, args.channel, args.raw)
     return run_jobs(jobs, args.force, encoder.encode, encoder.is_done if args.skip_existing else None)
 
 
@@ -157,8 +166,12 @@ def _decode(args: argparse.Namespace) -> int:
     from codec.cli import transfer
 
     choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
-    decoder = transfer.FileDecoder(args.model, args.device, choice, args.native_rate, args.salvage, bool(args.raw))
+    decoder = transfer.FileDecoder(_load(args), args.model, choice, args.native_rate, args.salvage, bool(args.raw))
     return run_jobs(jobs, args.force, decoder.decode, decoder.is_done if args.skip_existing else None)
+
+
+def _load(args: argparse.Namespace) -> Load:
+    return partial(load_codec, backend=args.backend, device=args.device)
 
 
 def _info(args: argparse.Namespace) -> int:
@@ -172,7 +185,7 @@ def _info(args: argparse.Namespace) -> int:
     names = [each for name in args.inputs for each in names_in(name)]
     for index, name in enumerate([ENVIRONMENT] * args.environment + names):
         try:
-            facts = environment() if name is ENVIRONMENT else describe(name)
+            facts = environment() if name is ENVIRONMENT else describe(name, args.backend)
         except (CodecError, OSError) as error:
             failures.add(error, name)
             continue

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from codec import __version__, container
+from codec.cli.backends import load_codec, torch_is_here
 from codec.cli.jobs import files_below
 from codec.errors import EXTRAS, install
-from codec.pretrained import ALIAS, FILES, find_model, shipped_models
+from codec.pretrained import ALIAS, FILES, ModelError, find_model, shipped_models
 from codec.windows import Context
 
 if TYPE_CHECKING:
-    from codec.model import Codec
+    from codec.base import CodecBase
 
 
 def names_in(name: str) -> list[str]:
@@ -26,26 +27,35 @@ def names_in(name: str) -> list[str]:
 
 def environment() -> dict[str, Any]:
     """Versions, devices, and the optional packages, with the way to get those that are missing."""
-    import torch
-
     distributions = importlib.metadata.packages_distributions()
 
     def version(package: str) -> str | None:
         return importlib.metadata.version(distributions[package][0]) if package in distributions else None
 
-    devices = [f"cpu ({torch.get_num_threads()} threads)"] + ["mps"] * torch.backends.mps.is_available()
-    devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+    required = {package: version(package) for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")}
     return {
         "codec": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "devices": ", ".join(devices),
-        **{package: version(package) for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")},
+        "devices": ", ".join(_devices()),
+        **{package: known or f"missing: pip install {package}" for package, known in required.items()},
         **{package: version(package) or f"missing: {install(extra)}" for package, extra in EXTRAS.items()},
     }
 
 
-def describe(name: str) -> dict[str, Any]:
+def _devices() -> list[str]:
+    try:
+        if not torch_is_here():
+            return ["cpu"]
+    except ModelError as error:
+        return ["cpu", str(error)]
+    import torch
+
+    devices = [f"cpu ({torch.get_num_threads()} threads)"] + ["mps"] * torch.backends.mps.is_available()
+    return devices + [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+
+
+def describe(name: str, backend: str | None) -> dict[str, Any]:
     """Facts about a ``.codes`` file, a model folder or a shipped model, by name.
 
     Raises:
@@ -54,7 +64,7 @@ def describe(name: str) -> dict[str, Any]:
     if Path(name).is_file():
         return _describe_codes(Path(name))
     if Path(name).is_dir() or name in (*shipped_models(), ALIAS):
-        return _describe_model(name)
+        return _describe_model(name, backend)
     raise FileNotFoundError(f"{name}: no such file, model folder or shipped model ({', '.join(shipped_models())})")
 
 
@@ -84,11 +94,9 @@ def _describe_codes(path: Path) -> dict[str, Any]:
     return facts | ({"damage": damage[0] + (f" (and {len(damage) - 1} more)" if damage[1:] else "")} if damage else {})
 
 
-def _describe_model(name: str) -> dict[str, Any]:
-    from codec.model import Codec  # brings torch, which a .codes file does not need
-
-    codec = Codec.from_pretrained(name)
-    folder = find_model(name)
+def _describe_model(name: str, backend: str | None) -> dict[str, Any]:
+    codec, folder = load_codec(name, backend), find_model(name)
+    encoder, decoder = codec.look_aheads
     return {
         "model": codec.name,
         "folder": str(folder),
@@ -102,14 +110,14 @@ def _describe_model(name: str) -> dict[str, Any]:
         "bitrate_kbps": round(codec.bitrate / 1000, 4),
         "lowest_bitrate_kbps": round(codec.bitrate_of(1) / 1000, 4),
         "causal": codec.config.causal,
-        **_timing(codec, "encoder", codec.encoder.context, codec.streaming_encoder().look_ahead),
-        **_timing(codec, "decoder", codec.decoder.context, codec.streaming_decoder().look_ahead),
+        **_timing(codec, "encoder", codec.encoder_context, encoder),
+        **_timing(codec, "decoder", codec.decoder_context, decoder),
         "parameters": codec.num_parameters,
         "bytes": sum((folder / file).stat().st_size for file in ("config.json", "model.safetensors")),
     }
 
 
-def _timing(codec: Codec, part: str, context: Context, look_ahead: int) -> dict[str, float]:
+def _timing(codec: CodecBase[Any], part: str, context: Context, look_ahead: int) -> dict[str, float]:
     """How much of the signal a frame depends on, and how long a stream waits for what comes after it."""
     field = (context.left + 1 + context.right) * codec.hop_length
     samples = {"receptive_field": field, "look_ahead": look_ahead, "latency": look_ahead + codec.hop_length}

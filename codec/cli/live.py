@@ -9,21 +9,23 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import IO, BinaryIO
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import numpy as np
 import soundfile
-import torch
-from torch import Tensor
 
-from codec.audio import AudioError, Block, resample_blocks
+from codec.audio import AudioError, Block
 from codec.audio_parts import UNKNOWN_SIZES, incomplete
-from codec.container import Writer
-from codec.model import Codec
+from codec.base import CodecBase
+from codec.container import Codes, Header, Writer
 
-CHUNK_SECONDS = (
-    0.1  # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
-)
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codec.model import Codec
+
+# least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
+CHUNK_SECONDS = 0.1
 READ_BYTES = 2**16  # most that is read at once
 EXTENSIBLE = 0xFFFE  # the true coding of such a WAV file stands further on
 SUBTYPES = {  # libsndfile's names, by the coding and bits of a WAV file
@@ -42,6 +44,7 @@ class PcmPipe:
     Args:
         stream: at the first sample, little-endian, channels interleaved.
         sample_rate: in Hz.
+        channel: the one to read, counted from 1; by default the mean of all.
         subtype: libsndfile's name of the coding.
         width: bytes of a sample of all channels.
         claimed: samples per channel, if their number is known.
@@ -50,15 +53,25 @@ class PcmPipe:
         num_samples: per channel, read so far.
     """
 
+    name, claimed_seconds = "stdin", 0.0
+
     def __init__(
-        self, stream: BinaryIO, sample_rate: int, channels: int, subtype: str, width: int, claimed: int | None
+        self,
+        stream: BinaryIO,
+        sample_rate: int,
+        channel: int | None,
+        channels: int = 1,
+        subtype: str = "PCM_16",
+        width: int = 2,
+        claimed: int | None = None,
     ) -> None:
         self.sample_rate, self.channels, self.num_samples = sample_rate, channels, 0
-        self._stream, self._subtype, self._width, self._claimed = stream, subtype, width, claimed
+        self._stream, self._channel, self._subtype = stream, channel, subtype
+        self._width, self._claimed = width, claimed
         self._stopped = self._waiting = False
 
     @classmethod
-    def from_wav(cls, stream: BinaryIO) -> tuple[PcmPipe | None, bytes]:
+    def from_wav(cls, stream: BinaryIO, channel: int | None) -> tuple[PcmPipe | None, bytes]:
         """The samples of a WAV file, and its head, which is read; None for what must be read as a whole file."""
         head, coding = stream.read(12), b""
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
@@ -76,19 +89,16 @@ class PcmPipe:
         if chunk[:4] != b"data" or subtype is None or not channels or width != channels * bits // 8:
             return None, head
         unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
-        return cls(stream, rate, channels, subtype, width, None if unknown else size // width), head
+        return cls(stream, rate, channel, channels, subtype, width, None if unknown else size // width), head
 
-    def blocks(self, channel: int | None) -> Iterator[Block]:
+    def blocks(self) -> Iterator[Block]:
         """Mono blocks ``[T]`` as they come, but for the last of ``CHUNK_SECONDS`` at least.
-
-        Args:
-            channel: the one to read, counted from 1; by default the mean of all.
 
         Raises:
             AudioError: the pipe ends before its header says, or brings no samples; no such channel.
         """
-        if channel is not None and not 1 <= channel <= self.channels:
-            raise AudioError(f"stdin has no channel {channel}, only {self.channels}")
+        if not 1 <= (self._channel or 1) <= self.channels:
+            raise AudioError(f"{self.name} has no channel {self._channel}, only {self.channels}")
         data, ended = b"", False
         while not ended:
             left = math.inf if self._claimed is None else (self._claimed - self.num_samples) * self._width
@@ -101,12 +111,12 @@ class PcmPipe:
             self.num_samples += whole
             if whole:
                 samples = self._samples(data[: whole * self._width])
-                yield samples[:, channel - 1] if channel else samples.mean(axis=1, dtype=np.float32)
+                yield samples[:, self._channel - 1] if self._channel else samples.mean(axis=1, dtype=np.float32)
             data = data[whole * self._width :]
         if self._claimed is not None and self.num_samples < self._claimed and not self._stopped:
-            raise incomplete("stdin", self.num_samples, self._claimed, "samples")
+            raise incomplete(self.name, self.num_samples, self._claimed, "samples")
         if not self.num_samples:
-            raise AudioError("stdin holds no samples")
+            raise AudioError(f"{self.name} holds no samples")
 
     def _samples(self, data: bytes) -> Block:
         samples: Block = soundfile.read(
@@ -172,24 +182,30 @@ class WavPipe:
         self._stream.flush()
 
 
-def encode_live(codec: Codec, pipe: PcmPipe, output: IO[bytes], num_quantizers: int, channel: int | None) -> None:
-    """Codes of all that comes through a pipe, each block as soon as it can be; ctrl-C ends them in order.
+def has_streams(codec: CodecBase[Any]) -> TypeGuard[Codec]:
+    """Whether a codec also works chunk by chunk: what torch runs does."""
+    return hasattr(codec, "streaming_encoder")
+
+
+def encode_live(codec: Codec, pipe: PcmPipe, samples: Iterable[Block], output: IO[bytes], header: Header) -> None:
+    """Codes of all ``samples`` that come through the pipe, at the model's rate, each block as soon as it can be.
 
     Raises:
         CodecError: not audio that the model takes.
     """
-    writer = Writer(output, codec.header(None, pipe.sample_rate, num_quantizers))
-    stream = codec.streaming_encoder(1, num_quantizers)
-    with pipe.stopped_by_signals():
-        for block in resample_blocks(pipe.blocks(channel), pipe.sample_rate, codec.sample_rate):
-            codes = stream.push(torch.from_numpy(block)[None, None])[0]
-            writer.write(codes.cpu())
-        writer.end(pipe.num_samples, stream.flush()[0].cpu())
+    import torch
+
+    writer, stream = Writer(output, header), codec.streaming_encoder(1, header.num_quantizers)
+    for block in samples:
+        writer.write(codec.to_numpy(stream.push(torch.from_numpy(block)[None, None])[0]))
+    writer.end(pipe.num_samples, codec.to_numpy(stream.flush()[0]))
 
 
-def decode_live(codec: Codec, blocks: Iterable[Tensor], num_quantizers: int) -> Iterator[Tensor]:
+def decode_live(codec: Codec, blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Tensor]:
     """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be."""
+    import torch
+
     stream = codec.streaming_decoder(1, num_quantizers)
     for block in blocks:
-        yield stream.push(block[None].to(codec.device))[0, 0]
+        yield stream.push(torch.from_numpy(block)[None])[0, 0]
     yield stream.flush()[0, 0]

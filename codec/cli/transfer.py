@@ -14,21 +14,20 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, Any, NoReturn
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from codec import container
 from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
+from codec.base import CodecBase
+from codec.cli.backends import Load
 from codec.cli.jobs import Job
-from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live
+from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live, has_streams
 from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import UsageError
-from codec.files import written_whole
-from codec.model import Codec
+from codec.files import atomic_write
 from codec.pretrained import ALIAS, DEFAULT_MODEL, shipped_models
 
 log = logging.getLogger(__name__)
@@ -78,8 +77,8 @@ class QuantizerChoice:
 class FileEncoder:
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
-    WAV that goes from a pipe to stdout is encoded live; with ``raw_rate``, stdin holds 16-bit samples of one channel at this
-    rate in Hz, without a header.
+    WAV that goes from a pipe to stdout is encoded live, if the model has streams; with ``raw_rate``, stdin holds 16-bit
+    samples of one channel at this rate in Hz, without a header.
 
     Raises:
         ModelError: no such model, or no such device here.
@@ -88,19 +87,19 @@ class FileEncoder:
 
     def __init__(
         self,
+        load: Load,
         model: str | None,
-        device: str,
         choice: QuantizerChoice,
         channel: int | None = None,
         raw_rate: int | None = None,
     ) -> None:
         self.channel, self.raw_rate, self.said_mixed = channel, raw_rate, False
-        self.codec = Codec.from_pretrained(model or DEFAULT_MODEL, device)
+        self.codec = load(model or DEFAULT_MODEL)
         self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
 
     def is_done(self, job: Job) -> bool:
         """Whether the target is an intact file of this model, with as many quantizers and the input's sample rate."""
-        with _open_audio(job, self.channel) as reader, open(job.target, "rb") as stream:
+        with self._open(job) as reader, open(job.target, "rb") as stream:
             try:
                 codes = Reader(stream)
             except ContainerError:
@@ -116,33 +115,45 @@ class FileEncoder:
             CodecError: not readable as audio, or not audio that the model takes.
             OSError: files that cannot be opened or written.
         """
-        head, pipe = b"", None
-        if self.raw_rate is not None:
-            pipe = PcmPipe(sys.stdin.buffer, self.raw_rate, 1, "PCM_16", 2, None)
-        elif _is_piped(job):
-            pipe, head = PcmPipe.from_wav(sys.stdin.buffer)
-        if pipe is not None:
-            self._say_mixed("stdin", pipe.channels)
-            with _named("stdout"):
-                encode_live(self.codec, pipe, sys.stdout.buffer, self.num_quantizers, self.channel)
-            return
-        with _open_audio(job, self.channel, head) as reader:
+        with self._open(job) as reader:
             # made before the long work, in case something in it is wrong
-            header = self.codec.header(0, reader.sample_rate, self.num_quantizers)
+            header = self.codec.header(None, reader.sample_rate, self.num_quantizers)
+            samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
+            if self.channel is None and reader.channels > 1 and not self.said_mixed:
+                log.info("%s: %d channels mixed down to one", reader.name, reader.channels)
+                self.said_mixed = True
+            if isinstance(reader, PcmPipe) and has_streams(self.codec):
+                with _named(job.target_name):
+                    encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
+                return
             with _output(job) as output, _seconds_bar(reader.claimed_seconds) as bar:
-                self._say_mixed(reader.name, reader.channels)
-                samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
                 codes = []
-                for window in self.codec.encode_blocks(map(torch.from_numpy, samples), self.num_quantizers):
-                    codes.append(window.cpu().numpy().astype(np.uint32))
+                for window in self.codec.encode_blocks(samples, self.num_quantizers):
+                    codes.append(self.codec.to_numpy(window).astype(np.uint32))
                     bar.update(window.shape[-1] / self.codec.frame_rate)
                 header = replace(header, num_samples=reader.num_samples)
                 output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
-    def _say_mixed(self, name: str, channels: int) -> None:
-        if self.channel is None and channels > 1 and not self.said_mixed:
-            log.info("%s: %d channels mixed down to one", name, channels)
-            self.said_mixed = True
+    @contextmanager
+    def _open(self, job: Job) -> Iterator[AudioReader | PcmPipe]:
+        """An audio file, or samples as they come; all else from stdin or a pipe is copied first, as formats need seeking."""
+        pipe, head = None, b""
+        if self.raw_rate is not None:
+            pipe = PcmPipe(sys.stdin.buffer, self.raw_rate, self.channel)
+        elif _is_piped(job):
+            pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.channel)
+        if pipe is not None:
+            with pipe.stopped_by_signals():
+                yield pipe
+        elif not (job.from_stdin or job.source.is_fifo()):
+            with AudioReader(job.source, channel=self.channel) as reader:
+                yield reader
+        else:
+            with tempfile.TemporaryFile() as copy, _open_bytes(job) as rest:
+                copy.write(head)
+                shutil.copyfileobj(rest, copy)
+                with AudioReader(copy, job.source_name, self.channel) as reader:
+                    yield reader
 
 
 class FileDecoder:
@@ -157,15 +168,15 @@ class FileDecoder:
 
     def __init__(
         self,
+        load: Load,
         model: str | None,
-        device: str,
         choice: QuantizerChoice,
         native_rate: bool,
         salvage: bool,
         raw: bool = False,
     ) -> None:
         self.model, self.choice, self.native_rate, self.salvage, self.raw = model, choice, native_rate, salvage, raw
-        self._load = functools.cache(lambda name: Codec.from_pretrained(name, device))
+        self._load = functools.cache(load)
         if model is not None:
             self._load(model)
 
@@ -197,14 +208,17 @@ class FileDecoder:
             count = self.choice.count(header.num_quantizers, header.bitrate)
             rate = codec.sample_rate if self.native_rate else header.original_sample_rate
             live = self.raw or (header.num_samples is None and _is_piped(job))
-            decode = functools.partial(decode_live, codec, num_quantizers=count) if live else codec.decode_blocks
+
+            def decode(blocks: Iterable[Codes]) -> Iterator[Block]:
+                chosen = (block[:count] for block in blocks)
+                audio = (
+                    decode_live(codec, chosen, count) if live and has_streams(codec) else codec.decode_blocks(chosen)
+                )
+                return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
+
             with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as bar:
-                if self.salvage:
-                    waveform = _salvaged(codec, codes.blocks(), count, decode)
-                else:
-                    waveform = decode(_tensors(codes.intact(), count))
-                gain = np.float32(header.gain)
-                signal = _cut((block.cpu().numpy() * gain for block in waveform), codes, codec.sample_rate)
+                signal = _salvaged(header, codes.blocks(), decode) if self.salvage else decode(codes.intact())
+                signal = _cut(signal, codes, codec.sample_rate)
                 for block in _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate):
                     writer.write(block)
                     bar.update(len(block) / rate)
@@ -212,13 +226,13 @@ class FileDecoder:
     @contextmanager
     def _writer(self, job: Job, rate: int, live: bool, header: Header) -> Iterator[AudioWriter | WavPipe]:
         if live:
-            with _named("stdout"):
+            with _named(job.target_name):
                 yield WavPipe(sys.stdout.buffer, rate, self.raw)
             return
         with _output(job) as output, AudioWriter(output, rate, _length(header, rate) or 0, job.target_name) as writer:
             yield writer
 
-    def _codec_for(self, header: Header) -> Codec:
+    def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
         if self.model is None and header.model not in (*shipped_models(), ALIAS):
             raise ContainerError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
@@ -232,11 +246,6 @@ class FileDecoder:
         if header != replace(own, model=header.model, num_quantizers=min(header.num_quantizers, own.num_quantizers)):
             raise ContainerError("the header contradicts the model that it names")
         return codec
-
-
-def _tensors(blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Tensor]:
-    for block in blocks:
-        yield torch.from_numpy(block[:num_quantizers].copy())
 
 
 def _length(header: Header, rate: int) -> int | None:
@@ -256,11 +265,8 @@ def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
 
 
 def _salvaged(
-    codec: Codec,
-    blocks: Iterable[Codes | Damage],
-    num_quantizers: int,
-    decode: Callable[[Iterable[Tensor]], Iterator[Tensor]],
-) -> Iterator[Tensor]:
+    header: Header, blocks: Iterable[Codes | Damage], decode: Callable[[Iterable[Codes]], Iterator[Block]]
+) -> Iterator[Block]:
     """Decode each run of intact blocks by itself; the time of a damaged one passes in silence, a missing end is left out.
 
     Raises:
@@ -274,18 +280,17 @@ def _salvaged(
                 assert isinstance(loss, Damage)
                 losses.append(loss)
                 if loss.num_frames and not loss.truncated:
-                    yield torch.zeros(loss.num_frames * codec.hop_length)
+                    yield np.zeros(loss.num_frames * header.hop_length, np.float32)
         else:
             intact = True
-            yield from decode(_tensors((b for b in run if not isinstance(b, Damage)), num_quantizers))
+            yield from decode(block for block in run if not isinstance(block, Damage))
         while intact and losses:
             loss = losses.pop(0)
-            if loss.truncated and not loss.num_frames:
-                log.info("%s; the output ends there", loss.reason)
-            elif loss.truncated:
-                log.info("%s; the output ends %.1f s early", loss.reason, loss.num_frames / codec.frame_rate)
-            elif loss.num_frames:
-                log.info("%s; %.1f s of silence instead", loss.reason, loss.num_frames / codec.frame_rate)
+            seconds = loss.num_frames * header.hop_length / header.sample_rate
+            if loss.truncated:
+                log.info("%s; the output ends %s", loss.reason, f"{seconds:.1f} s early" if seconds else "there")
+            elif seconds:
+                log.info("%s; %.1f s of silence instead", loss.reason, seconds)
             else:
                 log.info("%s; they are left out", loss.reason)
     if losses:
@@ -311,21 +316,6 @@ def _named(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _open_audio(job: Job, channel: int | None, head: bytes = b"") -> Iterator[AudioReader]:
-    """An audio file; stdin or a pipe, its ``head`` already read, is copied first, since audio formats need seeking."""
-    if not (job.from_stdin or job.source.is_fifo()):
-        with AudioReader(job.source, channel=channel) as reader:
-            yield reader
-        return
-    with tempfile.TemporaryFile() as copy:
-        copy.write(head)
-        with _open_bytes(job) as pipe:
-            shutil.copyfileobj(pipe, copy)
-        with AudioReader(copy, job.source_name, channel) as reader:
-            yield reader
-
-
-@contextmanager
 def _output(job: Job) -> Iterator[Path]:
     """Where to write: a temporary file that becomes the target, or goes to stdout, once it is whole.
 
@@ -334,7 +324,7 @@ def _output(job: Job) -> Iterator[Path]:
     if not job.to_stdout:
         with suppress(FileExistsError):  # a file where the folder should be: the next line says so
             job.target.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(job.target, replace=job.overwrite) as temporary:
+        with atomic_write(job.target, replace=job.overwrite) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from codec.config import ConfigError, from_dict
 from codec.errors import CodecError
-from codec.files import written_whole
+from codec.files import atomic_write
 
 LARGEST = 2**48  # samples, bytes or Hz: beyond it lies no recording, but an "unknown" or a mistake
 
@@ -88,7 +88,7 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
     path = Path(path)
     folder = path.parent.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+    with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
         for record in records:
             audio = Path(record.path).resolve()
             relative = audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else audio.as_posix()

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from codec.audio import AudioError, AudioReader, measure
 from codec.corpus.manifest import Record, audio_source
 from codec.errors import CodecError, legible, one_line
-from codec.files import written_whole
+from codec.files import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("".join(f"{each.path}\t{each.reason}\n" for each in bad), "utf-8", "surrogateescape")
     for each in bad[:shown]:
         log.warning("skipped %s: %s", each.path, each.reason)

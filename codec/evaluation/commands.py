@@ -13,24 +13,27 @@ from typing import TYPE_CHECKING
 
 from codec import __version__
 from codec.errors import CodecError, run_command, say
+from codec.evaluation.results import Metric, Result, Results, write_rows
 from codec.pretrained import ALIAS
 
 if TYPE_CHECKING:
     from codec.evaluation.compare import Difference
-    from codec.evaluation.results import Metric, Results
 
 EVALUATE_EXAMPLES = """examples:
   codec-evaluate --manifest dev.jsonl --out report                     the shipped model beside Opus and Codec2
   codec-evaluate --manifest dev.jsonl --model models/mine --out mine --num-quantizers 8 4
   codec-evaluate --manifest dev.jsonl --model none --reconstructions other@3.2=decoded/ --out other
   codec-compare report mine                                            paired differences on the same files
-The same command again goes on with an evaluation that was stopped.
+The same command again goes on with an evaluation that was stopped. Most of the time goes into pitch (vuv_f1, f0_rmse),
+distillmos and token stability: --metrics names others, --no-stability leaves the last out.
 """
 COMPARE_EXAMPLES = """examples:
   codec-compare report_a report_b
   codec-compare report report --pair opus-6:model-8 --metrics pesq stoi
 """
-TABLE_METRICS = ("pesq", "stoi", "estoi", "mel", "si_sdr", "vuv_f1", "f0_rmse", "kbps_file", "distillmos")
+SHOWN = ("pesq", "stoi", "estoi", "mel", "si_sdr", "vuv_f1", "f0_rmse", "kbps_file", "distillmos")  # in the terminal
+SHOWN_ARTEFACTS = ("lines", "ripple", "onset_blur", "level")
+COSTLY = ("vuv_f1", "f0_rmse", "distillmos")  # metrics that take longer than all others together: pitch and a network
 
 
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
@@ -83,7 +86,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     from codec.corpus.manifest import ManifestError, read_manifest
     from codec.evaluation.measure import Plan
     from codec.evaluation.page.report import write_report
-    from codec.evaluation.results import write_rows
     from codec.evaluation.runner import available_cores, evaluate, prepare_folder, present_metrics
     from codec.evaluation.summary import summarize
     from codec.evaluation.systems import present_programs
@@ -113,8 +115,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     for item in (*absent, *missing):
         say(f"absent: {item.name} ({item.reason})")
-    workers = args.workers or available_cores()
-    families = plan.families()
+    if costly := [name for name in metrics if name in COSTLY]:
+        cheap = " ".join(name for name in metrics if name not in COSTLY)
+        say(f"costly: {', '.join(costly)}; to leave them out: --metrics {cheap}")
+    if plan.stability:
+        say("costly: token stability encodes every file five times more; to leave it out: --no-stability")
+    workers, families = args.workers or available_cores(), plan.families()
     prepare_folder(plan, families, records, args.force)
     measured, kept = evaluate(plan, families, records, workers, args.examples)
     say("summing up ...")
@@ -122,8 +128,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     results.write(args.out)
     write_rows(args.out, rows)
     page = write_report(results, rows, args.out)
-    print(table(results))
-    print(f"\nreport: {page}")
+    print(f"{table(results)}\n\nreport: {page}")
     if not any(result.n for system in results.systems for result in system.results.values()):
         raise CodecError(f"no metric has a value for any of the {len(records)} utterances; the report says why")
     return 0
@@ -144,42 +149,37 @@ def _folders(texts: Sequence[str]) -> dict[str, tuple[str, float | None]]:
 
 def table(results: Results) -> str:
     """The main results as text: mean and half the interval's width, and how many utterances failed."""
-    metrics = {name: results.metrics[name] for name in TABLE_METRICS if name in results.metrics}
+    metrics = {name: results.metrics[name] for name in (*SHOWN, *SHOWN_ARTEFACTS) if name in results.metrics}
     rows = [["system", "nominal kbit/s", *(metric.label for metric in metrics.values()), "failed"]]
     for system in results.systems:
-        shown = {name: system.results[name] for name in metrics if name in system.results}
-        cells = [shown[name].text(f".{metrics[name].digits}f") if name in shown else "-" for name in metrics]
-        failed = max((result.failed for result in shown.values()), default=0)
+        found = [system.results.get(name, Result(None, None, None, 0)) for name in metrics]
+        cells = [result.text(f".{metric.digits}f") for result, metric in zip(found, metrics.values(), strict=True)]
+        failed = max((result.failed for result in found), default=0)
         rows.append([system.name, "-" if system.kbps is None else f"{system.kbps:g}", *cells, str(failed)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     layout = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
     lines = [layout.format(*row) for row in rows]
-    unit = results.interval.unit
-    note = f"means over the utterances that did not fail, of {results.manifest.utterances}"
-    if any("±" in line for line in lines):
-        note += f", ± half of the {100 * results.interval.level:g} % interval (bootstrap over {unit})"
-    else:
-        note += f"; no intervals, as there are too few {unit}"
-    return "\n".join([*lines, note])
+    level, unit = results.interval.level, results.interval.unit
+    some = f", ± half of the {100 * level:g} % interval (bootstrap over {unit})"
+    interval = some if any("±" in line for line in lines) else f"; no intervals, as there are too few {unit}"
+    return "\n".join(
+        [*lines, f"means over the utterances that did not fail, of {results.manifest.utterances}{interval}"]
+    )
 
 
 def _compare(args: argparse.Namespace) -> int:
     from codec.evaluation.compare import Report, compare, unlike
 
-    pairs = []
-    for text in args.pair:
-        first, colon, second = text.partition(":")
-        if not (first and colon and second):
-            raise CodecError(f"--pair takes ID:ID, not {text!r}")
-        pairs.append((first, second))
+    pairs = [(first, second) for first, _, second in (text.partition(":") for text in args.pair)]
+    if not all(map(all, pairs)):
+        raise CodecError(f"--pair takes ID:ID, not {' '.join(args.pair)}")
     a, b = Report(args.a), Report(args.b)
     differences = compare(a, b, pairs)
     for note in unlike(a, b):
         say(f"note: {note}")
     known = {difference.metric for difference in differences}
-    for name in args.metrics or ():
-        if name not in known:
-            raise CodecError(f"--metrics {name}: not in both reports; there are {', '.join(sorted(known))}")
+    if missing := [name for name in args.metrics or () if name not in known]:
+        raise CodecError(f"--metrics {missing[0]}: not compared; there are {', '.join(sorted(known))}")
     differences = [each for each in differences if each.metric in (args.metrics or known)]
     if args.json:
         print(json.dumps([asdict(difference) | {"clear": difference.clear} for difference in differences], indent=1))

@@ -12,15 +12,15 @@ import numpy as np
 from codec.evaluation.results import Estimate, ReportError, Results, read_rows
 from codec.evaluation.statistics import bootstrap_mean
 
+OF_THE_MACHINE = {"rtf"}  # metrics that say how busy it was, and nothing of a difference between two systems
+
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of a pair of systems over the utterances that both have a value for.
+    """One metric of a pair of systems over the utterances that both have a value for: ``difference`` is B minus A.
 
-    Attributes:
-        difference: B minus A.
-        share_better: of the pairs, where B is better (0.5 a tie), None where the metric has no direction.
-        unpaired: utterances that only one of them has a value for.
+    ``share_better`` is that of the pairs where B is better (0.5 a tie), None where the metric has no direction; ``unpaired``
+    counts the utterances that only one of them has a value for.
     """
 
     system_a: str
@@ -43,10 +43,7 @@ class Difference:
 class Report:
     """The report in a folder that codec-evaluate wrote. Raises as :meth:`Results.read`.
 
-    Attributes:
-        values: (system, metric) -> id -> value.
-        units: id -> what is resampled as a whole: speaker or id.
-        seconds: id -> length.
+    ``values`` are by (system, metric) and id; ``units``, by id, what is resampled as a whole: speaker or id.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,10 +60,7 @@ class Report:
 
 
 def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list[Difference]:
-    """Differences B - A of every metric of every pair of systems.
-
-    Args:
-        pairs: ids ``(in A, in B)``; none for all systems that both reports have.
+    """Differences B - A of every metric of every pair of systems, ids ``(in A, in B)``; none for all that both have.
 
     Raises:
         ReportError: a system that a report does not have; no system or no utterance in common.
@@ -83,11 +77,10 @@ def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list
     both = a.units.keys() & b.units.keys()
     if not both:
         raise ReportError("no utterance is in both reports")
-    for key in both:
-        if abs(a.seconds[key] - b.seconds[key]) > 0.01:
-            lengths = f"{a.seconds[key]:.2f} s long in A and {b.seconds[key]:.2f} s in B"
-            raise ReportError(f"{key} is {lengths}: not the same files")
-    metrics = [metric for metric in a.results.metrics if metric in b.results.metrics]
+    if odd := [key for key in both if abs(a.seconds[key] - b.seconds[key]) > 0.01]:
+        lengths = f"{a.seconds[odd[0]]:.2f} s long in A and {b.seconds[odd[0]]:.2f} s in B"
+        raise ReportError(f"{odd[0]} is {lengths}: not the same files")
+    metrics = [metric for metric in a.results.metrics if metric in b.results.metrics and metric not in OF_THE_MACHINE]
     return [found for pair in chosen for metric in metrics if (found := _difference(a, b, *pair, metric))]
 
 
@@ -99,12 +92,12 @@ def _difference(a: Report, b: Report, system_a: str, system_b: str, metric: str)
     about = a.results.metrics[metric]
     gaps = [second[key] - first[key] for key in both]
     weights = [a.seconds[key] if about.per_second else 1.0 for key in both]
-    sign = {"higher": 1, "lower": -1, "none": 0}[about.better]
+    better = [(np.sign(about.goodness(second[key]) - about.goodness(first[key])) + 1) / 2 for key in both]
     mean_a, mean_b = (float(np.average([of[key] for key in both], weights=weights)) for of in (first, second))
     return Difference(
         *(system_a, system_b, metric, about.better, mean_a, mean_b),
         difference=bootstrap_mean(gaps, [a.units[key] for key in both], weights),
-        share_better=float(np.mean([(np.sign(sign * gap) + 1) / 2 for gap in gaps])) if sign else None,
+        share_better=None if about.better == "none" else float(np.mean(better)),
         unpaired=len(first.keys() ^ second.keys()),
     )
 
@@ -114,7 +107,7 @@ def unlike(a: Report, b: Report) -> list[str]:
     notes = []
     if a.results.manifest.sha256 != b.results.manifest.sha256:
         notes.append("the manifests differ: only utterances of the same id are compared")
-    for name in a.results.metrics.keys() & b.results.metrics.keys():
+    for name in a.results.metrics.keys() & b.results.metrics.keys() - OF_THE_MACHINE:
         first, second = a.results.metrics[name], b.results.metrics[name]
         if first.package != second.package:
             notes.append(f"{first.label} is by {first.package} in A and by {second.package} in B")

@@ -17,18 +17,19 @@ from codec.audio import resample
 from codec.corpus.manifest import Record
 from codec.corpus.scan import read_record
 from codec.errors import CodecError, one_line
+from codec.evaluation.artefacts import ARTEFACTS, LINES, SILENT, mean_spectrum
 from codec.evaluation.metrics import COSTS, METRICS, MetricError, Pair, Reference, Waveform
-from codec.evaluation.neural_metrics import NEURAL_METRICS
 from codec.evaluation.stability import CHANGES, changed_codes
 from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, to_pcm
-from codec.files import written_whole
+from codec.files import atomic_write
 from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
 
-PAIR_METRICS = METRICS | NEURAL_METRICS
-KNOWN = {name: metric.about for name, metric in METRICS.items()} | COSTS  # what can be asked for
-KNOWN |= {name: metric.about for name, metric in NEURAL_METRICS.items()}
+PAIR_METRICS = METRICS | ARTEFACTS
+KNOWN = (
+    {name: metric.about for name, metric in PAIR_METRICS.items()} | {"lines": LINES} | COSTS
+)  # what can be asked for
 
 Cell = float | str  # the value of a metric, or the reason why there is none
 Changed = dict[str, list[float] | str]  # see changed_codes
@@ -40,15 +41,10 @@ class EvaluationError(CodecError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure; plain values, since it travels to worker processes.
+    """What to measure, and the folder ``out`` of the report; plain values, since it travels to worker processes.
 
-    Attributes:
-        model: name or folder of a model, "" for none, on ``device``.
-        num_quantizers: with how many the model is measured; see ModelFamily.
-        folders: name -> folder of reconstructions, and their bitrate in kbit/s where it was given.
-        classical, metrics: names in CLASSICAL and KNOWN.
-        stability: whether to measure token stability.
-        out: folder of the report: ``codes/`` and ``audio/`` go there.
+    ``model`` is a name or folder, "" for none; ``folders`` holds by name those of reconstructions, and their kbit/s
+    where it was given; ``classical`` and ``metrics`` are names in CLASSICAL and KNOWN.
     """
 
     model: str
@@ -77,9 +73,8 @@ class Plan:
             raise EvaluationError(
                 "nothing to measure: no model, no --reconstructions, no classical codec on this machine"
             )
-        name, count = ids.most_common(1)[0]
-        if count > 1:
-            raise EvaluationError(f"two systems would both be called {name}; give --reconstructions other names")
+        if twice := [name for name, count in ids.items() if count > 1]:
+            raise EvaluationError(f"two systems would both be called {twice[0]}; give --reconstructions other names")
         return families
 
     def codes(self, index: int) -> Path:
@@ -90,26 +85,25 @@ class Plan:
         """The folder of an utterance's audio: ``reference.flac``, and ``ID.flac`` of every system."""
         return self.out / "audio" / f"{index:06d}"
 
+    def spectra(self, index: int) -> Path:
+        """An utterance's mean spectra in dB, float16 ``[1 + systems, F]``: the reference's first; NaN for what failed."""
+        return self.out / "spectra" / f"{index:06d}.npy"
+
 
 @dataclass
 class Measured:
-    """What was measured of the utterance at ``index`` of the manifest: a line of ``rows.jsonl``.
-
-    ``cells`` are by system and metric; ``changed`` is empty where token stability was not measured.
-    """
+    """What was measured of the utterance at ``index`` of the manifest, by system and metric: a line of ``rows.jsonl``."""
 
     index: int
     seconds: float
     cells: dict[str, dict[str, Cell]]
-    changed: Changed
+    changed: Changed  # empty where token stability was not measured
 
 
 def read_utterance(record: Record) -> tuple[Record, Waveform]:
     """The waveform ``[T]``, and the record with the length and rate that the file has, whatever the manifest remembers.
 
-    Raises:
-        CodecError: longer than two minutes, or no audio.
-        OSError: not there.
+    Raises CodecError where it is no audio or longer than two minutes, OSError where it is not there.
     """
     if record.duration > LONGEST:
         raise CodecError(f"longer than {LONGEST} s; cut it into utterances")
@@ -148,6 +142,8 @@ class Measurer:
             if not isinstance(outcome, str):
                 soundfile.write(scratch / f"{system}.flac", to_pcm(outcome.waveform), record.sample_rate)
             cells[system] = self._cells(reference, outcome)
+        if "lines" in self.plan.metrics and len(waveform):
+            self._write_spectra(index, reference, outcomes)
         changed = self._changed(index, reference, outcomes[0])  # of the model, which comes first, with most quantizers
         os.replace(scratch, audio)
         return Measured(index, record.duration, cells, changed)
@@ -157,11 +153,16 @@ class Measurer:
             return dict.fromkeys(self.plan.metrics, outcome)
         pair, seconds = Pair(reference, outcome.waveform), len(reference.waveform) / reference.sample_rate
         cells = {name: _score(name, pair) for name in self.plan.metrics if name in PAIR_METRICS}
-        if "kbps_file" in self.plan.metrics and outcome.coded is not None:
-            cells["kbps_file"] = len(outcome.coded) * 8 / seconds / 1000
-        if "rtf" in self.plan.metrics and outcome.seconds is not None:
-            cells["rtf"] = outcome.seconds / seconds
-        return cells
+        kilobits = None if outcome.coded is None else len(outcome.coded) * 8 / 1000
+        costs = {"kbps_file": kilobits, "rtf": outcome.seconds}
+        return cells | {n: cost / seconds for n, cost in costs.items() if cost is not None and n in self.plan.metrics}
+
+    def _write_spectra(self, index: int, reference: Reference, outcomes: Sequence[Outcome]) -> None:
+        nothing = np.full(len(reference.waveform), np.nan, np.float32)
+        waveforms = [reference.waveform, *(nothing if isinstance(each, str) else each.waveform for each in outcomes)]
+        powers = np.stack([mean_spectrum(each, reference.sample_rate) for each in waveforms])
+        with atomic_write(self.plan.spectra(index)) as temporary, open(temporary, "wb") as file:
+            np.save(file, (10 * np.log10(powers + SILENT)).astype(np.float16))
 
     def _changed(self, index: int, reference: Reference, outcome: Outcome) -> Changed:
         """See how the model's codes stand changes of the input, and write the codes."""
@@ -169,14 +170,14 @@ class Measurer:
             return dict.fromkeys(CHANGES, outcome) if self.plan.stability else {}
         if outcome.codes is None or outcome.coded is None:
             return {}
-        with written_whole(self.plan.codes(index)) as temporary:
+        with atomic_write(self.plan.codes(index)) as temporary:
             temporary.write_bytes(outcome.coded)
         if not self.plan.stability:
             return {}
-        family = self.families[0]
-        assert isinstance(family, ModelFamily)
-        samples = resample(reference.waveform, reference.sample_rate, family.codec.sample_rate)
-        return changed_codes(family.codec, torch.from_numpy(samples), outcome.codes)
+        assert isinstance(self.families[0], ModelFamily)
+        codec = self.families[0].codec
+        samples = resample(reference.waveform, reference.sample_rate, codec.sample_rate)
+        return changed_codes(codec, torch.from_numpy(samples), outcome.codes)
 
 
 def _score(name: str, pair: Pair) -> Cell:

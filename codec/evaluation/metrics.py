@@ -9,10 +9,15 @@ silence or shorter than a quarter of a second always does.
 from __future__ import annotations
 
 import math
+import sys
+import types
 import warnings
 from collections.abc import Callable
-from functools import cached_property
-from typing import NamedTuple
+from contextlib import redirect_stdout
+from functools import cache, cached_property
+from importlib import import_module
+from io import StringIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -191,14 +196,16 @@ class Pair:
 
     @property
     def waveforms(self) -> tuple[Waveform, Waveform, int]:
-        """Reference, estimate, sample rate: the arguments of the metrics above."""
-        return self.reference.waveform, self.estimate, self.reference.sample_rate
+        """Reference, estimate, sample rate: the arguments of the metrics above, if they can be compared at all."""
+        return *_comparable(
+            self.reference.waveform, self.estimate, self.reference.sample_rate
+        ), self.reference.sample_rate
 
     @cached_property
     def pitch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pitch tracks of both."""
-        _comparable(*self.waveforms)
-        return self.reference.pitch, pitch_track(self.estimate, self.reference.sample_rate)
+        _, estimate, sample_rate = self.waveforms
+        return self.reference.pitch, pitch_track(estimate, sample_rate)
 
 
 class PairMetric(NamedTuple):
@@ -206,6 +213,28 @@ class PairMetric(NamedTuple):
 
     about: Metric
     compute: Callable[[Pair], float]
+
+
+def distillmos(pair: Pair) -> float:
+    """DistillMOS: a mean opinion score predicted without the reference."""
+    samples = resample(pair.estimate, pair.reference.sample_rate, RATE)
+    if len(samples) < 0.5 * RATE:  # too little to say anything
+        raise MetricError("shorter than 0.5 s")
+    if not samples.any():
+        raise MetricError("digital silence cannot be judged")
+    with torch.no_grad():
+        return float(_distillmos_network()(torch.from_numpy(samples)[None]))
+
+
+@cache
+def _distillmos_network() -> Any:
+    """The network with the weights inside its package, which imports torchaudio, but for its command line only."""
+    try:
+        import_module("torchaudio")
+    except (ImportError, OSError, RuntimeError):  # not here, or built for another torch
+        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+    with redirect_stdout(StringIO()):  # it announces its weights
+        return import_module("distillmos").ConvTransformerSQAModel().eval()
 
 
 METRICS: dict[str, PairMetric] = {
@@ -244,6 +273,11 @@ METRICS: dict[str, PairMetric] = {
     "f0_rmse": PairMetric(Metric(
         "F0 RMSE", "Hz", "lower", 1, "Over frames voiced in both; pitch tracks as for V/UV F1.", package="librosa",
     ), lambda pair: pitch_rmse(*pair.pitch)),
+    "distillmos": PairMetric(Metric(
+        "DistillMOS", "MOS", "higher", 2,
+        "Mean opinion score predicted from the reconstruction alone at 16 kHz (soxr); for ranking only.",
+        package="distillmos",
+    ), distillmos),
 }  # fmt: skip
 
 COSTS: dict[str, Metric] = {  # what a reconstruction took in bits and time: measured while coding, not of the waveforms
@@ -258,7 +292,7 @@ COSTS: dict[str, Metric] = {  # what a reconstruction took in bits and time: mea
         "stage; no context.", per_second=True,
     ),
     "rtf": Metric(
-        "real-time factor", "", "lower", 4,
+        "real-time factor", "", "none", 4,
         "Seconds of encoding and decoding for a second of speech, one thread, whatever else the machine was doing; programs "
         "of other systems include their start, and encoding is that of all quantizers.", per_second=True,
     ),

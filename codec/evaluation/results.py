@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from codec.config import from_dict, to_dict
 from codec.errors import CodecError
-from codec.files import written_whole
+from codec.files import atomic_write
 
 FORMAT = 1
 FORMULA = "(?=[=+@-])"  # a spreadsheet computes a cell that begins so, unless an apostrophe goes before
@@ -35,10 +35,9 @@ class Estimate:
     n: int
 
     def text(self, spec: str, interval: str = " ±{half}", without: str = "") -> str:
-        """The mean in the format ``spec`` and its interval, or "-" where there is no mean.
+        """The mean in the format ``spec`` and its interval by its ends or half of its width, or ``without``; "-" for no mean.
 
-        ``interval`` follows the mean, with its ``{low}``, ``{high}`` and ``{half}`` of its width filled in; ``without``
-        follows a mean that has none. ``Estimate(2.5, 2.25, 2.75, 9).text(".2f")`` is ``2.50 ±0.25``.
+        ``Estimate(2.5, 2.25, 2.75, 9).text(".2f")`` is ``2.50 ±0.25``.
         """
         if self.mean is None:
             return "-"
@@ -60,17 +59,22 @@ class Result(Estimate):
 class Metric:
     """How a metric is called, shown (``digits`` after the point) and computed.
 
-    ``better`` is "none" for what has no good direction. ``per_second`` means weigh each file by its duration: the shortest
-    files would rule a mean of rates. ``package`` computes the metric, if this one does not; a report adds its version.
+    ``better`` is "zero" for an error with a sign, "none" for what has no good direction. ``per_second`` means weigh each file
+    by its duration: the shortest files would rule a mean of rates. ``package`` computes the metric, if this one does not; a
+    report adds its version.
     """
 
     label: str
     unit: str
-    better: Literal["higher", "lower", "none"]
+    better: Literal["higher", "lower", "zero", "none"]
     digits: int
     how: str
     per_second: bool = False
     package: str | None = ""
+
+    def goodness(self, value: float) -> float:
+        """What is larger for a better value; 0 for all where no direction is better."""
+        return {"higher": value, "lower": -value, "zero": -abs(value), "none": 0.0}[self.better]
 
 
 @dataclass(frozen=True)
@@ -186,6 +190,19 @@ class Stability:
 
 
 @dataclass(frozen=True)
+class Spectra:
+    """Mean spectra of the ``files`` that are wide-band: the highest level in dB of every ``step`` Hz, from 0 on.
+
+    0 dB is a full-scale sine; ``systems`` holds by id those of the decoded files.
+    """
+
+    step: float
+    files: int
+    reference: tuple[float, ...]
+    systems: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True)
 class Example:
     """Audio of one utterance, paths relative to the folder: the original and each system's output by system id."""
 
@@ -212,6 +229,7 @@ class Results:
     metrics: dict[str, Metric]
     absent: tuple[Absent, ...] | None = None
     systems: tuple[System, ...]
+    spectra: Spectra | None = None
     health: Health | None = None
     stability: tuple[Stability, ...] | None = None
     examples: tuple[Example, ...] | None = None
@@ -225,16 +243,14 @@ class Results:
     def write(self, folder: Path) -> None:
         """Write ``metrics.json`` into ``folder``."""
         text = json.dumps(to_dict(self), indent=1, ensure_ascii=False, allow_nan=False)
-        with written_whole(folder / "metrics.json") as temporary:
+        with atomic_write(folder / "metrics.json") as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> Results:
         """``metrics.json`` of a folder that codec-evaluate wrote; keys that a newer version added are passed over.
 
-        Raises:
-            ReportError: it is not there, of another format, or has a key that is missing or of a wrong type.
-            OSError: it cannot be read.
+        A ReportError where it is not there, of another format, or has a key that is missing or of a wrong type.
         """
         with _reading(folder, "metrics.json") as path:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -259,7 +275,7 @@ class Row:
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:
     """Write ``per_file.csv`` into ``folder``, one line per row; a metric without a value is an empty cell."""
     path = folder / "per_file.csv"
-    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "speaker", "source", "seconds", "system", *rows[0].values, "failures"])
         for row in rows:
@@ -289,7 +305,6 @@ def _reading(folder: Path, name: str) -> Iterator[Path]:
         yield folder / name
     except (FileNotFoundError, NotADirectoryError):
         raise ReportError(f"{folder} is no finished report: it has no {name}; codec-evaluate makes one") from None
-    except KeyError as error:
-        raise ReportError(f"{folder / name} has no {error}; make the report again with codec-evaluate") from None
-    except ValueError as error:  # of json, of float(), and ConfigError
-        raise ReportError(f"{folder / name}: {error}; make the report again with codec-evaluate") from None
+    except (KeyError, ValueError) as error:  # of json, of float(), and ConfigError
+        said = f" has no {error}" if isinstance(error, KeyError) else f": {error}"
+        raise ReportError(f"{folder / name}{said}; make the report again with codec-evaluate") from None

@@ -11,10 +11,11 @@ import platform
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, astuple
+from dataclasses import asdict, astuple, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,12 +25,10 @@ from tqdm import tqdm
 from codec import __version__
 from codec.corpus.manifest import Record
 from codec.errors import one_line
-from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Measurer, Plan
-from codec.evaluation.metrics import COSTS
-from codec.evaluation.neural_metrics import NEURAL_METRICS
+from codec.evaluation.measure import KNOWN, PAIR_METRICS, EvaluationError, Measured, Measurer, Plan
 from codec.evaluation.results import Absent
 from codec.evaluation.systems import Family
-from codec.files import write_json, written_whole
+from codec.files import atomic_write, write_json
 from codec.pretrained import find_model
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
@@ -40,13 +39,12 @@ _measurer: Measurer  # of this worker process
 
 
 def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[Absent]]:
-    """Of the metrics asked for (all of KNOWN by default) those that this machine can compute, networks last, and the others.
+    """Of the metrics asked for (all of KNOWN by default) those that this machine can compute, and the others.
 
-    Raises:
-        EvaluationError: one asked for by name is unknown, or its package is not installed.
+    One asked for by name that is unknown, or whose package is not installed, is an EvaluationError.
     """
     present, absent = [], []
-    for name in sorted(dict.fromkeys(asked or KNOWN), key=NEURAL_METRICS.__contains__):
+    for name in dict.fromkeys(asked or KNOWN):
         if name not in KNOWN:
             raise EvaluationError(f"--metrics: no metric {name}; there are {', '.join(KNOWN)}")
         package = KNOWN[name].package
@@ -65,11 +63,8 @@ def evaluate(
 ) -> tuple[list[Measured], dict[int, str]]:
     """Measure every record that ``plan.out/rows.jsonl`` does not hold yet.
 
-    Returns:
-        What was measured of each record, in their order; and the utterances whose audio is kept, see :func:`kept_audio`.
-
-    Raises:
-        EvaluationError: a worker process died.
+    Returns what was measured of each record, in their order, and the utterances whose audio is kept: see :func:`kept_audio`.
+    A worker process that dies is an EvaluationError.
     """
     rows, total = plan.out / ROWS, len(records)
     measured = read_rows(rows)
@@ -79,18 +74,21 @@ def evaluate(
     if measured:
         print(f"{len(measured)} of {total} utterances were measured before", flush=True)
     left = [(index, record) for index, record in enumerate(records) if index not in measured]
-    results = _results(plan, families, left, workers)
-    with open(rows, "a", encoding="utf-8") as file, tqdm(results, None, total, unit=" utt", disable=None) as bar:
-        bar.update(len(measured))
-        for result in bar:
+    audio, done, started = sum(record.duration for _, record in left), 0.0, time.monotonic()  # its length is the work
+    bar = tqdm(total=audio, disable=None, smoothing=0, bar_format="{l_bar}{bar}| about {remaining} left")
+    with open(rows, "a", encoding="utf-8") as file, bar:
+        for result in _results(plan, families, left, workers):
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             measured[result.index] = result
-            done = len(measured)
-            if bar.disable and done * 10 // total > (done - 1) * 10 // total:  # no terminal: a line per tenth
-                print(f"{done} of {total} utterances measured", flush=True)
-            if done % 50 == 0:  # often enough for the disk
+            before, done = done, done + records[result.index].duration
+            bar.set_description_str(f"{len(measured)} of {total} utterances", refresh=False)
+            bar.update(done - before)
+            if bar.disable and done * 10 // audio > before * 10 // audio:  # no terminal: a line per tenth
+                rest = (time.monotonic() - started) * (audio - done) / done
+                print(f"{len(measured)} of {total} utterances measured, about {rest / 60:.1f} min left", flush=True)
+            if len(measured) % 50 == 0:  # often enough for the disk
                 prune_audio(plan, measured, total, spread)
     return [measured[index] for index in range(total)], prune_audio(plan, measured, total, spread)
 
@@ -98,16 +96,16 @@ def evaluate(
 def kept_audio(plan: Plan, measured: Mapping[int, Measured], utterances: int, spread: int) -> dict[int, str]:
     """Indices of the utterances to listen to: ``spread`` evenly spaced ones, each an "example", and the "worst" ten.
 
-    Worst are the first system's worst values of the first metric that is not a cost; utterances that the first system has
+    Worst are the first system's worst values of the first metric of pairs of waveforms; utterances that the first system has
     no value for and another one has are worse than any value.
     """
-    metric = next((name for name in plan.metrics if name not in COSTS), "")
-    sign = -1 if metric and KNOWN[metric].better == "lower" else 1
+    metric = next((name for name in plan.metrics if name in PAIR_METRICS), "")
     quality = {}
     for index, each in measured.items():
         cells = [cells.get(metric) for cells in each.cells.values()]
         if any(isinstance(cell, float) for cell in cells):
-            quality[index] = (sign * cells[0] if isinstance(cells[0], float) else -math.inf, index)
+            value = KNOWN[metric].goodness(cells[0]) if isinstance(cells[0], float) else -math.inf
+            quality[index] = (value, index)
     step = max(1, utterances // max(spread, 1))
     examples = range(step // 2, utterances, step)[:spread]
     return dict.fromkeys(examples, "example") | dict.fromkeys(sorted(quality, key=quality.__getitem__)[:WORST], "worst")
@@ -124,36 +122,30 @@ def prune_audio(plan: Plan, measured: Mapping[int, Measured], utterances: int, s
 
 
 def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Record], force: bool) -> None:
-    """Make ``plan.out``, or make sure that what it holds is the beginning of this very evaluation.
-
-    Raises:
-        EvaluationError: it holds something else.
-    """
+    """Make ``plan.out``, or make sure (EvaluationError) that what it holds is the beginning of this very evaluation."""
     out, settings = plan.out, fingerprint(plan, families, records)
-    path = out / SETTINGS
-    begun = path.exists()
-    if not begun and out.exists() and any(out.iterdir()):
+    path, folders = out / SETTINGS, ("audio", "codes", "images", "spectra")
+    if not path.exists() and out.exists() and any(out.iterdir()):
         raise EvaluationError(f"{out} is not empty and no evaluation; choose another --out")
-    if begun and not force:
-        if json.loads(path.read_text(encoding="utf-8")) != settings:
-            raise EvaluationError(
-                f"{out} holds an evaluation of something else (other model, files or settings): "
-                "choose another --out, or start anew with --force"
-            )
-    else:
-        for name in ("audio", "codes", "images"):
+    if not path.exists() or force:
+        for name in folders:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in (ROWS, "metrics.json", "per_file.csv", "index.html"):
             (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
-    for name in ("audio", "codes"):
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+        raise EvaluationError(
+            f"{out} holds an evaluation of something else (other model, files or settings): "
+            "choose another --out, or start anew with --force"
+        )
+    for name in folders:
         (out / name).mkdir(exist_ok=True)
 
 
 def fingerprint(plan: Plan, families: Sequence[Family], records: Sequence[Record]) -> dict[str, object]:
     """What decides the rows: the plan, the records and their files, the weights, the reconstructions, the software."""
-    values = {key: value for key, value in asdict(plan).items() if key != "out"} | {
+    values: dict[str, object] = asdict(replace(plan, out=Path())) | {
         "metrics": {name: KNOWN[name].how for name in plan.metrics},
         "systems": [asdict(system) for family in families for system in family.systems],
         "files": [_hash(map(_stat, sorted(Path(folder).rglob("*")))) for folder, _ in plan.folders.values()],
@@ -161,10 +153,9 @@ def fingerprint(plan: Plan, families: Sequence[Family], records: Sequence[Record
         "software": software_versions(plan.metrics),
     }
     if plan.model:
-        folder = find_model(plan.model)
-        values["weights"] = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-        values["config"] = hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()
-    return json.loads(json.dumps(values))  # as it will be read
+        for name, file in (("weights", "model.safetensors"), ("config", "config.json")):
+            values[name] = hashlib.sha256((find_model(plan.model) / file).read_bytes()).hexdigest()
+    return json.loads(json.dumps(values, default=str))  # as it will be read
 
 
 def _stat(path: Path) -> tuple[object, ...]:
@@ -196,7 +187,7 @@ def read_rows(path: Path) -> dict[int, Measured]:
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_bytes(whole)
     rows = [Measured(**json.loads(line)) for line in whole.splitlines()]
     return {row.index: row for row in rows}

@@ -21,12 +21,8 @@ SHIFTS = {"shift_quarter": 4, "shift_half": 2}  # by this part of a hop
 def changed_codes(codec: Codec, waveform: Tensor, codes: Tensor) -> dict[str, list[float] | str]:
     """For each of :data:`CHANGES`, the share of codes that differ per stage, ``[K]``, or why there is none.
 
-    Frames are compared at the same index; of a slice, cut at whole frames, its edges count too.
-
-    Args:
-        codec: the model.
-        waveform: ``[T]`` at the model's rate.
-        codes: its codes ``[K, N]``.
+    Of a ``waveform [T]`` at the model's rate and its ``codes [K, N]``. Frames are compared at the same index; of a slice, cut
+    at whole frames, its edges count too.
     """
     shares: dict[str, list[float] | str] = {}
     for name in CHANGES:
@@ -45,13 +41,12 @@ def _changed(name: str, codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[
     """The changed input, and the codes of the original to compare its codes with."""
     hop, frames = codec.hop_length, codes.shape[-1]
     if name in SHIFTS:
-        later = waveform[hop // SHIFTS[name] :]
-        if len(later) == 0:
+        if len(waveform) <= hop // SHIFTS[name]:
             raise MetricError("shorter than the shift")
-        return later, codes
+        return waveform[hop // SHIFTS[name] :], codes
     if name == "slice":
-        start, stop = frames // 4, frames - frames // 4
-        if start == 0:
+        if frames < 4:
             raise MetricError("shorter than four frames")
+        start, stop = frames // 4, frames - frames // 4
         return waveform[start * hop : stop * hop], codes[:, start:stop]
     return (waveform * 10 ** (-6 / 20) if name == "scale" else codec.decode(codes[None])), codes

@@ -16,10 +16,8 @@ CHUNK = 2**22  # resampled indices held at once
 def bootstrap_mean(values: Sequence[float], units: Sequence[str], weights: Sequence[float] | None = None) -> Estimate:
     """Mean of ``values`` with its percentile bootstrap interval (Efron 1979) at 95 %, 2,000 resamples, fixed seed.
 
-    Args:
-        units: one name per value, of what is drawn as a whole: utterances of one speaker are alike, and an interval that
-            takes them for independent is too narrow.
-        weights: of the values, positive; all 1 by default.
+    ``units`` names for every value what is drawn as a whole: utterances of one speaker are alike, and an interval that takes
+    them for independent is too narrow. ``weights`` of the values are positive; all 1 by default.
     """
     if not values:
         return Estimate(None, None, None, 0)

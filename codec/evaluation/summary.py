@@ -11,23 +11,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
+import numpy as np
+
 from codec.corpus.manifest import Record
+from codec.evaluation import results as schema
+from codec.evaluation.artefacts import SILENT, STEP, Array, is_wide, lines
 from codec.evaluation.codebooks import model_health
-from codec.evaluation.measure import KNOWN, Cell, Measured, Plan
-from codec.evaluation.metrics import COSTS
-from codec.evaluation.results import Absent, Example, Interval, Manifest, Metric, Result, Results, Row, Stability
+from codec.evaluation.measure import KNOWN, PAIR_METRICS, Cell, Measured, Plan
+from codec.evaluation.results import Metric, Result, Results, Row, Spectra, Stability, System
 from codec.evaluation.runner import available_cores, software_versions
 from codec.evaluation.stability import CHANGES
 from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.systems import ALIGNMENT, Family, ModelFamily
 
+REFERENCE = "reference"  # beside the systems' ids, all of which have a family's name before a hyphen
+DRAWN = 8  # values of a spectrum that become one point of its drawing
+
 
 def summarize(
     plan: Plan,
     families: Sequence[Family],
-    absent: Sequence[Absent],
+    absent: Sequence[schema.Absent],
     records: Sequence[Record],
     measured: Sequence[Measured],
     kept: Mapping[int, str],
@@ -44,34 +51,28 @@ def summarize(
     for record, each in sorted(zip(records, measured, strict=True), key=lambda pair: pair[0].source):
         sources.setdefault(record.source, []).append(each)
     parts = sources if len(sources) > 1 else {}
+    bare = [system for family in families for system in family.systems]
+    means = _means(plan, bare, measured, units)
+    by_source = {name: _means(plan, bare, files, units) for name, files in parts.items()}
     systems = [
-        replace(
-            system,
-            results=_results(plan, system.id, measured, units),
-            by_source={name: _results(plan, system.id, files, units) for name, files in parts.items()},
-        )
-        for family in families
-        for system in family.systems
+        replace(system, results=means[system.id], by_source={name: each[system.id] for name, each in by_source.items()})
+        for system in bare
     ]
     digest, seconds = hashlib.sha256(manifest.read_bytes()).hexdigest(), sum(each.seconds for each in measured)
     results = Results(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         software=software_versions(plan.metrics),
-        machine={
-            "processor": _processor(),
-            "cores": available_cores(),
-            "device": plan.device,
-            "workers": workers,
-            "threads_per_worker": 1,
-        },
-        manifest=Manifest(manifest.name, digest, len(records), seconds, len(speakers) or None),
+        machine={"processor": _processor(), "cores": available_cores(), "device": plan.device}
+        | {"workers": workers, "threads_per_worker": 1},
+        manifest=schema.Manifest(manifest.name, digest, len(records), seconds, len(speakers) or None),
         model=model.about if model else None,
-        interval=Interval(LEVEL, RESAMPLES, "speakers" if by_speaker else "files", SEED),
+        interval=schema.Interval(LEVEL, RESAMPLES, "speakers" if by_speaker else "files", SEED),
         alignment=ALIGNMENT,
         metrics={name: _with_version(KNOWN[name]) for name in plan.metrics},
         absent=tuple(absent),
         systems=tuple(systems),
+        spectra=_spectra(plan, systems, measured),
         health=health,
         stability=_stability(measured, units) if plan.stability else (),
         examples=_examples(plan, records, measured, kept),
@@ -80,15 +81,48 @@ def summarize(
     return results, [_row(plan, record, each, system.id) for record, each in files for system in systems]
 
 
-def _results(plan: Plan, system: str, measured: Sequence[Measured], units: Sequence[str]) -> dict[str, Result]:
-    """Per metric the mean of a system; costs that nobody knows are left out, as are metrics of no file."""
-    results = {}
-    for name in plan.metrics:
+def _means(
+    plan: Plan, systems: Sequence[System], measured: Sequence[Measured], units: Sequence[str]
+) -> dict[str, dict[str, Result]]:
+    """By system and metric the mean over the files ``measured``; what nobody knows of a system is left out."""
+    means: dict[str, dict[str, Result]] = {system.id: {} for system in systems}
+    spectra = _mean_spectra(plan, systems, measured)
+    for name, system in product(plan.metrics, means):
         cells = {each.index: each.cells[system][name] for each in measured if name in each.cells[system]}
-        if any(isinstance(cell, float) for cell in cells.values()) or (cells and name not in COSTS):
+        if any(isinstance(cell, float) for cell in cells.values()) or (cells and name in PAIR_METRICS):
             seconds = {each.index: each.seconds for each in measured} if KNOWN[name].per_second else None
-            results[name] = _mean(cells, units, seconds)
-    return results
+            means[system][name] = _mean(cells, units, seconds)
+        elif name == "lines" and system in spectra:
+            (spectrum, files), (recorded, _) = spectra[system], spectra[REFERENCE]
+            means[system][name] = Result(float(len(lines(spectrum, recorded))), None, None, files)
+    return means
+
+
+def _mean_spectra(plan: Plan, systems: Sequence[System], measured: Sequence[Measured]) -> dict[str, tuple[Array, int]]:
+    """Mean power ``[F]`` over the wide-band files, weighted by seconds, and their number: by system, REFERENCE first."""
+    sums: dict[str, tuple[Array, float, int]] = {}
+    for each in measured:
+        if not plan.spectra(each.index).exists():
+            continue
+        powers = 10 ** (np.load(plan.spectra(each.index)).astype(np.float64) / 10)
+        for name, power in zip([REFERENCE, *(system.id for system in systems)], powers, strict=True):
+            if is_wide(powers[0]) and np.isfinite(power[0]):
+                total, seconds, files = sums.get(name, (np.zeros_like(power), 0.0, 0))
+                width = min(len(total), len(power))
+                sums[name] = total[:width] + each.seconds * power[:width], seconds + each.seconds, files + 1
+    return {name: (total / seconds, files) for name, (total, seconds, files) in sums.items()}
+
+
+def _spectra(plan: Plan, systems: Sequence[System], measured: Sequence[Measured]) -> Spectra | None:
+    """What the page draws of the mean spectra; None without a wide-band file."""
+    spectra = _mean_spectra(plan, systems, measured)
+    if not spectra:
+        return None
+    peaks = {
+        name: np.pad(power, (0, -len(power) % DRAWN)).reshape(-1, DRAWN).max(1) for name, (power, _) in spectra.items()
+    }
+    levels = {name: tuple((10 * np.log10(peak + SILENT)).round(1).tolist()) for name, peak in peaks.items()}
+    return Spectra(DRAWN * STEP, spectra[REFERENCE][1], levels.pop(REFERENCE), levels)
 
 
 def _mean(cells: Mapping[int, Cell], units: Sequence[str], weights: Mapping[int, float] | None = None) -> Result:
@@ -114,14 +148,14 @@ def _stability(measured: Sequence[Measured], units: Sequence[str]) -> tuple[Stab
 
 def _examples(
     plan: Plan, records: Sequence[Record], measured: Sequence[Measured], kept: Mapping[int, str]
-) -> tuple[Example, ...]:
+) -> tuple[schema.Example, ...]:
     examples = []
     for index, why in sorted(kept.items(), key=lambda item: (item[1], item[0])):
         paths = {path.stem: path.relative_to(plan.out).as_posix() for path in plan.audio(index).iterdir()}
         if paths:  # none where the reference could not be read
             systems = {system: paths[system] for system in measured[index].cells if system in paths}
             facts = records[index].id, why, measured[index].seconds
-            examples.append(Example(*facts, paths["reference"], systems))
+            examples.append(schema.Example(*facts, paths["reference"], systems))
     return tuple(examples)
 
 

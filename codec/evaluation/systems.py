@@ -42,13 +42,9 @@ ALIGNMENT = (
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One system's version of one utterance; None stands for what nobody knows.
+    """One system's ``waveform [T]`` of one utterance, as long as the reference and at its rate; None for what nobody knows.
 
-    Attributes:
-        waveform: ``[T]``, as long as the reference and at its sample rate.
-        coded: the coded file.
-        seconds: of encoding and decoding.
-        codes: of a model, ``[K, N]``.
+    ``coded`` is the coded file, ``seconds`` those of encoding and decoding, ``codes [K, N]`` those of a model.
     """
 
     waveform: Waveform
@@ -71,10 +67,7 @@ class Family(ABC):
 
 
 class ModelFamily(Family):
-    """A codec of this package, with each of several numbers of quantizers.
-
-    Args:
-        num_quantizers: the numbers; none for all that the model has, and halves of it.
+    """A codec of this package, with each ``num_quantizers``: by default all that it has, and halves of it.
 
     Raises:
         CodecError: a number that the model does not have.
@@ -82,9 +75,8 @@ class ModelFamily(Family):
 
     def __init__(self, codec: Codec, num_quantizers: Sequence[int] = ()) -> None:
         most = codec.num_quantizers
-        for count in num_quantizers:
-            if not 1 <= count <= most:
-                raise CodecError(f"--num-quantizers {count}: the model has 1 to {most}")
+        if odd := [count for count in num_quantizers if not 1 <= count <= most]:
+            raise CodecError(f"--num-quantizers {odd[0]}: the model has 1 to {most}")
         self.codec = codec
         self.counts = sorted(set(num_quantizers or [most >> i for i in range(most.bit_length())]), reverse=True)
         label, kbps = Path(codec.name).name, codec.bitrate / most / 1000
@@ -95,8 +87,7 @@ class ModelFamily(Family):
     @property
     def about(self) -> Model:
         """The facts of the model for a report."""
-        codec = self.codec
-        parameters = sum(parameter.numel() for parameter in codec.parameters())
+        codec, parameters = self.codec, sum(parameter.numel() for parameter in self.codec.parameters())
         shape = codec.sample_rate, codec.frame_rate, codec.num_quantizers, codec.codebook_size
         return Model(Path(codec.name).name, codec.fingerprint, parameters, *shape)
 
@@ -114,8 +105,7 @@ class ModelFamily(Family):
             fitted = fit(resample(decoded, self.codec.sample_rate, record.sample_rate), len(waveform))
             seconds = encoding + time.perf_counter() - start
             header = self.codec.header(record.num_samples, record.sample_rate, count)
-            coded = container.dumps(header, codes[:count].numpy())
-            yield Reconstruction(fitted, coded, seconds, codes[:count])
+            yield Reconstruction(fitted, container.dumps(header, codes[:count].numpy()), seconds, codes[:count])
 
 
 class FolderFamily(Family):
@@ -143,10 +133,9 @@ class FolderFamily(Family):
         except (CodecError, OSError) as error:
             yield f"unreadable: {type(error).__name__}"
             return
-        if abs(len(samples) - len(waveform)) > max(0.2 * record.sample_rate, 0.05 * len(waveform)):
-            yield "another length than the reference"
-            return
-        yield Reconstruction(align(waveform, samples, record.sample_rate))
+        alike = abs(len(samples) - len(waveform)) <= max(0.2 * record.sample_rate, 0.05 * len(waveform))
+        aligned = align(waveform, samples, record.sample_rate) if alike else None
+        yield "another length than the reference" if aligned is None else Reconstruction(aligned)
 
     def _files_of(self, record: Record) -> list[Path]:
         """Files at the place that the id names (with or without an audio suffix of its own), or named like the audio."""
@@ -190,10 +179,8 @@ class OpusFamily(ProgramFamily):
     programs, package, delayed = ("opusenc", "opusdec"), "opus-tools", False
 
     def __init__(self, kbps: Sequence[int] = OPUS_KBPS) -> None:
-        how = (
-            f"{run_program('opusenc', '--version').splitlines()[0]}: opusenc --bitrate B --padding 0 (which leaves out the "
-            "room that it keeps for tags), opusdec; they take the encoder's delay out themselves"
-        )
+        how = f"{run_program('opusenc', '--version').splitlines()[0]}: opusenc --bitrate B --padding 0 (which leaves out the "
+        how += "room that it keeps for tags), opusdec; they take the encoder's delay out themselves"
         self.systems = [System(f"opus-{b}", f"Opus {b} kbit/s", "Opus", "opus", float(b), how) for b in kbps]
 
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
@@ -211,10 +198,8 @@ class Codec2Family(ProgramFamily):
 
     def __init__(self, modes: Sequence[str] = CODEC2_MODES) -> None:
         how = "c2enc, c2dec at 8 kHz (soxr); shifted by the delay found (see alignment)"
-        rates = {mode: float(mode.rstrip("C")) / 1000 for mode in modes}
-        self.systems = [
-            System(f"codec2-{m}", f"Codec2 {m}", "Codec2", "codec2", kbps, how) for m, kbps in rates.items()
-        ]
+        facts = ((mode, float(mode.rstrip("C")) / 1000) for mode in modes)
+        self.systems = [System(f"codec2-{m}", f"Codec2 {m}", "Codec2", "codec2", kbps, how) for m, kbps in facts]
 
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
         mode = system.id.removeprefix("codec2-")
@@ -231,15 +216,12 @@ CLASSICAL: dict[str, type[OpusFamily | Codec2Family]] = {"opus": OpusFamily, "co
 
 def present_programs(names: Sequence[str]) -> tuple[tuple[str, ...], list[Absent]]:
     """The entries of CLASSICAL whose programs are on this machine, and why the others are absent."""
-    present, absent = [], []
+    absent = []
     for name in names:
-        missing = " and ".join(program for program in CLASSICAL[name].programs if shutil.which(program) is None)
-        if missing:
+        if missing := " and ".join(program for program in CLASSICAL[name].programs if shutil.which(program) is None):
             reason = f"{missing} not found; Debian's package {CLASSICAL[name].package} has them"
             absent.append(Absent("system", name, reason))
-        else:
-            present.append(name)
-    return tuple(present), absent
+    return tuple(name for name in names if name not in {each.name for each in absent}), absent
 
 
 def run_program(*command: str | Path) -> str:

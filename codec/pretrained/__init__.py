@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
+from codec.config import CodecConfig, from_dict
 from codec.errors import CodecError, install
-from codec.files import as_path
+from codec.files import as_path, read_json
 
 DEFAULT_MODEL = "speech-24khz"
 ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
@@ -44,6 +46,21 @@ def find_model(model: str | Path) -> Path:
     return folder
 
 
+def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
+    """The folder of a model given as for :func:`find_model`, its configuration, and the name that its ``.codes`` files bear.
+
+    Raises:
+        ModelError: no such model, or its ``config.json`` cannot be used.
+    """
+    folder = find_model(model)
+    by_folder = os.path.isdir(model) or str(model) == ALIAS
+    try:
+        config = from_dict(CodecConfig, read_json(folder / "config.json"))
+    except CodecError as error:
+        raise refused(folder / "config.json", error) from None
+    return folder, config, folder.resolve().name if by_folder else str(model)
+
+
 def _download(name: str) -> Path:
     if name.count("/") != 1 or name.startswith(("/", ".", "~")) or not all(name.split("/")):
         shipped = ", ".join(shipped_models())
@@ -69,6 +86,14 @@ def refused(path: Path, reason: object) -> ModelError:
     elif head.startswith((b"<!doctype", b"<html", b"<?xml")):
         reason = "it is a web page; download the file itself"
     return ModelError(f"{path} cannot be used: {reason}")
+
+
+def check_data(path: Path, file: bytes) -> None:
+    """Compare the bytes of a valid safetensors file with the checksum in it, if there is one; a ModelError if they differ."""
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    checksum = header.get("__metadata__", {}).get(CHECKSUM)
+    if checksum and checksum != data_checksum(file):
+        raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
 
 
 def data_checksum(file: bytes) -> str:

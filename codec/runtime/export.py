@@ -12,7 +12,7 @@ from typing import Any
 from codec import __version__
 from codec.config import to_dict
 from codec.errors import EXIT_OK, CodecError, run_command
-from codec.files import written_whole
+from codec.files import atomic_write
 
 EXAMPLES = """examples:
   codec-export default out/                   encoder.onnx, decoder.onnx and config.json
@@ -75,7 +75,7 @@ def _export(args: argparse.Namespace) -> int:
         files |= golden_files(args.model, args.golden)
     folder.mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
-        with written_whole(folder / name) as temporary:
+        with atomic_write(folder / name) as temporary:
             temporary.write_bytes(data)
         print(f"{folder / name}  {len(data) / 1e6:.2f} MB")
     return EXIT_OK

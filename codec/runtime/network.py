@@ -25,12 +25,20 @@ END = 2**62  # of a slice
 
 
 class Network:
-    """Layers; each takes and gives the name of a value, ``[B * N, C]`` if nothing else is said."""
+    """Layers; each takes and gives the name of a value, ``[B * N, C]`` if nothing else is said.
+
+    Args:
+        bits: 32, or 8: activations and weights of the inner matrix products are rounded to 8 bits.
+
+    Attributes:
+        layers: ``(left, right, stride)`` of those that see other frames than their own; see :func:`codec.windows.reach`.
+    """
 
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
         self.config, self.weights, self.bits = config, weights, bits
         self.graph = Graph()
         self.batch = ""
+        self.layers: list[tuple[int, int, int]] = []
         self.inputs: dict[str, tuple[str, Shape]] = {}  # beside the signal
         self.outputs: dict[str, tuple[str, Shape]] = {}
 
@@ -88,11 +96,10 @@ class Network:
         bias = self.graph.constant(self.weights.read(f"{name}.bias", channels), f"{name}.bias")
         return self.graph("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON, name=name)
 
-    def block(self, x: str, name: str, channels: int, kernel_size: int) -> str:
-        """A ConvNeXt block."""
-        graph, w = self.graph, self.weights
-        left = kernel_size - 1 if self.config.causal else kernel_size // 2
-        right = kernel_size - 1 - left
+    def block(self, x: str, name: str, channels: int, kernel_size: int, right: int) -> str:
+        """A ConvNeXt block that looks ``right`` frames ahead."""
+        graph, w, left = self.graph, self.weights, kernel_size - 1 - right
+        self.layers.append((left, right, 1))
         kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, kernel_size)[:, :, 0]
         kernels = graph.constant(kernel, f"{name}.depthwise.conv.weight")
         bias = graph.constant(w.read(f"{name}.depthwise.conv.bias", channels), f"{name}.depthwise.conv.bias")
@@ -109,6 +116,7 @@ class Network:
         """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
         graph = self.graph
         left = stride if self.config.causal else stride // 2
+        self.layers.append((left, stride - left, stride))
         x = self.around(self.batches(x, inner), left, stride - left, 1, inner, stride)
         x = self.batches(x, stride * inner)
         first = graph("Slice", x, graph.constant([0]), graph.constant([-1]), graph.constant([1]))
@@ -177,6 +185,8 @@ class Network:
         graph, config = self.graph, self.config
         n_fft, hop = config.decoder.n_fft, config.hop_length
         bins, overlap = n_fft // 2 + 1, n_fft // hop
+        half = overlap // 2  # hops of a centred window on either side of a frame
+        self.layers.append((overlap - 1, 0, 1) if config.decoder_look_ahead[1] else (half, half, 1))
         x = self.linear(x, "decoder.head.output", config.decoder.width, 2 * bins)
         log_magnitude, phase = self._split(x, [bins, bins], axis=1)
         limit = graph.constant(np.float32(math.log(100.0)))
@@ -200,7 +210,7 @@ class Network:
         graph, config = self.graph, self.config
         overlap, hop = window.shape
         audio = self.overlap_add(frames, overlap)
-        if config.causal:  # as if frames had come before the first
+        if config.decoder_look_ahead[1]:  # as if frames had come before the first
             envelope, start = graph.constant(np.square(window).sum(axis=0)), 0
         else:
             count = graph("Shape", frames, start=1, end=2)

@@ -13,29 +13,13 @@ from __future__ import annotations
 import numpy as np
 
 from codec.config import CodecConfig
-from codec.runtime.graphs import build_decoder, build_encoder
 from codec.runtime.network import END, Network
 from codec.runtime.weights import Floats, Weights
 
 FLOAT = 1  # TensorProto.DataType
 
 
-def streaming_encoder_graph(config: CodecConfig, weights: Weights, bits: int) -> tuple[bytes, int]:
-    """``waveform`` ``[B, 1, n * hop_length]`` and state -> ``codes`` ``[B, K, n]`` and state; and how many frames late.
-
-    Arguments and errors as of :func:`codec.runtime.graphs.encoder_graph`.
-    """
-    net = _StreamingNetwork(config, weights, bits)
-    return build_encoder(net), net.late
-
-
-def streaming_decoder_graph(config: CodecConfig, weights: Weights, bits: int) -> tuple[bytes, int]:
-    """``codes`` ``[B, K, n]`` and state -> ``waveform`` ``[B, 1, n * hop_length]`` and state; and how many samples late."""
-    net = _StreamingNetwork(config, weights, bits)
-    return build_decoder(net), net.late
-
-
-class _StreamingNetwork(Network):
+class StreamingNetwork(Network):
     """Layers that hold the inputs which they will need again.
 
     Attributes:
@@ -91,7 +75,7 @@ class _StreamingNetwork(Network):
         exists = graph("Unsqueeze", exists, graph.constant([2, 3]))
         audio = self._summed(graph("Mul", frames, exists), overlap, hop)
         squares = np.square(window)
-        if self.config.causal:  # as if frames had come before the first
+        if self.config.decoder_look_ahead[1]:  # as if frames had come before the first
             envelope, offset = graph.constant(squares.sum(axis=0)), 0
         else:
             sums = self._summed(graph("Mul", graph.constant(squares), exists), overlap, hop)

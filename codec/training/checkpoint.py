@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from codec.errors import CodecError
-from codec.files import write_json, written_whole
+from codec.files import atomic_write, write_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -47,7 +47,7 @@ def save_checkpoint(folder: Path, step: int, modules: Modules, optimizers: Optim
             tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
     checkpoint = folder / f"step_{step:08d}"
     checkpoint.mkdir(parents=True, exist_ok=True)  # a run killed in this place has left it without META
-    with written_whole(checkpoint / STATE) as path:
+    with atomic_write(checkpoint / STATE) as path:
         save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
     write_json(checkpoint / META, {"step": step, **meta})
     return checkpoint

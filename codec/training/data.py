@@ -7,7 +7,8 @@ import math
 import multiprocessing
 import signal
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soxr
@@ -15,12 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from codec.audio import AudioReader
+from codec.audio import AudioReader, resample
 from codec.corpus.manifest import ManifestError, Record, audio_source
 from codec.errors import CodecError
 from codec.training.config import DataConfig, TrainConfig
 from codec.training.progress import STOPPING, TrainingError
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+FULL_SCALE = 32767  # of 16-bit samples
 MOST_DRAWS = 100  # of one segment: where the manifest is mostly one bad file, its draws would never end
 log = logging.getLogger(__name__)
 
@@ -54,18 +59,18 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         rng = np.random.default_rng((self.seed, index))
         skipped = 0
         while True:
-            record = self.records[min(np.searchsorted(self.ends, rng.random() * self.ends[-1]), len(self.records) - 1)]
-            position, gain = rng.random(), rng.uniform(*self.config.gain_db)
+            number, position, gain = self.draw(rng)
+            record = self.records[number]
             self.tried.add(record.id)
             try:
                 segment = read_segment(record, position, self.num_samples, self.sample_rate)
                 break
             except (OSError, CodecError) as error:
-                self._count_bad(record, error)
+                self.count_bad(record, error)
                 skipped += 1
                 if skipped >= MOST_DRAWS:
                     raise ManifestError(f"{skipped} draws in a row cannot be read; prepare the data again") from None
-        segment *= min(10 ** (gain / 20), 1.0 / float(np.abs(segment).max(initial=1e-9)))
+        segment *= min(gain, 1.0 / float(np.abs(segment).max(initial=1e-9)))
         return {
             "waveform": torch.from_numpy(segment[None]),
             "bandwidth": torch.tensor(min(record.bandwidth, self.sample_rate / 2), dtype=torch.float32),
@@ -73,7 +78,17 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             "skipped": torch.tensor(skipped),
         }
 
-    def _count_bad(self, record: Record, error: Exception) -> None:
+    def draw(self, rng: np.random.Generator) -> tuple[int, float, float]:
+        """The number of a record, where in it a segment starts (0 to 1), and its gain as a factor."""
+        number = min(int(np.searchsorted(self.ends, rng.random() * self.ends[-1])), len(self.records) - 1)
+        return number, rng.random(), 10 ** (rng.uniform(*self.config.gain_db) / 20)
+
+    def count_bad(self, record: Record, error: object) -> None:
+        """Note a file that cannot be read.
+
+        Raises:
+            ManifestError: they are too many.
+        """
         if record.id not in self.bad:
             log.warning("skipped %s: %s", record.path, error)
         self.bad.add(record.id)
@@ -113,31 +128,98 @@ def read_segment(record: Record, position: float, num_samples: int, sample_rate:
     return np.pad(samples, (0, num_samples - len(samples))).astype(np.float32)
 
 
+# ---- all speech on the device ------------------------------------------------------------------------------------------
+
+
+class _Utterances(torch.utils.data.Dataset[tuple[Tensor, str]]):
+    """Whole utterances as 16-bit samples ``[T]``, and why one cannot be read."""
+
+    def __init__(self, records: Sequence[Record], sample_rate: int) -> None:
+        self.records, self.sample_rate = records, sample_rate
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        record = self.records[index]
+        try:
+            with AudioReader(audio_source(record), record.path) as reader:
+                samples = resample(
+                    np.concatenate([np.zeros(0, np.float32), *reader.blocks()]), reader.sample_rate, self.sample_rate
+                )
+        except (OSError, CodecError) as error:
+            return torch.zeros(0, dtype=torch.int16), str(error)
+        return torch.from_numpy((samples.clip(-1, 1) * FULL_SCALE).round().astype(np.int16)), ""
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+
+class ResidentSpeech:
+    """All speech of a dataset, read once, in the memory of a device; segments are cut there, drawn as the dataset draws.
+
+    Args:
+        dataset: of the segments; its records that cannot be read are never drawn.
+        device: where the samples lie, two bytes each.
+    """
+
+    def __init__(self, dataset: SegmentDataset, device: torch.device) -> None:
+        self.dataset = dataset
+        records, rate, config = dataset.records, dataset.sample_rate, dataset.config
+        utterances = []
+        for record, (samples, error) in zip(
+            records, _loader(_Utterances(records, rate), None, config.workers), strict=True
+        ):
+            dataset.tried.add(record.id)
+            if error:
+                dataset.count_bad(record, error)
+            utterances.append(samples.clone())  # out of the shared memory of the reader
+        self.lengths = np.array([len(samples) for samples in utterances])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self.samples = torch.cat(utterances).to(device)
+        weights = draw_weights(records, config.max_speaker_hours)
+        dataset.ends = np.cumsum(np.where(self.lengths > 0, weights, 0.0))
+
+    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
+        """The segments of these indices, like those of the dataset, as a batch; ``index`` and ``skipped`` on the CPU."""
+        dataset, device, length = self.dataset, self.samples.device, self.dataset.num_samples
+        draws = [dataset.draw(np.random.default_rng((dataset.seed, index))) for index in indices]
+        numbers, positions, gains = (np.array(column) for column in zip(*draws, strict=True))
+        lengths = self.lengths[numbers]
+        first = self.starts[numbers] + (positions * (np.maximum(lengths - length, 0) + 1)).astype(np.int64)
+        bandwidth = [min(dataset.records[number].bandwidth, dataset.sample_rate / 2) for number in numbers]
+        offsets = torch.arange(length, device=device)
+        places = torch.from_numpy(first).to(device)[:, None] + offsets
+        inside = offsets < torch.from_numpy(lengths).to(device)[:, None]
+        segments = self.samples[places.clamp(max=len(self.samples) - 1)] * inside / FULL_SCALE
+        gain = torch.from_numpy(gains).float().to(device)[:, None]
+        loudest = segments.abs().amax(dim=1, keepdim=True).clamp(min=1e-9)
+        return {
+            "waveform": (segments * torch.minimum(gain, 1 / loudest))[:, None],
+            "bandwidth": torch.tensor(bandwidth, device=device),
+            "index": torch.tensor(indices),
+            "skipped": torch.zeros(len(indices), dtype=torch.int64),
+        }
+
+
 # ---- batches read ahead -----------------------------------------------------------------------------------------------
 
 
 def batches(
-    config: TrainConfig, dataset: SegmentDataset, first: int, rank: int, world: int
+    config: TrainConfig, dataset: SegmentDataset, first: int, accelerator: Accelerator
 ) -> Iterator[dict[str, Tensor]]:
-    """Yield the share of process ``rank`` of ``world`` in every batch from step ``first`` on.
+    """Yield this process's share of every batch from step ``first`` on.
 
     Raises:
         ManifestError: too many files cannot be read.
         TrainingError: the readers lack shared memory.
     """
-    share = config.data.batch_size // world
-    steps = range(first, config.phases.steps)
-    indices = (step * config.data.batch_size + rank * share + i for step in steps for i in range(share))
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_size=share,
-        sampler=list(indices),
-        num_workers=config.data.workers,
-        prefetch_factor=8 if config.data.workers else None,
-        worker_init_fn=_leave_stopping_to_the_parent,
-    )
+    rank, share = accelerator.process_index, config.data.batch_size // accelerator.num_processes
+    starts = (step * config.data.batch_size + rank * share for step in range(first, config.phases.steps))
+    indices = (list(range(start, start + share)) for start in starts)
     try:
-        yield from loader
+        if config.data.resident:
+            speech = ResidentSpeech(dataset, accelerator.device)
+            yield from map(speech.batch, indices)
+        else:
+            yield from _loader(dataset, indices, config.data.workers)
     except CodecError as error:
         _, from_reader, traceback = str(error.args[0]).partition(
             "\nOriginal Traceback"
@@ -152,6 +234,18 @@ def batches(
             "/dev/shm is too small for the batches read ahead: give a container more of it (docker run --shm-size 1g, or "
             "--ipc=host), or set data.workers=0"
         ) from None
+
+
+def _loader(dataset: torch.utils.data.Dataset[Any], batches: Iterable[list[int]] | None, workers: int) -> Iterable[Any]:
+    """Batches of these indices, or else every item by itself, read ahead by so many processes."""
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_size=None if batches is None else 1,
+        batch_sampler=batches,
+        num_workers=workers,
+        prefetch_factor=8 if workers else None,
+        worker_init_fn=_leave_stopping_to_the_parent,
+    )
 
 
 def _leave_stopping_to_the_parent(_worker: int) -> None:

@@ -34,6 +34,7 @@ class Counters:
     skipped_files: int = 0
     best: str | None = None
     best_loss: float | None = None
+    seconds: float = 0.0  # of training, over all legs
 
     def skip_step(self, most: int) -> None:
         """Count a step without a finite gradient.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from codec.errors import one_line
-from codec.files import written_whole
+from codec.files import atomic_write
 from codec.spectral import mel_filterbank, stft
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
         kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
-        with written_whole(self._metrics) as temporary:
+        with atomic_write(self._metrics) as temporary:
             temporary.write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
         self._failed = False  # a line that failed may have broken off
         self.writer: Any = None  # TensorBoard's, where there is somebody to show pictures and speech to

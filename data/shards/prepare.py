@@ -29,7 +29,7 @@ from codec.audio import AudioError, AudioReader, AudioWriter, measure
 from codec.corpus.manifest import ManifestError, Record, parse_record, summary, write_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, PrepareError
 from codec.errors import EXIT_OK, one_line, run_command, say
-from codec.files import written_whole
+from codec.files import atomic_write
 
 BLOCK, RECORD = 512, 10240  # bytes of a tar file; two blocks of zeros end it, which most programs extend to a record
 CHUNK = 1 << 20  # bytes read at once
@@ -132,7 +132,7 @@ def unpack(audio: BinaryIO, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         AudioReader(audio, path.stem) as reader,
-        written_whole(path) as temporary,
+        atomic_write(path) as temporary,
         AudioWriter(temporary, reader.sample_rate, name=str(path)) as writer,
     ):
         for block in reader.blocks():

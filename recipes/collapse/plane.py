@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
 from codec.errors import EXIT_OK, run_command
-from codec.files import written_whole
+from codec.files import atomic_write
 from codec.health import effective_dimension, stage_health
 from codec.quantizers import Quantizer, SimVQ, build_quantizer
 
@@ -137,7 +137,7 @@ def animate(path: Path, histories: dict[tuple[str, str], History], frames: int) 
         title.set_text(f"step {step}")
 
     animation = FuncAnimation(figure, draw, frames=len(shown) + 8)  # the last picture stands a while
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         animation.save(temporary, writer=PillowWriter(fps=6), dpi=75)
     pyplot.close(figure)
 
@@ -307,7 +307,7 @@ def save(figure: Any, path: Path) -> None:
     """Write a figure whole, and close it."""
     from matplotlib import pyplot
 
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=80)
     pyplot.close(figure)
 
@@ -329,7 +329,7 @@ def draw_plane(args: argparse.Namespace) -> int:
     }  # fmt: skip
     draw_remedies(args.out / "remedies.png", numbers["remedies"]["rows"])
     numbers["seconds"] = round(time.perf_counter() - began, 1)
-    with written_whole(args.out / "plane.json") as temporary:
+    with atomic_write(args.out / "plane.json") as temporary:
         temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
     for name, values in numbers["plane"].items():
         print(f"{name}: {values['usage']:.1%} of {CODES} codes used, {values['moved']:.1%} moved")

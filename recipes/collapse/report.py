@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.errors import EXIT_OK, CodecError, run_command
-from codec.files import written_whole
+from codec.files import atomic_write
 
 Result = dict[str, Any]
 Column = tuple[str, Callable[[Result], float | None], str]
@@ -251,7 +251,7 @@ def save(figure: Any, path: Path) -> None:
     from matplotlib import pyplot
 
     figure.tight_layout()
-    with written_whole(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=80)
     pyplot.close(figure)
 
@@ -275,12 +275,12 @@ def write_report(places: Sequence[Path], into: Path | None) -> int:
     into = into or (places[0] if places[0].is_dir() else places[0].parent)
     draw_curves(results, into / "curves.png")
     draw_quality(results, into / "quality.png")
-    with written_whole(into / "results.jsonl") as temporary:
+    with atomic_write(into / "results.jsonl") as temporary:
         temporary.write_text("".join(json.dumps(thinned(result)) + "\n" for result in results), encoding="utf-8")
     bodies, page = tables(results), into / "README.md"
     if page.is_file():
         text = filled(page.read_text(encoding="utf-8"), bodies)
-        with written_whole(page) as temporary:
+        with atomic_write(page) as temporary:
             temporary.write_text(text, encoding="utf-8")
     else:
         print("\n\n".join(f"{name}\n{body}" for name, body in bodies.items()))

@@ -36,7 +36,7 @@ from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, t
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, run_command
 from codec.evaluation.metrics import MetricError, mel_distance, pesq_wb
-from codec.files import written_whole
+from codec.files import atomic_write
 from codec.health import CodebookCounter, effective_dimension, stage_health
 from codec.model import Codec
 from codec.quantizers import QUANTIZERS
@@ -246,7 +246,7 @@ class Study:
             for step, losses, _ in self.fit(codec, seed, range(self.config.warmup), quantize=False):
                 if step % 50 == 0:
                     print(f"warm-up seed {seed} step {step}: mel {losses['mel']:.3f}", flush=True)
-            with written_whole(path) as temporary:
+            with atomic_write(path) as temporary:
                 save_file(networks(codec), temporary)
         return load_file(path)
 
@@ -398,7 +398,7 @@ def run_study(args: argparse.Namespace) -> int:
         if study.is_done(cell, path):
             continue
         result = study.run(cell)
-        with written_whole(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
         stage = result["measured"]["stages"][0]
         health = f"usage {stage['usage']:.4f}, perplexity {stage['perplexity']:.0f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -42,19 +43,13 @@ def header(tiny_model_folder: Path) -> Header:
         (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
         (["encode", "in.wav", "x.codes", "--model", "."], "error: . is not a model folder: it lacks config.json"),
         (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: device nonsense cannot be used here"),
-        (["encode", "in.wav", "x.codes", "--device", "meta"], "error: device meta cannot be used here"),
-        (["decode", "a.codes", "b.codes", "-o", "x", "--model", "nonsense"], "error: no model 'nonsense'"),
         (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
-        (["decode", "not", "x.wav"], "error: not: not a .codes file"),
         (
             ["decode", "good.codes", "x.wav", "--num-quantizers", "4"],
             "good.codes: --num-quantizers 4: there are only 3",
         ),
         (["decode", "cd.codes", "x.opus"], "error: x.opus: Opus has no sample rate 44100 Hz; take .wav"),
-        (
-            ["decode", "foreign.codes", "x.wav"],
-            f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', fingerp",
-        ),
+        (["decode", "foreign.codes", "x.wav"], f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', finge"),
         (["decode", "other_hop.codes", "x.wav"], "other_hop.codes: the header contradicts the model that it names"),
         (["decode", "truncated.codes", "x.wav"], "truncated: 1 of 1 blocks are missing; no block is intact"),
         (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
@@ -65,7 +60,7 @@ def header(tiny_model_folder: Path) -> Header:
     ids=lambda value: "-".join(value)[:60] if isinstance(value, list) else "",
 )
 def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: list[str], message: str) -> None:
-    for name in ("text.wav", "text.codes", "not"):
+    for name in ("text.wav", "text.codes"):
         Path(name).write_text("hello, world\n" * 100)
     Path("empty.wav").touch()
     Path("folder").mkdir()
@@ -102,13 +97,11 @@ def test_a_bug_is_a_traceback_and_too_little_memory_is_one_line(
     assert names() == ["in.codes", "in.wav"]
 
 
-def test_a_model_that_is_not_shipped_must_be_given(one_line: Said, header: Header) -> None:
-    container.write("a.codes", header, np.zeros((3, 10), int))
-    assert decode_main(["a.codes", "a.wav"]) == 1
-    assert "a.codes: made with model 'tiny', which is not a shipped one; give it with --model" in one_line()
-
-
-def test_a_device_that_cannot_be_used_ends_the_run(one_line: Said, header: Header) -> None:
+def test_without_a_model_option(one_line: Said, header: Header) -> None:
+    """A model that is not shipped must be given, and a device that cannot be used ends the run."""
+    container.write("tiny.codes", header, np.zeros((3, 10), int))
+    assert decode_main(["tiny.codes", "a.wav"]) == 1
+    assert "tiny.codes: made with model 'tiny', which is not a shipped one; give it with --model" in one_line()
     for name in ("a.codes", "b.codes"):
         container.write(name, replace(header, model="speech-24khz"), np.zeros((3, 10), int))
     assert decode_main(["a.codes", "b.codes", "-o", "out", "--device", "gpu"]) == 1
@@ -231,33 +224,34 @@ def test_an_interrupted_run_leaves_nothing(
 # ---- streams --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [("encode", "error: stdin is not audio that libsndfile reads"), ("decode", "error: stdin: not a .codes file")],
-)
-def test_nonsense_from_a_pipe(
-    run: Run, one_line: Said, monkeypatch: pytest.MonkeyPatch, command: str, message: str
-) -> None:
-    for content, expected in ((b"hello, world" * 9, message), (b"", "empty")):
+def test_nonsense_from_a_pipe(run: Run, one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command, target, content, message in (
+        ("encode", "out.codes", b"hello, world" * 9, "error: stdin is not audio that libsndfile reads"),
+        ("decode", "out.wav", b"hello, world" * 9, "error: stdin: not a .codes file"),
+        ("encode", "out.codes", b"", "empty"),
+        ("decode", "out.wav", b"", "empty"),
+    ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        assert run(command, "-", "out.wav" if command == "decode" else "out.codes") == 1
-        assert expected in one_line()
+        assert run(command, "-", target) == 1
+        assert message in one_line()
     assert names() == []
+
+
+def shell(command: list[str], redirections: str) -> subprocess.CompletedProcess[str]:
+    line = f"set -o pipefail; {' '.join(map(shlex.quote, command))} {redirections}"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=env)
 
 
 @pytest.mark.slow
 def test_closed_streams_leave_the_data_alone(tiny_model_folder: Path) -> None:
     """With stderr closed nothing is said, least of all into the data."""
     soundfile.write("stereo.wav", np.zeros((100, 2)), RATE)
-
-    def shell(source: str, target: str, redirections: str) -> subprocess.CompletedProcess[str]:
-        command = process("encode", "--model", tiny_model_folder, source, target)
-        line = " ".join(f"'{part}'" for part in command)
-        return subprocess.run(["bash", "-c", f"{line} {redirections}"], capture_output=True, text=True)
-
-    assert shell("stereo.wav", "-", "2>&- > a.codes").returncode == 0
+    encode = process("encode", "--model", tiny_model_folder)
+    assert shell([*encode, "stereo.wav", "-"], "2>&- > a.codes").returncode == 0
     assert container.read("a.codes")[0].num_samples == 100
-    for done, name in ((shell("stereo.wav", "-", ">&-"), "stdout"), (shell("-", "b.codes", "<&-"), "stdin")):
+    for paths, redirection, name in ((("stereo.wav", "-"), ">&-", "stdout"), (("-", "b.codes"), "<&-", "stdin")):
+        done = shell([*encode, *paths], redirection)
         assert done.returncode == 2 and f"error: {name} is closed" in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
 
@@ -265,13 +259,7 @@ def test_closed_streams_leave_the_data_alone(tiny_model_folder: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_full_or_closed_stdout(header: Header) -> None:
     container.write("a.codes", header, np.zeros((3, 10), int))
-    command = process("info", "a.codes")
-    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
-    with open("/dev/full", "wb") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=env)
+    done = shell(process("info", "a.codes"), "> /dev/full")
     assert (done.returncode, done.stderr) == (1, "codec-info: error: No space left on device\n")
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    done = subprocess.run(command, stdout=write_end, stderr=subprocess.PIPE, text=True, env=env)
-    os.close(write_end)
+    done = shell(process("info", "a.codes"), "| true")
     assert (done.returncode, done.stderr) == (1, "")

@@ -27,10 +27,8 @@ def test_info(run: Run, capsys: pytest.CaptureFixture[str], tiny_model_folder: P
     expected |= {"frames": 100, "num_quantizers": 2, "codebook_size": 32, "bitrate_kbps": 2, "checksums": "correct"}
     assert expected.items() <= file.items() and file["bytes"] == Path("out.codes").stat().st_size
     assert (model["bitrate_kbps"], model["lowest_bitrate_kbps"], model["frame_rate_hz"]) == (3, 1, 200)
-    timing = {
-        name: [model[f"{part}_{name}_ms"] for part in ("encoder", "decoder")] for name in ("look_ahead", "latency")
-    }
-    assert timing == {"look_ahead": [30.0, 22.5], "latency": [35.0, 27.5]}
+    assert (model["encoder_look_ahead_ms"], model["encoder_latency_ms"]) == (30.0, 35.0)
+    assert (model["decoder_look_ahead_ms"], model["decoder_latency_ms"]) == (22.5, 27.5)
     data = bytearray(Path("out.codes").read_bytes())
     data[-1] ^= 1
     Path("bad.codes").write_bytes(data)
@@ -67,22 +65,14 @@ def test_environment(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 @pytest.mark.parametrize("command", MAINS)
-def test_help_and_version(command: str, run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(command, "--help") == 0
-    said = capsys.readouterr().out
-    for part in (f"usage: codec-{command}", f"examples:\n  codec-{command} ", "exit codes: 0 done"):
-        assert part in said
-    assert max(map(len, said.splitlines())) < 120
-    assert run(command, "--version") == 0
-    assert capsys.readouterr().out == f"codec-{command} {codec.__version__}\n"
-
-
-def test_help_does_not_wait_for_torch() -> None:
-    code = (
-        "import sys; from codec.cli.commands import encode_main, decode_main\n"
-        "for main in (encode_main, decode_main):\n"
-        "    try: main(['--help'])\n"
-        "    except SystemExit: pass\n"
-        "raise SystemExit(not {'torch', 'numpy', 'soundfile'}.isdisjoint(sys.modules))"
+def test_help_and_version_come_without_torch(command: str) -> None:
+    code = "import sys; from codec.cli.commands import {0}_main as main\n"
+    code += "try: main(sys.argv[1:])\nfinally: assert {{'torch', 'numpy', 'soundfile'}}.isdisjoint(sys.modules)"
+    help, version = (
+        subprocess.check_output([sys.executable, "-c", code.format(command), option], text=True)
+        for option in ("--help", "--version")
     )
-    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+    for part in (f"usage: codec-{command}", f"examples:\n  codec-{command} ", "exit codes: 0 done"):
+        assert part in help
+    assert max(map(len, help.splitlines())) < 120
+    assert version == f"codec-{command} {codec.__version__}\n"

@@ -30,29 +30,20 @@ def test_a_folder_is_mirrored(run: Run, capsys: pytest.CaptureFixture[str]) -> N
     assert names("flat") == ["a.wav", "b.wav", "er/c.wav"]
 
 
-def test_one_bad_file_does_not_stop_the_others(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("a.wav", "c.wav"):
-        soundfile.write(name, np.zeros(500), RATE)
-    Path("b.wav").write_text("no audio")
-    assert run("encode", "a.wav", "b.wav", "c.wav", "-o", "out") == 1
-    first, *others = capsys.readouterr().err.splitlines()
-    assert first.startswith("codec-encode: error: b.wav is not audio")
-    assert others == ["codec-encode: 2 files done, 1 failed"]
-    assert names("out") == ["a.codes", "c.codes"]
-    Path("out/a.codes").write_bytes(b"foreign")
-    assert run("decode", "out", "-o", "again") == 1
-    assert names("again") == ["c.wav"]
-
-
-def test_a_clash_of_names_fails_by_name_and_stops_no_other(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fails_is_named_and_stops_no_other(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
     for name in ("in/a.wav", "in/b.wav", "in/b.flac", "in/c.wav"):
-        Path(name).parent.mkdir(exist_ok=True)
-        soundfile.write(name, np.zeros(100), RATE)
+        soundfile.write(name, np.zeros(500), RATE)
+    Path("in/d.wav").write_text("no audio")
     assert run("encode", "in", "in/a.wav", "-o", "out") == 1  # a.wav twice is no clash
     said = capsys.readouterr().err.splitlines()
     for line, name in zip(said, ("in/b.flac", "in/b.wav"), strict=False):
         assert line.startswith(f"codec-encode: error: {name} is not the only input for out/b.codes; rename it")
-    assert said[2:] == ["codec-encode: 2 files done, 2 failed"] and names("out") == ["a.codes", "c.codes"]
+    assert said[2].startswith("codec-encode: error: in/d.wav is not audio")
+    assert said[3:] == ["codec-encode: 2 files done, 3 failed"] and names("out") == ["a.codes", "c.codes"]
+    Path("out/a.codes").write_bytes(b"foreign")
+    assert run("decode", "out", "-o", "again") == 1
+    assert names("again") == ["c.wav"]
 
 
 def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,10 +76,8 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
         assert run(*again) == 0 and "0 files done, 4 there already" in capsys.readouterr().err
 
 
-def test_links_in_a_folder(
-    run: Run, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """Links to folders are named, links to nothing fail, and neither is passed over in silence."""
+def test_links(run: Run, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory) -> None:
+    """To folders they are named, to nothing they fail, to files they are what they lead to, on both sides."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     soundfile.write(elsewhere / "z.wav", np.zeros(100), RATE)
     Path("in").mkdir()
@@ -101,35 +90,30 @@ def test_links_in_a_folder(
     Path("in/lost.wav").symlink_to("nowhere.wav")
     assert run("encode", "in", "-o", "out", "--force") == 1
     assert "in/lost.wav: No such file" in capsys.readouterr().err
-
-
-def test_outputs_through_links_and_onto_the_input(run: Run, one_line: Said) -> None:
-    soundfile.write("in.wav", np.zeros(100), RATE)
     Path("real.codes").write_bytes(b"old")
     Path("link.codes").symlink_to("real.codes")
-    assert run("encode", "in.wav", "link.codes", "--force") == 0
+    assert run("encode", "in/a.wav", "link.codes", "--force") == 0
     assert Path("link.codes").is_symlink() and container.read("real.codes")[0].num_samples == 100
-    Path("same.codes").write_bytes(Path("in.wav").read_bytes())
-    assert run("encode", "same.codes", "same.codes", "--force") == 1
-    assert "same.codes is the input itself" in one_line()
-    assert soundfile.info("same.codes").frames == 100
 
 
 def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None:
     soundfile.write("in.wav", np.zeros(80), RATE)
     assert run("encode", "in.wav", "good.codes") == 0
-    for args in (
-        ["encode", "in.wav", "out.codes"],
-        ["encode", "in.wav", "-o", "."],
-        ["decode", "good.codes", "out.wav"],
+    for target, *args in (
+        ("out.codes", "encode", "in.wav", "out.codes"),
+        ("in.codes", "encode", "in.wav", "-o", "."),
+        ("out.wav", "decode", "good.codes", "out.wav"),
     ):
-        target = Path({"-o": "in.codes"}.get(args[2], args[2]))
-        target.write_text("mine")
+        Path(target).write_text("mine")
         assert run(*args) == 1
         assert f"{target} exists; --force overwrites it" in one_line()
-        assert target.read_text() == "mine"
+        assert Path(target).read_text() == "mine"
         assert run(*args, "--force") == 0
-        assert target.read_bytes() != b"mine"
+        assert Path(target).read_bytes() != b"mine"
+    Path("same.codes").write_bytes(Path("in.wav").read_bytes())
+    assert run("encode", "same.codes", "same.codes", "--force") == 1
+    assert "same.codes is the input itself" in one_line()
+    assert Path("same.codes").read_bytes() == Path("in.wav").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -145,21 +129,15 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
         (["encode", "in.wav", "-o", "in.wav"], "-o in.wav is a file"),
         (["encode", "", "-o", "out"], "a path is empty"),
         (["encode", "in.wav", "a.codes", "--model", ""], "must not be empty"),
-        (["encode", "in.wav", "-o", ""], "must not be empty"),
         (["encode", "in.wav", "out.codes", "--num-quantizers", 0], "--num-quantizers must be at least 1"),
         (["encode", "in.wav", "out.codes", "--num-quantizers", 4], "--num-quantizers 4: there are only 3"),
         (["encode", "in.wav", "out.codes", "--bitrate", 0.9], "--bitrate 0.9: the lowest is 1 kbit/s"),
-        (["encode", "in.wav", "out.codes", "--bitrate", 0], "--bitrate must be positive"),
         (["encode", "in.wav", "out.codes", "--bitrate", "nan"], "--bitrate must be positive"),
-        (["encode", "in.wav", "out.codes", "--bitrate", "x"], "invalid float value: 'x'"),
         (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
-        (["encode", "in.wav", "a.codes", "--nonsense"], "unrecognized arguments: --nonsense"),
-        (["decode"], "the following arguments are required: PATH"),
         (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
         (["decode", "a.codes", "a.flac", "--format", "flac"], "--format goes with -o"),
         (["decode", "a.codes", "a.raw"], "OUTPUT must end in an audio suffix"),
         (["info", "-"], "reads files, not stdin"),
-        (["info"], "give a FILE, or --environment"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
 )

@@ -91,6 +91,23 @@ def test_raw_samples(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, 
     assert "stdin: original_sample_rate must be from 1000" in one_line()
 
 
+def test_onnx_runtime_takes_the_whole(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without streams, what comes through a pipe is encoded once all is there, and decoded window by window."""
+    pytest.importorskip("onnxruntime")
+    onnx, data = ("--backend", "onnx"), wav(sound[:30_001])
+    Path("in.wav").write_bytes(data)
+    assert run("encode", "in.wav", "file.codes", *onnx) == 0
+    whole = (0, Path("file.codes").read_bytes())
+    assert through(monkeypatch, run, "encode", unknown_length(data), *onnx) == whole
+    assert through(monkeypatch, run, "encode", data[44:], "--raw", RATE, *onnx) == whole
+    _, streamed = through(monkeypatch, run, "encode", data)
+    expected, (code, decoded) = (
+        through(monkeypatch, run, "decode", streamed, "--raw", "--backend", backend) for backend in ("torch", "onnx")
+    )
+    difference = np.frombuffer(decoded, "<i2").astype(int) - np.frombuffer(expected[1], "<i2")
+    assert code == 0 and len(difference) == 30_001 and np.abs(difference).max() <= 3
+
+
 @pytest.mark.parametrize("rate", [RATE, 44100])
 def test_audio_is_that_of_the_file(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
     """Also from a file whose length stands at its end."""

@@ -23,8 +23,6 @@ from codec.corpus.manifest import read_manifest
 
 libritts = load_script("data/libritts/prepare.py")
 
-NAME = "84_121123_000007_000001"
-
 
 class Server(ThreadingHTTPServer):
     """Serves ``files``; notes each request as (path, Range header)."""
@@ -89,15 +87,6 @@ def sha256(content: bytes) -> str:
     return f"sha256:{hashlib.sha256(content).hexdigest()}"
 
 
-def test_fetch_once(server: Server, url: str, tmp_path: Path) -> None:
-    archive = tmp_path / "a.bin"
-    for _ in range(2):
-        fetch(url, archive, sha256(CONTENT))
-        assert archive.read_bytes() == CONTENT
-    assert server.requests == [("/a.bin", None)]
-    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
-
-
 @pytest.mark.parametrize(("have", "resumes"), [(1, True), (5000, True), (len(CONTENT), True), (5000, False)])
 def test_fetch_goes_on_from_a_part(server: Server, url: str, tmp_path: Path, have: int, resumes: bool) -> None:
     """And starts over where the server does not resume."""
@@ -108,38 +97,36 @@ def test_fetch_goes_on_from_a_part(server: Server, url: str, tmp_path: Path, hav
     assert server.requests == [("/a.bin", f"bytes={have}-")]
 
 
-def test_fetch_survives_a_lost_connection(server: Server, url: str, tmp_path: Path) -> None:
+def test_fetch_survives_a_lost_connection_and_fetches_once(server: Server, url: str, tmp_path: Path) -> None:
+    archive = tmp_path / "a.bin"
     server.breaks_after = 3000
     with pytest.raises(FetchError, match=f"the connection ended after 3000 of {len(CONTENT)} bytes"):
-        fetch(url, tmp_path / "a.bin", sha256(CONTENT))
-    assert not (tmp_path / "a.bin").exists()
+        fetch(url, archive, sha256(CONTENT))
+    assert not archive.exists()
     server.breaks_after = None
-    fetch(url, tmp_path / "a.bin", sha256(CONTENT))
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    for _ in range(2):
+        fetch(url, archive, sha256(CONTENT))
+        assert archive.read_bytes() == CONTENT
     assert server.requests == [("/a.bin", None), ("/a.bin", "bytes=3000-")]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
 
 
-def test_fetch_refuses_a_wrong_size_or_checksum(url: str, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=f"has {len(CONTENT)} bytes, expected 7"):
-        fetch(url, tmp_path / "a.bin", sha256(CONTENT), size=7)
-    wrong = sha256(b"something else")
-    with pytest.raises(FetchError) as error:
-        fetch(url, tmp_path / "a.bin", wrong)
-    assert wrong in str(error.value) and sha256(CONTENT) in str(error.value)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_fetch_refuses_but_keeps_an_archive_that_was_there(server: Server, url: str, tmp_path: Path) -> None:
-    (tmp_path / "a.bin").write_bytes(b"mine")
+def test_fetch_refuses_what_is_not_as_expected(url: str, tmp_path: Path) -> None:
+    """What it fetched goes, and an archive that was there stays."""
+    wrong, archive = sha256(b"something else"), tmp_path / "a.bin"
+    for address, checksum, size, message in (
+        (url, sha256(CONTENT), 7, f"has {len(CONTENT)} bytes, expected 7"),
+        (url, wrong, None, f"{sha256(CONTENT)}.*{wrong}|{wrong}.*{sha256(CONTENT)}"),
+        ("http://127.0.0.1:1/a.bin", wrong, None, "cannot download http://127.0.0.1:1/a.bin: "),
+        ("no-scheme/a.bin", wrong, None, "cannot download no-scheme/a.bin: "),
+    ):
+        with pytest.raises(FetchError, match=message):
+            fetch(address, archive, checksum, size=size)
+        assert list(tmp_path.iterdir()) == []
+    archive.write_bytes(b"mine")
     with pytest.raises(FetchError, match="remove it to fetch it anew"):
-        fetch(url, tmp_path / "a.bin", sha256(CONTENT))
-    assert (tmp_path / "a.bin").read_bytes() == b"mine" and server.requests == []
-
-
-@pytest.mark.parametrize("address", ["http://127.0.0.1:1/a.bin", "no-scheme/a.bin"])
-def test_fetch_says_what_it_could_not_reach(address: str, tmp_path: Path) -> None:
-    with pytest.raises(FetchError, match=f"cannot download {address}: "):
-        fetch(address, tmp_path / "a.bin", sha256(CONTENT))
+        fetch(url, archive, sha256(CONTENT))
+    assert archive.read_bytes() == b"mine"
 
 
 def write_tar(members: dict[str, bytes], **links: bytes) -> bytes:
@@ -178,6 +165,7 @@ def test_unpack_adds_whole_items_only(tmp_path: Path) -> None:
         (write_tar({"X/split/1.txt": b"1"}, link=tarfile.LNKTYPE), "holds a link or a special file, 'link'"),
         (write_tar({"X/split/1.txt": b"1"}, pipe=tarfile.FIFOTYPE), "holds a link or a special file, 'pipe'"),
     ],
+    ids=["outside", "cut off", "no archive", "other folder", "link", "hard link", "pipe"],  # archives hold their time
 )
 def test_unpack_refuses_bad_archives(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(content)
@@ -187,20 +175,15 @@ def test_unpack_refuses_bad_archives(content: bytes, message: str, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar.gz", "base"]
 
 
-def libritts_archive(folder: str) -> bytes:
-    audio = io.BytesIO()
-    soundfile.write(audio, np.zeros(24000), 24000, format="WAV")
-    speaker, chapter, *_ = NAME.split("_")
-    return write_tar({f"{folder}/dev-clean/{speaker}/{chapter}/{NAME}.wav": audio.getvalue(), f"{folder}/NOTE": b""})
-
-
-@pytest.mark.parametrize("source", ["libritts", "libritts-r"])
-@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(("source", "inside"), [("libritts", False), ("libritts-r", True)])
 def test_libritts_download(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, inside: bool
 ) -> None:
-    corpus = libritts.CORPORA[source]
-    content = libritts_archive(corpus.folder)
+    corpus, name, audio = libritts.CORPORA[source], "84_121123_000007_000001", io.BytesIO()
+    soundfile.write(audio, np.zeros(24000), 24000, format="WAV")
+    content = write_tar(
+        {f"{corpus.folder}/dev-clean/84/121123/{name}.wav": audio.getvalue(), f"{corpus.folder}/NOTE": b""}
+    )
     remote = f"/{corpus.resource}/{corpus.archives['dev-clean']}"
     server.files[remote] = content
     checked = dataclasses.replace(corpus, checksums={"dev-clean": sha256(content)}, sizes={"dev-clean": len(content)})
@@ -210,7 +193,7 @@ def test_libritts_download(
     args += ["--download", "--splits", "dev-clean", "--mirror", server.url]
     assert libritts.main(args) == 0
     (record,) = read_manifest(tmp_path / "m/dev-clean.jsonl")
-    assert record.path == str(base / "dev-clean/84/121123" / f"{NAME}.wav") and record.source == source
+    assert record.path == str(base / "dev-clean/84/121123" / f"{name}.wav") and record.source == source
     shutil.rmtree(base / "dev-clean")
     assert libritts.main(args) == 0  # unpacked again from the archive, which was kept
     (base / corpus.archives["dev-clean"]).unlink()

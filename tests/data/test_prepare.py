@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import lzma
 import os
 import subprocess
 import sys
@@ -80,46 +79,39 @@ def test_libritts_script_writes_one_manifest_per_split(tmp_path: Path) -> None:
     assert "33236 files, 53.8 h, 247 speakers" in done.stdout
 
 
-def test_libritts_limit_takes_files_of_all_speakers(tmp_path: Path) -> None:
-    write_libritts(tmp_path / "LibriTTS", ["dev-clean"])
-    assert prepare("libritts", "--root", tmp_path, "--out", tmp_path / "m", "--limit", 2) == 0
-    assert ids(tmp_path / "m/dev-clean.jsonl") == [UTTERANCES[0], UTTERANCES[2]]
-
-
-def test_libritts_bad_files_are_named_and_skipped(
+def test_libritts_takes_what_is_asked_for_and_can_be_used(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    chapter = tmp_path / "LibriTTS/dev-clean/19/198"
+    """``--limit`` takes files of all speakers, ``--exclude`` takes ids and paths, bad files are named."""
+    chapter, lists = tmp_path / "LibriTTS/dev-clean/19/198", [tmp_path / "a.txt", tmp_path / "b.txt"]
     write_libritts(tmp_path / "LibriTTS", ["dev-clean"])
+    lists[0].write_text(f"# lost in restoration\n./dev-clean/19/198/{UTTERANCES[0]}.wav\n\n")
+    lists[1].write_text(f"{UTTERANCES[3]}\n1_2_3_4\n")
+    args = ["--root", tmp_path, "--out", tmp_path / "m"]
+    assert prepare("libritts", *args, "--limit", 2) == 0
+    assert ids(tmp_path / "m/dev-clean.jsonl") == [UTTERANCES[0], UTTERANCES[2]]
+    assert prepare("libritts", *args, "--exclude", *lists) == 0
+    assert ids(tmp_path / "m/dev-clean.jsonl") == [UTTERANCES[1], UTTERANCES[2]]
+    assert "1 of 3 utterances to exclude are not in these splits" in capsys.readouterr().out
     (chapter / "19_198_000003_000000.wav").write_bytes(b"")
     (chapter / "19_198_000004_000000.wav").write_bytes(b"not audio at all")
     write_audio(chapter / "19_198_000005_000000.wav", seconds=0.2)
     write_audio(chapter / "26_495_000009_000000.wav")  # speaker 26 in the folder of speaker 19
-    assert prepare("libritts", "--root", tmp_path, "--out", tmp_path / "m") == 0
+    assert prepare("libritts", *args) == 0
     assert ids(tmp_path / "m/dev-clean.jsonl") == list(UTTERANCES)
     skipped = dict(line.split("\t") for line in (tmp_path / "m/dev-clean.skipped.tsv").read_text().splitlines())
-    assert {Path(path).stem: reason.partition(":")[0] for path, reason in skipped.items()} == {
+    assert {Path(path).stem: reason[:12] for path, reason in skipped.items()} == {
         "19_198_000003_000000": "is empty",
-        "19_198_000004_000000": "is not audio that libsndfile reads, nor PyAV (Invalid data found when processing input)",
-        "19_198_000005_000000": "too short",
-        "26_495_000009_000000": "not named SPEAKER_CHAPTER_PARAGRAPH_UTTERANCE.wav after its folders",
+        "19_198_000004_000000": "is not audio",
+        "19_198_000005_000000": "too short: 0",
+        "26_495_000009_000000": "not named SP",
     }
     assert all(path in caplog.text for path in skipped)
     assert capsys.readouterr().out.splitlines()[1].split()[4] == "4"
     for path in skipped:
         Path(path).unlink()
-    assert prepare("libritts", "--root", tmp_path, "--out", tmp_path / "m") == 0
+    assert prepare("libritts", *args) == 0
     assert not (tmp_path / "m/dev-clean.skipped.tsv").exists()
-
-
-def test_libritts_exclude_takes_ids_and_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_libritts(tmp_path / "LibriTTS", ["dev-clean"])
-    lists = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    lists[0].write_text(f"# lost in restoration\n./dev-clean/19/198/{UTTERANCES[0]}.wav\n\n")
-    lists[1].write_text(f"{UTTERANCES[3]}\n1_2_3_4\n")
-    assert prepare("libritts", "--root", tmp_path, "--out", tmp_path / "m", "--exclude", *lists) == 0
-    assert ids(tmp_path / "m/dev-clean.jsonl") == [UTTERANCES[1], UTTERANCES[2]]
-    assert "1 of 3 utterances to exclude are not in these splits" in capsys.readouterr().out
 
 
 # --- any folder ------------------------------------------------------------------------------------------------------
@@ -135,12 +127,13 @@ def split_of_ids(out: Path) -> dict[str, str]:
     return {record.id: record.split for path in out.glob("*.jsonl") for record in read_manifest(path)}
 
 
-def test_folder_script_splits_by_whole_speakers(tmp_path: Path) -> None:
+def test_folder_is_split_by_whole_speakers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     write_folder(tmp_path / "in", [f"s{i}" for i in range(6)])
     (tmp_path / "in/s0/broken.wav").write_bytes(b"RIFF")
     arguments = ("--dev-fraction", "0.02", "--test-fraction", "0.3", "--licence", "CC0-1.0", "--language", "de")
-    done = run_script("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--source", "mine", *arguments)
-    assert done.returncode == 0, done.stderr
+    assert prepare("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--source", "mine", *arguments) == 0
     manifests = {split: read_manifest(tmp_path / f"m/{split}.jsonl") for split in ("train", "dev", "test")}
     speakers = {split: {record.speaker for record in records} for split, records in manifests.items()}
     assert {split: len(names) for split, names in speakers.items()} == {"train": 3, "dev": 1, "test": 2}
@@ -148,20 +141,20 @@ def test_folder_script_splits_by_whole_speakers(tmp_path: Path) -> None:
     assert set().union(*speakers.values()) == {f"s{i}" for i in range(6)}
     notes = {(r.source, r.language, r.licence, r.sample_rate) for records in manifests.values() for r in records}
     assert notes == {("mine", "de", "CC0-1.0", 16000)}
-    assert "split by speaker with seed 0: 3 train, 1 dev, 2 test" in done.stdout and "1 files skipped" in done.stdout
-    assert "broken.wav" in done.stderr and "broken.wav" in (tmp_path / "m/skipped.tsv").read_text()
+    said = capsys.readouterr().out
+    assert "split by speaker with seed 0: 3 train, 1 dev, 2 test" in said and "1 files skipped" in said
+    assert "broken.wav" in caplog.text and "broken.wav" in (tmp_path / "m/skipped.tsv").read_text()
 
 
 def test_folder_split_depends_on_names_and_seed_alone(tmp_path: Path) -> None:
-    names = [f"s{i}" for i in range(8)]
+    names, splits = [f"s{i}" for i in range(8)], []
     write_folder(tmp_path / "a", names, files=1)
-    write_folder(tmp_path / "elsewhere", names[::-1], files=1)
-    splits = {}
-    for root, out, seed in [("a", "m1", 5), ("elsewhere", "m2", 5), ("a", "m3", 6)]:
-        args = ["--root", tmp_path / root, "--out", tmp_path / out, "--seed", seed, "--dev-fraction", 0.5]
-        assert prepare("folder", *args) == 0
-        splits[out] = split_of_ids(tmp_path / out)
-    assert splits["m1"] == splits["m2"] != splits["m3"]
+    write_folder(tmp_path / "b", names[::-1], files=1)
+    for root, seed in (("a", 5), ("b", 5), ("a", 6)):
+        out = tmp_path / f"{root}{seed}"
+        assert prepare("folder", "--root", tmp_path / root, "--out", out, "--seed", seed, "--dev-fraction", 0.5) == 0
+        splits.append(split_of_ids(out))
+    assert splits[0] == splits[1] != splits[2]
 
 
 @pytest.mark.parametrize(
@@ -179,33 +172,24 @@ def test_assign_splits_sizes(items: int, dev: float, test: float, sizes: tuple[i
     assert tuple(splits.count(split) for split in ("train", "dev", "test")) == sizes
 
 
-def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for suffix in ("wav", "flac", "ogg", "mp3", "FLAC"):
-        write_audio(tmp_path / f"in/x.{suffix}")
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere not all of these names can be")
+def test_folder_without_speakers_splits_by_file(tmp_path: Path) -> None:
+    """Whatever the suffixes; names that are no text reach the manifest."""
+    for name in ("x.wav", "x.flac", "x.ogg", "x.mp3", "x.FLAC", ".hidden/z.wav"):
+        write_audio(tmp_path / "in" / name)
     write_audio(tmp_path / "in/a/b/y.opus", format="OGG", subtype="OPUS")
-    write_audio(tmp_path / "in/.hidden/z.wav")
+    odd, bad = (os.fsdecode(name) for name in (b"caf\xe9.wav", b"bad\xe9.wav"))
+    os.rename(tmp_path / "in/x.wav", tmp_path / "in" / odd)
+    (tmp_path / "in" / bad).touch()
     (tmp_path / "in/notes.txt").write_text("no audio")
     (tmp_path / "m").mkdir()
     (tmp_path / "m/test.jsonl").write_text("")
-    assert prepare("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--speaker-from", "none") == 0
-    captured = capsys.readouterr()
-    assert "split by file with seed 0: 5 train, 1 dev, 0 test" in captured.out
-    assert "test.jsonl is of an earlier run" in captured.err
-    assert sorted(split_of_ids(tmp_path / "m")) == ["a/b/y.opus", "x.FLAC", "x.flac", "x.mp3", "x.ogg", "x.wav"]
-    assert {record.speaker for record in read_manifest(tmp_path / "m/train.jsonl")} == {""}
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such a name cannot be")
-def test_names_that_are_no_text_reach_the_manifest(tmp_path: Path) -> None:
-    write_folder(tmp_path / "in", ["a", "b"])
-    deeper = os.fsencode(tmp_path / "in/a/deeper")
-    os.rename(deeper + b"/0.wav", deeper + b"/caf\xe9.wav")
-    Path(os.fsdecode(deeper + b"/bad\xe9.wav")).touch()
-    assert prepare("folder", "--root", tmp_path / "in", "--out", tmp_path / "m") == 0
-    records = [record for split in ("train", "dev") for record in read_manifest(tmp_path / "m" / f"{split}.jsonl")]
-    assert len(records) == 4
-    for record in records:
-        assert read_segment(record, 0.0, 100, record.sample_rate).shape == (100,)
+    done = run_script("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--speaker-from", "none")
+    assert done.returncode == 0 and "split by file with seed 0: 5 train, 1 dev, 0 test" in done.stdout, done.stderr
+    assert "test.jsonl is of an earlier run" in done.stderr
+    assert sorted(split_of_ids(tmp_path / "m")) == ["a/b/y.opus", odd, "x.FLAC", "x.flac", "x.mp3", "x.ogg"]
+    for record in (record for split in ("train", "dev") for record in read_manifest(tmp_path / f"m/{split}.jsonl")):
+        assert record.speaker == "" and read_segment(record, 0.0, 100, record.sample_rate).shape == (100,)
     assert b"bad\xe9.wav\tis empty" in (tmp_path / "m/skipped.tsv").read_bytes()
 
 
@@ -241,46 +225,37 @@ def shard(tmp_path: Path) -> Path:
     return write_shard(tmp_path / "one.tar", members)
 
 
-def test_shards_script_names_what_it_skips_and_keeps_files(shard: Path, tmp_path: Path) -> None:
+def test_shards_are_unpacked_once_and_what_cannot_be_used_is_named(shard: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run_script("shards", shard, "--out", out)
     assert done.returncode == 0, done.stderr
     assert "skipped one.tar:broken:" in done.stderr and "3 utterances skipped" in done.stdout
     assert "skipped one.tar:typed: speaker must be of type str" in done.stderr
     assert "skipped one.tar:listed: no JSON object\n" in done.stderr
+    kept, again = out / "audio/a.wav", out / "audio/b.wav"
     assert read_manifest(out / "train.jsonl") == [
-        Record("a", str(out / "audio/a.wav"), 16000, 16000, "of a", "train", bandwidth_hz=7000)
+        Record("a", str(kept), 16000, 16000, "of a", "train", bandwidth_hz=7000)
     ]
-    assert ids(out / "dev.jsonl") == ["b"]
-    assert {"a.wav", "b.wav"} <= {path.name for path in (out / "audio").iterdir()}
-    samples, _ = soundfile.read(out / "audio/a.wav", always_2d=True)
+    samples, _ = soundfile.read(kept, always_2d=True)
     assert samples.shape == (16000, 1) and np.allclose(samples, 0.25, atol=1e-4)
-
-
-def test_shards_rerun_keeps_what_is_unpacked(shard: Path, tmp_path: Path) -> None:
-    assert prepare("shards", shard, "--out", tmp_path / "out") == 0
-    kept, again = tmp_path / "out/audio/a.wav", tmp_path / "out/audio/b.wav"
     before = kept.stat().st_mtime_ns
     again.unlink()
-    assert prepare("shards", shard, "--out", tmp_path / "out") == 0
-    assert kept.stat().st_mtime_ns == before and again.exists()
-    assert ids(tmp_path / "out/train.jsonl") == ["a"]
+    assert prepare("shards", shard, "--out", out) == 0
+    assert kept.stat().st_mtime_ns == before and again.exists() and ids(out / "dev.jsonl") == ["b"]
 
 
 def test_shards_can_be_read_where_they_lie(shard: Path, tmp_path: Path) -> None:
-    assert prepare("shards", shard, "--out", tmp_path / "unpacked") == 0
     assert prepare("shards", shard, "--out", tmp_path / "placed", "--in-place") == 0
     assert not (tmp_path / "placed" / "audio").exists()
-    (placed,), (unpacked,) = (read_manifest(tmp_path / out / "train.jsonl") for out in ("placed", "unpacked"))
-    assert placed.path == str(shard) and (placed.speaker, placed.num_samples) == ("of a", 16000)
-    samples, rate = read_record(placed)
-    assert rate == 16000 and np.allclose(samples, read_record(unpacked)[0], atol=1e-4)
-    config = DataConfig(segment_seconds=0.5)
-    segments = [SegmentDataset([record], 24000, config, 0)[3]["waveform"] for record in (placed, unpacked)]
-    assert np.allclose(segments[0], segments[1], atol=1e-4)
-    shard.write_bytes(shard.read_bytes()[: placed.offset + 10])
+    (record,) = read_manifest(tmp_path / "placed/train.jsonl")
+    assert record.path == str(shard) and (record.speaker, record.num_samples) == ("of a", 16000)
+    samples, rate = read_record(record)
+    assert rate == 16000 and np.allclose(samples, 0.25, atol=1e-4)
+    segment = SegmentDataset([record], 24000, DataConfig(segment_seconds=0.5), 0)[3]["waveform"]
+    assert segment.shape == (1, 12000) and float(segment.std()) < 1e-3 < float(segment.abs().min())
+    shard.write_bytes(shard.read_bytes()[: record.offset + 10])
     with pytest.raises(ManifestError, match="ends before the audio of a"):
-        read_record(placed)
+        read_record(record)
 
 
 @pytest.mark.parametrize("mode", [(), ("--in-place",)], ids=str)
@@ -375,7 +350,6 @@ def test_speakers_are_held_out_by_name() -> None:
         ("libritts --root in --limit 0", "--limit must be at least 1"),
         ("libritts --root in --splits train-clean-1000", "invalid choice: 'train-clean-1000'"),
         ("libritts --root in --mirror http://127.0.0.1/", "--mirror goes with --download"),
-        ("folder --root in --limit -1", "--limit must be at least 1"),
         ("folder --root in --dev-fraction 0.6 --test-fraction 0.4", "leave something for train"),
         ("folder --root in --dev-fraction nan", "leave something for train"),
         ("folder --root in --speaker-from none --split-by speaker", "--split-by speaker needs speakers"),
@@ -393,13 +367,11 @@ def test_bad_usage(command: str, message: str, capsys: pytest.CaptureFixture[str
     [
         ("libritts --root nowhere", "no such folder: nowhere"),
         ("libritts --root in", "no split of LibriTTS found: looked for train-clean-100, train-clean-360,"),
-        ("libritts --root LibriTTS_R", "LibriTTS_R holds LibriTTS-R, not LibriTTS: pass --corpus libritts-r"),
         ("libritts --root with_r", "with_r holds LibriTTS-R, not LibriTTS: pass --corpus libritts-r"),
-        ("libritts --root LibriTTS_R --corpus libritts-r --splits dev-clean", "no dev-clean in"),
-        ("libritts --root LibriTTS_R --corpus libritts-r --exclude none.txt", "none.txt: No such file"),
-        ("libritts --root LibriTTS_R --corpus libritts-r --exclude latin1.txt", "latin1.txt is no list of utterances"),
-        ("libritts --root LibriTTS_R --corpus libritts-r", "no usable file in"),
-        ("folder --root nowhere", "no such folder"),
+        ("libritts --root with_r --corpus libritts-r --splits dev-clean", "no dev-clean in"),
+        ("libritts --root with_r --corpus libritts-r --exclude none.txt", "none.txt: No such file"),
+        ("libritts --root with_r --corpus libritts-r --exclude latin1.txt", "latin1.txt is no list of utterances"),
+        ("libritts --root with_r --corpus libritts-r", "no usable file in"),
         ("folder --root with_r", "no audio in"),
         ("folder --root in --split-by speaker", "too few speakers: 1 cannot be split into 2"),
         ("folder --root in --min-seconds 9", "no usable file in"),
@@ -408,7 +380,6 @@ def test_bad_usage(command: str, message: str, capsys: pytest.CaptureFixture[str
         ("shards half.tar.gz", "half.tar.gz is no tar file, or a damaged one"),
         ("shards json.tar", "no utterance can be used: all 1 were skipped"),
         ("shards one.tar.gz --in-place", "one.tar.gz is compressed, so it cannot be read --in-place"),
-        ("shards one.tar.xz --in-place", "one.tar.xz is compressed, so it cannot be read --in-place"),
         ("shards up.tar", "up.tar holds '../evil.wav', which would be unpacked elsewhere"),
         ("shards root.tar", "root.tar holds '/evil.wav', which would be unpacked elsewhere"),
         ("shards link.tar", "link.tar holds a link or a special file, 'a.wav'"),
@@ -419,20 +390,13 @@ def test_bad_usage(command: str, message: str, capsys: pytest.CaptureFixture[str
     ],
 )
 def test_user_errors_are_one_line(
-    command: str,
-    message: str,
-    shard: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: str, message: str, shard: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("LibriTTS_R/dev-other").mkdir(parents=True)
+    monkeypatch.chdir(shard.parent)
     Path("with_r/LibriTTS_R/dev-other").mkdir(parents=True)
     Path("latin1.txt").write_bytes(b"caf\xe9" * 200)
     Path("half.tar.gz").write_bytes(gzip.compress(shard.read_bytes())[:100])
     Path("one.tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
-    Path("one.tar.xz").write_bytes(lzma.compress(shard.read_bytes()))
     write_folder(Path("in"), ["only"])
     write_shard(Path("json.tar"), {"a.json": b"no JSON"})
     write_shard(Path("up.tar"), {"../evil.wav": b""})

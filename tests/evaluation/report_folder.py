@@ -63,6 +63,7 @@ def make_results(**changes: Any) -> schema.Results:
         absent=(schema.Absent("metric", "UTMOS", "not installed"), schema.Absent("system", "EnCodec", "too slow")),
         alignment="Folders by the <peak> of correlation.",
         systems=tuple(systems),
+        spectra=schema.Spectra(50.0, 20, (-40.0,) * 240, {"model-8": (-45.0,) * 240, "opus-6": (-50.0,) * 240}),
         health=schema.Health(tuple(map(_stage, range(8))), schema.Latents(256, 31.24, 55310), ("Few are <needed>.",)),
         stability=(
             schema.Stability("shift", "input shifted", schema.Result(0.4213, 0.401, 0.44, 111), shares),

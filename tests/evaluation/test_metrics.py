@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
+from codec.evaluation.measure import PAIR_METRICS
 from codec.evaluation.metrics import (
-    METRICS,
     MetricError,
     Pair,
     Reference,
@@ -41,9 +42,14 @@ def test_every_metric_is_best_for_the_same_and_worse_with_more_noise(speech: tup
     """And has a reason instead of a value for 10 ms, or for silence."""
     x, rate = speech
     reference = Reference(x, rate)
-    for name, (about, compute) in METRICS.items():
-        values = [compute(Pair(reference, y)) for y in (x, with_noise(x, 20), with_noise(x, 0))]
-        assert values == sorted(values, reverse=about.better == "higher") and values[0] != values[2], name
+    here = {
+        name: metric
+        for name, metric in PAIR_METRICS.items()
+        if not metric.about.package or find_spec(metric.about.package)
+    }
+    for name, (about, compute) in here.items():
+        values = [about.goodness(compute(Pair(reference, y))) for y in (x, with_noise(x, 20), with_noise(x, 0))]
+        assert values == sorted(values, reverse=True) and values[0] != values[2], name
         for useless in (x[:240], np.zeros(24000, np.float32)):
             with pytest.raises(MetricError):
                 compute(Pair(Reference(useless, rate), useless))

@@ -16,10 +16,11 @@ import soundfile
 from PIL import Image
 from report_folder import EXAMPLES, METRICS, NASTY, NOTHING, SOURCE, SPEAKER, SYSTEMS, make_report, make_results
 
-from codec.evaluation.page.plots import apart, linear_ticks, log_ticks, short
-from codec.evaluation.page.results import bitrate_classes
+from codec.evaluation.page.plots import linear_ticks, log_ticks, short
+from codec.evaluation.page.results import best_system, bitrate_classes
 from codec.evaluation.page.spectrograms import height_of, spectrograms
 from codec.evaluation.page.text import duration, moment, number, percent
+from codec.evaluation.results import Metric, Result, System
 
 VOID = {"meta", "link", "img", "br", "input", "path"}
 
@@ -114,6 +115,21 @@ def test_systems_are_judged_within_their_class_of_bitrate(page: Page) -> None:
     assert [kind == "best, interval clear of the others" for kind in marked] == [False, True, False, *[False] * 4]
 
 
+def test_an_error_with_a_sign_is_best_near_zero() -> None:
+    metric = Metric("level error", "dB", "zero", 2, "")
+    means = {"quiet": (-2.0, -2.5, -1.5), "near": (0.5, -0.25, 1.25), "loud": (1.75, 1.5, 2.0)}
+    systems = [System(i, i, i, "model", 6.0, results={"level": Result(*mean, 9)}) for i, mean in means.items()]
+    assert best_system(systems, "level", metric) == ("near", True)
+    assert best_system([systems[0], systems[2]], "level", metric) == ("loud", False)
+
+
+def test_mean_spectra(page: Page) -> None:
+    figures = page.tree.findall(".//section[@id='spectra']//figure")
+    shown = [" ".join(" ".join(figure.find("figcaption").itertext()).split()) for figure in figures]
+    assert shown == [f"{name} recordings decoded, 0 lines" for name in ("default, 8 quantizers", "Opus 6 kbit/s")]
+    assert "20 wide-band files" in page.text
+
+
 def test_results_by_source(page: Page, tmp_path: Path) -> None:
     assert re.findall(r"<summary>(.*?) <small>", page.source) == ["PESQ-WB", "STOI", "SI-SDR", "Mel distance"]
     rows = page.rows("results")[len(SYSTEMS) + 6 :]  # after five classes of bitrate
@@ -165,7 +181,7 @@ def test_worst_file_comes_first_and_no_value_is_the_worst(page: Page) -> None:
 def test_least_report(tmp_path: Path) -> None:
     """One system without a bitrate, one metric without a value, no file, and no part that may be missing."""
     system = replace(make_results().systems[-1], results={"pesq": NOTHING})
-    optional = dict.fromkeys(["absent", "model", "health", "stability", "examples"])
+    optional = dict.fromkeys(["absent", "model", "spectra", "health", "stability", "examples"])
     results = make_results(systems=(system,), metrics={"pesq": METRICS["pesq"]}, **optional)
     page = Page(make_report(tmp_path, 0, results))
     assert "No system has both a bitrate and a value to plot." in page.text
@@ -206,4 +222,3 @@ def test_ticks() -> None:
     for low, high in ((1.04, 4.64), (0.6, 0.9), (-4.1, 8.2), (2.0, 2.0), (0.0, 0.0)):
         ticks = linear_ticks(low, high)
         assert 2 <= len(ticks) <= 7 and ticks[0] <= low + 1e-9 and ticks[-1] >= high - 1e-9
-    assert apart([50.0, 10.0, 11.0, 99.0, 98.0], 5.0, 0.0, 100.0) == [50.0, 10.0, 15.0, 100.0, 95.0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from loading import load_script
+from runs import one_error
 
 from codec.config import ConfigError, QuantizerConfig
 from codec.corpus.manifest import Record
@@ -62,9 +63,7 @@ def test_the_formula_is_what_a_step_does(bias: bool) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_runs_resumes_and_reports(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
     arguments = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(out), "--skip-plane"]
@@ -98,11 +97,9 @@ def test_a_study_runs_resumes_and_reports(
     assert (page / "README.md").read_text(encoding="utf-8") == text
     assert sorted((page / "results.jsonl").read_text(encoding="utf-8").splitlines()) == sorted(kept.splitlines())
 
-    capsys.readouterr()
     config.write_text(yaml.safe_dump(TINY | {"steps": 4}), encoding="utf-8")
     assert run.main(arguments) == 1, "results of another study are not taken for this one's"
-    said = capsys.readouterr().err
-    assert "is a result of other settings" in said and len(said.strip().splitlines()) == 1
+    assert "is a result of other settings" in one_error(capsys)
     assert {path.name for path in page.iterdir()} == {"README.md", "curves.png", "quality.png", "results.jsonl"}
 
 
@@ -121,36 +118,6 @@ def test_the_studies_can_be_read_and_every_quantizer_built(path: Path) -> None:
         assert name in report.NAMES
 
 
-def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = tmp_path / "wrong.yaml"
-    config.write_text(yaml.safe_dump(TINY | {"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}))
-    with pytest.raises(ConfigError, match="vqq is neither"):
-        run.load_study(config)
-    for wrong, message in (
-        ({"weights": {"mell": 1.0}}, "unknown term mell"),
-        ({"quantizers": TINY["quantizers"] | {"vq": {"kind": "vqq"}}}, "vqq is none of"),
-    ):
-        config.write_text(yaml.safe_dump(TINY | wrong), encoding="utf-8")
-        with pytest.raises(ConfigError, match=message):
-            run.load_study(config)
-    (tmp_path / "file").write_text("no result\n", encoding="utf-8")
-    config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    good = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config)]
-    good += ["--out", str(tmp_path / "out"), "--skip-plane"]
-    for arguments, message in (
-        ([*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
-        ([*good, "--out", str(tmp_path / "file")], "exists"),
-        ([*good, "--only", "nothing"], "no cell of"),
-        ([*good, "--device", "cuda:77"], "use --device cpu"),
-    ):
-        assert run.main(arguments) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("run.py: error: ") and message in said and len(said.strip().splitlines()) == 1
-    for path, message in ((tmp_path, "no result files"), (tmp_path / "file", "is no result")):
-        assert report.main([str(path)]) == 1
-        assert message in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
     small = ("--steps", "80", "--remedy-steps", "3", "--seeds", "0", "--frames", "2")
@@ -163,3 +130,28 @@ def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
     assert len(numbers["remedies"]["rows"]) == 16
     assert {path.name for path in tmp_path.iterdir()} == {"plane.gif", "step.png", "remedies.png", "plane.json"}
     assert (tmp_path / "plane.gif").read_bytes()[:3] == b"GIF"
+
+
+def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, file = tmp_path / "study.yaml", tmp_path / "file"
+    for wrong, message in (
+        ({"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}, "vqq is neither"),
+        ({"weights": {"mell": 1.0}}, "unknown term mell"),
+        ({"quantizers": TINY["quantizers"] | {"vq": {"kind": "vqq"}}}, "vqq is none of"),
+    ):
+        config.write_text(yaml.safe_dump(TINY | wrong), encoding="utf-8")
+        with pytest.raises(ConfigError, match=message):
+            run.load_study(config)
+    config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
+    file.write_text("no result\n", encoding="utf-8")
+    good = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(tmp_path), "--skip-plane"]
+    for main, arguments, message in (
+        (run.main, [*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
+        (run.main, [*good, "--out", str(file)], "exists"),
+        (run.main, [*good, "--only", "nothing"], "no cell of"),
+        (run.main, [*good, "--device", "cuda:77"], "use --device cpu"),
+        (report.main, [str(tmp_path)], "no result files"),
+        (report.main, [str(file)], "is no result"),
+    ):
+        assert main(arguments) == 1
+        assert message in one_error(capsys)

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load, save
 
 from codec import Codec, CodecConfig
-from codec.config import QuantizerConfig
+from codec.base import WINDOW_FRAMES
+from codec.config import DecoderConfig, QuantizerConfig
 from codec.errors import CodecError
 from codec.pretrained import ModelError, shipped_models
 from codec.runtime import OnnxCodec
-from codec.runtime.codec import WINDOW_FRAMES
 
 pytest.importorskip("onnxruntime")
 Speech = tuple[NDArray[np.float32], int]
@@ -95,6 +96,7 @@ def test_what_it_says_of_itself(pair: tuple[Codec, OnnxCodec]) -> None:
     for fact in ("name", "config", "sample_rate", "hop_length", "frame_rate", "num_quantizers", "codebook_size"):
         assert getattr(onnx, fact) == getattr(codec, fact)
     assert onnx.bitrate == codec.bitrate and onnx.fingerprint == codec.fingerprint
+    assert onnx.num_parameters == codec.num_parameters
     assert onnx.header(1000, 16000, 1) == codec.header(1000, 16000, 1)
 
 
@@ -102,11 +104,13 @@ def test_what_it_says_of_itself(pair: tuple[Codec, OnnxCodec]) -> None:
     "changes",
     [
         {"causal": True},
+        {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=3)},  # a centred window, and a frame more
+        {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=1)},  # a window that looks back
         {"latent_dim": 4},  # the codebook's own width: no projections
         {"quantizer": QuantizerConfig("simvq", 1, 32, 4, map="diagonal", map_bias=False)},
         {"quantizer": QuantizerConfig("simvq", 1, 9000, 4)},  # searched in several tiles
     ],
-    ids=["causal", "no projections", "diagonal", "tiles"],
+    ids=["causal", "look-ahead", "short look-ahead", "no projections", "diagonal", "tiles"],
 )
 @pytest.mark.parametrize("bits", [32, 8])
 def test_every_shape_of_model(tiny_config: CodecConfig, changes: dict[str, object], bits: int, tmp_path: Path) -> None:
@@ -115,17 +119,8 @@ def test_every_shape_of_model(tiny_config: CodecConfig, changes: dict[str, objec
     reference = codec.encode(torch.from_numpy(signal), 16000)
     assert np.mean(onnx.encode(signal, 16000) != reference.numpy()) <= 0.002  # random tables lie close together
     np.testing.assert_allclose(onnx.decode(reference.numpy()), codec.decode(reference).numpy(), atol=1e-4)
-    assert onnx.fingerprint == codec.fingerprint
-
-
-def test_the_contexts_are_those_of_torch(tiny_config: CodecConfig) -> None:
-    from codec.autoencoder import Decoder, Encoder
-    from codec.runtime.graphs import decoder_context, encoder_context
-
-    for causal in (False, True):
-        config = dataclasses.replace(tiny_config, causal=causal)
-        assert encoder_context(config) == Encoder(config).context
-        assert decoder_context(config) == Decoder(config).context
+    assert onnx.fingerprint == codec.fingerprint and onnx.look_aheads == codec.look_aheads
+    assert (onnx.encoder_context, onnx.decoder_context) == (codec.encoder_context, codec.decoder_context)
 
 
 def test_the_nearest_of_equal_codes_is_the_first(tiny_config: CodecConfig, tmp_path: Path) -> None:
@@ -196,17 +191,53 @@ def test_torch_is_not_imported(tiny_model_folder: Path) -> None:
 
 def test_onnxruntime_is_missing(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModelError, match=r"onnxruntime is needed: pip install -e '.\[onnx\]'"):
+    with pytest.raises(ModelError, match="onnxruntime is needed: pip install onnxruntime"):
         OnnxCodec.from_pretrained(tiny_model_folder)
 
 
-def test_a_truncated_file_is_refused(tiny_model_folder: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).write_bytes((tiny_model_folder / name).read_bytes())
-    weights = tmp_path / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(ModelError, match=r"model\.safetensors cannot be read"):
-        OnnxCodec.from_pretrained(tmp_path)
+def changed(folder: Path, target: Path, change: Callable[[bytes], bytes]) -> Path:
+    """A copy of a model whose weights' file is changed."""
+    target.mkdir()
+    (target / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (target / "model.safetensors").write_bytes(change((folder / "model.safetensors").read_bytes()))
+    return target
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-10], r"model\.safetensors cannot be used"),
+        (lambda data: data[:-10] + bytes(10), r"model\.safetensors is damaged: its checksum is wrong"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+    ],
+    ids=["truncated", "damaged", "pointer"],
+)
+def test_files_that_are_not_what_they_were(
+    tiny_model_folder: Path, tmp_path: Path, change: Callable[[bytes], bytes], message: str
+) -> None:
+    """Both backends say the same of them."""
+    folder = changed(tiny_model_folder, tmp_path / "changed", change)
+    for backend in (Codec, OnnxCodec):
+        with pytest.raises(ModelError, match=message):
+            backend.from_pretrained(folder)
+
+
+def test_nan_in_the_weights_is_refused(tiny_config: CodecConfig, tmp_path: Path) -> None:
+    codec = Codec(tiny_config)
+    codec.decoder.input.bias.data[3] = torch.nan
+    codec.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"decoder\.input\.bias holds NaN or infinity"):
+        OnnxCodec.from_pretrained(tmp_path).decode(np.zeros((1, 3, 5), np.int64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn], ids=str)
+def test_weights_of_every_float_type(tiny_model_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    folder = changed(
+        tiny_model_folder, tmp_path / "changed", lambda data: save({k: v.to(dtype) for k, v in load(data).items()})
+    )
+    codec, onnx = Codec.from_pretrained(folder), OnnxCodec.from_pretrained(folder)
+    codes = np.arange(30).reshape(1, 3, 10)
+    np.testing.assert_allclose(onnx.decode(codes), codec.decode(codes).numpy(), atol=1e-5)
 
 
 def test_weights_of_another_model_are_refused(tiny_config: CodecConfig, tmp_path: Path) -> None:
@@ -232,12 +263,12 @@ def test_other_quantizers_need_torch(tiny_config: CodecConfig, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("waveform", "message"),
     [
-        (np.zeros((2, 100), np.float32), "must be a float array"),
+        (np.zeros((9, 100), np.float32), "must be a float array"),
         (np.zeros(100, np.int16), "must be a float array"),
         (np.zeros(0, np.float32), "empty"),
         (np.full(100, np.nan, np.float32), "NaN"),
         (np.full(100, 300.0), "reaches 300"),
-        (np.zeros((1, 100, 2), np.float32), "transpose"),
+        (np.zeros((1, 100, 2), np.float32), "swapaxes"),
     ],
 )
 def test_waveforms_that_cannot_be(tiny: tuple[Codec, OnnxCodec], waveform: NDArray[np.generic], message: str) -> None:
@@ -248,8 +279,8 @@ def test_waveforms_that_cannot_be(tiny: tuple[Codec, OnnxCodec], waveform: NDArr
 @pytest.mark.parametrize(
     ("codes", "message"),
     [
-        (np.zeros((3, 5), np.int64), "must be int64"),
-        (np.zeros((1, 3, 5), np.float32), "must be an array, int64"),
+        (np.zeros((1, 1, 3, 5), np.int64), "must be int64"),
+        (np.zeros((1, 3, 5), np.float32), "must be int64"),
         (np.zeros((1, 4, 5), np.int64), "4 stages"),
         (np.full((1, 3, 5), 32), "from 0 to 31"),
         (np.zeros((1, 3, 0), np.int64), "empty"),
@@ -264,6 +295,8 @@ def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_fold
     silence = np.zeros(400, np.float32)
     with pytest.raises(CodecError, match="num_quantizers must be"):
         tiny[1].encode(silence, 16000, 4)
+    with pytest.raises(CodecError, match="several arrays, such as a list of them, not float32"):
+        list(tiny[1].encode_blocks(np.zeros((2, 80), np.float32)))
     with pytest.raises(CodecError, match="sample_rate must be"):
         tiny[1].encode(silence, 10)
     with pytest.raises(CodecError, match="lengths must be"):

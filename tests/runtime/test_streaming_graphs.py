@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
+from codec.config import DecoderConfig
 from codec.runtime import OnnxCodec
 from codec.runtime.export import export_main
 
@@ -43,11 +44,20 @@ class Stream:
         return signal
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_chunks_make_the_whole(tiny_config: CodecConfig, causal: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"causal": True},
+        {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=3)},
+        {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=1)},
+    ],
+    ids=["centred", "causal", "look-ahead", "short look-ahead"],
+)
+def test_chunks_make_the_whole(tiny_config: CodecConfig, changes: dict[str, Any], tmp_path: Path) -> None:
     """Two signals of different lengths, in chunks of one frame and more."""
     model, out = tmp_path / "model", tmp_path / "out"
-    Codec(dataclasses.replace(tiny_config, causal=causal)).save_pretrained(model)
+    Codec(dataclasses.replace(tiny_config, **changes)).save_pretrained(model)
     assert export_main([str(model), str(out), "--streaming"]) == 0
     facts = json.loads((out / "config.json").read_text())
     whole = OnnxCodec.from_pretrained(model)

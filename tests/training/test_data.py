@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from accelerate import Accelerator
 
 from codec.corpus.manifest import ManifestError, Record
+from codec.training import validation
 from codec.training.config import DataConfig, TrainConfig
 from codec.training.data import SegmentDataset, batches, draw_weights, read_segment
 from codec.training.progress import TrainingError
@@ -63,34 +64,29 @@ def test_segments_are_resampled_without_edges(records: list[Record]) -> None:
         spectrum = np.abs(np.fft.rfft(segment * np.hanning(12000)))
         assert np.argmax(spectrum) * 2 == pytest.approx(440, abs=2)
         assert spectrum[600:].max() < 1e-3 * spectrum.max()  # a click at an edge would spread
+    short = read_segment(records[2], 0.5, 12000, 24000)
+    assert short[:4800].any() and not short[4800:].any()
 
 
-def test_a_short_file_is_padded(records: list[Record]) -> None:
-    segment = read_segment(records[2], 0.5, 12000, 24000)
-    assert segment[:4800].any() and not segment[4800:].any()
-
-
-def test_bad_files_are_skipped(tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_files_are_skipped_and_too_many_stop_the_run(
+    tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = DataConfig(segment_seconds=0.1)
     (tmp_path / "bad.wav").write_bytes(b"no audio")
-    bad = Record("bad", str(tmp_path / "bad.wav"), 24000, 24000)
-    dataset = SegmentDataset([*records, bad], 24000, DataConfig(segment_seconds=0.1), seed=0)
-    with caplog.at_level(logging.WARNING):
-        for index in range(60):
-            dataset[index]
-    assert dataset.bad == {"bad"}
+    bad = [Record(f"bad{i}", str(tmp_path / "bad.wav"), 24000, 24000) for i in range(6)]
+    dataset = SegmentDataset([*records, *bad[:1]], 24000, config, seed=0)
+    for index in range(60):
+        dataset[index]
+    assert dataset.bad == {"bad0"}
     assert sum("bad.wav" in message for message in caplog.messages) == 1
-
-
-def test_too_many_bad_files_stop_the_run(tmp_path: Path, records: list[Record]) -> None:
-    bad = [Record(f"bad{i}", str(tmp_path / f"missing{i}.wav"), 24000, 24000) for i in range(6)]
-    dataset = SegmentDataset([*records, *bad], 24000, DataConfig(segment_seconds=0.1), seed=0)
+    dataset = SegmentDataset([*records, *bad], 24000, config, seed=0)
     with pytest.raises(ManifestError, match="cannot be read"):
         for index in range(200):
             dataset[index]
     with pytest.raises(ManifestError, match="cannot be read"):
-        SegmentDataset(bad[:1], 24000, DataConfig(segment_seconds=0.1), seed=0)[0]
+        SegmentDataset(bad[:1], 24000, config, seed=0)[0]
     with pytest.raises(ManifestError, match="empty"):
-        SegmentDataset([], 24000, DataConfig(segment_seconds=0.1), seed=0)
+        SegmentDataset([], 24000, config, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -104,4 +100,13 @@ def test_too_little_shared_memory_is_said_so(records: list[Record], message: str
 
     config = TrainConfig(data=DataConfig(workers=0))
     with pytest.raises(TrainingError, match=r"/dev/shm is too small .*--shm-size.*data.workers=0"):
-        next(batches(config, Reader(records, 24000, config.data, seed=0), 0, 0, 1))
+        next(batches(config, Reader(records, 24000, config.data, seed=0), 0, Accelerator(cpu=True)))
+
+
+def test_validation_cuts_a_long_utterance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validation, "LONGEST", 12)  # seconds, beyond the first block that is read
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 15 * 8000).astype(np.float32)
+    for num_samples in (13 * 8000 + 1, 11 * 8000 + 3):
+        soundfile.write(tmp_path / "x.wav", samples[:num_samples], 8000, subtype="FLOAT")
+        speech = validation.read_speech(Record("x", str(tmp_path / "x.wav"), num_samples, 8000), 8000)
+        assert torch.equal(speech, torch.from_numpy(samples[: min(num_samples, 12 * 8000)]))

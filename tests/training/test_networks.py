@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,9 +10,7 @@ import torch
 from codec.config import CodecConfig, ConfigError
 from codec.layers import DepthwiseConv
 from codec.model import Codec
-from codec.training.config import DiscriminatorConfig
-from codec.training.discriminators import Discriminators
-from codec.training.networks import copy_blocks, start_codec, start_discriminators
+from codec.training.networks import copy_blocks, start_codec
 
 
 def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecConfig) -> None:
@@ -56,10 +53,3 @@ def test_filters_that_look_less_or_further_ahead_keep_their_taps_in_time(causal:
     copy_blocks(torch.nn.Sequential(grown), torch.nn.Sequential(source))
     x = torch.randn(2, 20, 4)
     torch.testing.assert_close(grown(x), source(x))
-
-
-def test_there_need_be_no_discriminators(tmp_path: Path) -> None:
-    discriminators = Discriminators(DiscriminatorConfig(periods=(2,), resolutions=()))
-    before = [p.clone() for p in discriminators.parameters()]
-    start_discriminators(discriminators, tmp_path / "discriminator.safetensors")
-    assert all(torch.equal(p, q) for p, q in zip(discriminators.parameters(), before, strict=True))

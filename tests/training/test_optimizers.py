@@ -13,7 +13,9 @@ from codec.training.optimizers import codec_optimizers, set_learning_rates
 SETTINGS = OptimizerConfig(muon_learning_rate=0.01, weight_decay=0.0)
 
 
-def test_muon_takes_the_hidden_matrices_and_adamw_all_else(tiny_config: CodecConfig) -> None:
+def test_muon_takes_the_hidden_matrices_and_adamw_all_else(
+    tiny_config: CodecConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codec = Codec(tiny_config)
     names = {id(p): name for name, p in codec.named_parameters()}
     optimizers = codec_optimizers(codec, SETTINGS)
@@ -28,6 +30,9 @@ def test_muon_takes_the_hidden_matrices_and_adamw_all_else(tiny_config: CodecCon
     ends = {"encoder.stages.0.0.linear.weight", "decoder.head.output.weight", "encoder.stages.1.0.linear.bias"}
     assert ends < taken["optimizer"] and not any("quantizer" in name for name in taken["matrix_optimizer"])
     assert set(codec_optimizers(codec, OptimizerConfig())) == {"optimizer"}
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(ConfigError, match=r"needs torch >= 2\.9"):
+        codec_optimizers(codec, SETTINGS)
 
 
 def test_muons_steps_have_the_size_of_adamws(tiny_config: CodecConfig) -> None:
@@ -43,9 +48,3 @@ def test_muons_steps_have_the_size_of_adamws(tiny_config: CodecConfig) -> None:
     sizes = torch.linalg.svdvals(step)
     assert sizes.max() < 2.5 * sizes.min()
     assert 0.5 < float(step.square().mean().sqrt() / (0.5 * 0.01 * 0.2)) < 2
-
-
-def test_an_old_torch_is_told_so(tiny_config: CodecConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(ConfigError, match=r"needs torch >= 2\.9"):
-        codec_optimizers(Codec(tiny_config), SETTINGS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from codec.training.progress import Clock
-from codec.training.tracking import Tracker, mel_picture, read_scalars
+from codec.training.tracking import Tracker, read_scalars
 
 
 def test_tensorboard_gets_curves_audio_pictures_and_text(tmp_path: Path) -> None:
@@ -73,13 +72,3 @@ def test_speed_counts_the_batches_since_the_last_lap(monkeypatch: pytest.MonkeyP
                 now += 0.5
             now += 1.5
         assert clock.lap(16.0) == {"speed/audio_seconds_per_second": 8.0, "speed/data_wait_share": 0.25}
-
-
-def test_the_picture_shows_a_tone_where_it_is() -> None:
-    tone = torch.sin(2 * math.pi * 1000 * torch.arange(24000) / 24000)
-    picture = mel_picture(tone, 24000)
-    assert picture.shape[0] == 80 and picture.min() >= 0 and picture.max() <= 1
-    column = picture[:, picture.shape[1] // 2]
-    assert column.max() > 0.9
-    band = 79 - int(column.argmax())  # drawn from the top
-    assert band == pytest.approx(15 / (15 + 27 * math.log(12) / math.log(6.4)) * 81 - 1, abs=1)

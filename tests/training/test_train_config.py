@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from codec.config import CodecConfig, ConfigError, from_dict
 from codec.model import Codec
@@ -17,6 +18,7 @@ from codec.training.losses import SpectralLoss
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = [ROOT / "recipes" / name for name in ("default", "libritts")]
 CONFIGS = sorted(path for folder in FOLDERS for path in folder.rglob("*.yaml"))
+LIBRITTS = sorted((ROOT / "recipes" / "libritts").glob("*.yaml"))
 DEBUG = ROOT / "recipes" / "libritts" / "debug.yaml"
 
 
@@ -52,6 +54,13 @@ def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
         ("optimizer.learning_rate=-1.0", "learning_rate must be from 1e-15 to 10, not -1"),
         ("log.audio_examples=-1", "audio_examples must be 0 or more, not -1"),
         ("data.train=x.jsonl", "data.train must be a list"),
+        ("discriminator={periods: [], resolutions: []}", "must not both be empty"),
+        ("discriminator.periods=[2, 0]", "periods must be 1 or more, not 0"),
+        ("discriminator.period_max_channels=1", "period_max_channels must be [0-9]+ or more, not 1"),
+        ("discriminator.resolutions=[1024, 510]", r"resolutions must be multiples of 4, not \[1024, 510\]"),
+        ("discriminator.resolution_stride=0", "resolution_stride must be from 1 to 9, not 0"),
+        ("discriminator.band_edges=[0.5, 0.25]", "band_edges must rise and leave each band a bin of"),
+        ("discriminator={resolutions: [8], band_edges: [0.1]}", "band_edges must rise and leave each band a bin of 8"),
         ("nonsense", "KEY=VALUE"),
         ("seed=[", "not YAML"),
     ],
@@ -71,12 +80,19 @@ def test_mistaken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("base: c.yaml\n")
     for base in ("a.yaml", "b.yaml"):
         (tmp_path / "a.yaml").write_text(f"base: {base}\n")
-        with pytest.raises(
-            ConfigError, match=f"a.yaml: its base {base} has a base itself; extend a file that stands alone"
-        ):
+        with pytest.raises(ConfigError, match=f"a.yaml: its base {base} has a base itself; extend a file that"):
             load_train_config(tmp_path / "a.yaml")
     with pytest.raises(ConfigError, match=r"example\.wav: not YAML"):
         load_train_config(ROOT / "tests" / "assets" / "example.wav")
+
+
+@pytest.mark.parametrize("path", LIBRITTS, ids=lambda path: path.stem)
+def test_the_processes_of_every_launch_file_share_the_batch_evenly(path: Path) -> None:
+    launch_files = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
+    counts = {file.stem: yaml.safe_load(file.read_text())["num_processes"] for file in launch_files}
+    batch_size = load_train_config(path).data.batch_size
+    assert len(counts) == 4
+    assert all(batch_size % count == 0 for count in counts.values() if path != DEBUG or count == 1)  # debug: for a CPU
 
 
 def test_terms_without_weight_are_not_computed() -> None:

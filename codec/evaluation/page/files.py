@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from codec.evaluation.results import Example, Results, Row
-from codec.files import written_whole
+from codec.files import atomic_write
 
 SHOWN = 200  # rows of the table before "show all"
 WORST = 10
@@ -48,7 +48,7 @@ def draw_examples(results: Results, rows: Sequence[Row], folder: Path) -> list[L
         cards = []
         for k, ((label, path, row), image) in enumerate(zip(sounds, images, strict=True)):
             picture = f"images/{number:04d}-{k:02d}.png"
-            with written_whole(folder / picture) as temporary:
+            with atomic_write(folder / picture) as temporary:
                 temporary.write_bytes(image)
             cards.append(Card(label, path, picture, row))
         marks = [(f"{f / 1000:g}k", 100 * height_of(f, rate)) for f in MARKED if f < 0.45 * rate]
@@ -62,9 +62,11 @@ def worst_first(results: Results, rows: Sequence[Row]) -> dict[str, int]:
     Files that it has no value for and another system has come first; those that no system has one for have no rank.
     """
     first = next(iter(results.metrics))
-    sign = -1.0 if results.metrics[first].better == "lower" else 1.0
+    goodness = results.metrics[first].goodness
     judged = {row.id: -math.inf for row in rows if row.values[first] is not None}
-    judged |= {r.id: sign * v for r in rows if r.system == results.headline.id and (v := r.values[first]) is not None}
+    judged |= {
+        r.id: goodness(v) for r in rows if r.system == results.headline.id and (v := r.values[first]) is not None
+    }
     return {name: rank for rank, name in enumerate(sorted(judged, key=lambda name: judged[name]), start=1)}
 
 
@@ -75,8 +77,9 @@ def file_data(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
     """
     rank = worst_first(results, rows)
     order = {system.id: i for i, system in enumerate(results.systems)}
+    metrics = {name: m for name, m in results.metrics.items() if any(row.values[name] is not None for row in rows)}
     columns = [("rank", "#", 0), ("id", "File", -1), ("system", "System", -1)]
-    columns += [(name, metric.label, metric.digits) for name, metric in results.metrics.items()]
+    columns += [(name, metric.label, metric.digits) for name, metric in metrics.items()]
     columns += [("failures", "Failures", -1), ("seconds", "Seconds", 2), ("speaker", "Speaker", -1)]
     columns += [("source", "Source", -1)]
     return {
@@ -87,7 +90,16 @@ def file_data(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
         "headline": order[results.headline.id],
         "anchors": {example.id: f"example-{i}" for i, example in enumerate(results.examples or (), start=1)},
         "rows": [
-            [rank.get(r.id), r.id, order[r.system], *r.values.values(), r.failures, r.seconds, r.speaker, r.source]
+            [
+                rank.get(r.id),
+                r.id,
+                order[r.system],
+                *map(r.values.get, metrics),
+                r.failures,
+                r.seconds,
+                r.speaker,
+                r.source,
+            ]
             for r in sorted(rows, key=lambda r: (rank.get(r.id, math.inf), r.id, order[r.system]))
         ],
     }

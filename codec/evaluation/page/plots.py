@@ -1,4 +1,4 @@
-"""Line plots: the places of ticks, lines and names. ``plot.html.j2`` draws them as SVG, in the page's colors."""
+"""Line plots: the places of ticks and lines. ``plot.html.j2`` draws them as SVG, in the page's colors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from codec.evaluation.page.text import number
 
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 26  # margins
-LABELLED_RIGHT = 32  # where the lines are named at their ends
+MOST = 40  # points that have a tick each
 
 
 @dataclass(frozen=True)
@@ -25,13 +25,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points in order of x. ``style`` picks color, marker and dash; ``shade`` (0 to 1) a place on a ramp instead."""
+    """Points in order of x, ``marked`` or not. ``style`` picks color and marker; ``shade`` a place on a ramp (0 to 1)."""
 
     name: str
     points: Sequence[Point]
     style: int = 0
     shade: float | None = None
     strong: bool = False
+    marked: bool = True
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Plot:
     """A figure: its caption, and its lines with at least one point. A screen reader says ``label`` in place of the drawing.
 
     ``x_unit`` stands before the ticks of x, which is logarithmic where ``x_log``. ``percent`` shows shares as
-    percentages, from 0. The lines' names stand in a legend, beside their last points (``name_ends``), or nowhere. The
-    axes ``x`` and ``y`` are a little longer than the points need; ticks are their position and text.
+    percentages, from 0. The lines' names stand in a ``legend`` or nowhere. The axes ``x`` and ``y`` are a little
+    longer than the points need; ticks are their position and text.
     """
 
     title: str
@@ -69,25 +70,18 @@ class Plot:
     width: int = 400
     height: int = 235
     legend: bool = False
-    name_ends: bool = False
 
     def __post_init__(self) -> None:
         xs = sorted({p.x for line in self.lines for p in line.points})
         low, high = (xs[0] / 1.15, xs[-1] * 1.15) if self.x_log else (xs[0] - 0.3, xs[-1] + 0.3)
-        self.x = Axis(low, high, LEFT, self.width - (LABELLED_RIGHT if self.name_ends else RIGHT), self.x_log)
-        self.x_ticks = [(self.x.at(v), short(v)) for v in (log_ticks(xs[0], xs[-1]) if self.x_log else xs)]
+        self.x = Axis(low, high, LEFT, self.width - RIGHT, self.x_log)
+        round_ones = log_ticks(xs[0], xs[-1]) if self.x_log else xs if len(xs) <= MOST else linear_ticks(xs[0], xs[-1])
+        self.x_ticks = [(self.x.at(v), short(v)) for v in round_ones if v <= high]
         ys = [v for line in self.lines for p in line.points for v in (p.y, p.low, p.high) if v is not None]
         ticks = linear_ticks(0, max(1, *ys)) if self.percent else linear_ticks(min(ys), max(ys))
         digits = max(len(f"{v:.10g}".partition(".")[2]) for v in ticks)
         self.y = Axis(ticks[0], ticks[-1], self.height - BOTTOM, TOP)
         self.y_ticks = [(self.y.at(v), f"{100 * v:g}\u2009%" if self.percent else number(v, digits)) for v in ticks]
-
-    @property
-    def names(self) -> list[tuple[str, float, float, float]]:
-        """The lines' names apart from each other: the name, where its line ends (x, y), and the height of the name."""
-        ends = [(self.x.at(line.points[-1].x), self.y.at(line.points[-1].y)) for line in self.lines]
-        heights = apart([y for _, y in ends], 12.5, self.y.end, self.y.start)
-        return [(line.name, *end, height) for line, end, height in zip(self.lines, ends, heights, strict=True)]
 
 
 def short(value: float) -> str:
@@ -113,14 +107,3 @@ def linear_ticks(low: float, high: float) -> list[float]:
     step *= next(s for s in (1, 2, 2.5, 5, 10) if span / (step * s) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
-
-
-def apart(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """The places moved so that none are closer than ``gap``, within ``low`` and ``high`` if there is room."""
-    order = sorted(range(len(places)), key=lambda i: places[i])
-    moved = list(places)
-    for before, i in zip([None, *order], order, strict=False):  # down, then back up from the end
-        moved[i] = max(moved[i], low if before is None else moved[before] + gap)
-    for after, i in zip([None, *order[::-1]], order[::-1], strict=False):
-        moved[i] = min(moved[i], high if after is None else moved[after] - gap)
-    return moved

@@ -16,10 +16,9 @@ from typing import Any
 
 from codec.evaluation.page import results as shown
 from codec.evaluation.page import text
-from codec.evaluation.page.codebooks import codebook_plots
 from codec.evaluation.page.files import draw_examples, file_data
 from codec.evaluation.results import Results, Row
-from codec.files import written_whole
+from codec.files import atomic_write
 
 _FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in HTML
 
@@ -28,11 +27,7 @@ def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
     """Make ``folder/index.html``, and the spectrograms in ``folder/images/``; returns the page's path.
 
     The audio of the examples of ``results`` lies in ``folder``; ``rows`` hold what ``per_file.csv`` does, which the page
-    links to.
-
-    Raises:
-        AudioError: an example is not audio.
-        OSError: a file cannot be read or written.
+    links to. Raises AudioError or OSError where an example cannot be read.
     """
     health = results.health
     page = _render(
@@ -44,13 +39,14 @@ def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
         has_intervals=any(result.low is not None for system in results.systems for result in system.results.values()),
         quality=shown.quality_metrics(results),
         plots=shown.quality_plots(results),
-        codebook_plots=codebook_plots(health.stages) if health else [],
+        spectrum_plots=shown.spectrum_plots(results),
+        codebook_plots=shown.codebook_plots(health.stages) if health else [],
         failures=shown.failures(results),
         data=file_data(results, rows),
         arrows=shown.ARROWS,
     )
     target = folder / "index.html"
-    with written_whole(target) as temporary:
+    with atomic_write(target) as temporary:
         temporary.write_text(_FORBIDDEN.sub("\ufffd", page), encoding="utf-8", newline="\n")
     return target
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from codec.evaluation.page.plots import Line, Plot, Point
 from codec.evaluation.page.text import number
-from codec.evaluation.results import Metric, Result, Results, System
+from codec.evaluation.results import Metric, Result, Results, Spectra, Stage, System
 
 RATES = {"kbps_file", "kbps_entropy"}  # say how many bits were spent, not how well
 MAIN = ("pesq", "stoi")
-ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better", "none": ""}
+ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better", "zero": "→ 0 is best", "none": ""}
 
 
 def bitrate_classes(systems: Sequence[System]) -> list[tuple[str, list[System]]]:
@@ -34,23 +34,22 @@ def best_system(systems: Sequence[System], name: str, metric: Metric) -> tuple[s
 
     None where nothing is to be judged: the metric has no direction or is a bitrate, or fewer than two have a value.
     """
-    sign = -1.0 if metric.better == "lower" else 1.0
     rated = {s.id: s.results[name] for s in systems if _mean(s, name) is not None}
     if metric.better == "none" or name in RATES or len(rated) < 2:
         return None
-    best = max(rated, key=lambda system: sign * (rated[system].mean or 0.0))
+    best = max(rated, key=lambda system: metric.goodness(rated[system].mean or 0.0))
 
     def ends(result: Result) -> list[float]:
         if result.low is None or result.high is None:
             return [-math.inf, math.inf]
-        return sorted((sign * result.low, sign * result.high))
+        return sorted(map(metric.goodness, (result.low, min(max(0.0, result.low), result.high), result.high)))
 
-    return best, all(ends(rated[best])[0] > ends(rated[other])[1] for other in rated if other != best)
+    return best, all(ends(rated[best])[0] > ends(rated[other])[-1] for other in rated if other != best)
 
 
 def quality_metrics(results: Results) -> list[str]:
     """The metrics that say how well, not how dearly."""
-    return [n for n, m in results.metrics.items() if m.better != "none" and n not in RATES | {"rtf"}]
+    return [n for n, m in results.metrics.items() if m.better != "none" and n not in RATES]
 
 
 def under(metric: Metric) -> str:
@@ -103,6 +102,59 @@ def _quality_plot(results: Results, name: str, width: int, height: int) -> Plot:
             lines.append(Line(family, sorted(points, key=lambda p: p.x), style, strong="model" in kinds))
     label = f"{metric.label} against bitrate. {'; '.join(p.says for line in lines for p in line.points)}"
     return Plot(metric.label, under(metric), label, lines, "kbit/s", x_log=True, width=width, height=height)
+
+
+def spectrum_plots(results: Results) -> list[Plot]:
+    """One plot per system: the mean spectra of the recordings and of what it decoded, in dB over kHz."""
+    plots, spectra = [], results.spectra or Spectra(0.0, 0, (), {})
+    for system in (system for system in results.systems if system.id in spectra.systems):
+        count = number(_mean(system, "lines") or 0.0, 0)
+        levels = {"recordings": spectra.reference, f"decoded, {count} lines": spectra.systems[system.id]}
+        lines = []
+        for style, (name, values) in enumerate(levels.items()):
+            points = [Point(place * spectra.step / 1000, level) for place, level in enumerate(values)]
+            lines.append(Line(name, points, style, marked=False))
+        label = f"{system.name}: mean spectra of the recordings and of what was decoded, {count} lines above 7 kHz"
+        plots.append(Plot(system.name, "", label, lines, "kHz", width=300, height=190, legend=True))
+    return plots
+
+
+def codebook_plots(stages: Sequence[Stage]) -> list[Plot]:
+    """Coverage against frames, usage and entropy by stage, residual energy by stage; those that have points."""
+    if not stages:
+        return []
+    energies = [(stage.stage, stage.residual_energy) for stage in stages if stage.residual_energy is not None]
+    plots = [_coverage(stages)] if any(stage.coverage for stage in stages) else []
+    plots.append(_usage(stages))
+    if energies:
+        points = [Point(stage, energy, f"stage {stage}: {100 * energy:.1f} %") for stage, energy in energies]
+        label = "Residual energy after each stage: " + "; ".join(p.says for p in points)
+        plots.append(Plot("Residual energy", "left after each stage", label, [Line("", points)], "stage", percent=True))
+    return plots
+
+
+def _coverage(stages: Sequence[Stage]) -> Plot:
+    lines = [
+        Line(str(stage.stage), [Point(*point) for point in stage.coverage], shade=i / max(1, len(stages) - 1))
+        for i, stage in enumerate(stages)
+        if stage.coverage
+    ]
+    ends = ", ".join(f"stage {line.name} {100 * line.points[-1].y:.1f} %" for line in lines)
+    frames = max(line.points[-1].x for line in lines)
+    label = f"Share of codebook entries hit against frames seen; after {frames:g} frames: {ends}"
+    under = "share of entries hit; one line per stage, the later the stronger"
+    return Plot("Coverage against frames seen", under, label, lines, "frames", x_log=True, percent=True)
+
+
+def _usage(stages: Sequence[Stage]) -> Plot:
+    shares = {"usage": [s.usage for s in stages], "normalised entropy": [s.normalised_entropy for s in stages]}
+    lines = []
+    for style, (name, values) in enumerate(shares.items()):
+        pairs = zip(stages, values, strict=True)
+        points = [Point(s.stage, y, f"stage {s.stage}, {name}: {100 * y:.1f} %") for s, y in pairs]
+        lines.append(Line(name, points, style))
+    label = "By stage: " + "; ".join(p.says for line in lines for p in line.points)
+    return Plot("Usage and entropy by stage", "", label, lines, "stage", percent=True, legend=True)
 
 
 def _mean(system: System, name: str) -> float | None:

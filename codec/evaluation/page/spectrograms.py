@@ -28,16 +28,12 @@ ANCHORS = (
 def spectrograms(paths: Sequence[Path]) -> tuple[list[bytes], int]:
     """PNG images (480 x 160) of audio files, and the sample rate in Hz whose half is their upper edge.
 
-    The first path is the reference: length, sample rate and the top of the colour scale are its own.
-
-    Raises:
-        AudioError, OSError: a file cannot be read.
+    The first path is the reference: length, sample rate and the top of the colour scale are its own. Raises AudioError or
+    OSError where a file cannot be read.
     """
     rate = soundfile.info(paths[0]).samplerate
-    reference, *others = (read_at(path, rate) for path in paths)
-    loudness = [
-        _mel_decibels(samples, rate) for samples in (reference, *(fit(other, len(reference)) for other in others))
-    ]
+    waveforms = [read_at(path, rate) for path in paths]
+    loudness = [_mel_decibels(fit(waveform, len(waveforms[0])), rate) for waveform in waveforms]
     top = loudness[0].max()
     return [_png(np.clip((image - top) / RANGE_DB + 1, 0, 1)) for image in loudness], rate
 

@@ -1,0 +1,369 @@
+"""What a codec does whatever computes its networks, torch or ONNX Runtime: checks, batches, windows, facts about itself.
+
+It works on tensors and numpy arrays alike, by the methods and functions that have one name in both, and imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec.audio import LARGEST_PEAK, resample
+from codec.config import RATES, CodecConfig, to_dict, whole_number
+from codec.container import FINGERPRINT_BYTES, Header
+from codec.errors import CodecError
+from codec.windows import Context, overlapping
+
+MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
+FEW_CHANNELS = 8  # a first axis of more is not taken for the channels of [C, T]
+WINDOW_FRAMES = 1024  # new frames per window: long signals run window by window, short ones in one piece
+
+Signal = TypeVar("Signal", bound=Any)  # numpy's array or torch's tensor
+
+
+class CodecBase(Generic[Signal]):
+    """A trained codec. What a subclass must provide stands at the end: its library's arrays, and how windows are computed.
+
+    Attributes:
+        config: the architecture.
+        name: of the model, as stored in ``.codes`` files.
+        num_quantizers: stages K, the most codes a frame can have.
+        codebook_size: entries V of each stage's codebook.
+    """
+
+    config: CodecConfig
+    name: str
+    num_quantizers: int
+    codebook_size: int
+
+    # ---- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def sample_rate(self) -> int:
+        """Sample rate of the waveforms inside, in Hz."""
+        return self.config.sample_rate
+
+    @property
+    def hop_length(self) -> int:
+        """Samples per frame."""
+        return self.config.hop_length
+
+    @property
+    def frame_rate(self) -> float:
+        """Frames per second."""
+        return self.sample_rate / self.hop_length
+
+    @property
+    def bitrate(self) -> float:
+        """Bitrate of all quantizers in bit/s: ``frame_rate * num_quantizers * log2(codebook_size)``."""
+        return self.bitrate_of(self.num_quantizers)
+
+    def bitrate_of(self, num_quantizers: int) -> float:
+        """Bitrate of the first ``num_quantizers`` quantizers in bit/s.
+
+        Raises:
+            CodecError: the model has fewer.
+        """
+        count = self._checked_count(num_quantizers, self.num_quantizers)
+        return self.frame_rate * count * float(np.log2(self.codebook_size))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (64 hex digits) of the configuration, but for ``decoder.look_ahead``, and of the codebooks' tensors.
+
+        Two models with one fingerprint give a code the same meaning. The tensors are taken as stored, not as computed
+        (``C``, ``W``, ``b`` and the projection out rather than their product), so that no rounding of another machine
+        changes it.
+        """
+        raise NotImplementedError
+
+    def _fingerprint_of(self, tensors: Iterable[NDArray[Any]]) -> str:
+        """The fingerprint of a model with these codebook tensors."""
+        values = to_dict(self.config, retired=True)
+        values["decoder"].pop("look_ahead", None)  # the same codes, heard earlier: two decoders may share them
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        for tensor in tensors:
+            digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
+        return digest.hexdigest()
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
+        return -(-whole_number("num_samples", num_samples, 0, 2**64 - 1) // self.hop_length)
+
+    def header(self, num_samples: int | None, sample_rate: int, num_quantizers: int | None = None) -> Header:
+        """What a ``.codes`` file says of codes of this model, for ``codec.container.write``; CodecError if it cannot be.
+
+        Args:
+            num_samples: length of what was encoded, per channel, at its own rate; None while it is not known.
+            sample_rate: of what was encoded, in Hz.
+            num_quantizers: stages of the codes; default all.
+        """
+        return Header(
+            model=self.name,
+            fingerprint=self.fingerprint[: 2 * FINGERPRINT_BYTES],
+            sample_rate=self.sample_rate,
+            original_sample_rate=sample_rate,
+            num_samples=num_samples,
+            hop_length=self.hop_length,
+            num_quantizers=self._checked_count(num_quantizers, self.num_quantizers),
+            codebook_size=self.codebook_size,
+        )
+
+    # ---- use ------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self,
+        waveform: Signal | NDArray[Any],
+        sample_rate: int,
+        num_quantizers: int | None = None,
+        lengths: Signal | list[int] | None = None,
+    ) -> Signal:
+        """Codes int64 ``[B, K, N]`` of a waveform; N is ``num_frames`` of its length at the model's rate.
+
+        Every item is computed by itself, long ones in windows of a fixed size: its codes are, bit for bit, the same
+        whatever it was batched with, and memory does not grow with its length.
+
+        Args:
+            waveform: float in [-1, 1], ``[B, C, T]``, ``[C, T]`` (C <= 8) or ``[T]``; channels are mixed down.
+            sample_rate: of the waveform, in Hz; another one than the model's is resampled.
+            num_quantizers: stages to use, 1 to ``codec.num_quantizers``; default all.
+            lengths: ``[B]``, samples of each item that count, where a batch of unequal items was padded at the end. The
+                codes of a shorter item are followed by zeros.
+
+        Raises:
+            CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
+                of fewer samples (``[B, T, C]``); NaN in the waveform, or a peak beyond 8 (integers not scaled to [-1, 1]).
+        """
+        items = self._items(waveform, sample_rate, lengths)
+        codes = [self._join(list(self.encode_blocks([item], num_quantizers))) for item in items]
+        return self._batch(codes, max(item.shape[-1] for item in codes))
+
+    def decode(
+        self,
+        codes: Signal | NDArray[Any],
+        num_quantizers: int | None = None,
+        lengths: Signal | list[int] | None = None,
+    ) -> Signal:
+        """Waveform float ``[B, 1, T]`` at the model's sample rate, ``T = N * hop_length`` unless ``lengths`` are given.
+
+        Args:
+            codes: integers ``[B, k, N]`` or ``[k, N]``; any prefix of the model's stages decodes.
+            num_quantizers: use only the first so many of them.
+            lengths: ``[B]``, samples of each item: frames beyond them are not decoded, and shorter waveforms are followed
+                by zeros up to the longest.
+
+        Raises:
+            CodecError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
+        """
+        codes = self._checked_codes(codes[None] if getattr(codes, "ndim", 0) == 2 else codes, "[B, K, N]")
+        batch, most, frames = codes.shape
+        count = self._checked_count(num_quantizers, most)
+        samples = _checked_lengths(lengths, batch, frames * self.hop_length)
+        audio = []
+        for item, length in zip(codes[:, :count], samples, strict=True):
+            waveform = self._join(list(self.decode_blocks([item[:, : self.num_frames(length)]])))
+            audio.append(waveform[None, :length])
+        return self._batch(audio, max(samples))
+
+    def encode_blocks(
+        self, blocks: Iterable[Signal | NDArray[Any]], num_quantizers: int | None = None
+    ) -> Iterator[Signal]:
+        """Codes ``[K, n]``, window by window, of one waveform of any length given in blocks ``[T]`` at the model's rate.
+
+        Together exactly what :meth:`encode` gives for the whole; memory is that of one window and one block.
+
+        Raises:
+            CodecError: when its turn comes, a block that ``encode`` would refuse.
+        """
+        count = self._checked_count(num_quantizers, self.num_quantizers)
+        for frames in self._frame_windows(blocks):
+            yield self._codes_of(frames, count)
+
+    def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
+        """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks.
+
+        Raises:
+            CodecError: when its turn comes, a block that ``decode`` would refuse.
+        """
+        checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
+        yield from self._waveform_windows(checked, self._decoded)
+
+    def _items(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
+        """Every item of a batch as float32 ``[T]`` at the model's rate, without its padding."""
+        mono, rate = self._checked_waveform(waveform), whole_number("sample_rate", sample_rate, *RATES)
+        items = [item[:length] for item, length in zip(mono, _checked_lengths(lengths, *mono.shape), strict=True)]
+        if rate == self.sample_rate:
+            return items
+        return [self._floats(resample(self.to_numpy(x), rate, self.sample_rate), "", "[T]") for x in items]
+
+    def _frame_windows(self, blocks: Any) -> Iterator[Signal]:
+        """What the encoder gives ``[..., n]``, window by window, of one waveform in blocks ``[T]``."""
+        hop, context = self.hop_length, self.encoder_context
+        frames = self._whole_frames(self._each(blocks, self._checked_block))
+        for window, before, count in overlapping(frames, WINDOW_FRAMES, context, hop, self._join):
+            yield self._encoded(window)[..., before : before + count]
+
+    def _waveform_windows(self, blocks: Iterable[Signal], decode: Callable[[Signal], Signal]) -> Iterator[Signal]:
+        """Waveform ``[t]``, window by window, of one item's codes or latents in blocks ``[..., n]``."""
+        hop = self.hop_length
+        for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.decoder_context, 1, self._join):
+            waveform = decode(window)
+            if not self._library.isfinite(waveform).all():
+                raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
+            yield waveform[before * hop : (before + count) * hop]
+
+    def _whole_frames(self, blocks: Iterable[Signal]) -> Iterator[Signal]:
+        """The blocks, followed by zeros up to a whole number of frames."""
+        total = 0
+        for block in blocks:
+            total += block.shape[-1]
+            yield block
+        if total % self.hop_length:
+            yield self._padded(block[:0], -total % self.hop_length)
+
+    def _join(self, parts: list[Signal]) -> Signal:
+        return self._library.concatenate(parts, -1)
+
+    def _batch(self, items: list[Signal], length: int) -> Signal:
+        """Items ``[..., n]`` as a batch ``[B, ..., length]``, followed by zeros."""
+        return self._library.stack([self._padded(item, length - item.shape[-1]) for item in items])
+
+    # ---- checks -------------------------------------------------------------------------------------------------
+
+    def _checked_count(self, asked: int | None, most: int) -> int:
+        """A number of quantizers that was asked for; ``most`` by default."""
+        return most if asked is None else whole_number("num_quantizers", asked, 1, most)
+
+    def _checked_codes(self, values: Any, shape: str) -> Signal:
+        """The codes as int64, if they can be this model's and of this ``shape``."""
+        codes = self._array(values, integers=True)
+        if codes is None or codes.ndim != shape.count(",") + 1:
+            raise CodecError(f"codes must be int64 {shape}, not {_kind(values)}")
+        if not 1 <= codes.shape[-2] <= self.num_quantizers:
+            raise CodecError(f"codes have {codes.shape[-2]} stages; this model has 1 to {self.num_quantizers}")
+        if 0 in codes.shape:
+            raise CodecError("codes are empty")
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
+        return codes
+
+    def _floats(self, values: Any, name: str, shape: str) -> Signal:
+        """As float32, if it is of a shape such as ``[B, 1, T]``."""
+        array, axes = self._array(values, integers=False), shape.strip("[]").split(", ")
+        sizes = () if array is None else tuple(array.shape)
+        if len(sizes) != len(axes) or any(a.isdigit() and a != str(b) for a, b in zip(axes, sizes, strict=True)):
+            raise CodecError(f"{name} must be a float {self._noun} {shape}, not {_kind(values)}")
+        if 0 in sizes and len(axes) > 1:  # a block may be empty
+            raise CodecError(f"{name} is empty")
+        assert array is not None
+        return array
+
+    def _checked_waveform(self, waveform: Any) -> Signal:
+        """As float32 mono ``[B, T]``; its values are checked later, block by block."""
+        shape = list(getattr(waveform, "shape", ()))
+        if len(shape) == 1 or (len(shape) == 2 and (shape[0] == 1 or shape[0] <= FEW_CHANNELS < shape[1])):
+            waveform = waveform[(None,) * (3 - len(shape))]
+        name = f"waveform in [-1, 1], unless it is [T] or [C, T] of at most {FEW_CHANNELS} channels,"
+        waveform = self._floats(waveform, name, "[B, C, T]")
+        _, channels, samples = waveform.shape
+        if channels > MOST_CHANNELS and channels > samples:
+            advice = "if it is [B, T, C], give waveform.swapaxes(1, 2)"
+            raise CodecError(f"waveform would be {channels} channels of {samples} samples; {advice}")
+        return waveform.mean(1)
+
+    def _checked_block(self, values: Any) -> Signal:
+        """As float32 ``[T]``."""
+        block = self._floats(values, "a block in [-1, 1]", "[T]")
+        peak = max(abs(float(block.min())), abs(float(block.max()))) if len(block) else 0.0
+        if not math.isfinite(peak):
+            raise CodecError("waveform holds NaN or infinity")
+        if peak > LARGEST_PEAK:
+            raise CodecError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")
+        return block
+
+    def _each(self, blocks: Any, check: Callable[[Any], Signal]) -> Iterator[Signal]:
+        """The checked blocks of an iterable; not a single array, whose rows would pass for blocks."""
+        if hasattr(blocks, "shape") or not isinstance(blocks, Iterable):
+            raise CodecError(f"blocks must be several {self._noun}s, such as a list of them, not {_kind(blocks)}")
+        first = None
+        for block in map(check, blocks):
+            first = block if first is None else first
+            if block.shape[:-1] != first.shape[:-1]:
+                raise CodecError(f"a block {list(block.shape)} follows one {list(first.shape)}")
+            yield block
+
+    # ---- what a subclass provides ---------------------------------------------------------------------------------
+
+    _library: Any  # numpy or torch
+    _noun: str  # what it calls an array
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights that training changes; tables that stay as they were drawn do not count."""
+        raise NotImplementedError
+
+    @property
+    def encoder_context(self) -> Context:
+        """Frames on either side beyond which a change of the waveform cannot reach a code."""
+        raise NotImplementedError
+
+    @property
+    def decoder_context(self) -> Context:
+        """Frames on either side beyond which a change of the codes cannot reach a frame of the waveform."""
+        raise NotImplementedError
+
+    @property
+    def look_aheads(self) -> tuple[int, int]:
+        """By how many samples the encoder's and the decoder's streams lag behind their input."""
+        raise NotImplementedError
+
+    def to_numpy(self, signal: Signal) -> NDArray[Any]:
+        """What this codec gives, as an array."""
+        raise NotImplementedError
+
+    def _array(self, values: Any, integers: bool) -> Signal | None:
+        """The values as float32, or as int64; None if they are no array of floats, or of integers."""
+        raise NotImplementedError
+
+    def _padded(self, signal: Signal, count: int) -> Signal:
+        """With so many zeros behind the last axis."""
+        raise NotImplementedError
+
+    def _encoded(self, window: Signal) -> Signal:
+        """What the encoder makes ``[..., n]`` of ``[T]``."""
+        raise NotImplementedError
+
+    def _codes_of(self, frames: Signal, count: int) -> Signal:
+        """The first ``count`` codes ``[K, n]`` of frames ``[..., n]`` that ``_encoded`` gave."""
+        raise NotImplementedError
+
+    def _decoded(self, codes: Signal) -> Signal:
+        """The waveform ``[T]`` of a window of codes ``[k, n]``."""
+        raise NotImplementedError
+
+
+def native(values: Any, integers: bool) -> NDArray[Any] | None:
+    """A numpy array of any float type as float32, or of any integer type as int64; None for everything else."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind not in ("iu" if integers else "f"):
+        return None
+    return values.astype(np.int64 if integers else np.float32)
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+
+
+def _checked_lengths(lengths: Any, batch: int, longest: int) -> list[int]:
+    """As integers; all of them the longest by default."""
+    if lengths is None:
+        return [longest] * batch
+    values = lengths.tolist() if hasattr(lengths, "tolist") else lengths  # tensors and arrays
+    if not isinstance(values, list | tuple) or len(values) != batch:
+        raise CodecError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {values!r}")
+    return [whole_number("lengths", length, 1, longest) for length in values]

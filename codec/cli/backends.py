@@ -1,0 +1,51 @@
+"""Which library runs a model: torch, or ONNX Runtime where torch is not wanted or not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from codec.errors import UsageError, one_line
+from codec.pretrained import ModelError
+
+if TYPE_CHECKING:
+    from codec.base import CodecBase
+
+BACKENDS = ("torch", "onnx")
+Load = Callable[[str], "CodecBase[Any]"]  # a model by its name
+
+
+def load_codec(model: str, backend: str | None, device: str = "cpu") -> CodecBase[Any]:
+    """A model run by the backend; by default torch if it is installed, else ONNX Runtime.
+
+    Raises:
+        ModelError: no such model, device or backend here.
+        UsageError: a device that the backend does not have.
+        ModuleNotFoundError: torch is asked for and missing.
+    """
+    if backend != "onnx" and (torch_is_here() or backend == "torch"):
+        from codec.model import Codec
+
+        return Codec.from_pretrained(model, device)
+    if device != "cpu":
+        raise UsageError(f"--device {device} needs torch; ONNX Runtime computes on the CPU")
+    from codec.runtime import OnnxCodec
+
+    return OnnxCodec.from_pretrained(model)
+
+
+def torch_is_here() -> bool:
+    """Whether torch is installed.
+
+    Raises:
+        ModelError: it is, but cannot be used.
+    """
+    try:
+        import torch  # noqa: F401
+    except (ImportError, OSError) as error:  # OSError: of a library that it loads
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            return False
+        raise ModelError(
+            f"torch cannot be used ({one_line(error)}); install it again, or take --backend onnx"
+        ) from None
+    return True

@@ -1,0 +1,97 @@
+"""The commands run on torch or on ONNX Runtime, whatever of both is here, and say in one line what is missing."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from shell import RATE, Run, Said, Samples
+
+from codec import container
+from codec.cli.info import environment
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # importing it fails, as where it is not installed
+from codec.cli.commands import decode_main, encode_main, info_main
+model = sys.argv[1]
+assert encode_main(["--model", model, "in.wav", "onnx.codes"]) == 0
+assert decode_main(["--model", model, "onnx.codes", "onnx.wav"]) == 0
+assert info_main(["onnx.codes", model]) == 0
+assert not [name for name in sys.modules if name.startswith("torch.")]
+assert encode_main(["--model", model, "in.wav", "x.codes", "--backend", "torch"]) == 1
+import codec
+try:
+    codec.load
+except ModuleNotFoundError as error:
+    print(error, file=sys.stderr)
+"""
+NEEDS_TORCH = "codec-encode: error: this needs the package torch, which is missing: pip install torch\n"
+pytest.importorskip("onnxruntime")
+
+
+def test_without_torch(tiny_model_folder: Path, run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same codes and audio as with it."""
+    soundfile.write("in.wav", sound, RATE)
+    arguments = [sys.executable, "-c", WITHOUT_TORCH, str(tiny_model_folder)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    needs, said = done.stderr.splitlines(keepends=True)
+    assert needs == NEEDS_TORCH and said.startswith(
+        "codec.load needs torch: pip install torch; without it, codec.runtime"
+    )
+    assert run("encode", "in.wav", "torch.codes", "--backend", "torch") == 0
+    assert run("decode", "onnx.codes", "torch.wav", "--backend", "torch") == 0
+    (header, codes), (reference_header, reference) = container.read("onnx.codes"), container.read("torch.codes")
+    assert header == reference_header and np.mean(codes != reference) < 0.0005
+    audio, reference_audio = soundfile.read("onnx.wav")[0], soundfile.read("torch.wav")[0]
+    np.testing.assert_allclose(audio, reference_audio, atol=1e-4)
+    assert run("info", "onnx.codes", tiny_model_folder, "--backend", "torch") == 0
+    assert capsys.readouterr().out == done.stdout
+
+
+def test_onnx_is_taken_where_torch_is_there(run: Run, encoded: Path) -> None:
+    assert run("encode", "in.wav", "onnx.codes", "--backend", "onnx") == 0
+    assert run("decode", "--salvage", "onnx.codes", "onnx.wav", "--backend", "onnx") == 0
+    assert run("encode", "in.wav", "onnx.codes", "--skip-existing", "--backend", "onnx") == 0
+    assert container.read("onnx.codes")[0] == container.read(encoded)[0]
+
+
+class Broken(MetaPathFinder):
+    """Finds a torch whose library is missing."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "torch":
+            raise ImportError("libtorch_cpu.so: cannot open shared object file")
+
+
+@pytest.mark.parametrize("backend", [[], ["--backend", "torch"]], ids=str)
+def test_a_broken_torch(
+    run: Run, encoded: Path, one_line: Said, monkeypatch: pytest.MonkeyPatch, backend: list[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    assert run("encode", encoded.with_suffix(".wav"), "x.codes", *backend) == 1
+    reason = "torch cannot be used (libtorch_cpu.so: cannot open shared object file)"
+    assert one_line() == f"codec-encode: error: {reason}; install it again, or take --backend onnx\n"
+    assert reason in environment()["devices"]
+    assert run("encode", "in.wav", "x.codes", "--backend", "onnx") == 0
+
+
+def test_neither_is_there(run: Run, encoded: Path, one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("torch", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    assert run("decode", encoded, "x.wav") == 1
+    message = "to run models without torch, onnxruntime is needed: pip install onnxruntime"
+    assert one_line() == f"codec-decode: error: {message}\n"
+    assert environment()["devices"] == "cpu"
+
+
+def test_onnx_has_no_devices(run: Run, encoded: Path, one_line: Said) -> None:
+    assert run("decode", encoded, "x.wav", "--backend", "onnx", "--device", "cuda") == 2
+    assert "--device cuda needs torch; ONNX Runtime computes on the CPU" in one_line()
