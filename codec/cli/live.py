@@ -27,15 +27,10 @@ if TYPE_CHECKING:
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
 CHUNK_SECONDS = 0.1
 READ_BYTES = 2**16  # most that is read at once
+RAW = {"format": "RAW", "endian": "LITTLE"}
 EXTENSIBLE = 0xFFFE  # the true coding of such a WAV file stands further on
-SUBTYPES = {  # libsndfile's names, by the coding and bits of a WAV file
-    (1, 8): "PCM_U8",
-    (1, 16): "PCM_16",
-    (1, 24): "PCM_24",
-    (1, 32): "PCM_32",
-    (3, 32): "FLOAT",
-    (3, 64): "DOUBLE",
-}
+# libsndfile's names, by the coding and bits of a WAV file
+SUBTYPES = {(1, bits): f"PCM_{bits}" for bits in (16, 24, 32)} | {(1, 8): "PCM_U8", (3, 32): "FLOAT", (3, 64): "DOUBLE"}
 
 
 class PcmPipe:
@@ -45,8 +40,7 @@ class PcmPipe:
         stream: at the first sample, little-endian, channels interleaved.
         sample_rate: in Hz.
         channel: the one to read, counted from 1; by default the mean of all.
-        subtype: libsndfile's name of the coding.
-        width: bytes of a sample of all channels.
+        coding: one of ``SUBTYPES``.
         claimed: samples per channel, if their number is known.
 
     Attributes:
@@ -61,19 +55,19 @@ class PcmPipe:
         sample_rate: int,
         channel: int | None,
         channels: int = 1,
-        subtype: str = "PCM_16",
-        width: int = 2,
+        coding: tuple[int, int] = (1, 16),
         claimed: int | None = None,
     ) -> None:
         self.sample_rate, self.channels, self.num_samples = sample_rate, channels, 0
-        self._stream, self._channel, self._subtype = stream, channel, subtype
-        self._width, self._claimed = width, claimed
+        self._stream, self._channel, self._claimed = stream, channel, claimed
+        self._width = channels * coding[1] // 8  # bytes of a sample of all channels
+        self._format = {"samplerate": sample_rate, "channels": channels, "subtype": SUBTYPES[coding], **RAW}
         self._stopped = self._waiting = False
 
     @classmethod
     def from_wav(cls, stream: BinaryIO, channel: int | None) -> tuple[PcmPipe | None, bytes]:
         """The samples of a WAV file, and its head, which is read; None for what must be read as a whole file."""
-        head, coding = stream.read(12), b""
+        head, about = stream.read(12), b""
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return None, head
         while len(head) < READ_BYTES:
@@ -82,14 +76,13 @@ class PcmPipe:
             if len(chunk) < 8 or chunk[:4] == b"data":
                 break
             content = stream.read(min(size + size % 2, READ_BYTES))
-            head, coding = head + content, content if chunk[:4] == b"fmt " else coding
-        tag, channels, rate, _, width, bits = struct.unpack("<HHIIHH", coding[:16].ljust(16, b"\0"))
-        tag = int.from_bytes(coding[24:26], "little") if tag == EXTENSIBLE else tag
-        subtype = SUBTYPES.get((tag, bits))
-        if chunk[:4] != b"data" or subtype is None or not channels or width != channels * bits // 8:
+            head, about = head + content, content if chunk[:4] == b"fmt " else about
+        tag, channels, rate, _, width, bits = struct.unpack("<HHIIHH", about[:16].ljust(16, b"\0"))
+        coding = (int.from_bytes(about[24:26], "little") if tag == EXTENSIBLE else tag, bits)
+        if chunk[:4] != b"data" or coding not in SUBTYPES or not channels or width != channels * bits // 8:
             return None, head
         unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
-        return cls(stream, rate, channel, channels, subtype, width, None if unknown else size // width), head
+        return cls(stream, rate, channel, channels, coding, None if unknown else size // width), head
 
     def blocks(self) -> Iterator[Block]:
         """Mono blocks ``[T]`` as they come, but for the last of ``CHUNK_SECONDS`` at least.
@@ -110,26 +103,14 @@ class PcmPipe:
             ended = ended or whole * self._width == left
             self.num_samples += whole
             if whole:
-                samples = self._samples(data[: whole * self._width])
+                raw = io.BytesIO(data[: whole * self._width])
+                samples, _ = soundfile.read(raw, dtype="float32", always_2d=True, **self._format)
                 yield samples[:, self._channel - 1] if self._channel else samples.mean(axis=1, dtype=np.float32)
             data = data[whole * self._width :]
         if self._claimed is not None and self.num_samples < self._claimed and not self._stopped:
             raise incomplete(self.name, self.num_samples, self._claimed, "samples")
         if not self.num_samples:
             raise AudioError(f"{self.name} holds no samples")
-
-    def _samples(self, data: bytes) -> Block:
-        samples: Block = soundfile.read(
-            io.BytesIO(data),
-            dtype="float32",
-            always_2d=True,
-            samplerate=self.sample_rate,
-            channels=self.channels,
-            format="RAW",
-            subtype=self._subtype,
-            endian="LITTLE",
-        )[0]
-        return samples
 
     def _receive(self, size: int) -> bytes:
         self._waiting = True
@@ -177,7 +158,7 @@ class WavPipe:
     def write(self, block: Block) -> None:
         """Send samples; beyond full scale they are clipped."""
         data = io.BytesIO()
-        soundfile.write(data, np.clip(block, -1.0, 1.0), self._rate, "PCM_16", endian="LITTLE", format="RAW")
+        soundfile.write(data, np.clip(block, -1.0, 1.0), self._rate, "PCM_16", **RAW)
         self._stream.write(data.getvalue())
         self._stream.flush()
 
