@@ -429,11 +429,3 @@ def resample_blocks(blocks: Iterable[Block], from_rate: int, to_rate: int) -> It
 def resample(waveform: Block, from_rate: int, to_rate: int) -> Block:
     """Resample a mono waveform ``[T]`` to exactly ``resampled_length`` samples."""
     return np.concatenate(list(resample_blocks([waveform], from_rate, to_rate)))
-
-
-def cut(blocks: Iterable[Block], num_samples: int) -> Iterator[Block]:
-    """The first ``num_samples`` of a signal given in blocks, or all of it if it is shorter."""
-    left = num_samples
-    for block in blocks:
-        yield block[:left]
-        left -= min(left, len(block))

@@ -96,11 +96,11 @@ class CodecBase(Generic[Signal]):
         """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
         return -(-whole_number("num_samples", num_samples, 0, 2**64 - 1) // self.hop_length)
 
-    def header(self, num_samples: int, sample_rate: int, num_quantizers: int | None = None) -> Header:
+    def header(self, num_samples: int | None, sample_rate: int, num_quantizers: int | None = None) -> Header:
         """What a ``.codes`` file says of codes of this model, for ``codec.container.write``; CodecError if it cannot be.
 
         Args:
-            num_samples: length of what was encoded, per channel, at its own rate.
+            num_samples: length of what was encoded, per channel, at its own rate; None while it is not known.
             sample_rate: of what was encoded, in Hz.
             num_quantizers: stages of the codes; default all.
         """

@@ -1,36 +1,49 @@
-"""The ``.codes`` file: codes and what is needed to decode them, as bytes that are safe to store and to read.
+"""The ``.codes`` file: codes and what is needed to decode them, as bytes that are safe to store, to send and to read.
 
-Layout, all integers little-endian::
+Layout of version 2, all numbers little-endian::
 
     offset  bytes
     0       4      magic "SVQC"
-    4       1      format version, 1
+    4       1      format version, 2
     5       16     fingerprint: the first 16 bytes of the model's SHA-256 (Codec.fingerprint)
     21      4      sample rate of the model, Hz
     25      4      sample rate of the original, Hz
-    29      8      samples (per channel) of the original
+    29      8      samples (per channel) of the original; 2^64 - 1 where they are not known before the end
     37      2      hop length: samples per frame, at the model's rate
     39      1      number of quantizers K
     40      4      codebook size V
-    44      1      length L of the model's name
-    45      L      name of the model, UTF-8
-    45+L    4      CRC32 of all bytes before
-    then blocks of 1,024 frames, the last one shorter:
-            n      codes, ceil(log2 V) bits each, most significant bit first, frame by frame and within a frame stage by
+    44      4      gain in dB (IEEE float): decoded samples are multiplied by 10^(gain / 20)
+    48      2      length X of what later programs may add, 0 here; readers pass over it
+    50      1      length L of the model's name
+    51      L      name of the model, UTF-8
+    51+L    X      what was added
+            4      CRC32 of all bytes before
+    where the samples are not known, blocks as they come, each of 1 to 255 frames, and the end:
+            3      number of frames n, three times; two that agree outvote the third
+            ...    a block of n frames, as below
+            3      zeros: the end
+            8      samples of the original
+            4      CRC32 of these 8 bytes
+    then the frames that are left, in blocks of 256, the last one shorter:
+            ...    codes, ceil(log2 V) bits each, most significant bit first, frame by frame and within a frame stage by
                    stage; the last byte is filled up with zero bits
-            4      CRC32 of these n bytes
+            4      CRC32 of these bytes
 
 The number of frames N is not stored: it is ``ceil(S / hop)`` with ``S = ceil(samples * model rate / original rate)``.
-Nothing follows the last block. This module needs numpy only.
+Nothing follows the last block. A block before the end takes 7 bytes beside its codes: 560 bit/s at ten blocks a second.
+
+Version 1, which is read but no longer written, has no gain and no X (the name's length is at 44, the name at 45), knows its
+samples, and has blocks of 1,024 frames. This module needs numpy only.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import IO
 
@@ -44,10 +57,13 @@ from codec.files import as_path, atomic_write
 Codes = NDArray[np.int64]
 
 MAGIC = b"SVQC"
-VERSION = 1
-BLOCK_FRAMES = 1024
+VERSION = 2
+BLOCK_FRAMES = 256
+MOST_FRAMES = 255  # of a block before the end: its head is one byte, three times
+MOST_DB = 200.0
 FINGERPRINT_BYTES = 16
-_FIXED = struct.Struct("<4sB16sIIQHBIB")
+_UNKNOWN = 2**64 - 1
+_FIXED = {1: struct.Struct("<4sB16sIIQHBIB"), 2: struct.Struct("<4sB16sIIQHBIfHB")}
 _CRC = struct.Struct("<I")
 
 
@@ -64,23 +80,27 @@ class Header:
         fingerprint: 32 lower-case hex digits, the beginning of ``Codec.fingerprint``.
         sample_rate: of the model, in Hz, from 1,000 to 768,000.
         original_sample_rate: of what was encoded, likewise.
-        num_samples: length of what was encoded, in samples at its own rate.
+        num_samples: length of what was encoded, in samples at its own rate; None while it is not known.
         hop_length: samples per frame at the model's rate.
         num_quantizers: stages K, at most 255.
         codebook_size: entries V, at most 2^32 - 1.
+        gain_db: by how many dB decoded samples are to be raised, from -200 to 200, rounded to float32.
     """
 
     model: str
     fingerprint: str
     sample_rate: int
     original_sample_rate: int
-    num_samples: int
+    num_samples: int | None
     hop_length: int
     num_quantizers: int
     codebook_size: int
+    gain_db: float = 0.0
 
     def __post_init__(self) -> None:
-        set_whole(self, ContainerError, sample_rate=RATES, original_sample_rate=RATES, num_samples=(0, 2**64 - 1))
+        set_whole(self, ContainerError, sample_rate=RATES, original_sample_rate=RATES)
+        if self.num_samples is not None:
+            set_whole(self, ContainerError, num_samples=(0, _UNKNOWN - 1))
         stages, size = (1, 2**8 - 1), (2, 2**32 - 1)
         set_whole(self, ContainerError, hop_length=(1, 2**16 - 1), num_quantizers=stages, codebook_size=size)
         if not isinstance(self.model, str) or not self.model.isprintable():  # it is shown on terminals
@@ -90,6 +110,9 @@ class Header:
         digits = self.fingerprint if isinstance(self.fingerprint, str) else ""
         if len(digits) != 2 * FINGERPRINT_BYTES or set(digits) - set("0123456789abcdef"):
             raise ContainerError(f"fingerprint must be {2 * FINGERPRINT_BYTES} hex digits, not {self.fingerprint!r}")
+        if not isinstance(self.gain_db, (int, float)) or not abs(self.gain_db) <= MOST_DB:
+            raise ContainerError(f"gain_db must be a number from {-MOST_DB:g} to {MOST_DB:g}, not {self.gain_db!r}")
+        object.__setattr__(self, "gain_db", float(np.float32(self.gain_db)))
 
     @property
     def bits_per_code(self) -> int:
@@ -97,40 +120,33 @@ class Header:
         return (self.codebook_size - 1).bit_length()
 
     @property
+    def gain(self) -> float:
+        """What decoded samples are multiplied by."""
+        return math.pow(10, self.gain_db / 20)
+
+    @property
     def num_frames(self) -> int:
-        """Frames N."""
-        samples = -(-self.num_samples * self.sample_rate // self.original_sample_rate)
+        """Frames N; 0 while the length is not known."""
+        samples = -(-(self.num_samples or 0) * self.sample_rate // self.original_sample_rate)
         return -(-samples // self.hop_length)
 
     @property
     def duration(self) -> float:
-        """Seconds of the original."""
-        return self.num_samples / self.original_sample_rate
+        """Seconds of the original; 0 while they are not known."""
+        return (self.num_samples or 0) / self.original_sample_rate
 
     @property
     def bitrate(self) -> float:
         """Of the codes, in bit/s, without headers and checksums."""
         return self.sample_rate / self.hop_length * self.num_quantizers * float(np.log2(self.codebook_size))
 
-    @property
-    def num_blocks(self) -> int:
-        """Blocks in the file."""
-        return -(-self.num_frames // BLOCK_FRAMES)
-
-    def frames_in_block(self, index: int) -> int:
-        """Frames of block ``index``."""
-        return min(BLOCK_FRAMES, self.num_frames - index * BLOCK_FRAMES)
-
-    def bytes_in_block(self, index: int) -> int:
-        """Bytes of the packed codes of block ``index``, without its checksum."""
-        return -(-self.frames_in_block(index) * self.num_quantizers * self.bits_per_code // 8)
-
 
 @dataclass(frozen=True)
 class Damage:
     """A block that could not be read: its index, its frames, and why.
 
-    Where the file is ``truncated``, these are the first block that is missing and the frames of all that are.
+    Where the file is ``truncated``, these are the first block that is missing and the frames of all that are (0 where
+    their number is not known).
     """
 
     index: int
@@ -157,79 +173,197 @@ def unpack_codes(packed: bytes, num_quantizers: int, num_frames: int, bits: int)
 def pack_header(header: Header) -> bytes:
     """The header with its checksum."""
     name = header.model.encode()
-    fixed = _FIXED.pack(MAGIC, VERSION, bytes.fromhex(header.fingerprint), *astuple(header)[2:], len(name))
-    return fixed + name + _CRC.pack(zlib.crc32(fixed + name))
+    numbers = [_UNKNOWN if value is None else value for value in astuple(header)[2:]]
+    fixed = _FIXED[VERSION].pack(MAGIC, VERSION, bytes.fromhex(header.fingerprint), *numbers, 0, len(name))
+    return _with_checksum(fixed + name)
 
 
-def read_header(stream: IO[bytes]) -> Header:
-    """Read and check the header, leaving the stream at the first block.
-
-    Raises:
-        ContainerError: not a ``.codes`` file, of a newer version, truncated, or damaged.
-    """
-    fixed = stream.read(_FIXED.size)
-    if not fixed.startswith(MAGIC):
-        raise ContainerError("not a .codes file" if fixed else "the file is empty")
-    if len(fixed) > len(MAGIC) and fixed[len(MAGIC)] != VERSION:
-        raise ContainerError(f"format version {fixed[len(MAGIC)]}; this program reads version {VERSION}: upgrade it")
-    if len(fixed) < _FIXED.size:
+def _read_header(stream: IO[bytes]) -> tuple[int, Header]:
+    """The format's version, and the header; the stream is left at the first block."""
+    start = stream.read(len(MAGIC) + 1)
+    if not start.startswith(MAGIC):
+        raise ContainerError("not a .codes file" if start else "the file is empty")
+    version = start[-1] if len(start) > len(MAGIC) else VERSION
+    if version not in _FIXED:
+        raise ContainerError(f"format version {version}; this program reads versions 1 to {VERSION}: upgrade it")
+    fixed = start + stream.read(_FIXED[version].size - len(start))
+    if len(fixed) < _FIXED[version].size:
         raise ContainerError("truncated in the header")
-    _, _, fingerprint, *numbers, name_length = _FIXED.unpack(fixed)
-    rest = stream.read(name_length + _CRC.size)
-    if len(rest) < name_length + _CRC.size:
+    _, _, fingerprint, *numbers, name_length = _FIXED[version].unpack(fixed)
+    added = numbers.pop() if version > 1 else 0
+    if version > 1 and numbers[2] == _UNKNOWN:
+        numbers[2] = None
+    rest = stream.read(name_length + added + _CRC.size)
+    if len(rest) < name_length + added + _CRC.size:
         raise ContainerError("truncated in the header")
-    name, checksum = rest[:name_length], rest[name_length:]
-    if _CRC.unpack(checksum)[0] != zlib.crc32(fixed + name):
+    if _without_checksum(fixed + rest) is None:
         raise ContainerError("the header is damaged (its checksum is wrong)")
     try:
-        return Header(name.decode(), fingerprint.hex(), *numbers)
+        return version, Header(rest[:name_length].decode(), fingerprint.hex(), *numbers)
     except UnicodeDecodeError:
         raise ContainerError("the header is damaged (the model's name is not UTF-8)") from None
 
 
-def read_blocks(stream: IO[bytes], header: Header) -> Iterator[Codes | Damage]:
-    """Yield the codes int64 ``[K, n]`` of each block after the header, or its damage; never more than one in memory.
-
-    A truncated file ends with one damage for all that is missing. Bytes after the last block are reported
-    as the damage of one more block without frames.
-    """
-    for index in range(header.num_blocks):
-        frames, size = header.frames_in_block(index), header.bytes_in_block(index)
-        name = f"block {index + 1} of {header.num_blocks}"
-        data = stream.read(size + _CRC.size)
-        if len(data) < size + _CRC.size:
-            reason = f"truncated: {header.num_blocks - index} of {header.num_blocks} blocks are missing"
-            yield Damage(index, header.num_frames - index * BLOCK_FRAMES, reason, truncated=True)
-            return
-        packed, checksum = data[:size], data[size:]
-        if _CRC.unpack(checksum)[0] != zlib.crc32(packed):
-            yield Damage(index, frames, f"{name} is damaged (its checksum is wrong)")
-            continue
-        codes = unpack_codes(packed, header.num_quantizers, frames, header.bits_per_code)
-        spare = 8 * size - codes.size * header.bits_per_code  # bits of the last byte
-        if codes.max(initial=0) >= header.codebook_size or packed[-1] & (2**spare - 1):
-            yield Damage(index, frames, f"{name} holds codes beyond the codebook, or bits beyond the codes")
-            continue
-        yield codes
-    if stream.read(1):
-        yield Damage(header.num_blocks, 0, "bytes follow the last block")
+def _with_checksum(data: bytes) -> bytes:
+    return data + _CRC.pack(zlib.crc32(data))
 
 
-def intact_blocks(stream: IO[bytes], header: Header) -> Iterator[Codes]:
-    """The blocks of :func:`read_blocks`; the first damage is raised.
+def _without_checksum(data: bytes) -> bytes | None:
+    """None if it is wrong."""
+    return data[: -_CRC.size] if _with_checksum(data[: -_CRC.size]) == data else None
+
+
+class Reader:
+    """A file or pipe, block by block: it need not be seekable, and nothing is read before its turn.
+
+    Attributes:
+        version: of the format.
+        header: what the file says of its codes. A length that is not known before the end is None until the end has been
+            read; where that is missing, it becomes the length of what came.
+        num_blocks: how many have been read, and are known to follow.
 
     Raises:
-        ContainerError: truncated or damaged.
+        ContainerError: not a ``.codes`` file, of a newer version, truncated, or damaged in its header.
     """
-    any_intact = False
-    blocks = read_blocks(stream, header)
-    for block in blocks:
-        if isinstance(block, Damage):
-            any_intact = any_intact or any(not isinstance(other, Damage) for other in blocks)
-            advice = "--salvage decodes the intact blocks" if any_intact else "no block is intact"
-            raise ContainerError(f"{block.reason}; {advice}")
-        any_intact = True
-        yield block
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.version, self.header = _read_header(stream)
+        self._stream, self._frames_per_block = stream, BLOCK_FRAMES if self.version > 1 else 1024
+        self._blocks, self._frames = 0, 0  # read
+
+    @property
+    def num_blocks(self) -> int:
+        return self._blocks + -(-max(self.header.num_frames - self._frames, 0) // self._frames_per_block)
+
+    def blocks(self) -> Iterator[Codes | Damage]:
+        """Yield the codes int64 ``[K, n]`` of each block, or its damage; never more than one in memory.
+
+        A file that cannot be followed to its end, such as a truncated one, ends with one damage for all that is missing.
+        Bytes after the last block are reported as the damage of one more block without frames.
+        """
+        try:
+            while frames := self._next_frames():
+                block = self._next_block(frames)
+                self._blocks, self._frames = self._blocks + 1, self._frames + frames
+                yield block
+        except _LostError as error:
+            if self.header.num_samples is None:
+                samples = self._frames * self.header.hop_length * self.header.original_sample_rate
+                self.header = replace(self.header, num_samples=samples // self.header.sample_rate)
+            missing = max(self.header.num_frames - self._frames, 0)
+            yield Damage(self._blocks, missing, str(error), truncated=True)
+        else:
+            if self._stream.read(1):
+                yield Damage(self._blocks, 0, "bytes follow the last block")
+
+    def intact(self) -> Iterator[Codes]:
+        """The blocks; the first damage is raised.
+
+        Raises:
+            ContainerError: truncated or damaged.
+        """
+        any_intact = False
+        blocks = self.blocks()
+        for block in blocks:
+            if isinstance(block, Damage):
+                any_intact = any_intact or any(not isinstance(other, Damage) for other in blocks)
+                advice = "--salvage decodes the intact blocks" if any_intact else "no block is intact"
+                raise ContainerError(f"{block.reason}; {advice}")
+            any_intact = True
+            yield block
+
+    def _next_frames(self) -> int:
+        """Frames of the next block, 0 at the end."""
+        if self.header.num_samples is None:
+            head = self._read(3)
+            frames = max(head, key=head.count)
+            if head.count(frames) == 1:
+                raise _LostError(f"the head of block {self._blocks + 1} is damaged: what follows cannot be found")
+            if frames:
+                return frames
+            end = _without_checksum(self._read(8 + _CRC.size)) or b""
+            header = replace(self.header, num_samples=min(int.from_bytes(end, "little"), _UNKNOWN - 1))
+            if not end or header.num_frames < self._frames:
+                raise _LostError("the end is damaged (its checksum is wrong, or it says less than there was)")
+            self.header = header
+        return min(self._frames_per_block, self.header.num_frames - self._frames)
+
+    def _next_block(self, frames: int) -> Codes | Damage:
+        header, name = self.header, f"block {self._blocks + 1}"
+        name += "" if header.num_samples is None else f" of {self.num_blocks}"
+        bits = frames * header.num_quantizers * header.bits_per_code
+        spare = -bits % 8  # of the last byte
+        packed = _without_checksum(self._read((bits + spare) // 8 + _CRC.size))
+        if packed is None:
+            return Damage(self._blocks, frames, f"{name} is damaged (its checksum is wrong)")
+        codes = unpack_codes(packed, header.num_quantizers, frames, header.bits_per_code)
+        if codes.max() >= header.codebook_size or packed[-1] & (2**spare - 1):
+            return Damage(self._blocks, frames, f"{name} holds codes beyond the codebook, or bits beyond the codes")
+        return codes
+
+    def _read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if len(data) < size:
+            count = f"{self.num_blocks - self._blocks} of {self.num_blocks} blocks are"
+            raise _LostError(f"truncated: {'its end is' if self.header.num_samples is None else count} missing")
+        return data
+
+
+class _LostError(ContainerError):
+    """It cannot be told where the next block begins."""
+
+
+class Writer:
+    """Writes codes whose length is not known before the end, block by block, each flushed at once.
+
+    Args:
+        stream: a binary file or pipe.
+        header: of the codes, whatever length it says.
+    """
+
+    def __init__(self, stream: IO[bytes], header: Header) -> None:
+        self._stream, self._header, self._frames = stream, replace(header, num_samples=None), 0
+        self._send(pack_header(self._header))
+
+    def write(self, codes: ArrayLike) -> None:
+        """Send the next codes ``[K, n]``, any n. Errors as :func:`dumps`."""
+        codes = _checked(codes, self._header)
+        for start in range(0, codes.shape[1], MOST_FRAMES):
+            block = codes[:, start : start + MOST_FRAMES]
+            self._send(bytes([block.shape[1]]) * 3 + _packed(block, self._header))
+        self._frames += codes.shape[1]
+
+    def end(self, num_samples: int, codes: ArrayLike) -> None:
+        """Send the length, in samples of the original, and the last codes. Errors as :func:`dumps`."""
+        header = replace(self._header, num_samples=num_samples)
+        codes = _checked(codes, header, header.num_frames - self._frames)
+        self._send(bytes(3) + _with_checksum(num_samples.to_bytes(8, "little")) + _packed(codes, header))
+
+    def _send(self, data: bytes) -> None:
+        self._stream.write(data)
+        self._stream.flush()
+
+
+def _checked(codes: ArrayLike, header: Header, num_frames: int | None = None) -> Codes:
+    """Codes ``[K, N]`` as int64, if they fit the header; any N by default."""
+    try:
+        codes = np.asarray(codes)
+    except (ValueError, TypeError) as error:  # rows of unequal lengths, a tensor on another device
+        raise ContainerError(f"codes cannot be taken as an array: {error}") from None
+    shape = (header.num_quantizers, codes.shape[-1] if num_frames is None and codes.ndim else num_frames)
+    if codes.shape != shape:
+        raise ContainerError(f"codes must be [K, N] = {list(shape)} for this header, not {list(codes.shape)}")
+    if codes.dtype.kind not in "iu":
+        raise ContainerError(f"codes must be integers, not {codes.dtype}")
+    if codes.size and not (codes.min() >= 0 and codes.max() < header.codebook_size):
+        raise ContainerError(f"codes must be from 0 to {header.codebook_size - 1}")
+    return codes.astype(np.int64, copy=False)
+
+
+def _packed(codes: Codes, header: Header) -> bytes:
+    """Codes in blocks of 256 frames."""
+    blocks = [codes[:, start : start + BLOCK_FRAMES] for start in range(0, codes.shape[1], BLOCK_FRAMES)]
+    return b"".join(_with_checksum(pack_codes(block, header.bits_per_code)) for block in blocks)
 
 
 def dumps(header: Header, codes: ArrayLike) -> bytes:
@@ -241,31 +375,16 @@ def dumps(header: Header, codes: ArrayLike) -> bytes:
     Raises:
         ContainerError: codes that do not fit the header.
     """
-    if not isinstance(header, Header):
-        raise ContainerError(f"the header must be a Header, as Codec.header gives it, not {type(header).__name__}")
-    try:
-        codes = np.asarray(codes)
-    except (ValueError, TypeError) as error:  # rows of unequal lengths, a tensor on another device
-        raise ContainerError(f"codes cannot be taken as an array: {error}") from None
-    shape = (header.num_quantizers, header.num_frames)
-    if codes.shape != shape:
-        raise ContainerError(f"codes must be [K, N] = {list(shape)} for this header, not {list(codes.shape)}")
-    if codes.dtype.kind not in "iu":
-        raise ContainerError(f"codes must be integers, not {codes.dtype}")
-    if codes.size and not (codes.min() >= 0 and codes.max() < header.codebook_size):
-        raise ContainerError(f"codes must be from 0 to {header.codebook_size - 1}")
-    parts = [pack_header(header)]
-    for start in range(0, header.num_frames, BLOCK_FRAMES):
-        packed = pack_codes(codes[:, start : start + BLOCK_FRAMES], header.bits_per_code)
-        parts += [packed, _CRC.pack(zlib.crc32(packed))]
-    return b"".join(parts)
+    if not isinstance(header, Header) or header.num_samples is None:
+        raise ContainerError(f"the header must be a Header of a known length, as Codec.header gives it, not {header!r}")
+    return pack_header(header) + _packed(_checked(codes, header, header.num_frames), header)
 
 
 def loads(data: bytes) -> tuple[Header, Codes]:
     """Header and codes int64 ``[K, N]`` of a whole file.
 
     Raises:
-        ContainerError: see :func:`read_header` and :func:`intact_blocks`.
+        ContainerError: see :class:`Reader` and :meth:`Reader.intact`.
     """
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ContainerError(f"a file is given as bytes, not {type(data).__name__}")
@@ -286,7 +405,7 @@ def read(path: str | Path) -> tuple[Header, Codes]:
 
 
 def _load(stream: IO[bytes]) -> tuple[Header, Codes]:
-    header = read_header(stream)
-    small = np.min_scalar_type(header.codebook_size - 1)  # until all are there: int64 takes 64 bytes for one of V = 2
-    blocks = [np.zeros((header.num_quantizers, 0), small), *(b.astype(small) for b in intact_blocks(stream, header))]
-    return header, np.concatenate(blocks, axis=1, dtype=np.int64)
+    reader = Reader(stream)
+    small = np.min_scalar_type(reader.header.codebook_size - 1)  # int64 takes 64 bytes for one of V = 2
+    blocks = [np.zeros((reader.header.num_quantizers, 0), small), *(block.astype(small) for block in reader.intact())]
+    return reader.header, np.concatenate(blocks, axis=1, dtype=np.int64)

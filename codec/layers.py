@@ -11,9 +11,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codec.errors import CodecError
 from codec.windows import spread
 
 HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
+
+
+def exact(weight: Tensor) -> torch.autocast:
+    """A context in which all is computed in float32, also inside an autocast: half precision gives other codes.
+
+    Raises:
+        CodecError: the weights are in another type.
+    """
+    if weight.dtype != torch.float32:
+        raise CodecError(f"the model's weights are {weight.dtype}, which would give other codes; use codec.float()")
+    return torch.autocast(weight.device.type, enabled=False)
 
 
 class Layer(nn.Module):

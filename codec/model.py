@@ -16,6 +16,7 @@ from codec.base import CodecBase, native
 from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, write_json
+from codec.layers import exact
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
 from codec.quantizers import build_quantizer
 from codec.streaming import StreamingDecoder, StreamingEncoder
@@ -45,7 +46,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
     """A neural speech codec: convolutional encoder, (residual) SimVQ, decoder.
 
     ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights. Worker
-    processes must be spawned, not forked: a forked child of a process in which torch has run on threads hangs.
+    processes must be spawned, not forked: a forked child of a process in which torch has run on threads hangs. Codes and
+    audio are computed in float32, also inside an autocast; after ``half()`` or ``bfloat16()`` only ``forward`` works.
 
     Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, without gradients but for ``forward``.
     """
@@ -176,19 +178,23 @@ class Codec(nn.Module, CodecBase[Tensor]):
     @torch.no_grad()
     def _encoded(self, window: Tensor) -> Tensor:
         """Latents ``[1, D, n]``."""
-        return self.encoder(window.to(self.device)[None, None])
+        with exact(self.encoder.output.weight):
+            return self.encoder(window.to(self.device)[None, None])
 
     @torch.no_grad()
     def _codes_of(self, frames: Tensor, count: int) -> Tensor:
-        return self.quantizer(frames, count).codes[0]
+        with exact(self.encoder.output.weight):
+            return self.quantizer(frames, count).codes[0]
 
     @torch.no_grad()
     def _decoded(self, codes: Tensor) -> Tensor:
-        return self.decoder(self.quantizer.decode(codes.to(self.device)[None]))[0, 0]
+        with exact(self.decoder.input.weight):
+            return self.decoder(self.quantizer.decode(codes.to(self.device)[None]))[0, 0]
 
     @torch.no_grad()
     def _decoded_latents(self, latents: Tensor) -> Tensor:
-        return self.decoder(latents.to(self.device)[None])[0, 0]
+        with exact(self.decoder.input.weight):
+            return self.decoder(latents.to(self.device)[None])[0, 0]
 
     def to_numpy(self, signal: Tensor) -> NDArray[Any]:
         return signal.detach().cpu().numpy()

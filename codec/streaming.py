@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from codec.audio import LARGEST_PEAK
+from codec.config import whole_number
 from codec.errors import CodecError
-from codec.layers import Layer
+from codec.layers import Layer, exact
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 
 FOREVER = 2**40  # frames of a row whose end is not known yet
+MOST_ROWS = 2**16  # of a batch, far beyond any use
 
 
 class _Stream:
@@ -36,9 +39,7 @@ class _Stream:
     """
 
     def __init__(self, batch_size: int, device: torch.device) -> None:
-        if batch_size < 1:
-            raise CodecError(f"batch_size must be at least 1, not {batch_size}")
-        self.batch_size = batch_size
+        self.batch_size = batch_size = whole_number("batch_size", batch_size, 1, MOST_ROWS)
         self.valid = torch.zeros(batch_size, 0, dtype=torch.bool)
         self.state = {
             "age": torch.zeros(batch_size, 1, dtype=torch.int64, device=device),  # frames since each row's start
@@ -56,8 +57,14 @@ class _Stream:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go back to a state of a stream of the same model and batch size."""
-        names = {name for name, tensor in self.state.items() if name == "rest" or tensor.shape == state[name].shape}
-        if names != state.keys():
+
+        def shapes(tensors: dict[str, Tensor]) -> dict[str, object]:  # samples of a frame begun may be of any number
+            return {
+                name: (tensor.dtype, tensor.shape[: 2 if name == "rest" else None]) for name, tensor in tensors.items()
+            }
+
+        fits = isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values())
+        if not fits or shapes(state) != shapes(self.state):
             raise CodecError("the state is of another model, or of another batch size")
         self.state = {name: tensor.clone().to(self.device) for name, tensor in state.items()}
 
@@ -72,9 +79,7 @@ class _Stream:
         Raises:
             CodecError: no such row; or samples that make no whole frame yet are waiting in the rows that go on.
         """
-        chosen = list(range(self.batch_size)) if rows is None else list(rows)
-        if not all(0 <= row < self.batch_size for row in chosen):
-            raise CodecError(f"rows must be from 0 to {self.batch_size - 1}, not {chosen}")
+        chosen = list(range(self.batch_size)) if rows is None else self._whole("rows", rows, self.batch_size - 1)
         everything = set(chosen) == set(range(self.batch_size))
         if self.state["flushed"] and not everything:
             raise CodecError("the stream was flushed: reset all rows")
@@ -88,6 +93,14 @@ class _Stream:
                 value = FOREVER if name == "total" else 0
                 tensor.index_fill_(1 if name == "sums" else 0, torch.tensor(chosen, device=self.device), value)
         self.state["flushed"] = torch.zeros((), dtype=torch.bool)
+
+    @staticmethod
+    def _whole(name: str, values: Any, most: int) -> list[int]:
+        """Whole numbers of any library, as ints."""
+        values = values.tolist() if hasattr(values, "tolist") else values
+        if not isinstance(values, list | tuple):
+            raise CodecError(f"{name} must be a list of whole numbers, not {values!r}")
+        return [whole_number(name, value, 0, most) for value in values]
 
     def _check_open(self) -> None:
         if self.state["flushed"]:
@@ -106,6 +119,10 @@ class _Stream:
         first, end = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
         self.valid = valid[:, first:end]
         return output[..., first:end]
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def _layers(*stages: nn.Module) -> Iterator[Layer]:
@@ -152,15 +169,21 @@ class StreamingEncoder(_Stream):
             CodecError: another shape or type, NaN, or the stream was flushed; the state is as before.
         """
         self._check_open()
-        shape = (self.batch_size, 1, samples.shape[-1] if samples.dim() else 0)
-        if samples.shape != shape or not samples.is_floating_point():
-            kind = f"{samples.dtype} {list(samples.shape)}"
-            raise CodecError(f"samples must be a float tensor [B, 1, T] with B = {self.batch_size}, not {kind}")
+        fits = isinstance(samples, Tensor) and samples.dim() == 3 and samples.is_floating_point()
+        if not fits or samples.shape[:2] != (self.batch_size, 1):
+            raise CodecError(
+                f"samples must be a float tensor [B, 1, T] with B = {self.batch_size}, not {_kind(samples)}"
+            )
         if not bool(samples.isfinite().all()):
             raise CodecError("samples hold NaN or infinity")
+        if bool((samples.abs() > LARGEST_PEAK).any()):
+            raise CodecError(
+                f"samples must be in [-1, 1], but reach beyond {LARGEST_PEAK:g}; divide 16-bit values by 32768"
+            )
         count = samples.shape[-1]
-        if lengths is not None and (len(lengths) != self.batch_size or not all(0 <= n <= count for n in lengths)):
+        if lengths is not None and len(lengths := self._whole("lengths", lengths, count)) != self.batch_size:
             raise CodecError(f"lengths must be {self.batch_size} whole numbers from 0 to {count}, not {lengths}")
+        in_float32 = exact(self.encoder.output.weight)
         samples = samples.to(self.device, torch.float32)
         waiting = self.state["rest"].shape[-1]
         if lengths is not None:
@@ -175,7 +198,8 @@ class StreamingEncoder(_Stream):
         if new == 0:
             self.valid = self.valid[:, :0]
             return torch.zeros(self.batch_size, self.num_quantizers, 0, dtype=torch.int64, device=self.device)
-        return self._advance(joined[..., : new * self.hop_length], new)
+        with in_float32:
+            return self._advance(joined[..., : new * self.hop_length], new)
 
     def flush(self) -> Tensor:
         """End every row where it stands; the rest of the codes ``[B, K, n]``."""
@@ -238,13 +262,12 @@ class StreamingDecoder(_Stream):
                 the stream was flushed; the state is as before.
         """
         self._check_open()
-        count = codes.shape[-1] if codes.dim() else 0
-        shape = (self.batch_size, self.num_quantizers, count)
-        if codes.shape != shape or codes.dtype != torch.int64:
-            raise CodecError(
-                f"codes must be int64 [B, K, n] with B = {self.batch_size} and K = {self.num_quantizers}, "
-                f"not {codes.dtype} {list(codes.shape)}"
-            )
+        fits = isinstance(codes, Tensor) and codes.dim() == 3 and codes.dtype == torch.int64
+        if not fits or codes.shape[:2] != (self.batch_size, self.num_quantizers):
+            shape = f"[B, K, n] with B = {self.batch_size} and K = {self.num_quantizers}"
+            raise CodecError(f"codes must be an int64 tensor {shape}, not {_kind(codes)}")
+        count = codes.shape[-1]
+        in_float32 = exact(self.decoder.input.weight)
         codes = codes.to(self.device)
         there = codes[:, 0] >= 0  # [B, n]
         size = self.quantizer.codebook_size
@@ -255,7 +278,8 @@ class StreamingDecoder(_Stream):
             return torch.zeros(self.batch_size, 1, 0, device=self.device)
         age, total = self._with_bounds(there, count)
         self.state["age"], self.state["total"] = age, total
-        return self._advance(codes.clamp(min=0), count)
+        with in_float32:
+            return self._advance(codes.clamp(min=0), count)
 
     def flush(self) -> Tensor:
         """End every row where it stands; the rest of the samples ``[B, 1, t]``."""

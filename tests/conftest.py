@@ -19,7 +19,7 @@ torch.set_num_threads(1)  # the tests' networks are tiny: threads would only wai
 
 @pytest.fixture(scope="session")
 def tiny_config() -> CodecConfig:
-    """16 kHz, 200 frames/s, three quantizers of 32 codes: 3 kbit/s. A window is 2.6 s, a block of a file 5.1 s."""
+    """16 kHz, 200 frames/s, three quantizers of 32 codes: 3 kbit/s. A window is 2.6 s, a block of a file 1.3 s."""
     return CodecConfig(
         sample_rate=16000,
         latent_dim=16,

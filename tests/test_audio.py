@@ -22,7 +22,6 @@ from codec.audio import (
     AudioReader,
     AudioWriter,
     audio_suffixes,
-    cut,
     load,
     measure,
     resample,
@@ -596,13 +595,3 @@ def test_delay_is_compensated(speech: tuple[Samples, int]) -> None:
     samples, rate = speech
     back = resample(resample(samples, rate, 2 * rate), 2 * rate, rate)
     assert np.sqrt(np.mean((back - samples) ** 2)) < 0.02 * samples.std()
-
-
-# ---- cutting --------------------------------------------------------------------------------------------------------
-
-
-@given(lengths=st.lists(st.integers(0, 20), max_size=6), num_samples=st.integers(0, 100))
-def test_cut(lengths: list[int], num_samples: int) -> None:
-    blocks = np.split(np.arange(sum(lengths), dtype=np.float32), np.cumsum(lengths)[:-1])
-    parts = list(cut(blocks, num_samples))
-    assert np.concatenate([[], *parts]).tolist() == list(range(min(sum(lengths), num_samples)))

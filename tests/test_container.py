@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import os
 import struct
 import tracemalloc
 import zlib
@@ -19,10 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from codec import container
-from codec.container import BLOCK_FRAMES, Codes, ContainerError, Damage, Header, dumps, loads
+from codec.container import BLOCK_FRAMES, Codes, ContainerError, Damage, Header, Reader, Writer, dumps, loads
 from codec.errors import CodecError
 
-GOLDEN = Path(__file__).parent / "assets" / "golden_v1.codes"
+ASSETS = Path(__file__).parent / "assets"
 GOLDEN_HEADER = Header("golden-ü", "00112233445566778899aabbccddeeff", 24000, 44100, 3000, 320, 2, 1000)
 GOLDEN_CODES = np.array([[0, 1, 2, 3, 4, 999], [999, 512, 511, 256, 255, 0]])
 
@@ -38,10 +39,47 @@ def with_checksum(data: bytes) -> bytes:
     return data + struct.pack("<I", zlib.crc32(data))
 
 
-def header_bytes(num_samples: int = 320, stages: int = 2, size: int = 32, name: bytes = b"x", hop: int = 320) -> bytes:
+def header_bytes(
+    num_samples: int = 320,
+    stages: int = 2,
+    size: int = 32,
+    name: bytes = b"x",
+    hop: int = 320,
+    version: int = 2,
+    gain: float = 0.0,
+    added: bytes = b"",
+) -> bytes:
     """A header written without the module under test."""
-    fixed = b"SVQC\x01" + bytes(16) + struct.pack("<IIQHBIB", 24000, 24000, num_samples, hop, stages, size, len(name))
-    return with_checksum(fixed + name)
+    fixed = b"SVQC" + bytes([version]) + bytes(16)
+    fixed += struct.pack("<IIQHBI", 24000, 24000, num_samples, hop, stages, size)
+    if version == 2:
+        fixed += struct.pack("<fH", gain, len(added))
+    return with_checksum(fixed + bytes([len(name)]) + name + added)
+
+
+def version_1(header: Header, codes: Codes) -> bytes:
+    """A file as the first version wrote it, without the module under test."""
+    digits = "".join(f"{code:0{header.bits_per_code}b}" for frame in codes.T for code in frame)
+    size = 1024 * header.num_quantizers * header.bits_per_code  # bits of a block
+    blocks = [digits[at : at + size] for at in range(0, len(digits), size)]
+    packed = [
+        int(block.ljust(-(-len(block) // 8) * 8, "0"), 2).to_bytes(-(-len(block) // 8), "big") for block in blocks
+    ]
+    assert header.num_samples is not None
+    numbers = header.num_samples, header.num_quantizers, header.codebook_size, header.model.encode()
+    return header_bytes(*numbers, hop=header.hop_length, version=1) + b"".join(map(with_checksum, packed))
+
+
+def stream_bytes(header: Header, codes: Codes, sizes: list[int]) -> bytes:
+    """A file whose length is not known before its end, in blocks of these sizes, the last frames behind the end."""
+    stream = io.BytesIO()
+    writer = Writer(stream, header)
+    at = 0
+    for size in sizes:
+        writer.write(codes[:, at : at + size])
+        at += size
+    writer.end(header.num_samples or 0, codes[:, at:])
+    return stream.getvalue()
 
 
 def read_by_documentation(data: bytes) -> tuple[list[int], str, list[list[int]]]:
@@ -50,27 +88,40 @@ def read_by_documentation(data: bytes) -> tuple[list[int], str, list[list[int]]]
     def number(start: int, stop: int) -> int:
         return int.from_bytes(data[start:stop], "little")
 
-    assert data[:4] == b"SVQC" and data[4] == 1
-    fields = [(21, 25), (25, 29), (29, 37), (37, 39), (39, 40), (40, 44)]
-    rate, original, samples, hop, stages, size = numbers = [number(*field) for field in fields]
-    at = 45 + data[44]
-    name = data[45:at].decode()
-    assert number(at, at + 4) == zlib.crc32(data[:at])
-    at += 4
-    bits = math.ceil(math.log2(size))
-    left = math.ceil(Fraction(math.ceil(Fraction(samples * rate, original)), hop))
-    frames = []
-    while left:
-        count = min(1024, left)
-        packed = data[at : at + math.ceil(Fraction(count * stages * bits, 8))]
-        at += len(packed)
-        assert number(at, at + 4) == zlib.crc32(packed)
-        at += 4
+    def take(count: int) -> bytes:
+        nonlocal at
+        at += count
+        assert at <= len(data)
+        return data[at - count : at]
+
+    def block(count: int) -> None:
+        packed = take(math.ceil(Fraction(count * stages * bits, 8)))
+        assert int.from_bytes(take(4), "little") == zlib.crc32(packed)
         digits = "".join(f"{byte:08b}" for byte in packed)
         codes = [int(digits[i * bits : (i + 1) * bits], 2) for i in range(count * stages)]
         assert "1" not in digits[count * stages * bits :]
-        frames += [codes[i : i + stages] for i in range(0, len(codes), stages)]
-        left -= count
+        frames.extend(codes[i : i + stages] for i in range(0, len(codes), stages))
+
+    assert data[:4] == b"SVQC" and data[4] == 2 and data[44:50] == bytes(6)
+    fields = [(21, 25), (25, 29), (29, 37), (37, 39), (39, 40), (40, 44)]
+    rate, original, samples, hop, stages, size = numbers = [number(*field) for field in fields]
+    at = 51 + data[50]
+    name = data[51:at].decode()
+    assert number(at, at + 4) == zlib.crc32(data[:at])
+    at += 4
+    bits = math.ceil(math.log2(size))
+    frames: list[list[int]] = []
+    if samples == 2**64 - 1:
+        while head := take(3)[0]:
+            assert data[at - 3 : at] == bytes([head] * 3)
+            block(head)
+        assert data[at - 3 : at] == bytes(3)
+        numbers[2] = samples = int.from_bytes(take(8), "little")
+        assert int.from_bytes(take(4), "little") == zlib.crc32(data[at - 12 : at - 4])
+    left = math.ceil(Fraction(math.ceil(Fraction(samples * rate, original)), hop)) - len(frames)
+    while left:
+        block(min(256, left))
+        left -= min(256, left)
     assert at == len(data)
     return numbers, name, frames
 
@@ -82,25 +133,36 @@ def read_by_documentation(data: bytes) -> tuple[list[int], str, list[list[int]]]
 @given(
     size=st.one_of(st.integers(2, 2**20), st.sampled_from([2, 1023, 1024, 1025, 2**16, 2**16 + 1, 2**18, 2**20])),
     stages=st.integers(1, 9),
-    frames=st.one_of(st.integers(0, 40), st.sampled_from([1023, 1024, 1025, 2048, 2049])),
+    frames=st.one_of(st.integers(0, 40), st.sampled_from([255, 256, 257, 512, 1023, 1024, 1025, 2049])),
     seed=st.integers(0, 1000),
+    sizes=st.lists(st.integers(0, 300), max_size=4),
+    gain=st.floats(-200, 200),
 )
-def test_round_trip(size: int, stages: int, frames: int, seed: int) -> None:
-    header, codes = make(frames, stages, size, seed)
+def test_round_trip(size: int, stages: int, frames: int, seed: int, sizes: list[int], gain: float) -> None:
+    header, codes = make(frames, stages, size, seed, gain_db=gain)
     codes[:, : frames // 2] = size - 1
-    data = dumps(header, codes)
-    again, read = loads(data)
-    assert again == header and read.dtype == np.int64
-    np.testing.assert_array_equal(read, codes)
+    for data in (dumps(header, codes), stream_bytes(header, codes, sizes)):
+        again, read = loads(data)
+        assert again == header and read.dtype == np.int64
+        np.testing.assert_array_equal(read, codes)
+    if frames <= 40:
+        header = dataclasses.replace(header, fingerprint="0" * 32, gain_db=0)
+        again, read = loads(version_1(header, codes))
+        assert again == header and np.array_equal(read, codes)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 5, BLOCK_FRAMES - 1, BLOCK_FRAMES, BLOCK_FRAMES + 1])
 @pytest.mark.parametrize(("stages", "size"), [(1, 2), (3, 1000), (8, 1024), (2, 2**18), (1, 2**20 - 3)])
 def test_bytes_are_as_documented(frames: int, stages: int, size: int) -> None:
     header, codes = make(frames, stages, size)
-    numbers, name, read = read_by_documentation(dumps(header, codes))
-    assert numbers == [24000, 24000, frames * 320, 320, stages, size] and name == "default"
-    assert read == codes.T.tolist()
+    for data in (
+        dumps(header, codes),
+        stream_bytes(header, codes, []),
+        stream_bytes(header, codes[:, :frames], [3, 0, 1, frames]),
+    ):
+        numbers, name, read = read_by_documentation(data)
+        assert numbers == [24000, 24000, frames * 320, 320, stages, size] and name == "default"
+        assert read == codes.T.tolist()
 
 
 @settings(deadline=None)
@@ -116,11 +178,35 @@ def test_number_of_frames(samples: int, original: int, rate: int, hop: int) -> N
 
 
 def test_golden_file_of_version_1() -> None:
-    header, codes = loads(GOLDEN.read_bytes())
-    assert header == GOLDEN_HEADER
+    data = (ASSETS / "golden_v1.codes").read_bytes()
+    header, codes = loads(data)
+    assert header == GOLDEN_HEADER and data[5:21].hex() == GOLDEN_HEADER.fingerprint
     np.testing.assert_array_equal(codes, GOLDEN_CODES)
-    assert dumps(GOLDEN_HEADER, GOLDEN_CODES) == GOLDEN.read_bytes()
-    assert GOLDEN.read_bytes()[5:21].hex() == GOLDEN_HEADER.fingerprint
+    reader = Reader(io.BytesIO(data))
+    assert reader.version == 1 and len(list(reader.blocks())) == reader.num_blocks == 1
+
+
+def test_blocks_of_version_1_are_longer() -> None:
+    header, codes = make(1030, fingerprint="0" * 32)
+    reader = Reader(io.BytesIO(version_1(header, codes)))
+    assert reader.num_blocks == 2
+    assert [block.shape[1] for block in reader.intact()] == [1024, 6]
+    np.testing.assert_array_equal(loads(version_1(header, codes))[1], codes)
+
+
+def test_golden_files_of_version_2() -> None:
+    header = dataclasses.replace(GOLDEN_HEADER, gain_db=-1.5)
+    known, open_ended = [(ASSETS / name).read_bytes() for name in ("golden_v2.codes", "golden_v2_stream.codes")]
+    assert dumps(header, GOLDEN_CODES) == known and stream_bytes(header, GOLDEN_CODES, [2, 3]) == open_ended
+    for data in (known, open_ended):
+        again, codes = loads(data)
+        assert again == header and np.array_equal(codes, GOLDEN_CODES)
+
+
+def test_what_later_programs_add_is_passed_over() -> None:
+    reader = Reader(io.BytesIO(header_bytes(0, gain=3, added=b"more to say")))
+    assert (reader.header.model, reader.header.gain_db, list(reader.blocks())) == ("x", 3, [])
+    assert reader.header.gain == pytest.approx(10**0.15)
 
 
 def test_write_and_read_files(tmp_path: Path) -> None:
@@ -135,14 +221,35 @@ def test_write_and_read_files(tmp_path: Path) -> None:
 def test_overhead_of_ten_seconds(stages: int) -> None:
     header, codes = make(750, stages, 1024)
     packed = math.ceil(750 * stages * 10 / 8)
-    assert len(dumps(header, codes)) <= packed + 64 + 0.002 * packed
+    assert len(dumps(header, codes)) <= packed + 62 + 4 * 3
 
 
 def test_properties() -> None:
-    header, _ = make(1025, 8, 1024, original_sample_rate=48000, num_samples=656_000)
-    assert (header.num_frames, header.num_blocks, header.frames_in_block(1), header.bits_per_code) == (1025, 2, 1, 10)
-    assert header.bytes_in_block(0) == 10240 and header.bytes_in_block(1) == 10
+    header, codes = make(1025, 8, 1024, original_sample_rate=48000, num_samples=656_000)
+    assert (header.num_frames, header.bits_per_code, header.gain) == (1025, 10, 1)
     assert header.bitrate == 6000 and header.duration == pytest.approx(13.6667, abs=1e-4)
+    assert Reader(io.BytesIO(dumps(header, codes))).num_blocks == 5
+    unknown = dataclasses.replace(header, num_samples=None)
+    assert unknown.num_frames == unknown.duration == 0
+
+
+def test_a_pipe_is_read_as_it_comes() -> None:
+    """Blocks are there before what follows has been written; the length is known before the last frames."""
+    header, codes = make(30)
+    read_end, write_end = os.pipe()
+    with open(write_end, "wb", buffering=0) as output, open(read_end, "rb") as stream:
+        writer = Writer(output, header)
+        reader = Reader(stream)
+        blocks = reader.blocks()
+        for start in (0, 10):
+            writer.write(codes[:, start : start + 10])
+            np.testing.assert_array_equal(next(blocks), codes[:, start : start + 10])  # type: ignore[arg-type]
+            assert reader.header.num_samples is None
+        writer.end(header.num_samples or 0, codes[:, 20:])
+        np.testing.assert_array_equal(next(blocks), codes[:, 20:])  # type: ignore[arg-type]
+        assert reader.header == header
+        output.close()
+        assert list(blocks) == []
 
 
 # ---- what cannot be written -----------------------------------------------------------------------------------------
@@ -163,10 +270,22 @@ def test_codes_that_do_not_fit_are_refused(codes: Any) -> None:
         dumps(header, codes)
 
 
-@pytest.mark.parametrize("header", [None, 5, "header", {}])
+def test_a_writer_refuses_what_does_not_fit() -> None:
+    header, codes = make(10)
+    writer = Writer(io.BytesIO(), header)
+    writer.write(codes[:, :4])
+    for call in (lambda: writer.write(codes + 32), lambda: writer.write(codes[:1]), lambda: writer.end(3200, codes)):
+        with pytest.raises(ContainerError, match="codes must be"):
+            call()
+    with pytest.raises(ContainerError, match="num_samples must be"):
+        writer.end(-1, codes[:, :0])
+    writer.end(3200, codes[:, 4:])
+
+
+@pytest.mark.parametrize("header", [None, 5, "header", {}, make(10, num_samples=None)[0]])
 def test_what_is_no_header_is_refused(header: Any, tmp_path: Path) -> None:
     for call in (lambda: dumps(header, make(10)[1]), lambda: container.write(tmp_path / "a", header, make(10)[1])):
-        with pytest.raises(ContainerError, match="the header must be a Header"):
+        with pytest.raises(ContainerError, match="the header must be a Header of a known length"):
             call()
     assert list(tmp_path.iterdir()) == []
 
@@ -194,6 +313,7 @@ def test_numbers_of_other_libraries_are_taken() -> None:
         *[("num_samples", -1), ("num_samples", 2**64), ("hop_length", 0), ("hop_length", 2**16)],
         *[("num_quantizers", 0), ("num_quantizers", 256), ("codebook_size", 1), ("codebook_size", 2**32)],
         *[("num_samples", 1.5), ("num_samples", "9"), ("hop_length", None), ("num_quantizers", [1])],
+        *[("gain_db", math.nan), ("gain_db", math.inf), ("gain_db", -201), ("gain_db", "1"), ("gain_db", None)],
         *[("model", None), ("model", b"x"), ("fingerprint", None), ("fingerprint", 5)],
         *[("model", "ü" * 128), ("model", "a\nb"), ("model", "\x1b[31m"), ("model", "\udcff")],
         *[("fingerprint", "0123"), ("fingerprint", "x" * 32), ("fingerprint", "01 " * 10 + "01")],
@@ -207,22 +327,39 @@ def test_headers_that_cannot_be_are_refused(field: str, value: object) -> None:
 # ---- damage ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_truncation_is_noticed() -> None:
-    data = dumps(*make(BLOCK_FRAMES + 6))
-    for length in range(len(data)):
+FILES = {
+    "version 1": version_1(*make(1030)),
+    "known length": dumps(*make(BLOCK_FRAMES + 6)),
+    "stream": stream_bytes(*make(60), [10, 20, 5]),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_every_truncation_is_noticed(kind: str) -> None:
+    for length in range(len(FILES[kind])):
         with pytest.raises(ContainerError):
-            loads(data[:length])
+            loads(FILES[kind][:length])
 
 
-def test_every_flip_is_noticed() -> None:
-    data = dumps(*make(BLOCK_FRAMES + 6))
-    blocks_at = 45 + len("default") + 4
+@pytest.mark.parametrize("kind", FILES)
+def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
+    data, expected = FILES[kind], loads(FILES[kind])[1]
+    blocks_at = {"version 1": 45, "known length": 51, "stream": 51}[kind] + len("default") + 4
     for index in range(len(data)):
         for bit in range(8) if index < blocks_at else [index % 8]:
             damaged = bytearray(data)
             damaged[index] ^= 1 << bit
-            with pytest.raises(ContainerError):
-                loads(bytes(damaged))
+            try:
+                codes = loads(bytes(damaged))[1]
+            except ContainerError:
+                codes = None
+            assert codes is None or (kind == "stream" and np.array_equal(codes, expected))
+        if index >= blocks_at:
+            blocks = list(Reader(io.BytesIO(bytes(damaged))).blocks())
+            lost = sum(block.num_frames for block in blocks if isinstance(block, Damage))
+            there = sum(block.shape[1] for block in blocks if not isinstance(block, Damage))
+            longest = {"version 1": 1024, "known length": BLOCK_FRAMES, "stream": 25}[kind]
+            assert lost <= longest and expected.shape[1] - there <= longest
 
 
 @pytest.mark.parametrize(
@@ -231,7 +368,15 @@ def test_every_flip_is_noticed() -> None:
         (b"", "empty"),
         (b"SV", "not a .codes file"),
         (b"RIFF$\x00\x00\x00WAVEfmt " * 9, "not a .codes file"),
-        (b"SVQC\x02" + bytes(100), "version 2.*reads version 1"),
+        (b"SVQC\x03" + bytes(100), "version 3.*reads versions 1 to 2"),
+        (b"SVQC\x02" + bytes(10), "truncated in the header"),
+        (header_bytes(2**64 - 1, version=1), "num_samples must be"),
+        (header_bytes(gain=math.nan), "gain_db must be"),
+        (header_bytes(2**64 - 1), "truncated: its end is missing; no block is intact"),
+        (header_bytes(2**64 - 1) + b"\1\2\3", "the head of block 1 is damaged"),
+        (header_bytes(2**64 - 1) + bytes(15), "the end is damaged"),
+        (stream_bytes(*make(10), [10])[:-12] + with_checksum(bytes(8)), "the end is damaged.* less than there was"),
+        (stream_bytes(*make(10), [10])[:-12] + with_checksum(struct.pack("<Q", 2**60)), r"truncated: \d+ of"),
         (b"SVQC\x01" + bytes(10), "truncated in the header"),
         (header_bytes()[:-1], "truncated in the header"),
         (header_bytes(), "1 of 1 blocks are missing"),
@@ -254,13 +399,13 @@ def test_what_is_wrong_is_said(data: bytes, message: str) -> None:
         loads(data)
 
 
-@pytest.mark.parametrize("num_samples", [2**60, 2**64 - 1])
+@pytest.mark.parametrize("num_samples", [2**60, 2**64 - 2])
 def test_absurd_length_costs_no_memory(num_samples: int) -> None:
     data = header_bytes(num_samples, stages=255, size=2**32 - 1, hop=1) + bytes(5000)
     tracemalloc.start()
     with pytest.raises(ContainerError, match="blocks are missing"):
         loads(data)
-    damage = list(container.read_blocks(io.BytesIO(data[50:]), container.read_header(io.BytesIO(data))))
+    damage = list(Reader(io.BytesIO(data)).blocks())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(damage) == 1 and peak < 10e6
@@ -280,11 +425,8 @@ def test_memory_is_little_more_than_that_of_the_codes(size: int, most: int) -> N
 def test_intact_blocks_of_a_damaged_file() -> None:
     header, codes = make(3 * BLOCK_FRAMES + 10)
     data = bytearray(dumps(header, codes))
-    stream = io.BytesIO(data)
-    container.read_header(stream)
-    data[stream.tell() + header.bytes_in_block(0) + 4 + 77] ^= 4
-    stream = io.BytesIO(data[:-1])
-    blocks = list(container.read_blocks(stream, container.read_header(stream)))
+    data[len(container.pack_header(header)) + BLOCK_FRAMES * 10 // 8 + 4 + 77] ^= 4
+    blocks = list(Reader(io.BytesIO(data[:-1])).blocks())
     assert isinstance(blocks[1], Damage) and not blocks[1].truncated
     assert (blocks[1].index, blocks[1].num_frames) == (1, BLOCK_FRAMES) and "block 2 of 4" in blocks[1].reason
     np.testing.assert_array_equal(blocks[0], codes[:, :BLOCK_FRAMES])  # type: ignore[arg-type]
@@ -293,11 +435,25 @@ def test_intact_blocks_of_a_damaged_file() -> None:
     assert len(blocks) == 4
 
 
+def test_a_stream_without_its_end_is_as_long_as_what_came() -> None:
+    header, codes = make(30, original_sample_rate=48000, num_samples=19200)
+    reader = Reader(io.BytesIO(stream_bytes(header, codes, [10, 10])[:-30]))
+    *blocks, damage = reader.blocks()
+    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), codes[:, :20])  # type: ignore[arg-type]
+    assert damage == Damage(2, 0, "truncated: its end is missing", truncated=True)
+    assert reader.header == dataclasses.replace(header, num_samples=20 * 640)
+
+
 # ---- whatever the bytes ---------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=300, deadline=None)
-@given(head=st.sampled_from([b"", b"SVQC", b"SVQC\x01", dumps(*make(3))[:-3]]), tail=st.binary(max_size=200))
+@given(
+    head=st.sampled_from(
+        [b"", b"SVQC", b"SVQC\x01", b"SVQC\x02", dumps(*make(3))[:-3], stream_bytes(*make(3), [1])[:-20]]
+    ),
+    tail=st.binary(max_size=200),
+)
 def test_random_bytes_raise_nothing_else(head: bytes, tail: bytes) -> None:
     try:
         header, codes = loads(head + tail)
@@ -312,11 +468,16 @@ def test_random_bytes_raise_nothing_else(head: bytes, tail: bytes) -> None:
     small=st.booleans(),
     name=st.binary(max_size=255),
     blocks=st.binary(max_size=100),
+    version=st.sampled_from([1, 2]),
+    gain=st.binary(min_size=4, max_size=4),
 )
-def test_random_headers_raise_nothing_else(fields: tuple[int, ...], small: bool, name: bytes, blocks: bytes) -> None:
+def test_random_headers_raise_nothing_else(
+    fields: tuple[int, ...], small: bool, name: bytes, blocks: bytes, version: int, gain: bytes
+) -> None:
     if small:  # so that some are plausible
         fields = (24000, 16000, fields[2] % 4000, fields[3] % 400, fields[4] % 3, fields[5] % 9)
-    head = b"SVQC\x01" + bytes(16) + struct.pack("<IIQHBIB", *fields, len(name)) + name
+    head = b"SVQC" + bytes([version]) + bytes(16) + struct.pack("<IIQHBI", *fields)
+    head += (gain + bytes(2) if version == 2 else b"") + bytes([len(name)]) + name
     try:
         header, codes = loads(with_checksum(head) + with_checksum(blocks))
     except ContainerError:

@@ -6,6 +6,7 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -126,18 +127,27 @@ def test_a_state_can_be_kept_copied_and_gone_back_to(codec: Codec) -> None:
 
 
 CODES = torch.zeros(1, 3, 5, dtype=torch.int64)
-BAD_SAMPLES: list[tuple[Tensor, list[int] | None, str]] = [
+BAD_SAMPLES: list[tuple[Any, Any, str]] = [
     (torch.zeros(3, 1, 80), None, "B = 2"),
     (torch.zeros(2, 2, 80), None, r"\[B, 1, T\]"),
     (torch.zeros(2, 1, 80, dtype=torch.int64), None, "float tensor"),
     (torch.full((2, 1, 80), torch.nan), None, "NaN"),
+    (torch.full((2, 1, 80), 32767.0), None, r"in \[-1, 1\], but"),
+    (np.zeros((2, 1, 80), np.float32), None, "float tensor.*not ndarray"),
+    (None, None, "float tensor.*not NoneType"),
+    (torch.zeros(()), None, "float tensor"),
     (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
     (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
+    (torch.zeros(2, 1, 80), ["80", 80], "lengths must be a whole number"),
+    (torch.zeros(2, 1, 80), 80, "lengths must be a list"),
 ]
-BAD_CODES: list[tuple[Tensor, str]] = [
+BAD_CODES: list[tuple[Any, str]] = [
     (CODES[:, :2], "K = 3"),
     (CODES.float(), "int64"),
     (CODES + 32, "from 0 to 31"),
+    (CODES[0], "B = 1"),
+    (CODES.numpy(), "int64 tensor.*not ndarray"),
+    (CODES.tolist(), "int64 tensor.*not list"),
     (torch.tensor([0, -1, 0]).view(1, 3, 1), "-1 in all stages"),
     (torch.tensor([-1, 0]).expand(1, 3, 2), "row 0 has ended"),
 ]
@@ -165,6 +175,8 @@ def test_a_flushed_stream_wants_a_reset(codec: Codec) -> None:
         lambda: encoder.push(torch.zeros(2, 1, 80)),
         lambda: decoder.push(torch.zeros(2, 3, 1, dtype=torch.int64)),
         lambda: encoder.reset([0]),
+        encoder.flush,
+        decoder.flush,
     ):
         with pytest.raises(CodecError, match="flushed"):
             push()
@@ -172,5 +184,50 @@ def test_a_flushed_stream_wants_a_reset(codec: Codec) -> None:
     encoder.push(torch.zeros(2, 1, 79))
     with pytest.raises(CodecError, match="between whole frames"):
         encoder.reset([0])
-    with pytest.raises(CodecError, match="rows must be from 0 to 1"):
-        encoder.reset([2])
+    bad_rows: list[Any] = [[2], [-1], ["0"], 0]
+    for rows in bad_rows:
+        with pytest.raises(CodecError, match="rows must be"):
+            encoder.reset(rows)
+
+
+@pytest.mark.parametrize("batch_size", ["x", 0, -1, 1.5, None, 2**40])
+def test_a_batch_of_no_size(codec: Codec, batch_size: Any) -> None:
+    for stream in (codec.streaming_encoder, codec.streaming_decoder):
+        with pytest.raises(CodecError, match="batch_size must be"):
+            stream(batch_size)
+
+
+def test_a_foreign_state_is_refused(codec: Codec) -> None:
+    encoder, decoder = codec.streaming_encoder(), codec.streaming_decoder()
+    foreign: list[Any] = [None, {}, decoder.state_dict(), {**encoder.state_dict(), "age": 5}]
+    foreign.append({name: tensor.half() for name, tensor in encoder.state_dict().items()})
+    before = encoder.state_dict()
+    for state in foreign:
+        with pytest.raises(CodecError, match="of another model"):
+            encoder.load_state_dict(state)
+    assert all(torch.equal(value, before[name]) for name, value in encoder.state.items())
+
+
+def test_half_precision_never_gives_other_codes(codec: Codec) -> None:
+    """Inside an autocast all is computed as outside of it; weights of half precision are refused."""
+    waveform = speech(9)[None, None]
+    codes, latents = codec.encode(waveform, codec.sample_rate), codec.latents(waveform, codec.sample_rate)
+    audio = codec.decode(codes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(codec.encode(waveform, codec.sample_rate), codes)
+        assert torch.equal(codec.latents(waveform, codec.sample_rate), latents)
+        assert torch.equal(codec.decode(codes), audio)
+        assert torch.equal(pushed(codec.streaming_encoder(), waveform, [4000, LENGTH - 4000]), codes)
+        assert torch.allclose(pushed(codec.streaming_decoder(), codes, [50, 150]), audio, atol=1e-5)
+    encoder, decoder = codec.streaming_encoder(), codec.streaming_decoder()
+    for cast in ("half", "bfloat16", "double"):
+        other = getattr(copy.deepcopy(codec), cast)()
+        for call in (
+            lambda: other.encode(waveform, codec.sample_rate),  # noqa: B023
+            lambda: other.decode(codes),  # noqa: B023
+            lambda: other.streaming_encoder().push(waveform),  # noqa: B023
+            lambda: other.streaming_decoder().push(codes),  # noqa: B023
+        ):
+            with pytest.raises(CodecError, match=r"weights are torch\.\w+, which would give other codes"):
+                call()
+    assert torch.equal(pushed(encoder, waveform, [LENGTH]), codes) and decoder.push(codes).shape[-1]

@@ -25,7 +25,7 @@ ENCODE_EXAMPLES = """examples:
   codec-encode in.wav out.codes                 all quantizers of the default model
   codec-encode --bitrate 1.5 in.flac out.codes  at most 1.5 kbit/s
   codec-encode speech/ -o codes/                a folder, its tree mirrored; --skip-existing goes on after a stop
-  cat in.wav | codec-encode - - > out.codes     from and to a pipe
+  arecord | codec-encode - - | codec-decode - - | aplay    live; WAV of any length is encoded as it comes
 """
 DECODE_EXAMPLES = """examples:
   codec-decode out.codes out.wav
@@ -54,6 +54,9 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
     _add_transfer_arguments(parser, source, target, model="the shipped one")
     parser.add_argument("--channel", type=int, metavar="N", help="encode this channel, from 1 on, not the mean of all")
+    parser.add_argument(
+        "--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate"
+    )
     return _run(parser, argv, _encode)
 
 
@@ -67,6 +70,7 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
     add("--format", type=_not_empty, help="audio format of the files written with -o (default: wav)")
     add("--native-rate", action="store_true", help="write at the model's sample rate, not the original's")
     add("--salvage", action="store_true", help="decode the intact blocks of a damaged file")
+    add("--raw", action="store_true", default=None, help="write raw 16-bit samples to stdout, without a WAV header")
     return _run(parser, argv, _decode)
 
 
@@ -132,14 +136,20 @@ def _after_two_dashes(argv: Sequence[str]) -> list[str]:
     return [*argv[:end], *names]
 
 
+def _check_raw(args: argparse.Namespace) -> None:
+    if args.raw is not None and args.paths != ["-", "-"]:
+        raise UsageError("--raw goes with - -, from stdin to stdout; files hold their sample rate")
+
+
 def _encode(args: argparse.Namespace) -> int:
     from codec.audio import audio_suffixes
 
+    _check_raw(args)
     jobs = plan_jobs(args.paths, args.output_dir, audio_suffixes(), [".codes"])
     from codec.cli import transfer
 
     choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
-    encoder = transfer.FileEncoder(_load(args), args.model, choice, args.channel)
+    encoder = transfer.FileEncoder(_load(args), args.model, choice, args.channel, args.raw)
     return run_jobs(jobs, args.force, encoder.encode, encoder.is_done if args.skip_existing else None)
 
 
@@ -151,11 +161,12 @@ def _decode(args: argparse.Namespace) -> int:
     suffix = "." + (args.format or "wav").lower().lstrip(".")
     if suffix not in WRITTEN:
         raise UsageError(f"--format {args.format}: not written here; take wav, flac, ogg, mp3 or opus")
+    _check_raw(args)
     jobs = plan_jobs(args.paths, args.output_dir, {".codes"}, [suffix, *WRITTEN])
     from codec.cli import transfer
 
     choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
-    decoder = transfer.FileDecoder(_load(args), args.model, choice, args.native_rate, args.salvage)
+    decoder = transfer.FileDecoder(_load(args), args.model, choice, args.native_rate, args.salvage, bool(args.raw))
     return run_jobs(jobs, args.force, decoder.decode, decoder.is_done if args.skip_existing else None)
 
 

@@ -70,11 +70,12 @@ def describe(name: str, backend: str | None) -> dict[str, Any]:
 
 def _describe_codes(path: Path) -> dict[str, Any]:
     with open(path, "rb") as stream:
-        header = container.read_header(stream)
-        damage = [b.reason for b in container.read_blocks(stream, header) if isinstance(b, container.Damage)]
+        codes = container.Reader(stream)
+        damage = [b.reason for b in codes.blocks() if isinstance(b, container.Damage)]
+        header = codes.header  # with its length, which may be known at the end only
     facts = {
         "file": str(path),
-        "format_version": container.VERSION,
+        "format_version": codes.version,
         "model": header.model,
         "fingerprint_prefix": header.fingerprint,  # files hold the first half of their model's
         "duration_s": round(header.duration, 3),
@@ -85,8 +86,9 @@ def _describe_codes(path: Path) -> dict[str, Any]:
         "num_quantizers": header.num_quantizers,
         "codebook_size": header.codebook_size,
         "bitrate_kbps": round(header.bitrate / 1000, 4),
+        "gain_db": round(header.gain_db, 3),
         "bytes": path.stat().st_size,
-        "blocks": header.num_blocks,
+        "blocks": codes.num_blocks,
         "checksums": "correct" if not damage else "WRONG",
     }
     return facts | ({"damage": damage[0] + (f" (and {len(damage) - 1} more)" if damage[1:] else "")} if damage else {})

@@ -9,7 +9,8 @@ import math
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,11 +20,12 @@ import numpy as np
 from tqdm import tqdm
 
 from codec import container
-from codec.audio import AudioError, AudioReader, AudioWriter, Block, cut, resample_blocks, resampled_length
+from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
 from codec.base import CodecBase
 from codec.cli.backends import Load
 from codec.cli.jobs import Job
-from codec.container import Codes, ContainerError, Damage, Header
+from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live, has_streams
+from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import UsageError
 from codec.files import atomic_write
 from codec.pretrained import ALIAS, DEFAULT_MODEL, shipped_models
@@ -75,26 +77,36 @@ class QuantizerChoice:
 class FileEncoder:
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
+    WAV that goes from a pipe to stdout is encoded live, if the model has streams; with ``raw_rate``, stdin holds 16-bit
+    samples of one channel at this rate in Hz, without a header.
+
     Raises:
         ModelError: no such model, or no such device here.
         UsageError: the model does not have this bitrate or number of quantizers.
     """
 
-    def __init__(self, load: Load, model: str | None, choice: QuantizerChoice, channel: int | None = None) -> None:
-        self.channel, self.said_mixed = channel, False
+    def __init__(
+        self,
+        load: Load,
+        model: str | None,
+        choice: QuantizerChoice,
+        channel: int | None = None,
+        raw_rate: int | None = None,
+    ) -> None:
+        self.channel, self.raw_rate, self.said_mixed = channel, raw_rate, False
         self.codec = load(model or DEFAULT_MODEL)
         self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
 
     def is_done(self, job: Job) -> bool:
         """Whether the target is an intact file of this model, with as many quantizers and the input's sample rate."""
-        with _open_audio(job, self.channel) as reader, open(job.target, "rb") as stream:
+        with self._open(job) as reader, open(job.target, "rb") as stream:
             try:
-                header = container.read_header(stream)
+                codes = Reader(stream)
             except ContainerError:
                 return False
-            expected = self.codec.header(header.num_samples, reader.sample_rate, self.num_quantizers)
-            blocks = container.read_blocks(stream, header)
-            return header == expected and not any(isinstance(block, Damage) for block in blocks)
+            damaged = any(isinstance(block, Damage) for block in codes.blocks())
+            expected = self.codec.header(codes.header.num_samples, reader.sample_rate, self.num_quantizers)
+            return codes.header == expected and not damaged
 
     def encode(self, job: Job) -> None:
         """Encode one audio file.
@@ -103,14 +115,18 @@ class FileEncoder:
             CodecError: not readable as audio, or not audio that the model takes.
             OSError: files that cannot be opened or written.
         """
-        with _open_audio(job, self.channel) as reader:
+        with self._open(job) as reader:
             # made before the long work, in case something in it is wrong
-            header = self.codec.header(0, reader.sample_rate, self.num_quantizers)
+            header = self.codec.header(None, reader.sample_rate, self.num_quantizers)
+            samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
+            if self.channel is None and reader.channels > 1 and not self.said_mixed:
+                log.info("%s: %d channels mixed down to one", reader.name, reader.channels)
+                self.said_mixed = True
+            if isinstance(reader, PcmPipe) and has_streams(self.codec):
+                with _named(job.target_name):
+                    encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
+                return
             with _output(job) as output, _seconds_bar(reader.claimed_seconds) as bar:
-                if self.channel is None and reader.channels > 1 and not self.said_mixed:
-                    log.info("%s: %d channels mixed down to one", reader.name, reader.channels)
-                    self.said_mixed = True
-                samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
                 codes = []
                 for window in self.codec.encode_blocks(samples, self.num_quantizers):
                     codes.append(self.codec.to_numpy(window).astype(np.uint32))
@@ -118,20 +134,48 @@ class FileEncoder:
                 header = replace(header, num_samples=reader.num_samples)
                 output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
+    @contextmanager
+    def _open(self, job: Job) -> Iterator[AudioReader | PcmPipe]:
+        """An audio file, or samples as they come; all else from stdin or a pipe is copied first, as formats need seeking."""
+        pipe, head = None, b""
+        if self.raw_rate is not None:
+            pipe = PcmPipe(sys.stdin.buffer, self.raw_rate, self.channel)
+        elif _is_piped(job):
+            pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.channel)
+        if pipe is not None:
+            with pipe.stopped_by_signals():
+                yield pipe
+        elif not (job.from_stdin or job.source.is_fifo()):
+            with AudioReader(job.source, channel=self.channel) as reader:
+                yield reader
+        else:
+            with tempfile.TemporaryFile() as copy, _open_bytes(job) as rest:
+                copy.write(head)
+                shutil.copyfileobj(rest, copy)
+                with AudioReader(copy, job.source_name, self.channel) as reader:
+                    yield reader
+
 
 class FileDecoder:
     """Decodes ``.codes`` files with one model, or, without one, each with the shipped model that it names.
 
-    Audio has the original's sample rate, or with ``native_rate`` the model's; ``salvage`` is for damaged files.
+    Audio has the original's sample rate, or with ``native_rate`` the model's; ``salvage`` is for damaged files. Codes whose
+    length is not known before their end are decoded live from a pipe to stdout; with ``raw`` all are, without a header.
 
     Raises:
         ModelError: no such model, or no such device here.
     """
 
     def __init__(
-        self, load: Load, model: str | None, choice: QuantizerChoice, native_rate: bool, salvage: bool
+        self,
+        load: Load,
+        model: str | None,
+        choice: QuantizerChoice,
+        native_rate: bool,
+        salvage: bool,
+        raw: bool = False,
     ) -> None:
-        self.model, self.choice, self.native_rate, self.salvage = model, choice, native_rate, salvage
+        self.model, self.choice, self.native_rate, self.salvage, self.raw = model, choice, native_rate, salvage, raw
         self._load = functools.cache(load)
         if model is not None:
             self._load(model)
@@ -139,12 +183,14 @@ class FileDecoder:
     def is_done(self, job: Job) -> bool:
         """Whether the target is audio of one channel, of the sample rate and length that decoding gives."""
         with _open_bytes(job) as stream:
-            header = container.read_header(stream)
-        rate = header.sample_rate if self.native_rate else header.original_sample_rate
-        length = resampled_length(header.num_samples, header.original_sample_rate, rate)
+            codes = Reader(stream)
+            if codes.header.num_samples is None:
+                deque(codes.blocks(), 0)  # the end tells
+        rate = codes.header.sample_rate if self.native_rate else codes.header.original_sample_rate
         try:
             with AudioReader(job.target) as reader:
-                return (reader.sample_rate, reader.channels, sum(map(len, reader.blocks()))) == (rate, 1, length)
+                samples = sum(map(len, reader.blocks()))
+                return (reader.sample_rate, reader.channels, samples) == (rate, 1, _length(codes.header, rate))
         except AudioError:
             return False
 
@@ -156,33 +202,42 @@ class FileDecoder:
             OSError: files that cannot be opened or written.
         """
         with _open_bytes(job) as stream:
-            header = container.read_header(stream)
+            codes = Reader(stream)
+            header = codes.header
             codec = self._codec_for(header)
             count = self.choice.count(header.num_quantizers, header.bitrate)
             rate = codec.sample_rate if self.native_rate else header.original_sample_rate
-            decoded_length = resampled_length(header.num_samples, header.original_sample_rate, codec.sample_rate)
-            length = resampled_length(header.num_samples, header.original_sample_rate, rate)
-            with (
-                _output(job) as output,
-                AudioWriter(output, rate, length, job.target_name) as writer,
-                _seconds_bar(header.duration) as bar,
-            ):
-                if self.salvage:
-                    waveform = _salvaged(codec, container.read_blocks(stream, header), count)
-                else:
-                    blocks = (block[:count] for block in container.intact_blocks(stream, header))
-                    waveform = map(codec.to_numpy, codec.decode_blocks(blocks))
-                signal = cut(waveform, decoded_length)
-                for block in cut(resample_blocks(signal, codec.sample_rate, rate), length):
+            live = self.raw or (header.num_samples is None and _is_piped(job))
+
+            def decode(blocks: Iterable[Codes]) -> Iterator[Block]:
+                chosen = (block[:count] for block in blocks)
+                audio = (
+                    decode_live(codec, chosen, count) if live and has_streams(codec) else codec.decode_blocks(chosen)
+                )
+                return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
+
+            with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as bar:
+                signal = _salvaged(header, codes.blocks(), decode) if self.salvage else decode(codes.intact())
+                signal = _cut(signal, codes, codec.sample_rate)
+                for block in _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate):
                     writer.write(block)
                     bar.update(len(block) / rate)
+
+    @contextmanager
+    def _writer(self, job: Job, rate: int, live: bool, header: Header) -> Iterator[AudioWriter | WavPipe]:
+        if live:
+            with _named(job.target_name):
+                yield WavPipe(sys.stdout.buffer, rate, self.raw)
+            return
+        with _output(job) as output, AudioWriter(output, rate, _length(header, rate) or 0, job.target_name) as writer:
+            yield writer
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
         if self.model is None and header.model not in (*shipped_models(), ALIAS):
             raise ContainerError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
         codec = self._load(self.model or header.model)
-        own = codec.header(header.num_samples, header.original_sample_rate)
+        own = replace(codec.header(header.num_samples, header.original_sample_rate), gain_db=header.gain_db)
         if own.fingerprint != header.fingerprint:
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
@@ -193,7 +248,25 @@ class FileDecoder:
         return codec
 
 
-def _salvaged(codec: CodecBase[Any], blocks: Iterable[Codes | Damage], num_quantizers: int) -> Iterator[Block]:
+def _length(header: Header, rate: int) -> int | None:
+    """Samples of the original at this rate, None while they are not known."""
+    if header.num_samples is None:
+        return None
+    return resampled_length(header.num_samples, header.original_sample_rate, rate)
+
+
+def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
+    """What lies before the end of the original: decoded frames are whole. It is known before the last frame."""
+    done = 0
+    for block in blocks:
+        length = _length(codes.header, rate)
+        yield block if length is None else block[: max(length - done, 0)]
+        done += len(block)
+
+
+def _salvaged(
+    header: Header, blocks: Iterable[Codes | Damage], decode: Callable[[Iterable[Codes]], Iterator[Block]]
+) -> Iterator[Block]:
     """Decode each run of intact blocks by itself; the time of a damaged one passes in silence, a missing end is left out.
 
     Raises:
@@ -207,21 +280,26 @@ def _salvaged(codec: CodecBase[Any], blocks: Iterable[Codes | Damage], num_quant
                 assert isinstance(loss, Damage)
                 losses.append(loss)
                 if loss.num_frames and not loss.truncated:
-                    yield np.zeros(loss.num_frames * codec.hop_length, np.float32)
+                    yield np.zeros(loss.num_frames * header.hop_length, np.float32)
         else:
             intact = True
-            codes = (block[:num_quantizers] for block in run if not isinstance(block, Damage))
-            yield from map(codec.to_numpy, codec.decode_blocks(codes))
+            yield from decode(block for block in run if not isinstance(block, Damage))
         while intact and losses:
             loss = losses.pop(0)
+            seconds = loss.num_frames * header.hop_length / header.sample_rate
             if loss.truncated:
-                log.info("%s; the output ends %.1f s early", loss.reason, loss.num_frames / codec.frame_rate)
-            elif loss.num_frames:
-                log.info("%s; %.1f s of silence instead", loss.reason, loss.num_frames / codec.frame_rate)
+                log.info("%s; the output ends %s", loss.reason, f"{seconds:.1f} s early" if seconds else "there")
+            elif seconds:
+                log.info("%s; %.1f s of silence instead", loss.reason, seconds)
             else:
                 log.info("%s; they are left out", loss.reason)
     if losses:
         raise ContainerError(f"{losses[0].reason}; no block is intact")
+
+
+def _is_piped(job: Job) -> bool:
+    """Whether it goes from a pipe to stdout; a file at stdin is there as a whole, and taken as any other."""
+    return job.from_stdin and job.to_stdout and not sys.stdin.buffer.seekable()
 
 
 def _open_bytes(job: Job) -> AbstractContextManager[IO[bytes]]:
@@ -229,17 +307,12 @@ def _open_bytes(job: Job) -> AbstractContextManager[IO[bytes]]:
 
 
 @contextmanager
-def _open_audio(job: Job, channel: int | None) -> Iterator[AudioReader]:
-    """An audio file; stdin or a pipe is first copied to a temporary file, since audio formats need seeking."""
-    if not (job.from_stdin or job.source.is_fifo()):
-        with AudioReader(job.source, channel=channel) as reader:
-            yield reader
-        return
-    with tempfile.TemporaryFile() as copy:
-        with _open_bytes(job) as pipe:
-            shutil.copyfileobj(pipe, copy)
-        with AudioReader(copy, job.source_name, channel) as reader:
-            yield reader
+def _named(name: str) -> Iterator[None]:
+    """Errors of a file that has no name of its own name this one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, name) from None
 
 
 @contextmanager
@@ -257,12 +330,10 @@ def _output(job: Job) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdout.wav"
         yield path
-        try:
+        with _named(job.target_name):
             with open(path, "rb") as file:
                 shutil.copyfileobj(file, sys.stdout.buffer)
             sys.stdout.buffer.flush()
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, job.target_name) from None
 
 
 def _seconds_bar(seconds: float) -> tqdm[NoReturn]:

@@ -46,14 +46,14 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> Said:
 
 @pytest.fixture(scope="session")
 def sound() -> Samples:
-    """Twenty seconds at 16 kHz: four blocks of a file."""
+    """Twenty seconds at 16 kHz: sixteen blocks of a file."""
     rng = np.random.default_rng(0)
     return (0.1 * rng.standard_normal(20 * RATE)).astype(np.float32)
 
 
 @pytest.fixture
 def encoded(run: Run, sound: Samples) -> Path:
-    """``in.codes``, four blocks, encoded from ``in.wav``."""
+    """``in.codes``, sixteen blocks, encoded from ``in.wav``."""
     soundfile.write("in.wav", sound, RATE)
     assert run("encode", "in.wav", "in.codes") == 0
     return Path("in.codes")

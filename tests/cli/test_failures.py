@@ -115,17 +115,18 @@ def damage(path: Path, blocks: list[int], end: int | None = None, more: bytes = 
     """Flip a bit of each of these blocks, cut the file off at ``end``, and append ``more``."""
     data, header = bytearray(path.read_bytes()), container.read(path)[0]
     for index in blocks:
-        data[len(container.pack_header(header)) + index * (header.bytes_in_block(0) + 4) + 20] ^= 1
+        size = BLOCK_FRAMES * header.num_quantizers * header.bits_per_code // 8 + 4
+        data[len(container.pack_header(header)) + index * size + 20] ^= 1
     path.write_bytes(data[:end] + more)
 
 
-SILENCE = "block {} of 4 is damaged (its checksum is wrong); 5.1 s of silence instead"
+SILENCE = "block {} of 16 is damaged (its checksum is wrong); 1.3 s of silence instead"
 SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # blocks, end, more; what is said
     "middle": ([2], None, b"", [SILENCE.format(3)]),
     "first": ([0], None, b"", [SILENCE.format(1)]),
-    "truncated": ([], 3000, b"", ["truncated: 3 of 4 blocks are missing; the output ends 14.9 s early"]),
+    "truncated": ([], 600, b"", ["truncated: 15 of 16 blocks are missing; the output ends 18.7 s early"]),
     "longer": ([], None, b"more", ["bytes follow the last block; they are left out"]),
-    "both": ([0], -1, b"", [SILENCE.format(1), "truncated: 1 of 4 blocks are missing; the output ends 4.6 s early"]),
+    "both": ([0], -1, b"", [SILENCE.format(1), "truncated: 1 of 16 blocks are missing; the output ends 0.8 s early"]),
 }
 
 
@@ -142,7 +143,7 @@ def test_salvage(run: Run, encoded: Path, capsys: pytest.CaptureFixture[str], ca
     assert capsys.readouterr().err.splitlines() == [f"codec-decode: {line}" for line in lines]
     whole, saved = soundfile.read("whole.wav")[0], soundfile.read("out.wav")[0]
     size = BLOCK_FRAMES * HOP
-    assert len(saved) == {"truncated": size, "both": 3 * size}.get(case, len(whole))
+    assert len(saved) == {"truncated": size, "both": 15 * size}.get(case, len(whole))
     expected = whole[: len(saved)]
     for index in blocks:
         expected[index * size : (index + 1) * size] = 0

@@ -1,0 +1,192 @@
+"""From pipe to pipe while the input still goes on: samples in and codes out, codes in and samples out."""
+
+from __future__ import annotations
+
+import io
+import math
+import signal
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeGuard
+
+import numpy as np
+import soundfile
+
+from codec.audio import AudioError, Block
+from codec.audio_parts import UNKNOWN_SIZES, incomplete
+from codec.base import CodecBase
+from codec.container import Codes, Header, Writer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from codec.model import Codec
+
+# least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
+CHUNK_SECONDS = 0.1
+READ_BYTES = 2**16  # most that is read at once
+RAW = {"format": "RAW", "endian": "LITTLE"}
+EXTENSIBLE = 0xFFFE  # the true coding of such a WAV file stands further on
+# libsndfile's names, by the coding and bits of a WAV file
+SUBTYPES = {(1, bits): f"PCM_{bits}" for bits in (16, 24, 32)} | {(1, 8): "PCM_U8", (3, 32): "FLOAT", (3, 64): "DOUBLE"}
+
+
+class PcmPipe:
+    """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here.
+
+    Args:
+        stream: at the first sample, little-endian, channels interleaved.
+        sample_rate: in Hz.
+        channel: the one to read, counted from 1; by default the mean of all.
+        coding: one of ``SUBTYPES``.
+        claimed: samples per channel, if their number is known.
+
+    Attributes:
+        num_samples: per channel, read so far.
+    """
+
+    name, claimed_seconds = "stdin", 0.0
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        sample_rate: int,
+        channel: int | None,
+        channels: int = 1,
+        coding: tuple[int, int] = (1, 16),
+        claimed: int | None = None,
+    ) -> None:
+        self.sample_rate, self.channels, self.num_samples = sample_rate, channels, 0
+        self._stream, self._channel, self._claimed = stream, channel, claimed
+        self._width = channels * coding[1] // 8  # bytes of a sample of all channels
+        self._format = {"samplerate": sample_rate, "channels": channels, "subtype": SUBTYPES[coding], **RAW}
+        self._stopped = self._waiting = False
+
+    @classmethod
+    def from_wav(cls, stream: BinaryIO, channel: int | None) -> tuple[PcmPipe | None, bytes]:
+        """The samples of a WAV file, and its head, which is read; None for what must be read as a whole file."""
+        head, about = stream.read(12), b""
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return None, head
+        while len(head) < READ_BYTES:
+            chunk = stream.read(8)
+            head, size = head + chunk, int.from_bytes(chunk[4:], "little")
+            if len(chunk) < 8 or chunk[:4] == b"data":
+                break
+            content = stream.read(min(size + size % 2, READ_BYTES))
+            head, about = head + content, content if chunk[:4] == b"fmt " else about
+        tag, channels, rate, _, width, bits = struct.unpack("<HHIIHH", about[:16].ljust(16, b"\0"))
+        coding = (int.from_bytes(about[24:26], "little") if tag == EXTENSIBLE else tag, bits)
+        if chunk[:4] != b"data" or coding not in SUBTYPES or not channels or width != channels * bits // 8:
+            return None, head
+        unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
+        return cls(stream, rate, channel, channels, coding, None if unknown else size // width), head
+
+    def blocks(self) -> Iterator[Block]:
+        """Mono blocks ``[T]`` as they come, but for the last of ``CHUNK_SECONDS`` at least.
+
+        Raises:
+            AudioError: the pipe ends before its header says, or brings no samples; no such channel.
+        """
+        if not 1 <= (self._channel or 1) <= self.channels:
+            raise AudioError(f"{self.name} has no channel {self._channel}, only {self.channels}")
+        data, ended = b"", False
+        while not ended:
+            left = math.inf if self._claimed is None else (self._claimed - self.num_samples) * self._width
+            least = min(left, math.ceil(CHUNK_SECONDS * self.sample_rate) * self._width)
+            while len(data) < least and not ended:
+                data += (more := self._receive(int(min(READ_BYTES, left - len(data)))))
+                ended = not more
+            whole = len(data) // self._width
+            ended = ended or whole * self._width == left
+            self.num_samples += whole
+            if whole:
+                raw = io.BytesIO(data[: whole * self._width])
+                samples, _ = soundfile.read(raw, dtype="float32", always_2d=True, **self._format)
+                yield samples[:, self._channel - 1] if self._channel else samples.mean(axis=1, dtype=np.float32)
+            data = data[whole * self._width :]
+        if self._claimed is not None and self.num_samples < self._claimed and not self._stopped:
+            raise incomplete(self.name, self.num_samples, self._claimed, "samples")
+        if not self.num_samples:
+            raise AudioError(f"{self.name} holds no samples")
+
+    def _receive(self, size: int) -> bytes:
+        self._waiting = True
+        try:
+            return b"" if self._stopped else self._stream.read1(size)  # type: ignore[attr-defined]
+        except KeyboardInterrupt:
+            if not self._stopped:
+                raise
+            return b""
+        finally:
+            self._waiting = False
+
+    @contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """Where ctrl-C or a polite kill would interrupt, what has come is all there is; interrupts at the end instead."""
+
+        def stop(_number: int, _frame: FrameType | None) -> None:
+            self._stopped = True
+            if self._waiting:
+                raise KeyboardInterrupt
+
+        numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
+        before = {
+            number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) != signal.SIG_IGN
+        }
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self._stopped:
+            raise KeyboardInterrupt
+
+
+class WavPipe:
+    """Writes mono samples to a pipe as 16-bit WAV of unknown length, or raw; like an ``AudioWriter``."""
+
+    def __init__(self, stream: IO[bytes], sample_rate: int, raw: bool) -> None:
+        self._stream, self._rate = stream, sample_rate
+        if not raw:
+            coding = struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+            self._stream.write(b"RIFF" + b"\xff" * 4 + b"WAVEfmt " + coding + b"data" + b"\xff" * 4)
+            self._stream.flush()
+
+    def write(self, block: Block) -> None:
+        """Send samples; beyond full scale they are clipped."""
+        data = io.BytesIO()
+        soundfile.write(data, np.clip(block, -1.0, 1.0), self._rate, "PCM_16", **RAW)
+        self._stream.write(data.getvalue())
+        self._stream.flush()
+
+
+def has_streams(codec: CodecBase[Any]) -> TypeGuard[Codec]:
+    """Whether a codec also works chunk by chunk: what torch runs does."""
+    return hasattr(codec, "streaming_encoder")
+
+
+def encode_live(codec: Codec, pipe: PcmPipe, samples: Iterable[Block], output: IO[bytes], header: Header) -> None:
+    """Codes of all ``samples`` that come through the pipe, at the model's rate, each block as soon as it can be.
+
+    Raises:
+        CodecError: not audio that the model takes.
+    """
+    import torch
+
+    writer, stream = Writer(output, header), codec.streaming_encoder(1, header.num_quantizers)
+    for block in samples:
+        writer.write(codec.to_numpy(stream.push(torch.from_numpy(block)[None, None])[0]))
+    writer.end(pipe.num_samples, codec.to_numpy(stream.flush()[0]))
+
+
+def decode_live(codec: Codec, blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Tensor]:
+    """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be."""
+    import torch
+
+    stream = codec.streaming_decoder(1, num_quantizers)
+    for block in blocks:
+        yield stream.push(torch.from_numpy(block)[None])[0, 0]
+    yield stream.flush()[0, 0]

@@ -1,0 +1,249 @@
+"""From pipe to pipe while the input goes on: what comes out before the end, and that it is what the whole gives."""
+
+from __future__ import annotations
+
+import io
+import signal
+import subprocess
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from shell import RATE, Run, Said, Samples, process
+
+from codec import Codec, container
+from codec.container import Reader, Writer
+
+
+class _Pipe(io.BytesIO):
+    """Stands for stdin or stdout; as a pipe, it gives at most ``most`` bytes at once."""
+
+    most = 1000
+
+    def seekable(self) -> bool:
+        return False
+
+    def read1(self, size: int | None = -1, /) -> bytes:
+        return super().read1(min(size or 0, self.most))
+
+
+def through(
+    monkeypatch: pytest.MonkeyPatch, run: Run, command: str, data: bytes, *options: object
+) -> tuple[int, bytes]:
+    """Exit code and stdout of ``command - -``."""
+    out = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(_Pipe(data)))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
+    code = run(command, "-", "-", *options)
+    return code, out.getvalue()
+
+
+def wav(samples: Samples, rate: int = RATE, subtype: str = "PCM_16") -> bytes:
+    data = io.BytesIO()
+    soundfile.write(data, samples, rate, subtype, format="WAV")
+    return data.getvalue()
+
+
+def unknown_length(data: bytes, size: bytes = b"\xff\xff\xff\xff") -> bytes:
+    """A WAV file as it is written to a pipe."""
+    at = data.index(b"data") + 4
+    return data[:4] + size + data[8:at] + size + data[at + 4 :]
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "subtype"),
+    [(RATE, 1, "PCM_16"), (44100, 2, "PCM_24"), (8000, 1, "FLOAT"), (48000, 3, "PCM_U8"), (RATE, 1, "DOUBLE")],
+)
+def test_codes_are_those_of_the_file(
+    run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, rate: int, channels: int, subtype: str
+) -> None:
+    samples = sound[: 30_001 * channels].reshape(-1, channels)
+    data = wav(samples, rate, subtype)
+    Path("in.wav").write_bytes(data)
+    assert run("encode", "in.wav", "file.codes") == 0
+    header, codes = container.read("file.codes")
+    for piped in (data, unknown_length(data), unknown_length(data, bytes(4)), unknown_length(data, b"\0\xff\xff\x7f")):
+        code, out = through(monkeypatch, run, "encode", piped)
+        again, live = container.loads(out)
+        assert code == 0 and again == header
+        np.testing.assert_array_equal(live, codes)
+        assert len(list(Reader(io.BytesIO(out)).blocks())) > 4
+
+
+def test_raw_samples(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, one_line: Said) -> None:
+    data = wav(sound[:20_000])
+    raw = data[data.index(b"data") + 8 :]
+    code, out = through(monkeypatch, run, "encode", raw, "--raw", RATE)
+    assert (code, out) == through(monkeypatch, run, "encode", data) and code == 0
+    code, decoded = through(monkeypatch, run, "decode", out, "--raw")
+    code_of_wav, with_head = through(monkeypatch, run, "decode", out)
+    assert code == code_of_wav == 0 and with_head[44:] == decoded and len(decoded) == len(raw)
+    for bad in (["a.wav", "b.codes", "--raw", 8000], ["-", "b.codes", "--raw", 0]):
+        assert run("encode", *bad) == 2
+        assert "--raw goes with - -" in one_line()
+    assert through(monkeypatch, run, "encode", raw, "--raw", 0)[0] == 1
+    assert "stdin: original_sample_rate must be from 1000" in one_line()
+
+
+def test_onnx_runtime_takes_the_whole(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without streams, what comes through a pipe is encoded once all is there, and decoded window by window."""
+    pytest.importorskip("onnxruntime")
+    onnx, data = ("--backend", "onnx"), wav(sound[:30_001])
+    Path("in.wav").write_bytes(data)
+    assert run("encode", "in.wav", "file.codes", *onnx) == 0
+    whole = (0, Path("file.codes").read_bytes())
+    assert through(monkeypatch, run, "encode", unknown_length(data), *onnx) == whole
+    assert through(monkeypatch, run, "encode", data[44:], "--raw", RATE, *onnx) == whole
+    _, streamed = through(monkeypatch, run, "encode", data)
+    expected, (code, decoded) = (
+        through(monkeypatch, run, "decode", streamed, "--raw", "--backend", backend) for backend in ("torch", "onnx")
+    )
+    difference = np.frombuffer(decoded, "<i2").astype(int) - np.frombuffer(expected[1], "<i2")
+    assert code == 0 and len(difference) == 30_001 and np.abs(difference).max() <= 3
+
+
+@pytest.mark.parametrize("rate", [RATE, 44100])
+def test_audio_is_that_of_the_file(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, rate: int) -> None:
+    """Also from a file whose length stands at its end."""
+    code, coded = through(monkeypatch, run, "encode", wav(sound[:30_001], rate))
+    Path("live.codes").write_bytes(coded)
+    container.write("whole.codes", *container.loads(coded))
+    assert run("decode", "whole.codes", "whole.wav") == run("decode", "live.codes", "file.wav") == code == 0
+    assert Path("whole.wav").read_bytes() == Path("file.wav").read_bytes()
+    assert run("decode", "live.codes", "-o", ".", "--skip-existing") == run("decode", "live.codes", "-o", ".") - 1 == 0
+    code, out = through(monkeypatch, run, "decode", coded)
+    Path("live.wav").write_bytes(out)
+    assert code == 0 and run("encode", "live.wav", "again.codes") == 0  # its unknown length is understood
+    expected, decoded = soundfile.read("whole.wav")[0], np.frombuffer(out[44:], "<i2") / 32768
+    assert len(decoded) == len(expected) == 30_001
+    assert np.abs(decoded - expected).max() <= 1.1 / 32768
+
+
+def test_the_gain_is_applied(
+    run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path
+) -> None:
+    codec = Codec.from_pretrained(tiny_model_folder)
+    codes = codec.encode(torch.from_numpy(sound[:8000]), RATE)[0].numpy()
+    expected = codec.decode(codes)[0, 0].numpy()
+    for gain in (-12.0, 6.0):
+        header = container.Header(**{**vars(codec.header(8000, RATE)), "gain_db": gain})
+        container.write("a.codes", header, codes)
+        assert run("decode", "a.codes", "a.wav", "--force") == 0
+        scaled = np.clip(expected * 10 ** (gain / 20), -1, 1)
+        np.testing.assert_allclose(soundfile.read("a.wav")[0], scaled, atol=1.5 / 32768)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (wav(np.zeros(9000, np.float32))[:-100], "stdin is damaged: only 8,950 of 9,000 samples can be read"),
+        (wav(np.zeros(0, np.float32)), "stdin holds no samples"),
+        (wav(np.full(9000, np.nan, np.float32), subtype="FLOAT"), "stdin: samples hold NaN"),
+        (wav(np.full(9000, 32767, np.float32), subtype="FLOAT"), "stdin: samples must be in [-1, 1]"),
+        (b"RIFF", "stdin is not audio"),
+        (b"", "stdin is empty"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_what_is_wrong_with_the_input(
+    run: Run, monkeypatch: pytest.MonkeyPatch, one_line: Said, data: bytes, message: str
+) -> None:
+    """One line; and what went out has no end, so that whoever reads it knows."""
+    code, out = through(monkeypatch, run, "encode", data)
+    assert code == 1 and message in one_line()
+    if out:
+        assert through(monkeypatch, run, "decode", out)[0] == 1
+        assert "stdin: truncated: its end is missing" in one_line()
+
+
+def test_damage_of_a_stream(
+    run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, coded = through(monkeypatch, run, "encode", wav(sound[:RATE]))
+    _, whole = through(monkeypatch, run, "decode", coded)
+    head = len(container.pack_header(Reader(io.BytesIO(coded)).header))
+    flipped = bytearray(coded)
+    flipped[head + 300] ^= 1
+    assert through(monkeypatch, run, "decode", bytes(flipped))[0] == 1
+    assert "is damaged (its checksum is wrong); --salvage decodes" in capsys.readouterr().err
+    code, out = through(monkeypatch, run, "decode", bytes(flipped), "--salvage")
+    assert code == 0 and len(out) == len(whole) and "s of silence instead" in capsys.readouterr().err
+    code, out = through(monkeypatch, run, "decode", coded[:-50], "--salvage")
+    assert code == 0 and "truncated: its end is missing; the output ends there" in capsys.readouterr().err
+    assert out[: len(out) // 2] == whole[: len(out) // 2]
+
+
+# ---- processes ------------------------------------------------------------------------------------------------------
+
+
+def start(command: str, model: Path, **streams: IO[bytes] | int) -> subprocess.Popen[bytes]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | streams
+    return subprocess.Popen(process(command, "-", "-", "--model", model), **pipes)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.slow
+def test_sound_comes_out_before_the_input_ends(sound: Samples, tiny_model_folder: Path) -> None:
+    data = unknown_length(wav(sound[:RATE]))
+    encoder = start("encode", tiny_model_folder)
+    with encoder, start("decode", tiny_model_folder, stdin=encoder.stdout) as decoder:  # type: ignore[arg-type]
+        assert encoder.stdin and decoder.stdout and encoder.stderr and decoder.stderr
+        encoder.stdin.write(data[: 44 + RATE])  # half a second
+        encoder.stdin.flush()
+        first = decoder.stdout.read(44 + 2 * 4000)  # a quarter of a second of sound; the rest has not been written
+        encoder.stdin.write(data[44 + RATE :])
+        encoder.stdin.close()
+        assert len(first) == 44 + 2 * 4000 and len(first + decoder.stdout.read()) == len(data)
+        assert (encoder.wait(), decoder.wait()) == (0, 0)
+        assert encoder.stderr.read() == decoder.stderr.read() == b""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_interrupted_stream_is_ended(sound: Samples, tiny_model_folder: Path) -> None:
+    data = unknown_length(wav(sound[:RATE]))
+    with start("encode", tiny_model_folder) as encoder:
+        assert encoder.stdin and encoder.stdout and encoder.stderr
+        encoder.stdin.write(data)
+        encoder.stdin.flush()
+        reader = Reader(encoder.stdout)
+        blocks = reader.blocks()
+        codes = [next(blocks), next(blocks)]
+        encoder.send_signal(signal.SIGINT)
+        codes += blocks
+        assert reader.header.num_samples and reader.header.num_samples <= RATE
+        assert sum(block.shape[1] for block in codes if isinstance(block, np.ndarray)) == reader.header.num_frames
+        assert encoder.wait() == 130
+        assert encoder.stderr.read() == b"codec-encode: interrupted; nothing half-written is left\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_a_consumer_that_goes_ends_it_quietly(sound: Samples, tiny_model_folder: Path, command: str) -> None:
+    data, head = unknown_length(wav(sound)), 44
+    if command == "decode":
+        stream = io.BytesIO()
+        writer = Writer(stream, Codec.from_pretrained(tiny_model_folder).header(None, RATE))
+        head = stream.tell()
+        writer.write(np.zeros((3, 2000), int))
+        data = stream.getvalue()
+    with start(command, tiny_model_folder) as child:
+        assert child.stdin and child.stdout and child.stderr
+
+        def feed(pipe: IO[bytes]) -> None:
+            with suppress(BrokenPipeError), pipe:
+                pipe.write(data)
+                while True:
+                    pipe.write(data[head:])
+
+        feeder = threading.Thread(target=feed, args=[child.stdin])
+        feeder.start()
+        assert child.stdout.read(100)
+        child.stdout.close()
+        feeder.join()
+        assert (child.wait(), child.stderr.read()) == (1, b"")
