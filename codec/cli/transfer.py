@@ -28,7 +28,7 @@ from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live, has_strea
 from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import UsageError
 from codec.files import atomic_write
-from codec.pretrained import ALIAS, DEFAULT_MODEL, shipped_models
+from codec.pretrained import DEFAULT_MODEL, shipped_name
 
 log = logging.getLogger(__name__)
 
@@ -234,14 +234,15 @@ class FileDecoder:
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
-        if self.model is None and header.model not in (*shipped_models(), ALIAS):
+        if self.model is None and shipped_name(header.model) is None:
             raise ContainerError(f"made with model {header.model!r}, which is not a shipped one; give it with --model")
         codec = self._load(self.model or header.model)
         own = replace(codec.header(header.num_samples, header.original_sample_rate), gain_db=header.gain_db)
         if own.fingerprint != header.fingerprint:
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
-                f"this is {codec.name!r}, fingerprint {own.fingerprint}; give the right one with --model"
+                f"this is {codec.name!r}, fingerprint {own.fingerprint}; give the right one with --model "
+                "(the README says where earlier versions of the shipped ones are)"
             )
         if header != replace(own, model=header.model, num_quantizers=min(header.num_quantizers, own.num_quantizers)):
             raise ContainerError("the header contradicts the model that it names")
