@@ -16,11 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pesq
 import pystoi
 import pytest
 import soundfile
-import soxr
 import torch
 from loading import SPEECH, load_script
 from torch import Tensor
@@ -123,24 +121,12 @@ class TestReport:
     def test_results_by_source_rest_on_its_files_alone(self, report: Path) -> None:
         rows = rows_of(report)
         for system in summary_of(report)["systems"]:
-            assert list(system["by_source"]) == ["", "corpus a", "corpus b"]
+            parts = {name: results["pesq"] for name, results in system["by_source"].items()}
+            counts = {"": (0, 3), "corpus a": (1, 0), "corpus b": (1, 0)}
+            assert {name: (part["n"], part["failed"]) for name, part in parts.items()} == counts
             for name in ("a", "b"):
-                found = system["by_source"][f"corpus {name}"]["pesq"]
-                assert found["mean"] == pytest.approx(float(rows[name, system["id"]]["pesq"]), abs=1e-5)
-                assert (found["n"], found["failed"], found["low"]) == (1, 0, None)
-            without = system["by_source"][""]["pesq"]
-            assert (without["mean"], without["n"], without["failed"]) == (None, 0, 3)
-
-    def test_values_are_those_of_the_packages(self, report: Path) -> None:
-        """The example's files are what was heard; 16-bit rounding apart they are what was measured."""
-        entry = next(entry for entry in summary_of(report)["examples"] if entry["id"] == "a")
-        reference, rate = soundfile.read(report / entry["reference"], dtype="float32")
-        estimate, _ = soundfile.read(report / entry["systems"]["model-3"], dtype="float32")
-        row = rows_of(report)["a", "model-3"]
-        wide = [soxr.resample(samples, rate, 16000) for samples in (reference, estimate)]
-        assert float(row["pesq"]) == pytest.approx(pesq.pesq(16000, *wide, "wb"), abs=5e-3)
-        assert float(row["stoi"]) == pytest.approx(pystoi.stoi(reference, estimate, rate), abs=1e-3)
-        assert float(row["estoi"]) == pytest.approx(pystoi.stoi(reference, estimate, rate, extended=True), abs=1e-3)
+                value = float(rows[name, system["id"]]["pesq"])
+                assert parts[f"corpus {name}"]["mean"] == pytest.approx(value, abs=1e-5)
 
     def test_bitrates(self, report: Path, manifest: Path) -> None:
         for system, nominal in (("model-3", 3.0), ("model-1", 1.0)):
@@ -170,18 +156,15 @@ class TestReport:
     def test_health_and_stability(self, report: Path) -> None:
         summary = summary_of(report)
         stages = summary["health"]["stages"]
-        assert [stage["stage"] for stage in stages] == [1, 2, 3]
         codes = sorted((report / "codes").iterdir())
         assert [path.name for path in codes] == [f"{index:06d}.codes" for index in range(4)]
-        frames = stages[0]["frames"]
-        assert frames == sum(container.read(path)[1].shape[1] for path in codes) > 500
+        frames = sum(container.read(path)[1].shape[1] for path in codes)
+        assert [(stage["stage"], stage["frames"]) for stage in stages] == [(k, frames) for k in (1, 2, 3)]
         assert stages[0]["coverage"][-1] == [frames, pytest.approx(stages[0]["usage"])]
         for entry in summary["stability"]:
             assert 0 <= entry["changed"]["mean"] <= 1 and len(entry["stages"]) == 3
             assert entry["changed"]["n"] + entry["changed"]["failed"] == 5
-        assert len(summary["health"]["notes"]) == 2
-        assert summary["interval"]["unit"] == "speakers" and summary["software"]["pesq"] == "0.0.4"
-        assert summary["manifest"]["utterances"] == 5 and summary["model"]["num_quantizers"] == 3
+        assert summary["interval"]["unit"] == "speakers" and {"pesq", "torch"} <= summary["software"].keys()
 
     def test_is_read_and_written_without_loss(self, report: Path, tmp_path: Path) -> None:
         found = Results.read(report)
@@ -338,12 +321,10 @@ def test_examples_are_evenly_spaced() -> None:
     [
         (["--manifest", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--metrics", "loudness"], "no metric loudness"),
-        (["--reconstructions", "folder"], "NAME=DIR"),
         (["--reconstructions", "x@fast=."], "NAME@KBPS=DIR"),
         (["--reconstructions", "x=nowhere"], "no folder of reconstructions"),
         (["--num-quantizers", "4"], "1 to 3"),
         (["--model", "none"], "nothing to measure"),
-        (["--model", "none", "--num-quantizers", "2"], "goes with a model"),
         (["--every", "0"], "at least 1"),
         (["--device", "cuda:77"], "use --device cpu"),
         (["--reconstructions", "a b=.", "--reconstructions", "a-b=."], "two systems would both be called folder-a-b"),
@@ -381,24 +362,23 @@ class TestCompare:
             assert difference.share_better == 0.5
 
     def test_pairs_of_systems(self, report: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        pair = compare(Report(report), Report(report), [("model-3", "folder-copy")])
-        better = {difference.metric: difference for difference in pair}
-        assert better["pesq"].difference.mean == pytest.approx(better["pesq"].mean_b - better["pesq"].mean_a)
-        assert better["pesq"].share_better == 1 and better["mel"].share_better == 1
-        assert better["mel"].difference.n == 2 and better["mel"].unpaired == 0
-        assert compare_main([str(report), str(report), "--pair", "model-3:folder-copy", "--metrics", "pesq"]) == 0
+        command = [str(report), str(report), "--pair", "model-3:folder-copy"]
+        assert compare_main([*command, "--metrics", "pesq"]) == 0
         shown = capsys.readouterr().out
         assert "PESQ-WB" in shown and "[no interval]  B better on 100 %  (n 2)" in shown
-        assert compare_main([str(report), str(report), "--json"]) == 0
-        assert {"metric", "difference", "clear"} <= set(json.loads(capsys.readouterr().out)[0])
+        assert compare_main([*command, "--json"]) == 0
+        better = {each["metric"]: each for each in json.loads(capsys.readouterr().out)}
+        gap = better["pesq"]["mean_b"] - better["pesq"]["mean_a"]
+        assert better["pesq"]["difference"]["mean"] == pytest.approx(gap) and not better["pesq"]["clear"]
+        assert (better["mel"]["share_better"], better["mel"]["difference"]["n"], better["mel"]["unpaired"]) == (1, 2, 0)
 
     def test_what_cannot_be_compared_is_said(
         self, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with pytest.raises(ReportError, match="no system opus-6"):
-            compare(Report(report), Report(report), [("opus-6", "model-3")])
+        assert compare_main([str(report), str(report), "--pair", "opus-6:model-3"]) == 1
         assert compare_main([str(report), str(tmp_path)]) == 1
-        assert "no finished report" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "no system opus-6" in said and "no finished report" in said
 
 
 class TestStatistics:
