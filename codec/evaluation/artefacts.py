@@ -1,7 +1,7 @@
 """Artefacts of decoders that means of PESQ do not show: fixed lines, washed-out harmonics, blurred onsets, lost level.
 
-Lines belong to a set of files and are counted in its mean spectrum; the others belong to a pair of waveforms. All are zero
-for a decoder that gives back what it was given.
+Lines are counted in the mean spectrum of a set of files; the others belong to a pair of waveforms and raise MetricError where
+the reference has nothing to judge by. All are zero for a decoder that gives back what it was given.
 """
 
 from __future__ import annotations
@@ -50,8 +50,7 @@ def lines(spectrum: Array, reference: Array) -> Array:
     """Frequencies in Hz above 7 kHz at which the mean spectrum of decoded files has a line that the recordings' has not.
 
     A line is a local maximum of at least 6 dB over the median of the levels within 75 Hz of it, where the recordings stand
-    out by less than 3 dB. Decoders whose frames repeat a pattern have lines at multiples of their frame rate. Over some
-    minutes of speech the recordings' own spectrum, ``[F]`` as the decoded one's, has none anyway.
+    out by less than 3 dB. Decoders whose frames repeat a pattern have lines at multiples of their frame rate. Both: ``[F]``.
     """
     half = round(AROUND / STEP / 2)
     width = min(len(spectrum), len(reference))
@@ -67,19 +66,15 @@ def lines(spectrum: Array, reference: Array) -> Array:
 
 
 def ripple(pair: Pair) -> float:
-    """How much further harmonics stand out of the spectrum than in the reference, in dB; negative where they are washed out.
+    """How much further harmonics stand out of the spectrum than in the reference, in dB, over its voiced frames.
 
-    At 8 kHz, in Hann windows of 64 ms every 16 ms, over the frames in which the reference is voiced. There, the logarithmic
-    spectrum in dB from half the pitch f to 2 kHz is compared with ``cos(2 pi frequency / f)``, which is 1 at the harmonics
-    and -1 between them: the height of the cosine that fits it best, from valley to peak, is how far harmonics stand out.
-    The pitch is the reference's by autocorrelation; either waveform may deviate from it by up to 3 %, as fits best.
-
-    Raises:
-        MetricError: the reference has no voiced frame.
+    At 8 kHz, in Hann windows of 64 ms every 16 ms, the log spectrum in dB from half the pitch f to 2 kHz is compared with
+    ``cos(2 pi frequency / f)``, which is 1 at the harmonics and -1 between them: the height of the cosine that fits it best,
+    from valley to peak. The pitch is the reference's; either waveform may deviate from it by up to 3 %, as fits best.
     """
     rate, size, bins = 8000, 512, 4096
     window = np.hanning(size + 1)[:-1]
-    padded = (np.pad(resample(w, pair.reference.sample_rate, rate), size // 2) for w in pair.waveforms[:2])
+    padded = (np.pad(resample(w, pair.sample_rate, rate), size // 2) for w in pair.waveforms[:2])
     clean, coded = (sliding_window_view(each, size)[:: size // 4] * window for each in padded)
     pitch, voiced = _pitch(clean, window, rate)
     if not voiced.any():
@@ -99,10 +94,7 @@ def ripple(pair: Pair) -> float:
 
 
 def _pitch(frames: Array, window: Array, rate: int) -> tuple[Array, NDArray[np.bool_]]:
-    """Pitch in Hz of windowed ``frames [N, size]``, and whether they are voiced and loud enough.
-
-    By the autocorrelation over that of the window (Boersma 1993); a period twice as long has to be better by 0.05.
-    """
+    """Pitch in Hz of windowed ``frames [N, size]``, by autocorrelation (Boersma 1993); whether voiced and loud enough."""
     size = frames.shape[1]
     correlation, own = (
         np.fft.irfft(np.square(np.abs(np.fft.rfft(each, 2 * size))))[..., :size] for each in (frames, window)
@@ -110,7 +102,7 @@ def _pitch(frames: Array, window: Array, rate: int) -> tuple[Array, NDArray[np.b
     power = correlation[:, :1]
     lags = np.arange(round(rate / PITCHES[1]), round(rate / PITCHES[0]) + 1)
     strength = correlation[:, lags] / np.maximum(power, SILENT) / (own[lags] / own[0])
-    best = np.argmax(strength - 0.05 * np.log2(lags), axis=1)
+    best = np.argmax(strength - 0.05 * np.log2(lags), axis=1)  # a period twice as long has to be better by 0.05
     loud = power[:, 0] > 10 ** (-HEARD_DB / 10) * power.max()
     return rate / lags[best], loud & (strength[np.arange(len(best)), best] >= VOICED)
 
@@ -119,11 +111,8 @@ def onset_blur(pair: Pair) -> float:
     """How much more energy than in the reference lies in the 20 ms ahead of onsets, in dB, mean over the onsets.
 
     An onset is a place of the reference, on a grid of 2 ms, where the power of the 20 ms behind it is at least 15 dB over
-    that of the 20 ms ahead, more so than anywhere within 50 ms, and less than 30 dB below the loudest 20 ms of all. In both
-    waveforms the power ahead is taken relative to that behind, so that a gain does not count, and as -50 dB at least.
-
-    Raises:
-        MetricError: the reference has no onset.
+    that of the 20 ms ahead, more so than anywhere within 50 ms, and less than 30 dB below the loudest 20 ms of all. The power
+    ahead is taken relative to that behind, so that a gain does not count.
     """
     clean, coded, sample_rate = pair.waveforms
     step, span = round(sample_rate / 500), round(BLURRED * 500)
@@ -144,10 +133,7 @@ def onset_blur(pair: Pair) -> float:
 
 
 def level_error(pair: Pair) -> float:
-    """Level of active speech, decoded minus reference, in dB: over the 20 ms frames in which the reference speaks.
-
-    Those are the ones less than 30 dB below its loudest; the same ones count of the decoded waveform.
-    """
+    """Level of active speech, decoded minus reference, in dB: over the reference's 20 ms frames that are loud enough."""
     clean, coded, sample_rate = pair.waveforms
     size = round(0.02 * sample_rate)
     before, after = (
@@ -178,7 +164,4 @@ ARTEFACTS: dict[str, PairMetric] = {
         "level error", "dB", "zero", 2,
         "Level of active speech (20 ms frames less than 30 dB below the reference's loudest), decoded minus reference.",
     ), level_error),
-    "level_abs": PairMetric(Metric(
-        "absolute level error", "dB", "lower", 2, "The level error without its sign: errors of files do not cancel.",
-    ), lambda pair: abs(level_error(pair))),
 }  # fmt: skip

@@ -9,31 +9,26 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from codec import __version__
 from codec.errors import CodecError, run_command, say
-from codec.evaluation.results import Metric, Result, Results, write_rows
+from codec.evaluation.results import Result, Results, write_rows
 from codec.pretrained import ALIAS
-
-if TYPE_CHECKING:
-    from codec.evaluation.compare import Difference
 
 EVALUATE_EXAMPLES = """examples:
   codec-evaluate --manifest dev.jsonl --out report                     the shipped model beside Opus and Codec2
   codec-evaluate --manifest dev.jsonl --model models/mine --out mine --num-quantizers 8 4
   codec-evaluate --manifest dev.jsonl --model none --reconstructions other@3.2=decoded/ --out other
   codec-compare report mine                                            paired differences on the same files
-The same command again goes on with an evaluation that was stopped. Most of the time goes into pitch (vuv_f1, f0_rmse),
-distillmos and token stability: --metrics names others, --no-stability leaves the last out.
+The same command again goes on with an evaluation that was stopped.
 """
 COMPARE_EXAMPLES = """examples:
   codec-compare report_a report_b
   codec-compare report report --pair opus-6:model-8 --metrics pesq stoi
 """
-SHOWN = ("pesq", "stoi", "estoi", "mel", "si_sdr", "vuv_f1", "f0_rmse", "kbps_file", "distillmos")  # in the terminal
-SHOWN_ARTEFACTS = ("lines", "ripple", "onset_blur", "level")
-COSTLY = ("vuv_f1", "f0_rmse", "distillmos")  # metrics that take longer than all others together: pitch and a network
+HIDDEN = {"lsd", "kbps_entropy", "rtf"}  # metrics that the table in the terminal has no room for
+COSTLY = "most of the time goes into pitch (vuv_f1, f0_rmse), distillmos and token stability: --metrics names others, "
+COSTLY += "--no-stability leaves the last out"
 
 
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
@@ -115,16 +110,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     )
     for item in (*absent, *missing):
         say(f"absent: {item.name} ({item.reason})")
-    if costly := [name for name in metrics if name in COSTLY]:
-        cheap = " ".join(name for name in metrics if name not in COSTLY)
-        say(f"costly: {', '.join(costly)}; to leave them out: --metrics {cheap}")
-    if plan.stability:
-        say("costly: token stability encodes every file five times more; to leave it out: --no-stability")
+    if plan.stability or not args.metrics:
+        say(COSTLY)
     workers, families = args.workers or available_cores(), plan.families()
     prepare_folder(plan, families, records, args.force)
-    measured, kept = evaluate(plan, families, records, workers, args.examples)
+    measured, absent = evaluate(plan, families, records, workers, args.examples), [*absent, *missing]
     say("summing up ...")
-    results, rows = summarize(plan, families, [*absent, *missing], records, measured, kept, args.manifest, workers)
+    results, rows = summarize(plan, families, absent, records, measured, args.manifest, workers, args.examples)
     results.write(args.out)
     write_rows(args.out, rows)
     page = write_report(results, rows, args.out)
@@ -137,19 +129,16 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _folders(texts: Sequence[str]) -> dict[str, tuple[str, float | None]]:
     folders: dict[str, tuple[str, float | None]] = {}
     for text in texts:
-        parts = re.fullmatch(r"(?P<name>[^=@]+)(@(?P<kbps>\d+(\.\d+)?))?=(?P<folder>.+)", text)
-        if not parts:
-            raise CodecError(f"--reconstructions takes NAME=DIR or NAME@KBPS=DIR, not {text!r}")
-        name, kbps = parts["name"], parts["kbps"]
-        if name in folders:
-            raise CodecError(f"--reconstructions: {name} is given twice")
-        folders[name] = str(Path(parts["folder"]).resolve()), None if kbps is None else float(kbps)
+        parts = re.fullmatch(r"([^=@]+)(?:@(\d+(?:\.\d+)?))?=(.+)", text)
+        if not parts or parts[1] in folders:
+            raise CodecError(f"--reconstructions takes NAME=DIR or NAME@KBPS=DIR, every NAME once, not {text!r}")
+        folders[parts[1]] = str(Path(parts[3]).resolve()), float(parts[2]) if parts[2] else None
     return folders
 
 
 def table(results: Results) -> str:
     """The main results as text: mean and half the interval's width, and how many utterances failed."""
-    metrics = {name: results.metrics[name] for name in (*SHOWN, *SHOWN_ARTEFACTS) if name in results.metrics}
+    metrics = {name: metric for name, metric in results.metrics.items() if name not in HIDDEN}
     rows = [["system", "nominal kbit/s", *(metric.label for metric in metrics.values()), "failed"]]
     for system in results.systems:
         found = [system.results.get(name, Result(None, None, None, 0)) for name in metrics]
@@ -160,11 +149,8 @@ def table(results: Results) -> str:
     layout = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
     lines = [layout.format(*row) for row in rows]
     level, unit = results.interval.level, results.interval.unit
-    some = f", ± half of the {100 * level:g} % interval (bootstrap over {unit})"
-    interval = some if any("±" in line for line in lines) else f"; no intervals, as there are too few {unit}"
-    return "\n".join(
-        [*lines, f"means over the utterances that did not fail, of {results.manifest.utterances}{interval}"]
-    )
+    about = f"means over the utterances that did not fail, of {results.manifest.utterances}, ± half of the"
+    return "\n".join([*lines, f"{about} {100 * level:g} % interval (bootstrap over {unit}, where there are enough)"])
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -187,14 +173,5 @@ def _compare(args: argparse.Namespace) -> int:
     for (system_a, system_b), group in groupby(differences, lambda each: (each.system_a, each.system_b)):
         print(f"{system_a} in A, {system_b} in B: metric, A, B, B - A with its 95 % interval; * where it leaves out 0")
         for difference in group:
-            print(_difference_line(difference, a.results.metrics[difference.metric]))
+            print(difference.text(a.results.metrics[difference.metric]))
     return 0
-
-
-def _difference_line(difference: Difference, metric: Metric) -> str:
-    digits, gap = metric.digits, difference.difference
-    means = f"{difference.mean_a:>9.{digits}f} {difference.mean_b:>9.{digits}f}"
-    between = gap.text(f"+.{digits}f", " [{low}, {high}]", " [no interval]") + " *" * difference.clear
-    share = "" if difference.share_better is None else f"  B better on {100 * difference.share_better:3.0f} %"
-    unpaired = f", {difference.unpaired} unpaired" if difference.unpaired else ""
-    return f"  {metric.label:<22} {means}  {between}{share}  (n {gap.n}{unpaired})"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from codec.evaluation.results import Estimate, ReportError, Results, read_rows
+from codec.evaluation.results import Estimate, Metric, ReportError, Results, read_rows
 from codec.evaluation.statistics import bootstrap_mean
 
 OF_THE_MACHINE = {"rtf"}  # metrics that say how busy it was, and nothing of a difference between two systems
@@ -39,6 +39,15 @@ class Difference:
         low, high = self.difference.low, self.difference.high
         return low is not None and high is not None and (low > 0 or high < 0)
 
+    def text(self, metric: Metric) -> str:
+        """A line of a table."""
+        digits, gap = metric.digits, self.difference
+        between = gap.text(f"+.{digits}f", " [{low}, {high}]", " [no interval]") + " *" * self.clear
+        share = "" if self.share_better is None else f"  B better on {100 * self.share_better:3.0f} %"
+        unpaired = f", {self.unpaired} unpaired" if self.unpaired else ""
+        means = f"{self.mean_a:>9.{digits}f} {self.mean_b:>9.{digits}f}"
+        return f"  {metric.label:<22} {means}  {between}{share}  (n {gap.n}{unpaired})"
+
 
 class Report:
     """The report in a folder that codec-evaluate wrote. Raises as :meth:`Results.read`.
@@ -62,8 +71,7 @@ class Report:
 def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list[Difference]:
     """Differences B - A of every metric of every pair of systems, ids ``(in A, in B)``; none for all that both have.
 
-    Raises:
-        ReportError: a system that a report does not have; no system or no utterance in common.
+    A ReportError for a system that a report does not have, or where no system or no utterance is in common.
     """
     chosen = list(pairs) or [(system, system) for system in a.systems if system in b.systems]
     if not chosen:
@@ -107,10 +115,10 @@ def unlike(a: Report, b: Report) -> list[str]:
     notes = []
     if a.results.manifest.sha256 != b.results.manifest.sha256:
         notes.append("the manifests differ: only utterances of the same id are compared")
-    for name in a.results.metrics.keys() & b.results.metrics.keys() - OF_THE_MACHINE:
+    for name in sorted(a.results.metrics.keys() & b.results.metrics.keys() - OF_THE_MACHINE):
         first, second = a.results.metrics[name], b.results.metrics[name]
         if first.package != second.package:
             notes.append(f"{first.label} is by {first.package} in A and by {second.package} in B")
         elif first.how != second.how:
             notes.append(f"{first.label} is defined otherwise in A than in B")
-    return sorted(notes)
+    return notes

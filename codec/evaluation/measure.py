@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Sequence
@@ -12,24 +11,30 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
+from torch import Tensor
 
 from codec.audio import resample
 from codec.corpus.manifest import Record
 from codec.corpus.scan import read_record
 from codec.errors import CodecError, one_line
 from codec.evaluation.artefacts import ARTEFACTS, LINES, SILENT, mean_spectrum
-from codec.evaluation.metrics import COSTS, METRICS, MetricError, Pair, Reference, Waveform
-from codec.evaluation.stability import CHANGES, changed_codes
+from codec.evaluation.metrics import COSTS, METRICS, MetricError, Pair, Waveform
 from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, to_pcm
-from codec.files import atomic_write
 from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
 
 PAIR_METRICS = METRICS | ARTEFACTS
-KNOWN = (
-    {name: metric.about for name, metric in PAIR_METRICS.items()} | {"lines": LINES} | COSTS
-)  # what can be asked for
+KNOWN = {name: each.about for name, each in PAIR_METRICS.items()} | {"lines": LINES} | COSTS  # what can be asked for
+
+CHANGES = {  # of the input, which a listener would not call one, but under which codes change
+    "shift_quarter": "input starts a quarter of a hop later",
+    "shift_half": "input starts half a hop later",
+    "scale": "input 6 dB quieter",
+    "slice": "middle half of the input encoded by itself",
+    "again": "decoded and encoded again",
+}
+SHIFTS = {"shift_quarter": 4, "shift_half": 2}  # by this part of a hop
 
 Cell = float | str  # the value of a metric, or the reason why there is none
 Changed = dict[str, list[float] | str]  # see changed_codes
@@ -57,12 +62,7 @@ class Plan:
     out: Path
 
     def families(self) -> list[Family]:
-        """Load the systems, the model first.
-
-        Raises:
-            EvaluationError: there are none, or two of one id.
-            CodecError: a model or folder that cannot be used.
-        """
+        """Load the systems, the model first; an EvaluationError where there are none, or two of one id."""
         families: list[Family] = []
         if self.model:
             families.append(ModelFamily(Codec.from_pretrained(self.model, self.device), self.num_quantizers))
@@ -121,62 +121,52 @@ class Measurer:
     def measure(self, index: int, record: Record) -> Measured:
         """Measure one utterance, and write its audio and codes; bad audio is a reason in every cell, never an error."""
         audio = self.plan.audio(index)
-        scratch = audio.with_suffix(".tmp")  # a folder without it is complete
-        for left in (audio, scratch):  # by an evaluation that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        scratch.mkdir(parents=True)
+        shutil.rmtree(audio, ignore_errors=True)  # what an evaluation that was killed left
+        audio.mkdir()
         systems = [system.id for family in self.families for system in family.systems]
         waveform, outcomes = np.zeros(0, np.float32), list[Outcome]()
         try:
             record, waveform = read_utterance(record)
         except (CodecError, OSError) as error:
-            said = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-            reason = " ".join(f"reference unreadable: {said}".replace(record.path, "").split())
+            reason = "reference unreadable: " + one_line(error).removeprefix(record.path).lstrip(": ")
             outcomes += [reason] * len(systems)
         else:
-            soundfile.write(scratch / "reference.flac", to_pcm(waveform), record.sample_rate)
+            soundfile.write(audio / "reference.flac", to_pcm(waveform), record.sample_rate)
             outcomes += [outcome for family in self.families for outcome in family.reconstruct(record, waveform)]
-        reference = Reference(waveform, record.sample_rate)
         cells = {}
         for system, outcome in zip(systems, outcomes, strict=True):
             if not isinstance(outcome, str):
-                soundfile.write(scratch / f"{system}.flac", to_pcm(outcome.waveform), record.sample_rate)
-            cells[system] = self._cells(reference, outcome)
+                soundfile.write(audio / f"{system}.flac", to_pcm(outcome.waveform), record.sample_rate)
+            cells[system] = self._cells(record, waveform, outcome)
         if "lines" in self.plan.metrics and len(waveform):
-            self._write_spectra(index, reference, outcomes)
-        changed = self._changed(index, reference, outcomes[0])  # of the model, which comes first, with most quantizers
-        os.replace(scratch, audio)
+            self._write_spectra(index, record, waveform, outcomes)
+        first = outcomes[0]  # of the model, with most quantizers, where there is a model
+        if not isinstance(first, str) and first.coded is not None and first.codes is not None:
+            self.plan.codes(index).write_bytes(first.coded)
+        changed = self._changed(record, waveform, first) if self.plan.stability else {}
         return Measured(index, record.duration, cells, changed)
 
-    def _cells(self, reference: Reference, outcome: Outcome) -> dict[str, Cell]:
+    def _cells(self, record: Record, waveform: Waveform, outcome: Outcome) -> dict[str, Cell]:
         if isinstance(outcome, str):
             return dict.fromkeys(self.plan.metrics, outcome)
-        pair, seconds = Pair(reference, outcome.waveform), len(reference.waveform) / reference.sample_rate
+        pair = Pair(waveform, outcome.waveform, record.sample_rate)
         cells = {name: _score(name, pair) for name in self.plan.metrics if name in PAIR_METRICS}
         kilobits = None if outcome.coded is None else len(outcome.coded) * 8 / 1000
-        costs = {"kbps_file": kilobits, "rtf": outcome.seconds}
-        return cells | {n: cost / seconds for n, cost in costs.items() if cost is not None and n in self.plan.metrics}
+        costs = {"kbps_file": kilobits, "rtf": outcome.seconds}.items()
+        return cells | {n: c / record.duration for n, c in costs if c is not None and n in self.plan.metrics}
 
-    def _write_spectra(self, index: int, reference: Reference, outcomes: Sequence[Outcome]) -> None:
-        nothing = np.full(len(reference.waveform), np.nan, np.float32)
-        waveforms = [reference.waveform, *(nothing if isinstance(each, str) else each.waveform for each in outcomes)]
-        powers = np.stack([mean_spectrum(each, reference.sample_rate) for each in waveforms])
-        with atomic_write(self.plan.spectra(index)) as temporary, open(temporary, "wb") as file:
-            np.save(file, (10 * np.log10(powers + SILENT)).astype(np.float16))
+    def _write_spectra(self, index: int, record: Record, waveform: Waveform, outcomes: Sequence[Outcome]) -> None:
+        nothing = np.full(len(waveform), np.nan, np.float32)
+        waveforms = [waveform, *(nothing if isinstance(each, str) else each.waveform for each in outcomes)]
+        powers = np.stack([mean_spectrum(each, record.sample_rate) for each in waveforms])
+        np.save(self.plan.spectra(index), (10 * np.log10(powers + SILENT)).astype(np.float16))
 
-    def _changed(self, index: int, reference: Reference, outcome: Outcome) -> Changed:
-        """See how the model's codes stand changes of the input, and write the codes."""
+    def _changed(self, record: Record, waveform: Waveform, outcome: Outcome) -> Changed:
         if isinstance(outcome, str):
-            return dict.fromkeys(CHANGES, outcome) if self.plan.stability else {}
-        if outcome.codes is None or outcome.coded is None:
-            return {}
-        with atomic_write(self.plan.codes(index)) as temporary:
-            temporary.write_bytes(outcome.coded)
-        if not self.plan.stability:
-            return {}
-        assert isinstance(self.families[0], ModelFamily)
+            return dict.fromkeys(CHANGES, outcome)
+        assert isinstance(self.families[0], ModelFamily) and outcome.codes is not None
         codec = self.families[0].codec
-        samples = resample(reference.waveform, reference.sample_rate, codec.sample_rate)
+        samples = resample(waveform, record.sample_rate, codec.sample_rate)
         return changed_codes(codec, torch.from_numpy(samples), outcome.codes)
 
 
@@ -190,3 +180,37 @@ def _score(name: str, pair: Pair) -> Cell:
             raise
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
     return value if np.isfinite(value) else "not finite"
+
+
+def changed_codes(codec: Codec, waveform: Tensor, codes: Tensor) -> Changed:
+    """For each of :data:`CHANGES`, the share of codes that differ per stage, ``[K]``, or why there is none.
+
+    Of a ``waveform [T]`` at the model's rate and its ``codes [K, N]``. Frames are compared at the same index; of a slice, cut
+    at whole frames, its edges count too.
+    """
+    shares: Changed = {}
+    for name in CHANGES:
+        try:
+            changed, before = _changed(name, codec, waveform, codes)
+            after = codec.encode(changed, codec.sample_rate, len(codes))[0].cpu()
+        except CodecError as error:  # too short, or a decoded level that no encoder takes
+            shares[name] = str(error)
+            continue
+        frames = min(before.shape[-1], after.shape[-1])
+        shares[name] = (before[:, :frames] != after[:, :frames]).double().mean(dim=1).tolist()
+    return shares
+
+
+def _changed(name: str, codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The changed input, and the codes of the original to compare its codes with."""
+    hop, frames = codec.hop_length, codes.shape[-1]
+    if name in SHIFTS:
+        if len(waveform) <= hop // SHIFTS[name]:
+            raise MetricError("shorter than the shift")
+        return waveform[hop // SHIFTS[name] :], codes
+    if name == "slice":
+        if frames < 4:
+            raise MetricError("shorter than four frames")
+        start, stop = frames // 4, frames - frames // 4
+        return waveform[start * hop : stop * hop], codes[:, start:stop]
+    return (waveform * 10 ** (-6 / 20) if name == "scale" else codec.decode(codes[None])), codes

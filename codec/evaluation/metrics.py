@@ -14,7 +14,8 @@ import types
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import cache, cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property, lru_cache
 from importlib import import_module
 from io import StringIO
 from typing import Any, NamedTuple
@@ -76,14 +77,10 @@ def pesq_wb(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
 
 def bursts(waveform: Waveform) -> int:
     """Most stretches of sound, by any level, with gaps of at least 0.2 s between them, in ``[T]`` at 16 kHz."""
-    frame, gap = 64, 50  # 4 ms as in PESQ, and 0.2 s of them
-    frames = waveform[: len(waveform) // frame * frame].reshape(-1, frame)
+    frames = waveform[: len(waveform) // 64 * 64].reshape(-1, 64)  # of 4 ms, as in PESQ: 50 are 0.2 s
     energy = np.square(frames.astype(np.float64)).mean(axis=1)
-    most = 0
-    for level in np.quantile(energy, np.linspace(0.02, 0.98, 25)):
-        loud = np.flatnonzero(energy > level)
-        most = max(most, int(len(loud) > 0) + int((np.diff(loud) > gap).sum()))
-    return most
+    levels = np.quantile(energy, np.linspace(0.02, 0.98, 25))
+    return max(1 + int((np.diff(np.flatnonzero(energy > level)) > 50).sum()) for level in levels)
 
 
 def stoi(reference: Waveform, estimate: Waveform, sample_rate: int, extended: bool = False) -> float:
@@ -111,10 +108,7 @@ def si_sdr(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
 
 
 def mel_distance(reference: Waveform, estimate: Waveform, sample_rate: int) -> float:
-    """Mean absolute difference of natural-log mel magnitudes, averaged over windows of 256, 512, 1,024, 2,048 samples.
-
-    32, 64, 80 and 128 bands; hop a quarter of the window; floor 100 dB under a full-scale sine.
-    """
+    """Mean absolute difference of natural-log mel magnitudes, mean over :data:`MEL_BANDS`; hop a quarter of the window."""
     clean, coded = (torch.from_numpy(w)[None] for w in _comparable(reference, estimate, sample_rate))
     distances = []
     for n_fft, bands in MEL_BANDS.items():
@@ -145,16 +139,10 @@ def pitch_track(waveform: Waveform, sample_rate: int) -> NDArray[np.float64]:
     """Fundamental frequency in Hz every 10 ms, ``[N]``, NaN where unvoiced: pYIN (Mauch and Dixon 2014) by librosa."""
     import librosa
 
-    frequency, _, _ = librosa.pyin(
-        resample(waveform, sample_rate, RATE),
-        fmin=65,
-        fmax=500,
-        sr=RATE,
-        frame_length=1024,  # 64 ms: four periods of the lowest pitch
-        hop_length=160,
-        resolution=0.2,  # of a semitone; librosa's 0.1 takes several times as long
-    )
-    return np.asarray(frequency, dtype=np.float64)
+    samples = resample(waveform, sample_rate, RATE)
+    frames: dict[str, Any] = {"frame_length": 1024, "hop_length": 160}  # 64 ms: four periods of the lowest pitch
+    # in steps of 0.2 semitones; librosa's 0.1 takes several times as long
+    return np.asarray(librosa.pyin(samples, fmin=65, fmax=500, sr=RATE, resolution=0.2, **frames)[0], np.float64)
 
 
 def voicing_f1(reference: NDArray[np.float64], estimate: NDArray[np.float64]) -> float:
@@ -176,36 +164,30 @@ def pitch_rmse(reference: NDArray[np.float64], estimate: NDArray[np.float64]) ->
 # ---- the table of metrics -----------------------------------------------------------------------------------------------
 
 
-class Reference:
-    """What is compared with: mono ``waveform [T]`` float32 at ``sample_rate`` Hz."""
-
-    def __init__(self, waveform: Waveform, sample_rate: int) -> None:
-        self.waveform, self.sample_rate = waveform, sample_rate
-
-    @cached_property
-    def pitch(self) -> NDArray[np.float64]:
-        """Its pitch track, made once for all that is compared with it."""
-        return pitch_track(self.waveform, self.sample_rate)
-
-
+@dataclass(frozen=True)
 class Pair:
-    """A reference and an ``estimate [T]`` of the same length and sample rate."""
+    """A reference and an estimate, ``[T]`` of one length, at ``sample_rate`` Hz."""
 
-    def __init__(self, reference: Reference, estimate: Waveform) -> None:
-        self.reference, self.estimate = reference, estimate
+    reference: Waveform
+    estimate: Waveform
+    sample_rate: int
 
     @property
     def waveforms(self) -> tuple[Waveform, Waveform, int]:
-        """Reference, estimate, sample rate: the arguments of the metrics above, if they can be compared at all."""
-        return *_comparable(
-            self.reference.waveform, self.estimate, self.reference.sample_rate
-        ), self.reference.sample_rate
+        """The arguments of the metrics above, if the two can be compared at all."""
+        return *_comparable(self.reference, self.estimate, self.sample_rate), self.sample_rate
 
     @cached_property
     def pitch(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Pitch tracks of both."""
-        _, estimate, sample_rate = self.waveforms
-        return self.reference.pitch, pitch_track(estimate, sample_rate)
+        reference, estimate, sample_rate = self.waveforms
+        return _pitch_of_reference(reference.tobytes(), sample_rate), pitch_track(estimate, sample_rate)
+
+
+@lru_cache(maxsize=1)
+def _pitch_of_reference(samples: bytes, sample_rate: int) -> NDArray[np.float64]:
+    """Its pitch track, made once for all that is compared with it one after the other."""
+    return pitch_track(np.frombuffer(samples, np.float32), sample_rate)
 
 
 class PairMetric(NamedTuple):
@@ -217,7 +199,7 @@ class PairMetric(NamedTuple):
 
 def distillmos(pair: Pair) -> float:
     """DistillMOS: a mean opinion score predicted without the reference."""
-    samples = resample(pair.estimate, pair.reference.sample_rate, RATE)
+    samples = resample(pair.estimate, pair.sample_rate, RATE)
     if len(samples) < 0.5 * RATE:  # too little to say anything
         raise MetricError("shorter than 0.5 s")
     if not samples.any():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from codec.errors import CodecError
 from codec.files import atomic_write
 
 FORMAT = 1
+WORST = 10  # utterances that a report marks and lets one listen to
 FORMULA = "(?=[=+@-])"  # a spreadsheet computes a cell that begins so, unless an apostrophe goes before
 _text = partial(re.sub, f"^'{FORMULA}", "")  # of such a cell
 
@@ -270,6 +272,20 @@ class Row:
     system: str
     values: dict[str, float | None]
     failures: str
+
+
+def worst_first(results: Results, rows: Sequence[Row]) -> dict[str, int]:
+    """Rank of each file by the first metric of the headline system, 1 the worst.
+
+    Files that it has no value for and another system has come first; those that no system has one for have no rank.
+    """
+    first = next(iter(results.metrics))
+    goodness = results.metrics[first].goodness
+    judged = {row.id: -math.inf for row in rows if row.values[first] is not None}
+    judged |= {
+        r.id: goodness(v) for r in rows if r.system == results.headline.id and (v := r.values[first]) is not None
+    }
+    return {name: rank for rank, name in enumerate(sorted(judged, key=lambda name: judged[name]), start=1)}
 
 
 def write_rows(folder: Path, rows: Sequence[Row]) -> None:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import multiprocessing
 import os
 import platform
 import shutil
 import signal
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, astuple, replace
@@ -25,14 +23,13 @@ from tqdm import tqdm
 from codec import __version__
 from codec.corpus.manifest import Record
 from codec.errors import one_line
-from codec.evaluation.measure import KNOWN, PAIR_METRICS, EvaluationError, Measured, Measurer, Plan
+from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Measurer, Plan
 from codec.evaluation.results import Absent
 from codec.evaluation.systems import Family
 from codec.files import atomic_write, write_json
 from codec.pretrained import find_model
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
-WORST = 10  # utterances whose audio is kept
 PACKAGES = ("torch", "numpy", "soxr", "soundfile", "pesq", "pystoi", "librosa")
 
 _measurer: Measurer  # of this worker process
@@ -58,73 +55,44 @@ def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[
     return tuple(present), absent
 
 
-def evaluate(
-    plan: Plan, families: Sequence[Family], records: Sequence[Record], workers: int, spread: int
-) -> tuple[list[Measured], dict[int, str]]:
-    """Measure every record that ``plan.out/rows.jsonl`` does not hold yet.
+def spaced(utterances: int, count: int) -> range:
+    """Indices of ``count`` utterances (of all, if there are fewer), evenly spaced."""
+    step = max(1, utterances // max(count, 1))
+    return range(step // 2, utterances, step)[:count]
 
-    Returns what was measured of each record, in their order, and the utterances whose audio is kept: see :func:`kept_audio`.
-    A worker process that dies is an EvaluationError.
+
+def evaluate(
+    plan: Plan, families: Sequence[Family], records: Sequence[Record], workers: int, examples: int
+) -> list[Measured]:
+    """What was measured of every record, in their order: now, of those that ``plan.out/rows.jsonl`` does not hold yet.
+
+    Evenly spaced ``examples`` have their audio. A worker process that dies is an EvaluationError.
     """
     rows, total = plan.out / ROWS, len(records)
     measured = read_rows(rows)
-    for index in prune_audio(plan, measured, total, spread).keys() & measured.keys():
+    for index in spaced(total, examples):
         if not plan.audio(index).exists():  # more examples are asked for than before
-            del measured[index]
+            measured.pop(index, None)
     if measured:
         print(f"{len(measured)} of {total} utterances were measured before", flush=True)
     left = [(index, record) for index, record in enumerate(records) if index not in measured]
-    audio, done, started = sum(record.duration for _, record in left), 0.0, time.monotonic()  # its length is the work
-    bar = tqdm(total=audio, disable=None, smoothing=0, bar_format="{l_bar}{bar}| about {remaining} left")
+    layout, audio = "{l_bar}{bar}| about {remaining} left", sum(record.duration for _, record in left)  # is the work
+    bar = tqdm(total=audio, mininterval=5, smoothing=0, bar_format=layout)
     with open(rows, "a", encoding="utf-8") as file, bar:
         for result in _results(plan, families, left, workers):
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
             measured[result.index] = result
-            before, done = done, done + records[result.index].duration
             bar.set_description_str(f"{len(measured)} of {total} utterances", refresh=False)
-            bar.update(done - before)
-            if bar.disable and done * 10 // audio > before * 10 // audio:  # no terminal: a line per tenth
-                rest = (time.monotonic() - started) * (audio - done) / done
-                print(f"{len(measured)} of {total} utterances measured, about {rest / 60:.1f} min left", flush=True)
-            if len(measured) % 50 == 0:  # often enough for the disk
-                prune_audio(plan, measured, total, spread)
-    return [measured[index] for index in range(total)], prune_audio(plan, measured, total, spread)
-
-
-def kept_audio(plan: Plan, measured: Mapping[int, Measured], utterances: int, spread: int) -> dict[int, str]:
-    """Indices of the utterances to listen to: ``spread`` evenly spaced ones, each an "example", and the "worst" ten.
-
-    Worst are the first system's worst values of the first metric of pairs of waveforms; utterances that the first system has
-    no value for and another one has are worse than any value.
-    """
-    metric = next((name for name in plan.metrics if name in PAIR_METRICS), "")
-    quality = {}
-    for index, each in measured.items():
-        cells = [cells.get(metric) for cells in each.cells.values()]
-        if any(isinstance(cell, float) for cell in cells):
-            value = KNOWN[metric].goodness(cells[0]) if isinstance(cells[0], float) else -math.inf
-            quality[index] = (value, index)
-    step = max(1, utterances // max(spread, 1))
-    examples = range(step // 2, utterances, step)[:spread]
-    return dict.fromkeys(examples, "example") | dict.fromkeys(sorted(quality, key=quality.__getitem__)[:WORST], "worst")
-
-
-def prune_audio(plan: Plan, measured: Mapping[int, Measured], utterances: int, spread: int) -> dict[int, str]:
-    """Delete the audio, written while measuring, that is not to be kept so far; returns what is, as kept_audio does."""
-    kept = kept_audio(plan, measured, utterances, spread)
-    useless = measured.keys() - kept.keys()  # without what other processes have just finished
-    for folder in (plan.out / "audio").glob("[0-9]*[0-9]"):
-        if int(folder.name) in useless:
-            shutil.rmtree(folder)
-    return kept
+            bar.update(records[result.index].duration)
+    return [measured[index] for index in range(total)]
 
 
 def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Record], force: bool) -> None:
     """Make ``plan.out``, or make sure (EvaluationError) that what it holds is the beginning of this very evaluation."""
     out, settings = plan.out, fingerprint(plan, families, records)
-    path, folders = out / SETTINGS, ("audio", "codes", "images", "spectra")
+    path, folders = out / SETTINGS, ("audio", "codes", "spectra")
     if not path.exists() and out.exists() and any(out.iterdir()):
         raise EvaluationError(f"{out} is not empty and no evaluation; choose another --out")
     if not path.exists() or force:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -20,10 +21,9 @@ from codec.corpus.manifest import Record
 from codec.evaluation import results as schema
 from codec.evaluation.artefacts import SILENT, STEP, Array, is_wide, lines
 from codec.evaluation.codebooks import model_health
-from codec.evaluation.measure import KNOWN, PAIR_METRICS, Cell, Measured, Plan
-from codec.evaluation.results import Metric, Result, Results, Row, Spectra, Stability, System
-from codec.evaluation.runner import available_cores, software_versions
-from codec.evaluation.stability import CHANGES
+from codec.evaluation.measure import CHANGES, KNOWN, PAIR_METRICS, Cell, Measured, Plan
+from codec.evaluation.results import Result, Results, Row, Spectra, Stability, System
+from codec.evaluation.runner import available_cores, software_versions, spaced
 from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.systems import ALIGNMENT, Family, ModelFamily
 
@@ -37,48 +37,49 @@ def summarize(
     absent: Sequence[schema.Absent],
     records: Sequence[Record],
     measured: Sequence[Measured],
-    kept: Mapping[int, str],
     manifest: Path,
     workers: int,
+    examples: int,
 ) -> tuple[Results, list[Row]]:
-    """The report on the ``records`` of a ``manifest``, ``measured`` by ``workers`` processes; ``kept``: see kept_audio."""
+    """The report on the ``records`` of a ``manifest``, ``measured`` by ``workers`` processes.
+
+    Deletes the audio of all but evenly spaced ``examples`` and the ten worst.
+    """
     model = families[0] if isinstance(families[0], ModelFamily) else None
     health = model_health(plan, model, records, measured) if model else None
     speakers = {record.speaker for record in records if record.speaker}
     by_speaker = len(speakers) > 1  # the files of one speaker alone are all there is to resample
     units = [(by_speaker and record.speaker) or record.id for record in records]
-    sources: dict[str, list[Measured]] = {}
-    for record, each in sorted(zip(records, measured, strict=True), key=lambda pair: pair[0].source):
-        sources.setdefault(record.source, []).append(each)
-    parts = sources if len(sources) > 1 else {}
+    sources, files = sorted({record.source for record in records}), list(zip(records, measured, strict=True))
+    parts = {name: [each for record, each in files if record.source == name] for name in sources if len(sources) > 1}
     bare = [system for family in families for system in family.systems]
     means = _means(plan, bare, measured, units)
-    by_source = {name: _means(plan, bare, files, units) for name, files in parts.items()}
+    by_source = {name: _means(plan, bare, part, units) for name, part in parts.items()}
     systems = [
         replace(system, results=means[system.id], by_source={name: each[system.id] for name, each in by_source.items()})
         for system in bare
     ]
+    metrics, software = {name: KNOWN[name] for name in plan.metrics}, software_versions(plan.metrics)
     digest, seconds = hashlib.sha256(manifest.read_bytes()).hexdigest(), sum(each.seconds for each in measured)
     results = Results(
         created=datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        software=software_versions(plan.metrics),
+        software=software,
         machine={"processor": _processor(), "cores": available_cores(), "device": plan.device}
         | {"workers": workers, "threads_per_worker": 1},
         manifest=schema.Manifest(manifest.name, digest, len(records), seconds, len(speakers) or None),
         model=model.about if model else None,
         interval=schema.Interval(LEVEL, RESAMPLES, "speakers" if by_speaker else "files", SEED),
         alignment=ALIGNMENT,
-        metrics={name: _with_version(KNOWN[name]) for name in plan.metrics},
+        metrics={n: replace(m, package=m.package and f"{m.package} {software[m.package]}") for n, m in metrics.items()},
         absent=tuple(absent),
         systems=tuple(systems),
         spectra=_spectra(plan, systems, measured),
         health=health,
         stability=_stability(measured, units) if plan.stability else (),
-        examples=_examples(plan, records, measured, kept),
     )
-    files = zip(records, measured, strict=True)
-    return results, [_row(plan, record, each, system.id) for record, each in files for system in systems]
+    rows = [_row(plan, record, each, system.id) for record, each in files for system in systems]
+    return replace(results, examples=_examples(plan, results, rows, measured, examples)), rows
 
 
 def _means(
@@ -115,14 +116,11 @@ def _mean_spectra(plan: Plan, systems: Sequence[System], measured: Sequence[Meas
 
 def _spectra(plan: Plan, systems: Sequence[System], measured: Sequence[Measured]) -> Spectra | None:
     """What the page draws of the mean spectra; None without a wide-band file."""
-    spectra = _mean_spectra(plan, systems, measured)
-    if not spectra:
-        return None
-    peaks = {
-        name: np.pad(power, (0, -len(power) % DRAWN)).reshape(-1, DRAWN).max(1) for name, (power, _) in spectra.items()
-    }
-    levels = {name: tuple((10 * np.log10(peak + SILENT)).round(1).tolist()) for name, peak in peaks.items()}
-    return Spectra(DRAWN * STEP, spectra[REFERENCE][1], levels.pop(REFERENCE), levels)
+    spectra, levels = _mean_spectra(plan, systems, measured), {}
+    for name, (power, _) in spectra.items():
+        peaks = np.pad(power, (0, -len(power) % DRAWN)).reshape(-1, DRAWN).max(1)
+        levels[name] = tuple((10 * np.log10(peaks + SILENT)).round(1).tolist())
+    return Spectra(DRAWN * STEP, spectra[REFERENCE][1], levels.pop(REFERENCE), levels) if spectra else None
 
 
 def _mean(cells: Mapping[int, Cell], units: Sequence[str], weights: Mapping[int, float] | None = None) -> Result:
@@ -147,16 +145,20 @@ def _stability(measured: Sequence[Measured], units: Sequence[str]) -> tuple[Stab
 
 
 def _examples(
-    plan: Plan, records: Sequence[Record], measured: Sequence[Measured], kept: Mapping[int, str]
+    plan: Plan, results: Results, rows: Sequence[Row], measured: Sequence[Measured], count: int
 ) -> tuple[schema.Example, ...]:
-    examples = []
-    for index, why in sorted(kept.items(), key=lambda item: (item[1], item[0])):
-        paths = {path.stem: path.relative_to(plan.out).as_posix() for path in plan.audio(index).iterdir()}
-        if paths:  # none where the reference could not be read
-            systems = {system: paths[system] for system in measured[index].cells if system in paths}
-            facts = records[index].id, why, measured[index].seconds
-            examples.append(schema.Example(*facts, paths["reference"], systems))
-    return tuple(examples)
+    """The evenly spaced utterances and the worst, whose audio is kept; that of the others is deleted."""
+    rank, chosen, examples = schema.worst_first(results, rows), spaced(len(measured), count), []
+    for each, row in zip(measured, rows[:: len(results.systems)], strict=True):
+        why = "worst" if rank.get(row.id, math.inf) <= schema.WORST else "example" if each.index in chosen else ""
+        folder = plan.audio(each.index)
+        paths = {path.stem: path.relative_to(plan.out).as_posix() for path in folder.glob("*.flac")}
+        if not why:
+            shutil.rmtree(folder, ignore_errors=True)
+        elif paths:  # none where the reference could not be read, or an earlier report did not keep it
+            systems = {system: paths[system] for system in each.cells if system in paths}
+            examples.append(schema.Example(row.id, why, each.seconds, paths["reference"], systems))
+    return tuple(sorted(examples, key=lambda example: example.why))
 
 
 def _row(plan: Plan, record: Record, measured: Measured, system: str) -> Row:
@@ -164,10 +166,6 @@ def _row(plan: Plan, record: Record, measured: Measured, system: str) -> Row:
     values = {name: cell if isinstance(cell, float) else None for name, cell in cells.items()}
     failures = "; ".join(f"{name}: {cell}" for name, cell in cells.items() if isinstance(cell, str))
     return Row(record.id, record.speaker, record.source, measured.seconds, system, values, failures)
-
-
-def _with_version(metric: Metric) -> Metric:
-    return replace(metric, package=f"{metric.package} {version(metric.package)}") if metric.package else metric
 
 
 def _processor() -> str:

@@ -1,6 +1,7 @@
 """What is measured: a model at several bitrates, folders of reconstructions, and classical codecs beside them.
 
-A family turns one utterance into one reconstruction per system, all at the reference's rate, length and time.
+A family has ``systems`` that differ in bitrate only. Its ``reconstruct`` turns an utterance, ``waveform [T]`` at
+``record.sample_rate``, into one outcome per system, in their order, at the reference's rate, length and time.
 """
 
 from __future__ import annotations
@@ -56,22 +57,8 @@ class Reconstruction:
 Outcome = Reconstruction | str  # or the reason why there is none
 
 
-class Family(ABC):
-    """Systems that differ in bitrate only."""
-
-    systems: Sequence[System]
-
-    @abstractmethod
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
-        """For every system, in order, what it makes of ``waveform [T]`` at ``record.sample_rate``."""
-
-
-class ModelFamily(Family):
-    """A codec of this package, with each ``num_quantizers``: by default all that it has, and halves of it.
-
-    Raises:
-        CodecError: a number that the model does not have.
-    """
+class ModelFamily:
+    """A codec of this package, with each ``num_quantizers``: by default all that it has, and halves of it."""
 
     def __init__(self, codec: Codec, num_quantizers: Sequence[int] = ()) -> None:
         most = codec.num_quantizers
@@ -108,7 +95,7 @@ class ModelFamily(Family):
             yield Reconstruction(fitted, container.dumps(header, codes[:count].numpy()), seconds, codes[:count])
 
 
-class FolderFamily(Family):
+class FolderFamily:
     """Reconstructions that somebody else made: per utterance one audio file ``ID.*``, or one named like its audio."""
 
     def __init__(self, name: str, folder: Path, kbps: float | None = None) -> None:
@@ -147,9 +134,10 @@ class FolderFamily(Family):
         return next((self.files[name] for name in names if name in self.files), [])
 
 
-class ProgramFamily(Family):
+class ProgramFamily(ABC):
     """A codec whose programs, of a package of Debian, are run for each utterance in a folder of its own."""
 
+    systems: Sequence[System]
     programs: ClassVar[tuple[str, str]]
     package: ClassVar[str]
     delayed: ClassVar[bool]  # whether what comes back has to be aligned
@@ -212,6 +200,7 @@ class Codec2Family(ProgramFamily):
 
 
 CLASSICAL: dict[str, type[OpusFamily | Codec2Family]] = {"opus": OpusFamily, "codec2": Codec2Family}
+Family = ModelFamily | FolderFamily | ProgramFamily
 
 
 def present_programs(names: Sequence[str]) -> tuple[tuple[str, ...], list[Absent]]:

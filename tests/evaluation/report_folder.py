@@ -49,6 +49,8 @@ def make_results(**changes: Any) -> schema.Results:
     systems[0].by_source[SOURCE] = {"pesq": schema.Result(2.3456, 2.1, 2.5, 106, failed=2, reasons={"<short>": 2})}
     systems[5].results["stoi"] = replace(NOTHING, failed=111, reasons={"MetricError": 111})
     del systems[6].results["kbps_file"]
+    for k in (0, 3):
+        systems[k].results["lines"] = schema.Result(k, None, None, 20)
     shares = tuple(0.2 + 0.08 * k for k in range(8))
     results = schema.Results(
         format=1,

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pesq
 import pystoi
 import pytest
 import soundfile
-import soxr
 import torch
-from loading import SPEECH
+from loading import SPEECH, load_script
 from torch import Tensor
 
 from codec import Codec, container
@@ -30,24 +28,15 @@ from codec.corpus.manifest import Record, read_manifest, write_manifest
 from codec.evaluation import systems
 from codec.evaluation.commands import compare_main, evaluate_main
 from codec.evaluation.compare import Report, compare
-from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Plan
+from codec.evaluation.measure import KNOWN, EvaluationError, changed_codes
 from codec.evaluation.metrics import COSTS
 from codec.evaluation.results import Estimate, ReportError, Results, read_rows, write_rows
-from codec.evaluation.runner import kept_audio, present_metrics
-from codec.evaluation.stability import changed_codes
+from codec.evaluation.runner import present_metrics, spaced
 from codec.evaluation.statistics import bootstrap_mean
 from codec.evaluation.systems import Codec2Family, Family, FolderFamily, OpusFamily, present_programs
 
-QUICK = [
-    "--metrics",
-    *(name for name in KNOWN if name != "distillmos"),
-    "--baselines",
-    "--workers",
-    "1",
-    "--examples",
-    "1",
-]
-ROOT = Path(__file__).resolve().parents[2]
+METRICS = [name for name in KNOWN if name != "distillmos"]
+QUICK = ["--metrics", *METRICS, "--baselines", "--workers", "1", "--examples", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +97,7 @@ class TestReport:
     def test_copies_have_the_best_values(self, report: Path) -> None:
         found = results(report, "folder-copy")
         best = {"pesq": 4.644, "stoi": 1, "estoi": 1, "mel": 0, "lsd": 0, "vuv_f1": 1, "f0_rmse": 0}
-        best |= {"ripple": 0, "onset_blur": 0, "level": 0, "level_abs": 0}
+        best |= {"ripple": 0, "onset_blur": 0, "level": 0}
         assert {name: found[name]["mean"] for name in best} == pytest.approx(best, abs=1e-3)
         assert not COSTS.keys() & found.keys()  # nobody knows how large the files were
         copies = next(entry for entry in summary_of(report)["systems"] if entry["id"] == "folder-copy")
@@ -132,24 +121,12 @@ class TestReport:
     def test_results_by_source_rest_on_its_files_alone(self, report: Path) -> None:
         rows = rows_of(report)
         for system in summary_of(report)["systems"]:
-            assert list(system["by_source"]) == ["", "corpus a", "corpus b"]
+            parts = {name: results["pesq"] for name, results in system["by_source"].items()}
+            counts = {"": (0, 3), "corpus a": (1, 0), "corpus b": (1, 0)}
+            assert {name: (part["n"], part["failed"]) for name, part in parts.items()} == counts
             for name in ("a", "b"):
-                found = system["by_source"][f"corpus {name}"]["pesq"]
-                assert found["mean"] == pytest.approx(float(rows[name, system["id"]]["pesq"]), abs=1e-5)
-                assert (found["n"], found["failed"], found["low"]) == (1, 0, None)
-            without = system["by_source"][""]["pesq"]
-            assert (without["mean"], without["n"], without["failed"]) == (None, 0, 3)
-
-    def test_values_are_those_of_the_packages(self, report: Path) -> None:
-        """The example's files are what was heard; 16-bit rounding apart they are what was measured."""
-        entry = next(entry for entry in summary_of(report)["examples"] if entry["id"] == "a")
-        reference, rate = soundfile.read(report / entry["reference"], dtype="float32")
-        estimate, _ = soundfile.read(report / entry["systems"]["model-3"], dtype="float32")
-        row = rows_of(report)["a", "model-3"]
-        wide = [soxr.resample(samples, rate, 16000) for samples in (reference, estimate)]
-        assert float(row["pesq"]) == pytest.approx(pesq.pesq(16000, *wide, "wb"), abs=5e-3)
-        assert float(row["stoi"]) == pytest.approx(pystoi.stoi(reference, estimate, rate), abs=1e-3)
-        assert float(row["estoi"]) == pytest.approx(pystoi.stoi(reference, estimate, rate, extended=True), abs=1e-3)
+                value = float(rows[name, system["id"]]["pesq"])
+                assert parts[f"corpus {name}"]["mean"] == pytest.approx(value, abs=1e-5)
 
     def test_bitrates(self, report: Path, manifest: Path) -> None:
         for system, nominal in (("model-3", 3.0), ("model-1", 1.0)):
@@ -168,11 +145,8 @@ class TestReport:
 
     def test_lines_and_spectra_are_of_the_wide_band_files(self, report: Path) -> None:
         spectra = summary_of(report)["spectra"]
-        assert (spectra["step"], spectra["files"]) == (50, 1) and set(spectra["systems"]) == {
-            "model-3",
-            "model-1",
-            "folder-copy",
-        }
+        assert (spectra["step"], spectra["files"]) == (50, 1)
+        assert set(spectra["systems"]) == {"model-3", "model-1", "folder-copy"}
         assert len(spectra["reference"]) * 50 == pytest.approx(12000, abs=50)
         assert spectra["systems"]["folder-copy"] == pytest.approx(spectra["reference"], abs=0.1)
         found = results(report, "folder-copy")["lines"]
@@ -182,18 +156,15 @@ class TestReport:
     def test_health_and_stability(self, report: Path) -> None:
         summary = summary_of(report)
         stages = summary["health"]["stages"]
-        assert [stage["stage"] for stage in stages] == [1, 2, 3]
         codes = sorted((report / "codes").iterdir())
         assert [path.name for path in codes] == [f"{index:06d}.codes" for index in range(4)]
-        frames = stages[0]["frames"]
-        assert frames == sum(container.read(path)[1].shape[1] for path in codes) > 500
+        frames = sum(container.read(path)[1].shape[1] for path in codes)
+        assert [(stage["stage"], stage["frames"]) for stage in stages] == [(k, frames) for k in (1, 2, 3)]
         assert stages[0]["coverage"][-1] == [frames, pytest.approx(stages[0]["usage"])]
         for entry in summary["stability"]:
             assert 0 <= entry["changed"]["mean"] <= 1 and len(entry["stages"]) == 3
             assert entry["changed"]["n"] + entry["changed"]["failed"] == 5
-        assert len(summary["health"]["notes"]) == 2
-        assert summary["interval"]["unit"] == "speakers" and summary["software"]["pesq"] == "0.0.4"
-        assert summary["manifest"]["utterances"] == 5 and summary["model"]["num_quantizers"] == 3
+        assert summary["interval"]["unit"] == "speakers" and {"pesq", "torch"} <= summary["software"].keys()
 
     def test_is_read_and_written_without_loss(self, report: Path, tmp_path: Path) -> None:
         found = Results.read(report)
@@ -214,7 +185,6 @@ class TestReport:
         [
             ("metrics.json", '"format": 1', '"format": 2', "format 2 is not 1"),
             ("metrics.json", '"digits": 3', '"digits": "3"', r"metrics\.pesq\.digits must be of type int"),
-            ("metrics.json", "{", "", "metrics.json"),
             ("per_file.csv", "speaker", "name", "has no 'speaker'"),
             ("per_file.csv", "model-3,1", "model-3,one", "per_file.csv: could not convert"),
         ],
@@ -260,28 +230,20 @@ def test_every_system_is_loaded_once_and_nothing_is_coded_twice(
     assert summary["health"]["latents"]["frames"] == summary["health"]["stages"][0]["frames"] > 0
 
 
-@pytest.mark.parametrize("stability", [(), ("--no-stability",)])
 def test_where_every_utterance_fails_there_is_a_report(
-    stability: tuple[str, ...], tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    facts = {"speaker": "@s", "source": "+1"}
-    records = [Record(name, str(tmp_path / "gone.wav"), 16000, 16000, **facts) for name in ("=cmd|' /C calc'!A0", "'a")]
+    """Whose names are no formulas for a spreadsheet."""
+    facts, gone, out = {"speaker": "@s", "source": "+1"}, str(tmp_path / "gone.wav"), tmp_path / "r"
+    records = [Record(name, gone, 16000, 16000, **facts) for name in ("=cmd|' /C calc'!A0", "'a")]
     write_manifest(tmp_path / "m.jsonl", records)
-    command = [
-        "--manifest",
-        str(tmp_path / "m.jsonl"),
-        "--model",
-        str(tiny_model_folder),
-        "--metrics",
-        "mel",
-        *stability,
-    ]
-    assert evaluate_main([*command, "--baselines", "--workers", "1", "--out", str(tmp_path / "r")]) == 1
+    command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--metrics", "mel"]
+    assert evaluate_main([*command, "--baselines", "--workers", "1", "--out", str(out)]) == 1
     assert "no metric has a value for any of the 2 utterances; the report says why" in capsys.readouterr().err
-    assert (tmp_path / "r" / "index.html").exists()
-    names = [line.split(",")[:3] for line in (tmp_path / "r" / "per_file.csv").read_text().splitlines()[1:]]
-    assert names[0] == ["'=cmd|' /C calc'!A0", "'@s", "'+1"] and names[-1][0] == "'a"  # no formula for a spreadsheet
-    rows = read_rows(tmp_path / "r", Results.read(tmp_path / "r"))
+    assert (out / "index.html").exists()
+    names = [line.split(",")[:3] for line in (out / "per_file.csv").read_text().splitlines()[1:]]
+    assert names[0] == ["'=cmd|' /C calc'!A0", "'@s", "'+1"] and names[-1][0] == "'a"
+    rows = read_rows(out, Results.read(out))
     assert {(row.id, row.speaker, row.source) for row in rows} == {(r.id, r.speaker, r.source) for r in records}
 
 
@@ -294,48 +256,41 @@ def test_names_that_are_not_utf8_are_one_line(tmp_path: Path, capsys: pytest.Cap
 
 class TestResuming:
     def test_goes_on_after_a_kill_in_the_middle_of_a_line(
-        self, report: Path, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        """And keeps to listen to the two that have a value, and the examples."""
         out = tmp_path / "r"
-        command = [*command, "--out", str(out)]
+        command = [*command, "--out", str(out), "--metrics", "mel", "lines", "--no-stability"]
         assert evaluate_main(command) == 0
         whole = (out / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        before = results(out, "model-3")
         (out / "rows.jsonl").write_text("".join(whole[:2]) + whole[2][:50], encoding="utf-8")
-        (out / "audio" / "000003.tmp").mkdir()  # its audio was being written
+        (out / "audio" / "000003").mkdir()  # its audio was being written
         capsys.readouterr()
         assert evaluate_main(command) == 0
         assert "2 of 5 utterances were measured before" in capsys.readouterr().out
         again = (out / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        assert again[:2] == whole[:2] and len(again) == 5
-        assert results(out, "model-3")["lines"] == results(report, "model-3")["lines"]
-        assert results(out, "model-3")["pesq"] == results(report, "model-3")["pesq"]
-        kept = [f"{index:06d}" for index in (0, 1, 2)]  # the two that have a value, and one example
-        assert sorted(path.name for path in (out / "audio").iterdir()) == kept
+        assert again[:2] == whole[:2] and len(again) == 5 and results(out, "model-3") == before
+        assert sorted(path.name for path in (out / "audio").iterdir()) == [f"{index:06d}" for index in (0, 1, 2)]
         examples = [("short", "example"), ("a", "worst"), ("b", "worst")]
         assert [(each["id"], each["why"]) for each in summary_of(out)["examples"]] == examples
         assert evaluate_main([*command, "--examples", "5"]) == 0  # measures those again whose audio is gone
         assert "3 of 5 utterances were measured before" in capsys.readouterr().out
         assert [each["id"] for each in summary_of(out)["examples"]] == ["short", "silent", "a", "b"]
 
-    def test_does_not_mix_evaluations(
-        self, report: Path, command: list[str], manifest: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert evaluate_main([*command, "--num-quantizers", "2", "--out", str(report)]) == 1
-        assert "something else" in capsys.readouterr().err
-        assert evaluate_main([*command, "--out", str(manifest.parent)]) == 1
-        assert "not empty and no evaluation" in capsys.readouterr().err
-
-    def test_files_that_change_are_another_evaluation(
-        self, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_does_not_mix_evaluations(self, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """Nor those of files that have changed."""
         (tmp_path / "copies").mkdir()
         shutil.copy(manifest.parent / "a.flac", tmp_path / "copies")
         command = ["--manifest", str(manifest), "--model", "none", "--baselines", "--metrics", "mel", "--workers", "1"]
-        command += ["--reconstructions", f"copy={tmp_path / 'copies'}", "--out", str(tmp_path / "r")]
-        assert evaluate_main(command) == 0
+        command += ["--reconstructions", f"copy={tmp_path / 'copies'}"]
+        out = ["--out", str(tmp_path / "r")]
+        assert evaluate_main([*command, "--out", str(manifest.parent)]) == 1
+        assert "not empty and no evaluation" in capsys.readouterr().err
+        assert evaluate_main(command + out) == 0
         shutil.copy(manifest.parent / "b.flac", tmp_path / "copies")
-        assert evaluate_main(command) == 1 and "something else" in capsys.readouterr().err
-        assert evaluate_main([*command, "--force"]) == 0
+        assert evaluate_main(command + out) == 1 and "something else" in capsys.readouterr().err
+        assert evaluate_main([*command, *out, "--force"]) == 0
         assert results(tmp_path / "r", "folder-copy")["mel"]["n"] == 2
 
     @pytest.mark.slow
@@ -346,7 +301,7 @@ class TestResuming:
         arguments = [sys.executable, "-c", code, *command, "--workers", "2", "--out", str(tmp_path / "r")]
         arguments += ["--metrics", "pesq", "stoi", "estoi", "mel", "lsd", "--no-stability"]
         process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-        while not list((tmp_path / "r" / "audio").glob("*.tmp")):  # until the first utterance is being measured
+        while not list((tmp_path / "r" / "audio").glob("*")):  # until the first utterance is being measured
             assert process.poll() is None
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
@@ -357,16 +312,8 @@ class TestResuming:
             assert results(tmp_path / "r", system)["pesq"] == results(report, system)["pesq"]
 
 
-def test_the_worst_and_some_others_are_kept_to_listen_to() -> None:
-    """The worst by the first metric that is not a cost; what only the first system failed at is worse than any value."""
-    plan = Plan("", (), {}, (), ("rtf", "mel", "pesq"), False, "cpu", Path("r"))
-    cells = {index: {"x": {"rtf": -index, "mel": float(index)}, "y": {"mel": 0.0}} for index in range(30)}
-    cells[7]["x"]["mel"] = "digital silence"
-    cells[8] = {"x": {"mel": "digital silence"}, "y": {"mel": "digital silence"}}
-    measured = {index: Measured(index, 1.0, each, {}) for index, each in cells.items()}  # type: ignore[arg-type]
-    worst = dict.fromkeys([7, *range(21, 30)], "worst")
-    assert kept_audio(plan, measured, 30, 2) == {7: "worst", 22: "worst"} | worst
-    assert kept_audio(plan, measured, 30, 3) == {5: "example", 15: "example", 25: "worst"} | worst
+def test_examples_are_evenly_spaced() -> None:
+    assert [list(spaced(30, count)) for count in (0, 2, 3)] == [[], [7, 22], [5, 15, 25]] and len(spaced(3, 5)) == 3
 
 
 @pytest.mark.parametrize(
@@ -374,12 +321,10 @@ def test_the_worst_and_some_others_are_kept_to_listen_to() -> None:
     [
         (["--manifest", "nowhere.jsonl"], "nowhere.jsonl"),
         (["--metrics", "loudness"], "no metric loudness"),
-        (["--reconstructions", "folder"], "NAME=DIR"),
         (["--reconstructions", "x@fast=."], "NAME@KBPS=DIR"),
         (["--reconstructions", "x=nowhere"], "no folder of reconstructions"),
         (["--num-quantizers", "4"], "1 to 3"),
         (["--model", "none"], "nothing to measure"),
-        (["--model", "none", "--num-quantizers", "2"], "goes with a model"),
         (["--every", "0"], "at least 1"),
         (["--device", "cuda:77"], "use --device cpu"),
         (["--reconstructions", "a b=.", "--reconstructions", "a-b=."], "two systems would both be called folder-a-b"),
@@ -417,24 +362,23 @@ class TestCompare:
             assert difference.share_better == 0.5
 
     def test_pairs_of_systems(self, report: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        pair = compare(Report(report), Report(report), [("model-3", "folder-copy")])
-        better = {difference.metric: difference for difference in pair}
-        assert better["pesq"].difference.mean == pytest.approx(better["pesq"].mean_b - better["pesq"].mean_a)
-        assert better["pesq"].share_better == 1 and better["mel"].share_better == 1
-        assert better["mel"].difference.n == 2 and better["mel"].unpaired == 0
-        assert compare_main([str(report), str(report), "--pair", "model-3:folder-copy", "--metrics", "pesq"]) == 0
+        command = [str(report), str(report), "--pair", "model-3:folder-copy"]
+        assert compare_main([*command, "--metrics", "pesq"]) == 0
         shown = capsys.readouterr().out
         assert "PESQ-WB" in shown and "[no interval]  B better on 100 %  (n 2)" in shown
-        assert compare_main([str(report), str(report), "--json"]) == 0
-        assert {"metric", "difference", "clear"} <= set(json.loads(capsys.readouterr().out)[0])
+        assert compare_main([*command, "--json"]) == 0
+        better = {each["metric"]: each for each in json.loads(capsys.readouterr().out)}
+        gap = better["pesq"]["mean_b"] - better["pesq"]["mean_a"]
+        assert better["pesq"]["difference"]["mean"] == pytest.approx(gap) and not better["pesq"]["clear"]
+        assert (better["mel"]["share_better"], better["mel"]["difference"]["n"], better["mel"]["unpaired"]) == (1, 2, 0)
 
     def test_what_cannot_be_compared_is_said(
         self, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        with pytest.raises(ReportError, match="no system opus-6"):
-            compare(Report(report), Report(report), [("opus-6", "model-3")])
+        assert compare_main([str(report), str(report), "--pair", "opus-6:model-3"]) == 1
         assert compare_main([str(report), str(tmp_path)]) == 1
-        assert "no finished report" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "no system opus-6" in said and "no finished report" in said
 
 
 class TestStatistics:
@@ -550,14 +494,14 @@ def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
     assert outcomes(family, noise, 16000, "one/001.wav", "/corpus/one/001.wav") == ["no such file in the folder"]
 
 
-def test_reports_are_drawn_against_bitrate_and_steps(report: Path, tmp_path: Path) -> None:
-    script = ROOT / "recipes" / "plot_reports.py"
-    for given in ([str(report)], [f"0={report}", f"100={report}"]):
-        out = tmp_path / f"{len(given)}.png"
-        command = [sys.executable, str(script), *given, "--out", str(out)]
-        subprocess.run(command, check=True, capture_output=True)
-        assert out.read_bytes().startswith(b"\x89PNG")
-        again = subprocess.run(command, capture_output=True, text=True)
-        assert again.returncode == 1 and again.stderr.endswith("--force overwrites it\n")
-    wrong = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True)
-    assert wrong.returncode == 1 and "is no finished report" in wrong.stderr
+def test_reports_are_drawn_against_bitrate_and_steps(
+    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = load_script("recipes/plot_reports.py").main
+    for reports in ([str(report)], [f"0={report}", f"100={report}"]):
+        out = tmp_path / f"{len(reports)}.png"
+        monkeypatch.setattr("sys.argv", ["plot_reports.py", *reports, "--out", str(out)])
+        assert main() == 0 and out.read_bytes().startswith(b"\x89PNG")
+        assert main() == 1 and capsys.readouterr().err.endswith("--force overwrites it\n")
+    monkeypatch.setattr("sys.argv", ["plot_reports.py", str(tmp_path), "--out", str(tmp_path / "none.png")])
+    assert main() == 1 and "is no finished report" in capsys.readouterr().err

@@ -13,7 +13,6 @@ from codec.evaluation.measure import PAIR_METRICS
 from codec.evaluation.metrics import (
     MetricError,
     Pair,
-    Reference,
     log_spectral_distance,
     mel_distance,
     pesq_wb,
@@ -38,21 +37,18 @@ def with_noise(x: np.ndarray, snr: float) -> np.ndarray:
     return x + noise * np.linalg.norm(x) / np.linalg.norm(noise) * 10 ** (-snr / 20)
 
 
-def test_every_metric_is_best_for_the_same_and_worse_with_more_noise(speech: tuple[np.ndarray, int]) -> None:
+HERE = [name for name, (about, _) in PAIR_METRICS.items() if not about.package or find_spec(about.package)]
+
+
+@pytest.mark.parametrize("name", HERE)
+def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str, speech: tuple[np.ndarray, int]) -> None:
     """And has a reason instead of a value for 10 ms, or for silence."""
-    x, rate = speech
-    reference = Reference(x, rate)
-    here = {
-        name: metric
-        for name, metric in PAIR_METRICS.items()
-        if not metric.about.package or find_spec(metric.about.package)
-    }
-    for name, (about, compute) in here.items():
-        values = [about.goodness(compute(Pair(reference, y))) for y in (x, with_noise(x, 20), with_noise(x, 0))]
-        assert values == sorted(values, reverse=True) and values[0] != values[2], name
-        for useless in (x[:240], np.zeros(24000, np.float32)):
-            with pytest.raises(MetricError):
-                compute(Pair(Reference(useless, rate), useless))
+    (about, compute), rate, x = PAIR_METRICS[name], speech[1], speech[0][: 3 * speech[1] // 2]
+    same, worse = (about.goodness(compute(Pair(x, estimate, rate))) for estimate in (x, with_noise(x, 0)))
+    assert same > worse
+    for useless in (x[:240], np.zeros(24000, np.float32)):
+        with pytest.raises(MetricError):
+            compute(Pair(useless, useless, rate))
 
 
 def test_known_values(speech: tuple[np.ndarray, int]) -> None:

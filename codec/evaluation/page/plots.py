@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 from codec.evaluation.page.text import number
 
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 12, 26  # margins
-MOST = 40  # points that have a tick each
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 235, 46, 12, 12, 26  # of a figure and its margins
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class Line:
     """Points in order of x, ``marked`` or not. ``style`` picks color and marker; ``shade`` a place on a ramp (0 to 1)."""
 
     name: str
-    points: Sequence[Point]
+    points: list[Point]
     style: int = 0
     shade: float | None = None
     strong: bool = False
@@ -53,34 +52,32 @@ class Axis:
 
 @dataclass
 class Plot:
-    """A figure: its caption, and its lines with at least one point. A screen reader says ``label`` in place of the drawing.
+    """A figure: its caption ``title`` and what stands ``under`` it, a legend if that is nothing; lines with points.
 
     ``x_unit`` stands before the ticks of x, which is logarithmic where ``x_log``. ``percent`` shows shares as
-    percentages, from 0. The lines' names stand in a ``legend`` or nowhere. The axes ``x`` and ``y`` are a little
-    longer than the points need; ticks are their position and text.
+    percentages, from 0. The axes ``x`` and ``y`` are a little longer than the points need; ticks are their position
+    and text. The ``label`` is for screen readers.
     """
 
     title: str
     under: str
-    label: str
     lines: Sequence[Line]
     x_unit: str
     x_log: bool = False
     percent: bool = False
-    width: int = 400
-    height: int = 235
-    legend: bool = False
 
     def __post_init__(self) -> None:
+        says = [p.says for line in self.lines for p in line.points if p.says] or [line.name for line in self.lines]
+        self.label = f"{self.title}: {'; '.join(says)}"
         xs = sorted({p.x for line in self.lines for p in line.points})
         low, high = (xs[0] / 1.15, xs[-1] * 1.15) if self.x_log else (xs[0] - 0.3, xs[-1] + 0.3)
-        self.x = Axis(low, high, LEFT, self.width - RIGHT, self.x_log)
-        round_ones = log_ticks(xs[0], xs[-1]) if self.x_log else xs if len(xs) <= MOST else linear_ticks(xs[0], xs[-1])
+        self.x = Axis(low, high, LEFT, WIDTH - RIGHT, self.x_log)
+        round_ones = (log_ticks if self.x_log else linear_ticks)(xs[0], xs[-1])
         self.x_ticks = [(self.x.at(v), short(v)) for v in round_ones if v <= high]
         ys = [v for line in self.lines for p in line.points for v in (p.y, p.low, p.high) if v is not None]
         ticks = linear_ticks(0, max(1, *ys)) if self.percent else linear_ticks(min(ys), max(ys))
         digits = max(len(f"{v:.10g}".partition(".")[2]) for v in ticks)
-        self.y = Axis(ticks[0], ticks[-1], self.height - BOTTOM, TOP)
+        self.y = Axis(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
         self.y_ticks = [(self.y.at(v), f"{100 * v:g}\u2009%" if self.percent else number(v, digits)) for v in ticks]
 
 

@@ -12,11 +12,9 @@ import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from codec.evaluation.page import results as shown
 from codec.evaluation.page import text
-from codec.evaluation.page.files import draw_examples, file_data
 from codec.evaluation.results import Results, Row
 from codec.files import atomic_write
 
@@ -24,47 +22,40 @@ _FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U001
 
 
 def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
-    """Make ``folder/index.html``, and the spectrograms in ``folder/images/``; returns the page's path.
+    """Make ``folder/index.html``, and spectrograms beside the audio of the examples in ``folder``; returns the page's path.
 
-    The audio of the examples of ``results`` lies in ``folder``; ``rows`` hold what ``per_file.csv`` does, which the page
-    links to. Raises AudioError or OSError where an example cannot be read.
+    ``rows`` hold what ``per_file.csv`` does, which the page links to.
     """
-    health = results.health
-    page = _render(
+    import jinja2
+
+    from codec.evaluation.page.spectrograms import draw_examples  # by torch, which takes seconds to import
+
+    loader, package = jinja2.PackageLoader("codec.evaluation.page", ""), files("codec.evaluation.page")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    filters = (text.number, text.percent, text.plural, text.duration, shown.interval, shown.under)
+    environment.filters |= {function.__name__: function for function in filters} | {"thousands": "{:,}".format}
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
+    style, script = (package.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js"))
+    page = environment.get_template("page.html.j2").render(
         results=results,
+        style=style,
+        script=script,
+        digest=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         listening=draw_examples(results, rows, folder),
-        classes=shown.bitrate_classes(results.systems),
-        best_system=shown.best_system,
+        systems=shown.by_bitrate(results.systems),
         sources=list(dict.fromkeys(source for system in results.systems for source in system.by_source)),
         has_intervals=any(result.low is not None for system in results.systems for result in system.results.values()),
         quality=shown.quality_metrics(results),
         plots=shown.quality_plots(results),
         spectrum_plots=shown.spectrum_plots(results),
-        codebook_plots=shown.codebook_plots(health.stages) if health else [],
+        coverage_plot=shown.coverage_plot(results.health.stages) if results.health else None,
         failures=shown.failures(results),
-        data=file_data(results, rows),
+        data=shown.file_data(results, rows),
         arrows=shown.ARROWS,
     )
     target = folder / "index.html"
     with atomic_write(target) as temporary:
         temporary.write_text(_FORBIDDEN.sub("\ufffd", page), encoding="utf-8", newline="\n")
     return target
-
-
-def _render(**context: Any) -> str:
-    """The page from its templates; the style and the script stand inside it."""
-    import jinja2
-
-    loader = jinja2.PackageLoader("codec.evaluation.page", "")
-    environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    filters = (text.number, text.percent, text.plural, text.duration, text.moment, shown.interval, shown.under)
-    environment.filters |= {function.__name__: function for function in filters} | {"thousands": "{:,}".format}
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    style, script = (
-        files("codec.evaluation.page").joinpath(name).read_text("utf-8") for name in ("report.css", "report.js")
-    )
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    template = environment.get_template("page.html.j2")
-    return template.render(context, style=style, script=script, digest=digest)

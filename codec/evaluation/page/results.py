@@ -1,50 +1,25 @@
-"""What the results show beyond the plain numbers: classes of bitrate, the best of each, plots, failures alike."""
+"""What the results show beyond the plain numbers: plots, failures alike, the table of every file."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from codec.evaluation.page.plots import Line, Plot, Point
 from codec.evaluation.page.text import number
-from codec.evaluation.results import Metric, Result, Results, Spectra, Stage, System
+from codec.evaluation.results import WORST, Metric, Result, Results, Row, Spectra, Stage, System, worst_first
 
 RATES = {"kbps_file", "kbps_entropy"}  # say how many bits were spent, not how well
-MAIN = ("pesq", "stoi")
+SHOWN = 200  # rows of the table of files before "show all"
+MORE = {"failures": -1, "seconds": 2, "speaker": -1, "source": -1}  # its columns after the metrics, and their digits
 ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better", "zero": "→ 0 is best", "none": ""}
 
 
-def bitrate_classes(systems: Sequence[System]) -> list[tuple[str, list[System]]]:
-    """Octaves of bitrate up to 1, 2, 4, ... kbit/s, each with its systems in the order given; last, those without.
-
-    What counts are the bits that the files took: a nominal rate leaves out headers, and some codecs do not keep to it.
-    """
-
-    classes: dict[float, list[System]] = defaultdict(list)
-    for system in systems:
-        octave = max(0, math.ceil(math.log2(system.rate) - 1e-9)) if system.rate else math.inf
-        classes[octave].append(system)
-    titles = {0: "Up to 1 kbit/s", math.inf: "No bitrate given"}
-    return [(titles.get(k, f"Above {2.0 ** (k - 1):g}, up to {2.0**k:g} kbit/s"), classes[k]) for k in sorted(classes)]
-
-
-def best_system(systems: Sequence[System], name: str, metric: Metric) -> tuple[str, bool] | None:
-    """Id of the system with the best mean of a metric, and whether its interval is clear of all others'.
-
-    None where nothing is to be judged: the metric has no direction or is a bitrate, or fewer than two have a value.
-    """
-    rated = {s.id: s.results[name] for s in systems if _mean(s, name) is not None}
-    if metric.better == "none" or name in RATES or len(rated) < 2:
-        return None
-    best = max(rated, key=lambda system: metric.goodness(rated[system].mean or 0.0))
-
-    def ends(result: Result) -> list[float]:
-        if result.low is None or result.high is None:
-            return [-math.inf, math.inf]
-        return sorted(map(metric.goodness, (result.low, min(max(0.0, result.low), result.high), result.high)))
-
-    return best, all(ends(rated[best])[0] > ends(rated[other])[-1] for other in rated if other != best)
+def by_bitrate(systems: Sequence[System]) -> list[System]:
+    """From the lowest bitrate to the highest, so that those that may be compared stand together; last, those without."""
+    return sorted(systems, key=lambda system: system.rate or math.inf)
 
 
 def quality_metrics(results: Results) -> list[str]:
@@ -64,17 +39,6 @@ def interval(result: Result, digits: int) -> str:
     return f"[{number(result.low, digits)}, {number(result.high, digits)}]"
 
 
-def quality_plots(results: Results) -> tuple[list[Plot], list[Plot]]:
-    """One plot per metric of quality against bitrate, one line per family: those of PESQ and STOI large, then the rest.
-
-    Only systems with both a bitrate and a value are drawn; a metric that has none of them has no plot.
-    """
-    names = [n for n in quality_metrics(results) if any(s.rate and _mean(s, n) is not None for s in results.systems)]
-    main = [n for n in MAIN if n in names] or names[:2]
-    large = [_quality_plot(results, name, 400, 235) for name in main]
-    return large, [_quality_plot(results, name, 300, 190) for name in names if name not in main]
-
-
 def failures(results: Results) -> dict[tuple[str, int, int, tuple[tuple[str, int], ...]], list[str]]:
     """Names of the systems that failed alike: label of the metric, failed files, all files, reasons and their counts."""
     groups = defaultdict(list)
@@ -86,76 +50,70 @@ def failures(results: Results) -> dict[tuple[str, int, int, tuple[tuple[str, int
     return groups
 
 
-def _quality_plot(results: Results, name: str, width: int, height: int) -> Plot:
-    metric, digits = results.metrics[name], results.metrics[name].digits
-    lines = []
-    for style, family in enumerate(dict.fromkeys(system.family for system in results.systems)):
-        points, kinds = [], set()
-        for system in results.systems:
-            rate, mean = system.rate, _mean(system, name)
-            if system.family == family and rate and mean is not None:
-                result = system.results[name]
-                says = f"{system.name}, {rate:.3g} kbit/s: {number(mean, digits)} {interval(result, digits)}"
-                points.append(Point(rate, mean, says, result.low, result.high))
-                kinds.add(system.kind)
-        if points:
-            lines.append(Line(family, sorted(points, key=lambda p: p.x), style, strong="model" in kinds))
-    label = f"{metric.label} against bitrate. {'; '.join(p.says for line in lines for p in line.points)}"
-    return Plot(metric.label, under(metric), label, lines, "kbit/s", x_log=True, width=width, height=height)
+def quality_plots(results: Results) -> list[Plot]:
+    """One plot per metric of quality against bitrate, one line per family, of systems with both a bitrate and a value."""
+    plots, order = [], list(dict.fromkeys(system.family for system in results.systems))
+    for name in quality_metrics(results):
+        metric, lines = results.metrics[name], dict[str, Line]()
+        for system in by_bitrate(results.systems):
+            result = system.results.get(name)
+            if system.rate and result and result.mean is not None:
+                mean = f"{number(result.mean, metric.digits)} {interval(result, metric.digits)}"
+                says = f"{system.name}, {system.rate:.3g} kbit/s: {mean}"
+                family, strong = system.family, system.kind == "model"
+                line = lines.setdefault(family, Line(family, [], order.index(family), strong=strong))
+                line.points.append(Point(system.rate, result.mean, says, result.low, result.high))
+        if lines:
+            plots.append(Plot(metric.label, under(metric), list(lines.values()), "kbit/s", x_log=True))
+    return plots
 
 
 def spectrum_plots(results: Results) -> list[Plot]:
     """One plot per system: the mean spectra of the recordings and of what it decoded, in dB over kHz."""
     plots, spectra = [], results.spectra or Spectra(0.0, 0, (), {})
     for system in (system for system in results.systems if system.id in spectra.systems):
-        count = number(_mean(system, "lines") or 0.0, 0)
-        levels = {"recordings": spectra.reference, f"decoded, {count} lines": spectra.systems[system.id]}
+        count = system.results["lines"].mean or 0
+        decoded = f"decoded, {count:g} lines"
         lines = []
-        for style, (name, values) in enumerate(levels.items()):
-            points = [Point(place * spectra.step / 1000, level) for place, level in enumerate(values)]
-            lines.append(Line(name, points, style, marked=False))
-        label = f"{system.name}: mean spectra of the recordings and of what was decoded, {count} lines above 7 kHz"
-        plots.append(Plot(system.name, "", label, lines, "kHz", width=300, height=190, legend=True))
+        for style, levels in enumerate((spectra.reference, spectra.systems[system.id])):
+            points = [Point(place * spectra.step / 1000, level) for place, level in enumerate(levels)]
+            lines.append(Line(decoded if style else "recordings", points, style, marked=False))
+        plots.append(Plot(system.name, "", lines, "kHz"))
     return plots
 
 
-def codebook_plots(stages: Sequence[Stage]) -> list[Plot]:
-    """Coverage against frames, usage and entropy by stage, residual energy by stage; those that have points."""
-    if not stages:
-        return []
-    energies = [(stage.stage, stage.residual_energy) for stage in stages if stage.residual_energy is not None]
-    plots = [_coverage(stages)] if any(stage.coverage for stage in stages) else []
-    plots.append(_usage(stages))
-    if energies:
-        points = [Point(stage, energy, f"stage {stage}: {100 * energy:.1f} %") for stage, energy in energies]
-        label = "Residual energy after each stage: " + "; ".join(p.says for p in points)
-        plots.append(Plot("Residual energy", "left after each stage", label, [Line("", points)], "stage", percent=True))
-    return plots
-
-
-def _coverage(stages: Sequence[Stage]) -> Plot:
-    lines = [
-        Line(str(stage.stage), [Point(*point) for point in stage.coverage], shade=i / max(1, len(stages) - 1))
-        for i, stage in enumerate(stages)
-        if stage.coverage
-    ]
-    ends = ", ".join(f"stage {line.name} {100 * line.points[-1].y:.1f} %" for line in lines)
-    frames = max(line.points[-1].x for line in lines)
-    label = f"Share of codebook entries hit against frames seen; after {frames:g} frames: {ends}"
-    under = "share of entries hit; one line per stage, the later the stronger"
-    return Plot("Coverage against frames seen", under, label, lines, "frames", x_log=True, percent=True)
-
-
-def _usage(stages: Sequence[Stage]) -> Plot:
-    shares = {"usage": [s.usage for s in stages], "normalised entropy": [s.normalised_entropy for s in stages]}
+def coverage_plot(stages: Sequence[Stage]) -> Plot | None:
+    """Share of entries hit against frames seen, a line per stage; None where no stage has such a curve."""
     lines = []
-    for style, (name, values) in enumerate(shares.items()):
-        pairs = zip(stages, values, strict=True)
-        points = [Point(s.stage, y, f"stage {s.stage}, {name}: {100 * y:.1f} %") for s, y in pairs]
-        lines.append(Line(name, points, style))
-    label = "By stage: " + "; ".join(p.says for line in lines for p in line.points)
-    return Plot("Usage and entropy by stage", "", label, lines, "stage", percent=True, legend=True)
+    for stage in (stage for stage in stages if stage.coverage):
+        *points, (frames, share) = stage.coverage or ()
+        end = Point(frames, share, f"stage {stage.stage} {100 * share:.1f} % after {frames} frames")
+        shade = (stage.stage - 1) / max(1, len(stages) - 1)
+        lines.append(Line(str(stage.stage), [*(Point(*point) for point in points), end], shade=shade))
+    under = "share of entries hit; one line per stage, the later the stronger"
+    return Plot("Coverage against frames seen", under, lines, "frames", x_log=True, percent=True) if lines else None
 
 
-def _mean(system: System, name: str) -> float | None:
-    return system.results[name].mean if name in system.results else None
+def file_data(results: Results, rows: Sequence[Row]) -> dict[str, Any]:
+    """What the table of every file shows, as JSON takes it: the template draws its start, ``report.js`` any other view.
+
+    A row has a value per column; its system is an index into ``systems``. Columns of text have -1 ``digits``.
+    """
+    rank = worst_first(results, rows)
+    order = {system.id: i for i, system in enumerate(results.systems)}
+    metrics = {name: m for name, m in results.metrics.items() if any(row.values[name] is not None for row in rows)}
+    columns = [("rank", "#", 0), ("id", "File", -1), ("system", "System", -1)]
+    columns += [(name, metric.label, metric.digits) for name, metric in metrics.items()]
+    columns += [(name, name.capitalize(), digits) for name, digits in MORE.items()]
+    return {
+        "shown": SHOWN,
+        "worst": WORST,
+        "columns": [{"key": key, "label": label, "digits": digits} for key, label, digits in columns],
+        "systems": [system.name for system in results.systems],
+        "headline": order[results.headline.id],
+        "anchors": {example.id: f"example-{i}" for i, example in enumerate(results.examples or (), start=1)},
+        "rows": [
+            [rank.get(r.id), r.id, order[r.system], *map(r.values.get, metrics), *(getattr(r, name) for name in MORE)]
+            for r in sorted(rows, key=lambda r: (rank.get(r.id, math.inf), r.id, order[r.system]))
+        ],
+    }

@@ -1,21 +1,22 @@
-"""Spectrograms as small PNG files, all of one utterance on the same axes and colour scale."""
+"""The report's players, and their spectrograms as small PNG files, all of one utterance on the same axes and colours."""
 
 from __future__ import annotations
 
 import struct
 import zlib
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import soundfile
 import torch
 from numpy.typing import NDArray
 
-from codec.evaluation.systems import fit, read_at
+from codec.evaluation.results import Example, Results, Row
 from codec.spectral import hz_to_mel, mel_filterbank, stft
 
 WIDTH, HEIGHT = 480, 160  # pixels: time steps and mel bands
+MARKED = (500, 1000, 4000)  # Hz, named at the edge of a spectrogram
 RANGE_DB = 80.0  # below the loudest point of the reference
 LEVELS = 64  # colours; more would only make the files larger
 # anchors of a map whose lightness rises evenly, black over purple and orange to pale yellow
@@ -25,15 +26,37 @@ ANCHORS = (
 )  # fmt: skip
 
 
-def spectrograms(paths: Sequence[Path]) -> tuple[list[bytes], int]:
-    """PNG images (480 x 160) of audio files, and the sample rate in Hz whose half is their upper edge.
+# an example; its sounds, the original first: name, path, path of the spectrogram, values where measured; frequencies to
+# name by their height in percent; the values of the headline system
+Listening = tuple[Example, list[tuple[str, str, str, Row | None]], list[tuple[str, float]], Row | None]
 
-    The first path is the reference: length, sample rate and the top of the colour scale are its own. Raises AudioError or
-    OSError where a file cannot be read.
+
+def draw_examples(results: Results, rows: Sequence[Row], folder: Path) -> list[Listening]:
+    """Write the spectrograms of all examples beside their audio, and list the players that show them."""
+    measured = {(row.id, row.system): row for row in rows}
+    listed = []
+    for example in results.examples or ():
+        sounds: list[tuple[str, str, Row | None]] = [("Original", example.reference, None)]
+        systems = [system for system in results.systems if system.id in example.systems]
+        sounds += [(s.name, example.systems[s.id], measured.get((example.id, s.id))) for s in systems]
+        images, rate = spectrograms([folder / path for _, path, _ in sounds])
+        cards = []
+        for (name, path, row), image in zip(sounds, images, strict=True):
+            picture = str(PurePosixPath(path).with_suffix(".png"))
+            (folder / picture).write_bytes(image)
+            cards.append((name, path, picture, row))
+        marks = [(f"{f / 1000:g}k", 100 * height_of(f, rate)) for f in MARKED if f < 0.45 * rate]
+        listed.append((example, cards, marks, measured.get((example.id, results.headline.id))))
+    return listed
+
+
+def spectrograms(paths: Sequence[Path]) -> tuple[list[bytes], int]:
+    """PNG images (480 x 160) of mono files of one length and sample rate, which is also returned, in Hz.
+
+    Half of it is the images' upper edge; the first file has the top of their colour scale.
     """
     rate = soundfile.info(paths[0]).samplerate
-    waveforms = [read_at(path, rate) for path in paths]
-    loudness = [_mel_decibels(fit(waveform, len(waveforms[0])), rate) for waveform in waveforms]
+    loudness = [_mel_decibels(soundfile.read(path, dtype="float32")[0], rate) for path in paths]
     top = loudness[0].max()
     return [_png(np.clip((image - top) / RANGE_DB + 1, 0, 1)) for image in loudness], rate
 
