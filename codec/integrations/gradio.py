@@ -17,18 +17,16 @@ if TYPE_CHECKING:
     from codec.model import Codec
 
 LONGEST = 60  # seconds: all bitrates of all models are computed and kept in one piece
-WIDTH, HEIGHT, RANGE_DB = 640, 128, 80.0  # of a spectrogram: pixels, and from its loudest point down
+WIDTH, HEIGHT, RANGE_DB = 640, 128, 80.0  # of a spectrogram [height, width, 3]: pixels, and from its loudest point down
 # anchors of a map whose lightness rises evenly, black over purple and orange to pale yellow
 COLOURS = ((0, 0, 4), (79, 18, 123), (181, 54, 122), (251, 135, 97), (252, 253, 191))
-Picture = NDArray[np.uint8]  # [height, width, 3]
 
 
 def demo_main(argv: Sequence[str] | None = None) -> int:
     """codec-demo: serve the page until ctrl-C. Returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="codec-demo",
-        description="Record or open speech in a browser and hear it through every shipped model at every bitrate. "
-        "The page is served to this machine only.",
+        description="A page, for this machine only, to hear speech through every shipped model at every bitrate.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.parse_args(argv)
@@ -50,7 +48,7 @@ def build(gradio: Any, models: Sequence[Codec]) -> Any:
     """The page, a ``gradio.Blocks``; ``gradio`` is the package."""
     with gradio.Blocks(title="Speech through the codec", analytics_enabled=False) as page:
         gradio.Markdown(
-            "# How little does speech need?\nRecord a sentence or open a file, and hear it at every bitrate."
+            "# How little does speech need?\nOpen a file or record a sentence, and hear it at every bitrate."
         )
         with gradio.Row():
             source = gradio.Audio(sources=["upload", "microphone"], type="filepath", label="Your speech", buttons=[])
@@ -62,10 +60,8 @@ def build(gradio: Any, models: Sequence[Codec]) -> Any:
                 for count in range(1, model.num_quantizers + 1):
                     with gradio.Column(min_width=260):
                         label = f"{model.bitrate_of(count) / 1000:.4g} kbit/s"
-                        shown += [
-                            gradio.Audio(label=label, buttons=["download"]),
-                            gradio.Image(show_label=False, buttons=[]),
-                        ]
+                        shown.append(gradio.Audio(label=label, buttons=["download"]))
+                        shown.append(gradio.Image(show_label=False, buttons=[]))
 
         def answer(path: str | None) -> list[Any]:
             try:
@@ -104,7 +100,7 @@ def hear(models: Sequence[Codec], path: str) -> list[Any]:
     return shown
 
 
-def spectrogram(samples: NDArray[np.float32], sample_rate: int) -> Picture:
+def spectrogram(samples: NDArray[np.float32], sample_rate: int) -> NDArray[np.uint8]:
     """Mel power of ``[T]`` in dB, low bands at the bottom."""
     import torch
 
@@ -117,7 +113,7 @@ def spectrogram(samples: NDArray[np.float32], sample_rate: int) -> Picture:
     return np.stack([np.interp(level, at, channel) for channel in zip(*COLOURS, strict=True)], -1).astype(np.uint8)
 
 
-def codes_picture(codes: NDArray[np.int64]) -> Picture:
+def codes_picture(codes: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Codes ``[K, N]`` as bars, a row for each quantizer; close shades do not mean close codes."""
     shade = (codes * 0.618034 % 1)[..., None]
     bars = (1 - shade) * (38, 62, 102) + shade * (196, 226, 238)

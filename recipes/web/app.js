@@ -79,13 +79,14 @@ async function show(next) {
 
 /** Play the clip from its first so many codes per frame, from where it is; 0 is the original. */
 async function listen(count) {
-  const rate = codec.config.sample_rate, seconds = clip.numSamples / rate;
+  const rate = codec.config.sample_rate, seconds = clip.numSamples / rate, mine = clip;
   if (!clip.sounds.has(count)) {
     say("Decoding …");
     const start = performance.now();
-    const samples = count ? (await codec.decode(clip.codes, count)).slice(0, clip.numSamples).map((x) => clip.gain * x) : clip.samples;
-    clip.sounds.set(count, { samples, url: URL.createObjectURL(wav(samples, rate)), decoding: (performance.now() - start) / 1000 });
+    const samples = count ? (await codec.decode(mine.codes, count)).slice(0, mine.numSamples).map((x) => mine.gain * x) : mine.samples;
+    mine.sounds.set(count, { samples, url: URL.createObjectURL(wav(samples, rate)), decoding: (performance.now() - start) / 1000 });
   }
+  if (clip !== mine || $("rates").querySelector(":checked").value !== String(count)) return; // something else was asked for meanwhile
   const { samples, url, decoding } = clip.sounds.get(count), { currentTime, paused } = player;
   player.src = url;
   player.currentTime = currentTime;
@@ -102,11 +103,11 @@ async function listen(count) {
     fact.append(dt, dd);
     return fact;
   }));
-  $("decoded").hidden = !count;
+  $("decoded").hidden = $("codes").hidden = !count;
   $("decoded").querySelector("figcaption").textContent = `Decoded from ${kbps(count)} kbit/s`;
   if (count) spectrogram($("decoded").querySelector("canvas"), samples, rate);
   const frameRate = rate / codec.config.hop_length, bits = Math.log2(codec.config.codebook_size);
-  $("codes").querySelector("figcaption").textContent = `Codes: ${frameRate} frames a second, ${count || "no"} of ${bits} bits each`;
+  $("codes").querySelector("figcaption").textContent = `Codes: ${frameRate} frames a second, ${count} × ${bits} bits each`;
   codesPicture($("codes").querySelector("canvas"), clip.codes, count);
   $("save-codes").hidden = !file;
   if (file) {
@@ -141,7 +142,7 @@ $("record").addEventListener("click", () => {
   });
 });
 $("example").addEventListener("click", () => work(async () => openFile(await (await fetch("vendor/example.wav")).blob(), "example")));
-const openNamed = (file) => file && codec && !stopRecording && work(() => openFile(file, file.name.replace(/\.[^.]*$/, "")));
+const openNamed = (file) => file && !$("file").disabled && work(() => openFile(file, file.name.replace(/\.[^.]*$/, "")));
 $("file").addEventListener("change", ({ target }) => { openNamed(target.files[0]); target.value = ""; });
 addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
 addEventListener("dragleave", () => document.body.classList.remove("dropping"));
@@ -158,6 +159,7 @@ for (const picture of document.querySelectorAll(".picture"))
   requestAnimationFrame(follow);
 })();
 
+$("record").hidden = !navigator.mediaDevices; // browsers give it to the loopback and to https only
 work(async () => {
   codec = await Codec.load("model/");
   $("model").textContent = codec.config.name;

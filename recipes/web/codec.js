@@ -1,9 +1,6 @@
 // A model in the browser: the two graphs that codec-export wrote, run by onnxruntime-web on one thread beside the page's own.
 
-import * as ort from "./vendor/ort.wasm.bundle.min.mjs";
-
-ort.env.wasm.numThreads = 1; // more would need headers that a plain file server does not send
-ort.env.wasm.proxy = true; // in a worker, so that the page stays alive meanwhile
+let ort; // the package
 
 export class Codec {
   /** @param {string} folder with encoder.onnx, decoder.onnx and config.json, and a slash at its end */
@@ -13,6 +10,11 @@ export class Codec {
       if (!answer.ok) throw new Error(`there is no model/${name}: run codec-export default recipes/web/model`);
       return answer;
     };
+    ort ??= await import("./vendor/ort.wasm.bundle.min.mjs").catch(() => {
+      throw new Error("there is no onnxruntime-web in vendor/: run python recipes/web/fetch.py");
+    });
+    ort.env.wasm.numThreads = 1; // more would need headers that a plain file server does not send
+    ort.env.wasm.proxy = true; // in a worker, so that the page stays alive meanwhile
     const codec = new Codec();
     codec.config = await (await file("config.json")).json();
     for (const name of ["encoder", "decoder"])
