@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +17,11 @@ from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
 from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
+
+CHROMIUM = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
+CHROMIUM += ["disable-component-update", "disable-sync", "autoplay-policy=no-user-gesture-required"]
+CHROMIUM += ["disable-dev-shm-usage"]  # containers have little of it
+CHROMIUM += ["use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"]
 
 torch.set_num_threads(1)  # the tests' networks are tiny: threads would only wait for each other on a busy machine
 
@@ -44,3 +53,25 @@ def speech(request: pytest.FixtureRequest) -> tuple[NDArray[np.float32], int]:
     """Samples ``[T]`` of a real clip and their rate in Hz: 2.7 s at 24 kHz, then 3.0 s at 16 kHz."""
     samples, rate = soundfile.read(request.param, dtype="float32")
     return samples, rate
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A headless browser, with selenium's ``webdriver`` to drive it; its microphone gives beeps."""
+    from selenium import webdriver
+
+    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if browser is None or driver is None:
+        reason = "needs Chromium: apt-get install chromium chromium-driver (Debian packages)"
+        if os.environ.get("CODEC_REQUIRE_TOOLS") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in (*CHROMIUM, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(f"--{argument}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+    chrome.set_script_timeout(60)  # seconds, for a busy machine; nothing takes long
+    yield chrome
+    chrome.quit()

@@ -20,7 +20,7 @@ FLOORS = [  # a room may import from its own floor and from those below it; the 
 WINGS = {"cli", "training", "evaluation", "integrations"}
 HEIGHT = {room: height for height, rooms in enumerate([*FLOORS, WINGS]) for room in rooms}
 LAZY = {"accelerate", "yaml", "pesq", "pystoi", "librosa", "torchaudio", "tensorboard", "matplotlib", "transformers"}
-LAZY |= {"av", "ray", "onnxruntime", "huggingface_hub", "distillmos"}
+LAZY |= {"av", "gradio", "ray", "onnxruntime", "huggingface_hub", "distillmos"}
 MODULES = sorted((ROOT / "codec").rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("recipes", "data") for path in (ROOT / folder).rglob("*.py"))
 

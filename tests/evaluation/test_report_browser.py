@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +16,6 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from codec.evaluation.results import Absent, Manifest
 
 pytestmark = pytest.mark.slow
-ARGUMENTS = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-ARGUMENTS += ["disable-component-update", "disable-sync", "autoplay-policy=no-user-gesture-required"]
-ARGUMENTS += ["disable-dev-shm-usage"]  # containers have little of it
 WAIT = 30  # seconds, for a busy machine; nothing here takes long
 
 
@@ -29,25 +23,6 @@ WAIT = 30  # seconds, for a busy machine; nothing here takes long
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of 350 files, more than are shown at first, and two examples of eight players each."""
     return make_report(tmp_path_factory.mktemp("browser") / "a folder #1", 350, make_results(examples=EXAMPLES))
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    browser, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if browser is None or driver is None:
-        reason = "needs Chromium: apt-get install chromium chromium-driver (Debian packages)"
-        if os.environ.get("CODEC_REQUIRE_TOOLS") == "1":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in (*ARGUMENTS, f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(f"--{argument}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
-    chrome.set_script_timeout(WAIT)
-    yield chrome
-    chrome.quit()
 
 
 @pytest.fixture

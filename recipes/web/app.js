@@ -1,0 +1,167 @@
+// The page: what is recorded, opened or dropped becomes a clip; a clip is heard at a chosen bitrate, or as it was.
+
+import { record, samplesOf, wav } from "./audio.js";
+import { Codec } from "./codec.js";
+import { CodesError, read, write } from "./container.js";
+import { codesPicture, spectrogram } from "./pictures.js";
+
+const LONGEST = 60; // seconds: a page computes a clip in one piece
+const $ = (id) => document.getElementById(id);
+const player = $("player"), inputs = [$("record"), $("file"), $("example")];
+const say = (text) => { $("status").textContent = text; };
+const size = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+const kbps = (count) => String(Number((codec.bitrate(count) / 1000).toFixed(2)));
+
+let codec; // the model
+let clip; // { title, samples (null of a .codes file), codes, numSamples, gain, sounds: by number of quantizers, 0 the original }
+let stopRecording = null;
+
+/** Do what a person asked for; what they can mend is said on the page. */
+async function work(task) {
+  inputs.forEach((input) => { input.disabled = true; });
+  try {
+    await task();
+  } catch (error) {
+    say(`That did not work: ${error.message}`);
+    if (!(error instanceof CodesError || error instanceof DOMException)) throw error;
+  } finally {
+    inputs.forEach((input) => { input.disabled = !codec; });
+  }
+}
+
+function tooLong(seconds) {
+  if (seconds > LONGEST) throw new CodesError(`it is longer than ${LONGEST} s; the command line takes any length`);
+}
+
+async function openFile(blob, title) {
+  const buffer = await blob.arrayBuffer();
+  const isCodes = new TextDecoder().decode(buffer.slice(0, 4)) === "SVQC";
+  await (isCodes ? openCodes(buffer, title) : openAudio(buffer, title));
+}
+
+async function openAudio(buffer, title) {
+  const rate = codec.config.sample_rate, samples = await samplesOf(buffer, rate);
+  if (!samples.length) throw new CodesError("it holds no sound");
+  tooLong(samples.length / rate);
+  say("Encoding …");
+  const start = performance.now(), codes = await codec.encode(samples);
+  await show({ title, samples, codes, numSamples: samples.length, gain: 1, encoding: (performance.now() - start) / 1000 });
+}
+
+async function openCodes(buffer, title) {
+  const { header, codes } = read(buffer), { config } = codec;
+  if (!config.fingerprint.startsWith(header.fingerprint))
+    throw new CodesError(`its codes are those of the model ${header.model}; this page has ${config.name}`);
+  if (!codes[0].length) throw new CodesError("it holds no sound");
+  tooLong(header.numSamples / header.originalSampleRate);
+  const numSamples = Math.ceil((header.numSamples * header.sampleRate) / header.originalSampleRate);
+  await show({ title, samples: null, codes, numSamples, gain: 10 ** (header.gainDb / 20) });
+}
+
+/** Put a new clip on the page. */
+async function show(next) {
+  for (const { url } of clip?.sounds.values() ?? []) URL.revokeObjectURL(url);
+  clip = { ...next, sounds: new Map() };
+  const choices = clip.codes.map((_, k) => k + 1);
+  $("rates").replaceChildren(...[...(clip.samples ? [0] : []), ...choices].map((count) => {
+    const label = document.createElement("label"), radio = document.createElement("input");
+    Object.assign(radio, { type: "radio", name: "rate", value: count, checked: count === choices.length });
+    radio.addEventListener("change", () => work(() => listen(count)).then(() => radio.focus()));
+    label.append(radio, count ? kbps(count) : "original");
+    return label;
+  }));
+  $("original").hidden = !clip.samples;
+  if (clip.samples) spectrogram($("original").querySelector("canvas"), clip.samples, codec.config.sample_rate);
+  player.removeAttribute("src");
+  await listen(choices.length);
+  $("result").hidden = false;
+}
+
+/** Play the clip from its first so many codes per frame, from where it is; 0 is the original. */
+async function listen(count) {
+  const rate = codec.config.sample_rate, seconds = clip.numSamples / rate, mine = clip;
+  if (!clip.sounds.has(count)) {
+    say("Decoding …");
+    const start = performance.now();
+    const samples = count ? (await codec.decode(mine.codes, count)).slice(0, mine.numSamples).map((x) => mine.gain * x) : mine.samples;
+    mine.sounds.set(count, { samples, url: URL.createObjectURL(wav(samples, rate)), decoding: (performance.now() - start) / 1000 });
+  }
+  if (clip !== mine || $("rates").querySelector(":checked").value !== String(count)) return; // something else was asked for meanwhile
+  const { samples, url, decoding } = clip.sounds.get(count), { currentTime, paused } = player;
+  player.src = url;
+  player.currentTime = currentTime;
+  if (!paused) await player.play();
+
+  const pcm = 2 * clip.numSamples, faster = (time) => `${(seconds / time).toPrecision(2)} × real time`;
+  const file = count ? write({ ...codec.header(clip.numSamples, count), gainDb: 20 * Math.log10(clip.gain) }, clip.codes.slice(0, count)) : null;
+  const facts = { Length: `${seconds.toFixed(1)} s`, "as 16-bit WAV": size(pcm) };
+  if (file) Object.assign(facts, { "as .codes": size(file.length), smaller: `${Math.round(pcm / file.length)} ×` });
+  $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
+    const [fact, dt, dd] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
+    dt.textContent = name;
+    dd.textContent = value;
+    fact.append(dt, dd);
+    return fact;
+  }));
+  $("decoded").hidden = $("codes").hidden = !count;
+  $("decoded").querySelector("figcaption").textContent = `Decoded from ${kbps(count)} kbit/s`;
+  if (count) spectrogram($("decoded").querySelector("canvas"), samples, rate);
+  const frameRate = rate / codec.config.hop_length, bits = Math.log2(codec.config.codebook_size);
+  $("codes").querySelector("figcaption").textContent = `Codes: ${frameRate} frames a second, ${count} × ${bits} bits each`;
+  codesPicture($("codes").querySelector("canvas"), clip.codes, count);
+  $("save-codes").hidden = !file;
+  if (file) {
+    URL.revokeObjectURL($("save-codes").href);
+    const name = `${clip.title}-${kbps(count)}kbps.codes`;
+    Object.assign($("save-codes"), { href: URL.createObjectURL(new Blob([file])), download: name, textContent: `Download .codes, ${size(file.length)}` });
+  }
+  Object.assign($("save-wav"), { href: url, download: `${clip.title}${count ? `-${kbps(count)}kbps` : ""}.wav` });
+  const speeds = [clip.encoding && `encoded at ${faster(clip.encoding)}`, count && `decoded at ${faster(decoding)}`];
+  say(`${clip.title}: ${speeds.filter(Boolean).join(", ")}`);
+}
+
+$("record").addEventListener("click", () => {
+  const recording = (on) => {
+    $("record").textContent = on ? "Stop" : "Record";
+    $("record").classList.toggle("on", on);
+  };
+  if (stopRecording) { stopRecording(); return; }
+  work(async () => {
+    const stop = await record();
+    recording(true);
+    say("Recording … speak, then press Stop");
+    $("record").disabled = false;
+    const pressed = new Promise((resolve) => { stopRecording = resolve; });
+    const limit = setTimeout(stopRecording, (LONGEST - 1) * 1000);
+    await pressed;
+    clearTimeout(limit);
+    stopRecording = null;
+    recording(false);
+    $("record").disabled = true;
+    await openFile(await stop(), "recording");
+  });
+});
+$("example").addEventListener("click", () => work(async () => openFile(await (await fetch("vendor/example.wav")).blob(), "example")));
+const openNamed = (file) => file && !$("file").disabled && work(() => openFile(file, file.name.replace(/\.[^.]*$/, "")));
+$("file").addEventListener("change", ({ target }) => { openNamed(target.files[0]); target.value = ""; });
+addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
+addEventListener("dragleave", () => document.body.classList.remove("dropping"));
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  openNamed(event.dataTransfer.files[0]);
+});
+
+for (const picture of document.querySelectorAll(".picture"))
+  picture.addEventListener("click", (event) => { player.currentTime = (event.offsetX / picture.clientWidth) * player.duration; });
+(function follow() {
+  $("result").style.setProperty("--at", player.currentTime / player.duration || 0);
+  requestAnimationFrame(follow);
+})();
+
+$("record").hidden = !navigator.mediaDevices; // browsers give it to the loopback and to https only
+work(async () => {
+  codec = await Codec.load("model/");
+  $("model").textContent = codec.config.name;
+  say("Ready.");
+});

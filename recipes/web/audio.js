@@ -1,0 +1,37 @@
+// Sound in and out: files that the browser can read, the microphone, and WAV.
+
+/** Mono samples of an audio file at a sample rate; throws the browser's EncodingError. */
+export async function samplesOf(buffer, sampleRate) {
+  const audio = await new OfflineAudioContext(1, 1, sampleRate).decodeAudioData(buffer);
+  const mono = new Float32Array(audio.length);
+  for (let c = 0; c < audio.numberOfChannels; c++)
+    audio.getChannelData(c).forEach((x, i) => { mono[i] += x / audio.numberOfChannels; });
+  return mono;
+}
+
+/** Record the microphone as it is, without what browsers do to calls; returns a function that stops and gives the file. */
+export async function record() {
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: false, noiseSuppression: false } });
+  const recorder = new MediaRecorder(stream, { audioBitsPerSecond: 256000 }), parts = [];
+  recorder.ondataavailable = ({ data }) => parts.push(data);
+  const stopped = new Promise((done) => { recorder.onstop = done; });
+  recorder.start();
+  return async () => {
+    recorder.stop();
+    await stopped;
+    stream.getTracks().forEach((track) => track.stop());
+    return new Blob(parts);
+  };
+}
+
+/** A WAV file of 16 bits. */
+export function wav(samples, sampleRate) {
+  const view = new DataView(new ArrayBuffer(44 + 2 * samples.length));
+  const text = (at, word) => [...word].forEach((c, i) => view.setUint8(at + i, c.charCodeAt(0)));
+  text(0, "RIFF"), text(8, "WAVEfmt "), text(36, "data");
+  for (const [at, value] of [[4, view.byteLength - 8], [16, 16], [24, sampleRate], [28, 2 * sampleRate], [40, 2 * samples.length]])
+    view.setUint32(at, value, true);
+  for (const [at, value] of [[20, 1], [22, 1], [32, 2], [34, 16]]) view.setUint16(at, value, true);
+  samples.forEach((x, i) => view.setInt16(44 + 2 * i, Math.round(32767 * Math.max(-1, Math.min(1, x))), true));
+  return new Blob([view], { type: "audio/wav" });
+}

@@ -1,0 +1,52 @@
+"""codec-demo: what its page shows is what the codec gives, and what cannot be done is said in one line."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from loading import SPEECH
+
+from codec import Codec
+from codec.integrations.gradio import HEIGHT, build, demo_main, hear
+
+RATE = 24000
+
+
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert demo_main([]) == 1
+    line = "codec-demo: error: the package gradio is missing; install the extra: pip install -e '.[demo]'\n"
+    assert capsys.readouterr().err == line
+
+
+def test_every_bitrate_is_heard_and_seen(tiny_model_folder: Path) -> None:
+    model = Codec.from_pretrained(tiny_model_folder)
+    original, codes_picture, *cells = hear([model], str(SPEECH[RATE]))
+    samples, _ = soundfile.read(SPEECH[RATE], dtype="float32")
+    codes = model.encode(torch.from_numpy(samples), RATE)
+    assert original.shape[::2] == (HEIGHT, 3) and original.max() > 200
+    assert codes_picture.shape == (32 * 3, 4 * codes.shape[-1], 3)
+    for count, (rate, sound), picture in zip((1, 2, 3), cells[::2], cells[1::2], strict=True):
+        assert rate == model.sample_rate and len(sound) == -(-len(samples) * rate // RATE)
+        expected = model.decode(codes, count)[0, 0, : len(sound)].clamp(-1, 1) * 32767
+        np.testing.assert_allclose(sound, expected, atol=0.5)
+        assert picture.shape[0] == HEIGHT
+
+
+def test_the_page_has_a_place_for_each(tiny_model_folder: Path, tmp_path: Path) -> None:
+    """gradio itself need not be there: a stand-in tells what is asked of it."""
+    gradio, models = MagicMock(Error=RuntimeError), [Codec.from_pretrained(tiny_model_folder)]
+    build(gradio, models)
+    answer, _, places = gradio.Audio.return_value.change.call_args.args
+    assert len(places) == len(answer(str(SPEECH[RATE]))) == len(answer(None))
+    soundfile.write(tmp_path / "long.wav", np.zeros(61 * 8000), 8000)
+    (tmp_path / "text.wav").write_text("no sound")
+    for name, reason in ("long.wav", "longer than 60 s"), ("text.wav", "text.wav"):
+        with pytest.raises(RuntimeError, match=reason):
+            answer(str(tmp_path / name))

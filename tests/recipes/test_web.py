@@ -1,0 +1,153 @@
+"""The page of recipes/web in a real browser: its .codes files and codes are Python's, and a person can use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from loading import ASSETS, ROOT, SPEECH, load_script
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+from codec import container
+from codec.runtime import OnnxCodec
+from codec.runtime.export import TOLERANCE, TURNED_CODES, export_main
+
+pytestmark = pytest.mark.slow
+PAGE = ROOT / "recipes" / "web"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Of the page with the default model, served as ``python -m http.server`` does."""
+    if load_script("recipes/web/fetch.py").main() != 0:
+        (pytest.fail if os.environ.get("CODEC_REQUIRE_TOOLS") == "1" else pytest.skip)("needs the npm registry")
+    folder = tmp_path_factory.mktemp("web")
+    for path in (*PAGE.glob("*.*"), PAGE / "vendor", ASSETS):
+        (folder / path.name).symlink_to(path)
+    assert export_main(["default", str(folder / "model")]) == 0
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SimpleHTTPRequestHandler, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def page(chromium: Any, address: str) -> Iterator[Any]:
+    """The page, its model loaded. Nothing that a test does may leave a word on the console."""
+    chromium.get_log("browser")
+    phone = dict(width=390, height=800, deviceScaleFactor=1, mobile=True)
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    chromium.get(address)
+    says(chromium, "Ready.")
+    yield chromium
+    assert chromium.get_log("browser") == []
+
+
+def says(page: Any, text: str) -> None:
+    """Wait until the status does."""
+    WebDriverWait(page, 60).until(lambda _: text in page.find_element(By.ID, "status").text, text)
+
+
+def run(page: Any, body: str, *args: Any) -> Any:
+    """What an asynchronous function with the page's modules at hand returns."""
+    imports = "".join(f"const {name} = await import('/{name}.js'); " for name in ("audio", "codec", "container"))
+    imports += "const bytes = async (url) => (await fetch(url)).arrayBuffer(); "
+    script = f"const done = arguments[arguments.length - 1]; (async (...args) => {{ {imports}{body} }})(...arguments)"
+    result = page.execute_async_script(f"{script}.then((value) => done([value]), (e) => done(String(e)))", *args)
+    assert isinstance(result, list), result
+    return result[0]
+
+
+def test_files_are_pythons(page: Any) -> None:
+    """The golden files of each version; every byte that is changed or missing is noticed; several blocks."""
+    read = "const {header, codes} = container.read(await bytes(args[0])); "
+    read += "return [Object.values(header), codes, container.write(header, codes)]"
+    damage = """
+        const whole = new Uint8Array(await bytes(args[0])), unnoticed = [];
+        const codesOf = (data) => JSON.stringify(container.read(data.buffer).codes), right = codesOf(whole);
+        const attempt = (data, i) => {
+            try {
+                if (codesOf(data) !== right) unnoticed.push(i);
+            } catch (error) { if (!(error instanceof container.CodesError)) throw error; }
+        };
+        whole.forEach((_, i) => { attempt(whole.with(i, whole[i] ^ 1), i); attempt(whole.slice(0, i), i); });
+        attempt(new Uint8Array([...whole, 0]), -1);
+        return unnoticed"""
+    for name, gain in ("golden_v1", 0), ("golden_v2", -1.5), ("golden_v2_stream", -1.5):
+        header, codes, again = run(page, read, f"assets/{name}.codes")
+        assert header == ["golden-ü", "00112233445566778899aabbccddeeff", 24000, 44100, 3000, 320, 2, 1000, gain]
+        assert codes == [[0, 1, 2, 3, 4, 999], [999, 512, 511, 256, 255, 0]]
+        assert gain == 0 or bytes(again) == (ASSETS / "golden_v2.codes").read_bytes()
+        assert run(page, damage, f"assets/{name}.codes") == []
+    stored = np.random.default_rng(0).integers(0, 1024, (3, 1500))
+    data = container.dumps(container.Header("x", "0" * 32, 24000, 24000, 1500 * 320, 320, 3, 1024), stored)
+    again = "const {header, codes} = container.read(new Uint8Array(args[0]).buffer); "
+    again += "return container.read(container.write(header, codes).buffer).codes"
+    assert run(page, again, list(data)) == stored.tolist()
+
+
+def test_codes_and_audio_are_pythons(page: Any) -> None:
+    """On a clip of the model's rate, which the browser need not resample."""
+    computed = """
+        const model = await codec.Codec.load("model/"), samples = await audio.samplesOf(await bytes(args[0]), 24000);
+        const codes = await model.encode(samples), decoded = [];
+        for (const count of [8, 2]) decoded.push(Array.from(await model.decode(codes, count)));
+        return [Array.from(samples), codes, decoded]"""
+    samples, codes, decoded = run(page, computed, f"assets/{SPEECH[24000].name}")
+    waveform, _ = soundfile.read(SPEECH[24000], dtype="float32")
+    assert np.abs(waveform - samples).max() < 2**-15, "but for the browser's way to divide 16-bit numbers"
+    model = OnnxCodec.from_pretrained()
+    assert np.mean(model.encode(np.float32(samples), 24000)[0] != codes) < TURNED_CODES
+    for count, sound in zip((8, 2), decoded, strict=True):
+        assert np.abs(model.decode(np.array(codes), count)[0, 0] - sound).max() < TOLERANCE
+
+
+def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
+    """The example, another bitrate by keyboard while it plays, the download, the microphone, a .codes file, a wrong one."""
+    played = "return document.getElementById('player').currentTime"
+    saved = "const {header} = container.read(await bytes(document.getElementById('save-codes').href)); return header"
+    page.find_element(By.ID, "example").click()
+    says(page, "decoded at")
+    rates = page.find_elements(By.CSS_SELECTOR, "#rates input")
+    assert len(rates) == 9 and run(page, saved)["numQuantizers"] == 8
+    page.execute_script(
+        "const player = document.getElementById('player'); player.loop = player.muted = true; player.play()"
+    )
+    WebDriverWait(page, 60).until(lambda _: page.execute_script(played) > 0.1)
+    rates[-1].send_keys(Keys.ARROW_LEFT)
+    WebDriverWait(page, 60).until(lambda _: run(page, saved)["numQuantizers"] == 7)
+    now = page.execute_script(played)
+    WebDriverWait(page, 60).until(lambda _: page.execute_script(played) != now, "it goes on")
+    assert page.execute_script("return document.documentElement.scrollWidth") == 390
+
+    page.find_element(By.ID, "record").click()
+    says(page, "Recording")
+    WebDriverWait(page, 60).until(lambda _: page.find_element(By.ID, "record").text == "Stop")
+    page.execute_async_script("setTimeout(arguments[0], 300)")
+    page.find_element(By.ID, "record").click()
+    says(page, "recording: encoded")
+
+    model = OnnxCodec.from_pretrained()
+    codes = np.random.default_rng(0).integers(0, 1024, (2, 75))
+    header = model.header(24000 - 100, 24000, 2)
+    for name, fingerprint, expected in (
+        ("mine", header.fingerprint, "mine: decoded"),
+        ("other", "0" * 32, "its codes are those of the model"),
+    ):
+        container.write(tmp_path / f"{name}.codes", dataclasses.replace(header, fingerprint=fingerprint), codes)
+        page.find_element(By.ID, "file").send_keys(str(tmp_path / f"{name}.codes"))
+        says(page, expected)
+    assert run(page, saved)["numSamples"] == 23900
+    assert not page.find_element(By.ID, "original").is_displayed()
