@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -94,17 +93,9 @@ class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
     def seekable(self) -> bool:
         return False
 
-    @property
-    def can_seek(self) -> bool:
-        return bool(super().seekable())
-
 
 class _AvFile:
-    """The audio of a file that PyAV reads, as far as used here like a ``soundfile.SoundFile``; it cannot seek.
-
-    Raises:
-        AudioError: not audio.
-    """
+    """The audio of a file that PyAV reads, as far as used here like a ``soundfile.SoundFile``; it cannot seek."""
 
     frames = 0  # the length is not known before the end
 
@@ -116,9 +107,7 @@ class _AvFile:
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
         except av.FFmpegError as error:
             raise AudioError(f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror})") from None
-        streams = [
-            each for each in self._container.streams.audio if each.codec_context and each.codec_context.sample_rate
-        ]
+        streams = [s for s in self._container.streams.audio if s.codec_context and s.codec_context.sample_rate]
         if not streams:
             raise AudioError(f"{name} holds no audio that PyAV decodes")
         self._name, self._stream = name, streams[0]
@@ -130,11 +119,7 @@ class _AvFile:
         self._container.close()
 
     def read(self, frames: int, **_: object) -> Block:
-        """About so many samples ``[T, C]``, none at the end.
-
-        Raises:
-            AudioError: the file is damaged.
-        """
+        """About so many samples ``[T, C]``, none at the end."""
         blocks = [np.zeros((0, self.channels), np.float32)]
         while sum(map(len, blocks)) < frames and (block := next(self._blocks, None)) is not None:
             blocks.append(block)
@@ -169,7 +154,7 @@ class _AvFile:
         return (self._container.duration or 0) * alone / 1e6
 
 
-class AudioReader:
+class AudioReader(AbstractContextManager["AudioReader"]):
     """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
 
     libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. A file is read to the end of its audio, whatever
@@ -205,9 +190,6 @@ class AudioReader:
         self.claimed_samples: int = (self._parts[0].num_samples or 0) if len(self._parts) == 1 else 0
         self.claimed_seconds: float = self.claimed_samples / self.sample_rate
 
-    def __enter__(self) -> AudioReader:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
@@ -230,13 +212,6 @@ class AudioReader:
             part.num_samples = decoder.frames
         return decoder
 
-    @property
-    def mix_loss(self) -> float:
-        """How far the mix read so far lies below its loudest channel, in dB: 0 where they agree, infinite for no sound."""
-        if not self._loudest:
-            return 0.0
-        return 10 * math.log10(self._loudest / self._mixed) if self._mixed else math.inf
-
     def blocks(self) -> Iterator[Block]:
         """Mono float32 blocks ``[T]`` of about ten seconds at most.
 
@@ -250,11 +225,11 @@ class AudioReader:
                     yield block
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
-        if self.mix_loss > 20 * math.log10(self._mixed_channels) + CANCELLING_DB:
-            text = (
-                "%s: its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)"
-            )
-            log.warning(text, self.name, self.mix_loss)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a mix, or every channel, without any sound
+            loss = 10 * np.log10(np.divide(self._loudest, self._mixed))
+        if loss > 20 * np.log10(self._mixed_channels) + CANCELLING_DB:
+            text = "its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)"
+            log.warning(f"%s: {text}", self.name, loss)
 
     def segment(self, start: int, num_samples: int) -> Block:
         """The mono samples ``[num_samples]`` from sample ``start`` on; quick where the format can be entered anywhere.
@@ -263,7 +238,11 @@ class AudioReader:
             AudioError: there are fewer; or as :meth:`blocks`.
         """
         position, stream, samples = 0, self.blocks(), np.zeros(0, np.float32)
-        if len(self._parts) == 1 and isinstance(self._decoder, _SequentialFile) and self._decoder.can_seek:
+        if (
+            len(self._parts) == 1
+            and isinstance(self._decoder, _SequentialFile)
+            and super(_SequentialFile, self._decoder).seekable()
+        ):
             position = max(0, start - MP3_LEAD * (self._decoder.format == "MP3"))
             try:
                 self._decoder.seek(position)
@@ -317,7 +296,7 @@ class AudioReader:
         return mono
 
 
-class AudioWriter:
+class AudioWriter(AbstractContextManager["AudioWriter"]):
     """Writes mono blocks to an audio file whose format follows from the suffix; 16 bits where the format has them.
 
     At the end the file is read back: what is there then is all that was written.
@@ -355,12 +334,8 @@ class AudioWriter:
             if getattr(error, "code", None) == SYSTEM_ERROR:
                 raise self._failure() from None
             reason = getattr(error, "error_string", str(error)).strip(" .")
-            raise AudioError(
-                f"{self.name} cannot be written at {sample_rate} Hz ({reason}); take .wav or .flac"
-            ) from None
-
-    def __enter__(self) -> AudioWriter:
-        return self
+            text = f"{self.name} cannot be written at {sample_rate} Hz ({reason}); take .wav or .flac"
+            raise AudioError(text) from None
 
     def __exit__(self, kind: object, *_: object) -> None:
         try:

@@ -123,10 +123,6 @@ class _Source:
 def find_parts(file: BinaryIO, name: str) -> list[Part]:
     """The parts of an audio file, to be decoded one after another; a file of an unknown kind is one part.
 
-    Args:
-        file: open, at any position.
-        name: how messages call it.
-
     Raises:
         AudioError: it is empty, or lacks some of what its header promises.
     """
@@ -211,11 +207,7 @@ def _chunked_parts(source: _Source) -> list[Part]:
 
 
 def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patches: dict[int, bytes]) -> Part:
-    """A file whose samples begin at ``data`` and have as many bytes as the number at ``size_at`` says.
-
-    Raises:
-        AudioError: it ends before.
-    """
+    """A file whose samples begin at ``data`` and have as many bytes as the number at ``size_at`` says."""
     told = int.from_bytes(source.at(size_at, layout.size_bytes), layout.order)
     size, there = max(told - layout.counted, 0), max(source.end - data, 0)
     end, note = data + size + -size % layout.align, ""
@@ -245,25 +237,25 @@ class _Link:
     start: int
     stop: int = 0  # of its last page
     num_pages: int = 0
-    last: dict[bytes, tuple[int, bool]] = field(default_factory=dict)  # by stream: number of its last page, if it ends
+    last: dict[bytes, bytes] = field(default_factory=dict)  # by stream: the head of its last page
 
 
 def _ogg_parts(source: _Source) -> list[Part]:
     """One part per link: libsndfile reads the first alone, and does not miss its first and last pages of audio."""
     links: list[_Link] = []
-    in_head = False  # the streams of a link begin all together, before any goes on
+    in_head = 0  # the streams of a link begin all together, before any goes on
     for position, page in _ogg_pages(source):
-        begins, ends, number = bool(page[5] & 2), bool(page[5] & 4), int.from_bytes(page[18:22], "little")
-        if not links or (begins and not in_head):
+        if not links or (page[5] & 2 and not in_head):
             links.append(_Link(position))
-        link, in_head = links[-1], begins
-        link.stop, link.num_pages, link.last[page[14:18]] = position + len(page), link.num_pages + 1, (number, ends)
+        link, in_head = links[-1], page[5] & 2
+        link.stop, link.num_pages, link.last[page[14:18]] = position + len(page), link.num_pages + 1, page[:27]
     parts = []
     for link, stop in zip(links, [*(link.start for link in links[1:]), source.end], strict=True):
-        missing, note = sum(number + 1 for number, _ in link.last.values()) - link.num_pages, ""
+        missing = sum(int.from_bytes(head[18:22], "little") + 1 for head in link.last.values()) - link.num_pages
+        note = ""
         if 0 < missing < JOINED_PAGES:
             raise source.damage(f"an Ogg stream lacks {missing} of its pages")
-        if not all(ends for _, ends in link.last.values()):
+        if not all(head[5] & 4 for head in link.last.values()):
             note = "an Ogg stream in it has no last page and may be cut short"
             if link.stop < stop:
                 raise source.damage("an Ogg stream ends in bytes that are no Ogg page")
@@ -275,9 +267,6 @@ def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:
     """Where each page begins, and its bytes.
 
     Its checksum is zlib's CRC-32 but for bits in the other order, zeros in its own place and no inversion.
-
-    Raises:
-        AudioError: a page is cut or has a wrong checksum.
     """
     position = source.start
     while position < source.end:
@@ -379,10 +368,7 @@ def _mp3_parts(source: _Source) -> list[Part]:
 def _mp3_part(source: _Source, stream: _Stream, end: int) -> Part:
     """The frames of a stream up to ``end``; where the first does not tell their true number, behind one that does.
 
-    libsndfile guesses it otherwise, and stops there.
-
-    Raises:
-        AudioError: there are fewer than promised; one less may be a matter of counting.
+    libsndfile guesses it otherwise, and stops there. One frame less than promised may be a matter of counting.
     """
     runs, num_frames = stream.runs, stream.num_frames
     gaps = zip(runs, [*(run.start for run in runs[1:]), end], strict=True)

@@ -69,31 +69,26 @@ def stage_health(counts: Tensor) -> StageHealth:
     )
 
 
-def coverage_curve(codes: Iterable[Tensor], codebook_size: int, points: int = 40) -> list[list[tuple[int, float]]]:
-    """For each stage, ``(frames seen, share of the V entries hit so far)`` at about ``points`` doubling-spaced counts.
+def coverage_curve(codes: Iterable[Tensor], codebook_size: int) -> list[list[tuple[int, float]]]:
+    """For each stage, ``(frames seen, share of the V entries hit so far)``, at counts that grow by the root of two.
 
     Args:
         codes: ``[K, N]``, piece by piece; read once.
         codebook_size: V.
     """
-    seen: Tensor | None = None
-    curves: list[list[tuple[int, float]]] = []
-    frames, due, ratio = 0, 1.0, 2 ** (20 / points)  # twenty doublings, a million frames, in that many points
+    seen, frames, due = torch.zeros(0, codebook_size, dtype=torch.bool), 0, 1.0
+    history: list[tuple[int, Tensor]] = []
     for piece in codes:
-        if seen is None:
-            seen = torch.zeros(len(piece), codebook_size, dtype=torch.bool)
-            curves = [[] for _ in piece]
+        seen = seen if len(seen) else torch.zeros(len(piece), codebook_size, dtype=torch.bool)
         for column in piece.split(64, dim=1):
             seen.scatter_(1, column, True)
             frames += column.shape[1]
             if frames >= due:
-                due = frames * ratio
-                for curve, share in zip(curves, seen.double().mean(dim=1).tolist(), strict=True):
-                    curve.append((frames, share))
-    if seen is not None and curves[0] and curves[0][-1][0] != frames:
-        for curve, share in zip(curves, seen.double().mean(dim=1).tolist(), strict=True):
-            curve.append((frames, share))
-    return curves
+                due = frames * 2**0.5
+                history.append((frames, seen.double().mean(dim=1)))
+    if history and history[-1][0] != frames:
+        history.append((frames, seen.double().mean(dim=1)))
+    return [[(count, float(shares[stage])) for count, shares in history] for stage in range(len(seen))]
 
 
 class Moments:

@@ -34,8 +34,7 @@ def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> No
     """
     algorithm = checksum.partition(":")[0]
     if archive.exists():
-        actual = _checksum_of(archive, algorithm)
-        if actual != checksum:
+        if (actual := _checksum_of(archive, algorithm)) != checksum:
             raise FetchError(f"{archive} has the checksum {actual}, expected {checksum}; remove it to fetch it anew")
         return
     part = archive.with_name(archive.name + ".part")
@@ -43,8 +42,7 @@ def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> No
         _fetch_rest(url, part, size)
     except (OSError, http.client.HTTPException) as error:
         raise FetchError(f"cannot download {url}: {error}; the same command goes on from what has come") from None
-    actual = _checksum_of(part, algorithm)
-    if actual != checksum:
+    if (actual := _checksum_of(part, algorithm)) != checksum:
         part.unlink()
         raise FetchError(f"{url} came with the checksum {actual}, expected {checksum}; the download was removed")
     part.rename(archive)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from codec.config import ConfigError, from_dict
+from codec.config import from_dict
 from codec.errors import CodecError
 from codec.files import atomic_write
 
@@ -67,12 +67,7 @@ class Record:
 
 
 def audio_source(record: Record) -> str | BytesIO:
-    """What to open for a record's audio: its path, or the bytes of its part of a shard.
-
-    Raises:
-        ManifestError: the shard ends before.
-        OSError: the shard cannot be read.
-    """
+    """What to open for a record's audio: its path, or the bytes of its part of a shard; a ManifestError if that is cut."""
     if not record.num_bytes:
         return record.path
     with open(record.path, "rb") as file:
@@ -101,18 +96,14 @@ def parse_record(text: str | bytes, **known: object) -> Record:
     Raises:
         ManifestError: no JSON object, a field that is missing or of a wrong type, or a value that cannot be.
     """
-    names = {field.name for field in dataclasses.fields(Record)}
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, no text, a number of thousands of digits; nested too deep
-        raise ManifestError(str(error)) from None
-    if not isinstance(values, dict):
-        raise ManifestError("no JSON object")
-    try:
-        record = from_dict(Record, {name: value for name, value in (values | known).items() if name in names})
+        if not isinstance(values, dict):
+            raise ManifestError("no JSON object")
+        record = from_dict(Record, values | known, ignore_unknown=True)
         texts = "".join(value for value in vars(record).values() if isinstance(value, str))
         texts.encode(errors="surrogateescape")
-    except (ConfigError, UnicodeEncodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON or text, endless digits, a wrong type; nested too deep
         raise ManifestError(str(error)) from None
     numbers = (record.num_samples, record.sample_rate, record.bandwidth_hz, record.offset, record.num_bytes)
     if not (record.num_samples and record.sample_rate and min(numbers) >= 0 and max(numbers) <= LARGEST):

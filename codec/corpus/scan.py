@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,6 @@ log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".ogg", ".opus", ".wav"})
 THREADS = 16  # opening a file is waiting for the disk, so more threads than cores help
-BATCH = 1024  # files handed to the threads at once: a corpus of 300,000 needs no 300,000 waiting tasks
 
 
 class PrepareError(CodecError):
@@ -54,12 +53,9 @@ def probe(
     """
     if limit is not None and limit < len(paths):
         paths = [paths[i * len(paths) // limit] for i in range(limit)]
-    results: list[AudioInfo | BadFile] = []
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(paths), desc=label, unit=" files", disable=None) as bar:
-        for start in range(0, len(paths), BATCH):
-            for result in pool.map(lambda path: _probe_file(path, min_seconds), paths[start : start + BATCH]):
-                results.append(result)
-                bar.update()
+    with ThreadPool(THREADS) as pool:
+        probed = pool.imap(lambda path: _probe_file(path, min_seconds), paths, chunksize=16)
+        results = list(tqdm(probed, label, len(paths), unit=" files", disable=None))
     good = [result for result in results if isinstance(result, AudioInfo)]
     return good, [result for result in results if isinstance(result, BadFile)]
 

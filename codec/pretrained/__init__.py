@@ -38,11 +38,7 @@ def shipped_name(name: str) -> str | None:
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of a model given by shipped name, folder path, or hub id ``owner/name[@revision]``.
-
-    Raises:
-        ModelError: none of these, or files are missing in the folder.
-    """
+    """The folder of a model by shipped name, path, or hub id ``owner/name[@revision]``; a ModelError if it is none."""
     folder, name = as_path(model), str(model)
     shipped = shipped_name(name)
     if shipped is not None:
@@ -82,7 +78,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
     except Exception as error:  # network, HTTP and validation errors share no base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"there is no folder {name!r}, and the hub does not give it either: {reason}") from None
 
 
@@ -107,11 +103,8 @@ def check_data(path: Path, file: bytes) -> None:
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files that a model's weights lie in, the first one in which a tensor stands being its place.
 
-    A file may leave out what a shipped model has alike, as one does that holds a second decoder of its codes; it names that
-    model.
-
-    Raises:
-        ModelError: there is no such shipped model.
+    A file may leave out what a shipped model has alike, as a second decoder of its codes does, and names that model; a
+    ModelError if there is none of that name.
     """
     with open(path, "rb") as file:
         head = file.read(8)
@@ -120,7 +113,9 @@ def weight_files(path: Path) -> list[Path]:
     if base is None:
         return [path]
     if base not in shipped_models():
-        raise ModelError(f"{path} goes with the shipped model {base!r}, which this version of the package does not have")
+        raise ModelError(
+            f"{path} goes with the shipped model {base!r}, which this version of the package does not have"
+        )
     return [path, Path(__file__).parent / base / FILES[1]]
 
 
