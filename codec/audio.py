@@ -166,7 +166,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         channel: the one to read, counted from 1, instead of the mean of all.
 
     Attributes:
-        claimed_samples: its length by a header that is exact, else 0.
+        claimed_samples, claimed_seconds: its length by a header that is exact, else 0.
         num_samples: per channel, read so far.
 
     Raises:
@@ -213,11 +213,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         return decoder
 
     def blocks(self) -> Iterator[Block]:
-        """Mono float32 blocks ``[T]`` of about ten seconds at most.
-
-        Raises:
-            AudioError: the file breaks off, holds NaN, or has no samples at all.
-        """
+        """Mono float32 blocks ``[T]`` of about ten seconds at most; an AudioError where it breaks off or holds NaN."""
         for index, part in enumerate(self._parts):
             with closing(self._open(part) if index else self._decoder) as decoder:
                 for block in resample_blocks(self._decoded(part, decoder), decoder.samplerate, self.sample_rate):
@@ -232,11 +228,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             log.warning(f"%s: {text}", self.name, loss)
 
     def segment(self, start: int, num_samples: int) -> Block:
-        """The mono samples ``[num_samples]`` from sample ``start`` on; quick where the format can be entered anywhere.
-
-        Raises:
-            AudioError: there are fewer; or as :meth:`blocks`.
-        """
+        """The mono samples ``[num_samples]`` from ``start`` on, quickly where a format allows; errors as :meth:`blocks`."""
         position, stream, samples = 0, self.blocks(), np.zeros(0, np.float32)
         if (
             len(self._parts) == 1
@@ -370,11 +362,7 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
 
 
 def measure(path: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
-    """Length of an audio file in samples per channel, and its sample rate in Hz: without decoding if a header is exact.
-
-    Raises:
-        AudioError, OSError: as :class:`AudioReader`.
-    """
+    """Samples per channel and sample rate (Hz) of an audio file, by its header if that is exact; errors as AudioReader."""
     with AudioReader(path, name) as reader:
         return reader.claimed_samples or sum(map(len, reader.blocks())), reader.sample_rate
 

@@ -40,11 +40,8 @@ def incomplete(name: str, there: float, promised: float, unit: str) -> AudioErro
 class Part:
     """Pieces of a file, bytes in place of others or ranges of positions, as one file that a decoder can read.
 
-    Args:
-        file: the whole.
-        pieces: in their order.
-        num_samples: per channel, by the header; 0 where it does not tell, None where the decoder's own count is exact.
-        note: what a user should know of it, "" if nothing.
+    ``num_samples`` per channel are those of the header: 0 where it does not tell, None where the decoder's own count is
+    exact. ``note`` is what a user should know of it, "" if nothing.
     """
 
     def __init__(

@@ -20,21 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageHealth:
-    """One stage's codebook over ``frames`` frames.
-
-    Attributes:
-        frames: seen.
-        usage: share of the V entries that were hit; it grows with ``frames``.
-        perplexity: ``2^entropy`` of the code frequencies, 1 to V.
-        normalised_entropy: entropy over ``log2 V``, 0 to 1: the share of the bits spent that say something.
-        unseen_mass: Good-Turing estimate of the chance that the next frame hits an entry not hit so far.
-    """
+    """One stage's codebook over the frames seen."""
 
     frames: int
-    usage: float
-    perplexity: float
-    normalised_entropy: float
-    unseen_mass: float
+    usage: float  # share of the V entries that were hit; it grows with the frames
+    perplexity: float  # 2^entropy of the code frequencies, 1 to V
+    normalised_entropy: float  # entropy over log2 V, 0 to 1: the share of the bits spent that say something
+    unseen_mass: float  # Good-Turing estimate of the chance that the next frame hits an entry not hit so far
 
 
 class CodebookCounter:
@@ -125,7 +117,7 @@ class Moments:
 
 
 class HealthMonitor:
-    """Watches a quantizer inside any model: figures of all that passes through it within the ``with`` block.
+    """Watches a quantizer inside any model: figures of all that passes through it, but what a mask leaves out.
 
     ``print(health)`` tells both collapses apart: few codes in use, or latents in few dimensions.
 
@@ -135,9 +127,6 @@ class HealthMonitor:
     ...     _ = quantizer(torch.randn(2, 8, 500, generator=torch.Generator().manual_seed(0)))
     >>> [stage.frames for stage in health.stages], len(health.codebook_dimensions), 1 < health.latents.effective_dimension < 8
     ([1000], 1, True)
-
-    Attributes:
-        latents: Moments of the latents, without what a mask left out.
     """
 
     def __init__(self, quantizer: Quantizer) -> None:

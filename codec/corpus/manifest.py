@@ -26,34 +26,21 @@ class ManifestError(CodecError):
 
 @dataclass(frozen=True)
 class Record:
-    """One utterance of a manifest.
+    """One utterance of a manifest."""
 
-    Attributes:
-        id: unique name of the utterance.
-        path: the audio file; in the manifest relative to the manifest's folder, absolute once read.
-        num_samples: length in samples per channel at ``sample_rate``.
-        sample_rate: of the file, in Hz.
-        speaker: speaker id, or "" if unknown.
-        split: "train", "dev" or "test".
-        bandwidth_hz: the highest frequency at which the recording holds sound; losses ignore what lies above it.
-        language, source, licence: where the utterance comes from, "" if unknown; for model cards.
-        text: what is said, "" if unknown; for word error rates.
-        offset, num_bytes: where in ``path`` the audio lies, if that is a tar shard; 0 bytes: the whole file is the audio.
-    """
-
-    id: str
-    path: str
-    num_samples: int
-    sample_rate: int
-    speaker: str = ""
-    split: str = "train"
-    bandwidth_hz: int = 0
-    language: str = ""
+    id: str  # unique
+    path: str  # the audio file; in the manifest relative to the manifest's folder, absolute once read
+    num_samples: int  # per channel
+    sample_rate: int  # of the file, in Hz
+    speaker: str = ""  # "" if unknown, as all texts below
+    split: str = "train"  # train, dev, test or another plain name
+    bandwidth_hz: int = 0  # the highest frequency at which the recording holds sound; losses ignore what lies above it
+    language: str = ""  # this and the next two: where the utterance comes from, for model cards
     source: str = ""
     licence: str = ""
-    text: str = ""
-    offset: int = 0
-    num_bytes: int = 0
+    text: str = ""  # what is said, for word error rates
+    offset: int = 0  # where in a tar shard, the path, the audio lies
+    num_bytes: int = 0  # of the audio in the shard; 0: the whole file is the audio
 
     @property
     def duration(self) -> float:

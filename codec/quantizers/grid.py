@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.errors import CodecError
-from codec.quantizers.lookup import pass_gradient, start_projections
+from codec.quantizers.lookup import start_projections
 from codec.quantizers.vq import ENTROPY, Compared, mean_entropy
 
 JOINT_BITS = 13  # LFQ: of a group whose mean choice is taken together: 8,192 probabilities per frame
@@ -37,6 +35,7 @@ class GridQuantizer(Compared):
     most_bits = 3
     levels: Tensor
     places: Tensor
+    step: Tensor | float  # from one level to the next
 
     def __init__(self, dim: int, codebook_size: int) -> None:
         levels = torch.tensor(grid_levels(codebook_size, self.most_bits))
@@ -44,24 +43,29 @@ class GridQuantizer(Compared):
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("places", levels.cumprod(dim=0) // levels, persistent=False)  # what a level is worth
 
-    @abstractmethod
-    def digits(self, z: Tensor) -> Tensor:
-        """Level of each dimension, int64 from 0, ``[..., d]`` like z."""
+    @property
+    def middle(self) -> Tensor:
+        """The level, or half of one, that is zero."""
+        return (self.levels - 1) / 2
 
-    @abstractmethod
-    def values(self, digits: Tensor) -> Tensor:
-        """The points ``[..., d]`` of levels ``[..., d]``."""
+    def bounded(self, z: Tensor) -> Tensor:
+        """What is rounded, ``[..., d]`` like z."""
+        return z
+
+    def search(self, z: Tensor) -> Tensor:
+        digits = torch.round(self.bounded(z) / self.step + self.middle).long()
+        return (digits.clamp(min=0).minimum(self.levels - 1) * self.places).sum(dim=-1)
+
+    def rows(self, codes: Tensor) -> Tensor:
+        return self.step * (codes.unsqueeze(-1) // self.places % self.levels - self.middle)
+
+    def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
+        return super().carry(self.bounded(z), chosen)
 
     @property
     def codebook(self) -> Tensor:
         """All points ``[V, d]``."""
         return self.rows(torch.arange(self.codebook_size, device=self.levels.device)).detach()
-
-    def search(self, z: Tensor) -> Tensor:
-        return (self.digits(z) * self.places).sum(dim=-1)
-
-    def rows(self, codes: Tensor) -> Tensor:
-        return self.values(codes.unsqueeze(-1) // self.places % self.levels)
 
     def match(self, latents: Tensor) -> None:
         """Each dimension takes a principal component at unit variance; the way out is fitted by least squares."""
@@ -71,7 +75,7 @@ class GridQuantizer(Compared):
         spread = start_projections(self.project_in, self.project_out, latents).std(dim=0).clamp(min=1e-6).float()
         self.project_in.weight.div_(spread[:, None])
         self.project_in.bias.div_(spread)
-        values = self.values(self.digits(self.project_in(points.float()))).double()
+        values = self.rows(self.search(self.project_in(points.float()))).double()
         known = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
         gram = known.t() @ known
         gram.diagonal().add_(1e-6 * len(known))  # a level that no point takes leaves no hole
@@ -91,21 +95,17 @@ class FSQ(GridQuantizer):
     not powers of two.
     """
 
+    @property
+    def step(self) -> Tensor:  # type: ignore[override]
+        return 2 / self.levels
+
+    @property
+    def middle(self) -> Tensor:
+        return self.levels / 2
+
     def bounded(self, z: Tensor) -> Tensor:
-        """The points before rounding."""
         half = (self.levels - 1) * (1 + 1e-3) / 2
-        return (torch.tanh(z + torch.atanh(0.5 / half)) * half - 0.5) / (self.levels // 2)
-
-    def digits(self, z: Tensor) -> Tensor:
-        middle = self.levels // 2
-        return (self.bounded(z) * middle).round().long() + middle
-
-    def values(self, digits: Tensor) -> Tensor:
-        middle = self.levels // 2
-        return (digits - middle).float() / middle
-
-    def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
-        return pass_gradient(self.bounded(z), chosen, "ste")
+        return (torch.tanh(z + torch.atanh(0.5 / half)) * half - 0.5) * self.step
 
     def losses(self, z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         return z.new_zeros(len(z)), z.new_zeros(len(z))
@@ -120,12 +120,7 @@ class LFQ(GridQuantizer):
     """
 
     most_bits = 1
-
-    def digits(self, z: Tensor) -> Tensor:
-        return (z > 0).long()
-
-    def values(self, digits: Tensor) -> Tensor:
-        return 2.0 * digits - 1.0
+    step = 2.0
 
     def losses(self, z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         p = torch.sigmoid(4 * z).clamp(1e-6, 1 - 1e-6)  # the entropy is finite at 0 and 1
@@ -146,16 +141,11 @@ class LatticeVQ(GridQuantizer):
     left out.
     """
 
+    step: nn.Parameter
+
     def __init__(self, dim: int, codebook_size: int) -> None:
         super().__init__(dim, codebook_size)
         self.step = nn.Parameter(4.0 / self.levels)  # levels span two standard deviations of unit latents
-
-    def digits(self, z: Tensor) -> Tensor:
-        digits = torch.round(z.detach() / self.step + (self.levels - 1) / 2).long()
-        return digits.clamp(min=0).minimum(self.levels - 1)
-
-    def values(self, digits: Tensor) -> Tensor:
-        return self.step * (digits - (self.levels - 1) / 2)
 
     def codebook_state(self) -> list[Tensor]:
         return [self.step, *self.project_out.parameters()]

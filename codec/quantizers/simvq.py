@@ -77,7 +77,6 @@ class SimVQ(Quantizer):
         self._cached: tuple[object, Tensor] | None = None  # see ``codebook``
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
-        """One stage from latents to codes and losses; a stack's arguments play no part."""
         z = self.project_in(latents.transpose(1, 2))  # [B, N, d], the lookup space
         codes = lookup.nearest(z.flatten(0, 1), self.codebook).view(z.shape[:2])  # [B, N]
         chosen = self.rows(codes)  # [B, N, d]
