@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -314,51 +314,41 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
             file_format = "RF64"
         lacks = {"OPUS": sample_rate not in OPUS_RATES, "VORBIS": sample_rate > VORBIS_HIGHEST}
         if lacks.get(subtype):
-            raise AudioError(
-                f"{self.name}: {subtype.capitalize()} has no sample rate {sample_rate} Hz; take .wav or .flac, or the "
-                "model's own rate (--native-rate)"
-            )
+            text = f"{subtype.capitalize()} has no sample rate {sample_rate} Hz; take .wav or .flac"
+            raise AudioError(f"{self.name}: {text}, or the model's own rate (--native-rate)")
         open(path, "ab").close()  # the system's own words for a missing or forbidden folder
         try:
             system_path = str(path) if os.name == "nt" else os.fsencode(path)  # as text it must be UTF-8
             self._file = soundfile.SoundFile(system_path, "w", sample_rate, 1, subtype, format=file_format)
         except (soundfile.LibsndfileError, ValueError) as error:
-            if getattr(error, "code", None) == SYSTEM_ERROR:
-                raise self._failure() from None
             reason = getattr(error, "error_string", str(error)).strip(" .")
+            reason = "is the disk full?" if getattr(error, "code", None) == SYSTEM_ERROR else reason
             text = f"{self.name} cannot be written at {sample_rate} Hz ({reason}); take .wav or .flac"
             raise AudioError(text) from None
 
     def __exit__(self, kind: object, *_: object) -> None:
-        try:
+        with self._on_disk():
             self._file.close()
-        except soundfile.LibsndfileError:
-            raise self._failure() from None
-        if kind is None and self._written:
-            self._verify()
+            if kind is None and self._written:  # the last bytes of FLAC, Opus and MP3 are lost without an error
+                with AudioReader(self._path) as reader:
+                    if sum(map(len, reader.blocks())) != self._written:
+                        raise AudioError(f"{self.name} lacks samples")
 
-    def _verify(self) -> None:
-        """Read everything back: where the disk is full, the last bytes of FLAC, Opus and MP3 are lost without an error."""
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """libsndfile does not tell the reason where writing fails; soundfile asserts that all was written."""
         try:
-            with AudioReader(self._path) as reader:
-                there = sum(map(len, reader.blocks()))
-        except AudioError:
-            there = 0
-        if there != self._written:
-            raise self._failure()
+            yield
+        except (soundfile.LibsndfileError, AssertionError, AudioError):
+            raise AudioError(f"{self.name} cannot be written; is the disk full?") from None
 
     def write(self, block: Block) -> None:
         """Append samples; beyond full scale they are clipped."""
         samples = np.clip(block, -1.0, 1.0)
-        try:
+        with self._on_disk():
             for start in range(0, len(samples), WRITE_SAMPLES):
                 self._file.write(samples[start : start + WRITE_SAMPLES])
-        except (soundfile.LibsndfileError, AssertionError):  # soundfile asserts that all was written
-            raise self._failure() from None
         self._written += len(samples)
-
-    def _failure(self) -> AudioError:
-        return AudioError(f"{self.name} cannot be written; is the disk full?")  # libsndfile does not tell the reason
 
 
 def measure(path: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:

@@ -63,11 +63,9 @@ def to_dict(config: Any, retired: bool = False) -> dict[str, Any]:
     """The plain values of a configuration dataclass; ``from_dict`` reads them back to an equal object.
 
     A model's fingerprint hashes this dictionary with ``retired``, and must not change because the code has learned a new
-    option or lost an old one:
-
-    - Fields marked ``LATER`` came after the first models; they are left out while they have their default.
-    - ``RETIRED`` of a class holds options that are gone, with the only value that ``from_dict`` still takes for them.
-      Configurations of older models hold them. They are left out too, and ``retired`` adds them again.
+    option or lost an old one. Fields marked ``LATER``, which came after the first models, are left out while they have their
+    default. ``RETIRED`` of a class holds options of older models that are gone, with the only value that ``from_dict``
+    still takes for them; ``retired`` adds them again.
     """
     present = ((f, getattr(config, f.name)) for f in dataclasses.fields(config))
     values = {f.name: _plain(v, retired) for f, v in present if not (f.metadata == LATER and v == f.default)}

@@ -88,11 +88,6 @@ def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
 
 
 def read_record(record: Record) -> tuple[NDArray[np.float32], int]:
-    """A whole utterance, mixed down ``[T]``, and its sample rate in Hz as the file says it.
-
-    Raises:
-        AudioError: not readable as audio, or empty.
-        ManifestError, OSError: not there.
-    """
+    """A whole utterance, mixed down ``[T]``, and its sample rate in Hz as the file says it; errors as AudioReader."""
     with AudioReader(audio_source(record), record.path) as reader:
         return np.concatenate(list(reader.blocks())), reader.sample_rate

@@ -122,8 +122,7 @@ class Quantizer(nn.Module, ABC):
     def initialize(self, latents: Tensor, mask: Tensor | None = None) -> None:
         """Match the codebooks to real latents, in place; all processes call it and take what the first one found.
 
-        Raises:
-            CodecError: latents of another width, or that do not vary.
+        A CodecError if the latents do not vary.
         """
         frames = self._frames(latents, mask)
         spread = frames.double().transpose(0, 1).flatten(1).var(dim=1).sum()
