@@ -122,7 +122,4 @@ def say(text: str) -> None:
         return
     text = "\n".join(map(legible, text.split("\n")))
     bars = sys.modules.get("tqdm")
-    if bars is not None:
-        bars.tqdm.write(text, file=sys.stderr)
-    else:
-        print(text, file=sys.stderr)
+    (bars.tqdm.write if bars else print)(text, file=sys.stderr)

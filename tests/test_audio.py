@@ -118,10 +118,9 @@ def test_what_is_not_saved_leaves_the_file_as_it_was(
 
 
 @pytest.mark.parametrize("values", [[0, np.nan], [np.inf, 0], [[3e38, 3e38]]])  # the last ones' sum is beyond float32
-def test_what_is_not_finite_is_refused(tmp_path: Path, values: list[float]) -> None:
-    soundfile.write(tmp_path / "a.wav", np.array(values), 8000, subtype="FLOAT")
-    with pytest.raises(AudioError, match=r"a\.wav holds NaN or infinity"):
-        read(tmp_path / "a.wav")
+def test_what_is_not_finite_is_refused(values: list[float]) -> None:
+    with pytest.raises(AudioError, match="a file holds NaN or infinity"):
+        decoded(encoded("WAV", np.array(values), subtype="FLOAT"))
 
 
 @pytest.mark.parametrize(
@@ -337,20 +336,11 @@ def test_damaged_mp3(caplog: pytest.LogCaptureFixture) -> None:
     assert 40_000 < len(decoded(unknown)) < 48_000 and "bytes in it are no MP3 frames" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        encoded("WAV"),
-        encoded("WAV", subtype="GSM610"),
-        flac_claiming(0),
-        ogg(),
-        ogg() + ogg("VORBIS"),
-        mp3(),
-        mp3(MIXED, info=False),
-        mp3() + mp3(NOISE[:1000]),
-    ],
-    ids=["wav", "gsm", "flac", "opus", "ogg twice", "mp3", "mp3 without info", "mp3 twice"],
-)
+LINEAR = [encoded("WAV"), encoded("WAV", subtype="GSM610"), flac_claiming(0), ogg(), ogg() + ogg("VORBIS")]
+MPEG = [mp3(), mp3(MIXED, info=False), mp3() + mp3(NOISE[:1000])]
+
+
+@pytest.mark.parametrize("data", LINEAR + MPEG, ids=range(8))
 def test_segments(data: bytes) -> None:
     """From anywhere they are what reading all gives there, and never silence from behind the end."""
     whole = decoded(data)
@@ -375,11 +365,9 @@ def test_channels_that_cancel(caplog: pytest.LogCaptureFixture) -> None:
         assert not caplog.text
     with pytest.raises(AudioError, match="has no channel 3, only 2"):
         decoded(stereo, channel=3)
-
-
-@pytest.mark.parametrize("others", [[NOISE], [0 * NOISE], [NOISE[::-1]], [-0.2 * NOISE], 7 * [0 * NOISE]])
-def test_channels_that_do_not_cancel(others: list[Samples], caplog: pytest.LogCaptureFixture) -> None:
-    decoded(encoded("WAV", np.stack([NOISE, *others], 1)))
+    for others in ([NOISE], [0 * NOISE], [NOISE[::-1]], [-0.2 * NOISE], 7 * [0 * NOISE]):
+        decoded(encoded("WAV", np.stack([NOISE, *others], 1)))
+    decoded(encoded("WAV", np.stack([0 * NOISE, 0 * NOISE], 1)))
     assert not caplog.text
 
 
@@ -400,28 +388,16 @@ def made_by_av(tmp_path: Path, container: str, codec: str, rate: int, **options:
 
 
 @pytest.mark.parametrize(
-    ("container", "codec", "rate", "options"),
-    [
-        ("mp4", "aac", 24_000, {}),
-        ("mp4", "aac", 24_000, {"movflags": "faststart"}),
-        ("mp4", "alac", 24_000, {}),
-        ("adts", "aac", 24_000, {}),
-        ("webm", "libopus", 48_000, {}),
-        ("matroska", "flac", 24_000, {}),
-        ("ogg", "flac", 24_000, {}),
-        ("wav", "libmp3lame", 24_000, {}),
-    ],
+    "kind", ["mp4 aac", "mp4 alac", "adts aac", "webm libopus", "matroska flac", "ogg flac", "wav libmp3lame"]
 )
 def test_formats_by_pyav(
-    tmp_path: Path,
-    container: str,
-    codec: str,
-    rate: int,
-    options: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = made_by_av(tmp_path, container, codec, rate, **options)
+    container, codec = kind.split()
+    rate = 48_000 if codec == "libopus" else 24_000
+    if kind == "mp4 aac":  # its index in front, as for the web
+        assert len(decoded(made_by_av(tmp_path, container, codec, rate, movflags="faststart"))) >= 2 * rate
+    data = made_by_av(tmp_path, container, codec, rate)
     samples = decoded(data)
     assert 2 * rate <= len(samples) < 2.1 * rate and measure(io.BytesIO(data)) == (len(samples), rate)
     with AudioReader(io.BytesIO(data), "a file") as reader:
