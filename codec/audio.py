@@ -42,8 +42,7 @@ WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer o
 WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
     **{f".{name}": (name.upper(), "PCM_16") for name in ("wav", "flac", "aiff", "au", "caf", "rf64", "w64")},
     ".aif": ("AIFF", "PCM_16"),
-    ".ogg": ("OGG", "VORBIS"),
-    ".oga": ("OGG", "VORBIS"),
+    **dict.fromkeys((".ogg", ".oga"), ("OGG", "VORBIS")),
     ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }

@@ -20,6 +20,7 @@ from codec.files import atomic_write
 log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".ogg", ".opus", ".wav"})
+SHOWN = 10  # bad files in the log
 THREADS = 16  # opening a file is waiting for the disk, so more threads than cores help
 
 
@@ -47,9 +48,9 @@ def probe(
 ) -> tuple[list[AudioInfo], list[BadFile]]:
     """Read the headers of audio files, in many threads; both lists keep the order of ``paths``.
 
-    Only headers are read, so a file that is damaged further in counts as usable here; training skips such files when it
-    meets them. Files shorter than ``min_seconds`` are bad. With a ``limit`` so many are read, evenly spaced: of sorted
-    paths the first few would all be of one speaker. The ``label`` stands before the progress bar.
+    A file that is damaged further in counts as usable here; training skips such files when it meets them. Files shorter
+    than ``min_seconds`` are bad. With a ``limit`` so many are read, evenly spaced: of sorted paths the first few would all
+    be of one speaker. The ``label`` stands before the progress bar.
     """
     if limit is not None and limit < len(paths):
         paths = [paths[i * len(paths) // limit] for i in range(limit)]
@@ -70,7 +71,7 @@ def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
     return AudioInfo(path, num_samples, sample_rate)
 
 
-def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
+def report_bad(bad: Sequence[BadFile], path: Path) -> None:
     """Name the bad files: all of them in the file ``path``, one per line with the reason, and the first few in the log.
 
     Where nothing is bad, a list that an earlier run left at ``path`` is removed.
@@ -81,10 +82,10 @@ def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text("".join(f"{each.path}\t{each.reason}\n" for each in bad), "utf-8", "surrogateescape")
-    for each in bad[:shown]:
+    for each in bad[:SHOWN]:
         log.warning("skipped %s: %s", each.path, each.reason)
-    if len(bad) > shown:
-        log.warning("skipped %d more files, all named in %s", len(bad) - shown, path)
+    if len(bad) > SHOWN:
+        log.warning("skipped %d more files, all named in %s", len(bad) - SHOWN, path)
 
 
 def read_record(record: Record) -> tuple[NDArray[np.float32], int]:

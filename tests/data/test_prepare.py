@@ -335,23 +335,23 @@ def test_speakers_are_held_out_by_name() -> None:
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("libritts --root in --download", "--download needs --splits"),
-        ("libritts --root in --limit 0", "--limit must be at least 1"),
-        ("libritts --root in --splits train-clean-1000", "invalid choice: 'train-clean-1000'"),
-        ("libritts --root in --mirror http://127.0.0.1/", "--mirror goes with --download"),
-        ("folder --root in --dev-fraction 0.6 --test-fraction 0.4", "leave something for train"),
-        ("folder --root in --dev-fraction nan", "leave something for train"),
-        ("folder --root in --speaker-from none --split-by speaker", "--split-by speaker needs speakers"),
-        ("shards one.tar --hold-out -1", "--hold-out must not be negative"),
-    ],
-)
-def test_bad_usage(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+USAGE = {
+    "libritts --root in --download": "--download needs --splits",
+    "libritts --root in --limit 0": "--limit must be at least 1",
+    "libritts --root in --splits train-clean-1000": "invalid choice: 'train-clean-1000'",
+    "libritts --root in --mirror http://127.0.0.1/": "--mirror goes with --download",
+    "folder --root in --dev-fraction 0.6 --test-fraction 0.4": "leave something for train",
+    "folder --root in --dev-fraction nan": "leave something for train",
+    "folder --root in --speaker-from none --split-by speaker": "--split-by speaker needs speakers",
+    "shards one.tar --hold-out -1": "--hold-out must not be negative",
+}
+
+
+@pytest.mark.parametrize("command", USAGE)
+def test_bad_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         prepare(*command.split(), "--out", "out")
-    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert USAGE[command] in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
