@@ -25,13 +25,8 @@ from collections.abc import Callable
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 EXTRAS = {  # package -> the extra of this one that brings it; heavy packages are imported where they are used
-    "accelerate": "train",
-    "matplotlib": "train",
-    "tensorboard": "train",
-    "yaml": "train",
-    "librosa": "eval",
-    "pesq": "eval",
-    "pystoi": "eval",
+    **dict.fromkeys(("accelerate", "matplotlib", "tensorboard", "yaml"), "train"),
+    **dict.fromkeys(("librosa", "pesq", "pystoi"), "eval"),
     "huggingface_hub": "hub",
     "onnxruntime": "onnx",
     "transformers": "bench",
