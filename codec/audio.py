@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -43,8 +42,7 @@ WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer o
 WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
     **{f".{name}": (name.upper(), "PCM_16") for name in ("wav", "flac", "aiff", "au", "caf", "rf64", "w64")},
     ".aif": ("AIFF", "PCM_16"),
-    ".ogg": ("OGG", "VORBIS"),
-    ".oga": ("OGG", "VORBIS"),
+    **dict.fromkeys((".ogg", ".oga"), ("OGG", "VORBIS")),
     ".opus": ("OGG", "OPUS"),
     ".mp3": ("MP3", "MPEG_LAYER_III"),
 }
@@ -94,17 +92,9 @@ class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
     def seekable(self) -> bool:
         return False
 
-    @property
-    def can_seek(self) -> bool:
-        return bool(super().seekable())
-
 
 class _AvFile:
-    """The audio of a file that PyAV reads, as far as used here like a ``soundfile.SoundFile``; it cannot seek.
-
-    Raises:
-        AudioError: not audio.
-    """
+    """The audio of a file that PyAV reads, as far as used here like a ``soundfile.SoundFile``; it cannot seek."""
 
     frames = 0  # the length is not known before the end
 
@@ -116,9 +106,7 @@ class _AvFile:
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
         except av.FFmpegError as error:
             raise AudioError(f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror})") from None
-        streams = [
-            each for each in self._container.streams.audio if each.codec_context and each.codec_context.sample_rate
-        ]
+        streams = [s for s in self._container.streams.audio if s.codec_context and s.codec_context.sample_rate]
         if not streams:
             raise AudioError(f"{name} holds no audio that PyAV decodes")
         self._name, self._stream = name, streams[0]
@@ -130,11 +118,7 @@ class _AvFile:
         self._container.close()
 
     def read(self, frames: int, **_: object) -> Block:
-        """About so many samples ``[T, C]``, none at the end.
-
-        Raises:
-            AudioError: the file is damaged.
-        """
+        """About so many samples ``[T, C]``, none at the end."""
         blocks = [np.zeros((0, self.channels), np.float32)]
         while sum(map(len, blocks)) < frames and (block := next(self._blocks, None)) is not None:
             blocks.append(block)
@@ -169,7 +153,7 @@ class _AvFile:
         return (self._container.duration or 0) * alone / 1e6
 
 
-class AudioReader:
+class AudioReader(AbstractContextManager["AudioReader"]):
     """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
 
     libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. A file is read to the end of its audio, whatever
@@ -181,7 +165,7 @@ class AudioReader:
         channel: the one to read, counted from 1, instead of the mean of all.
 
     Attributes:
-        claimed_samples: its length by a header that is exact, else 0.
+        claimed_samples, claimed_seconds: its length by a header that is exact, else 0.
         num_samples: per channel, read so far.
 
     Raises:
@@ -205,9 +189,6 @@ class AudioReader:
         self.claimed_samples: int = (self._parts[0].num_samples or 0) if len(self._parts) == 1 else 0
         self.claimed_seconds: float = self.claimed_samples / self.sample_rate
 
-    def __enter__(self) -> AudioReader:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
@@ -230,19 +211,8 @@ class AudioReader:
             part.num_samples = decoder.frames
         return decoder
 
-    @property
-    def mix_loss(self) -> float:
-        """How far the mix read so far lies below its loudest channel, in dB: 0 where they agree, infinite for no sound."""
-        if not self._loudest:
-            return 0.0
-        return 10 * math.log10(self._loudest / self._mixed) if self._mixed else math.inf
-
     def blocks(self) -> Iterator[Block]:
-        """Mono float32 blocks ``[T]`` of about ten seconds at most.
-
-        Raises:
-            AudioError: the file breaks off, holds NaN, or has no samples at all.
-        """
+        """Mono float32 blocks ``[T]`` of about ten seconds at most; an AudioError where it breaks off or holds NaN."""
         for index, part in enumerate(self._parts):
             with closing(self._open(part) if index else self._decoder) as decoder:
                 for block in resample_blocks(self._decoded(part, decoder), decoder.samplerate, self.sample_rate):
@@ -250,20 +220,20 @@ class AudioReader:
                     yield block
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
-        if self.mix_loss > 20 * math.log10(self._mixed_channels) + CANCELLING_DB:
-            text = (
-                "%s: its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)"
-            )
-            log.warning(text, self.name, self.mix_loss)
+        with np.errstate(divide="ignore", invalid="ignore"):  # a mix, or every channel, without any sound
+            loss = 10 * np.log10(np.divide(self._loudest, self._mixed))
+        if loss > 20 * np.log10(self._mixed_channels) + CANCELLING_DB:
+            text = "its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)"
+            log.warning(f"%s: {text}", self.name, loss)
 
     def segment(self, start: int, num_samples: int) -> Block:
-        """The mono samples ``[num_samples]`` from sample ``start`` on; quick where the format can be entered anywhere.
-
-        Raises:
-            AudioError: there are fewer; or as :meth:`blocks`.
-        """
+        """The mono samples ``[num_samples]`` from ``start`` on, quickly where a format allows; errors as :meth:`blocks`."""
         position, stream, samples = 0, self.blocks(), np.zeros(0, np.float32)
-        if len(self._parts) == 1 and isinstance(self._decoder, _SequentialFile) and self._decoder.can_seek:
+        if (
+            len(self._parts) == 1
+            and isinstance(self._decoder, _SequentialFile)
+            and super(_SequentialFile, self._decoder).seekable()
+        ):
             position = max(0, start - MP3_LEAD * (self._decoder.format == "MP3"))
             try:
                 self._decoder.seek(position)
@@ -317,7 +287,7 @@ class AudioReader:
         return mono
 
 
-class AudioWriter:
+class AudioWriter(AbstractContextManager["AudioWriter"]):
     """Writes mono blocks to an audio file whose format follows from the suffix; 16 bits where the format has them.
 
     At the end the file is read back: what is there then is all that was written.
@@ -343,63 +313,45 @@ class AudioWriter:
             file_format = "RF64"
         lacks = {"OPUS": sample_rate not in OPUS_RATES, "VORBIS": sample_rate > VORBIS_HIGHEST}
         if lacks.get(subtype):
-            raise AudioError(
-                f"{self.name}: {subtype.capitalize()} has no sample rate {sample_rate} Hz; take .wav or .flac, or the "
-                "model's own rate (--native-rate)"
-            )
+            text = f"{subtype.capitalize()} has no sample rate {sample_rate} Hz; take .wav or .flac"
+            raise AudioError(f"{self.name}: {text}, or the model's own rate (--native-rate)")
         open(path, "ab").close()  # the system's own words for a missing or forbidden folder
         try:
             system_path = str(path) if os.name == "nt" else os.fsencode(path)  # as text it must be UTF-8
             self._file = soundfile.SoundFile(system_path, "w", sample_rate, 1, subtype, format=file_format)
         except (soundfile.LibsndfileError, ValueError) as error:
-            if getattr(error, "code", None) == SYSTEM_ERROR:
-                raise self._failure() from None
             reason = getattr(error, "error_string", str(error)).strip(" .")
-            raise AudioError(
-                f"{self.name} cannot be written at {sample_rate} Hz ({reason}); take .wav or .flac"
-            ) from None
-
-    def __enter__(self) -> AudioWriter:
-        return self
+            reason = "is the disk full?" if getattr(error, "code", None) == SYSTEM_ERROR else reason
+            text = f"{self.name} cannot be written at {sample_rate} Hz ({reason}); take .wav or .flac"
+            raise AudioError(text) from None
 
     def __exit__(self, kind: object, *_: object) -> None:
-        try:
+        with self._on_disk():
             self._file.close()
-        except soundfile.LibsndfileError:
-            raise self._failure() from None
-        if kind is None and self._written:
-            self._verify()
+            if kind is None and self._written:  # the last bytes of FLAC, Opus and MP3 are lost without an error
+                with AudioReader(self._path) as reader:
+                    if sum(map(len, reader.blocks())) != self._written:
+                        raise AudioError(f"{self.name} lacks samples")
 
-    def _verify(self) -> None:
-        """Read everything back: where the disk is full, the last bytes of FLAC, Opus and MP3 are lost without an error."""
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """libsndfile does not tell the reason where writing fails; soundfile asserts that all was written."""
         try:
-            with AudioReader(self._path) as reader:
-                there = sum(map(len, reader.blocks()))
-        except AudioError:
-            there = 0
-        if there != self._written:
-            raise self._failure()
+            yield
+        except (soundfile.LibsndfileError, AssertionError, AudioError):
+            raise AudioError(f"{self.name} cannot be written; is the disk full?") from None
 
     def write(self, block: Block) -> None:
         """Append samples; beyond full scale they are clipped."""
         samples = np.clip(block, -1.0, 1.0)
-        try:
+        with self._on_disk():
             for start in range(0, len(samples), WRITE_SAMPLES):
                 self._file.write(samples[start : start + WRITE_SAMPLES])
-        except (soundfile.LibsndfileError, AssertionError):  # soundfile asserts that all was written
-            raise self._failure() from None
         self._written += len(samples)
-
-    def _failure(self) -> AudioError:
-        return AudioError(f"{self.name} cannot be written; is the disk full?")  # libsndfile does not tell the reason
 
 
 def measure(path: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:
-    """Length of an audio file in samples per channel, and its sample rate in Hz: without decoding if a header is exact.
-
-    Raises:
-        AudioError, OSError: as :class:`AudioReader`.
-    """
+    """Samples per channel and sample rate (Hz) of an audio file, by its header if that is exact; errors as AudioReader."""
     with AudioReader(path, name) as reader:
         return reader.claimed_samples or sum(map(len, reader.blocks())), reader.sample_rate
 

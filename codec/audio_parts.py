@@ -20,12 +20,8 @@ from codec.errors import CodecError
 
 BLOCK_BYTES = 2**16  # searched at once
 MOST_CHUNKS = 10_000  # of a RIFF file and its kin: a hostile one could hold millions of empty ones
-UNKNOWN_SIZES = (  # what programs write to a pipe, where they cannot come back with the true size
-    range(0x7EFFF000, 0x7F001000),
-    range(0x7FFFE000, 0x80001000),
-    range(0xFFFFF000, 2**32),
-    range(2**62, 2**64),
-)
+# what programs write to a pipe, where they cannot come back with the true size
+UNKNOWN_SIZES = ((0x7EFFF000, 0x7F001000), (0x7FFFE000, 0x80001000), (0xFFFFF000, 2**32), (2**62, 2**64))
 
 
 class AudioError(CodecError):
@@ -40,11 +36,8 @@ def incomplete(name: str, there: float, promised: float, unit: str) -> AudioErro
 class Part:
     """Pieces of a file, bytes in place of others or ranges of positions, as one file that a decoder can read.
 
-    Args:
-        file: the whole.
-        pieces: in their order.
-        num_samples: per channel, by the header; 0 where it does not tell, None where the decoder's own count is exact.
-        note: what a user should know of it, "" if nothing.
+    ``num_samples`` per channel are those of the header: 0 where it does not tell, None where the decoder's own count is
+    exact. ``note`` is what a user should know of it, "" if nothing.
     """
 
     def __init__(
@@ -122,10 +115,6 @@ class _Source:
 
 def find_parts(file: BinaryIO, name: str) -> list[Part]:
     """The parts of an audio file, to be decoded one after another; a file of an unknown kind is one part.
-
-    Args:
-        file: open, at any position.
-        name: how messages call it.
 
     Raises:
         AudioError: it is empty, or lacks some of what its header promises.
@@ -211,18 +200,14 @@ def _chunked_parts(source: _Source) -> list[Part]:
 
 
 def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patches: dict[int, bytes]) -> Part:
-    """A file whose samples begin at ``data`` and have as many bytes as the number at ``size_at`` says.
-
-    Raises:
-        AudioError: it ends before.
-    """
+    """A file whose samples begin at ``data`` and have as many bytes as the number at ``size_at`` says."""
     told = int.from_bytes(source.at(size_at, layout.size_bytes), layout.order)
     size, there = max(told - layout.counted, 0), max(source.end - data, 0)
     end, note = data + size + -size % layout.align, ""
     for *_, end in _chunks(source, end, layout) if layout.id_bytes else ():  # noqa: B007, B020
         pass
     stray = source.end - end
-    if (size == 0 and stray > 8) or (size > there and any(told in sizes for sizes in UNKNOWN_SIZES)):
+    if (size == 0 and stray > 8) or (size > there and any(low <= told < high for low, high in UNKNOWN_SIZES)):
         true_size = min(there + layout.counted, 256**layout.size_bytes - 1)
         patches = {**patches, size_at: true_size.to_bytes(layout.size_bytes, layout.order)}
     elif size > there:
@@ -245,25 +230,25 @@ class _Link:
     start: int
     stop: int = 0  # of its last page
     num_pages: int = 0
-    last: dict[bytes, tuple[int, bool]] = field(default_factory=dict)  # by stream: number of its last page, if it ends
+    last: dict[bytes, bytes] = field(default_factory=dict)  # by stream: the head of its last page
 
 
 def _ogg_parts(source: _Source) -> list[Part]:
     """One part per link: libsndfile reads the first alone, and does not miss its first and last pages of audio."""
     links: list[_Link] = []
-    in_head = False  # the streams of a link begin all together, before any goes on
+    in_head = 0  # the streams of a link begin all together, before any goes on
     for position, page in _ogg_pages(source):
-        begins, ends, number = bool(page[5] & 2), bool(page[5] & 4), int.from_bytes(page[18:22], "little")
-        if not links or (begins and not in_head):
+        if not links or (page[5] & 2 and not in_head):
             links.append(_Link(position))
-        link, in_head = links[-1], begins
-        link.stop, link.num_pages, link.last[page[14:18]] = position + len(page), link.num_pages + 1, (number, ends)
+        link, in_head = links[-1], page[5] & 2
+        link.stop, link.num_pages, link.last[page[14:18]] = position + len(page), link.num_pages + 1, page[:27]
     parts = []
     for link, stop in zip(links, [*(link.start for link in links[1:]), source.end], strict=True):
-        missing, note = sum(number + 1 for number, _ in link.last.values()) - link.num_pages, ""
+        missing = sum(int.from_bytes(head[18:22], "little") + 1 for head in link.last.values()) - link.num_pages
+        note = ""
         if 0 < missing < JOINED_PAGES:
             raise source.damage(f"an Ogg stream lacks {missing} of its pages")
-        if not all(ends for _, ends in link.last.values()):
+        if not all(head[5] & 4 for head in link.last.values()):
             note = "an Ogg stream in it has no last page and may be cut short"
             if link.stop < stop:
                 raise source.damage("an Ogg stream ends in bytes that are no Ogg page")
@@ -275,9 +260,6 @@ def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:
     """Where each page begins, and its bytes.
 
     Its checksum is zlib's CRC-32 but for bits in the other order, zeros in its own place and no inversion.
-
-    Raises:
-        AudioError: a page is cut or has a wrong checksum.
     """
     position = source.start
     while position < source.end:
@@ -379,10 +361,7 @@ def _mp3_parts(source: _Source) -> list[Part]:
 def _mp3_part(source: _Source, stream: _Stream, end: int) -> Part:
     """The frames of a stream up to ``end``; where the first does not tell their true number, behind one that does.
 
-    libsndfile guesses it otherwise, and stops there.
-
-    Raises:
-        AudioError: there are fewer than promised; one less may be a matter of counting.
+    libsndfile guesses it otherwise, and stops there. One frame less than promised may be a matter of counting.
     """
     runs, num_frames = stream.runs, stream.num_frames
     gaps = zip(runs, [*(run.start for run in runs[1:]), end], strict=True)

@@ -42,15 +42,14 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "", ignore_u
     hints = _type_hints(cls)  # type: ignore[arg-type]
     known = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{where}." if where else ""
-    if ignore_unknown:
-        values = {key: value for key, value in values.items() if key in known}
     for key in values:
-        if key not in known:
+        if key not in known and not ignore_unknown:
             raise ConfigError(f"unknown key {prefix}{key}; known are {', '.join(known)}")
     for name, f in known.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"missing key {prefix}{name}")
-    converted = {key: _convert(hints[key], value, prefix + key, ignore_unknown) for key, value in values.items()}
+    named = ((key, value) for key, value in values.items() if key in known)
+    converted = {key: _convert(hints[key], value, prefix + key, ignore_unknown) for key, value in named}
     try:
         return cls(**converted)
     except ConfigError as error:
@@ -64,16 +63,12 @@ def to_dict(config: Any, retired: bool = False) -> dict[str, Any]:
     """The plain values of a configuration dataclass; ``from_dict`` reads them back to an equal object.
 
     A model's fingerprint hashes this dictionary with ``retired``, and must not change because the code has learned a new
-    option or lost an old one:
-
-    - Fields marked ``LATER`` came after the first models; they are left out while they have their default.
-    - ``RETIRED`` of a class holds options that are gone, with the only value that ``from_dict`` still takes for them.
-      Configurations of older models hold them. They are left out too, and ``retired`` adds them again.
+    option or lost an old one. Fields marked ``LATER``, which came after the first models, are left out while they have their
+    default. ``RETIRED`` of a class holds options of older models that are gone, with the only value that ``from_dict``
+    still takes for them; ``retired`` adds them again.
     """
-    fields = [
-        f for f in dataclasses.fields(config) if not (f.metadata == LATER and getattr(config, f.name) == f.default)
-    ]
-    values = {f.name: _plain(getattr(config, f.name), retired) for f in fields}
+    present = ((f, getattr(config, f.name)) for f in dataclasses.fields(config))
+    values = {f.name: _plain(v, retired) for f, v in present if not (f.metadata == LATER and v == f.default)}
     return values | getattr(config, "RETIRED", {}) if retired else values
 
 
@@ -96,17 +91,14 @@ def _convert(hint: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
             return value
         raise ConfigError(f"{where} must be one of {', '.join(map(repr, args))}, not {shown(value)}")
     if origin in (typing.Union, types.UnionType):  # only "X | None" is used
-        if value is None and type(None) in args:
-            return None
-        return _convert(next(arg for arg in args if arg is not type(None)), value, where, ignore_unknown)
+        return None if value is None else _convert(args[0], value, where, ignore_unknown)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
             raise ConfigError(f"{where} must be a list, not {shown(value)}")
         kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(value) != len(kinds):
             raise ConfigError(f"{where} must have {len(kinds)} items, not {len(value)}")
-        pairs = enumerate(zip(kinds, value, strict=True))
-        return tuple(_convert(kind, item, f"{where}[{i}]", ignore_unknown) for i, (kind, item) in pairs)
+        return tuple(_convert(kinds[i], item, f"{where}[{i}]", ignore_unknown) for i, item in enumerate(value))
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise ConfigError(f"{where} must be a mapping of names, not {shown(value)}")
@@ -114,10 +106,9 @@ def _convert(hint: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
-        hint_name = getattr(hint, "__name__", str(hint))
         text = hint is float and isinstance(value, str)
         note = " (YAML reads 5e-4 as text; write 5.0e-4; exponents need a sign)" if text else ""
-        raise ConfigError(f"{where} must be of type {hint_name}, not {shown(value)}{note}")
+        raise ConfigError(f"{where} must be of type {hint.__name__}, not {shown(value)}{note}")
     return value
 
 

@@ -21,19 +21,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from types import FrameType
-from typing import NoReturn
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 EXTRAS = {  # package -> the extra of this one that brings it; heavy packages are imported where they are used
-    "accelerate": "train",
-    "matplotlib": "train",
-    "tensorboard": "train",
-    "yaml": "train",
-    "librosa": "eval",
-    "pesq": "eval",
-    "pystoi": "eval",
+    **dict.fromkeys(("accelerate", "matplotlib", "tensorboard", "yaml"), "train"),
+    **dict.fromkeys(("librosa", "pesq", "pystoi"), "eval"),
     "huggingface_hub": "hub",
     "onnxruntime": "onnx",
     "transformers": "bench",
@@ -66,30 +59,36 @@ def install(extra: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """The message on one line: file errors as ``path: reason``, a missing package with the extra to install."""
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.partition(".")[0]
-        if package in EXTRAS:
-            return f"the package {package} is missing; install the extra: {install(EXTRAS[package])}"
-        if package == "torch":  # models also run without it, but not everything does
-            return "this needs the package torch, which is missing: pip install torch"
+    if outside := _outside(error):
+        return outside
     if isinstance(error, OSError) and error.strerror:
         return legible(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return legible(str(error)) or type(error).__name__
 
 
+def _outside(error: BaseException) -> str:
+    """What is wrong with the machine rather than with the code: a missing extra, or too little memory; "" if neither."""
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").partition(".")[0]
+        if package in EXTRAS:
+            return f"the package {package} is missing; install the extra: {install(EXTRAS[package])}"
+        if package == "torch":  # models also run without it, but not everything does
+            return "this needs the package torch, which is missing: pip install torch"
+    full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's is a RuntimeError
+    if full or "can't allocate memory" in str(error):
+        return "out of memory: use shorter pieces, smaller batches or fewer processes"
+    return ""
+
+
 def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing half-written is left") -> int:
     """Do a command's work; returns its exit code, or that of the error that ended it, which is said in one line.
 
-    A polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out.
-
-    Args:
-        name: of the command, before every message.
-        work: returns the exit code.
-        interrupted: what to say after "interrupted".
+    A polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out, and ``interrupted``
+    is said.
     """
     for polite in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(polite) == signal.SIG_DFL:  # nohup stays in force
-            signal.signal(polite, _interrupt)
+            signal.signal(polite, signal.default_int_handler)
     try:
         return work()
     except UsageError as error:
@@ -100,17 +99,17 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell
-    except (CodecError, OSError) as error:
+    except (CodecError, OSError, ModuleNotFoundError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, (CodecError, OSError)) and not _outside(error):
+            raise
         say(f"{name}: error: {one_line(error)}")
         return EXIT_FAILURE
-    except (ModuleNotFoundError, MemoryError, RuntimeError) as error:
-        line = _outside(error)
-        if line is None:
-            raise
-        say(f"{name}: error: {line}")
-        return EXIT_FAILURE
     finally:
-        _settle_stdout()
+        try:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except OSError:  # the rest goes nowhere, for the interpreter's own flush at exit would fail too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:
@@ -119,31 +118,4 @@ def say(text: str) -> None:
         return
     text = "\n".join(map(legible, text.split("\n")))
     bars = sys.modules.get("tqdm")
-    if bars is not None:
-        bars.tqdm.write(text, file=sys.stderr)
-    else:
-        print(text, file=sys.stderr)
-
-
-def _outside(error: BaseException) -> str | None:
-    """What is wrong with the machine rather than with the code: a missing extra, or too little memory."""
-    if isinstance(error, ModuleNotFoundError):
-        package = (error.name or "").partition(".")[0]
-        return one_line(error) if package in (*EXTRAS, "torch") else None
-    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's is a RuntimeError
-    if short or "can't allocate memory" in str(error):
-        return "out of memory: use shorter pieces, smaller batches or fewer processes"
-    return None
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
-
-
-def _settle_stdout() -> None:
-    """Flush stdout; where that fails, send the rest nowhere, for the interpreter's own flush at exit would fail too."""
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    (bars.tqdm.write if bars else print)(text, file=sys.stderr)

@@ -26,9 +26,9 @@ def as_path(path: Any) -> Path:
 def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any exception.
 
-    The temporary name keeps the suffix, since audio writers choose the format by it, and little of the rest, since names
-    have a longest length. Errors of the file system name ``path``, not the temporary name. A file that is replaced leaves
-    its permissions to the new one. If ``replace`` is False none is, not even one that comes meanwhile.
+    The temporary name keeps the suffix, since audio writers choose the format by it. Errors of the file system name
+    ``path``. A file that is replaced leaves its permissions to the new one. If ``replace`` is False none is, not even one
+    that comes meanwhile.
 
     Raises:
         OSError: the folder is missing or read-only, the disk is full; ``path`` is a folder, pipe, device or link to itself.

@@ -20,21 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StageHealth:
-    """One stage's codebook over ``frames`` frames.
-
-    Attributes:
-        frames: seen.
-        usage: share of the V entries that were hit; it grows with ``frames``.
-        perplexity: ``2^entropy`` of the code frequencies, 1 to V.
-        normalised_entropy: entropy over ``log2 V``, 0 to 1: the share of the bits spent that say something.
-        unseen_mass: Good-Turing estimate of the chance that the next frame hits an entry not hit so far.
-    """
+    """One stage's codebook over the frames seen."""
 
     frames: int
-    usage: float
-    perplexity: float
-    normalised_entropy: float
-    unseen_mass: float
+    usage: float  # share of the V entries that were hit; it grows with the frames
+    perplexity: float  # 2^entropy of the code frequencies, 1 to V
+    normalised_entropy: float  # entropy over log2 V, 0 to 1: the share of the bits spent that say something
+    unseen_mass: float  # Good-Turing estimate of the chance that the next frame hits an entry not hit so far
 
 
 class CodebookCounter:
@@ -69,31 +61,26 @@ def stage_health(counts: Tensor) -> StageHealth:
     )
 
 
-def coverage_curve(codes: Iterable[Tensor], codebook_size: int, points: int = 40) -> list[list[tuple[int, float]]]:
-    """For each stage, ``(frames seen, share of the V entries hit so far)`` at about ``points`` doubling-spaced counts.
+def coverage_curve(codes: Iterable[Tensor], codebook_size: int) -> list[list[tuple[int, float]]]:
+    """For each stage, ``(frames seen, share of the V entries hit so far)``, at counts that grow by the root of two.
 
     Args:
         codes: ``[K, N]``, piece by piece; read once.
         codebook_size: V.
     """
-    seen: Tensor | None = None
-    curves: list[list[tuple[int, float]]] = []
-    frames, due, ratio = 0, 1.0, 2 ** (20 / points)  # twenty doublings, a million frames, in that many points
+    seen, frames, due = torch.zeros(0, codebook_size, dtype=torch.bool), 0, 1.0
+    history: list[tuple[int, Tensor]] = []
     for piece in codes:
-        if seen is None:
-            seen = torch.zeros(len(piece), codebook_size, dtype=torch.bool)
-            curves = [[] for _ in piece]
+        seen = seen if len(seen) else torch.zeros(len(piece), codebook_size, dtype=torch.bool)
         for column in piece.split(64, dim=1):
             seen.scatter_(1, column, True)
             frames += column.shape[1]
             if frames >= due:
-                due = frames * ratio
-                for curve, share in zip(curves, seen.double().mean(dim=1).tolist(), strict=True):
-                    curve.append((frames, share))
-    if seen is not None and curves[0] and curves[0][-1][0] != frames:
-        for curve, share in zip(curves, seen.double().mean(dim=1).tolist(), strict=True):
-            curve.append((frames, share))
-    return curves
+                due = frames * 2**0.5
+                history.append((frames, seen.double().mean(dim=1)))
+    if history and history[-1][0] != frames:
+        history.append((frames, seen.double().mean(dim=1)))
+    return [[(count, float(shares[stage])) for count, shares in history] for stage in range(len(seen))]
 
 
 class Moments:
@@ -130,7 +117,7 @@ class Moments:
 
 
 class HealthMonitor:
-    """Watches a quantizer inside any model: figures of all that passes through it within the ``with`` block.
+    """Watches a quantizer inside any model: figures of all that passes through it, but what a mask leaves out.
 
     ``print(health)`` tells both collapses apart: few codes in use, or latents in few dimensions.
 
@@ -140,9 +127,6 @@ class HealthMonitor:
     ...     _ = quantizer(torch.randn(2, 8, 500, generator=torch.Generator().manual_seed(0)))
     >>> [stage.frames for stage in health.stages], len(health.codebook_dimensions), 1 < health.latents.effective_dimension < 8
     ([1000], 1, True)
-
-    Attributes:
-        latents: Moments of the latents, without what a mask left out.
     """
 
     def __init__(self, quantizer: Quantizer) -> None:

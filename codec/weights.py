@@ -18,7 +18,6 @@ from codec.files import atomic_write
 from codec.pretrained import (
     BASE,
     CHECKSUM,
-    FILES,
     ModelError,
     check_data,
     data_checksum,
@@ -42,7 +41,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
     metadata = {"format": "pt"}
     if base is not None:
         metadata[BASE] = find_model(base).name
-        same = load_file(find_model(base) / FILES[1])
+        same = load_file(find_model(base) / "model.safetensors")
         tensors = {name: t for name, t in tensors.items() if name not in same or not torch.equal(t, same[name])}
     metadata[CHECKSUM] = data_checksum(save(tensors))
     data = save(tensors, metadata)

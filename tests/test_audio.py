@@ -16,19 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from codec import audio, audio_parts
-from codec.audio import (
-    WRITTEN,
-    AudioError,
-    AudioReader,
-    AudioWriter,
-    audio_suffixes,
-    load,
-    measure,
-    resample,
-    resample_blocks,
-    resampled_length,
-    save,
-)
+from codec.audio import WRITTEN, AudioError, AudioReader, AudioWriter, load, measure, resample, save
 
 Samples = NDArray[np.float32]
 LOSSY = {".ogg", ".oga", ".opus", ".mp3"}
@@ -71,8 +59,7 @@ def test_write_and_read(tmp_path: Path, suffix: str, length: int, speech: tuple[
         assert np.corrcoef(again, samples)[0, 1] > 0.95
 
 
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 96000])
-@pytest.mark.parametrize("channels", [1, 2, 6])
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (22050, 2), (44100, 6), (96000, 2)])
 def test_any_rate_and_channels_are_mixed_down(tmp_path: Path, rate: int, channels: int) -> None:
     samples = np.stack([sine(300 + 50 * c, rate, 0.1) for c in range(channels)], axis=1)
     soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
@@ -94,11 +81,6 @@ def test_long_files_come_in_blocks(tmp_path: Path, name: str) -> None:
     assert amplitude_of(440, np.concatenate(blocks), 8000) == pytest.approx((0.5, 0), abs=0.05)
 
 
-def test_suffixes() -> None:
-    assert {".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff"} <= audio_suffixes()
-    assert set(WRITTEN) <= audio_suffixes() and ".raw" not in audio_suffixes()
-
-
 def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
     waveform, rate = torch.from_numpy(speech[0])[None], speech[1]
     for name, shape in (("a.wav", (-1,)), ("b.FLAC", (1, -1)), ("c.wav", (1, 1, -1))):
@@ -108,23 +90,27 @@ def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
     save(tmp_path / "a.wav", torch.tensor([0.5, 3.0, -3.0]).double(), 8000)
     assert load(tmp_path / "a.wav")[0].tolist() == [[0.5, 32767 / 32768, -1.0]]
     soundfile.write(tmp_path / "a.wav", np.array([[0.5, 0.0], [0.25, 0.75]]), 8000)
-    assert load(tmp_path / "a.wav")[0].tolist() == [[0.25, 0.5]]
+    for channel, samples in ((None, [0.25, 0.5]), (1, [0.5, 0.25]), (2, [0.0, 0.75])):
+        assert load(tmp_path / "a.wav", channel)[0].tolist() == [samples]
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "message"),
+    ("name", "items", "rate", "message"),
     [
-        ("a.wav", (2, 80), r"a\.wav: a file takes one waveform \[1, T\], not \[2, 80\]"),
-        ("a.xyz", (1, 80), r"a\.xyz: audio is not written as '\.xyz'; take \.wav"),
-        ("a.opus", (1, 80), r"a\.opus: Opus has no sample rate 44100 Hz"),
+        ("a.wav", 2, 44100, r"a\.wav: a file takes one waveform \[1, T\], not \[2, 80\]"),
+        *((f"a{suffix}", 1, 24000, r"take \.wav, \.flac or \.ogg") for suffix in (".xyz", "", ".raw", ".mat5")),
+        *(("a.opus", 1, rate, rf"a\.opus: Opus has no sample rate {rate} Hz; take \.wav") for rate in (44100, 22050)),
+        ("a.mp3", 1, 96000, r"a\.mp3.*96000 Hz.*take \.wav"),
+        ("a.flac", 1, 700_000, r"a\.flac.*700000 Hz.*take \.wav"),
+        ("a.ogg", 1, 200_001, r"a\.ogg.*200001 Hz.*take \.wav"),
     ],
 )
 def test_what_is_not_saved_leaves_the_file_as_it_was(
-    tmp_path: Path, name: str, shape: tuple[int, ...], message: str
+    tmp_path: Path, name: str, items: int, rate: int, message: str
 ) -> None:
     (tmp_path / name).write_bytes(b"old")
     with pytest.raises(AudioError, match=message):
-        save(tmp_path / name, torch.zeros(shape), 44100)
+        save(tmp_path / name, torch.zeros(items, 80), rate)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
 
 
@@ -132,10 +118,9 @@ def test_what_is_not_saved_leaves_the_file_as_it_was(
 
 
 @pytest.mark.parametrize("values", [[0, np.nan], [np.inf, 0], [[3e38, 3e38]]])  # the last ones' sum is beyond float32
-def test_what_is_not_finite_is_refused(tmp_path: Path, values: list[float]) -> None:
-    soundfile.write(tmp_path / "a.wav", np.array(values), 8000, subtype="FLOAT")
-    with pytest.raises(AudioError, match=r"a\.wav holds NaN or infinity"):
-        read(tmp_path / "a.wav")
+def test_what_is_not_finite_is_refused(values: list[float]) -> None:
+    with pytest.raises(AudioError, match="a file holds NaN or infinity"):
+        decoded(encoded("WAV", np.array(values), subtype="FLOAT"))
 
 
 @pytest.mark.parametrize(
@@ -144,6 +129,8 @@ def test_what_is_not_finite_is_refused(tmp_path: Path, values: list[float]) -> N
         ("empty.wav", b"", "is empty"),
         ("text.wav", b"hello, world\n" * 100, "is not audio that libsndfile reads"),
         ("zeros.flac", bytes(5000), "is not audio that libsndfile reads"),
+        ("list", b"ffconcat version 1.0\nfile a.wav\n", "is not audio"),  # FFmpeg would follow it
+        ("list.m3u", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.ts\n", "is not audio"),
         ("samples.raw", bytes(5000), "raw samples"),
     ],
 )
@@ -152,12 +139,6 @@ def test_what_is_not_audio(tmp_path: Path, name: str, content: bytes, message: s
     with pytest.raises(AudioError, match=message) as error:
         read(tmp_path / name)
     assert name in str(error.value)
-
-
-def test_no_samples(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", np.zeros(0), 8000)
-    with pytest.raises(AudioError, match=r"a\.wav holds no samples"):
-        read(tmp_path / "a.wav")
 
 
 def test_missing_files(tmp_path: Path) -> None:
@@ -230,13 +211,15 @@ def flac_claiming(num_samples: int) -> bytes:
 @pytest.mark.parametrize("size", [0, -1, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 2**63 - 1])
 def test_a_size_that_a_pipe_could_not_know(file_format: str, size: int, caplog: pytest.LogCaptureFixture) -> None:
     data = with_size(file_format, size)
+    data = b"BW64" + data[4:] if file_format == "RF64" else data  # the same by another name
     np.testing.assert_array_equal(decoded(data), decoded(encoded(file_format)))
     assert measure(io.BytesIO(data)) == (48_000, 24_000) and not caplog.text
 
 
-def test_wav_of_size_zero_without_samples() -> None:
-    with pytest.raises(AudioError, match="holds no samples"):
-        decoded(with_size("WAV", 0)[:44] + b"LIST\4\0\0\0abcd")
+@pytest.mark.parametrize("data", [encoded("WAV", NOISE[:0]), with_size("WAV", 0)[:44] + b"LIST\4\0\0\0abcd"], ids=len)
+def test_no_samples(data: bytes) -> None:
+    with pytest.raises(AudioError, match="a file holds no samples"):
+        decoded(data)
 
 
 @pytest.mark.parametrize("file_format", [*SIZES, "WAVEX", "NIST", "SVX", "FLAC", "MP3", "VORBIS", "OPUS"])
@@ -265,15 +248,10 @@ def test_flac_headers(caplog: pytest.LogCaptureFixture) -> None:
     assert "what lies behind its audio cannot be read; 2.0 s are read" in caplog.text
     with pytest.raises(AudioError, match="only 48,000 of 48,001 samples"):
         decoded(flac_claiming(48_001))
-    with pytest.raises(AudioError, match="is damaged"):
-        decoded(flac_claiming(0)[:-2000])
-
-
-def test_damaged_flac() -> None:
-    data = bytearray(encoded("FLAC"))
-    data[-500] ^= 1
-    with pytest.raises(AudioError, match="is damaged"):
-        decoded(bytes(data))
+    data = encoded("FLAC")
+    for damaged in (flac_claiming(0)[:-2000], data[:-500] + bytes([data[-500] ^ 1]) + data[-499:]):
+        with pytest.raises(AudioError, match="is damaged"):
+            decoded(damaged)
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
@@ -317,12 +295,10 @@ def test_one_file_behind_another(parts: list[bytes], caplog: pytest.LogCaptureFi
     expected = [resample(decoded(part), measure(io.BytesIO(part))[1], 24_000) for part in parts]
     np.testing.assert_array_equal(whole, np.concatenate(expected))
     assert measure(io.BytesIO(b"".join(parts))) == (len(whole), 24_000) and not caplog.text
-
-
-def test_a_damaged_second_part_is_no_second_part() -> None:
-    first, *rest = pages_of(ogg())
-    with pytest.raises(AudioError, match="an Ogg stream lacks 1 of its pages"):
-        decoded(ogg("VORBIS") + bytes(len(first)) + b"".join(rest))
+    if parts[0].startswith(b"OggS"):
+        first, *rest = pages_of(parts[1])
+        with pytest.raises(AudioError, match="an Ogg stream lacks 1 of its pages"):
+            decoded(parts[0] + bytes(len(first)) + b"".join(rest))
 
 
 MIXED = np.where(np.arange(48_000) < 16_000, NOISE, sine(200, 24_000, 2, 0.2)).astype(np.float32)
@@ -354,30 +330,17 @@ def test_mp3_with_tags(info: bool, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_damaged_mp3(caplog: pytest.LogCaptureFixture) -> None:
-    for info in (True, False):
-        data = bytearray(mp3(info=info))
-        middle = len(data) // 2
-        data[middle : middle + 300] = bytes(300)
-        if info:
-            with pytest.raises(AudioError, match="MP3 frames can be read"):
-                decoded(bytes(data))
-    assert 40_000 < len(decoded(bytes(data))) < 48_000 and "bytes in it are no MP3 frames" in caplog.text
+    known, unknown = (data[:6000] + bytes(300) + data[6300:] for data in (mp3(), mp3(info=False)))
+    with pytest.raises(AudioError, match="MP3 frames can be read"):
+        decoded(known)
+    assert 40_000 < len(decoded(unknown)) < 48_000 and "bytes in it are no MP3 frames" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        encoded("WAV"),
-        encoded("WAV", subtype="GSM610"),
-        flac_claiming(0),
-        ogg(),
-        ogg() + ogg("VORBIS"),
-        mp3(),
-        mp3(MIXED, info=False),
-        mp3() + mp3(NOISE[:1000]),
-    ],
-    ids=["wav", "gsm", "flac", "opus", "ogg twice", "mp3", "mp3 without info", "mp3 twice"],
-)
+LINEAR = [encoded("WAV"), encoded("WAV", subtype="GSM610"), flac_claiming(0), ogg(), ogg() + ogg("VORBIS")]
+MPEG = [mp3(), mp3(MIXED, info=False), mp3() + mp3(NOISE[:1000])]
+
+
+@pytest.mark.parametrize("data", LINEAR + MPEG, ids=range(8))
 def test_segments(data: bytes) -> None:
     """From anywhere they are what reading all gives there, and never silence from behind the end."""
     whole = decoded(data)
@@ -395,25 +358,17 @@ def test_segments(data: bytes) -> None:
 def test_channels_that_cancel(caplog: pytest.LogCaptureFixture) -> None:
     for other, loss in ((-NOISE, np.inf), (-0.9 * NOISE, 26.0)):
         stereo = encoded("WAV", np.stack([NOISE, other], 1), subtype="FLOAT")
-        with AudioReader(io.BytesIO(stereo), "a file") as reader:
-            assert sum(map(len, reader.blocks())) == 48_000 and reader.mix_loss == pytest.approx(loss, abs=0.1)
+        assert len(decoded(stereo)) == 48_000
         assert f"a file: its channels cancel each other, their mix is {loss:.0f} dB softer" in caplog.text
         caplog.clear()
         np.testing.assert_array_equal(decoded(stereo, channel=2), other.astype(np.float32))
         assert not caplog.text
     with pytest.raises(AudioError, match="has no channel 3, only 2"):
         decoded(stereo, channel=3)
-
-
-@pytest.mark.parametrize("others", [[NOISE], [0 * NOISE], [NOISE[::-1]], [-0.2 * NOISE], 7 * [0 * NOISE]])
-def test_channels_that_do_not_cancel(others: list[Samples], caplog: pytest.LogCaptureFixture) -> None:
-    decoded(encoded("WAV", np.stack([NOISE, *others], 1)))
+    for others in ([NOISE], [0 * NOISE], [NOISE[::-1]], [-0.2 * NOISE], 7 * [0 * NOISE]):
+        decoded(encoded("WAV", np.stack([NOISE, *others], 1)))
+    decoded(encoded("WAV", np.stack([0 * NOISE, 0 * NOISE], 1)))
     assert not caplog.text
-
-
-def test_load_one_channel(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", np.array([[0.5, 0.25], [-0.5, 0.75]]), 8000)
-    assert load(tmp_path / "a.wav", channel=1)[0].tolist() == [[0.5, -0.5]]
 
 
 # ---- what libsndfile does not read ------------------------------------------------------------------------------------
@@ -433,28 +388,16 @@ def made_by_av(tmp_path: Path, container: str, codec: str, rate: int, **options:
 
 
 @pytest.mark.parametrize(
-    ("container", "codec", "rate", "options"),
-    [
-        ("mp4", "aac", 24_000, {}),
-        ("mp4", "aac", 24_000, {"movflags": "faststart"}),
-        ("mp4", "alac", 24_000, {}),
-        ("adts", "aac", 24_000, {}),
-        ("webm", "libopus", 48_000, {}),
-        ("matroska", "flac", 24_000, {}),
-        ("ogg", "flac", 24_000, {}),
-        ("wav", "libmp3lame", 24_000, {}),
-    ],
+    "kind", ["mp4 aac", "mp4 alac", "adts aac", "webm libopus", "matroska flac", "ogg flac", "wav libmp3lame"]
 )
 def test_formats_by_pyav(
-    tmp_path: Path,
-    container: str,
-    codec: str,
-    rate: int,
-    options: dict[str, str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    data = made_by_av(tmp_path, container, codec, rate, **options)
+    container, codec = kind.split()
+    rate = 48_000 if codec == "libopus" else 24_000
+    if kind == "mp4 aac":  # its index in front, as for the web
+        assert len(decoded(made_by_av(tmp_path, container, codec, rate, movflags="faststart"))) >= 2 * rate
+    data = made_by_av(tmp_path, container, codec, rate)
     samples = decoded(data)
     assert 2 * rate <= len(samples) < 2.1 * rate and measure(io.BytesIO(data)) == (len(samples), rate)
     with AudioReader(io.BytesIO(data), "a file") as reader:
@@ -468,19 +411,6 @@ def test_formats_by_pyav(
             decoded(data)
 
 
-def test_bw64_is_rf64_by_another_name() -> None:
-    data = encoded("RF64")
-    np.testing.assert_array_equal(decoded(b"BW64" + data[4:]), decoded(data))
-
-
-@pytest.mark.parametrize(
-    "content", [b"ffconcat version 1.0\nfile a.wav\n", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.ts\n"]
-)
-def test_lists_of_other_files_are_not_followed(content: bytes) -> None:
-    with pytest.raises(AudioError, match="is not audio"):
-        decoded(content)
-
-
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
@@ -492,21 +422,6 @@ def test_writer_clips(tmp_path: Path) -> None:
     with AudioWriter(tmp_path / "a.ogg", 8000) as writer:
         writer.write(sine(440, 8000, amplitude=10))
     assert 0.9 < np.abs(read(tmp_path / "a.ogg")).max() < 1.5  # Vorbis itself would keep what is beyond
-
-
-@pytest.mark.parametrize(
-    ("name", "rate"), [("a.opus", 44100), ("a.opus", 22050), ("a.mp3", 96000), ("a.flac", 700_000), ("a.ogg", 200_001)]
-)
-def test_rates_that_a_format_does_not_have(tmp_path: Path, name: str, rate: int) -> None:
-    with pytest.raises(AudioError, match=rf"^out\.x.*{rate} Hz.*take \.wav"):
-        AudioWriter(tmp_path / name, rate, name="out.x")
-
-
-@pytest.mark.parametrize("name", ["a.xyz", "a", "a.raw", "a.mat5"])
-def test_formats_that_are_not_written(tmp_path: Path, name: str) -> None:
-    with pytest.raises(AudioError, match=r"take \.wav, \.flac or \.ogg"):
-        AudioWriter(tmp_path / name, 24000)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_too_long_for_wav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -542,23 +457,13 @@ def test_full_disk(tmp_path: Path, suffix: str, missing: int, speech: tuple[Samp
 
 def test_long_blocks(tmp_path: Path) -> None:
     """Some millions of samples at once crash libsndfile's Vorbis encoder."""
-    with AudioWriter(tmp_path / "a.ogg", 48000) as writer:
-        writer.write(np.zeros(3_000_000, np.float32))
+    save(tmp_path / "a.ogg", torch.zeros(3_000_000), 48000)
     assert soundfile.info(tmp_path / "a.ogg").frames == 3_000_000
 
 
 # ---- resampling -----------------------------------------------------------------------------------------------------
 
-RATES = [
-    (8000, 8000),
-    (8000, 24000),
-    (44100, 24000),
-    (48000, 24000),
-    (24000, 44100),
-    (16000, 24000),
-    (24000, 11025),
-    (12345, 16001),
-]
+RATES = [(8000, 8000), (8000, 24000), (44100, 24000), (24000, 44100), (16000, 24000), (24000, 11025), (12345, 16001)]
 
 
 @settings(max_examples=60, deadline=None)
@@ -571,24 +476,18 @@ def test_blocks_change_nothing(rates: tuple[int, int], length: int, cuts: list[i
     samples = np.random.default_rng(length).standard_normal(length).astype(np.float32)
     whole = resample(samples, *rates)
     blocks = np.split(samples, sorted(min(at, length) for at in cuts))
-    np.testing.assert_array_equal(np.concatenate(list(resample_blocks(blocks, *rates))), whole)
-    assert len(whole) == resampled_length(length, *rates) and whole.dtype == np.float32
-
-
-@given(st.integers(0, 10**9), st.integers(1000, 768_000), st.integers(1000, 768_000))
-def test_there_and_back_is_never_shorter(length: int, rate: int, other: int) -> None:
-    assert resampled_length(resampled_length(length, rate, other), other, rate) >= length
+    np.testing.assert_array_equal(np.concatenate(list(audio.resample_blocks(blocks, *rates))), whole)
+    resampled = audio.resampled_length(length, *rates)
+    assert len(whole) == resampled and whole.dtype == np.float32
+    assert audio.resampled_length(resampled, *rates[::-1]) >= length
 
 
 @pytest.mark.parametrize(("rate", "other"), RATES)
-def test_a_tone_stays_what_it_is(rate: int, other: int) -> None:
+def test_a_tone_stays_what_it_is_and_one_above_half_the_new_rate_goes(rate: int, other: int) -> None:
     found, rest = amplitude_of(1000, resample(sine(1000, rate), rate, other), other)
     assert found == pytest.approx(0.5, rel=0.01) and rest < 0.005
-
-
-def test_what_is_above_half_the_new_rate_goes() -> None:
-    assert np.abs(resample(sine(9500, 24000), 24000, 16000)[1000:-1000]).max() < 5e-4
-    assert np.abs(resample(sine(15_000, 48000), 48000, 24000)[1000:-1000]).max() < 5e-4
+    if 0.6 * other < rate / 2:
+        assert np.abs(resample(sine(0.6 * other, rate), rate, other)[1000:-1000]).max() < 5e-4
 
 
 def test_delay_is_compensated(speech: tuple[Samples, int]) -> None:

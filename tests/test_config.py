@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
@@ -45,13 +44,10 @@ def test_later_options_stay_out_of_what_fingerprints_hash() -> None:
         ({"decoder": {"n_fft": 1000}}, "decoder.n_fft must be a multiple"),
         ({"quantizer": {"codebook_size": 1}}, "codebook_size must be from 2 to 4294967295, not 1"),
         ({"latent_dim": 10**4000}, "latent_dim must be from 1 to 65536"),
-        ({"quantizer": {"num_quantizers": 256}}, "num_quantizers must be from 1 to 255, not 256"),
         ({"encoder": {"strides": [1] * 17}}, "strides must have 1 to 16 entries"),
         ({"encoder": {"strides": [2**16, 1, 1]}}, "hop length, .*, must be below 65536, not 65536"),
         ({"encoder": {"widths": [8, -1, 8]}}, "encoder: widths must be from 1 to 65536, not -1"),
-        ({"encoder": {"kernel_size": 4097}}, "kernel_size must be from 1 to 4095"),
         ({"decoder": {"kernel_size": 6}}, "kernel_size must be odd"),
-        ({"decoder": {"depth": 10**9}}, "decoder: depth must be from 0 to 64"),
         ({"decoder": {"n_fft": 2**30}}, "decoder: n_fft must be from 2 to 1048576"),
         ({"causal": [[[[[[[["deep"]]]]]]]]}, r"causal must be of type bool, not \[\[\["),
     ],
@@ -70,16 +66,13 @@ def test_messages_are_one_short_printable_line_whatever_the_file_holds() -> None
         from_dict(CodecConfig, {"\x1b[31mRED": 1})
 
 
-@pytest.mark.parametrize("value", [7, 7.0, np.int16(7), np.float32(7), np.array(7), torch.tensor(7), torch.tensor(7.0)])
-def test_whole_numbers_of_every_library(value: Any) -> None:
-    number = whole_number("x", value, 1, 9)
-    assert number == 7 and type(number) is int
-
-
-@pytest.mark.parametrize("value", [0, 10, 7.5, np.nan, np.inf, 10**400, True, None, "7", [7], torch.tensor([7]), 7j])
-def test_all_else_is_no_whole_number(value: Any) -> None:
-    with pytest.raises(CodecError, match=r"x must be .*from 1 to 9, not "):
-        whole_number("x", value, 1, 9)
+def test_whole_numbers_of_every_library() -> None:
+    for value in (7, 7.0, np.int16(7), np.float32(7), np.array(7), torch.tensor(7), torch.tensor(7.0)):
+        number = whole_number("x", value, 1, 9)
+        assert number == 7 and type(number) is int
+    for other in (0, 10, 7.5, np.nan, np.inf, 10**400, True, None, "7", [7], torch.tensor([7]), 7j):
+        with pytest.raises(CodecError, match=r"x must be .*from 1 to 9, not "):
+            whole_number("x", other, 1, 9)
 
 
 def test_numbers_are_stored_as_plain_ones() -> None:

@@ -52,12 +52,9 @@ def test_errors_name_the_target(tmp_path: Path) -> None:
             temporary.write_text("new")
         assert error.value.filename == str(target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
-
-
-def test_errors_of_other_files_stay(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error, atomic_write(tmp_path / "out.txt"):
         (tmp_path / "other").read_bytes()
-    assert str(error.value.filename) == str(tmp_path / "other")
+    assert str(error.value.filename) == str(tmp_path / "other")  # of another file it stays
 
 
 def test_the_longest_names(tmp_path: Path) -> None:
@@ -71,21 +68,15 @@ def test_the_longest_names(tmp_path: Path) -> None:
 
 
 def special(path: Path, kind: str) -> Path:
-    """A file of this kind at ``path``."""
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "link to a pipe":
+    """A file of this kind at ``path``: a pipe, or a link to what it says."""
+    if kind.endswith("pipe"):
         os.mkfifo(path.with_name("pipe"))
-        path.symlink_to("pipe")
-    elif kind == "link to a device":
-        path.symlink_to("/dev/null")
-    elif kind == "link to itself":
-        path.symlink_to(path.name)
-    elif kind == "circle":
-        path.symlink_to("other")
+    if kind == "pipe":
+        return path.with_name("pipe")
+    target = {"link to a pipe": "pipe", "link to a device": "/dev/null", "link to itself": path.name, "circle": "other"}
+    path.symlink_to(target.get(kind, "."))
+    if kind == "circle":
         path.with_name("other").symlink_to(path.name)
-    elif kind == "link to a folder":
-        path.symlink_to(".")
     return path
 
 
@@ -95,11 +86,11 @@ def special(path: Path, kind: str) -> Path:
 @pytest.mark.parametrize("replace", [True, False])
 def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str, replace: bool) -> None:
     target = special(tmp_path / "out.txt", kind)
-    before = sorted((path.name, path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir())
+    before = {path.name: path.lstat().st_ino for path in tmp_path.iterdir()}
     with pytest.raises(OSError) as error, atomic_write(target, replace):
         pytest.fail("the work was begun")
     assert one_line(error.value).startswith("/")  # it names the file
-    assert sorted((path.name, path.lstat().st_mode, path.lstat().st_ino) for path in tmp_path.iterdir()) == before
+    assert {path.name: path.lstat().st_ino for path in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("path", ["", ".", "/", "..", None, 5, b"x", "a\0b"])
@@ -140,11 +131,8 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path, umask: int, replac
 def test_a_file_that_comes_meanwhile_is_kept_if_asked(
     tmp_path: Path, links: bool, early: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_links(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
     if not links:  # as on FAT
-        monkeypatch.setattr(files.os, "link", no_links)
+        monkeypatch.setattr(files.os, "link", lambda *_: os.stat("/nowhere"))
     target = tmp_path / "out.txt"
     if early:
         target.write_text("theirs")
@@ -162,21 +150,11 @@ def test_a_file_that_comes_meanwhile_is_kept_if_asked(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("[" * 200_000, "not JSON .*recursion"),
-        ('{"a":' * 50_000, "not JSON .*recursion"),
-        ("1" * 5000, "not JSON .*digits"),
-        ('{"a": 1', "not JSON"),
-        ("", "not JSON"),
-        (b"\xff\xfe\x00", "not JSON"),
-        (b'"\xff"', "not JSON"),
-    ],
-    ids=lambda value: str(value)[:10],
+    "start", [b"[" * 200_000, b'{"a":' * 50_000, b"1" * 5000, b'{"a": 1', b"", b"\xff\xfe\0", b'"\xff"']
 )
-def test_what_is_no_json_is_named(tmp_path: Path, text: str | bytes, said: str) -> None:
-    (tmp_path / "a.json").write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(CodecError, match=said):
+def test_what_is_no_json_is_named(tmp_path: Path, start: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(start)
+    with pytest.raises(CodecError, match=r"not JSON \("):
         read_json(tmp_path / "a.json")
 
 

@@ -45,13 +45,11 @@ def test_known_answers() -> None:
 @pytest.mark.parametrize("shape", [(8, 5), (1, 5), (3, 8, 5), (2, 3, 4, 1), (4, 0), (2, 4, 0)])
 def test_batches_come_back(shape: tuple[int, ...]) -> None:
     codes = torch.randint(0, 1024, shape, generator=torch.Generator().manual_seed(0))
-    tokens = flatten(codes, 1024, first_id=3)
+    tokens, delayed = flatten(codes, 1024, first_id=3), delay(codes, fill=-1)
     stages, frames = shape[-2:]
-    assert tokens.shape == (*shape[:-2], stages * frames)
+    assert tokens.shape == (*shape[:-2], stages * frames) and delayed.shape == (*shape[:-1], frames + stages - 1)
     assert torch.equal(unflatten(tokens, stages, 1024, first_id=3), codes)
     assert TokenLayout(stages, 1024, 3).to_tokens(codes).shape == (*shape[:-2], stages * frames + 2)
-    delayed = delay(codes, fill=-1)
-    assert delayed.shape == (*shape[:-1], frames + stages - 1)
     assert (delayed == -1).sum() == math.prod(shape[:-2]) * stages * (stages - 1)
     assert torch.equal(undelay(delayed), codes)
 

@@ -21,7 +21,6 @@ from codec.weights import STEP, Bits
 
 WIDE, NARROW = "decoder.blocks.0.expand.weight", "encoder.stages.0.0.linear.weight"
 BASIS = "quantizer.stages.1.basis"
-NO_NUMBER = f"{NARROW} holds NaN or infinity"
 NO_FLOATS = (torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e5m2)
 Change = Callable[[Tensor], Tensor]
 
@@ -38,7 +37,8 @@ def test_rounded_once_and_no_further_than_the_bits_ask(
     model: Codec, tmp_path: Path, bits: Bits, largest: float
 ) -> None:
     model.save_pretrained(tmp_path / "a", bits)
-    loaded = Codec.from_pretrained(tmp_path / "a")
+    loaded, size = Codec.from_pretrained(tmp_path / "a"), (tmp_path / "a/model.safetensors").stat().st_size
+    assert size < {32: 1.1, 16: 0.65, 8: 0.45}[bits] * sum(4 * t.numel() for t in model.state_dict().values())
     for name, tensor in model.state_dict().items():
         kept = loaded.state_dict()[name]
         assert kept.dtype == tensor.dtype
@@ -50,17 +50,6 @@ def test_rounded_once_and_no_further_than_the_bits_ask(
     assert loaded.fingerprint == model.fingerprint
     loaded.save_pretrained(tmp_path / "b", bits)
     assert (tmp_path / "b/model.safetensors").read_bytes() == (tmp_path / "a/model.safetensors").read_bytes()
-
-
-def test_fewer_bits_are_smaller_files(model: Codec, tmp_path: Path) -> None:
-    sizes = []
-    for bits in (32, 16, 8):
-        model.save_pretrained(tmp_path, bits)  # type: ignore[arg-type]
-        sizes.append((tmp_path / "model.safetensors").stat().st_size)
-    assert sizes[1] < 0.65 * sizes[0] and sizes[2] < 0.75 * sizes[1]
-    stored = load_file(tmp_path / "model.safetensors")
-    assert stored[WIDE].dtype == torch.int8 and stored[WIDE + STEP].shape == (256, 1)
-    assert stored[NARROW].dtype == torch.float16
 
 
 def test_rows_of_zeros_and_weights_beyond_half_precision_are_kept(model: Codec, tmp_path: Path) -> None:
@@ -130,20 +119,17 @@ def test_damage_is_named(model: Codec, tmp_path: Path, bits: Bits) -> None:
         (WIDE + STEP, None, rf"{WIDE} must be of type F32 .*, not I8; int8 has a \.step"),
         (NARROW + STEP, lambda _: torch.ones(16, 1), NARROW),
         (WIDE + STEP, lambda _: torch.ones(3), r"\.step is \[3\], not one number per row"),
-        (WIDE + STEP, lambda _: torch.full((256, 1), 3e38), f"{WIDE} holds NaN or infinity"),
-        (NARROW, lambda _: torch.full((8, 8), 1e300, dtype=torch.float64), NO_NUMBER),
-        (NARROW, lambda half: torch.cat([half[1:], torch.full_like(half[:1], torch.nan)]), NO_NUMBER),
-        (NARROW, lambda tensor: torch.full_like(tensor, torch.inf, dtype=torch.bfloat16), NO_NUMBER),
-        (NARROW, lambda tensor: torch.full_like(tensor, -torch.inf, dtype=torch.float64), NO_NUMBER),
-        (WIDE + STEP, lambda tensor: torch.full_like(tensor, torch.nan), f"{WIDE} holds NaN or infinity"),
-        (BASIS, lambda tensor: torch.full_like(tensor, torch.nan), f"{BASIS} holds NaN or infinity"),
         *(
-            (NARROW, lambda tensor, dtype=dtype: tensor.to(dtype), f"{NARROW} must be of type F32")
-            for dtype in NO_FLOATS
+            (WIDE + STEP, lambda _, x=x: torch.full((256, 1), x), f"{WIDE} holds NaN or infinity")
+            for x in (3e38, torch.nan)
         ),
+        (NARROW, lambda _: torch.full((8, 8), 1e300, dtype=torch.float64), f"{NARROW} holds NaN or infinity"),
+        (NARROW, lambda t: torch.cat([t[1:], t[:1] * torch.nan]), f"{NARROW} holds NaN or infinity"),
+        (NARROW, lambda t: torch.full_like(t, -torch.inf, dtype=torch.bfloat16), f"{NARROW} holds NaN or infinity"),
+        (BASIS, lambda t: torch.full_like(t, torch.nan), f"{BASIS} holds NaN or infinity"),
+        *((NARROW, lambda t, dtype=dtype: t.to(dtype), f"{NARROW} must be of type F32") for dtype in NO_FLOATS),
         ("encoder.output.bias", None, r"missing encoder\.output\.bias"),
         ("encoder.output.bias", lambda _: torch.zeros(3, 3), "encoder.output.bias"),
-        ("foreign", lambda _: torch.zeros(1), "not part of the model foreign$"),
         *(
             (name, lambda _: torch.zeros(1), "not part of the model")
             for name in ("\x1b]0;t\x07\n", "k" * 10**5, "\u202ea")
@@ -211,8 +197,8 @@ def test_a_configuration_of_another_size_builds_nothing(model: Codec, tmp_path: 
     """Every number is within its bounds, but the file holds no such tensors: layers would take up to exabytes."""
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    for key, value in change.items():
-        config[key] = config[key] | value if isinstance(value, dict) else value
+    ((key, value),) = change.items()
+    config[key] = config[key] | value if isinstance(value, dict) else value
     (tmp_path / "config.json").write_text(json.dumps(config))
     refusal(tmp_path, r"model\.safetensors.*config\.json")
 

@@ -10,7 +10,6 @@ import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
-from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -34,8 +33,7 @@ def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> No
     """
     algorithm = checksum.partition(":")[0]
     if archive.exists():
-        actual = _checksum_of(archive, algorithm)
-        if actual != checksum:
+        if (actual := _checksum_of(archive, algorithm)) != checksum:
             raise FetchError(f"{archive} has the checksum {actual}, expected {checksum}; remove it to fetch it anew")
         return
     part = archive.with_name(archive.name + ".part")
@@ -43,24 +41,21 @@ def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> No
         _fetch_rest(url, part, size)
     except (OSError, http.client.HTTPException) as error:
         raise FetchError(f"cannot download {url}: {error}; the same command goes on from what has come") from None
-    actual = _checksum_of(part, algorithm)
-    if actual != checksum:
+    if (actual := _checksum_of(part, algorithm)) != checksum:
         part.unlink()
         raise FetchError(f"{url} came with the checksum {actual}, expected {checksum}; the download was removed")
     part.rename(archive)
 
 
 def _checksum_of(path: Path, algorithm: str) -> str:
-    digest = hashlib.new(algorithm, usedforsecurity=False)
-    with open(path, "rb") as file, _bar(f"checking {path.name}", path.stat().st_size) as bar:
-        while chunk := file.read(CHUNK):
+    digest, size = hashlib.new(algorithm, usedforsecurity=False), path.stat().st_size
+    with (
+        open(path, "rb") as file,
+        tqdm.wrapattr(file, "read", size, desc=f"checking {path.name}", disable=None) as data,
+    ):
+        while chunk := data.read(CHUNK):
             digest.update(chunk)
-            bar.update(len(chunk))
     return f"{algorithm}:{digest.hexdigest()}"
-
-
-def _bar(label: str, total: int | None, initial: int = 0) -> tqdm[NoReturn]:
-    return tqdm(desc=label, total=total, initial=initial, unit="B", unit_scale=True, disable=None)
 
 
 def _fetch_rest(url: str, part: Path, size: int | None) -> None:
@@ -83,10 +78,9 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> None:
         total = have + int(length) if length else size
         if size not in (None, total):
             raise FetchError(f"{url} has {total} bytes, expected {size}")
-        with open(part, "ab" if have else "wb") as file, _bar(part.stem, total, have) as bar:
-            while chunk := response.read(CHUNK):
-                file.write(chunk)
-                bar.update(len(chunk))
+        bar = tqdm.wrapattr(response, "read", total, desc=part.stem, initial=have, disable=None)
+        with open(part, "ab" if have else "wb") as file, bar as body:
+            shutil.copyfileobj(body, file, CHUNK)
     if total is not None and part.stat().st_size < total:
         raise ConnectionError(f"the connection ended after {part.stat().st_size} of {total} bytes")
 

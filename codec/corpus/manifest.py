@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from codec.config import ConfigError, from_dict
+from codec.config import from_dict
 from codec.errors import CodecError
 from codec.files import atomic_write
 
@@ -26,34 +26,21 @@ class ManifestError(CodecError):
 
 @dataclass(frozen=True)
 class Record:
-    """One utterance of a manifest.
+    """One utterance of a manifest."""
 
-    Attributes:
-        id: unique name of the utterance.
-        path: the audio file; in the manifest relative to the manifest's folder, absolute once read.
-        num_samples: length in samples per channel at ``sample_rate``.
-        sample_rate: of the file, in Hz.
-        speaker: speaker id, or "" if unknown.
-        split: "train", "dev" or "test".
-        bandwidth_hz: the highest frequency at which the recording holds sound; losses ignore what lies above it.
-        language, source, licence: where the utterance comes from, "" if unknown; for model cards.
-        text: what is said, "" if unknown; for word error rates.
-        offset, num_bytes: where in ``path`` the audio lies, if that is a tar shard; 0 bytes: the whole file is the audio.
-    """
-
-    id: str
-    path: str
-    num_samples: int
-    sample_rate: int
-    speaker: str = ""
-    split: str = "train"
-    bandwidth_hz: int = 0
-    language: str = ""
+    id: str  # unique
+    path: str  # the audio file; in the manifest relative to the manifest's folder, absolute once read
+    num_samples: int  # per channel
+    sample_rate: int  # of the file, in Hz
+    speaker: str = ""  # "" if unknown, as all texts below
+    split: str = "train"  # train, dev, test or another plain name
+    bandwidth_hz: int = 0  # the highest frequency at which the recording holds sound; losses ignore what lies above it
+    language: str = ""  # this and the next two: where the utterance comes from, for model cards
     source: str = ""
     licence: str = ""
-    text: str = ""
-    offset: int = 0
-    num_bytes: int = 0
+    text: str = ""  # what is said, for word error rates
+    offset: int = 0  # where in a tar shard, the path, the audio lies
+    num_bytes: int = 0  # of the audio in the shard; 0: the whole file is the audio
 
     @property
     def duration(self) -> float:
@@ -67,12 +54,7 @@ class Record:
 
 
 def audio_source(record: Record) -> str | BytesIO:
-    """What to open for a record's audio: its path, or the bytes of its part of a shard.
-
-    Raises:
-        ManifestError: the shard ends before.
-        OSError: the shard cannot be read.
-    """
+    """What to open for a record's audio: its path, or the bytes of its part of a shard; a ManifestError if that is cut."""
     if not record.num_bytes:
         return record.path
     with open(record.path, "rb") as file:
@@ -101,18 +83,14 @@ def parse_record(text: str | bytes, **known: object) -> Record:
     Raises:
         ManifestError: no JSON object, a field that is missing or of a wrong type, or a value that cannot be.
     """
-    names = {field.name for field in dataclasses.fields(Record)}
     try:
         values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # no JSON, no text, a number of thousands of digits; nested too deep
-        raise ManifestError(str(error)) from None
-    if not isinstance(values, dict):
-        raise ManifestError("no JSON object")
-    try:
-        record = from_dict(Record, {name: value for name, value in (values | known).items() if name in names})
+        if not isinstance(values, dict):
+            raise ManifestError("no JSON object")
+        record = from_dict(Record, values | known, ignore_unknown=True)
         texts = "".join(value for value in vars(record).values() if isinstance(value, str))
         texts.encode(errors="surrogateescape")
-    except (ConfigError, UnicodeEncodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no JSON or text, endless digits, a wrong type; nested too deep
         raise ManifestError(str(error)) from None
     numbers = (record.num_samples, record.sample_rate, record.bandwidth_hz, record.offset, record.num_bytes)
     if not (record.num_samples and record.sample_rate and min(numbers) >= 0 and max(numbers) <= LARGEST):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from codec.files import atomic_write
 log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".ogg", ".opus", ".wav"})
+SHOWN = 10  # bad files in the log
 THREADS = 16  # opening a file is waiting for the disk, so more threads than cores help
-BATCH = 1024  # files handed to the threads at once: a corpus of 300,000 needs no 300,000 waiting tasks
 
 
 class PrepareError(CodecError):
@@ -48,18 +48,15 @@ def probe(
 ) -> tuple[list[AudioInfo], list[BadFile]]:
     """Read the headers of audio files, in many threads; both lists keep the order of ``paths``.
 
-    Only headers are read, so a file that is damaged further in counts as usable here; training skips such files when it
-    meets them. Files shorter than ``min_seconds`` are bad. With a ``limit`` so many are read, evenly spaced: of sorted
-    paths the first few would all be of one speaker. The ``label`` stands before the progress bar.
+    A file that is damaged further in counts as usable here; training skips such files when it meets them. Files shorter
+    than ``min_seconds`` are bad. With a ``limit`` so many are read, evenly spaced: of sorted paths the first few would all
+    be of one speaker. The ``label`` stands before the progress bar.
     """
     if limit is not None and limit < len(paths):
         paths = [paths[i * len(paths) // limit] for i in range(limit)]
-    results: list[AudioInfo | BadFile] = []
-    with ThreadPoolExecutor(THREADS) as pool, tqdm(total=len(paths), desc=label, unit=" files", disable=None) as bar:
-        for start in range(0, len(paths), BATCH):
-            for result in pool.map(lambda path: _probe_file(path, min_seconds), paths[start : start + BATCH]):
-                results.append(result)
-                bar.update()
+    with ThreadPool(THREADS) as pool:
+        probed = pool.imap(lambda path: _probe_file(path, min_seconds), paths, chunksize=16)
+        results = list(tqdm(probed, label, len(paths), unit=" files", disable=None))
     good = [result for result in results if isinstance(result, AudioInfo)]
     return good, [result for result in results if isinstance(result, BadFile)]
 
@@ -74,7 +71,7 @@ def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
     return AudioInfo(path, num_samples, sample_rate)
 
 
-def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
+def report_bad(bad: Sequence[BadFile], path: Path) -> None:
     """Name the bad files: all of them in the file ``path``, one per line with the reason, and the first few in the log.
 
     Where nothing is bad, a list that an earlier run left at ``path`` is removed.
@@ -85,18 +82,13 @@ def report_bad(bad: Sequence[BadFile], path: Path, shown: int = 10) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         temporary.write_text("".join(f"{each.path}\t{each.reason}\n" for each in bad), "utf-8", "surrogateescape")
-    for each in bad[:shown]:
+    for each in bad[:SHOWN]:
         log.warning("skipped %s: %s", each.path, each.reason)
-    if len(bad) > shown:
-        log.warning("skipped %d more files, all named in %s", len(bad) - shown, path)
+    if len(bad) > SHOWN:
+        log.warning("skipped %d more files, all named in %s", len(bad) - SHOWN, path)
 
 
 def read_record(record: Record) -> tuple[NDArray[np.float32], int]:
-    """A whole utterance, mixed down ``[T]``, and its sample rate in Hz as the file says it.
-
-    Raises:
-        AudioError: not readable as audio, or empty.
-        ManifestError, OSError: not there.
-    """
+    """A whole utterance, mixed down ``[T]``, and its sample rate in Hz as the file says it; errors as AudioReader."""
     with AudioReader(audio_source(record), record.path) as reader:
         return np.concatenate(list(reader.blocks())), reader.sample_rate

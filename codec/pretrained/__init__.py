@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,6 @@ ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
 FILES = ("config.json", "model.safetensors")
 DISCRIMINATORS = "discriminator.safetensors"  # what training may go on with; no part of a model
 CHECKSUM, BASE = "sha256", "base"  # keys of the metadata of model.safetensors
-LARGEST_HEADER = 10**8  # bytes of a safetensors file's header, of those that safetensors takes
 
 
 class ModelError(CodecError):
@@ -38,11 +36,7 @@ def shipped_name(name: str) -> str | None:
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of a model given by shipped name, folder path, or hub id ``owner/name[@revision]``.
-
-    Raises:
-        ModelError: none of these, or files are missing in the folder.
-    """
+    """The folder of a model by shipped name, path, or hub id ``owner/name[@revision]``; a ModelError if it is none."""
     folder, name = as_path(model), str(model)
     shipped = shipped_name(name)
     if shipped is not None:
@@ -82,7 +76,7 @@ def _download(name: str) -> Path:
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
     except Exception as error:  # network, HTTP and validation errors share no base class
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"there is no folder {name!r}, and the hub does not give it either: {reason}") from None
 
 
@@ -99,7 +93,7 @@ def refused(path: Path, reason: object) -> ModelError:
 
 def check_data(path: Path, file: bytes) -> None:
     """Compare the bytes of a valid safetensors file with the checksum in it, if there is one; a ModelError if they differ."""
-    checksum = _metadata(file).get(CHECKSUM)
+    checksum = _metadata(path).get(CHECKSUM)
     if checksum and checksum != data_checksum(file):
         raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
 
@@ -107,16 +101,10 @@ def check_data(path: Path, file: bytes) -> None:
 def weight_files(path: Path) -> list[Path]:
     """The safetensors files that a model's weights lie in, the first one in which a tensor stands being its place.
 
-    A file may leave out what a shipped model has alike, as one does that holds a second decoder of its codes; it names that
-    model.
-
-    Raises:
-        ModelError: there is no such shipped model.
+    A file may leave out what a shipped model has alike, as a second decoder of its codes does, and names that model; a
+    ModelError if there is none of that name.
     """
-    with open(path, "rb") as file:
-        head = file.read(8)
-        metadata = _metadata(head + file.read(min(int.from_bytes(head, "little"), LARGEST_HEADER)))
-    base = metadata.get(BASE)
+    base = _metadata(path).get(BASE)
     if base is None:
         return [path]
     if base not in shipped_models():
@@ -126,12 +114,11 @@ def weight_files(path: Path) -> list[Path]:
     return [path, Path(__file__).parent / base / FILES[1]]
 
 
-def _metadata(file: bytes) -> Mapping[str, str]:
-    try:
-        metadata = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])["__metadata__"]
-    except (ValueError, KeyError, TypeError, RecursionError):  # safetensors says it better, or there is none
-        return {}
-    return metadata if isinstance(metadata, dict) else {}
+def _metadata(path: Path) -> Mapping[str, str]:
+    from safetensors import safe_open  # here: whoever only looks for models needs none
+
+    with safe_open(path, framework="numpy") as file:
+        return file.metadata() or {}
 
 
 def data_checksum(file: bytes) -> str:

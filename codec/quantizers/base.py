@@ -25,21 +25,16 @@ def one_of(**options: tuple[Any, ...]) -> None:
 
 @dataclass
 class QuantizerOutput:
-    """What a quantizer returns; unpacks as ``quantized, codes, loss``. B batch, K stages used.
+    """What a quantizer returns; unpacks as ``quantized, codes, loss``. B batch (1 with a mask), K stages used.
 
-    Attributes:
-        quantized: float32, shaped as the latents, with gradients to them and to the codebooks; 0 where masked.
-        codes: int64, shaped as the latents with K in place of D; -1 where masked.
-        commitment_loss: ``[B, K]``, mean squared distance that pulls latents to their codes; 0 for dropped stages. With a
-            mask B is 1.
-        codebook_loss: ``[B, K]``, the same distance, pulling codes to latents. Quantizers without a table of codes
-            return zeros, or what their text says.
+    The losses are mean squared distances, 0 for dropped stages. Quantizers without a table of codes return zeros, or what
+    their text says.
     """
 
-    quantized: Tensor
-    codes: Tensor
-    commitment_loss: Tensor
-    codebook_loss: Tensor
+    quantized: Tensor  # float32, shaped as the latents, with gradients to them and to the codebooks; 0 where masked
+    codes: Tensor  # int64, shaped as the latents with K in place of D; -1 where masked
+    commitment_loss: Tensor  # [B, K], pulls latents to their codes
+    codebook_loss: Tensor  # [B, K], pulls codes to latents
 
     @property
     def loss(self) -> Tensor:
@@ -127,8 +122,7 @@ class Quantizer(nn.Module, ABC):
     def initialize(self, latents: Tensor, mask: Tensor | None = None) -> None:
         """Match the codebooks to real latents, in place; all processes call it and take what the first one found.
 
-        Raises:
-            CodecError: latents of another width, or that do not vary.
+        A CodecError if the latents do not vary.
         """
         frames = self._frames(latents, mask)
         spread = frames.double().transpose(0, 1).flatten(1).var(dim=1).sum()

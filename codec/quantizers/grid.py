@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.errors import CodecError
-from codec.quantizers.base import Quantizer, QuantizerOutput
-from codec.quantizers.lookup import pass_gradient, projection, start_projections
+from codec.quantizers.lookup import start_projections
+from codec.quantizers.vq import ENTROPY, Compared, mean_entropy
 
-ENTROPY = 0.05  # LFQ: weight of the entropy term beside the distance
 JOINT_BITS = 13  # LFQ: of a group whose mean choice is taken together: 8,192 probabilities per frame
 
 
@@ -32,60 +29,43 @@ def grid_levels(codebook_size: int, most_bits: int = 3) -> tuple[int, ...]:
     return tuple(2 ** (bits // dims + (i < bits % dims)) for i in range(dims))
 
 
-class GridQuantizer(Quantizer):
-    """Projection to as many dimensions as there are levels, rounding, projection out; a code is a number in mixed radix.
-
-    The dimension follows from ``codebook_size``. The gradient is straight-through.
-
-    Args:
-        dim: width D of the latents.
-        codebook_size: V, a power of two.
-    """
+class GridQuantizer(Compared):
+    """As many dimensions as V, a power of two, has levels for, each rounded; a code is a number in mixed radix."""
 
     most_bits = 3
     levels: Tensor
     places: Tensor
+    step: Tensor | float  # from one level to the next
 
     def __init__(self, dim: int, codebook_size: int) -> None:
-        super().__init__(dim, codebook_size)
         levels = torch.tensor(grid_levels(codebook_size, self.most_bits))
+        super().__init__(dim, codebook_size, len(levels))
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("places", levels.cumprod(dim=0) // levels, persistent=False)  # what a level is worth
-        self.project_in = projection(dim, len(levels))
-        self.project_out = projection(len(levels), dim)
 
-    @abstractmethod
-    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Level of each dimension, int64 from 0, and what the gradient passes to; both ``[B, N, d]`` like z."""
+    @property
+    def middle(self) -> Tensor:
+        """The level, or half of one, that is zero."""
+        return (self.levels - 1) / 2
 
-    @abstractmethod
-    def values(self, digits: Tensor) -> Tensor:
-        """The points ``[..., d]`` of levels ``[..., d]``."""
+    def bounded(self, z: Tensor) -> Tensor:
+        """What is rounded, ``[..., d]`` like z."""
+        return z
 
-    def losses(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Commitment and codebook loss ``[B]``; none by default."""
-        return z.new_zeros(len(z)), z.new_zeros(len(z))
+    def search(self, z: Tensor) -> Tensor:
+        digits = torch.round(self.bounded(z) / self.step + self.middle).long()
+        return (digits.clamp(min=0).minimum(self.levels - 1) * self.places).sum(dim=-1)
+
+    def rows(self, codes: Tensor) -> Tensor:
+        return self.step * (codes.unsqueeze(-1) // self.places % self.levels - self.middle)
+
+    def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
+        return super().carry(self.bounded(z), chosen)
 
     @property
     def codebook(self) -> Tensor:
         """All points ``[V, d]``."""
-        return self.values(self._digits(torch.arange(self.codebook_size, device=self.levels.device))).detach()
-
-    def _digits(self, codes: Tensor) -> Tensor:
-        return codes.unsqueeze(-1) // self.places % self.levels
-
-    def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
-        z = self.project_in(latents.transpose(1, 2))  # [B, N, d]
-        digits, passed = self.round(z)  # [B, N, d] both
-        codes = (digits * self.places).sum(dim=-1)  # [B, N]
-        values = self.values(digits)  # [B, N, d]
-        commitment_loss, codebook_loss = self.losses(z, values)  # [B] both
-        straight = pass_gradient(passed, values, "ste")  # [B, N, d]
-        quantized = self.project_out(straight).transpose(1, 2)  # [B, D, N]
-        return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
-
-    def vectors(self, codes: Tensor) -> Tensor:
-        return self.project_out(self.values(self._digits(codes[:, 0]))).transpose(1, 2)
+        return self.rows(torch.arange(self.codebook_size, device=self.levels.device)).detach()
 
     def match(self, latents: Tensor) -> None:
         """Each dimension takes a principal component at unit variance; the way out is fitted by least squares."""
@@ -95,7 +75,7 @@ class GridQuantizer(Quantizer):
         spread = start_projections(self.project_in, self.project_out, latents).std(dim=0).clamp(min=1e-6).float()
         self.project_in.weight.div_(spread[:, None])
         self.project_in.bias.div_(spread)
-        values = self.values(self.round(self.project_in(points.float())[None])[0])[0].double()
+        values = self.rows(self.search(self.project_in(points.float()))).double()
         known = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
         gram = known.t() @ known
         gram.diagonal().add_(1e-6 * len(known))  # a level that no point takes leaves no hole
@@ -115,16 +95,20 @@ class FSQ(GridQuantizer):
     not powers of two.
     """
 
-    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        half = (self.levels - 1) * (1 + 1e-3) / 2
-        offset = torch.where(self.levels % 2 == 0, 0.5, 0.0)
-        bounded = torch.tanh(z + torch.atanh(offset / half)) * half - offset
-        middle = self.levels // 2
-        return bounded.round().long() + middle, bounded / middle
+    @property
+    def step(self) -> Tensor:  # type: ignore[override]
+        return 2 / self.levels
 
-    def values(self, digits: Tensor) -> Tensor:
-        middle = self.levels // 2
-        return (digits - middle).float() / middle
+    @property
+    def middle(self) -> Tensor:
+        return self.levels / 2
+
+    def bounded(self, z: Tensor) -> Tensor:
+        half = (self.levels - 1) * (1 + 1e-3) / 2
+        return (torch.tanh(z + torch.atanh(0.5 / half)) * half - 0.5) * self.step
+
+    def losses(self, z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        return z.new_zeros(len(z)), z.new_zeros(len(z))
 
 
 class LFQ(GridQuantizer):
@@ -133,27 +117,20 @@ class LFQ(GridQuantizer):
     ``codebook_loss`` is the paper's entropy term in nats times ``ENTROPY``: the entropy of each choice less that of the mean
     choice, where a bit is +1 with probability ``sigmoid(4 z)``. It may be negative. The mean choice's entropy is that of
     groups of at most ``JOINT_BITS`` bits, summed: taken bit by bit it would not mind if all bits said the same.
-    ``commitment_loss`` is the mean squared distance.
     """
 
     most_bits = 1
+    step = 2.0
 
-    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return (z > 0).long(), z
-
-    def values(self, digits: Tensor) -> Tensor:
-        return 2.0 * digits - 1.0
-
-    def losses(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         p = torch.sigmoid(4 * z).clamp(1e-6, 1 - 1e-6)  # the entropy is finite at 0 and 1
         each = -(p * p.log() + (1 - p) * (1 - p).log()).sum(dim=2).mean(dim=1)
         together = z.new_zeros(())
         for group in z.tensor_split(-(-z.shape[2] // JOINT_BITS), dim=2):
             places = torch.arange(group.shape[2], device=z.device)
             bits = torch.arange(2 ** len(places), device=z.device)[:, None] >> places & 1
-            mean = F.softmax(2 * group @ (2.0 * bits - 1).t(), dim=-1).mean(dim=(0, 1))
-            together = together - (mean * mean.clamp(min=1e-9).log()).sum()
-        return (z - values).square().mean(dim=(1, 2)), ENTROPY * (each - together)
+            together = together + mean_entropy(F.softmax(2 * group @ (2.0 * bits - 1).t(), dim=-1))
+        return super().losses(z, chosen)[0], ENTROPY * (each - together)
 
 
 class LatticeVQ(GridQuantizer):
@@ -161,23 +138,14 @@ class LatticeVQ(GridQuantizer):
 
     ``e = step * (level - middle)`` with a learned step for each dimension. The paper's lattice is endless; here levels
     end where the codebook size asks for it, and points beyond take the last one. Its term against dense lattices is
-    left out. Both losses are mean squared distances.
+    left out.
     """
+
+    step: nn.Parameter
 
     def __init__(self, dim: int, codebook_size: int) -> None:
         super().__init__(dim, codebook_size)
         self.step = nn.Parameter(4.0 / self.levels)  # levels span two standard deviations of unit latents
-
-    def round(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        digits = torch.round(z.detach() / self.step + (self.levels - 1) / 2).long()
-        return digits.clamp(min=0).minimum(self.levels - 1), z
-
-    def values(self, digits: Tensor) -> Tensor:
-        return self.step * (digits - (self.levels - 1) / 2)
-
-    def losses(self, z: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        commitment = (z - values.detach()).square().mean(dim=(1, 2))
-        return commitment, (z.detach() - values).square().mean(dim=(1, 2))
 
     def codebook_state(self) -> list[Tensor]:
         return [self.step, *self.project_out.parameters()]

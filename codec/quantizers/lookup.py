@@ -12,8 +12,6 @@ CPU_TILE = (256, 2048)  # points x codes: 2 MiB of distances stay in a core's ca
 SEARCH_ELEMENTS = 2**24  # distances held at once on other devices: 64 MiB, so that V = 262,144 needs no gigabytes
 JITTER = 0.01  # of the latents' spread: keeps apart codes that start at one and the same latent
 TABLE_TYPE = torch.float8_e4m3fn  # random numbers need few bits: stored so, a frozen table takes a quarter of the space
-
-
 Gradient = Literal["ste", "rotation"]
 
 
@@ -32,19 +30,17 @@ def nearest(points: Tensor, codebook: Tensor) -> Tensor:
         if points.device.type != "cpu":
             rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
         tiles = list(zip(codebook.split(columns), codebook.square().sum(dim=1).split(columns), strict=True))
-        return torch.cat([_nearest_of_tiles(part, tiles) for part in points.split(rows)])
-
-
-def _nearest_of_tiles(points: Tensor, tiles: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """The same for a codebook cut into tiles, each with the squared lengths of its rows."""
-    least = points.new_full((len(points),), torch.inf)
-    index, first = torch.zeros_like(least, dtype=torch.int64), 0
-    for codes, squared in tiles:
-        distance, local = torch.addmm(squared, points, codes.t(), alpha=-2).min(dim=1)
-        closer = distance < least  # strictly: an equal one has a higher index
-        least, index = torch.where(closer, distance, least), torch.where(closer, local + first, index)
-        first += len(codes)
-    return index
+        found = []
+        for part in points.split(rows):
+            least = part.new_full((len(part),), torch.inf)
+            index, first = torch.zeros_like(least, dtype=torch.int64), 0
+            for codes, squared in tiles:
+                distance, local = torch.addmm(squared, part, codes.t(), alpha=-2).min(dim=1)
+                closer = distance < least  # strictly: an equal one has a higher index
+                least, index = torch.where(closer, distance, least), torch.where(closer, local + first, index)
+                first += len(codes)
+            found.append(index)
+        return torch.cat(found)
 
 
 def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:

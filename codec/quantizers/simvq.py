@@ -77,7 +77,6 @@ class SimVQ(Quantizer):
         self._cached: tuple[object, Tensor] | None = None  # see ``codebook``
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
-        """One stage from latents to codes and losses; a stack's arguments play no part."""
         z = self.project_in(latents.transpose(1, 2))  # [B, N, d], the lookup space
         codes = lookup.nearest(z.flatten(0, 1), self.codebook).view(z.shape[:2])  # [B, N]
         chosen = self.rows(codes)  # [B, N, d]
@@ -127,8 +126,8 @@ class SimVQ(Quantizer):
             self.bias.copy_(bias)
 
     def codebook_state(self) -> list[Tensor]:
-        tensors = [self.basis, self.weight, self.bias, *self.project_out.parameters()]
-        return [tensor for tensor in tensors if tensor is not None]
+        bias = [] if self.bias is None else [self.bias]
+        return [self.basis, self.weight, *bias, *self.project_out.parameters()]
 
 
 def matched_map(points: Tensor, diagonal: bool = False, with_bias: bool = True) -> tuple[Tensor, Tensor]:
@@ -187,7 +186,12 @@ class ResidualQuantizer(Quantizer):
         """``dropout`` (training): the share of the batch's items that use only a random number of stages, 1 to K. The
         later stages are computed and masked, so that every parameter stays in the graph on every process.
         """
-        kept = self._kept(latents, num_quantizers, dropout)  # [B, count]
+        batch, device = len(latents), latents.device
+        used = torch.full((batch,), num_quantizers, device=device)
+        if dropout > 0:
+            fewer = torch.randint(1, num_quantizers + 1, (batch,), device=device)
+            used = torch.where(torch.rand(batch, device=device) < dropout, fewer, used)
+        kept = (torch.arange(num_quantizers, device=device) < used[:, None]).float()  # [B, K], 1 where a stage is used
         residual, quantized = latents, torch.zeros_like(latents)  # [B, D, N] both
         outputs = []
         for index in range(num_quantizers):
@@ -201,16 +205,6 @@ class ResidualQuantizer(Quantizer):
             commitment_loss=kept * torch.cat([output.commitment_loss for output in outputs], dim=1),
             codebook_loss=kept * torch.cat([output.codebook_loss for output in outputs], dim=1),
         )
-
-    @staticmethod
-    def _kept(latents: Tensor, count: int, dropout: float) -> Tensor:
-        """``[B, count]``: 1 where an item of the batch uses a stage, 0 where dropout left the stage out."""
-        batch, device = len(latents), latents.device
-        used = torch.full((batch,), count, device=device)
-        if dropout > 0:
-            fewer = torch.randint(1, count + 1, (batch,), device=device)
-            used = torch.where(torch.rand(batch, device=device) < dropout, fewer, used)
-        return (torch.arange(count, device=device) < used[:, None]).float()
 
     def vectors(self, codes: Tensor) -> Tensor:
         parts = [self.stages[index].vectors(codes[:, index : index + 1]) for index in range(codes.shape[1])]

@@ -5,6 +5,8 @@ The study (``recipes/collapse``) reads this file; SimVQ itself needs none of it.
 
 from __future__ import annotations
 
+from abc import abstractmethod
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
@@ -14,16 +16,12 @@ from codec.quantizers.base import Quantizer, QuantizerOutput
 
 DECAY = 0.99  # of running averages, per step
 DEAD_BELOW = 0.1  # EMAVQ: a code is dead when its running count is below this share of the fair one, M / V
-ENTROPY = 0.05  # IndexVQ: weight of the entropy term beside the distance
+ENTROPY = 0.05  # IndexVQ and LFQ: weight of the entropy term beside the distance
 TEMPERATURE = 0.01  # IndexVQ: of the choices whose entropy is taken
 
 
-class VQ(Quantizer):
-    """The quantizer of van den Oord et al. (arXiv 1711.00937): a learned table, nearest code, straight-through gradient.
-
-    A step moves only the rows that were nearest to something: what is never nearest never moves again. The table starts
-    with the draw that is SimVQ's basis, N(0, 1/d), so that the two differ by the linear map alone. Subclasses say how else
-    a table is stored, searched and moved.
+class Compared(Quantizer):
+    """A lookup of d dimensions between two projections, with squared distances as losses; subclasses say what is looked up.
 
     Args:
         dim: width D of the latents.
@@ -34,13 +32,57 @@ class VQ(Quantizer):
     def __init__(self, dim: int, codebook_size: int, codebook_dim: int, gradient: lookup.Gradient = "ste") -> None:
         super().__init__(dim, codebook_size)
         self.gradient = gradient
-        self.add_table(lookup.random_table(codebook_size, codebook_dim))  # drawn first, as SimVQ's basis
+        self.add_table(codebook_dim)  # drawn before the projections, as SimVQ's basis
         self.project_in = lookup.projection(dim, codebook_dim)
         self.project_out = lookup.projection(codebook_dim, dim)
 
-    def add_table(self, table: Tensor) -> None:
-        """Register what stores the table ``[V, d]``."""
-        self.embedding = nn.Parameter(table)
+    def add_table(self, codebook_dim: int) -> None:
+        """Register what stores the points."""
+
+    @abstractmethod
+    def search(self, z: Tensor) -> Tensor:
+        """Codes ``[M]`` of points ``[M, d]``."""
+
+    @abstractmethod
+    def rows(self, codes: Tensor) -> Tensor:
+        """Points ``[..., d]`` of codes ``[...]``, with whatever gradient they have."""
+
+    def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
+        """``chosen`` ``[B, N, d]`` in value, with the gradient of the reconstruction to ``z`` (and to the table)."""
+        return lookup.pass_gradient(z, chosen, self.gradient)
+
+    def losses(self, z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        """Commitment and codebook loss ``[B]`` of points ``[B, N, d]``."""
+        return (z - chosen.detach()).square().mean(dim=(1, 2)), (z.detach() - chosen).square().mean(dim=(1, 2))
+
+    def update(self, z: Tensor, codes: Tensor) -> None:
+        """What else moves the table in a training step, given points ``[M, d]`` and their codes ``[M]``; in place."""
+
+    def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
+        z = self.project_in(latents.transpose(1, 2))  # [B, N, d]
+        points = z.detach().flatten(0, 1)  # [M, d]
+        codes = self.search(points)  # [M]
+        chosen = self.rows(codes.view(z.shape[:2]))  # [B, N, d]
+        commitment_loss, codebook_loss = self.losses(z, chosen)  # [B] both
+        quantized = self.project_out(self.carry(z, chosen)).transpose(1, 2)  # [B, D, N]
+        if self.training and torch.is_grad_enabled():
+            self.update(points, codes)
+        return QuantizerOutput(quantized, codes.view(len(z), 1, -1), commitment_loss[:, None], codebook_loss[:, None])
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        return self.project_out(self.rows(codes[:, 0])).transpose(1, 2)
+
+
+class VQ(Compared):
+    """The quantizer of van den Oord et al. (arXiv 1711.00937): a learned table, nearest code, straight-through gradient.
+
+    A step moves only the rows that were nearest to something: what is never nearest never moves again. The table starts
+    with the draw that is SimVQ's basis, N(0, 1/d), so that the two differ by the linear map alone. Subclasses say how else
+    a table is stored, searched and moved.
+    """
+
+    def add_table(self, codebook_dim: int) -> None:
+        self.embedding = nn.Parameter(lookup.random_table(self.codebook_size, codebook_dim))
 
     def set_table(self, table: Tensor) -> None:
         """Replace the table ``[V, d]``, in place."""
@@ -56,33 +98,10 @@ class VQ(Quantizer):
         return self.table().detach().float()
 
     def search(self, z: Tensor) -> Tensor:
-        """Codes ``[M]`` of points ``[M, d]``: the nearest."""
         return lookup.nearest(z, self.codebook)
 
-    def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
-        """``chosen`` ``[B, N, d]`` in value, with the gradient of the reconstruction to ``z`` (and to the table)."""
-        return lookup.pass_gradient(z, chosen, self.gradient)
-
-    def extra_loss(self, z: Tensor) -> Tensor | float:
-        """What a quantizer adds to ``codebook_loss``, ``[B]``, given points ``[B, N, d]``."""
-        return 0.0
-
-    def update(self, z: Tensor, codes: Tensor) -> None:
-        """What else moves the table in a training step, given points ``[M, d]`` and their codes ``[M]``; in place."""
-
-    def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
-        z = self.project_in(latents.transpose(1, 2))  # [B, N, d]
-        codes = self.search(z.detach().flatten(0, 1)).view(z.shape[:2])  # [B, N]
-        chosen = F.embedding(codes, self.table())  # [B, N, d]
-        commitment_loss = (z - chosen.detach()).square().mean(dim=(1, 2))  # [B]
-        codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2)) + self.extra_loss(z)  # [B]
-        quantized = self.project_out(self.carry(z, chosen)).transpose(1, 2)  # [B, D, N]
-        if self.training and torch.is_grad_enabled():
-            self.update(z.detach().flatten(0, 1), codes.flatten())
-        return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
-
-    def vectors(self, codes: Tensor) -> Tensor:
-        return self.project_out(F.embedding(codes[:, 0], self.table())).transpose(1, 2)
+    def rows(self, codes: Tensor) -> Tensor:
+        return F.embedding(codes, self.table())
 
     def match(self, latents: Tensor) -> None:
         """Data-matched start: projections from principal components, the table from points that the lookup then sees."""
@@ -104,27 +123,55 @@ class FactorisedVQ(VQ):
         return lookup.nearest(F.normalize(z.float(), dim=-1), F.normalize(self.codebook, dim=-1))
 
 
-class EMAVQ(VQ):
+class Refreshed(VQ):
+    """A table whose unused codes are moved onto points of the batch.
+
+    Which points depends on the number of updates alone, so that a resumed run draws alike. With several processes the hits
+    and sums are those over all of them, and the points are those of the first.
+    """
+
+    updates: Tensor
+
+    def add_table(self, codebook_dim: int) -> None:
+        super().add_table(codebook_dim)
+        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def update(self, z: Tensor, codes: Tensor) -> None:
+        hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype)
+        sums = z.new_zeros(self.codebook_size, z.shape[1]).index_add_(0, codes, z)
+        if distributed.is_available() and distributed.is_initialized():
+            z = z.clone()
+            distributed.broadcast(z, src=0)
+            for tensor in (hits, sums):
+                distributed.all_reduce(tensor)
+        self.refresh(z, hits, sums, torch.Generator().manual_seed(int(self.updates)))
+        self.updates += 1
+
+    @abstractmethod
+    def refresh(self, points: Tensor, hits: Tensor, sums: Tensor, generator: torch.Generator) -> None:
+        """Move the table, given points ``[M, d]`` and of each code the hits ``[V]`` and the sum of its points ``[V, d]``."""
+
+
+class EMAVQ(Refreshed):
     """Codes are the running means of the points they were nearest to (arXiv 1711.00937, appendix A.1).
 
     Only two running averages are stored, of the hits ``n_k`` and of the sums ``s_k`` of the points, and the table is
-    ``s_k / n_k``. Dead codes are moved onto points of the batch by setting both averages. There is no third copy: where
-    the table is stored beside the averages, a revived row is easily overwritten by its old average in the same step.
+    ``s_k / n_k``. Dead codes are moved by setting both averages. There is no third copy: where the table is stored beside
+    the averages, a revived row is easily overwritten by its old average in the same step.
 
     A code is dead when its count has fallen below a tenth of the fair share M / V, M points per step: after some 230 steps
-    without a hit. A step revives at most M codes, those with the lowest counts, each on a point of its own. Which point
-    depends on the number of updates alone, so that a resumed run revives alike. With several processes the averages are
-    those over all of them, and the points are those of the first.
+    without a hit. A step revives at most M codes, those with the lowest counts, each on a point of its own.
     """
 
     counts: Tensor
     sums: Tensor
-    updates: Tensor
 
-    def add_table(self, table: Tensor) -> None:
-        self.register_buffer("counts", torch.ones(len(table)))
-        self.register_buffer("sums", table)
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+    def add_table(self, codebook_dim: int) -> None:
+        super().add_table(codebook_dim)
+        self.register_buffer("counts", torch.ones(self.codebook_size))
+        self.register_buffer("sums", self.embedding.detach())
+        del self.embedding
 
     def set_table(self, table: Tensor) -> None:
         self.counts.fill_(1.0)
@@ -134,61 +181,43 @@ class EMAVQ(VQ):
     def table(self) -> Tensor:
         return self.sums / self.counts[:, None]
 
-    @torch.no_grad()
-    def update(self, z: Tensor, codes: Tensor) -> None:
-        """One step of both running averages, then revival; training's forward calls it after the lookup."""
-        hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype)
-        sums = torch.zeros_like(self.sums).index_add_(0, codes, z)
-        z = over_processes(z, hits, sums)
+    def refresh(self, points: Tensor, hits: Tensor, sums: Tensor, generator: torch.Generator) -> None:
         fair = float(hits.sum()) / self.codebook_size
         if int(self.updates) == 0:  # every code starts with the fair share: none is dead, none weighs more
             self.sums.mul_(fair / self.counts[:, None])
             self.counts.fill_(fair)
         self.counts.mul_(DECAY).add_(hits, alpha=1 - DECAY)
         self.sums.mul_(DECAY).add_(sums, alpha=1 - DECAY)
-        self._revive(z, fair)
-        self.updates += 1
-
-    def _revive(self, z: Tensor, fair: float) -> None:
         dead = (self.counts < DEAD_BELOW * fair).nonzero().flatten()
-        dead = dead[self.counts[dead].argsort(stable=True)][: len(z)]
-        generator = torch.Generator().manual_seed(int(self.updates))
-        points = z[torch.randperm(len(z), generator=generator)[: len(dead)].to(z.device)]
+        dead = dead[self.counts[dead].argsort(stable=True)][: len(points)]
+        drawn = torch.randperm(len(points), generator=generator)[: len(dead)]
         self.counts[dead] = fair
-        self.sums[dead] = fair * points
+        self.sums[dead] = fair * points[drawn.to(points.device)]
 
     def codebook_state(self) -> list[Tensor]:
         return [self.sums, self.counts, *self.project_out.parameters()]
 
 
-class ClusteredVQ(VQ):
+class ClusteredVQ(Refreshed):
     """Online clustered codebook, CVQ-VAE (Zheng and Vedaldi, arXiv 2307.15139).
 
     Beside the gradient, each step pulls every code towards a random point of the batch, the more the less it is used:
     ``e_k <- (1 - a_k) e_k + a_k z`` with ``a_k = exp(-10 V p_k / (1 - DECAY) - 0.001)`` and p_k the running share of hits.
-    The points depend on the number of updates alone, so that a resumed run draws alike; with several processes the shares
-    are those over all of them, and the points are those of the first. Of the paper's anchors these are the random ones (the
-    nearest point instead makes many unused codes equal); its contrastive loss is left out.
+    Of the paper's anchors these are the random ones (the nearest point instead makes many unused codes equal); its
+    contrastive loss is left out.
     """
 
     share: Tensor
-    updates: Tensor
 
-    def __init__(self, dim: int, codebook_size: int, codebook_dim: int, gradient: lookup.Gradient = "ste") -> None:
-        super().__init__(dim, codebook_size, codebook_dim, gradient)
-        self.register_buffer("share", torch.zeros(codebook_size))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
+    def add_table(self, codebook_dim: int) -> None:
+        super().add_table(codebook_dim)
+        self.register_buffer("share", torch.zeros(self.codebook_size))
 
-    @torch.no_grad()
-    def update(self, z: Tensor, codes: Tensor) -> None:
-        hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype)
-        z = over_processes(z, hits)
+    def refresh(self, points: Tensor, hits: Tensor, sums: Tensor, generator: torch.Generator) -> None:
         self.share.mul_(DECAY).add_(hits / hits.sum(), alpha=1 - DECAY)
         pull = torch.exp(-10 * self.codebook_size * self.share / (1 - DECAY) - 1e-3)[:, None]
-        generator = torch.Generator().manual_seed(int(self.updates))
-        drawn = torch.randint(0, len(z), (self.codebook_size,), generator=generator)
-        self.embedding.lerp_(z[drawn.to(z.device)], pull)
-        self.updates += 1
+        drawn = torch.randint(0, len(points), (self.codebook_size,), generator=generator)
+        self.embedding.lerp_(points[drawn.to(points.device)], pull)
 
 
 class IndexVQ(VQ):
@@ -204,8 +233,7 @@ class IndexVQ(VQ):
 
     def search(self, z: Tensor) -> Tensor:
         rows = max(1, lookup.SEARCH_ELEMENTS // self.codebook_size)
-        table = self.codebook.t()
-        return torch.cat([(part.float() @ table).argmax(dim=1) for part in z.split(rows)])
+        return torch.cat([(part.float() @ self.codebook.t()).argmax(dim=1) for part in z.split(rows)])
 
     def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
@@ -213,23 +241,17 @@ class IndexVQ(VQ):
         soft = F.softmax(z @ self.embedding.t(), dim=-1)
         return chosen + (soft - soft.detach()) @ self.embedding.detach()  # the second part is zero in value
 
-    def extra_loss(self, z: Tensor) -> Tensor | float:
+    def losses(self, z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+        commitment, distance = super().losses(z, chosen)
         if not torch.is_grad_enabled():
-            return 0.0
-        logits = z @ self.embedding.t()
-        chosen = F.embedding(logits.argmax(dim=-1), self.embedding)
-        distance = (self.carry(z, chosen) - z).square().mean(dim=(1, 2))
-        log = F.log_softmax(logits / TEMPERATURE, dim=-1)
+            return commitment, distance
+        double = (self.carry(z, chosen) - z).square().mean(dim=(1, 2))
+        log = F.log_softmax(z @ self.embedding.t() / TEMPERATURE, dim=-1)  # [B, N, V]
         each = -(log.exp() * log).sum(dim=-1).mean(dim=1)
-        mean = log.exp().mean(dim=(0, 1))
-        return distance + ENTROPY * (each + (mean * mean.clamp(min=1e-9).log()).sum())
+        return commitment, distance + (double + ENTROPY * (each - mean_entropy(log.exp())))
 
 
-def over_processes(points: Tensor, *sums: Tensor) -> Tensor:
-    """Adds up ``sums`` over all processes, in place; returns the first process's points. With one, nothing changes."""
-    if distributed.is_available() and distributed.is_initialized():
-        points = points.clone()
-        distributed.broadcast(points, src=0)
-        for tensor in sums:
-            distributed.all_reduce(tensor)
-    return points
+def mean_entropy(choices: Tensor) -> Tensor:
+    """Entropy, in nats, of the mean of choices ``[B, N, V]``."""
+    mean = choices.mean(dim=(0, 1))
+    return -(mean * mean.clamp(min=1e-9).log()).sum()
