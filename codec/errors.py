@@ -38,6 +38,8 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
     "onnxruntime": "onnx",
     "transformers": "bench",
     "av": "formats",
+    "ray": "ray",
+    "pyarrow": "ray",
 }
 
 
