@@ -20,14 +20,11 @@ import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-import ray.data
 import torch
 
 from codec.audio import resampled_length
@@ -39,9 +36,6 @@ from codec.errors import EXIT_OK, CodecError, legible, one_line, run_command, sa
 from codec.files import atomic_write
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
-
-SCHEMA = [("id", pa.string()), ("speaker", pa.string()), ("duration", pa.float64()), ("num_samples", pa.int64())]
-SCHEMA += [("num_quantizers", pa.int32()), ("codes", pa.list_(pa.list_(pa.int32())))]
 
 
 def find_records(inputs: Sequence[Path]) -> list[Record]:
@@ -102,6 +96,11 @@ class Tokenizer:
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
         """Write the shard ``{"name", "records"}``; returns its name and its seconds of audio."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        kinds = [("id", pa.string()), ("speaker", pa.string()), ("duration", pa.float64()), ("num_samples", pa.int64())]
+        kinds += [("num_quantizers", pa.int32()), ("codes", pa.list_(pa.list_(pa.int32())))]
         rows, skipped, count = [], [], self.facts["num_quantizers"]
         for record in pickle.loads(shard["records"]):
             name, speaker = (text.encode(errors="backslashreplace").decode() for text in (record.id, record.speaker))
@@ -118,28 +117,33 @@ class Tokenizer:
         seconds = sum(row["duration"] for row in rows)
         note = json.dumps(self.facts | {"seconds": seconds, "skipped": skipped})
         with atomic_write(self.out / shard["name"]) as temporary:
-            table = pa.Table.from_pylist(rows, pa.schema(SCHEMA, {"codec": note}))
-            pq.write_table(table, temporary, compression="zstd")
+            table = pa.Table.from_pylist(rows, pa.schema(kinds, {"codec": note}))
+            parquet.write_table(table, temporary, compression="zstd")
         return {"name": shard["name"], "seconds": seconds}
 
 
 def facts_of(shard: Path) -> dict[str, Any]:
     """What a shard says of itself."""
-    return dict(json.loads(pq.read_schema(shard).metadata[b"codec"]))
+    from pyarrow import parquet
+
+    return dict(json.loads(parquet.read_schema(shard).metadata[b"codec"]))
 
 
-def connect(args: argparse.Namespace, num_shards: int) -> dict[str, Any]:
-    """Connect to a cluster, or start one here; returns how ``map`` is to use it."""
+def work(shards: list[dict[str, Any]], args: argparse.Namespace, *settings: object) -> Iterator[dict[str, Any]]:
+    """What the workers give for each of the shards, on a cluster or on one that is started here."""
+    import ray.data
+
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(args.address, logging_level="ERROR")
     logging.getLogger("ray.data").setLevel("ERROR")
     cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
     if args.device == "cuda" and not gpus:
         raise PrepareError("Ray finds no GPU; take --device cpu")
-    workers = min(args.workers or (gpus if args.device == "cuda" else cpus), cpus, num_shards)
+    workers = min(args.workers or (gpus if args.device == "cuda" else cpus), cpus, len(shards))
     share = 1 / -(-workers // gpus) if args.device == "cuda" else 0
     pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)  # no queues: none idles at the end
-    return {"compute": pool, "num_cpus": 1, "num_gpus": share}
+    tasks = ray.data.from_items(shards, override_num_blocks=len(shards))
+    yield from tasks.map(Tokenizer, fn_constructor_args=settings, compute=pool, num_cpus=1, num_gpus=share).iter_rows()
 
 
 def tokenize(args: argparse.Namespace) -> int:
@@ -160,13 +164,9 @@ def tokenize(args: argparse.Namespace) -> int:
     missing = [{"name": name, "records": pickle.dumps(shards[name])} for name in shards if name not in there]
     say(f"{len(shards)} shards, {len(missing)} of them to do")
     start, seconds = time.monotonic(), 0.0
-    if missing:
-        options = connect(args, len(missing))
-        tasks = ray.data.from_items(missing, override_num_blocks=len(missing))
-        workers = tasks.map(Tokenizer, fn_constructor_args=(args.model, args.device, out, facts), **options)
-        for done, row in enumerate(workers.iter_rows(), start=1):
-            seconds += row["seconds"]
-            say(f"{row['name']}: {done} of {len(missing)}, {seconds / (time.monotonic() - start):.1f} h/h")
+    for done, row in enumerate(work(missing, args, args.model, args.device, out, facts) if missing else (), start=1):
+        seconds += row["seconds"]
+        say(f"{row['name']}: {done} of {len(missing)}, {seconds / (time.monotonic() - start):.1f} h/h")
     every = [facts_of(out / name) for name in shards]
     bad = [BadFile(Path(path), reason) for each in every for path, reason in each["skipped"]]
     report_bad(bad, out / "skipped.tsv")
