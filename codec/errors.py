@@ -32,6 +32,8 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
     "transformers": "bench",
     "av": "formats",
     "gradio": "demo",
+    "ray": "ray",
+    "pyarrow": "ray",
 }
 
 

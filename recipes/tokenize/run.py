@@ -1,0 +1,199 @@
+"""Codes of a whole corpus, as Parquet shards, on Ray Data: on this machine, or on a cluster.
+
+    python recipes/tokenize/run.py corpora/speech/train.jsonl --out tokens/speech
+    python recipes/tokenize/run.py shard-0.tar shard-1.tar --out tokens/speech --workers 8
+    python recipes/tokenize/run.py /shared/audio --out /shared/tokens --address auto --device cuda --workers 16
+
+Each OUT/codes-NNNNN.parquet holds the codes of --shard-size utterances, in the order of the input, and is written whole or
+not at all; the same command again goes on with those that are missing. What could not be read is named in OUT/skipped.tsv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import pickle
+import sys
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import torch
+
+from codec.audio import resampled_length
+from codec.cli.jobs import files_below
+from codec.config import whole_number
+from codec.corpus.manifest import ManifestError, Record, parse_record, read_manifest
+from codec.corpus.scan import AUDIO_SUFFIXES, BadFile, PrepareError, read_record, report_bad
+from codec.errors import EXIT_OK, CodecError, legible, one_line, run_command, say
+from codec.files import atomic_write
+from codec.model import Codec
+from codec.pretrained import DEFAULT_MODEL
+
+
+def find_records(inputs: Sequence[Path]) -> list[Record]:
+    """The utterances of manifests, folders and tar shards, in a fixed order; lengths are known of manifests alone.
+
+    Raises:
+        CodecError: an input that cannot be used, no audio at all, or two utterances with one id.
+    """
+    records: list[Record] = []
+    for path in map(Path.absolute, inputs):
+        records += in_folder(path) if path.is_dir() else in_tar(path) if path.suffix == ".tar" else read_manifest(path)
+    for name, times in Counter(record.id for record in records).items():
+        if times > 1:
+            raise PrepareError(f"id {name!r} stands {times} times in the input; leave one out, or write a manifest")
+    if not records:
+        raise PrepareError(f"no audio in the input: looked for {', '.join(sorted(AUDIO_SUFFIXES))}")
+    return records
+
+
+def in_folder(root: Path) -> list[Record]:
+    """The audio below a folder, whose subfolders are taken for the speakers, as ``data/folder/prepare.py`` does."""
+    names = [path.relative_to(root) for path in files_below(root, AUDIO_SUFFIXES)]
+    speakers = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
+    return [Record(n.as_posix(), str(root / n), 0, 0, speaker) for n, speaker in zip(names, speakers, strict=True)]
+
+
+def in_tar(path: Path) -> list[Record]:
+    """The audio of a tar shard, KEY.opus (flac, wav, ...), where it lies; its speaker from KEY.json if there is one.
+
+    Raises:
+        PrepareError: compressed or damaged, or a KEY.json that is no JSON object.
+    """
+    records, speakers = [], {}
+    try:
+        with tarfile.open(path, "r:") as archive, open(path, "rb") as shard:
+            for member in archive:
+                name = PurePosixPath(member.name)
+                key, suffix = str(name.parent / name.name.partition(".")[0]), name.suffix.lower()
+                if suffix == ".json" and (file := archive.extractfile(member)):
+                    speakers[key] = parse_record(file.read(), id=key, path=key, num_samples=1, sample_rate=1).speaker
+                elif suffix in AUDIO_SUFFIXES:
+                    records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=member.size))
+            shard.seek(archive.offset)  # tarfile takes a damaged header for the end, without a word
+            if shard.read(1024) != bytes(1024):
+                raise tarfile.ReadError(f"no file and no end at byte {archive.offset}")
+    except (tarfile.TarError, ManifestError) as error:
+        raise PrepareError(f"{path} is no tar file, compressed or damaged ({error}); fetch or pack it again") from None
+    return [replace(record, speaker=speakers.get(record.id, "")) for record in records]
+
+
+class Tokenizer:
+    """A worker of Ray Data: it writes shards to ``out``, in each the ``facts`` of the model and what is true of it alone."""
+
+    def __init__(self, model: str, device: str, out: Path, facts: dict[str, Any]) -> None:
+        torch.set_num_threads(1)  # Ray has a worker per core
+        self.codec, self.out, self.facts = Codec.from_pretrained(model, device), out, facts
+        assert self.codec.fingerprint == facts["fingerprint"], "the workers' model is another one"
+
+    def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
+        """Write the shard ``{"name", "records"}``; returns its name and its seconds of audio."""
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        kinds = [("id", pa.string()), ("speaker", pa.string()), ("duration", pa.float64()), ("num_samples", pa.int64())]
+        kinds += [("num_quantizers", pa.int32()), ("codes", pa.list_(pa.list_(pa.int32())))]
+        rows, skipped, count = [], [], self.facts["num_quantizers"]
+        for record in pickle.loads(shard["records"]):
+            name, speaker = (text.encode(errors="backslashreplace").decode() for text in (record.id, record.speaker))
+            try:
+                samples, rate = read_record(record)
+                codes = self.codec.encode(samples, rate, count)[0].cpu().numpy()
+            except (CodecError, FileNotFoundError, PermissionError) as error:  # others are no fault of the file
+                place = f"{record.path}:{name}" if record.num_bytes else record.path
+                skipped.append((place, one_line(error).removeprefix(f"{legible(record.path)} ")))
+                continue
+            facts = {"duration": len(samples) / rate, "num_quantizers": count, "codes": list(codes)}
+            length = resampled_length(len(samples), rate, self.codec.sample_rate)
+            rows.append({"id": name, "speaker": speaker, "num_samples": length} | facts)
+        seconds = sum(row["duration"] for row in rows)
+        note = json.dumps(self.facts | {"seconds": seconds, "skipped": skipped})
+        with atomic_write(self.out / shard["name"]) as temporary:
+            table = pa.Table.from_pylist(rows, pa.schema(kinds, {"codec": note}))
+            parquet.write_table(table, temporary, compression="zstd")
+        return {"name": shard["name"], "seconds": seconds}
+
+
+def facts_of(shard: Path) -> dict[str, Any]:
+    """What a shard says of itself."""
+    from pyarrow import parquet
+
+    return dict(json.loads(parquet.read_schema(shard).metadata[b"codec"]))
+
+
+def work(shards: list[dict[str, Any]], args: argparse.Namespace, *settings: object) -> Iterator[dict[str, Any]]:
+    """What the workers give for each of the shards, on a cluster or on one that is started here."""
+    import ray.data
+
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(args.address, logging_level="ERROR")
+    logging.getLogger("ray.data").setLevel("ERROR")
+    cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+    if args.device == "cuda" and not gpus:
+        raise PrepareError("Ray finds no GPU; take --device cpu")
+    workers = min(args.workers or (gpus if args.device == "cuda" else cpus), cpus, len(shards))
+    share = 1 / -(-workers // gpus) if args.device == "cuda" else 0
+    pool = ray.data.ActorPoolStrategy(size=workers, max_tasks_in_flight_per_actor=1)  # no queues: none idles at the end
+    tasks = ray.data.from_items(shards, override_num_blocks=len(shards))
+    yield from tasks.map(Tokenizer, fn_constructor_args=settings, compute=pool, num_cpus=1, num_gpus=share).iter_rows()
+
+
+def tokenize(args: argparse.Namespace) -> int:
+    """Do what the command line asks for; returns the exit code."""
+    codec, records, size = Codec.from_pretrained(args.model), find_records(args.inputs), args.shard_size
+    count, out = args.num_quantizers or codec.num_quantizers, args.out.resolve()
+    codec.bitrate_of(count)  # refuses what the model does not have
+    facts = {"model": codec.name, "fingerprint": codec.fingerprint, "sample_rate": codec.sample_rate}
+    facts |= {"hop_length": codec.hop_length, "codebook_size": codec.codebook_size, "num_quantizers": count}
+    facts["input"] = hashlib.sha256(json.dumps([facts, size, [r.id for r in records]]).encode()).hexdigest()
+    shards = {f"codes-{i // size:05d}.parquet": records[i : i + size] for i in range(0, len(records), size)}
+    out.mkdir(parents=True, exist_ok=True)
+    for half in out.glob(".codes-*.tmp.parquet"):  # of a killed run
+        half.unlink()
+    there = {path.name for path in out.glob("codes-*.parquet")}
+    if any(facts_of(out / name)["input"] != facts["input"] for name in there):
+        raise PrepareError(f"{out} holds shards of another input, model or setting; take another --out")
+    missing = [{"name": name, "records": pickle.dumps(shards[name])} for name in shards if name not in there]
+    say(f"{len(shards)} shards, {len(missing)} of them to do")
+    start, seconds = time.monotonic(), 0.0
+    for done, row in enumerate(work(missing, args, args.model, args.device, out, facts) if missing else (), start=1):
+        seconds += row["seconds"]
+        say(f"{row['name']}: {done} of {len(missing)}, {seconds / (time.monotonic() - start):.1f} h/h")
+    every = [facts_of(out / name) for name in shards]
+    bad = [BadFile(Path(path), reason) for each in every for path, reason in each["skipped"]]
+    report_bad(bad, out / "skipped.tsv")
+    hours, rate = sum(each["seconds"] for each in every) / 3600, seconds / (time.monotonic() - start)
+    print(f"{out}: {len(records) - len(bad)} utterances, {hours:.2f} h, {len(bad)} skipped")
+    print(f"this run: {seconds / 3600:.2f} h, {rate:.1f} hours of audio per hour, its start included")
+    return EXIT_OK
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    return whole_number("it", int(text), 1, 10**9)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="manifests, folders or tar shards")
+    parser.add_argument("--out", required=True, type=Path, help="folder for the Parquet shards")
+    parser.add_argument("--model", default=DEFAULT_MODEL, help="as for codec-encode (default: %(default)s)")
+    parser.add_argument("--num-quantizers", type=positive, metavar="K", help="stages to keep (default: all)")
+    parser.add_argument("--shard-size", type=positive, default=250, help="utterances a shard (default: %(default)s)")
+    parser.add_argument("--address", default="local", help="of a Ray cluster, or auto (default: one started here)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the workers compute on")
+    parser.add_argument("--workers", type=positive, metavar="N", help="default: one per CPU core, or per GPU")
+    args = parser.parse_args(argv)
+    return run_command("run.py", lambda: tokenize(args), "the same command goes on where this one was")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""Tokenizing a corpus: what comes out, also of a run that was killed, and of every kind of input."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from loading import load_script
+from runs import RECIPES, one_error, start
+
+from codec import Codec
+from codec.corpus.manifest import read_manifest, write_manifest
+from codec.corpus.scan import PrepareError
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray takes seconds to import, and has warnings
+SHARDS = ["codes-00000.parquet", "codes-00001.parquet", "codes-00002.parquet"]
+
+
+@pytest.fixture(scope="module")
+def tokenize() -> Any:
+    """The script under test."""
+    for package in ("ray", "pyarrow"):
+        pytest.importorskip(package, reason="needs the extra ray")
+    return load_script("recipes/tokenize/run.py")
+
+
+def arguments(model: Path, out: Path, *inputs: Path) -> list[str]:
+    """One worker, two utterances a shard."""
+    return [*map(str, inputs), "--out", str(out), "--model", str(model), "--shard-size", "2", "--workers", "1"]
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in out.iterdir()}
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    tokenize: Any, corpus: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second shard waits for a pipe into which nobody writes, so the kill comes between the first and the third."""
+    records = read_manifest(corpus / "train.jsonl")
+    bad, gate = tmp_path / "bad.wav", tmp_path / "gate.wav"
+    bad.write_bytes(b"no audio")
+    os.mkfifo(gate)
+    records[1], records[2] = replace(records[1], path=str(bad)), replace(records[2], path=str(gate))
+    manifest, broken, whole = tmp_path / "all.jsonl", tmp_path / "broken", tmp_path / "whole"
+    write_manifest(manifest, records)
+    command = [sys.executable, str(RECIPES / "tokenize" / "run.py")]
+
+    with start([*command, *arguments(tiny_model_folder, broken, manifest)]) as run:
+        while not (broken / SHARDS[0]).exists():
+            assert run.poll() is None, run.communicate()
+            time.sleep(0.01)
+        os.kill(run.pid, signal.SIGKILL)
+    assert set(contents(broken)) == {SHARDS[0]}
+    first = (broken / SHARDS[0]).stat()
+    (broken / ".codes-00001.0.tmp.parquet").write_bytes(b"half")  # what a kill while a shard is written leaves
+
+    gate.unlink()
+    shutil.copy(corpus / "2.wav", gate)
+    for out in (broken, whole):
+        line = [*command, *arguments(tiny_model_folder, out, manifest)]
+        done = subprocess.run(line, capture_output=True, text=True, check=False)
+        assert done.returncode == 0 and "5 utterances, 0.00 h, 1 skipped" in done.stdout, done
+    assert contents(broken) == contents(whole) and sorted(contents(whole)) == [*SHARDS, "skipped.tsv"]
+    assert (broken / SHARDS[0]).stat().st_mtime_ns == first.st_mtime_ns, "a finished shard stays as it is"
+    assert (whole / "skipped.tsv").read_text(encoding="utf-8").startswith(f"{bad}\tis not audio")
+
+    codec = Codec.from_pretrained(tiny_model_folder)
+    facts = tokenize.facts_of(whole / SHARDS[0])
+    assert (facts["model"], facts["fingerprint"], facts["seconds"]) == ("tiny", codec.fingerprint, 1.0)
+    read_table = pytest.importorskip("pyarrow.parquet").read_table
+    rows = [row for name in SHARDS for row in read_table(whole / name).to_pylist()]
+    assert [row["id"] for row in rows] == ["0", "2", "3", "4", "5"]
+    for row in rows:
+        samples, rate = soundfile.read(corpus / f"{row['id']}.wav", dtype="float32")
+        assert np.array_equal(row["codes"], codec.encode(samples, rate)[0])
+        assert (row["speaker"], row["duration"]) == (f"speaker {row['id']}", 1.0)
+        assert (row["num_samples"], row["num_quantizers"]) == (16000, 3), "at the model's rate"
+
+    assert tokenize.main([*arguments(tiny_model_folder, whole, manifest), "--num-quantizers", "2"]) == 1
+    assert "take another --out" in one_error(capsys)
+    assert sorted(contents(whole)) == [*SHARDS, "skipped.tsv"]
+
+
+def test_folders_and_tar_shards_hold_what_a_manifest_lists(tokenize: Any, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "anna" / "2021").mkdir(parents=True)
+    shutil.copy(corpus / "0.wav", tmp_path / "anna" / "2021" / "a.wav")
+    shutil.copy(corpus / "1.wav", tmp_path / "b.wav")
+    folder = tokenize.find_records([tmp_path])
+    assert [(r.id, r.speaker, r.path) for r in folder] == [
+        ("anna/2021/a.wav", "anna", f"{tmp_path}/anna/2021/a.wav"),
+        ("b.wav", "", f"{tmp_path}/b.wav"),
+    ]
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as archive:
+        for name, data in (("x/0.wav", (corpus / "0.wav").read_bytes()), ("x/0.json", b'{"speaker": "eve"}')):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    (record,) = tokenize.find_records([shard])
+    assert (record.id, record.speaker) == ("x/0", "eve")
+    assert np.array_equal(tokenize.read_record(record)[0], soundfile.read(corpus / "0.wav", dtype="float32")[0])
+    with pytest.raises(PrepareError, match="'x/0' stands 2 times"):
+        tokenize.find_records([shard, shard])
+    data = bytearray(shard.read_bytes())
+    for damaged in (data[: 1024 + 48000], data[:49000] + b"\1" + data[49001:]):  # cut short; a header
+        shard.write_bytes(damaged)
+        with pytest.raises(PrepareError, match="damaged"):
+            tokenize.find_records([shard])
