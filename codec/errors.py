@@ -29,7 +29,7 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
     **dict.fromkeys(("librosa", "pesq", "pystoi"), "eval"),
     "huggingface_hub": "hub",
     "onnxruntime": "onnx",
-    "transformers": "bench",
+    "transformers": "transformers",
     "av": "formats",
     "gradio": "demo",
     "ray": "ray",
