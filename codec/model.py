@@ -11,17 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.autoencoder import Decoder, Encoder
+from codec.autoencoder import Decoder, Encoder, exact
 from codec.base import CodecBase, native
-from codec.config import CodecConfig, to_dict
+from codec.config import CodecConfig, Context, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, write_json
-from codec.layers import exact
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
 from codec.quantizers import build_quantizer
 from codec.streaming import StreamingDecoder, StreamingEncoder
 from codec.weights import Bits, Outline, load_weights, save_weights
-from codec.windows import Context
 
 
 @dataclass

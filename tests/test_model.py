@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import codec.base
 from codec import CodecError
 from codec.audio import resample
-from codec.config import CodecConfig, DecoderConfig, EncoderConfig, QuantizerConfig
+from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.model import Codec
 from codec.pretrained import ModelError
 
@@ -96,6 +98,32 @@ def test_windows_leave_no_seam(model: Codec, monkeypatch: pytest.MonkeyPatch) ->
         assert torch.equal(model.encode(x, 8000), codes)
         torch.testing.assert_close(model.latents(x, 8000), latents, atol=2e-6, rtol=1e-4)
         torch.testing.assert_close(model.decode(codes), audio, atol=2e-6, rtol=1e-4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    pieces=st.lists(st.integers(0, 40), max_size=8),
+    size=st.integers(1, 9),
+    context=st.builds(Context, st.integers(0, 12), st.integers(0, 12)),
+    unit=st.integers(1, 3),
+)
+def test_windows_hold_every_frame_once_with_its_context(
+    pieces: list[int], size: int, context: Context, unit: int
+) -> None:
+    """However the signal comes in; it is filled up with zeros."""
+    frames = -(-sum(pieces) // unit)
+    signal = torch.arange(1, sum(pieces) + 1)
+    padded = torch.cat([signal, signal.new_zeros(frames * unit - len(signal))])
+    done = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec.base, "WINDOW_FRAMES", size)
+        for window, before, count in Codec(CONFIGS["causal"])._windows(signal.split(pieces), context, unit):
+            assert count == min(size, frames - done)
+            first, last = max(done - context.left, 0), min(done + count + context.right, frames)
+            assert before == done - first
+            assert torch.equal(window, padded[first * unit : last * unit])
+            done += count
+    assert done == frames
 
 
 @pytest.mark.parametrize("window", [7, 1024])
@@ -204,7 +232,7 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.decode([1, 2]), r"int64 \[B, K, N\], not list"),
         (lambda m: m.decode(codes_of(3)), r"not torch.int64 \[3\]"),
         (lambda m: m.decode(CODES, num_quantizers=1.5), "whole number from 1 to 3"),
-        (lambda m: m.decode(CODES, lengths=5), "1 whole numbers"),
+        (lambda m: m.decode(CODES, lengths=[1, 2]), "1 whole numbers"),
         (lambda m: list(m.encode_blocks([SHORT, SHORT.short()])), "float tensor"),
         (lambda m: list(m.encode_blocks([SHORT, torch.full((80,), 3e38)])), "reaches 3e"),
         (lambda m: list(m.encode_blocks(SHORT)), "several tensors, .*not torch.float32"),

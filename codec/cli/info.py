@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from codec import __version__, container
 from codec.cli.backends import load_codec, torch_is_here
 from codec.cli.jobs import files_below
+from codec.config import Context
 from codec.errors import EXTRAS, install
 from codec.pretrained import FILES, ModelError, find_model, shipped_models, shipped_name
-from codec.windows import Context
 
 if TYPE_CHECKING:
     from codec.base import CodecBase
