@@ -65,21 +65,15 @@ class CodecBase(Generic[Signal]):
         return self.bitrate_of(self.num_quantizers)
 
     def bitrate_of(self, num_quantizers: int) -> float:
-        """Bitrate of the first ``num_quantizers`` quantizers in bit/s.
-
-        Raises:
-            CodecError: the model has fewer.
-        """
+        """Bitrate of the first ``num_quantizers`` quantizers in bit/s; a CodecError if there are fewer."""
         count = self._checked_count(num_quantizers, self.num_quantizers)
         return self.frame_rate * count * float(np.log2(self.codebook_size))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of the configuration, but for ``decoder.look_ahead``, and of the codebooks' tensors.
+        """SHA-256 (64 hex digits) of the configuration, but for ``decoder.look_ahead``, and of the codebooks' stored tensors.
 
-        Two models with one fingerprint give a code the same meaning. The tensors are taken as stored, not as computed
-        (``C``, ``W``, ``b`` and the projection out rather than their product), so that no rounding of another machine
-        changes it.
+        Two models with one fingerprint give a code the same meaning.
         """
         raise NotImplementedError
 
@@ -176,21 +170,15 @@ class CodecBase(Generic[Signal]):
     ) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one waveform of any length given in blocks ``[T]`` at the model's rate.
 
-        Together exactly what :meth:`encode` gives for the whole; memory is that of one window and one block.
-
-        Raises:
-            CodecError: when its turn comes, a block that ``encode`` would refuse.
+        Together exactly what :meth:`encode` gives for the whole, which would refuse what is refused here, each block in its
+        turn; memory is that of one window and one block.
         """
         count = self._checked_count(num_quantizers, self.num_quantizers)
         for frames in self._frame_windows(blocks):
             yield self._codes_of(frames, count)
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
-        """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks.
-
-        Raises:
-            CodecError: when its turn comes, a block that ``decode`` would refuse.
-        """
+        """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
         checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
         yield from self._waveform_windows(checked, self._decoded)
 
@@ -306,12 +294,11 @@ class CodecBase(Generic[Signal]):
         """The checked blocks of an iterable; not a single array, whose rows would pass for blocks."""
         if hasattr(blocks, "shape") or not isinstance(blocks, Iterable):
             raise CodecError(f"blocks must be several {self._noun}s, such as a list of them, not {_kind(blocks)}")
-        first = None
+        last: Any = None
         for block in map(check, blocks):
-            first = block if first is None else first
-            if block.shape[:-1] != first.shape[:-1]:
-                raise CodecError(f"a block {list(block.shape)} follows one {list(first.shape)}")
-            yield block
+            if last is not None and block.shape[:-1] != last.shape[:-1]:
+                raise CodecError(f"a block {list(block.shape)} follows one {list(last.shape)}")
+            yield (last := block)
 
     # ---- what a subclass provides ---------------------------------------------------------------------------------
 

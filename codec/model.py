@@ -123,42 +123,27 @@ class Codec(nn.Module, CodecBase[Tensor]):
         if not quantize:
             return CodecOutput(self.decoder(latents)[..., :length], latents)
         output = self.quantizer(latents, num_quantizers, quantizer_dropout)
-        return CodecOutput(
-            waveform=self.decoder(output.quantized)[..., :length],
-            latents=latents,
-            codes=output.codes,
-            commitment_loss=output.commitment_loss,
-            codebook_loss=output.codebook_loss,
-        )
+        waveform = self.decoder(output.quantized)[..., :length]
+        return CodecOutput(waveform, latents, output.codes, output.commitment_loss, output.codebook_loss)
 
     # ---- use ------------------------------------------------------------------------------------------------------
 
     def latents(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """Latents float ``[B, D, N]`` of a waveform, not quantized; ``encode`` gives the quantizer's codes of these.
-
-        Arguments and errors as for :meth:`encode`, and the same windows. Without gradients; see :meth:`forward`.
-        """
+        """Latents float ``[B, D, N]`` of a waveform, not quantized: those of :meth:`encode`, with its errors."""
         items = self._items(waveform, sample_rate)
         return torch.cat([torch.cat(list(self._frame_windows([item])), dim=-1) for item in items])
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Waveform float ``[B, 1, T]``, ``T = N * hop_length``, of any latents float ``[B, D, N]``, quantized or not.
 
-        ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window.
-
-        Raises:
-            CodecError: another shape or type.
+        ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
         latents = self._floats(latents, "latents", f"[B, {self.config.latent_dim}, N]")
         audio = [torch.cat(list(self._waveform_windows([item], self._decoded_latents))) for item in latents]
         return torch.stack(audio).unsqueeze(1)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Vectors ``[B, D, N]`` of codes ``[B, k, N]``, summed over their stages, with gradient to the codebooks.
-
-        Raises:
-            CodecError: codes that :meth:`decode` would refuse.
-        """
+        """Vectors ``[B, D, N]`` of codes ``[B, k, N]``, summed over their stages, with gradient to the codebooks."""
         return self.quantizer.embed(self._checked_codes(codes, "[B, K, N]").to(self.device))
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
@@ -184,10 +169,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
         with exact(self.encoder.output.weight):
             return self.quantizer(frames, count).codes[0]
 
-    @torch.no_grad()
     def _decoded(self, codes: Tensor) -> Tensor:
-        with exact(self.decoder.input.weight):
-            return self.decoder(self.quantizer.decode(codes.to(self.device)[None]))[0, 0]
+        return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
 
     @torch.no_grad()
     def _decoded_latents(self, latents: Tensor) -> Tensor:

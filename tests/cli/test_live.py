@@ -144,8 +144,8 @@ def test_the_gain_is_applied(
     [
         (wav(np.zeros(9000, np.float32))[:-100], "stdin is damaged: only 8,950 of 9,000 samples can be read"),
         (wav(np.zeros(0, np.float32)), "stdin holds no samples"),
-        (wav(np.full(9000, np.nan, np.float32), subtype="FLOAT"), "stdin: samples hold NaN"),
-        (wav(np.full(9000, 32767, np.float32), subtype="FLOAT"), "stdin: samples must be in [-1, 1]"),
+        (wav(np.full(9000, np.nan, np.float32), subtype="FLOAT"), "stdin: waveform holds NaN"),
+        (wav(np.full(9000, 32767, np.float32), subtype="FLOAT"), "stdin: waveform must be in [-1, 1]"),
         (b"RIFF", "stdin is not audio"),
         (b"", "stdin is empty"),
     ],
