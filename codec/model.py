@@ -170,7 +170,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
             return self.quantizer(frames, count).codes[0]
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
+        with exact(self.decoder.input.weight):
+            return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
 
     @torch.no_grad()
     def _decoded_latents(self, latents: Tensor) -> Tensor:

@@ -145,10 +145,9 @@ def test_round_trip(size: int, stages: int, frames: int, seed: int, sizes: list[
         again, read = loads(data)
         assert again == header and read.dtype == np.int64
         np.testing.assert_array_equal(read, codes)
-    if frames <= 40:
-        header = dataclasses.replace(header, fingerprint="0" * 32, gain_db=0)
-        again, read = loads(version_1(header, codes))
-        assert again == header and np.array_equal(read, codes)
+    header = dataclasses.replace(header, fingerprint="0" * 32, gain_db=0)
+    again, read = loads(version_1(header, codes))
+    assert again == header and np.array_equal(read, codes)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 5, BLOCK_FRAMES - 1, BLOCK_FRAMES, BLOCK_FRAMES + 1])
@@ -186,14 +185,6 @@ def test_golden_file_of_version_1() -> None:
     assert reader.version == 1 and len(list(reader.blocks())) == reader.num_blocks == 1
 
 
-def test_blocks_of_version_1_are_longer() -> None:
-    header, codes = make(1030, fingerprint="0" * 32)
-    reader = Reader(io.BytesIO(version_1(header, codes)))
-    assert reader.num_blocks == 2
-    assert [block.shape[1] for block in reader.intact()] == [1024, 6]
-    np.testing.assert_array_equal(loads(version_1(header, codes))[1], codes)
-
-
 def test_golden_files_of_version_2() -> None:
     header = dataclasses.replace(GOLDEN_HEADER, gain_db=-1.5)
     known, open_ended = [(ASSETS / name).read_bytes() for name in ("golden_v2.codes", "golden_v2_stream.codes")]
@@ -214,14 +205,6 @@ def test_write_and_read_files(tmp_path: Path) -> None:
     container.write(tmp_path / "a.codes", header, codes)
     again, read = container.read(tmp_path / "a.codes")
     assert again == header and np.array_equal(read, codes)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.codes"]
-
-
-@pytest.mark.parametrize("stages", [1, 8])
-def test_overhead_of_ten_seconds(stages: int) -> None:
-    header, codes = make(750, stages, 1024)
-    packed = math.ceil(750 * stages * 10 / 8)
-    assert len(dumps(header, codes)) <= packed + 62 + 4 * 3
 
 
 def test_properties() -> None:
@@ -255,49 +238,41 @@ def test_a_pipe_is_read_as_it_comes() -> None:
 # ---- what cannot be written -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "codes",
-    [
-        *[np.zeros((2, 9), int), np.zeros((1, 10), int), np.full((2, 10), -1), np.full((2, 10), 32), np.zeros((2, 10))],
-        *[None, "codes", 5, [[0] * 10, [0] * 9], [["0"] * 10] * 2, np.zeros((2, 10), bool), {1: 2}],
-        torch.zeros(2, 10, dtype=torch.int64, device="meta"),
-    ],
-    ids=lambda codes: str(codes)[:20],
-)
-def test_codes_that_do_not_fit_are_refused(codes: Any) -> None:
-    header, _ = make(10)
-    with pytest.raises(ContainerError, match=r"codes (must be|cannot be taken)"):
-        dumps(header, codes)
+HEADER, CODES = make(10)
+BAD_CODES: list[Any] = [
+    *[np.zeros((2, 9), int), np.zeros((1, 10), int), np.full((2, 10), -1), np.full((2, 10), 32), np.zeros((2, 10))],
+    *[None, "codes", 5, [[0] * 10, [0] * 9], [["0"] * 10] * 2, np.zeros((2, 10), bool), {1: 2}],
+    torch.zeros(2, 10, dtype=torch.int64, device="meta"),
+]
+BAD_HEADERS: list[Any] = [None, 5, "header", {}, make(10, num_samples=None)[0]]
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    for codes in BAD_CODES:
+        with pytest.raises(ContainerError, match=r"codes (must be|cannot be taken)"):
+            dumps(HEADER, codes)
+    for header in BAD_HEADERS:
+        with pytest.raises(ContainerError, match="the header must be a Header of a known length"):
+            container.write(tmp_path / "a", header, CODES)
+    assert list(tmp_path.iterdir()) == []
+    not_bytes: list[Any] = [None, 5, "SVQC", [1], 1.5]
+    for value in not_bytes:
+        with pytest.raises(ContainerError, match="as bytes, not"):
+            loads(value)
+    for call in (lambda: container.read(5), lambda: container.write(5, HEADER, CODES)):  # type: ignore[arg-type, func-returns-value]
+        with pytest.raises(CodecError, match="a path must be"):
+            call()
 
 
 def test_a_writer_refuses_what_does_not_fit() -> None:
-    header, codes = make(10)
-    writer = Writer(io.BytesIO(), header)
-    writer.write(codes[:, :4])
-    for call in (lambda: writer.write(codes + 32), lambda: writer.write(codes[:1]), lambda: writer.end(3200, codes)):
+    writer = Writer(io.BytesIO(), HEADER)
+    writer.write(CODES[:, :4])
+    for call in (lambda: writer.write(CODES + 32), lambda: writer.write(CODES[:1]), lambda: writer.end(3200, CODES)):
         with pytest.raises(ContainerError, match="codes must be"):
             call()
     with pytest.raises(ContainerError, match="num_samples must be"):
-        writer.end(-1, codes[:, :0])
-    writer.end(3200, codes[:, 4:])
-
-
-@pytest.mark.parametrize("header", [None, 5, "header", {}, make(10, num_samples=None)[0]])
-def test_what_is_no_header_is_refused(header: Any, tmp_path: Path) -> None:
-    for call in (lambda: dumps(header, make(10)[1]), lambda: container.write(tmp_path / "a", header, make(10)[1])):
-        with pytest.raises(ContainerError, match="the header must be a Header of a known length"):
-            call()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("value", [None, 5, "SVQC", [1], 1.5])
-def test_what_is_no_file_is_refused(value: Any) -> None:
-    with pytest.raises(ContainerError, match="as bytes, not"):
-        loads(value)
-    if not isinstance(value, str):
-        for call in (lambda: container.read(value), lambda: container.write(value, *make(10))):
-            with pytest.raises(CodecError, match="a path must be"):
-                call()
+        writer.end(-1, CODES[:, :0])
+    writer.end(3200, CODES[:, 4:])
 
 
 def test_numbers_of_other_libraries_are_taken() -> None:

@@ -93,9 +93,7 @@ def _describe_codes(path: Path) -> dict[str, Any]:
 def _describe_model(name: str, backend: str | None) -> dict[str, Any]:
     codec, folder = load_codec(name, backend), find_model(name)
     contexts = (codec.encoder_context, codec.decoder_context)
-    timing: dict[
-        str, float
-    ] = {}  # how much of the signal a frame depends on, and how long a stream waits for what comes after it
+    timing: dict[str, float] = {}  # what a frame depends on, and how long a stream waits
     for part, context, ahead in zip(("encoder", "decoder"), contexts, codec.look_aheads, strict=True):
         field = (context.left + 1 + context.right) * codec.hop_length
         samples = {"receptive_field": field, "look_ahead": ahead, "latency": ahead + codec.hop_length}
