@@ -9,6 +9,7 @@ import os
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -209,9 +210,10 @@ def test_write_and_read_files(tmp_path: Path) -> None:
 
 def test_properties() -> None:
     header, codes = make(1025, 8, 1024, original_sample_rate=48000, num_samples=656_000)
-    assert (header.num_frames, header.bits_per_code, header.gain) == (1025, 10, 1)
-    assert header.bitrate == 6000 and header.duration == pytest.approx(13.6667, abs=1e-4)
-    assert Reader(io.BytesIO(dumps(header, codes))).num_blocks == 5
+    assert (header.num_frames, header.bits_per_code, header.gain, header.bitrate) == (1025, 10, 1, 6000)
+    assert (
+        header.duration == pytest.approx(13.6667, abs=1e-4) and Reader(io.BytesIO(dumps(header, codes))).num_blocks == 5
+    )
     unknown = dataclasses.replace(header, num_samples=None)
     assert unknown.num_frames == unknown.duration == 0
 
@@ -352,20 +354,14 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
         (header_bytes(2**64 - 1) + bytes(15), "the end is damaged"),
         (stream_bytes(*make(10), [10])[:-12] + with_checksum(bytes(8)), "the end is damaged.* less than there was"),
         (stream_bytes(*make(10), [10])[:-12] + with_checksum(struct.pack("<Q", 2**60)), r"truncated: \d+ of"),
-        (b"SVQC\x01" + bytes(10), "truncated in the header"),
         (header_bytes()[:-1], "truncated in the header"),
         (header_bytes(), "1 of 1 blocks are missing"),
-        (header_bytes(num_samples=0) + b"\x00", "bytes follow"),
         (dumps(*make(10)) + b"\x00", "bytes follow the last block"),
         (header_bytes(name=b"\xff\xfe"), "not UTF-8"),
         (header_bytes(name=b"\x1b[2J"), "not printable"),
-        (header_bytes(stages=0), "num_quantizers must be"),
-        (header_bytes(size=0), "codebook_size must be"),
         (header_bytes(hop=0), "hop_length must be"),
         (header_bytes(size=3, stages=1) + with_checksum(b"\xc0"), "beyond the codebook"),
         (header_bytes(size=4, stages=1) + with_checksum(b"\xc1"), "bits beyond the codes"),
-        (header_bytes(size=4, stages=1) + with_checksum(b"\xe0"), "bits beyond the codes"),
-        (header_bytes(size=32, stages=3) + with_checksum(b"\x00\x01"), "bits beyond the codes"),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
 )
@@ -374,27 +370,25 @@ def test_what_is_wrong_is_said(data: bytes, message: str) -> None:
         loads(data)
 
 
-@pytest.mark.parametrize("num_samples", [2**60, 2**64 - 2])
-def test_absurd_length_costs_no_memory(num_samples: int) -> None:
-    data = header_bytes(num_samples, stages=255, size=2**32 - 1, hop=1) + bytes(5000)
+def peak_of(work: Callable[[], object]) -> int:
+    """Most bytes that Python and numpy hold meanwhile."""
     tracemalloc.start()
-    with pytest.raises(ContainerError, match="blocks are missing"):
-        loads(data)
-    damage = list(Reader(io.BytesIO(data)).blocks())
+    work()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(damage) == 1 and peak < 10e6
+    return peak
 
 
-@pytest.mark.parametrize(("size", "most"), [(2, 75), (256, 12), (1024, 10)])
-def test_memory_is_little_more_than_that_of_the_codes(size: int, most: int) -> None:
-    """Codes of int64 take 64 bytes per byte of file for V = 2."""
-    data = dumps(*make(200 * BLOCK_FRAMES, 2, size))
-    tracemalloc.start()
-    loads(data)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < most * len(data) + 2e6
+def test_memory_is_little_more_than_that_of_the_codes() -> None:
+    """Whatever length the header claims; codes of int64 take 64 bytes per byte of file for V = 2."""
+    for size, most in ((2, 75), (256, 12), (1024, 10)):
+        data = dumps(*make(200 * BLOCK_FRAMES, 2, size))
+        assert peak_of(lambda: loads(data)) < most * len(data) + 2e6  # noqa: B023
+    for num_samples in (2**60, 2**64 - 2):
+        data = header_bytes(num_samples, stages=255, size=2**32 - 1, hop=1) + bytes(5000)
+        assert peak_of(lambda: list(Reader(io.BytesIO(data)).blocks())) < 10e6  # noqa: B023
+        with pytest.raises(ContainerError, match="blocks are missing"):
+            loads(data)
 
 
 def test_intact_blocks_of_a_damaged_file() -> None:
