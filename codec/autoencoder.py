@@ -8,6 +8,8 @@ depthwise convolution alone is several times slower on CPUs.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +21,17 @@ from codec.errors import CodecError
 HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
 
 
-def exact(weight: Tensor) -> torch.autocast:
-    """A context in which all is computed in float32, also inside an autocast: half precision gives other codes.
+@contextmanager
+def exact(weight: Tensor) -> Iterator[None]:
+    """Without gradients, all is computed in float32, also inside an autocast: half precision gives other codes.
 
     Raises:
         CodecError: the weights are in another type.
     """
     if weight.dtype != torch.float32:
         raise CodecError(f"the model's weights are {weight.dtype}, which would give other codes; use codec.float()")
-    return torch.autocast(weight.device.type, enabled=False)
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        yield
 
 
 class Layer(nn.Module):
@@ -130,10 +134,7 @@ class Downsample(Layer):
 
 
 def blocks(channels: int, depth: int, kernel_size: int, look_ahead: int) -> list[Layer]:
-    """``depth`` ConvNeXt blocks that together look ``look_ahead`` frames ahead, see :func:`codec.config.spread`.
-
-    Their initial scale keeps the sum of their outputs at the size of one.
-    """
+    """``depth`` blocks that together look ``look_ahead`` frames ahead; at first their outputs add up to the size of one."""
     return [ConvNeXtBlock(channels, kernel_size, share, 1.0 / depth) for share in spread(look_ahead, depth)]
 
 

@@ -143,7 +143,6 @@ class Header:
 class Damage:
     """A block that could not be read; where the file is ``truncated``, the first one missing and the frames of them all."""
 
-    index: int
     num_frames: int
     reason: str
     truncated: bool = False
@@ -242,17 +241,13 @@ class Reader:
                 samples = self._frames * self.header.hop_length * self.header.original_sample_rate
                 self.header = replace(self.header, num_samples=samples // self.header.sample_rate)
             missing = max(self.header.num_frames - self._frames, 0)
-            yield Damage(self._blocks, missing, str(error), truncated=True)
+            yield Damage(missing, str(error), truncated=True)
         else:
             if self._stream.read(1):
-                yield Damage(self._blocks, 0, "bytes follow the last block")
+                yield Damage(0, "bytes follow the last block")
 
     def intact(self) -> Iterator[Codes]:
-        """The blocks; the first damage is raised.
-
-        Raises:
-            ContainerError: truncated or damaged.
-        """
+        """The blocks; the first damage is raised as a ContainerError."""
         blocks, advice = self.blocks(), "no block is intact"
         for block in blocks:
             if isinstance(block, Damage):
@@ -285,10 +280,10 @@ class Reader:
         spare = -bits % 8  # of the last byte
         packed = _without_checksum(self._read((bits + spare) // 8 + _CRC.size))
         if packed is None:
-            return Damage(self._blocks, frames, f"{name} is damaged (its checksum is wrong)")
+            return Damage(frames, f"{name} is damaged (its checksum is wrong)")
         codes = unpack_codes(packed, header.num_quantizers, frames, header.bits_per_code)
         if codes.max() >= header.codebook_size or packed[-1] & (2**spare - 1):
-            return Damage(self._blocks, frames, f"{name} holds codes beyond the codebook, or bits beyond the codes")
+            return Damage(frames, f"{name} holds codes beyond the codebook, or bits beyond the codes")
         return codes
 
     def _read(self, size: int) -> bytes:
@@ -304,11 +299,9 @@ class _LostError(ContainerError):
 
 
 class Writer:
-    """Writes codes whose length is not known before the end, block by block, each flushed at once.
+    """Writes codes whose length is not known before the end to a file or pipe, block by block, each flushed at once.
 
-    Args:
-        stream: a binary file or pipe.
-        header: of the codes, whatever length it says.
+    The header's own length is passed over.
     """
 
     def __init__(self, stream: IO[bytes], header: Header) -> None:
@@ -371,11 +364,7 @@ def dumps(header: Header, codes: ArrayLike) -> bytes:
 
 
 def loads(data: bytes) -> tuple[Header, Codes]:
-    """Header and codes int64 ``[K, N]`` of a whole file.
-
-    Raises:
-        ContainerError: see :class:`Reader` and :meth:`Reader.intact`.
-    """
+    """Header and codes int64 ``[K, N]`` of a whole file. Errors as :class:`Reader` and :meth:`Reader.intact`."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ContainerError(f"a file is given as bytes, not {type(data).__name__}")
     return _load(io.BytesIO(data))

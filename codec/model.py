@@ -24,19 +24,12 @@ from codec.weights import Bits, Outline, load_weights, save_weights
 
 @dataclass
 class CodecOutput:
-    """What the training forward pass returns; codes and losses are None without quantization.
+    """What the training forward pass returns; codes and losses are None without quantization."""
 
-    Attributes:
-        waveform: ``[B, 1, T]``, as long as the input.
-        latents: ``[B, D, N]``, before quantization.
-        codes: int64 ``[B, K, N]``.
-        commitment_loss, codebook_loss: ``[B, K]``; see QuantizerOutput.
-    """
-
-    waveform: Tensor
-    latents: Tensor
-    codes: Tensor | None = None
-    commitment_loss: Tensor | None = None
+    waveform: Tensor  # [B, 1, T], as long as the input
+    latents: Tensor  # [B, D, N], before quantization
+    codes: Tensor | None = None  # int64 [B, K, N]
+    commitment_loss: Tensor | None = None  # [B, K]; see QuantizerOutput
     codebook_loss: Tensor | None = None
 
 
@@ -158,13 +151,11 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     # ---- what CodecBase needs --------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _encoded(self, window: Tensor) -> Tensor:
         """Latents ``[1, D, n]``."""
         with exact(self.encoder.output.weight):
             return self.encoder(window.to(self.device)[None, None])
 
-    @torch.no_grad()
     def _codes_of(self, frames: Tensor, count: int) -> Tensor:
         with exact(self.encoder.output.weight):
             return self.quantizer(frames, count).codes[0]
@@ -173,7 +164,6 @@ class Codec(nn.Module, CodecBase[Tensor]):
         with exact(self.decoder.input.weight):
             return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
 
-    @torch.no_grad()
     def _decoded_latents(self, latents: Tensor) -> Tensor:
         with exact(self.decoder.input.weight):
             return self.decoder(latents.to(self.device)[None])[0, 0]
@@ -216,8 +206,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         Args:
             folder: made if need be; a model in it is replaced.
             bits: of a stored weight of encoder and decoder, 32, 16 or 8 (matrices; whole numbers times a step for each
-                row). They are rounded once; what is loaded is float32 again. The quantizer keeps its values, as codes keep
-                their meaning: below 32, a random basis that was drawn in 8 bits takes these.
+                row); what is loaded is float32 again. The quantizer keeps its values, as codes keep their meaning.
             base: a shipped model; tensors that its file holds alike are left out, and come from there when this is loaded.
 
         Raises:

@@ -139,7 +139,6 @@ class StreamingEncoder(_Stream):
         self.encoder, self.hop_length, self.look_ahead = encoder, hop, self.delay * hop
         self.state["rest"] = weight.new_zeros(self.batch_size, 1, 0)  # samples that are no whole frame yet
 
-    @torch.no_grad()
     def push(self, samples: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Codes int64 ``[B, K, n]`` that are final now; n may be 0, and -1 stands where a row has no frame.
 
@@ -200,7 +199,6 @@ class StreamingDecoder(_Stream):
         self.look_ahead = self.delay * self.hop_length + self.offset
         self.state["sums"] = weight.new_zeros(self.batch_size, 2, head.n_fft - self.hop_length)
 
-    @torch.no_grad()
     def push(self, codes: Tensor) -> Tensor:
         """Samples float ``[B, 1, t]`` that are final now; t may be 0, and rows that have none there hold zeros.
 

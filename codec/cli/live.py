@@ -38,13 +38,9 @@ class PcmPipe:
 
     Args:
         stream: at the first sample, little-endian, channels interleaved.
-        sample_rate: in Hz.
         channel: the one to read, counted from 1; by default the mean of all.
         coding: one of ``SUBTYPES``.
         claimed: samples per channel, if their number is known.
-
-    Attributes:
-        num_samples: per channel, read so far.
     """
 
     name, claimed_seconds = "stdin", 0.0
