@@ -28,19 +28,12 @@ Signal = TypeVar("Signal", bound=Any)  # numpy's array or torch's tensor
 
 
 class CodecBase(Generic[Signal]):
-    """A trained codec. What a subclass must provide stands at the end: its library's arrays, and how windows are computed.
-
-    Attributes:
-        config: the architecture.
-        name: of the model, as stored in ``.codes`` files.
-        num_quantizers: stages K, the most codes a frame can have.
-        codebook_size: entries V of each stage's codebook.
-    """
+    """A trained codec. What a subclass must provide stands at the end: its library's arrays, and how windows are computed."""
 
     config: CodecConfig
-    name: str
-    num_quantizers: int
-    codebook_size: int
+    name: str  # of the model, as stored in .codes files
+    num_quantizers: int  # stages K, the most codes a frame can have
+    codebook_size: int  # entries V of each stage's codebook
 
     # ---- what it is -----------------------------------------------------------------------------------------------
 

@@ -130,8 +130,6 @@ BAD_SAMPLES: list[tuple[Any, Any, str]] = [
     (torch.full((2, 1, 80), torch.nan), None, "NaN"),
     (torch.full((2, 1, 80), 32767.0), None, r"in \[-1, 1\], but"),
     (np.zeros((2, 1, 80), np.float32), None, "float tensor.*not ndarray"),
-    (None, None, "float tensor.*not NoneType"),
-    (torch.zeros(()), None, "float tensor"),
     (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
     (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
     (torch.zeros(2, 1, 80), ["80", 80], "lengths must be a whole number"),
@@ -143,7 +141,6 @@ BAD_CODES: list[tuple[Any, str]] = [
     (CODES + 32, "from 0 to 31"),
     (CODES[0], "B = 1"),
     (CODES.numpy(), "int64 tensor.*not ndarray"),
-    (CODES.tolist(), "int64 tensor.*not list"),
     (torch.tensor([0, -1, 0]).view(1, 3, 1), "-1 in all stages"),
     (torch.tensor([-1, 0]).expand(1, 3, 2), "row 0 has ended"),
 ]

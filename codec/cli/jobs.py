@@ -178,24 +178,21 @@ class Failures:
         self._files: dict[str, list[str]] = {}  # reason -> names
 
     def add(self, error: Exception, source: str, *others: str) -> None:
-        """Count a failure with ``source``; the message may begin with this name or one of the ``others``."""
+        """Count a failure with ``source``, which is put before a message that names neither it nor one of the ``others``."""
+        from codec.container import ContainerError  # here, since --help waits for no numpy
+
         self.count += 1
-        names = self._files.setdefault(one_line(error), [])
+        text = one_line(error)
+        names = self._files.setdefault(text, [])
         names.append(source)
+        starts = tuple(f"{name}{end}" for name in (source, *others) for end in ": ")
+        named = text.startswith(starts) and not isinstance(
+            error, ContainerError
+        )  # the container does not know the name
         if len(names) == 1:
-            log.error("error: %s", _message(error, source, *others))
+            log.error("error: %s", text if named or getattr(error, "filename", None) else f"{source}: {text}")
 
     def say_others(self) -> None:
         for _, *others in self._files.values():
             if others:
                 log.error("error: %s: the same", textwrap.shorten(", ".join(others), 1000, placeholder=" ..."))
-
-
-def _message(error: Exception, source: str, *others: str) -> str:
-    """The error's message on one line, beginning with the name of the file that it is about."""
-    from codec.container import ContainerError
-
-    text = one_line(error)
-    starts = tuple(f"{name}{end}" for name in (source, *others) for end in ": ")
-    named = text.startswith(starts) and not isinstance(error, ContainerError)  # the container does not know the name
-    return text if named or getattr(error, "filename", None) else f"{source}: {text}"

@@ -87,14 +87,12 @@ class FileEncoder:
 
     def is_done(self, job: Job) -> bool:
         """Whether the target is an intact file of this model, with as many quantizers and the input's sample rate."""
-        with self._open(job) as reader, open(job.target, "rb") as stream:
+        with self._open(job) as reader:
             try:
-                codes = Reader(stream)
+                there, _ = container.read(job.target)
             except ContainerError:
                 return False
-            damaged = any(isinstance(block, Damage) for block in codes.blocks())
-            expected = self.codec.header(codes.header.num_samples, reader.sample_rate, self.num_quantizers)
-            return codes.header == expected and not damaged
+            return there == self.codec.header(there.num_samples, reader.sample_rate, self.num_quantizers)
 
     def encode(self, job: Job) -> None:
         """Encode one audio file."""
