@@ -54,7 +54,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
         self.num_quantizers, self.codebook_size = self.quantizer.num_quantizers, self.quantizer.codebook_size
         self.decoder = Decoder(config)
-        self._hashed: tuple[list[Tensor], list[object], str] = [], [], ""  # see fingerprint
+        self._hashed: tuple[object, list[Tensor], str] = None, [], ""  # see fingerprint
 
     # ---- what it is -----------------------------------------------------------------------------------------------
 
@@ -71,10 +71,9 @@ class Codec(nn.Module, CodecBase[Tensor]):
     def fingerprint(self) -> str:  # computed again only after one of the tensors was written to
         tensors = [tensor.detach() for tensor in self.quantizer.codebook_state()]
         # torch counts the writes to a tensor; not to one that was made in inference mode, which is hashed each time
-        writes = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
-        hashed, hashed_writes, _ = self._hashed  # holds the tensors, so that no other one can take their places
-        if writes != hashed_writes or any(a.data_ptr() != b.data_ptr() for a, b in zip(tensors, hashed, strict=True)):
-            self._hashed = tensors, writes, self._fingerprint_of(tensor.cpu().numpy() for tensor in tensors)
+        writes = [(tensor.data_ptr(), object() if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if writes != self._hashed[0]:  # the tensors are held, so that no other one can take their places
+            self._hashed = writes, tensors, self._fingerprint_of(tensor.cpu().numpy() for tensor in tensors)
         return self._hashed[-1]
 
     @property
