@@ -6,6 +6,7 @@ It works on tensors and numpy arrays alike, by the methods and functions that ha
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -15,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.audio import LARGEST_PEAK, resample
-from codec.config import RATES, CodecConfig, to_dict, whole_number
+from codec.config import RATES, CodecConfig, Context, to_dict, whole_number
 from codec.container import FINGERPRINT_BYTES, Header
 from codec.errors import CodecError
-from codec.windows import Context, overlapping
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
 FEW_CHANNELS = 8  # a first axis of more is not taken for the channels of [C, T]
@@ -28,19 +28,12 @@ Signal = TypeVar("Signal", bound=Any)  # numpy's array or torch's tensor
 
 
 class CodecBase(Generic[Signal]):
-    """A trained codec. What a subclass must provide stands at the end: its library's arrays, and how windows are computed.
-
-    Attributes:
-        config: the architecture.
-        name: of the model, as stored in ``.codes`` files.
-        num_quantizers: stages K, the most codes a frame can have.
-        codebook_size: entries V of each stage's codebook.
-    """
+    """A trained codec. What a subclass must provide stands at the end: its library's arrays, and how windows are computed."""
 
     config: CodecConfig
-    name: str
-    num_quantizers: int
-    codebook_size: int
+    name: str  # of the model, as stored in .codes files
+    num_quantizers: int  # stages K, the most codes a frame can have
+    codebook_size: int  # entries V of each stage's codebook
 
     # ---- what it is -----------------------------------------------------------------------------------------------
 
@@ -65,21 +58,15 @@ class CodecBase(Generic[Signal]):
         return self.bitrate_of(self.num_quantizers)
 
     def bitrate_of(self, num_quantizers: int) -> float:
-        """Bitrate of the first ``num_quantizers`` quantizers in bit/s.
-
-        Raises:
-            CodecError: the model has fewer.
-        """
+        """Bitrate of the first ``num_quantizers`` quantizers in bit/s; a CodecError if there are fewer."""
         count = self._checked_count(num_quantizers, self.num_quantizers)
         return self.frame_rate * count * float(np.log2(self.codebook_size))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of the configuration, but for ``decoder.look_ahead``, and of the codebooks' tensors.
+        """SHA-256 (64 hex digits) of the configuration, but for ``decoder.look_ahead``, and of the codebooks' stored tensors.
 
-        Two models with one fingerprint give a code the same meaning. The tensors are taken as stored, not as computed
-        (``C``, ``W``, ``b`` and the projection out rather than their product), so that no rounding of another machine
-        changes it.
+        Two models with one fingerprint give a code the same meaning.
         """
         raise NotImplementedError
 
@@ -176,21 +163,15 @@ class CodecBase(Generic[Signal]):
     ) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one waveform of any length given in blocks ``[T]`` at the model's rate.
 
-        Together exactly what :meth:`encode` gives for the whole; memory is that of one window and one block.
-
-        Raises:
-            CodecError: when its turn comes, a block that ``encode`` would refuse.
+        Together exactly what :meth:`encode` gives for the whole, which would refuse what is refused here, each block in its
+        turn; memory is that of one window and one block.
         """
         count = self._checked_count(num_quantizers, self.num_quantizers)
         for frames in self._frame_windows(blocks):
             yield self._codes_of(frames, count)
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
-        """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks.
-
-        Raises:
-            CodecError: when its turn comes, a block that ``decode`` would refuse.
-        """
+        """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
         checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
         yield from self._waveform_windows(checked, self._decoded)
 
@@ -204,28 +185,47 @@ class CodecBase(Generic[Signal]):
 
     def _frame_windows(self, blocks: Any) -> Iterator[Signal]:
         """What the encoder gives ``[..., n]``, window by window, of one waveform in blocks ``[T]``."""
-        hop, context = self.hop_length, self.encoder_context
-        frames = self._whole_frames(self._each(blocks, self._checked_block))
-        for window, before, count in overlapping(frames, WINDOW_FRAMES, context, hop, self._join):
+        checked = self._each(blocks, self._checked_block)
+        for window, before, count in self._windows(checked, self.encoder_context, self.hop_length):
             yield self._encoded(window)[..., before : before + count]
 
     def _waveform_windows(self, blocks: Iterable[Signal], decode: Callable[[Signal], Signal]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of one item's codes or latents in blocks ``[..., n]``."""
         hop = self.hop_length
-        for window, before, count in overlapping(blocks, WINDOW_FRAMES, self.decoder_context, 1, self._join):
+        for window, before, count in self._windows(blocks, self.decoder_context, 1):
             waveform = decode(window)
             if not self._library.isfinite(waveform).all():
                 raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
             yield waveform[before * hop : (before + count) * hop]
 
-    def _whole_frames(self, blocks: Iterable[Signal]) -> Iterator[Signal]:
-        """The blocks, followed by zeros up to a whole number of frames."""
-        total = 0
-        for block in blocks:
-            total += block.shape[-1]
-            yield block
-        if total % self.hop_length:
-            yield self._padded(block[:0], -total % self.hop_length)
+    def _windows(self, blocks: Iterable[Signal], context: Context, unit: int) -> Iterator[tuple[Signal, int, int]]:
+        """Yield ``(window, before, count)``: frames ``before`` to ``before + count`` of each window are new.
+
+        Windows start at multiples of ``WINDOW_FRAMES``, however the blocks are cut, and reach ``context`` frames further
+        on both sides, less at the ends of the signal. Window shapes, and so the rounding of everything computed on
+        them, depend on the signal's length alone.
+
+        Args:
+            blocks: pieces of the signal along the last axis, of any lengths; zeros fill up the last frame.
+            unit: elements per frame along the last axis.
+        """
+        held: Signal | None = None  # from the first frame still needed on, whose number is ``start``
+        start = done = 0  # frames given out
+        for block in itertools.chain(blocks, [None]):
+            if block is not None:
+                held = block if held is None else self._join([held, block])
+            elif held is not None:
+                held = self._padded(held, -held.shape[-1] % unit)
+            else:
+                return
+            total = start + held.shape[-1] // unit
+            while done < total if block is None else done + WINDOW_FRAMES + context.right <= total:
+                count = min(WINDOW_FRAMES, total - done)
+                stop = min(done + count + context.right, total)
+                yield held[..., : (stop - start) * unit], done - start, count
+                done += count
+                keep = max(done - context.left, 0)
+                held, start = held[..., (keep - start) * unit :], keep
 
     def _join(self, parts: list[Signal]) -> Signal:
         return self._library.concatenate(parts, -1)
@@ -280,23 +280,18 @@ class CodecBase(Generic[Signal]):
     def _checked_block(self, values: Any) -> Signal:
         """As float32 ``[T]``."""
         block = self._floats(values, "a block in [-1, 1]", "[T]")
-        peak = max(abs(float(block.min())), abs(float(block.max()))) if len(block) else 0.0
-        if not math.isfinite(peak):
-            raise CodecError("waveform holds NaN or infinity")
-        if peak > LARGEST_PEAK:
-            raise CodecError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")
+        check_peak(float(abs(block).max()) if len(block) else 0.0)
         return block
 
     def _each(self, blocks: Any, check: Callable[[Any], Signal]) -> Iterator[Signal]:
         """The checked blocks of an iterable; not a single array, whose rows would pass for blocks."""
         if hasattr(blocks, "shape") or not isinstance(blocks, Iterable):
             raise CodecError(f"blocks must be several {self._noun}s, such as a list of them, not {_kind(blocks)}")
-        first = None
+        last: Any = None
         for block in map(check, blocks):
-            first = block if first is None else first
-            if block.shape[:-1] != first.shape[:-1]:
-                raise CodecError(f"a block {list(block.shape)} follows one {list(first.shape)}")
-            yield block
+            if last is not None and block.shape[:-1] != last.shape[:-1]:
+                raise CodecError(f"a block {list(block.shape)} follows one {list(last.shape)}")
+            yield (last := block)
 
     # ---- what a subclass provides ---------------------------------------------------------------------------------
 
@@ -361,9 +356,23 @@ def _kind(value: Any) -> str:
 
 def _checked_lengths(lengths: Any, batch: int, longest: int) -> list[int]:
     """As integers; all of them the longest by default."""
-    if lengths is None:
-        return [longest] * batch
-    values = lengths.tolist() if hasattr(lengths, "tolist") else lengths  # tensors and arrays
-    if not isinstance(values, list | tuple) or len(values) != batch:
-        raise CodecError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {values!r}")
-    return [whole_number("lengths", length, 1, longest) for length in values]
+    values = [longest] * batch if lengths is None else whole_numbers("lengths", lengths, 1, longest)
+    if len(values) != batch:
+        raise CodecError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {values}")
+    return values
+
+
+def whole_numbers(name: str, values: Any, low: int, high: int) -> list[int]:
+    """The values of a list, an array or a tensor as ints; a CodecError if they are none."""
+    values = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(values, list | tuple):
+        raise CodecError(f"{name} must be a list of whole numbers, not {values!r}")
+    return [whole_number(name, value, low, high) for value in values]
+
+
+def check_peak(peak: float) -> None:
+    """A CodecError if this cannot be the largest absolute value of a waveform."""
+    if not math.isfinite(peak):
+        raise CodecError("waveform holds NaN or infinity")
+    if peak > LARGEST_PEAK:
+        raise CodecError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")

@@ -7,7 +7,7 @@ import functools
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from reprlib import repr as shown  # cut short, however long or deep the value
 from typing import Any, ClassVar, Literal, TypeVar
@@ -235,3 +235,31 @@ class CodecConfig:
         centred = decoder.depth * (decoder.kernel_size // 2) + window
         total = 0 if self.causal else centred if decoder.look_ahead is None else decoder.look_ahead
         return (total, True) if total < window else (total - window, False)
+
+
+@dataclass(frozen=True)
+class Context:
+    """How far a network looks: frames to the left and to the right of the one it computes."""
+
+    left: int
+    right: int
+
+
+def reach(layers: Iterable[tuple[int, int, int]]) -> Context:
+    """How far layers that follow one another look, in steps of the last one's output.
+
+    Args:
+        layers: ``(left, right, stride)`` of each: how many steps of its input before and after its own ones an output step
+            depends on, and input steps per output step.
+    """
+    before, after, step = 0, 0, 1  # of the first one's input
+    for left, right, stride in layers:
+        before += step * left
+        after += step * right
+        step *= stride
+    return Context(-(-before // step), -(-after // step))
+
+
+def spread(look_ahead: int, depth: int) -> list[int]:
+    """Frames that each of ``depth`` layers looks ahead where together they do ``look_ahead``: evenly, the first ones more."""
+    return [look_ahead // depth + (index < look_ahead % depth) for index in range(depth)]

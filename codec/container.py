@@ -40,6 +40,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -61,6 +62,7 @@ VERSION = 2
 BLOCK_FRAMES = 256
 MOST_FRAMES = 255  # of a block before the end: its head is one byte, three times
 MOST_DB = 200.0
+SALVAGE = "--salvage decodes the intact blocks"
 FINGERPRINT_BYTES = 16
 _UNKNOWN = 2**64 - 1
 _FIXED = {1: struct.Struct("<4sB16sIIQHBIB"), 2: struct.Struct("<4sB16sIIQHBIfHB")}
@@ -98,17 +100,13 @@ class Header:
     gain_db: float = 0.0
 
     def __post_init__(self) -> None:
-        set_whole(self, ContainerError, sample_rate=RATES, original_sample_rate=RATES)
-        if self.num_samples is not None:
-            set_whole(self, ContainerError, num_samples=(0, _UNKNOWN - 1))
-        stages, size = (1, 2**8 - 1), (2, 2**32 - 1)
-        set_whole(self, ContainerError, hop_length=(1, 2**16 - 1), num_quantizers=stages, codebook_size=size)
-        if not isinstance(self.model, str) or not self.model.isprintable():  # it is shown on terminals
-            raise ContainerError(f"the model's name {self.model!r} is not printable")
-        if len(self.model.encode()) > 255:
-            raise ContainerError("the model's name is longer than 255 bytes")
-        digits = self.fingerprint if isinstance(self.fingerprint, str) else ""
-        if len(digits) != 2 * FINGERPRINT_BYTES or set(digits) - set("0123456789abcdef"):
+        limits = {} if self.num_samples is None else {"num_samples": (0, _UNKNOWN - 1)}
+        limits |= {"sample_rate": RATES, "original_sample_rate": RATES, "hop_length": (1, 2**16 - 1)}
+        set_whole(self, ContainerError, **limits, num_quantizers=(1, 2**8 - 1), codebook_size=(2, 2**32 - 1))
+        name, digits = self.model, self.fingerprint
+        if not isinstance(name, str) or not name.isprintable() or len(name.encode()) > 255:  # it is shown on terminals
+            raise ContainerError(f"the model's name {name!r} is not printable, or longer than 255 bytes")
+        if not isinstance(digits, str) or not re.fullmatch(f"[0-9a-f]{{{2 * FINGERPRINT_BYTES}}}", digits):
             raise ContainerError(f"fingerprint must be {2 * FINGERPRINT_BYTES} hex digits, not {self.fingerprint!r}")
         if not isinstance(self.gain_db, (int, float)) or not abs(self.gain_db) <= MOST_DB:
             raise ContainerError(f"gain_db must be a number from {-MOST_DB:g} to {MOST_DB:g}, not {self.gain_db!r}")
@@ -143,13 +141,8 @@ class Header:
 
 @dataclass(frozen=True)
 class Damage:
-    """A block that could not be read: its index, its frames, and why.
+    """A block that could not be read; where the file is ``truncated``, the first one missing and the frames of them all."""
 
-    Where the file is ``truncated``, these are the first block that is missing and the frames of all that are (0 where
-    their number is not known).
-    """
-
-    index: int
     num_frames: int
     reason: str
     truncated: bool = False
@@ -170,6 +163,15 @@ def unpack_codes(packed: bytes, num_quantizers: int, num_frames: int, bits: int)
     return flat.reshape(num_frames, num_quantizers).T
 
 
+def _with_checksum(data: bytes) -> bytes:
+    return data + _CRC.pack(zlib.crc32(data))
+
+
+def _without_checksum(data: bytes) -> bytes | None:
+    """None if it is wrong."""
+    return data[: -_CRC.size] if _with_checksum(data[: -_CRC.size]) == data else None
+
+
 def pack_header(header: Header) -> bytes:
     """The header with its checksum."""
     name = header.model.encode()
@@ -186,15 +188,14 @@ def _read_header(stream: IO[bytes]) -> tuple[int, Header]:
     version = start[-1] if len(start) > len(MAGIC) else VERSION
     if version not in _FIXED:
         raise ContainerError(f"format version {version}; this program reads versions 1 to {VERSION}: upgrade it")
-    fixed = start + stream.read(_FIXED[version].size - len(start))
-    if len(fixed) < _FIXED[version].size:
-        raise ContainerError("truncated in the header")
-    _, _, fingerprint, *numbers, name_length = _FIXED[version].unpack(fixed)
+    size = _FIXED[version].size
+    fixed = start + stream.read(size - len(start))
+    _, _, fingerprint, *numbers, name_length = _FIXED[version].unpack(fixed.ljust(size, b"\0"))
     added = numbers.pop() if version > 1 else 0
     if version > 1 and numbers[2] == _UNKNOWN:
         numbers[2] = None
     rest = stream.read(name_length + added + _CRC.size)
-    if len(rest) < name_length + added + _CRC.size:
+    if len(fixed) < size or len(rest) < name_length + added + _CRC.size:
         raise ContainerError("truncated in the header")
     if _without_checksum(fixed + rest) is None:
         raise ContainerError("the header is damaged (its checksum is wrong)")
@@ -204,22 +205,12 @@ def _read_header(stream: IO[bytes]) -> tuple[int, Header]:
         raise ContainerError("the header is damaged (the model's name is not UTF-8)") from None
 
 
-def _with_checksum(data: bytes) -> bytes:
-    return data + _CRC.pack(zlib.crc32(data))
-
-
-def _without_checksum(data: bytes) -> bytes | None:
-    """None if it is wrong."""
-    return data[: -_CRC.size] if _with_checksum(data[: -_CRC.size]) == data else None
-
-
 class Reader:
     """A file or pipe, block by block: it need not be seekable, and nothing is read before its turn.
 
     Attributes:
         version: of the format.
-        header: what the file says of its codes. A length that is not known before the end is None until the end has been
-            read; where that is missing, it becomes the length of what came.
+        header: its length is None until the end has been read if it stands there; without an end, it is that of what came.
         num_blocks: how many have been read, and are known to follow.
 
     Raises:
@@ -238,8 +229,7 @@ class Reader:
     def blocks(self) -> Iterator[Codes | Damage]:
         """Yield the codes int64 ``[K, n]`` of each block, or its damage; never more than one in memory.
 
-        A file that cannot be followed to its end, such as a truncated one, ends with one damage for all that is missing.
-        Bytes after the last block are reported as the damage of one more block without frames.
+        Where the next block cannot be found, one damage stands for all that is missing; bytes after the last are one more.
         """
         try:
             while frames := self._next_frames():
@@ -251,25 +241,20 @@ class Reader:
                 samples = self._frames * self.header.hop_length * self.header.original_sample_rate
                 self.header = replace(self.header, num_samples=samples // self.header.sample_rate)
             missing = max(self.header.num_frames - self._frames, 0)
-            yield Damage(self._blocks, missing, str(error), truncated=True)
+            yield Damage(missing, str(error), truncated=True)
         else:
             if self._stream.read(1):
-                yield Damage(self._blocks, 0, "bytes follow the last block")
+                yield Damage(0, "bytes follow the last block")
 
     def intact(self) -> Iterator[Codes]:
-        """The blocks; the first damage is raised.
-
-        Raises:
-            ContainerError: truncated or damaged.
-        """
-        any_intact = False
-        blocks = self.blocks()
+        """The blocks; the first damage is raised as a ContainerError."""
+        blocks, advice = self.blocks(), "no block is intact"
         for block in blocks:
             if isinstance(block, Damage):
-                any_intact = any_intact or any(not isinstance(other, Damage) for other in blocks)
-                advice = "--salvage decodes the intact blocks" if any_intact else "no block is intact"
+                if not all(isinstance(other, Damage) for other in blocks):
+                    advice = SALVAGE
                 raise ContainerError(f"{block.reason}; {advice}")
-            any_intact = True
+            advice = SALVAGE
             yield block
 
     def _next_frames(self) -> int:
@@ -295,10 +280,10 @@ class Reader:
         spare = -bits % 8  # of the last byte
         packed = _without_checksum(self._read((bits + spare) // 8 + _CRC.size))
         if packed is None:
-            return Damage(self._blocks, frames, f"{name} is damaged (its checksum is wrong)")
+            return Damage(frames, f"{name} is damaged (its checksum is wrong)")
         codes = unpack_codes(packed, header.num_quantizers, frames, header.bits_per_code)
         if codes.max() >= header.codebook_size or packed[-1] & (2**spare - 1):
-            return Damage(self._blocks, frames, f"{name} holds codes beyond the codebook, or bits beyond the codes")
+            return Damage(frames, f"{name} holds codes beyond the codebook, or bits beyond the codes")
         return codes
 
     def _read(self, size: int) -> bytes:
@@ -314,11 +299,9 @@ class _LostError(ContainerError):
 
 
 class Writer:
-    """Writes codes whose length is not known before the end, block by block, each flushed at once.
+    """Writes codes whose length is not known before the end to a file or pipe, block by block, each flushed at once.
 
-    Args:
-        stream: a binary file or pipe.
-        header: of the codes, whatever length it says.
+    The header's own length is passed over.
     """
 
     def __init__(self, stream: IO[bytes], header: Header) -> None:
@@ -381,11 +364,7 @@ def dumps(header: Header, codes: ArrayLike) -> bytes:
 
 
 def loads(data: bytes) -> tuple[Header, Codes]:
-    """Header and codes int64 ``[K, N]`` of a whole file.
-
-    Raises:
-        ContainerError: see :class:`Reader` and :meth:`Reader.intact`.
-    """
+    """Header and codes int64 ``[K, N]`` of a whole file. Errors as :class:`Reader` and :meth:`Reader.intact`."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ContainerError(f"a file is given as bytes, not {type(data).__name__}")
     return _load(io.BytesIO(data))

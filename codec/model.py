@@ -11,34 +11,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.autoencoder import Decoder, Encoder
+from codec.autoencoder import Decoder, Encoder, exact
 from codec.base import CodecBase, native
-from codec.config import CodecConfig, to_dict
+from codec.config import CodecConfig, Context, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, write_json
-from codec.layers import exact
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
 from codec.quantizers import build_quantizer
 from codec.streaming import StreamingDecoder, StreamingEncoder
 from codec.weights import Bits, Outline, load_weights, save_weights
-from codec.windows import Context
 
 
 @dataclass
 class CodecOutput:
-    """What the training forward pass returns; codes and losses are None without quantization.
+    """What the training forward pass returns; codes and losses are None without quantization."""
 
-    Attributes:
-        waveform: ``[B, 1, T]``, as long as the input.
-        latents: ``[B, D, N]``, before quantization.
-        codes: int64 ``[B, K, N]``.
-        commitment_loss, codebook_loss: ``[B, K]``; see QuantizerOutput.
-    """
-
-    waveform: Tensor
-    latents: Tensor
-    codes: Tensor | None = None
-    commitment_loss: Tensor | None = None
+    waveform: Tensor  # [B, 1, T], as long as the input
+    latents: Tensor  # [B, D, N], before quantization
+    codes: Tensor | None = None  # int64 [B, K, N]
+    commitment_loss: Tensor | None = None  # [B, K]; see QuantizerOutput
     codebook_loss: Tensor | None = None
 
 
@@ -63,7 +54,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
         self.num_quantizers, self.codebook_size = self.quantizer.num_quantizers, self.quantizer.codebook_size
         self.decoder = Decoder(config)
-        self._hashed: tuple[list[Tensor], list[object], str] = [], [], ""  # see fingerprint
+        self._hashed: tuple[object, list[Tensor], str] = None, [], ""  # see fingerprint
 
     # ---- what it is -----------------------------------------------------------------------------------------------
 
@@ -80,10 +71,9 @@ class Codec(nn.Module, CodecBase[Tensor]):
     def fingerprint(self) -> str:  # computed again only after one of the tensors was written to
         tensors = [tensor.detach() for tensor in self.quantizer.codebook_state()]
         # torch counts the writes to a tensor; not to one that was made in inference mode, which is hashed each time
-        writes = [object() if tensor.is_inference() else tensor._version for tensor in tensors]
-        hashed, hashed_writes, _ = self._hashed  # holds the tensors, so that no other one can take their places
-        if writes != hashed_writes or any(a.data_ptr() != b.data_ptr() for a, b in zip(tensors, hashed, strict=True)):
-            self._hashed = tensors, writes, self._fingerprint_of(tensor.cpu().numpy() for tensor in tensors)
+        writes = [(tensor.data_ptr(), object() if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if writes != self._hashed[0]:  # the tensors are held, so that no other one can take their places
+            self._hashed = writes, tensors, self._fingerprint_of(tensor.cpu().numpy() for tensor in tensors)
         return self._hashed[-1]
 
     @property
@@ -125,42 +115,27 @@ class Codec(nn.Module, CodecBase[Tensor]):
         if not quantize:
             return CodecOutput(self.decoder(latents)[..., :length], latents)
         output = self.quantizer(latents, num_quantizers, quantizer_dropout)
-        return CodecOutput(
-            waveform=self.decoder(output.quantized)[..., :length],
-            latents=latents,
-            codes=output.codes,
-            commitment_loss=output.commitment_loss,
-            codebook_loss=output.codebook_loss,
-        )
+        waveform = self.decoder(output.quantized)[..., :length]
+        return CodecOutput(waveform, latents, output.codes, output.commitment_loss, output.codebook_loss)
 
     # ---- use ------------------------------------------------------------------------------------------------------
 
     def latents(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """Latents float ``[B, D, N]`` of a waveform, not quantized; ``encode`` gives the quantizer's codes of these.
-
-        Arguments and errors as for :meth:`encode`, and the same windows. Without gradients; see :meth:`forward`.
-        """
+        """Latents float ``[B, D, N]`` of a waveform, not quantized: those of :meth:`encode`, with its errors."""
         items = self._items(waveform, sample_rate)
         return torch.cat([torch.cat(list(self._frame_windows([item])), dim=-1) for item in items])
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Waveform float ``[B, 1, T]``, ``T = N * hop_length``, of any latents float ``[B, D, N]``, quantized or not.
 
-        ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window.
-
-        Raises:
-            CodecError: another shape or type.
+        ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
         latents = self._floats(latents, "latents", f"[B, {self.config.latent_dim}, N]")
         audio = [torch.cat(list(self._waveform_windows([item], self._decoded_latents))) for item in latents]
         return torch.stack(audio).unsqueeze(1)
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Vectors ``[B, D, N]`` of codes ``[B, k, N]``, summed over their stages, with gradient to the codebooks.
-
-        Raises:
-            CodecError: codes that :meth:`decode` would refuse.
-        """
+        """Vectors ``[B, D, N]`` of codes ``[B, k, N]``, summed over their stages, with gradient to the codebooks."""
         return self.quantizer.embed(self._checked_codes(codes, "[B, K, N]").to(self.device))
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
@@ -175,23 +150,19 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     # ---- what CodecBase needs --------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def _encoded(self, window: Tensor) -> Tensor:
         """Latents ``[1, D, n]``."""
         with exact(self.encoder.output.weight):
             return self.encoder(window.to(self.device)[None, None])
 
-    @torch.no_grad()
     def _codes_of(self, frames: Tensor, count: int) -> Tensor:
         with exact(self.encoder.output.weight):
             return self.quantizer(frames, count).codes[0]
 
-    @torch.no_grad()
     def _decoded(self, codes: Tensor) -> Tensor:
         with exact(self.decoder.input.weight):
-            return self.decoder(self.quantizer.decode(codes.to(self.device)[None]))[0, 0]
+            return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
 
-    @torch.no_grad()
     def _decoded_latents(self, latents: Tensor) -> Tensor:
         with exact(self.decoder.input.weight):
             return self.decoder(latents.to(self.device)[None])[0, 0]
@@ -234,8 +205,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         Args:
             folder: made if need be; a model in it is replaced.
             bits: of a stored weight of encoder and decoder, 32, 16 or 8 (matrices; whole numbers times a step for each
-                row). They are rounded once; what is loaded is float32 again. The quantizer keeps its values, as codes keep
-                their meaning: below 32, a random basis that was drawn in 8 bits takes these.
+                row); what is loaded is float32 again. The quantizer keeps its values, as codes keep their meaning.
             base: a shipped model; tensors that its file holds alike are left out, and come from there when this is loaded.
 
         Raises:

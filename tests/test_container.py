@@ -9,6 +9,7 @@ import os
 import struct
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -145,10 +146,9 @@ def test_round_trip(size: int, stages: int, frames: int, seed: int, sizes: list[
         again, read = loads(data)
         assert again == header and read.dtype == np.int64
         np.testing.assert_array_equal(read, codes)
-    if frames <= 40:
-        header = dataclasses.replace(header, fingerprint="0" * 32, gain_db=0)
-        again, read = loads(version_1(header, codes))
-        assert again == header and np.array_equal(read, codes)
+    header = dataclasses.replace(header, fingerprint="0" * 32, gain_db=0)
+    again, read = loads(version_1(header, codes))
+    assert again == header and np.array_equal(read, codes)
 
 
 @pytest.mark.parametrize("frames", [0, 1, 5, BLOCK_FRAMES - 1, BLOCK_FRAMES, BLOCK_FRAMES + 1])
@@ -186,14 +186,6 @@ def test_golden_file_of_version_1() -> None:
     assert reader.version == 1 and len(list(reader.blocks())) == reader.num_blocks == 1
 
 
-def test_blocks_of_version_1_are_longer() -> None:
-    header, codes = make(1030, fingerprint="0" * 32)
-    reader = Reader(io.BytesIO(version_1(header, codes)))
-    assert reader.num_blocks == 2
-    assert [block.shape[1] for block in reader.intact()] == [1024, 6]
-    np.testing.assert_array_equal(loads(version_1(header, codes))[1], codes)
-
-
 def test_golden_files_of_version_2() -> None:
     header = dataclasses.replace(GOLDEN_HEADER, gain_db=-1.5)
     known, open_ended = [(ASSETS / name).read_bytes() for name in ("golden_v2.codes", "golden_v2_stream.codes")]
@@ -214,21 +206,14 @@ def test_write_and_read_files(tmp_path: Path) -> None:
     container.write(tmp_path / "a.codes", header, codes)
     again, read = container.read(tmp_path / "a.codes")
     assert again == header and np.array_equal(read, codes)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.codes"]
-
-
-@pytest.mark.parametrize("stages", [1, 8])
-def test_overhead_of_ten_seconds(stages: int) -> None:
-    header, codes = make(750, stages, 1024)
-    packed = math.ceil(750 * stages * 10 / 8)
-    assert len(dumps(header, codes)) <= packed + 62 + 4 * 3
 
 
 def test_properties() -> None:
     header, codes = make(1025, 8, 1024, original_sample_rate=48000, num_samples=656_000)
-    assert (header.num_frames, header.bits_per_code, header.gain) == (1025, 10, 1)
-    assert header.bitrate == 6000 and header.duration == pytest.approx(13.6667, abs=1e-4)
-    assert Reader(io.BytesIO(dumps(header, codes))).num_blocks == 5
+    assert (header.num_frames, header.bits_per_code, header.gain, header.bitrate) == (1025, 10, 1, 6000)
+    assert (
+        header.duration == pytest.approx(13.6667, abs=1e-4) and Reader(io.BytesIO(dumps(header, codes))).num_blocks == 5
+    )
     unknown = dataclasses.replace(header, num_samples=None)
     assert unknown.num_frames == unknown.duration == 0
 
@@ -255,49 +240,41 @@ def test_a_pipe_is_read_as_it_comes() -> None:
 # ---- what cannot be written -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "codes",
-    [
-        *[np.zeros((2, 9), int), np.zeros((1, 10), int), np.full((2, 10), -1), np.full((2, 10), 32), np.zeros((2, 10))],
-        *[None, "codes", 5, [[0] * 10, [0] * 9], [["0"] * 10] * 2, np.zeros((2, 10), bool), {1: 2}],
-        torch.zeros(2, 10, dtype=torch.int64, device="meta"),
-    ],
-    ids=lambda codes: str(codes)[:20],
-)
-def test_codes_that_do_not_fit_are_refused(codes: Any) -> None:
-    header, _ = make(10)
-    with pytest.raises(ContainerError, match=r"codes (must be|cannot be taken)"):
-        dumps(header, codes)
+HEADER, CODES = make(10)
+BAD_CODES: list[Any] = [
+    *[np.zeros((2, 9), int), np.zeros((1, 10), int), np.full((2, 10), -1), np.full((2, 10), 32), np.zeros((2, 10))],
+    *[None, "codes", 5, [[0] * 10, [0] * 9], [["0"] * 10] * 2, np.zeros((2, 10), bool), {1: 2}],
+    torch.zeros(2, 10, dtype=torch.int64, device="meta"),
+]
+BAD_HEADERS: list[Any] = [None, 5, "header", {}, make(10, num_samples=None)[0]]
+
+
+def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+    for codes in BAD_CODES:
+        with pytest.raises(ContainerError, match=r"codes (must be|cannot be taken)"):
+            dumps(HEADER, codes)
+    for header in BAD_HEADERS:
+        with pytest.raises(ContainerError, match="the header must be a Header of a known length"):
+            container.write(tmp_path / "a", header, CODES)
+    assert list(tmp_path.iterdir()) == []
+    not_bytes: list[Any] = [None, 5, "SVQC", [1], 1.5]
+    for value in not_bytes:
+        with pytest.raises(ContainerError, match="as bytes, not"):
+            loads(value)
+    for call in (lambda: container.read(5), lambda: container.write(5, HEADER, CODES)):  # type: ignore[arg-type, func-returns-value]
+        with pytest.raises(CodecError, match="a path must be"):
+            call()
 
 
 def test_a_writer_refuses_what_does_not_fit() -> None:
-    header, codes = make(10)
-    writer = Writer(io.BytesIO(), header)
-    writer.write(codes[:, :4])
-    for call in (lambda: writer.write(codes + 32), lambda: writer.write(codes[:1]), lambda: writer.end(3200, codes)):
+    writer = Writer(io.BytesIO(), HEADER)
+    writer.write(CODES[:, :4])
+    for call in (lambda: writer.write(CODES + 32), lambda: writer.write(CODES[:1]), lambda: writer.end(3200, CODES)):
         with pytest.raises(ContainerError, match="codes must be"):
             call()
     with pytest.raises(ContainerError, match="num_samples must be"):
-        writer.end(-1, codes[:, :0])
-    writer.end(3200, codes[:, 4:])
-
-
-@pytest.mark.parametrize("header", [None, 5, "header", {}, make(10, num_samples=None)[0]])
-def test_what_is_no_header_is_refused(header: Any, tmp_path: Path) -> None:
-    for call in (lambda: dumps(header, make(10)[1]), lambda: container.write(tmp_path / "a", header, make(10)[1])):
-        with pytest.raises(ContainerError, match="the header must be a Header of a known length"):
-            call()
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("value", [None, 5, "SVQC", [1], 1.5])
-def test_what_is_no_file_is_refused(value: Any) -> None:
-    with pytest.raises(ContainerError, match="as bytes, not"):
-        loads(value)
-    if not isinstance(value, str):
-        for call in (lambda: container.read(value), lambda: container.write(value, *make(10))):
-            with pytest.raises(CodecError, match="a path must be"):
-                call()
+        writer.end(-1, CODES[:, :0])
+    writer.end(3200, CODES[:, 4:])
 
 
 def test_numbers_of_other_libraries_are_taken() -> None:
@@ -377,20 +354,14 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
         (header_bytes(2**64 - 1) + bytes(15), "the end is damaged"),
         (stream_bytes(*make(10), [10])[:-12] + with_checksum(bytes(8)), "the end is damaged.* less than there was"),
         (stream_bytes(*make(10), [10])[:-12] + with_checksum(struct.pack("<Q", 2**60)), r"truncated: \d+ of"),
-        (b"SVQC\x01" + bytes(10), "truncated in the header"),
         (header_bytes()[:-1], "truncated in the header"),
         (header_bytes(), "1 of 1 blocks are missing"),
-        (header_bytes(num_samples=0) + b"\x00", "bytes follow"),
         (dumps(*make(10)) + b"\x00", "bytes follow the last block"),
         (header_bytes(name=b"\xff\xfe"), "not UTF-8"),
         (header_bytes(name=b"\x1b[2J"), "not printable"),
-        (header_bytes(stages=0), "num_quantizers must be"),
-        (header_bytes(size=0), "codebook_size must be"),
         (header_bytes(hop=0), "hop_length must be"),
         (header_bytes(size=3, stages=1) + with_checksum(b"\xc0"), "beyond the codebook"),
         (header_bytes(size=4, stages=1) + with_checksum(b"\xc1"), "bits beyond the codes"),
-        (header_bytes(size=4, stages=1) + with_checksum(b"\xe0"), "bits beyond the codes"),
-        (header_bytes(size=32, stages=3) + with_checksum(b"\x00\x01"), "bits beyond the codes"),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
 )
@@ -399,27 +370,25 @@ def test_what_is_wrong_is_said(data: bytes, message: str) -> None:
         loads(data)
 
 
-@pytest.mark.parametrize("num_samples", [2**60, 2**64 - 2])
-def test_absurd_length_costs_no_memory(num_samples: int) -> None:
-    data = header_bytes(num_samples, stages=255, size=2**32 - 1, hop=1) + bytes(5000)
+def peak_of(work: Callable[[], object]) -> int:
+    """Most bytes that Python and numpy hold meanwhile."""
     tracemalloc.start()
-    with pytest.raises(ContainerError, match="blocks are missing"):
-        loads(data)
-    damage = list(Reader(io.BytesIO(data)).blocks())
+    work()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert len(damage) == 1 and peak < 10e6
+    return peak
 
 
-@pytest.mark.parametrize(("size", "most"), [(2, 75), (256, 12), (1024, 10)])
-def test_memory_is_little_more_than_that_of_the_codes(size: int, most: int) -> None:
-    """Codes of int64 take 64 bytes per byte of file for V = 2."""
-    data = dumps(*make(200 * BLOCK_FRAMES, 2, size))
-    tracemalloc.start()
-    loads(data)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < most * len(data) + 2e6
+def test_memory_is_little_more_than_that_of_the_codes() -> None:
+    """Whatever length the header claims; codes of int64 take 64 bytes per byte of file for V = 2."""
+    for size, most in ((2, 75), (256, 12), (1024, 10)):
+        data = dumps(*make(200 * BLOCK_FRAMES, 2, size))
+        assert peak_of(lambda: loads(data)) < most * len(data) + 2e6  # noqa: B023
+    for num_samples in (2**60, 2**64 - 2):
+        data = header_bytes(num_samples, stages=255, size=2**32 - 1, hop=1) + bytes(5000)
+        assert peak_of(lambda: list(Reader(io.BytesIO(data)).blocks())) < 10e6  # noqa: B023
+        with pytest.raises(ContainerError, match="blocks are missing"):
+            loads(data)
 
 
 def test_intact_blocks_of_a_damaged_file() -> None:
@@ -428,10 +397,10 @@ def test_intact_blocks_of_a_damaged_file() -> None:
     data[len(container.pack_header(header)) + BLOCK_FRAMES * 10 // 8 + 4 + 77] ^= 4
     blocks = list(Reader(io.BytesIO(data[:-1])).blocks())
     assert isinstance(blocks[1], Damage) and not blocks[1].truncated
-    assert (blocks[1].index, blocks[1].num_frames) == (1, BLOCK_FRAMES) and "block 2 of 4" in blocks[1].reason
+    assert blocks[1].num_frames == BLOCK_FRAMES and "block 2 of 4" in blocks[1].reason
     np.testing.assert_array_equal(blocks[0], codes[:, :BLOCK_FRAMES])  # type: ignore[arg-type]
     np.testing.assert_array_equal(blocks[2], codes[:, 2 * BLOCK_FRAMES : 3 * BLOCK_FRAMES])  # type: ignore[arg-type]
-    assert blocks[3] == Damage(3, 10, "truncated: 1 of 4 blocks are missing", truncated=True)
+    assert blocks[3] == Damage(10, "truncated: 1 of 4 blocks are missing", truncated=True)
     assert len(blocks) == 4
 
 
@@ -440,7 +409,7 @@ def test_a_stream_without_its_end_is_as_long_as_what_came() -> None:
     reader = Reader(io.BytesIO(stream_bytes(header, codes, [10, 10])[:-30]))
     *blocks, damage = reader.blocks()
     np.testing.assert_array_equal(np.concatenate(blocks, axis=1), codes[:, :20])  # type: ignore[arg-type]
-    assert damage == Damage(2, 0, "truncated: its end is missing", truncated=True)
+    assert damage == Damage(0, "truncated: its end is missing", truncated=True)
     assert reader.header == dataclasses.replace(header, num_samples=20 * 640)
 
 

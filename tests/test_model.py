@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 import codec.base
 from codec import CodecError
 from codec.audio import resample
-from codec.config import CodecConfig, DecoderConfig, EncoderConfig, QuantizerConfig
+from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.model import Codec
 from codec.pretrained import ModelError
 
@@ -44,6 +46,9 @@ def make(config: CodecConfig) -> Codec:
     return model
 
 
+SMALL = Codec(CONFIGS["causal"])
+
+
 def noise(batch: int, samples: int, seed: int = 1) -> Tensor:
     return torch.randn(batch, 1, samples, generator=torch.Generator().manual_seed(seed)) * 0.1
 
@@ -63,15 +68,6 @@ def test_shapes_and_properties(model: Codec) -> None:
     assert codes.shape == (2, 3, 11) and codes.dtype == torch.int64
     assert model.decode(codes).shape == (2, 1, 880)
     assert model.encode(noise(1, 1)[0, 0], 8000).shape == model.encode(noise(1, 1)[0], 8000).shape == (1, 3, 1)
-
-
-def test_use_equals_the_training_forward_pass(model: Codec) -> None:
-    x = noise(1, 1600)
-    with torch.no_grad():
-        output = model(x)
-    codes = model.encode(x, 8000)
-    assert torch.equal(codes, output.codes)
-    torch.testing.assert_close(model.decode(codes), output.waveform, atol=1e-5, rtol=1e-4)
 
 
 def test_forward_reaches_every_parameter(model: Codec) -> None:
@@ -98,16 +94,42 @@ def test_windows_leave_no_seam(model: Codec, monkeypatch: pytest.MonkeyPatch) ->
         torch.testing.assert_close(model.decode(codes), audio, atol=2e-6, rtol=1e-4)
 
 
-@pytest.mark.parametrize("window", [7, 1024])
-def test_latents_lie_between_waveform_and_codes(model: Codec, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec.base, "WINDOW_FRAMES", window)
+@settings(max_examples=150, deadline=None)
+@given(
+    pieces=st.lists(st.integers(0, 40), max_size=8),
+    size=st.integers(1, 9),
+    context=st.builds(Context, st.integers(0, 12), st.integers(0, 12)),
+    unit=st.integers(1, 3),
+)
+def test_windows_hold_every_frame_once_with_its_context(
+    pieces: list[int], size: int, context: Context, unit: int
+) -> None:
+    """However the signal comes in; it is filled up with zeros."""
+    frames = -(-sum(pieces) // unit)
+    signal = torch.arange(1, sum(pieces) + 1)
+    padded = torch.cat([signal, signal.new_zeros(frames * unit - len(signal))])
+    done = 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(codec.base, "WINDOW_FRAMES", size)
+        for window, before, count in SMALL._windows(signal.split(pieces), context, unit):
+            assert count == min(size, frames - done)
+            first, last = max(done - context.left, 0), min(done + count + context.right, frames)
+            assert before == done - first
+            assert torch.equal(window, padded[first * unit : last * unit])
+            done += count
+    assert done == frames
+
+
+def test_latents_lie_between_waveform_and_codes(model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     x = noise(2, 80 * 30 + 13)
-    latents, codes = model.latents(x, 8000), model.encode(x, 8000)
-    assert latents.shape == (2, 16, 31) and torch.equal(model.quantizer(latents).codes, codes)
-    audio = model.decode_latents(model.quantizer.decode(codes))
-    torch.testing.assert_close(audio, model.decode(codes), atol=2e-6, rtol=1e-4)
-    assert not torch.equal(model.decode_latents(latents.double()), audio)  # quantization loses something
-    assert torch.equal(model.latents(x[:1, 0], 4000), model.latents(x[:1], 4000))
+    for window in (7, 1024):
+        monkeypatch.setattr(codec.base, "WINDOW_FRAMES", window)
+        latents, codes = model.latents(x, 8000), model.encode(x, 8000)
+        assert latents.shape == (2, 16, 31) and torch.equal(model.quantizer(latents).codes, codes)
+        audio = model.decode_latents(model.quantizer.decode(codes))
+        torch.testing.assert_close(audio, model.decode(codes), atol=2e-6, rtol=1e-4)
+        assert not torch.equal(model.decode_latents(latents.double()), audio)  # quantization loses something
+        assert torch.equal(model.latents(x[:1, 0], 4000), model.latents(x[:1], 4000))
 
 
 def test_causal_means_causal() -> None:
@@ -132,13 +154,15 @@ def test_blocks_give_what_the_whole_gives_to_the_bit(model: Codec) -> None:
     assert torch.equal(audio, model.decode(codes)[0, 0])
 
 
-@pytest.mark.parametrize("frames", [1, 2, 3, 11])
-def test_forward_and_decode_agree_to_the_bit(model: Codec, frames: int) -> None:
+@pytest.mark.parametrize("frames", [1, 2, 3, 11, 20])
+def test_use_equals_the_training_forward_pass(model: Codec, frames: int) -> None:
     """However few the frames: small matrix products round otherwise than large ones."""
+    x = noise(1, 80 * frames)
     with torch.no_grad():
-        latents = model.encoder(noise(1, 80 * frames))
-        output = model.quantizer(latents)
-        assert torch.equal(output.quantized, model.quantizer.decode(output.codes))
+        latents, output, codes = model.encoder(x), model(x), model.encode(x, 8000)
+    assert torch.equal(codes, output.codes)
+    assert torch.equal(model.quantizer(latents).quantized, model.quantizer.decode(codes))
+    torch.testing.assert_close(model.decode(codes), output.waveform, atol=1e-5, rtol=1e-4)
 
 
 def test_an_item_does_not_depend_on_its_batch(model: Codec) -> None:
@@ -156,17 +180,14 @@ def test_an_item_does_not_depend_on_its_batch(model: Codec) -> None:
         assert torch.equal(audio[i, :, :length], model.decode(alone)[0, :, :length]) and not audio[i, :, length:].any()
 
 
-def test_fewer_quantizers_are_a_prefix(model: Codec) -> None:
+def test_fewer_quantizers_other_rates_and_channels(model: Codec) -> None:
     x = noise(1, 800)
     codes = model.encode(x, 8000)
     assert torch.equal(model.encode(x, 8000, num_quantizers=2), codes[:, :2])
     assert torch.equal(model.decode(codes, num_quantizers=1), model.decode(codes[:, :1]))
-
-
-def test_other_rates_and_channels(model: Codec) -> None:
-    x = torch.randn(1, 2, 4410) * 0.1
-    mono = torch.from_numpy(resample(x.mean(dim=1)[0].numpy(), 44100, 8000))
-    assert torch.equal(model.encode(x, 44100), model.encode(mono, 8000))
+    stereo = torch.randn(1, 2, 4410) * 0.1
+    mono = torch.from_numpy(resample(stereo.mean(dim=1)[0].numpy(), 44100, 8000))
+    assert torch.equal(model.encode(stereo, 44100), model.encode(mono, 8000))
 
 
 def codes_of(*shape: int, value: int = 0, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -182,7 +203,6 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.encode(torch.zeros(9, 800), 8000), r"of at most 8 channels, .*not torch.float32 \[9, 800\]"),
         (lambda m: m.encode(np.zeros((800, 2)), 8000), r"float tensor \[B, C, T\], not float64 \[800, 2\]"),
         (lambda m: m.encode(np.zeros(800, np.int16), 8000), r"float tensor \[B, C, T\], not int16 \[1, 1, 800\]"),
-        (lambda m: m.encode(torch.zeros(1, 1, 1, 800), 8000), "float tensor"),
         (lambda m: m.encode([0.0] * 800, 8000), "float tensor .*, not list"),
         (lambda m: m.encode(torch.zeros(800, dtype=torch.complex64), 8000), "float tensor"),
         (lambda m: m.encode(torch.zeros(1, 24000, 2), 8000), r"24000 channels of 2 samples.*swapaxes\(1, 2\)"),
@@ -191,7 +211,6 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.encode(torch.full((8000,), 32767.0), 8000), "reaches 32767; divide"),
         (lambda m: m.encode(MONO, 0), "sample_rate must be from 1000 to 768000"),
         (lambda m: m.encode(MONO, "44100"), "sample_rate must be a whole number from.*'44100'"),
-        (lambda m: m.encode(MONO, torch.tensor([8000, 8000])), "sample_rate must be a whole number"),
         (lambda m: m.encode(MONO, 8000, num_quantizers=4), "from 1 to 3"),
         (lambda m: m.encode(MONO, 8000, lengths=[801]), "from 1 to 800"),
         (lambda m: m.encode(MONO, 8000, lengths=["1"]), "lengths must be a whole number from 1 to 800"),
@@ -199,27 +218,22 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.decode(codes_of(1, 3, 9, value=50)), "from 0 to 49"),
         (lambda m: m.decode(np.full((3, 9), 2**63, np.uint64)), "from 0 to 49"),
         (lambda m: m.decode(np.zeros((3, 9))), r"not float64 \[1, 3, 9\]"),
-        (lambda m: m.decode(np.zeros((3, 9), bool)), "not bool"),
         (lambda m: m.decode(codes_of(1, 3, 0)), "empty"),
         (lambda m: m.decode([1, 2]), r"int64 \[B, K, N\], not list"),
         (lambda m: m.decode(codes_of(3)), r"not torch.int64 \[3\]"),
         (lambda m: m.decode(CODES, num_quantizers=1.5), "whole number from 1 to 3"),
-        (lambda m: m.decode(CODES, lengths=5), "1 whole numbers"),
+        (lambda m: m.decode(CODES, lengths=[1, 2]), "1 whole numbers"),
         (lambda m: list(m.encode_blocks([SHORT, SHORT.short()])), "float tensor"),
         (lambda m: list(m.encode_blocks([SHORT, torch.full((80,), 3e38)])), "reaches 3e"),
         (lambda m: list(m.encode_blocks(SHORT)), "several tensors, .*not torch.float32"),
         (lambda m: list(m.encode_blocks([SHORT], num_quantizers=0)), "from 1 to 3"),
         (lambda m: list(m.decode_blocks([codes_of(3, 2, value=50)])), "from 0 to 49"),
-        (lambda m: list(m.decode_blocks(codes_of(1, 3, 2))), "several tensors"),
         (lambda m: list(m.decode_blocks([codes_of(3, 2), codes_of(2, 2)])), "follows one"),
         (lambda m: list(m.decode_blocks([codes_of(1, 3, 2)])), r"int64 \[k, n\]"),
         (lambda m: m.decode_latents(torch.zeros(1, 15, 9)), r"tensor \[B, 16, N\], not torch.float32 \[1, 15, 9\]"),
-        (lambda m: m.decode_latents(torch.zeros(1, 16, 0)), "empty"),
         (lambda m: m.decode_latents(torch.full((1, 16, 9), torch.nan)), "gives NaN"),
         (lambda m: m(torch.full((1, 1, 800), torch.nan)), "NaN"),
         (lambda m: m(torch.zeros(1, 2, 800)), r"float tensor \[B, 1, T\], not torch.float32 \[1, 2, 800\]"),
-        (lambda m: m(torch.zeros(0, 1, 80)), "empty"),
-        (lambda m: m(torch.zeros(800)), r"\[B, 1, T\], not torch.float32 \[800\]"),
         (lambda m: m(MONO, num_quantizers=0), "from 1 to 3"),
         (lambda m: m.num_frames(-5), "num_samples must be from 0"),
         (lambda m: m.header(800, "8000"), "original_sample_rate must be a whole number"),
@@ -228,7 +242,6 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: Codec("speech-24khz"), "takes a CodecConfig, not 'speech-24khz'"),
         (lambda m: Codec.from_pretrained(None), "a path must be a string"),
         (lambda m: Codec.from_pretrained("a\0b"), "a path must be a string"),
-        (lambda m: Codec.from_pretrained("x" * 5000), "no model"),
         (lambda m: Codec.from_pretrained("nonsense"), "speech-24khz"),
         (lambda m: Codec.from_pretrained("someone/something"), "hub"),
         (lambda m: m.save_pretrained("x", bits="8"), "bits must be 32, 16 or 8"),
@@ -237,7 +250,7 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
 )
 def test_wrong_arguments_are_named(call: Callable[[Codec], object], message: str) -> None:
     with pytest.raises(CodecError, match=message):
-        call(make(CONFIGS["causal"]))
+        call(SMALL)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 8])
@@ -283,9 +296,6 @@ def test_save_and_load_give_an_equal_model(model: Codec, tmp_path: Path) -> None
     assert torch.equal(loaded.encode(waveform, 8000), codes) and torch.equal(loaded.decode(codes), model.decode(codes))
     assert torch.equal(torch.get_rng_state(), before)
     assert all(parameter.requires_grad for parameter in loaded.parameters())
-    with pytest.raises(CodecError, match="bits must be 32, 16 or 8, not 4"):
-        model.save_pretrained(tmp_path / "other", bits=4)  # type: ignore[arg-type]
-    assert not (tmp_path / "other").exists()
 
 
 def test_fingerprint_follows_what_codes_mean(model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:

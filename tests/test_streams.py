@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -75,14 +76,11 @@ def test_nothing_waits_longer_than_the_look_ahead(codec: Codec) -> None:
 
 
 def test_decoders_that_look_ahead_unlike_share_their_codes(tiny_config: CodecConfig) -> None:
-    torch.manual_seed(3)
     full = Codec(tiny_config)
-    early = Codec(replace(tiny_config, decoder=replace(tiny_config.decoder, look_ahead=2)))
-    early.quantizer.load_state_dict(full.quantizer.state_dict())
-    assert early.fingerprint == full.fingerprint
-    deeper = Codec(replace(tiny_config, decoder=replace(tiny_config.decoder, depth=2)))
-    deeper.quantizer.load_state_dict(full.quantizer.state_dict())
-    assert deeper.fingerprint != full.fingerprint
+    for change, same in ({"look_ahead": 2}, True), ({"depth": 2}, False):
+        other = Codec(replace(tiny_config, decoder=replace(tiny_config.decoder, **change)))
+        other.quantizer.load_state_dict(full.quantizer.state_dict())
+        assert (other.fingerprint == full.fingerprint) == same
 
 
 def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:
@@ -122,8 +120,6 @@ def test_a_state_can_be_kept_copied_and_gone_back_to(codec: Codec) -> None:
     assert torch.equal(torch.cat([twin.push(waveform[..., 5000:]), twin.flush()], dim=-1), rest)
     stream.reset()
     assert torch.equal(pushed(stream, waveform, [LENGTH]), codec.encode(waveform, codec.sample_rate, 2))
-    with pytest.raises(CodecError, match="another batch size"):
-        codec.streaming_encoder(batch_size=2).load_state_dict(copy.deepcopy(state))
 
 
 CODES = torch.zeros(1, 3, 5, dtype=torch.int64)
@@ -134,8 +130,6 @@ BAD_SAMPLES: list[tuple[Any, Any, str]] = [
     (torch.full((2, 1, 80), torch.nan), None, "NaN"),
     (torch.full((2, 1, 80), 32767.0), None, r"in \[-1, 1\], but"),
     (np.zeros((2, 1, 80), np.float32), None, "float tensor.*not ndarray"),
-    (None, None, "float tensor.*not NoneType"),
-    (torch.zeros(()), None, "float tensor"),
     (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
     (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
     (torch.zeros(2, 1, 80), ["80", 80], "lengths must be a whole number"),
@@ -147,7 +141,6 @@ BAD_CODES: list[tuple[Any, str]] = [
     (CODES + 32, "from 0 to 31"),
     (CODES[0], "B = 1"),
     (CODES.numpy(), "int64 tensor.*not ndarray"),
-    (CODES.tolist(), "int64 tensor.*not list"),
     (torch.tensor([0, -1, 0]).view(1, 3, 1), "-1 in all stages"),
     (torch.tensor([-1, 0]).expand(1, 3, 2), "row 0 has ended"),
 ]
@@ -190,18 +183,16 @@ def test_a_flushed_stream_wants_a_reset(codec: Codec) -> None:
             encoder.reset(rows)
 
 
-@pytest.mark.parametrize("batch_size", ["x", 0, -1, 1.5, None, 2**40])
-def test_a_batch_of_no_size(codec: Codec, batch_size: Any) -> None:
+def test_no_such_batch_and_no_such_state(codec: Codec) -> None:
+    batch_sizes: list[Any] = ["x", 0, 1.5, None, 2**40]
     for stream in (codec.streaming_encoder, codec.streaming_decoder):
-        with pytest.raises(CodecError, match="batch_size must be"):
-            stream(batch_size)
-
-
-def test_a_foreign_state_is_refused(codec: Codec) -> None:
-    encoder, decoder = codec.streaming_encoder(), codec.streaming_decoder()
-    foreign: list[Any] = [None, {}, decoder.state_dict(), {**encoder.state_dict(), "age": 5}]
-    foreign.append({name: tensor.half() for name, tensor in encoder.state_dict().items()})
+        for batch_size in batch_sizes:
+            with pytest.raises(CodecError, match="batch_size must be"):
+                stream(batch_size)
+    encoder = codec.streaming_encoder()
     before = encoder.state_dict()
+    foreign: list[Any] = [None, {}, codec.streaming_decoder().state_dict(), {**before, "age": 5}]
+    foreign += [{name: tensor.half() for name, tensor in before.items()}, codec.streaming_encoder(2).state_dict()]
     for state in foreign:
         with pytest.raises(CodecError, match="of another model"):
             encoder.load_state_dict(state)
@@ -222,12 +213,9 @@ def test_half_precision_never_gives_other_codes(codec: Codec) -> None:
     encoder, decoder = codec.streaming_encoder(), codec.streaming_decoder()
     for cast in ("half", "bfloat16", "double"):
         other = getattr(copy.deepcopy(codec), cast)()
-        for call in (
-            lambda: other.encode(waveform, codec.sample_rate),  # noqa: B023
-            lambda: other.decode(codes),  # noqa: B023
-            lambda: other.streaming_encoder().push(waveform),  # noqa: B023
-            lambda: other.streaming_decoder().push(codes),  # noqa: B023
-        ):
+        encode = partial(other.encode, sample_rate=codec.sample_rate), other.streaming_encoder().push
+        decode = other.decode, other.streaming_decoder().push
+        for call, value in [*((call, waveform) for call in encode), *((call, codes) for call in decode)]:
             with pytest.raises(CodecError, match=r"weights are torch\.\w+, which would give other codes"):
-                call()
+                call(value)
     assert torch.equal(pushed(encoder, waveform, [LENGTH]), codes) and decoder.push(codes).shape[-1]

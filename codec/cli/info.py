@@ -5,17 +5,13 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from codec import __version__, container
 from codec.cli.backends import load_codec, torch_is_here
 from codec.cli.jobs import files_below
 from codec.errors import EXTRAS, install
 from codec.pretrained import FILES, ModelError, find_model, shipped_models, shipped_name
-from codec.windows import Context
-
-if TYPE_CHECKING:
-    from codec.base import CodecBase
 
 
 def names_in(name: str) -> list[str]:
@@ -28,18 +24,18 @@ def names_in(name: str) -> list[str]:
 def environment() -> dict[str, Any]:
     """Versions, devices, and the optional packages, with the way to get those that are missing."""
     distributions = importlib.metadata.packages_distributions()
-
-    def version(package: str) -> str | None:
-        return importlib.metadata.version(distributions[package][0]) if package in distributions else None
-
-    required = {package: version(package) for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")}
+    ways = {package: f"pip install {package}" for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")}
+    ways |= {package: install(extra) for package, extra in EXTRAS.items()}
     return {
         "codec": __version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "devices": ", ".join(_devices()),
-        **{package: known or f"missing: pip install {package}" for package, known in required.items()},
-        **{package: version(package) or f"missing: {install(extra)}" for package, extra in EXTRAS.items()},
+    } | {
+        package: importlib.metadata.version(distributions[package][0])
+        if package in distributions
+        else f"missing: {way}"
+        for package, way in ways.items()
     }
 
 
@@ -73,7 +69,8 @@ def _describe_codes(path: Path) -> dict[str, Any]:
         codes = container.Reader(stream)
         damage = [b.reason for b in codes.blocks() if isinstance(b, container.Damage)]
         header = codes.header  # with its length, which may be known at the end only
-    facts = {
+    more = f" (and {len(damage) - 1} more)" if damage[1:] else ""
+    return {
         "file": str(path),
         "format_version": codes.version,
         "model": header.model,
@@ -89,14 +86,18 @@ def _describe_codes(path: Path) -> dict[str, Any]:
         "gain_db": round(header.gain_db, 3),
         "bytes": path.stat().st_size,
         "blocks": codes.num_blocks,
-        "checksums": "correct" if not damage else "WRONG",
+        **({"checksums": "WRONG", "damage": damage[0] + more} if damage else {"checksums": "correct"}),
     }
-    return facts | ({"damage": damage[0] + (f" (and {len(damage) - 1} more)" if damage[1:] else "")} if damage else {})
 
 
 def _describe_model(name: str, backend: str | None) -> dict[str, Any]:
     codec, folder = load_codec(name, backend), find_model(name)
-    encoder, decoder = codec.look_aheads
+    contexts = (codec.encoder_context, codec.decoder_context)
+    timing: dict[str, float] = {}  # what a frame depends on, and how long a stream waits
+    for part, context, ahead in zip(("encoder", "decoder"), contexts, codec.look_aheads, strict=True):
+        field = (context.left + 1 + context.right) * codec.hop_length
+        samples = {"receptive_field": field, "look_ahead": ahead, "latency": ahead + codec.hop_length}
+        timing |= {f"{part}_{key}_ms": round(1000 * count / codec.sample_rate, 1) for key, count in samples.items()}
     return {
         "model": codec.name,
         "folder": str(folder),
@@ -110,15 +111,7 @@ def _describe_model(name: str, backend: str | None) -> dict[str, Any]:
         "bitrate_kbps": round(codec.bitrate / 1000, 4),
         "lowest_bitrate_kbps": round(codec.bitrate_of(1) / 1000, 4),
         "causal": codec.config.causal,
-        **_timing(codec, "encoder", codec.encoder_context, encoder),
-        **_timing(codec, "decoder", codec.decoder_context, decoder),
+        **timing,
         "parameters": codec.num_parameters,
         "bytes": sum((folder / file).stat().st_size for file in ("config.json", "model.safetensors")),
     }
-
-
-def _timing(codec: CodecBase[Any], part: str, context: Context, look_ahead: int) -> dict[str, float]:
-    """How much of the signal a frame depends on, and how long a stream waits for what comes after it."""
-    field = (context.left + 1 + context.right) * codec.hop_length
-    samples = {"receptive_field": field, "look_ahead": look_ahead, "latency": look_ahead + codec.hop_length}
-    return {f"{part}_{name}_ms": round(1000 * count / codec.sample_rate, 1) for name, count in samples.items()}

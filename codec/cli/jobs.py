@@ -29,20 +29,12 @@ class Job:
     overwrite: bool = False  # what is at the target, or appears there meanwhile
 
     @property
-    def from_stdin(self) -> bool:
-        return self.source == STREAM
-
-    @property
-    def to_stdout(self) -> bool:
-        return self.target == STREAM
-
-    @property
     def source_name(self) -> str:
-        return "stdin" if self.from_stdin else str(self.source)
+        return "stdin" if self.source == STREAM else str(self.source)
 
     @property
     def target_name(self) -> str:
-        return "stdout" if self.to_stdout else str(self.target)
+        return "stdout" if self.target == STREAM else str(self.target)
 
 
 def plan_jobs(
@@ -83,19 +75,18 @@ def plan_jobs(
 def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
     if len(paths) != 2:
         raise UsageError("give INPUT OUTPUT, or several inputs with -o DIR")
-    job = Job(_path(paths[0]), _path(paths[1]))
-    if job.source.is_dir():
-        raise UsageError(f"{job.source} is a folder; give -o DIR for the outputs")
-    if not job.to_stdout and job.target.suffix.lower() not in target_suffixes:
+    source, target = map(_path, paths)
+    if source.is_dir():
+        raise UsageError(f"{source} is a folder; give -o DIR for the outputs")
+    if target != STREAM and target.suffix.lower() not in target_suffixes:
         suffix = target_suffixes[0] if len(target_suffixes) == 1 else "an audio suffix as .wav or .flac"
-        raise UsageError(f"OUTPUT must end in {suffix}, not {job.target.name!r}; several inputs need -o DIR")
-    if job.target.is_dir():
-        raise UsageError(f"{job.target} is a folder; give -o {job.target}")
-    if job.from_stdin and sys.stdin is None:
-        raise UsageError("stdin is closed")
-    if job.to_stdout and sys.stdout is None:
-        raise UsageError("stdout is closed")
-    return job
+        raise UsageError(f"OUTPUT must end in {suffix}, not {target.name!r}; several inputs need -o DIR")
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder; give -o {target}")
+    for path, name in ((source, "stdin"), (target, "stdout")):
+        if path == STREAM and getattr(sys, name) is None:
+            raise UsageError(f"{name} is closed")
+    return Job(source, target)
 
 
 def _path(name: str) -> Path:
@@ -168,14 +159,14 @@ def run_jobs(
 
 
 def _check_target(job: Job, force: bool, differs: bool) -> None:
-    if job.to_stdout or not job.target.exists():
+    if job.target == STREAM or not job.target.exists():
         return
     if job.target.is_dir():
         raise IsADirectoryError(f"{job.target} is a folder")
     if not force:
         advice = "--force overwrites it" if differs else "--force overwrites it, --skip-existing leaves it"
         raise FileExistsError(f"{job.target} exists{' but is not what this gives' if differs else ''}; {advice}")
-    if not job.from_stdin and job.source.exists() and job.target.samefile(job.source):
+    if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
         raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
 
 
@@ -187,24 +178,21 @@ class Failures:
         self._files: dict[str, list[str]] = {}  # reason -> names
 
     def add(self, error: Exception, source: str, *others: str) -> None:
-        """Count a failure with ``source``; the message may begin with this name or one of the ``others``."""
+        """Count a failure with ``source``, which is put before a message that names neither it nor one of the ``others``."""
+        from codec.container import ContainerError  # here, since --help waits for no numpy
+
         self.count += 1
-        names = self._files.setdefault(one_line(error), [])
+        text = one_line(error)
+        names = self._files.setdefault(text, [])
         names.append(source)
+        starts = tuple(f"{name}{end}" for name in (source, *others) for end in ": ")
+        named = text.startswith(starts) and not isinstance(
+            error, ContainerError
+        )  # the container does not know the name
         if len(names) == 1:
-            log.error("error: %s", _message(error, source, *others))
+            log.error("error: %s", text if named or getattr(error, "filename", None) else f"{source}: {text}")
 
     def say_others(self) -> None:
         for _, *others in self._files.values():
             if others:
                 log.error("error: %s: the same", textwrap.shorten(", ".join(others), 1000, placeholder=" ..."))
-
-
-def _message(error: Exception, source: str, *others: str) -> str:
-    """The error's message on one line, beginning with the name of the file that it is about."""
-    from codec.container import ContainerError
-
-    text = one_line(error)
-    starts = tuple(f"{name}{end}" for name in (source, *others) for end in ": ")
-    named = text.startswith(starts) and not isinstance(error, ContainerError)  # the container does not know the name
-    return text if named or getattr(error, "filename", None) else f"{source}: {text}"

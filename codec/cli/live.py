@@ -38,13 +38,9 @@ class PcmPipe:
 
     Args:
         stream: at the first sample, little-endian, channels interleaved.
-        sample_rate: in Hz.
         channel: the one to read, counted from 1; by default the mean of all.
         coding: one of ``SUBTYPES``.
         claimed: samples per channel, if their number is known.
-
-    Attributes:
-        num_samples: per channel, read so far.
     """
 
     name, claimed_seconds = "stdin", 0.0
@@ -56,7 +52,7 @@ class PcmPipe:
         channel: int | None,
         channels: int = 1,
         coding: tuple[int, int] = (1, 16),
-        claimed: int | None = None,
+        claimed: float = math.inf,
     ) -> None:
         self.sample_rate, self.channels, self.num_samples = sample_rate, channels, 0
         self._stream, self._channel, self._claimed = stream, channel, claimed
@@ -82,7 +78,7 @@ class PcmPipe:
         if chunk[:4] != b"data" or coding not in SUBTYPES or not channels or width != channels * bits // 8:
             return None, head
         unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
-        return cls(stream, rate, channel, channels, coding, None if unknown else size // width), head
+        return cls(stream, rate, channel, channels, coding, math.inf if unknown else size // width), head
 
     def blocks(self) -> Iterator[Block]:
         """Mono blocks ``[T]`` as they come, but for the last of ``CHUNK_SECONDS`` at least.
@@ -94,7 +90,7 @@ class PcmPipe:
             raise AudioError(f"{self.name} has no channel {self._channel}, only {self.channels}")
         data, ended = b"", False
         while not ended:
-            left = math.inf if self._claimed is None else (self._claimed - self.num_samples) * self._width
+            left = (self._claimed - self.num_samples) * self._width
             least = min(left, math.ceil(CHUNK_SECONDS * self.sample_rate) * self._width)
             while len(data) < least and not ended:
                 data += (more := self._receive(int(min(READ_BYTES, left - len(data)))))
@@ -107,7 +103,7 @@ class PcmPipe:
                 samples, _ = soundfile.read(raw, dtype="float32", always_2d=True, **self._format)
                 yield samples[:, self._channel - 1] if self._channel else samples.mean(axis=1, dtype=np.float32)
             data = data[whole * self._width :]
-        if self._claimed is not None and self.num_samples < self._claimed and not self._stopped:
+        if self.num_samples < self._claimed < math.inf and not self._stopped:
             raise incomplete(self.name, self.num_samples, self._claimed, "samples")
         if not self.num_samples:
             raise AudioError(f"{self.name} holds no samples")
@@ -117,8 +113,6 @@ class PcmPipe:
         try:
             return b"" if self._stopped else self._stream.read1(size)  # type: ignore[attr-defined]
         except KeyboardInterrupt:
-            if not self._stopped:
-                raise
             return b""
         finally:
             self._waiting = False
@@ -132,10 +126,8 @@ class PcmPipe:
             if self._waiting:
                 raise KeyboardInterrupt
 
-        numbers = [signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)]
-        before = {
-            number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) != signal.SIG_IGN
-        }
+        numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
+        before = {each: signal.signal(each, stop) for each in numbers if signal.getsignal(each) != signal.SIG_IGN}
         try:
             yield
         finally:
@@ -169,11 +161,7 @@ def has_streams(codec: CodecBase[Any]) -> TypeGuard[Codec]:
 
 
 def encode_live(codec: Codec, pipe: PcmPipe, samples: Iterable[Block], output: IO[bytes], header: Header) -> None:
-    """Codes of all ``samples`` that come through the pipe, at the model's rate, each block as soon as it can be.
-
-    Raises:
-        CodecError: not audio that the model takes.
-    """
+    """Write the codes of all ``samples`` that come through the pipe, at the model's rate, each block as soon as it can be."""
     import torch
 
     writer, stream = Writer(output, header), codec.streaming_encoder(1, header.num_quantizers)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NoReturn, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from codec import container
 from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
 from codec.base import CodecBase
 from codec.cli.backends import Load
-from codec.cli.jobs import Job
+from codec.cli.jobs import STREAM, Job
 from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live, has_streams
 from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import UsageError
@@ -35,11 +35,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class QuantizerChoice:
-    """How many quantizers to use: a number, or as many as fit into a bitrate in kbit/s, or all.
-
-    Raises:
-        UsageError: a number or a bitrate that cannot be.
-    """
+    """How many quantizers to use: a number, or as many as fit into a bitrate in kbit/s, or all."""
 
     number: int | None
     kbps: float | None
@@ -52,11 +48,7 @@ class QuantizerChoice:
             raise UsageError("--bitrate must be positive")
 
     def count(self, num_quantizers: int, bitrate: float) -> int:
-        """How many of ``num_quantizers``, which together take ``bitrate`` bit/s; a bitrate other than asked for is said.
-
-        Raises:
-            UsageError: there are fewer quantizers, or one alone needs more than this bitrate.
-        """
+        """How many of ``num_quantizers``, which together take ``bitrate`` bit/s; a bitrate other than asked for is said."""
         if self.number is not None:
             if self.number > num_quantizers:
                 raise UsageError(f"--num-quantizers {self.number}: there are only {num_quantizers}")
@@ -78,11 +70,7 @@ class FileEncoder:
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
     WAV that goes from a pipe to stdout is encoded live, if the model has streams; with ``raw_rate``, stdin holds 16-bit
-    samples of one channel at this rate in Hz, without a header.
-
-    Raises:
-        ModelError: no such model, or no such device here.
-        UsageError: the model does not have this bitrate or number of quantizers.
+    samples of one channel at this rate in Hz, without a header. What cannot be is a CodecError or an OSError.
     """
 
     def __init__(
@@ -99,22 +87,15 @@ class FileEncoder:
 
     def is_done(self, job: Job) -> bool:
         """Whether the target is an intact file of this model, with as many quantizers and the input's sample rate."""
-        with self._open(job) as reader, open(job.target, "rb") as stream:
+        with self._open(job) as reader:
             try:
-                codes = Reader(stream)
+                there, _ = container.read(job.target)
             except ContainerError:
                 return False
-            damaged = any(isinstance(block, Damage) for block in codes.blocks())
-            expected = self.codec.header(codes.header.num_samples, reader.sample_rate, self.num_quantizers)
-            return codes.header == expected and not damaged
+            return there == self.codec.header(there.num_samples, reader.sample_rate, self.num_quantizers)
 
     def encode(self, job: Job) -> None:
-        """Encode one audio file.
-
-        Raises:
-            CodecError: not readable as audio, or not audio that the model takes.
-            OSError: files that cannot be opened or written.
-        """
+        """Encode one audio file."""
         with self._open(job) as reader:
             # made before the long work, in case something in it is wrong
             header = self.codec.header(None, reader.sample_rate, self.num_quantizers)
@@ -145,7 +126,7 @@ class FileEncoder:
         if pipe is not None:
             with pipe.stopped_by_signals():
                 yield pipe
-        elif not (job.from_stdin or job.source.is_fifo()):
+        elif not (job.source == STREAM or job.source.is_fifo()):
             with AudioReader(job.source, channel=self.channel) as reader:
                 yield reader
         else:
@@ -161,9 +142,7 @@ class FileDecoder:
 
     Audio has the original's sample rate, or with ``native_rate`` the model's; ``salvage`` is for damaged files. Codes whose
     length is not known before their end are decoded live from a pipe to stdout; with ``raw`` all are, without a header.
-
-    Raises:
-        ModelError: no such model, or no such device here.
+    What cannot be is a CodecError or an OSError.
     """
 
     def __init__(
@@ -195,12 +174,7 @@ class FileDecoder:
             return False
 
     def decode(self, job: Job) -> None:
-        """Decode one ``.codes`` file.
-
-        Raises:
-            CodecError: the file is damaged, or the model, the quantizers or the output's format do not fit it.
-            OSError: files that cannot be opened or written.
-        """
+        """Decode one ``.codes`` file."""
         with _open_bytes(job) as stream:
             codes = Reader(stream)
             header = codes.header
@@ -210,10 +184,9 @@ class FileDecoder:
             live = self.raw or (header.num_samples is None and _is_piped(job))
 
             def decode(blocks: Iterable[Codes]) -> Iterator[Block]:
-                chosen = (block[:count] for block in blocks)
-                audio = (
-                    decode_live(codec, chosen, count) if live and has_streams(codec) else codec.decode_blocks(chosen)
-                )
+                audio = codec.decode_blocks(block[:count] for block in blocks)
+                if live and has_streams(codec):
+                    audio = decode_live(codec, (block[:count] for block in blocks), count)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
             with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as bar:
@@ -273,38 +246,35 @@ def _salvaged(
     Raises:
         ContainerError: no block is intact.
     """
-    losses: list[Damage] = []  # said once a block is intact: without one nothing is written, and the error says all
+    losses: list[Damage] = []  # said at the end: where no block is intact nothing is written, and the error says all
     intact = False
     for damaged, run in itertools.groupby(blocks, lambda block: isinstance(block, Damage)):
-        if damaged:
-            for loss in run:
-                assert isinstance(loss, Damage)
-                losses.append(loss)
-                if loss.num_frames and not loss.truncated:
-                    yield np.zeros(loss.num_frames * header.hop_length, np.float32)
-        else:
+        if not damaged:
             intact = True
-            yield from decode(block for block in run if not isinstance(block, Damage))
-        while intact and losses:
-            loss = losses.pop(0)
-            seconds = loss.num_frames * header.hop_length / header.sample_rate
-            if loss.truncated:
-                log.info("%s; the output ends %s", loss.reason, f"{seconds:.1f} s early" if seconds else "there")
-            elif seconds:
-                log.info("%s; %.1f s of silence instead", loss.reason, seconds)
-            else:
-                log.info("%s; they are left out", loss.reason)
-    if losses:
+            yield from decode(cast(Iterator[Codes], run))
+            continue
+        for loss in cast(Iterator[Damage], run):
+            losses.append(loss)
+            if loss.num_frames and not loss.truncated:
+                yield np.zeros(loss.num_frames * header.hop_length, np.float32)
+    if losses and not intact:
         raise ContainerError(f"{losses[0].reason}; no block is intact")
+    for loss in losses:
+        seconds = loss.num_frames * header.hop_length / header.sample_rate
+        if loss.truncated:
+            effect = f"the output ends {seconds:.1f} s early" if seconds else "the output ends there"
+        else:
+            effect = f"{seconds:.1f} s of silence instead" if seconds else "they are left out"
+        log.info("%s; %s", loss.reason, effect)
 
 
 def _is_piped(job: Job) -> bool:
     """Whether it goes from a pipe to stdout; a file at stdin is there as a whole, and taken as any other."""
-    return job.from_stdin and job.to_stdout and not sys.stdin.buffer.seekable()
+    return job.source == job.target == STREAM and not sys.stdin.buffer.seekable()
 
 
 def _open_bytes(job: Job) -> AbstractContextManager[IO[bytes]]:
-    return nullcontext(sys.stdin.buffer) if job.from_stdin else open(job.source, "rb")
+    return nullcontext(sys.stdin.buffer) if job.source == STREAM else open(job.source, "rb")
 
 
 @contextmanager
@@ -322,7 +292,7 @@ def _output(job: Job) -> Iterator[Path]:
 
     It is made at once, so that a place that cannot be written to is known before the long work.
     """
-    if not job.to_stdout:
+    if job.target != STREAM:
         with suppress(FileExistsError):  # a file where the folder should be: the next line says so
             job.target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(job.target, replace=job.overwrite) as temporary:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.base import CodecBase, native
-from codec.config import CodecConfig
+from codec.config import CodecConfig, Context, reach
 from codec.container import Codes
 from codec.errors import CodecError, one_line
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
@@ -18,7 +18,6 @@ from codec.runtime.graphs import build_decoder, build_encoder
 from codec.runtime.network import Network, codebook_state, count_quantizers
 from codec.runtime.streams import StreamingNetwork
 from codec.runtime.weights import Floats, Weights
-from codec.windows import Context, reach
 
 Session = tuple[Any, Context]  # of onnxruntime, and how far its graph looks
 

@@ -5,10 +5,10 @@ Batch and length are free. There are no complex numbers: the inverse STFT is a m
 
 from __future__ import annotations
 
+from codec.config import spread
 from codec.pretrained import ModelError
 from codec.runtime.network import Network, count_quantizers
 from codec.runtime.weights import Weights
-from codec.windows import spread
 
 
 def build_encoder(net: Network) -> bytes:

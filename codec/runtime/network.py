@@ -31,7 +31,7 @@ class Network:
         bits: 32, or 8: activations and weights of the inner matrix products are rounded to 8 bits.
 
     Attributes:
-        layers: ``(left, right, stride)`` of those that see other frames than their own; see :func:`codec.windows.reach`.
+        layers: ``(left, right, stride)`` of those that see other frames than their own; see :func:`codec.config.reach`.
     """
 
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:

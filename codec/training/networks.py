@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codec.autoencoder import DepthwiseConv
 from codec.config import CodecConfig, ConfigError, to_dict
-from codec.layers import DepthwiseConv
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS, find_model
 from codec.training.config import TrainConfig

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shlex
 import signal
@@ -222,19 +221,6 @@ def test_an_interrupted_run_leaves_nothing(
 
 
 # ---- streams --------------------------------------------------------------------------------------------------------
-
-
-def test_nonsense_from_a_pipe(run: Run, one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    for command, target, content, message in (
-        ("encode", "out.codes", b"hello, world" * 9, "error: stdin is not audio that libsndfile reads"),
-        ("decode", "out.wav", b"hello, world" * 9, "error: stdin: not a .codes file"),
-        ("encode", "out.codes", b"", "empty"),
-        ("decode", "out.wav", b"", "empty"),
-    ):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
-        assert run(command, "-", target) == 1
-        assert message in one_line()
-    assert names() == []
 
 
 def shell(command: list[str], redirections: str) -> subprocess.CompletedProcess[str]:

@@ -144,9 +144,9 @@ def test_the_gain_is_applied(
     [
         (wav(np.zeros(9000, np.float32))[:-100], "stdin is damaged: only 8,950 of 9,000 samples can be read"),
         (wav(np.zeros(0, np.float32)), "stdin holds no samples"),
-        (wav(np.full(9000, np.nan, np.float32), subtype="FLOAT"), "stdin: samples hold NaN"),
-        (wav(np.full(9000, 32767, np.float32), subtype="FLOAT"), "stdin: samples must be in [-1, 1]"),
-        (b"RIFF", "stdin is not audio"),
+        (wav(np.full(9000, np.nan, np.float32), subtype="FLOAT"), "stdin: waveform holds NaN"),
+        (wav(np.full(9000, 32767, np.float32), subtype="FLOAT"), "stdin: waveform must be in [-1, 1]"),
+        (b"RIFF", "stdin is not audio that libsndfile reads"),
         (b"", "stdin is empty"),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
@@ -157,9 +157,9 @@ def test_what_is_wrong_with_the_input(
     """One line; and what went out has no end, so that whoever reads it knows."""
     code, out = through(monkeypatch, run, "encode", data)
     assert code == 1 and message in one_line()
-    if out:
-        assert through(monkeypatch, run, "decode", out)[0] == 1
-        assert "stdin: truncated: its end is missing" in one_line()
+    assert through(monkeypatch, run, "decode", out or data)[0] == 1
+    said = {True: "truncated: its end is missing", False: "not a .codes file" if data else "the file is empty"}
+    assert f"stdin: {said[bool(out)]}" in one_line()
 
 
 def test_damage_of_a_stream(

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from codec.autoencoder import DepthwiseConv
 from codec.config import CodecConfig, ConfigError
-from codec.layers import DepthwiseConv
 from codec.model import Codec
 from codec.training.networks import copy_blocks, start_codec
 
