@@ -21,7 +21,12 @@ from codec.errors import CodecError
 BLOCK_BYTES = 2**16  # searched at once
 MOST_CHUNKS = 10_000  # of a RIFF file and its kin: a hostile one could hold millions of empty ones
 # what programs write to a pipe, where they cannot come back with the true size
-UNKNOWN_SIZES = ((0x7EFFF000, 0x7F001000), (0x7FFFE000, 0x80001000), (0xFFFFF000, 2**32), (2**62, 2**64))
+UNKNOWN_SIZES = (
+    range(0x7EFFF000, 0x7F001000),
+    range(0x7FFFE000, 0x80001000),
+    range(0xFFFFF000, 2**32),
+    range(2**62, 2**64),
+)
 
 
 class AudioError(CodecError):
@@ -207,7 +212,7 @@ def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patch
     for *_, end in _chunks(source, end, layout) if layout.id_bytes else ():  # noqa: B007, B020
         pass
     stray = source.end - end
-    if (size == 0 and stray > 8) or (size > there and any(low <= told < high for low, high in UNKNOWN_SIZES)):
+    if (size == 0 and stray > 8) or (size > there and any(told in sizes for sizes in UNKNOWN_SIZES)):
         true_size = min(there + layout.counted, 256**layout.size_bytes - 1)
         patches = {**patches, size_at: true_size.to_bytes(layout.size_bytes, layout.order)}
     elif size > there:
