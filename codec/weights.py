@@ -15,7 +15,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from codec.files import atomic_write
-from codec.pretrained import BASE, CHECKSUM, FILES, ModelError, check_data, data_checksum, find_model, refused, weight_files
+from codec.pretrained import (
+    BASE,
+    CHECKSUM,
+    FILES,
+    ModelError,
+    check_data,
+    data_checksum,
+    find_model,
+    refused,
+    weight_files,
+)
 from codec.quantizers.lookup import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]

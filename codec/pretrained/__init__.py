@@ -120,7 +120,9 @@ def weight_files(path: Path) -> list[Path]:
     if base is None:
         return [path]
     if base not in shipped_models():
-        raise ModelError(f"{path} goes with the shipped model {base!r}, which this version of the package does not have")
+        raise ModelError(
+            f"{path} goes with the shipped model {base!r}, which this version of the package does not have"
+        )
     return [path, Path(__file__).parent / base / FILES[1]]
 
 
