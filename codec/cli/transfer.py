@@ -11,7 +11,8 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -41,7 +42,6 @@ class QuantizerChoice:
 
     number: int | None
     kbps: float | None
-    said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if self.number is not None and self.number < 1:
@@ -66,9 +66,8 @@ class QuantizerChoice:
         if count < 1:
             raise UsageError(f"--bitrate {self.kbps:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
         text = f"using {count} of {num_quantizers} quantizers, {count * one / 1000:g} kbit/s"
-        if abs(count * one - self.kbps * 1000) > 1 and text not in self.said:
-            self.said.add(text)
-            log.info(text)
+        if abs(count * one - self.kbps * 1000) > 1:
+            log.info(text, extra={"once": text})
         return count
 
 
@@ -81,7 +80,7 @@ class FileEncoder:
     """
 
     def __init__(self, load: Load, model: str | None, choice: QuantizerChoice, channel: int | None = None) -> None:
-        self.channel, self.said_mixed = channel, False
+        self.channel = channel
         self.codec = load(model or DEFAULT_MODEL)
         self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
 
@@ -96,7 +95,7 @@ class FileEncoder:
             blocks = container.read_blocks(stream, header)
             return header == expected and not any(isinstance(block, Damage) for block in blocks)
 
-    def encode(self, job: Job) -> None:
+    def __call__(self, job: Job) -> None:
         """Encode one audio file.
 
         Raises:
@@ -107,9 +106,9 @@ class FileEncoder:
             # made before the long work, in case something in it is wrong
             header = self.codec.header(0, reader.sample_rate, self.num_quantizers)
             with _output(job) as output, _seconds_bar(reader.claimed_seconds) as bar:
-                if self.channel is None and reader.channels > 1 and not self.said_mixed:
-                    log.info("%s: %d channels mixed down to one", reader.name, reader.channels)
-                    self.said_mixed = True
+                if self.channel is None and reader.channels > 1:
+                    said = {"once": "mixed"}
+                    log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra=said)
                 samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
                 codes = []
                 for window in self.codec.encode_blocks(samples, self.num_quantizers):
@@ -148,7 +147,7 @@ class FileDecoder:
         except AudioError:
             return False
 
-    def decode(self, job: Job) -> None:
+    def __call__(self, job: Job) -> None:
         """Decode one ``.codes`` file.
 
         Raises:
@@ -267,4 +266,9 @@ def _output(job: Job) -> Iterator[Path]:
 
 def _seconds_bar(seconds: float) -> tqdm[NoReturn]:
     """A bar over the seconds of one long file, on terminals only."""
-    return tqdm(total=round(seconds), unit=" s", leave=False, disable=None if seconds > 60 else True)
+    return tqdm(
+        total=round(seconds),
+        unit=" s",
+        leave=False,
+        disable=None if seconds > 60 and parent_process() is None else True,
+    )
