@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Ids = TypeVar("Ids", "Tensor", "NDArray[Any]")
 Invalid = Literal["refuse", "drop", "mask"]
+MOST = 2**63 - 1  # of int64
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class TokenLayout:
         for name, least in (("num_quantizers", 1), ("codebook_size", 1), ("first_id", 0)):
             if _whole(getattr(self, name), name) < least:
                 raise CodecError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.vocab_size > MOST:
+            raise CodecError("the ids of so many codes take more than 64 bits")
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -187,4 +190,6 @@ def _like(array: NDArray[Any], ids: Ids) -> Ids:
 def _whole(value: int, name: str) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise CodecError(f"{name} must be a whole number, not {value!r}")
+    if abs(int(value)) > MOST:
+        raise CodecError(f"{name} takes more than 64 bits")
     return int(value)

@@ -165,7 +165,8 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
         "## Limits",
         "",
         "Made for speech of one person at a time: music, overlapping voices and noise come back distorted. It has heard "
-        "only the languages and accents of the sources above. Do not use it where a changed word does harm.",
+        "only the languages and accents of the sources above. Speech near full scale comes back a little softer, very soft "
+        "speech with less quality: bring recordings to a usual level first. Do not use it where a changed word does harm.",
     ]
     notes = runs[0].run / "notes.md"
     if notes.exists():

@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from codec.config import ConfigError, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
-from codec.errors import EXIT_OK, run_command
+from codec.errors import EXIT_OK, CodecError, run_command
 from codec.files import atomic_write, read_json
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
@@ -286,13 +286,18 @@ def check_same_networks(config: TrainConfig, path: Path) -> None:
     """Compare the networks with those of the run's config.json: a sample rate, say, changes no shape of a weight.
 
     Raises:
-        CheckpointError: a field of model or discriminator differs.
+        CheckpointError: a field of model or discriminator differs, or the file is damaged.
     """
-    values = read_json(path) if path.is_file() else {}
-    for section in ("model", "discriminator"):
-        now = getattr(config, section)
-        before = from_dict(type(now), values[section], section) if section in values else now
-        for name, old, new in differences(section, before, now):
+    networks = {section: getattr(config, section) for section in ("model", "discriminator")}
+    try:
+        values = read_json(path) if path.is_file() else {}
+        if not isinstance(values, dict):
+            raise ConfigError("not a JSON object")
+        before = {name: from_dict(type(now), values[name], name) for name, now in networks.items() if name in values}
+    except CodecError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
+    for section in before:
+        for name, old, new in differences(section, before[section], networks[section]):
             raise CheckpointError(
                 f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
                 "own model and discriminator settings, or another --out"

@@ -15,8 +15,8 @@ BACKENDS = ("torch", "onnx")
 Load = Callable[[str], "CodecBase[Any]"]  # a model by its name
 
 
-def load_codec(model: str, backend: str | None, device: str = "cpu") -> CodecBase[Any]:
-    """A model run by the backend; by default torch if it is installed, else ONNX Runtime.
+def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads: int | None = None) -> CodecBase[Any]:
+    """A model run by the backend; by default torch if it is installed, else ONNX Runtime, with its own number of threads.
 
     Raises:
         ModelError: no such model, device or backend here.
@@ -26,12 +26,16 @@ def load_codec(model: str, backend: str | None, device: str = "cpu") -> CodecBas
     if backend != "onnx" and (torch_is_here() or backend == "torch"):
         from codec.model import Codec
 
+        if num_threads is not None:
+            import torch
+
+            torch.set_num_threads(num_threads)
         return Codec.from_pretrained(model, device)
     if device != "cpu":
         raise UsageError(f"--device {device} needs torch; ONNX Runtime computes on the CPU")
     from codec.runtime import OnnxCodec
 
-    return OnnxCodec.from_pretrained(model)
+    return OnnxCodec.from_pretrained(model, num_threads=num_threads)
 
 
 def torch_is_here() -> bool:

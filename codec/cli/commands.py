@@ -11,7 +11,7 @@ from functools import partial
 
 from codec import __version__
 from codec.cli.backends import BACKENDS, Load, load_codec
-from codec.cli.jobs import Failures, plan_jobs, run_jobs
+from codec.cli.jobs import Failures, Worker, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, run_command, say
 
 ENVIRONMENT = ""  # stands for it among the names of codec-info
@@ -26,6 +26,7 @@ ENCODE_EXAMPLES = """examples:
   codec-encode --bitrate 1.5 in.flac out.codes  at most 1.5 kbit/s
   codec-encode speech/ -o codes/                a folder, its tree mirrored; --skip-existing goes on after a stop
   arecord | codec-encode - - | codec-decode - - | aplay    live; WAV of any length is encoded as it comes
+  codec-encode speech/ -o codes/ --workers 8    on eight processes
 """
 DECODE_EXAMPLES = """examples:
   codec-decode out.codes out.wav
@@ -44,8 +45,16 @@ INFO_EXAMPLES = """examples:
 class _Lines(logging.Handler):
     """Writes log records to stderr, past a progress bar; stdout stays free for data."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.said: set[str] = set()  # what is said once, of whatever file
+
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        once = getattr(record, "once", None)
+        if once not in self.said:
+            say(self.format(record))
+        if once is not None:
+            self.said.add(once)
 
 
 def encode_main(argv: Sequence[str] | None = None) -> int:
@@ -103,11 +112,24 @@ def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target
     _add_backend(parser)
     add("--force", action="store_true", help="overwrite existing outputs")
     add("--skip-existing", action="store_true", help="pass over inputs whose output is there and intact")
+    add(
+        "--workers",
+        type=_positive,
+        default=1,
+        metavar="N",
+        help="processes for several inputs, of one thread each (default: 1)",
+    )
 
 
 def _add_backend(parser: argparse.ArgumentParser) -> None:
     about = "the library that runs models (default: torch if it is installed, else onnx)"
     parser.add_argument("--backend", choices=BACKENDS, help=about)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
 
 
 def _not_empty(text: str) -> str:
@@ -149,8 +171,9 @@ def _encode(args: argparse.Namespace) -> int:
     from codec.cli import transfer
 
     choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
-    encoder = transfer.FileEncoder(_load(args), args.model, choice, args.channel, args.raw)
-    return run_jobs(jobs, args.force, encoder.encode, encoder.is_done if args.skip_existing else None)
+    workers = min(args.workers, len(jobs))
+    encoder = partial(transfer.FileEncoder, _load(args, workers), args.model, choice, args.channel, args.raw)
+    return run_jobs(jobs, Worker(encoder, args.force, args.skip_existing), workers)
 
 
 def _decode(args: argparse.Namespace) -> int:
@@ -166,12 +189,15 @@ def _decode(args: argparse.Namespace) -> int:
     from codec.cli import transfer
 
     choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
-    decoder = transfer.FileDecoder(_load(args), args.model, choice, args.native_rate, args.salvage, bool(args.raw))
-    return run_jobs(jobs, args.force, decoder.decode, decoder.is_done if args.skip_existing else None)
+    workers = min(args.workers, len(jobs))
+    decoder = partial(
+        transfer.FileDecoder, _load(args, workers), args.model, choice, args.native_rate, args.salvage, bool(args.raw)
+    )
+    return run_jobs(jobs, Worker(decoder, args.force, args.skip_existing), workers)
 
 
-def _load(args: argparse.Namespace) -> Load:
-    return partial(load_codec, backend=args.backend, device=args.device)
+def _load(args: argparse.Namespace, workers: int) -> Load:
+    return partial(load_codec, backend=args.backend, device=args.device, num_threads=1 if workers > 1 else None)
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -9,8 +9,9 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, one_line
 from codec.pretrained import ModelError
@@ -124,33 +125,75 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-def run_jobs(
-    jobs: Sequence[Job], force: bool, transfer: Callable[[Job], None], is_done: Callable[[Job], bool] | None = None
-) -> int:
-    """Transfer file by file, going on after a failure, with a bar when there are several; returns the exit code.
+class Transfer(Protocol):
+    """Does jobs, with a model."""
 
-    With ``is_done``, which says of an existing target whether it is what the job gives, such jobs are passed over.
+    def __call__(self, job: Job) -> None:
+        """Do one. What a user can mend is a CodecError or an OSError."""
 
-    Raises:
-        ModelError: a model or device that cannot be used, by any of the jobs.
+    def is_done(self, job: Job) -> bool:
+        """Whether the existing target is what the job gives."""
+
+
+@dataclass
+class Worker:
+    """Does jobs one by one; each process has one.
+
+    Attributes:
+        make: gives the transfer, once.
+        skip_existing: targets that are what the job gives are left alone.
     """
-    from tqdm import tqdm
 
-    failures, there = Failures(), 0
-    for job in tqdm(jobs, unit=" file", disable=None if len(jobs) > 1 else True):
+    make: Callable[[], Transfer]
+    force: bool
+    skip_existing: bool
+
+    @cached_property
+    def _transfer(self) -> Transfer:
+        return self.make()
+
+    def __call__(self, job: Job) -> bool | Exception:
+        """Whether there was anything to do, or why it cannot be done.
+
+        Raises:
+            ModelError: a model or device that cannot be used, by any of the jobs.
+            UsageError: likewise a number of quantizers.
+        """
+        transfer = self._transfer
         try:
             if job.clashes:
                 raise UsageError(f"{job.source} is not the only input for {job.target}; rename it, or take another -o")
-            existing = STREAM not in (job.source, job.target) and job.target.is_file()
-            if is_done and existing and is_done(job):
-                there += 1
-                continue
-            _check_target(job, force, bool(is_done and existing))
-            transfer(replace(job, overwrite=force))
+            existing = self.skip_existing and STREAM not in (job.source, job.target) and job.target.is_file()
+            if existing and transfer.is_done(job):
+                return False
+            _check_target(job, self.force, existing)
+            transfer(replace(job, overwrite=self.force))
         except (BrokenPipeError, ModelError):
             raise  # whoever reads stdout has gone; or no job can be done
         except (CodecError, OSError) as error:
-            failures.add(error, job.source_name, job.target_name)
+            return error
+        return True
+
+
+def run_jobs(jobs: Sequence[Job], worker: Worker, workers: int) -> int:
+    """Do the jobs in so many processes, going on after a failure, with a bar if there are several; returns the exit code.
+
+    Raises:
+        ModelError, UsageError: see :class:`Worker`.
+        CodecError: a process was killed.
+    """
+    from tqdm import tqdm
+
+    from codec.cli.workers import spread
+
+    failures, there = Failures(), 0
+    with spread(worker, jobs, workers) as results:
+        bar = tqdm(results, total=len(jobs), unit=" file", disable=None if len(jobs) > 1 else True)
+        for job, result in zip(jobs, bar, strict=True):
+            if isinstance(result, Exception):
+                failures.add(result, job.source_name, job.target_name)
+            else:
+                there += not result
     failures.say_others()
     if len(jobs) > 1:
         counts = {"files done": len(jobs) - there - failures.count, "there already": there, "failed": failures.count}

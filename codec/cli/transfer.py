@@ -12,7 +12,8 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import IO, Any, NoReturn, cast
 
@@ -39,7 +40,6 @@ class QuantizerChoice:
 
     number: int | None
     kbps: float | None
-    said: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         if self.number is not None and self.number < 1:
@@ -60,9 +60,8 @@ class QuantizerChoice:
         if count < 1:
             raise UsageError(f"--bitrate {self.kbps:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
         text = f"using {count} of {num_quantizers} quantizers, {count * one / 1000:g} kbit/s"
-        if abs(count * one - self.kbps * 1000) > 1 and text not in self.said:
-            self.said.add(text)
-            log.info(text)
+        if abs(count * one - self.kbps * 1000) > 1:
+            log.info(text, extra={"once": text})
         return count
 
 
@@ -81,7 +80,7 @@ class FileEncoder:
         channel: int | None = None,
         raw_rate: int | None = None,
     ) -> None:
-        self.channel, self.raw_rate, self.said_mixed = channel, raw_rate, False
+        self.channel, self.raw_rate = channel, raw_rate
         self.codec = load(model or DEFAULT_MODEL)
         self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
 
@@ -94,15 +93,14 @@ class FileEncoder:
                 return False
             return there == self.codec.header(there.num_samples, reader.sample_rate, self.num_quantizers)
 
-    def encode(self, job: Job) -> None:
+    def __call__(self, job: Job) -> None:
         """Encode one audio file."""
         with self._open(job) as reader:
             # made before the long work, in case something in it is wrong
             header = self.codec.header(None, reader.sample_rate, self.num_quantizers)
             samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
-            if self.channel is None and reader.channels > 1 and not self.said_mixed:
-                log.info("%s: %d channels mixed down to one", reader.name, reader.channels)
-                self.said_mixed = True
+            if self.channel is None and reader.channels > 1:
+                log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
             if isinstance(reader, PcmPipe) and has_streams(self.codec):
                 with _named(job.target_name):
                     encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
@@ -173,7 +171,7 @@ class FileDecoder:
         except AudioError:
             return False
 
-    def decode(self, job: Job) -> None:
+    def __call__(self, job: Job) -> None:
         """Decode one ``.codes`` file."""
         with _open_bytes(job) as stream:
             codes = Reader(stream)
@@ -309,4 +307,9 @@ def _output(job: Job) -> Iterator[Path]:
 
 def _seconds_bar(seconds: float) -> tqdm[NoReturn]:
     """A bar over the seconds of one long file, on terminals only."""
-    return tqdm(total=round(seconds), unit=" s", leave=False, disable=None if seconds > 60 else True)
+    return tqdm(
+        total=round(seconds),
+        unit=" s",
+        leave=False,
+        disable=None if seconds > 60 and parent_process() is None else True,
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ class Tracker:
         if logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
+            threading.excepthook = partial(_unless_tensorboards, threading.excepthook)
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
@@ -75,6 +78,12 @@ class Tracker:
         except OSError as error:
             log.warning("nothing more goes to TensorBoard, training goes on: %s", error.strerror)
             self.writer = None
+
+
+def _unless_tensorboards(hook: Callable[[Any], object], failure: Any) -> None:
+    """Show what ended a thread, but not an OSError in TensorBoard's own: the next call to its writer raises it again."""
+    if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
+        hook(failure)
 
 
 def read_scalars(path: Path) -> list[dict[str, Any]]:

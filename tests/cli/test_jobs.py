@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from shell import RATE, Run, Said, Samples, names
+from shell import RATE, Run, Said, Samples, names, process
 
 from codec import container
+from codec.cli.workers import spread
+from codec.errors import CodecError
 
 
 def test_a_folder_is_mirrored(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +83,50 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
         assert run(*again) == 0 and "0 files done, 4 there already" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_several_processes(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
+    """Files, lines and exit code are what one process gives, and so is an error that ends all."""
+    Path("in").mkdir()
+    for name in "abcd":
+        soundfile.write(f"in/{name}.wav", np.stack(2 * [sound[: RATE // 2]], axis=1), RATE)
+    for name in ("in/e.wav", "in/f.wav"):
+        Path(name).write_text("no audio")
+    soundfile.write("in/a.flac", sound[:RATE], RATE)
+    said, content = [], []
+    for number in (1, 2):
+        codes = run("encode", "in", "-o", "codes", "--bitrate", 2.5, "--force", "--workers", number)
+        again = run("encode", "in", "-o", "codes", "--bitrate", 2.5, "--skip-existing", "--workers", number)
+        audio = run("decode", "codes", "-o", "out", "--force", "--workers", number)
+        assert (codes, again, audio) == (1, 1, 0)
+        said.append(capsys.readouterr().err)
+        content.append([Path(folder, name).read_bytes() for folder in ("codes", "out") for name in names(folder)])
+    assert said[0] == said[1] and "3 there already, 4 failed" in said[0] and content[0] == content[1]
+    for option, code in ((["--bitrate", 0.1], 2), (["--device", "nonsense"], 1)):
+        assert run("encode", "in", "-o", "codes", "--workers", 2, *option) == code
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_ends_all_processes(tiny_model_folder: Path) -> None:
+    Path("in").mkdir()
+    for name in "ab":
+        soundfile.write(f"in/{name}.wav", np.zeros(3600 * RATE, np.int16), RATE)
+    command = process("encode", "in", "-o", "out", "--workers", 2, "--model", tiny_model_folder)
+    main = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while main.poll() is None and not (Path("out").exists() and len(names("out")) == 2):
+        time.sleep(0.05)
+    os.killpg(main.pid, signal.SIGINT)
+    said = main.communicate(timeout=60)[1]  # stderr ends with the last of them
+    assert said == "codec-encode: interrupted; nothing half-written is left; --skip-existing goes on\n"
+    assert main.returncode == 130 and names("out") == []
+
+
+def test_a_process_that_is_killed() -> None:
+    with pytest.raises(CodecError, match="a worker process died"), spread(os._exit, [1, 2], 2) as results:
+        next(results)
+
+
 def test_links(run: Run, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     """To folders they are named, to nothing they fail, to files they are what they lead to, on both sides."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
@@ -136,6 +187,7 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
         (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
         (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
         (["decode", "a.codes", "a.flac", "--format", "flac"], "--format goes with -o"),
+        (["encode", "sub", "-o", "out", "--workers", 0], "argument --workers: must be at least 1"),
         (["decode", "a.codes", "a.raw"], "OUTPUT must end in an audio suffix"),
         (["info", "-"], "reads files, not stdin"),
     ],

@@ -89,6 +89,10 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, capsys
     assert train(corpus, adamw, *one_step, "phases.steps=2") == 1
     assert "holds a run already; continue it with --resume or choose another --out" in one_error(capsys)
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
+    for text in ('{"model": {}, "mod', "5", '{"model": {"latent_dim": "wide"}}'):
+        (adamw / "config.json").write_text(text)
+        assert train(corpus, adamw, *one_step, "phases.steps=2", flags=("--resume",)) == 1
+        assert f"{adamw / 'config.json'} is damaged: " in one_error(capsys)
 
 
 def test_legs_of_minutes_make_one_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

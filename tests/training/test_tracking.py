@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -42,21 +43,33 @@ def test_metrics_continue_where_a_resumed_run_does(tmp_path: Path) -> None:
     assert not (tmp_path / "tensorboard").exists()
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's own thread
-def test_a_folder_that_is_removed_is_said_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("fault", ["folder removed", "disk full"])
+def test_what_cannot_be_written_is_said_once(
+    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does TensorBoard's own thread end with a traceback, of which pytest would warn."""
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     tracker = Tracker(tmp_path / "run", "tensorboard")
-    shutil.rmtree(tmp_path / "run")
-    for step in range(50):
-        tracker.scalars({"x": step}, step)
-        if tracker.writer is not None:
-            tracker.writer.file_writer.event_writer._async_writer._worker.join(0.05)
-    tracker.close()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if fault == "folder removed":
+        shutil.rmtree(tmp_path / "run")
+    else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        for step in range(50):
+            tracker.scalars({"x": step}, step)
+            if tracker.writer is not None:
+                tracker.writer.file_writer.event_writer._async_writer._worker.join(0.05)
+        tracker.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert tracker.writer is None
     assert [message.partition(",")[0] for message in sorted(caplog.messages)] == [
         "nothing more goes to TensorBoard",
         "points are missing from now on",
     ]
-    (tmp_path / "run").mkdir()
+    (tmp_path / "run").mkdir(exist_ok=True)
     tracker.scalars({"x": 51}, 51)
     assert read_scalars(tmp_path / "run" / "metrics.jsonl") == [{"step": 51, "x": 51}]
 

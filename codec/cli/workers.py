@@ -1,0 +1,108 @@
+"""The files of a folder on several processes, each with a model of its own."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import queue
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from logging.handlers import QueueHandler
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+from tqdm import tqdm
+
+from codec.errors import EXIT_INTERRUPTED, CodecError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Said = list[logging.LogRecord]
+
+_work: Callable[..., Any]  # of a process of its own, with what it says on the way
+_said: queue.SimpleQueue[logging.LogRecord]
+
+
+@contextmanager
+def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Iterator[Result]]:
+    """The results of ``work``, which is pickled, for each of the items in their order; what it logs is logged here.
+
+    The processes end with this one, however it ends, and remove their temporary files on the way out.
+
+    Raises:
+        CodecError: a process was killed.
+    """
+    if workers == 1:
+        yield map(work, items)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
+    with ProcessPoolExecutor(workers, context, _begin, (work,)) as pool:
+        try:
+            with _without_interrupts():
+                futures = [pool.submit(_do, item) for item in items]
+            yield (_say(future.result()) for future in futures)
+        except BaseException as error:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            if isinstance(error, BrokenProcessPool):
+                raise CodecError("a worker process died (out of memory, or killed); take fewer --workers") from None
+            raise
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes started here never see ctrl-C or a closed terminal, which reach the whole group: the first one decides."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin(work: Callable[..., Any]) -> None:
+    global _work, _said
+    _work, _said = work, queue.SimpleQueue()
+    logger = logging.getLogger("codec")
+    logger.addHandler(QueueHandler(_said))
+    logger.setLevel(logging.INFO)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which Python warns where a process ends at once
+    signal.signal(signal.SIGTERM, _end)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _do(item: Any) -> tuple[Any, Said]:
+    try:
+        result = _work(item)
+    except SystemExit:
+        os._exit(EXIT_INTERRUPTED)  # the pool would go on
+    return result, [_said.get() for _ in range(_said.qsize())]
+
+
+def _say(done: tuple[Any, Said]) -> Any:
+    result, said = done
+    for record in said:
+        logging.getLogger(record.name).handle(record)
+    return result
+
+
+def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+    """Leave by the way on which temporary files are removed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the pool sends another
+    if hasattr(signal, "alarm"):
+        signal.alarm(5)  # ends this process where the exception is lost, as inside a callback of the garbage collector
+    raise SystemExit
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
