@@ -130,7 +130,7 @@ def train(args: argparse.Namespace) -> int:
         torch.manual_seed(hash((config.seed, counters.step, accelerator.process_index)))
         logged, output = train_step(run, batch)
         counters.step += 1
-        counters.seconds = before + time.monotonic() - began
+        counters.seconds = agreed(before + time.monotonic() - began, accelerator)
         bar.update()
         if not stop.begun:
             stop.begun = True
@@ -157,6 +157,13 @@ def train(args: argparse.Namespace) -> int:
             print(f"done at step {counters.step}: {run.checkpoints}")
     accelerator.end_training()
     return EXIT_OK
+
+
+def agreed(seconds: float, accelerator: Accelerator) -> float:
+    """The mean over processes: where the clock ends a run, they must all end it, and step equally far until then."""
+    if accelerator.num_processes == 1:
+        return seconds
+    return float(accelerator.reduce(torch.tensor(seconds, device=accelerator.device), "mean"))
 
 
 # ---- one step ---------------------------------------------------------------------------------------------------------

@@ -95,6 +95,25 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, capsys
         assert f"{adamw / 'config.json'} is damaged: " in one_error(capsys)
 
 
+def test_a_run_as_long_as_a_time(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The learning rate comes down by the clock; what is held in memory is drawn from as files are."""
+    settings = (
+        *QUANTIZED,
+        *LONG,
+        "phases.minutes=0.05",
+        "log.scalars_every=1",
+        "optimizer.warmup_steps=1",
+        "data.resident=true",
+    )
+    assert train(corpus, tmp_path, *settings) == 0
+    assert "or end after 0.05 minutes" in capsys.readouterr().out
+    rates = [point["learning_rate"] for point in read_scalars(tmp_path / "metrics.jsonl") if "learning_rate" in point]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0] / 2
+    assert len(rates) < 100000 and latest_checkpoint(tmp_path / "checkpoints").name == f"step_{len(rates):08d}"
+    assert train(corpus, tmp_path, *settings, flags=("--resume",)) == 0
+    assert "nothing left to do" in capsys.readouterr().out
+
+
 def test_legs_of_minutes_make_one_run(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same command again and again trains on, at least by a step, even after a run killed in its first save."""
     (tmp_path / "checkpoints" / "step_00000004").mkdir(parents=True)
