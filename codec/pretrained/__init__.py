@@ -16,6 +16,7 @@ ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
 FILES = ("config.json", "model.safetensors")
 DISCRIMINATORS = "discriminator.safetensors"  # what training may go on with; no part of a model
 CHECKSUM, BASE = "sha256", "base"  # keys of the metadata of model.safetensors
+STEP = ".step"  # in it beside an int8 matrix: what one of its integers is worth, row by row
 
 
 class ModelError(CodecError):
