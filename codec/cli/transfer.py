@@ -182,9 +182,8 @@ class FileDecoder:
             live = self.raw or (header.num_samples is None and _is_piped(job))
 
             def decode(blocks: Iterable[Codes]) -> Iterator[Block]:
-                audio = codec.decode_blocks(block[:count] for block in blocks)
-                if live and has_streams(codec):
-                    audio = decode_live(codec, (block[:count] for block in blocks), count)
+                kept = (block[:count] for block in blocks)
+                audio = decode_live(codec, kept, count) if live and has_streams(codec) else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
             with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as bar:
