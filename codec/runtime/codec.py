@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -97,21 +98,20 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     @cached_property
     def _encoder(self) -> Session:
-        net = Network(self.config, self._weights, self.bits)
-        return self._session(build_encoder(net)), reach(net.layers)
+        return self._session(build_encoder)
 
     @cached_property
     def _decoder(self) -> Session:
-        net = Network(self.config, self._weights, self.bits)
-        return self._session(build_decoder(net)), reach(net.layers)
+        return self._session(build_decoder)
 
-    def _session(self, graph: bytes) -> Any:
+    def _session(self, build: Callable[[Network], bytes]) -> Session:
+        net = Network(self.config, self._weights, self.bits)
         runtime = _onnxruntime()
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors: warnings would stand among a command's own lines
         if self._num_threads is not None:
             options.intra_op_num_threads = self._num_threads
-        return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(build(net), options, providers=["CPUExecutionProvider"]), reach(net.layers)
 
     # ---- what CodecBase needs -------------------------------------------------------------------------------------
 
