@@ -16,7 +16,7 @@ from codec.container import Codes
 from codec.errors import CodecError, one_line
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
 from codec.runtime.graphs import build_decoder, build_encoder
-from codec.runtime.network import Network, codebook_state, count_quantizers
+from codec.runtime.network import Network, codebook_state
 from codec.runtime.streams import StreamingNetwork
 from codec.runtime.weights import Floats, Weights
 
@@ -36,7 +36,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
         self.config, self.name, self.bits = config, name, bits
-        self.num_quantizers, self.codebook_size = count_quantizers(config), config.quantizer.codebook_size
+        self.num_quantizers, self.codebook_size = config.num_quantizers, config.quantizer.codebook_size
         self._weights, self._num_threads = weights, num_threads
 
     @classmethod
