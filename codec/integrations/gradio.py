@@ -107,7 +107,7 @@ def spectrogram(samples: NDArray[np.float32], sample_rate: int) -> NDArray[np.ui
     from codec.spectral import mel_decibels
 
     decibels = mel_decibels(torch.from_numpy(samples), sample_rate, WIDTH, HEIGHT).numpy()
-    level = (decibels - decibels.max()) / RANGE_DB + 1
+    level = (decibels - max(decibels.max(), 0.0)) / RANGE_DB + 1  # silence is dark
     at = np.linspace(0, 1, len(COLOURS))
     return np.stack([np.interp(level, at, channel) for channel in zip(*COLOURS, strict=True)], -1).astype(np.uint8)
 
