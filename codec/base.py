@@ -151,7 +151,7 @@ class CodecBase(Generic[Signal]):
         codes = self._checked_codes(codes[None] if getattr(codes, "ndim", 0) == 2 else codes, "[B, K, N]")
         batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
-        samples = _checked_lengths(lengths, batch, frames * self.hop_length)
+        samples = checked_lengths(lengths, batch, frames * self.hop_length)
         audio = []
         for item, length in zip(codes[:, :count], samples, strict=True):
             waveform = self._join(list(self.decode_blocks([item[:, : self.num_frames(length)]])))
@@ -178,7 +178,7 @@ class CodecBase(Generic[Signal]):
     def _items(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
         """Every item of a batch as float32 ``[T]`` at the model's rate, without its padding."""
         mono, rate = self._checked_waveform(waveform), whole_number("sample_rate", sample_rate, *RATES)
-        items = [item[:length] for item, length in zip(mono, _checked_lengths(lengths, *mono.shape), strict=True)]
+        items = [item[:length] for item, length in zip(mono, checked_lengths(lengths, *mono.shape), strict=True)]
         if rate == self.sample_rate:
             return items
         return [self._floats(resample(self.to_numpy(x), rate, self.sample_rate), "", "[T]") for x in items]
@@ -354,11 +354,11 @@ def _kind(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
 
 
-def _checked_lengths(lengths: Any, batch: int, longest: int) -> list[int]:
+def checked_lengths(lengths: Any, batch: int, longest: int, least: int = 1) -> list[int]:
     """As integers; all of them the longest by default."""
-    values = [longest] * batch if lengths is None else whole_numbers("lengths", lengths, 1, longest)
+    values = [longest] * batch if lengths is None else whole_numbers("lengths", lengths, least, longest)
     if len(values) != batch:
-        raise CodecError(f"lengths must be {batch} whole numbers from 1 to {longest}, not {values}")
+        raise CodecError(f"lengths must be {batch} whole numbers from {least} to {longest}, not {values}")
     return values
 
 

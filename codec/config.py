@@ -228,6 +228,11 @@ class CodecConfig:
         return math.prod(self.encoder.strides)
 
     @property
+    def num_quantizers(self) -> int:
+        """Stages K, the most codes that a frame can have: 1 where the quantizer is no residual stack."""
+        return self.quantizer.num_quantizers if self.quantizer.kind.startswith("residual_") else 1
+
+    @property
     def decoder_look_ahead(self) -> tuple[int, bool]:
         """Frames that the decoder's blocks look ahead together, and whether the inverse STFT's windows look back only."""
         decoder = self.decoder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import torch
@@ -45,6 +46,15 @@ def log_mel(spectrum: Planes, filters: Tensor) -> Tensor:
     """Natural logarithm of mel magnitudes ``[B, N, M]``, given ``filters [F, M]``; no lower than ``MEL_FLOOR``."""
     magnitude = (spectrum.power + 1e-14).sqrt()  # the root's gradient is infinite at zero: silence would give NaN
     return (magnitude @ filters).clamp(min=MEL_FLOOR).log()
+
+
+def mel_decibels(samples: Tensor, sample_rate: int, width: int, height: int) -> Tensor:
+    """A spectrogram to look at: mel power of ``[T]`` in dB, ``[height, width]``, the lowest band last."""
+    n_fft = 2 ** round(math.log2(sample_rate * 0.04))  # 40 ms show the harmonics of a voice
+    power = stft(samples[None], n_fft, max(1, min(n_fft // 4, len(samples) // width)))[0].abs().square()
+    mel = power @ mel_filterbank(sample_rate, n_fft, height)
+    mel = torch.nn.functional.adaptive_avg_pool1d(mel.t()[None], width)[0]
+    return (10 * torch.log10(mel.double() + 1e-12)).flip(0)
 
 
 def bin_frequencies(sample_rate: int, n_fft: int) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codec.autoencoder import Decoder, Encoder, Layer, exact
-from codec.base import check_peak, whole_numbers
+from codec.base import check_peak, checked_lengths, whole_numbers
 from codec.config import whole_number
 from codec.errors import CodecError
 
@@ -155,9 +155,7 @@ class StreamingEncoder(_Stream):
         self._check_chunk(samples, fits, "samples must be a float tensor [B, 1, T]")
         check_peak(float(samples.abs().max()) if samples.numel() else 0.0)
         count, hop, rest = samples.shape[-1], self.hop_length, self.state["rest"]
-        lengths = [count] * self.batch_size if lengths is None else whole_numbers("lengths", lengths, 0, count)
-        if len(lengths) != self.batch_size:
-            raise CodecError(f"lengths must be {self.batch_size} whole numbers from 0 to {count}, not {lengths}")
+        lengths = checked_lengths(lengths, self.batch_size, count, least=0)
         with exact(self.encoder.output.weight):
             ends = torch.tensor(lengths, device=self.device)[:, None]
             own = torch.arange(count, device=self.device) < ends

@@ -18,31 +18,34 @@ from codec.files import atomic_write
 from codec.pretrained import (
     BASE,
     CHECKSUM,
+    STEP,
     ModelError,
     check_data,
     data_checksum,
     find_model,
     refused,
+    shipped_name,
     weight_files,
 )
 from codec.quantizers.lookup import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
 FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3")  # as safetensors calls types
-STEP = ".step"  # beside a matrix of 8 bits: what one of its integers is worth, row by row
 SHORTEST_ROW = 64  # matrices of shorter rows are not worth one step per row
 
 
 def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str | None = None) -> None:
     """Write ``state``, whole or not at all; for ``bits`` and ``base`` see :meth:`codec.Codec.save_pretrained`."""
-    tensors: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        tensors |= _stored(name, tensor.detach().cpu().contiguous(), bits)
-    metadata = {"format": "pt"}
+    metadata, there, tensors = {"format": "pt"}, dict[str, Tensor](), dict[str, Tensor]()
     if base is not None:
+        if shipped_name(base) is None:
+            raise ModelError(f"{base!r} is no shipped model, and no other is found where this is loaded")
         metadata[BASE] = find_model(base).name
-        same = load_file(find_model(base) / "model.safetensors")
-        tensors = {name: t for name, t in tensors.items() if name not in same or not torch.equal(t, same[name])}
+        there = load_file(find_model(base) / "model.safetensors")
+    for name, tensor in state.items():
+        stored = _stored(name, tensor.detach().cpu().contiguous(), bits)
+        if not all(key in there and torch.equal(part, there[key]) for key, part in stored.items()):
+            tensors |= stored  # a matrix and its step together
     metadata[CHECKSUM] = data_checksum(save(tensors))
     data = save(tensors, metadata)
     size = 8 + int.from_bytes(data[:8], "little")

@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -49,7 +48,7 @@ from codec.training.discriminators import split_outputs
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
 from codec.training.networks import Networks, build_networks, start_quantizer, update_average
 from codec.training.optimizers import set_learning_rates
-from codec.training.progress import Clock, Counters, StopSignal
+from codec.training.progress import Clock, Counters, StopSignal, of_first_process
 from codec.training.tracking import Tracker
 from codec.training.validation import LONGEST, codebook_scalars, mean_over_processes, show_examples, validate
 
@@ -130,7 +129,9 @@ def train(args: argparse.Namespace) -> int:
         torch.manual_seed(hash((config.seed, counters.step, accelerator.process_index)))
         logged, output = train_step(run, batch)
         counters.step += 1
-        counters.seconds = agreed(before + time.monotonic() - began, accelerator)
+        counters.seconds = before + time.monotonic() - began
+        if config.phases.minutes:  # they decide on the learning rate and the end
+            counters.seconds = of_first_process(counters.seconds, accelerator)
         bar.update()
         if not stop.begun:
             stop.begun = True
@@ -157,13 +158,6 @@ def train(args: argparse.Namespace) -> int:
             print(f"done at step {counters.step}: {run.checkpoints}")
     accelerator.end_training()
     return EXIT_OK
-
-
-def agreed(seconds: float, accelerator: Accelerator) -> float:
-    """The mean over processes: where the clock ends a run, they must all end it, and step equally far until then."""
-    if accelerator.num_processes == 1:
-        return seconds
-    return float(accelerator.reduce(torch.tensor(seconds, device=accelerator.device), "mean"))
 
 
 # ---- one step ---------------------------------------------------------------------------------------------------------
@@ -442,14 +436,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     args = parse_arguments()
-    usual = (
-        threading.excepthook
-    )  # without the traceback of TensorBoard's thread: the tracker gets its error and says it
-    threading.excepthook = lambda failed: None if isinstance(failed.exc_value, OSError) else usual(failed)
     try:
         return run_command("train.py", lambda: train(args), interrupted="training had not begun")
     finally:
-        threading.excepthook = usual
         end_readers()
 
 

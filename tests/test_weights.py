@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import codec.pretrained
 from codec import Codec, CodecConfig, ModelError
-from codec.pretrained import CHECKSUM
-from codec.weights import STEP, Bits
+from codec.pretrained import CHECKSUM, STEP
+from codec.weights import Bits
 
 WIDE, NARROW = "decoder.blocks.0.expand.weight", "encoder.stages.0.0.linear.weight"
 BASIS = "quantizer.stages.1.basis"
@@ -80,6 +81,27 @@ def test_the_same_weights_make_the_same_file(model: Codec, tmp_path: Path) -> No
         model.save_pretrained(tmp_path, bits=16)
         files.add((tmp_path / "model.safetensors").read_bytes())
     assert len(files) == 1
+
+
+def test_beside_a_base_a_matrix_and_its_step_are_stored_together(
+    model: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although the other half of each may be in the base: one matrix is doubled, in one a number changes."""
+    model.save_pretrained(tmp_path / "base-v1", bits=8)
+    monkeypatch.setattr(codec.pretrained, "__file__", str(tmp_path / "__init__.py"))
+    state = model.state_dict()
+    other = WIDE.replace("expand", "project")
+    with torch.no_grad():
+        state[WIDE].mul_(2)
+        state[other][0, state[other][0].abs().argmin()] += state[other][0].abs().max() / 2
+    model.save_pretrained(tmp_path / "other", bits=8, base="base")
+    model.save_pretrained(tmp_path / "whole", bits=8)
+    stored = load_file(tmp_path / "other" / "model.safetensors")
+    assert stored.keys() == {WIDE, WIDE + STEP, other, other + STEP}
+    loaded, whole = (Codec.from_pretrained(tmp_path / name).state_dict() for name in ("other", "whole"))
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in whole.items())
+    with pytest.raises(ModelError, match="is no shipped model"):
+        model.save_pretrained(tmp_path / "lost", base=str(tmp_path / "whole"))
 
 
 # ---- files that are not what they were ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from codec.cli.backends import BACKENDS, Load, load_codec
 from codec.cli.jobs import Failures, Worker, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, run_command, say
 
-ENVIRONMENT = ""  # stands for it among the names of codec-info
+ENVIRONMENT = "--environment"  # among the names of codec-info; no FILE is called so: behind -- it is ./--environment
 log = logging.getLogger("codec")  # with what is said of audio files
 
 TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
@@ -211,7 +211,7 @@ def _info(args: argparse.Namespace) -> int:
     names = [each for name in args.inputs for each in names_in(name)]
     for index, name in enumerate([ENVIRONMENT] * args.environment + names):
         try:
-            facts = environment() if name is ENVIRONMENT else describe(name, args.backend)
+            facts = environment() if name == ENVIRONMENT else describe(name, args.backend)
         except (CodecError, OSError) as error:
             failures.add(error, name)
             continue

@@ -113,5 +113,5 @@ def _describe_model(name: str, backend: str | None) -> dict[str, Any]:
         "causal": codec.config.causal,
         **timing,
         "parameters": codec.num_parameters,
-        "bytes": sum((folder / file).stat().st_size for file in ("config.json", "model.safetensors")),
+        "bytes": sum((folder / file).stat().st_size for file in FILES),
     }

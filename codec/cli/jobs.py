@@ -184,7 +184,7 @@ def run_jobs(jobs: Sequence[Job], worker: Worker, workers: int) -> int:
     """
     from tqdm import tqdm
 
-    from codec.cli.workers import spread
+    from codec.workers import spread
 
     failures, there = Failures(), 0
     with spread(worker, jobs, workers) as results:

@@ -69,7 +69,7 @@ class FileEncoder:
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
     WAV that goes from a pipe to stdout is encoded live, if the model has streams; with ``raw_rate``, stdin holds 16-bit
-    samples of one channel at this rate in Hz, without a header. What cannot be is a CodecError or an OSError.
+    samples of one channel at this rate in Hz, without a header. What a user can mend is a CodecError or an OSError.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class FileDecoder:
 
     Audio has the original's sample rate, or with ``native_rate`` the model's; ``salvage`` is for damaged files. Codes whose
     length is not known before their end are decoded live from a pipe to stdout; with ``raw`` all are, without a header.
-    What cannot be is a CodecError or an OSError.
+    What a user can mend is a CodecError or an OSError.
     """
 
     def __init__(
@@ -182,9 +182,8 @@ class FileDecoder:
             live = self.raw or (header.num_samples is None and _is_piped(job))
 
             def decode(blocks: Iterable[Codes]) -> Iterator[Block]:
-                audio = codec.decode_blocks(block[:count] for block in blocks)
-                if live and has_streams(codec):
-                    audio = decode_live(codec, (block[:count] for block in blocks), count)
+                kept = (block[:count] for block in blocks)
+                audio = decode_live(codec, kept, count) if live and has_streams(codec) else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
             with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as bar:
@@ -228,7 +227,7 @@ def _length(header: Header, rate: int) -> int | None:
 
 
 def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
-    """What lies before the end of the original: decoded frames are whole. It is known before the last frame."""
+    """What lies before the end of the original, which is known before the last frame; decoded frames are whole."""
     done = 0
     for block in blocks:
         length = _length(codes.header, rate)

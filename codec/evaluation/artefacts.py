@@ -42,7 +42,7 @@ def mean_spectrum(waveform: Waveform, sample_rate: int) -> Array:
 
 
 def is_wide(spectrum: Array) -> bool:
-    """Whether a recording with this mean spectrum ``[F]`` holds more than nothing above 10 kHz."""
+    """Whether a recording with this mean spectrum ``[F]`` holds sound above 10 kHz."""
     return float(spectrum[round(WIDE_FROM / STEP) :].sum()) > WIDE_SHARE * float(spectrum.sum())
 
 

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
 import os
 import platform
 import shutil
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, astuple, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, astuple, dataclass, replace
+from functools import cached_property
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,11 +24,10 @@ from codec.evaluation.results import Absent
 from codec.evaluation.systems import Family
 from codec.files import atomic_write, write_json
 from codec.pretrained import find_model
+from codec.workers import spread
 
 ROWS, SETTINGS = "rows.jsonl", "run.json"
 PACKAGES = ("torch", "numpy", "soxr", "soundfile", "pesq", "pystoi", "librosa")
-
-_measurer: Measurer  # of this worker process
 
 
 def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[Absent]]:
@@ -66,7 +61,7 @@ def evaluate(
 ) -> list[Measured]:
     """What was measured of every record, in their order: now, of those that ``plan.out/rows.jsonl`` does not hold yet.
 
-    Evenly spaced ``examples`` have their audio. A worker process that dies is an EvaluationError.
+    Evenly spaced ``examples`` have their audio. A worker process that dies is a CodecError.
     """
     rows, total = plan.out / ROWS, len(records)
     measured = read_rows(rows)
@@ -78,8 +73,11 @@ def evaluate(
     left = [(index, record) for index, record in enumerate(records) if index not in measured]
     layout, audio = "{l_bar}{bar}| about {remaining} left", sum(record.duration for _, record in left)  # is the work
     bar = tqdm(total=audio, mininterval=5, smoothing=0, bar_format=layout)
-    with open(rows, "a", encoding="utf-8") as file, bar:
-        for result in _results(plan, families, left, workers):
+    worker = _Worker(plan)
+    if workers == 1:
+        worker.measurer = Measurer(plan, families)
+    with open(rows, "a", encoding="utf-8") as file, bar, spread(worker, left, workers) as results:
+        for result in results:
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -161,41 +159,15 @@ def read_rows(path: Path) -> dict[int, Measured]:
     return {row.index: row for row in rows}
 
 
-def _results(
-    plan: Plan, families: Sequence[Family], left: Sequence[tuple[int, Record]], workers: int
-) -> Iterator[Measured]:
-    """What is left to measure, in the order in which it is finished."""
-    if workers == 1:
-        measurer = Measurer(plan, families)
-        for index, record in left:
-            yield measurer.measure(index, record)
-        return
-    context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (plan,))
-    try:
-        for future in as_completed([pool.submit(_measure, index, record) for index, record in left]):
-            yield future.result()
-    except BrokenProcessPool:
-        raise EvaluationError(
-            "a worker process died (out of memory, or killed); the same command goes on from here, with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+@dataclass
+class _Worker:
+    """Measures utterances, in whatever process; each of several loads the systems for itself."""
 
+    plan: Plan
 
-def _start_worker(plan: Plan) -> None:
-    global _measurer
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C reaches the whole group: the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _measurer = Measurer(plan, plan.families())
+    @cached_property
+    def measurer(self) -> Measurer:
+        return Measurer(self.plan, self.plan.families())
 
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _measure(index: int, record: Record) -> Measured:
-    return _measurer.measure(index, record)
+    def __call__(self, item: tuple[int, Record]) -> Measured:
+        return self.measurer.measure(*item)

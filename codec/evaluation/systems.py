@@ -74,9 +74,9 @@ class ModelFamily:
     @property
     def about(self) -> Model:
         """The facts of the model for a report."""
-        codec, parameters = self.codec, sum(parameter.numel() for parameter in self.codec.parameters())
+        codec = self.codec
         shape = codec.sample_rate, codec.frame_rate, codec.num_quantizers, codec.codebook_size
-        return Model(Path(codec.name).name, codec.fingerprint, parameters, *shape)
+        return Model(Path(codec.name).name, codec.fingerprint, codec.num_parameters, *shape)
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
         start = time.perf_counter()

@@ -83,16 +83,16 @@ def hear(models: Sequence[Codec], path: str) -> list[Any]:
         AudioError: the file cannot be read.
         CodecError: it is longer than a minute.
     """
-    from codec.audio import load
+    from codec.audio import load, resampled_length
 
     waveform, rate = load(path)
     if waveform.shape[-1] > LONGEST * rate:
         raise CodecError(f"it is longer than {LONGEST} s: cut it, or use codec-encode, which takes any length")
-    shown: list[Any] = [spectrogram(waveform.mean(0).numpy(), rate)]
+    shown: list[Any] = [spectrogram(waveform[0].numpy(), rate)]
     for model in models:
         codes = model.encode(waveform[None], rate)
         shown.append(codes_picture(codes[0].numpy()))
-        length = -(-waveform.shape[-1] * model.sample_rate // rate)
+        length = resampled_length(waveform.shape[-1], rate, model.sample_rate)
         for count in range(1, model.num_quantizers + 1):
             sound = model.decode(codes, count, lengths=[length])[0, 0].numpy()
             pcm = np.round(sound.clip(-1, 1) * 32767).astype(np.int16)
@@ -104,11 +104,10 @@ def spectrogram(samples: NDArray[np.float32], sample_rate: int) -> NDArray[np.ui
     """Mel power of ``[T]`` in dB, low bands at the bottom."""
     import torch
 
-    from codec.spectral import mel_filterbank, stft
+    from codec.spectral import mel_decibels
 
-    power = stft(torch.from_numpy(samples)[None], 1024, max(1, len(samples) // WIDTH))[0].abs().square()
-    mel = (power @ mel_filterbank(sample_rate, 1024, HEIGHT)).t().flip(0).numpy()
-    level = 10 * np.log10(mel / (mel.max() + 1e-12) + 1e-12) / RANGE_DB + 1
+    decibels = mel_decibels(torch.from_numpy(samples), sample_rate, WIDTH, HEIGHT).numpy()
+    level = (decibels - max(decibels.max(), 0.0)) / RANGE_DB + 1  # silence is dark
     at = np.linspace(0, 1, len(COLOURS))
     return np.stack([np.interp(level, at, channel) for channel in zip(*COLOURS, strict=True)], -1).astype(np.uint8)
 

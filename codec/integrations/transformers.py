@@ -41,12 +41,6 @@ class CodecModelConfig(PretrainedConfig):
         return from_dict(CodecConfig, self.architecture)
 
     @property
-    def num_quantizers(self) -> int:
-        """Codebooks K, the most codes per frame."""
-        quantizer = self.codec_config.quantizer
-        return quantizer.num_quantizers if quantizer.kind.startswith("residual_") else 1
-
-    @property
     def target_bandwidths(self) -> list[float]:
         """Bitrates in kbit/s of one codebook, two, and so on to all."""
         return [k * self.frame_rate * math.log2(self.codebook_size) / 1000 for k in range(1, self.num_quantizers + 1)]
@@ -56,7 +50,7 @@ class CodecModelConfig(PretrainedConfig):
     hop_length = property(lambda self: self.codec_config.hop_length)  # samples per frame
     frame_rate = property(lambda self: self.sampling_rate / self.hop_length)  # frames per second
     codebook_size = property(lambda self: self.codec_config.quantizer.codebook_size)
-    num_codebooks = property(lambda self: self.num_quantizers)
+    num_quantizers = num_codebooks = property(lambda self: self.codec_config.num_quantizers)
     hidden_size = property(lambda self: self.codec_config.latent_dim)
 
 

@@ -16,6 +16,7 @@ ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
 FILES = ("config.json", "model.safetensors")
 DISCRIMINATORS = "discriminator.safetensors"  # what training may go on with; no part of a model
 CHECKSUM, BASE = "sha256", "base"  # keys of the metadata of model.safetensors
+STEP = ".step"  # in it beside an int8 matrix: what one of its integers is worth, row by row
 
 
 class ModelError(CodecError):
@@ -99,7 +100,7 @@ def check_data(path: Path, file: bytes) -> None:
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The safetensors files that a model's weights lie in, the first one in which a tensor stands being its place.
+    """The safetensors files that hold a model's weights; a tensor that several hold is that of the first.
 
     A file may leave out what a shipped model has alike, as a second decoder of its codes does, and names that model; a
     ModelError if there is none of that name.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from codec.container import Codes
 from codec.errors import CodecError, one_line
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
 from codec.runtime.graphs import build_decoder, build_encoder
-from codec.runtime.network import Network, codebook_state, count_quantizers
+from codec.runtime.network import Network, codebook_state
 from codec.runtime.streams import StreamingNetwork
 from codec.runtime.weights import Floats, Weights
 
@@ -35,7 +36,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
         self.config, self.name, self.bits = config, name, bits
-        self.num_quantizers, self.codebook_size = count_quantizers(config), config.quantizer.codebook_size
+        self.num_quantizers, self.codebook_size = config.num_quantizers, config.quantizer.codebook_size
         self._weights, self._num_threads = weights, num_threads
 
     @classmethod
@@ -97,21 +98,20 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     @cached_property
     def _encoder(self) -> Session:
-        net = Network(self.config, self._weights, self.bits)
-        return self._session(build_encoder(net)), reach(net.layers)
+        return self._session(build_encoder)
 
     @cached_property
     def _decoder(self) -> Session:
-        net = Network(self.config, self._weights, self.bits)
-        return self._session(build_decoder(net)), reach(net.layers)
+        return self._session(build_decoder)
 
-    def _session(self, graph: bytes) -> Any:
+    def _session(self, build: Callable[[Network], bytes]) -> Session:
+        net = Network(self.config, self._weights, self.bits)
         runtime = _onnxruntime()
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors: warnings would stand among a command's own lines
         if self._num_threads is not None:
             options.intra_op_num_threads = self._num_threads
-        return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        return runtime.InferenceSession(build(net), options, providers=["CPUExecutionProvider"]), reach(net.layers)
 
     # ---- what CodecBase needs -------------------------------------------------------------------------------------
 

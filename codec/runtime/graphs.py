@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from codec.config import spread
 from codec.pretrained import ModelError
-from codec.runtime.network import Network, count_quantizers
+from codec.runtime.network import Network
 from codec.runtime.weights import Weights
 
 
@@ -54,7 +54,7 @@ def build_decoder(net: Network) -> bytes:
     net.give_waveform(frames, window)
     _refuse_unread(net.weights, but="encoder.")
     return net.graph.serialize(
-        {"codes": ("int64", ("batch", count_quantizers(config), "frames")), **net.inputs},
+        {"codes": ("int64", ("batch", config.num_quantizers, "frames")), **net.inputs},
         {"waveform": ("float32", ("batch", 1, "samples")), **net.outputs},
     )
 

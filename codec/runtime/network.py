@@ -128,7 +128,7 @@ class Network:
         """Codes ``[B * N]`` of every stage."""
         graph, before = self.graph, None
         codes: list[str] = []
-        for i in range(count_quantizers(self.config)):
+        for i in range(self.config.num_quantizers):
             stage = self._stage(i)
             if before is not None:  # what it left over
                 chosen = graph("Gather", graph.constant(before.codebook), codes[-1])
@@ -171,7 +171,7 @@ class Network:
         Every table has a last row of zeros, which the index -1 takes, and a last column of ones for the bias.
         """
         graph, points, ways = self.graph, [], []
-        for i in range(count_quantizers(self.config)):
+        for i in range(self.config.num_quantizers):
             stage = self._stage(i)
             table = np.pad(np.pad(stage.codebook, [(0, 0), (0, 1)], constant_values=1), [(0, 1), (0, 0)])
             ways += [stage.out.T, stage.out_bias[None]]
@@ -267,15 +267,10 @@ class Stage:
         return cls(codebook, *into, *out)
 
 
-def count_quantizers(config: CodecConfig) -> int:
-    """Stages K of the quantizer."""
-    return config.quantizer.num_quantizers if config.quantizer.kind == "residual_simvq" else 1
-
-
 def codebook_state(config: CodecConfig, weights: Weights) -> list[Floats]:
     """The tensors that decide what a code means, as ``codec.quantizers`` lists them for the fingerprint."""
     tensors: list[Floats] = []
-    for index in range(count_quantizers(config)):
+    for index in range(config.num_quantizers):
         prefix = _stage_prefix(config, index)
         tensors += _map(config, weights, prefix)
         tensors += _projection(weights, f"{prefix}project_out", config.latent_dim, config.quantizer.codebook_dim)

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.pretrained import ModelError, check_data, refused, weight_files
+from codec.pretrained import STEP, ModelError, check_data, refused, weight_files
 
-STEP = ".step"  # beside an int8 matrix: what one of its integers is worth, row by row
 Floats = NDArray[np.float32]
 
 _BYTE = np.arange(256)

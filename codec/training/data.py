@@ -141,9 +141,7 @@ class _Utterances(torch.utils.data.Dataset[tuple[Tensor, str]]):
         record = self.records[index]
         try:
             with AudioReader(audio_source(record), record.path) as reader:
-                samples = resample(
-                    np.concatenate([np.zeros(0, np.float32), *reader.blocks()]), reader.sample_rate, self.sample_rate
-                )
+                samples = resample(np.concatenate(list(reader.blocks())), reader.sample_rate, self.sample_rate)
         except (OSError, CodecError) as error:
             return torch.zeros(0, dtype=torch.int16), str(error)
         return torch.from_numpy((samples.clip(-1, 1) * FULL_SCALE).round().astype(np.int16)), ""
@@ -164,10 +162,9 @@ class ResidentSpeech:
         self.dataset = dataset
         records, rate, config = dataset.records, dataset.sample_rate, dataset.config
         utterances = []
-        for record, (samples, error) in zip(
-            records, _loader(_Utterances(records, rate), None, config.workers), strict=True
-        ):
-            dataset.tried.add(record.id)
+        dataset.tried |= {record.id for record in records}  # bad ones may stand together, and the first ones may be bad
+        loader = _loader(_Utterances(records, rate), None, config.workers)
+        for record, (samples, error) in zip(records, loader, strict=True):
             if error:
                 dataset.count_bad(record, error)
             utterances.append(samples.clone())  # out of the shared memory of the reader
@@ -221,9 +218,8 @@ def batches(
         else:
             yield from _loader(dataset, indices, config.data.workers)
     except CodecError as error:
-        _, from_reader, traceback = str(error.args[0]).partition(
-            "\nOriginal Traceback"
-        )  # which the DataLoader puts first
+        # which the DataLoader puts first
+        _, from_reader, traceback = str(error.args[0]).partition("\nOriginal Traceback")
         if not from_reader:
             raise
         raise type(error)(traceback.strip().splitlines()[-1].partition(": ")[2]) from None

@@ -76,6 +76,14 @@ class StopSignal:
         return bool(accelerator.reduce(flag, "sum").item() > 0)
 
 
+def of_first_process(value: float, accelerator: Accelerator) -> float:
+    """The number that the first process has, for all: where each went by its own clock, they would part."""
+    if accelerator.num_processes == 1:
+        return value
+    shared = torch.tensor([value * accelerator.is_main_process], device=accelerator.device)
+    return float(accelerator.reduce(shared, "sum").item())
+
+
 @dataclass
 class Clock:
     """How fast training goes, and how much of the time it waits for data."""

@@ -15,11 +15,10 @@ import argparse
 import hashlib
 import io
 import itertools
-import lzma
 import sys
 import tarfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NamedTuple
 
@@ -28,10 +27,10 @@ from tqdm import tqdm
 from codec.audio import AudioError, AudioReader, AudioWriter, measure
 from codec.corpus.manifest import ManifestError, Record, parse_record, summary, write_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, PrepareError
-from codec.errors import EXIT_OK, one_line, run_command, say
+from codec.corpus.shards import key_of, walk
+from codec.errors import EXIT_OK, run_command, say
 from codec.files import atomic_write
 
-BLOCK, RECORD = 512, 10240  # bytes of a tar file; two blocks of zeros end it, which most programs extend to a record
 CHUNK = 1 << 20  # bytes read at once
 
 
@@ -43,59 +42,17 @@ class File(NamedTuple):
     offset: int
 
 
-def read_tar(shard: Path, in_place: bool) -> Iterator[File]:
-    """The files of a tar archive, and of others appended to it (``cat a.tar b.tar``).
-
-    ``tarfile`` takes a damaged header for the end of the archive, without a word; here the end must be marked as such.
-
-    Raises:
-        PrepareError: damaged or cut short; compressed, where it is to be read in place; a member that is a link, or that
-            leads outside.
-        OSError: cannot be opened.
-    """
-    try:
-        with tarfile.open(shard) as archive:
-            start, file = 0, archive.fileobj
-            assert file is not None
-            if in_place and not isinstance(file, io.BufferedReader):
-                raise PrepareError(f"{shard} is compressed, so it cannot be read --in-place; decompress it first")
-            while True:
-                yield from (_read(shard, archive, member) for member in archive if not member.isdir())
-                end = archive.offset
-                file.seek(end)
-                while (block := file.read(BLOCK)) and not any(block):
-                    end += len(block)
-                zeros = end - archive.offset
-                padded = 2 * BLOCK < zeros < 2 * BLOCK + RECORD and (end - start) % RECORD == 0
-                if zeros != 2 * BLOCK and not padded:
-                    raise tarfile.ReadError(f"no file and no end at byte {archive.offset}")
-                if not block:
-                    return
-                file.seek(end)
-                start, archive = end, tarfile.TarFile(fileobj=file)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if getattr(error, "filename", None):
-            raise
-        reason = one_line(error).partition(":")[0]
-        raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None
-
-
-def _read(shard: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> File:
-    name = PurePosixPath(member.name)
-    if not member.isreg() or member.issparse():
-        raise PrepareError(f"{shard} holds a link or a special file, {member.name!r}; pack it with plain files only")
-    if name.is_absolute() or ".." in name.parts or "\0" in member.name:
-        raise PrepareError(f"{shard} holds {member.name!r}, which would be unpacked elsewhere")
+def read_file(archive: tarfile.TarFile, member: tarfile.TarInfo) -> File:
+    """One file of a shard."""
     file = archive.extractfile(member)
     assert file is not None
-    content = b"".join(iter(lambda: file.read(CHUNK), b""))  # whatever size a damaged header claims
-    return File(name, content, member.offset_data)
+    content = b"".join(iter(partial(file.read, CHUNK), b""))  # whatever size a damaged header claims
+    return File(PurePosixPath(member.name), content, member.offset_data)
 
 
 def utterances(files: Iterable[File]) -> Iterator[tuple[str, list[File]]]:
-    """The files of each key: as in WebDataset the folder and the name up to its first dot. They stand side by side."""
-    visible = (file for file in files if not file.name.name.startswith("."))
-    for key, group in itertools.groupby(visible, lambda file: str(file.name.parent / file.name.name.partition(".")[0])):
+    """The files of each key, which stand side by side."""
+    for key, group in itertools.groupby(files, lambda file: key_of(str(file.name))):
         chosen = [file for file in group if file.name.suffix.lower() in {".json", *AUDIO_SUFFIXES}]
         if chosen:
             yield key, chosen
@@ -149,7 +106,7 @@ def read_shards(shards: Sequence[Path], folder: Path | None, limit: int | None) 
     seen: dict[str, str] = {}  # key -> its shard
     bad = 0
     for shard in shards:
-        files = read_tar(shard, in_place=folder is None)
+        files = walk(shard, folder is None, read_file)
         for key, group in tqdm(utterances(files), desc=shard.name, unit=" utt", disable=None):
             if limit is not None and len(records) >= limit:
                 return records, bad

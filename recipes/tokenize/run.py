@@ -19,7 +19,7 @@ import pickle
 import sys
 import tarfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -32,6 +32,7 @@ from codec.cli.jobs import files_below
 from codec.config import whole_number
 from codec.corpus.manifest import ManifestError, Record, parse_record, read_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, BadFile, PrepareError, read_record, report_bad
+from codec.corpus.shards import key_of, walk
 from codec.errors import EXIT_OK, CodecError, legible, one_line, run_command, say
 from codec.files import atomic_write
 from codec.model import Codec
@@ -66,23 +67,21 @@ def in_tar(path: Path) -> list[Record]:
     """The audio of a tar shard, KEY.opus (flac, wav, ...), where it lies; its speaker from KEY.json if there is one.
 
     Raises:
-        PrepareError: compressed or damaged, or a KEY.json that is no JSON object.
+        PrepareError: a KEY.json that is no JSON object; and as :func:`walk`.
     """
     records, speakers = [], {}
-    try:
-        with tarfile.open(path, "r:") as archive, open(path, "rb") as shard:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                key, suffix = str(name.parent / name.name.partition(".")[0]), name.suffix.lower()
-                if suffix == ".json" and (file := archive.extractfile(member)):
-                    speakers[key] = parse_record(file.read(), id=key, path=key, num_samples=1, sample_rate=1).speaker
-                elif suffix in AUDIO_SUFFIXES:
-                    records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=member.size))
-            shard.seek(archive.offset)  # tarfile takes a damaged header for the end, without a word
-            if shard.read(1024) != bytes(1024):
-                raise tarfile.ReadError(f"no file and no end at byte {archive.offset}")
-    except (tarfile.TarError, ManifestError) as error:
-        raise PrepareError(f"{path} is no tar file, compressed or damaged ({error}); fetch or pack it again") from None
+
+    def take(archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+        key, suffix = key_of(member.name), PurePosixPath(member.name).suffix.lower()
+        if suffix == ".json" and (file := archive.extractfile(member)):
+            try:
+                speakers[key] = parse_record(file.read(), id=key, path=key, num_samples=1, sample_rate=1).speaker
+            except ManifestError as error:
+                raise PrepareError(f"{path}: {member.name}: {error}; pack it again") from None
+        elif suffix in AUDIO_SUFFIXES:
+            records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=member.size))
+
+    deque(walk(path, True, take), 0)
     return [replace(record, speaker=speakers.get(record.id, "")) for record in records]
 
 

@@ -15,8 +15,8 @@ import soundfile
 from shell import RATE, Run, Said, Samples, names, process
 
 from codec import container
-from codec.cli.workers import spread
 from codec.errors import CodecError
+from codec.workers import spread
 
 
 def test_a_folder_is_mirrored(run: Run, capsys: pytest.CaptureFixture[str]) -> None:

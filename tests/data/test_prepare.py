@@ -371,7 +371,7 @@ def test_bad_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
         ("shards latin1.txt", "latin1.txt is no tar file, or a damaged one"),
         ("shards half.tar.gz", "half.tar.gz is no tar file, or a damaged one"),
         ("shards json.tar", "no utterance can be used: all 1 were skipped"),
-        ("shards one.tar.gz --in-place", "one.tar.gz is compressed, so it cannot be read --in-place"),
+        ("shards one.tar.gz --in-place", "one.tar.gz is compressed, so it cannot be read in place"),
         ("shards up.tar", "up.tar holds '../evil.wav', which would be unpacked elsewhere"),
         ("shards root.tar", "root.tar holds '/evil.wav', which would be unpacked elsewhere"),
         ("shards link.tar", "link.tar holds a link or a special file, 'a.wav'"),

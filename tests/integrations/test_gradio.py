@@ -13,7 +13,7 @@ import torch
 from loading import SPEECH
 
 from codec import Codec
-from codec.integrations.gradio import HEIGHT, build, demo_main, hear
+from codec.integrations.gradio import HEIGHT, WIDTH, build, demo_main, hear, spectrogram
 
 RATE = 24000
 
@@ -30,7 +30,8 @@ def test_every_bitrate_is_heard_and_seen(tiny_model_folder: Path) -> None:
     original, codes_picture, *cells = hear([model], str(SPEECH[RATE]))
     samples, _ = soundfile.read(SPEECH[RATE], dtype="float32")
     codes = model.encode(torch.from_numpy(samples), RATE)
-    assert original.shape[::2] == (HEIGHT, 3) and original.max() > 200
+    assert original.shape == (HEIGHT, WIDTH, 3) and original.max() > 200
+    assert spectrogram(np.zeros(10, np.float32), RATE).max() < 10, "silence is dark"
     assert codes_picture.shape == (32 * 3, 4 * codes.shape[-1], 3)
     for count, (rate, sound), picture in zip((1, 2, 3), cells[::2], cells[1::2], strict=True):
         assert rate == model.sample_rate and len(sound) == -(-len(samples) * rate // RATE)

@@ -115,6 +115,8 @@ def test_folders_and_tar_shards_hold_what_a_manifest_lists(tokenize: Any, corpus
     with pytest.raises(PrepareError, match="'x/0' stands 2 times"):
         tokenize.find_records([shard, shard])
     data = bytearray(shard.read_bytes())
+    shard.write_bytes(data + data)  # one behind another: no utterance of the second is lost
+    assert [(r.id, r.offset) for r in tokenize.in_tar(shard)] == [("x/0", at + record.offset) for at in (0, len(data))]
     for damaged in (data[: 1024 + 48000], data[:49000] + b"\1" + data[49001:]):  # cut short; a header
         shard.write_bytes(damaged)
         with pytest.raises(PrepareError, match="damaged"):

@@ -127,6 +127,32 @@ def test_legs_of_minutes_make_one_run(corpus: Path, tmp_path: Path, capsys: pyte
         assert f"stopped at step {reached}:" in said and "; the same command goes on from there" in said
 
 
+def test_a_run_may_be_as_long_as_a_time(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = (*QUANTIZED, "phases.steps=100000", "phases.minutes=0.0001")
+    assert train(corpus, tmp_path, *settings) == 0 and train(corpus, tmp_path, *settings, flags=("--resume",)) == 0
+    said = capsys.readouterr().out
+    assert "or end after 0.0001 minutes" in said and "\ndone at step 1:" in said and "nothing left to do" in said
+
+
+@pytest.mark.slow
+def test_processes_whose_clocks_differ_end_together(corpus: Path, tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import os, runpy, time\nclock, speed = time.monotonic, 1 + int(os.environ['RANK'])\n"
+        f"time.monotonic = lambda: speed * clock()\nrunpy.run_path({str(RECIPES / 'train.py')!r}, run_name='__main__')\n"
+    )
+    settings = (
+        *QUANTIZED,
+        "phases.steps=100000",
+        "phases.minutes=0.05",
+        "log.valid_every=100000",
+        "log.scalars_every=1",
+    )
+    args = [*command(corpus, tmp_path / "run", *settings, launcher=TWO_PROCESSES), *QUIET]
+    args[args.index(str(RECIPES / "train.py"))] = str(script)
+    assert "\ndone at step " in finish(start(args))[0]
+
+
 def test_a_quantizer_without_parameters_is_trained_around_and_averaged(corpus: Path, tmp_path: Path) -> None:
     """Its tables are running means, which move without gradient."""
     settings = ("model.quantizer.kind=ema_vq", "model.quantizer.num_quantizers=1", "model.quantizer.codebook_dim=32")

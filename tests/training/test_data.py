@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,26 @@ def test_bad_files_are_skipped_and_too_many_stop_the_run(
         SegmentDataset(bad[:1], 24000, config, seed=0)[0]
     with pytest.raises(ManifestError, match="empty"):
         SegmentDataset([], 24000, config, seed=0)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, records: list[Record], workers: int) -> None:
+    """To 16 bits, whatever the process; a file that cannot be read is said, and never drawn."""
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
+    records[1] = Record("bad", str(tmp_path / "bad.wav"), 240000, 24000)
+    dataset = SegmentDataset(records, 24000, DataConfig(segment_seconds=0.5, workers=workers), seed=0)
+    resident = ResidentSpeech(dataset, torch.device("cpu"))
+    assert dataset.bad == {"bad"}
+    batch, items = resident.batch(range(20)), [dataset[index] for index in range(20)]
+    for name in ("waveform", "bandwidth", "index", "skipped"):
+        torch.testing.assert_close(batch[name], torch.stack([item[name] for item in items]), atol=1e-4, rtol=0)
+    bad = [Record(f"{i}", str(tmp_path / "bad.wav"), 24000, 24000) for i in range(4)]
+    good = [replace(records[2], id=f"good{i}") for i in range(5)]
+    ResidentSpeech(
+        SegmentDataset([*bad, *good], 24000, DataConfig(max_bad_fraction=0.5, workers=0), 0), torch.device("cpu")
+    )
+    with pytest.raises(ManifestError, match="4 of 9 files tried cannot be read"):
+        ResidentSpeech(SegmentDataset([*bad, *good], 24000, DataConfig(workers=0), 0), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from codec.evaluation.results import Example, Results, Row
-from codec.spectral import hz_to_mel, mel_filterbank, stft
+from codec.spectral import hz_to_mel, mel_decibels
 
 WIDTH, HEIGHT = 480, 160  # pixels: time steps and mel bands
 MARKED = (500, 1000, 4000)  # Hz, named at the edge of a spectrogram
@@ -56,7 +56,8 @@ def spectrograms(paths: Sequence[Path]) -> tuple[list[bytes], int]:
     Half of it is the images' upper edge; the first file has the top of their colour scale.
     """
     rate = soundfile.info(paths[0]).samplerate
-    loudness = [_mel_decibels(soundfile.read(path, dtype="float32")[0], rate) for path in paths]
+    sounds = (torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in paths)
+    loudness = [mel_decibels(sound, rate, WIDTH, HEIGHT).numpy() for sound in sounds]
     top = loudness[0].max()
     return [_png(np.clip((image - top) / RANGE_DB + 1, 0, 1)) for image in loudness], rate
 
@@ -65,18 +66,6 @@ def height_of(frequency: float, sample_rate: int) -> float:
     """Where ``frequency`` (Hz) lies in such an image: 0 at its lower edge, 1 at its upper."""
     mel, top = hz_to_mel(torch.tensor([frequency, sample_rate / 2])).tolist()
     return float(mel / top)
-
-
-def _mel_decibels(samples: NDArray[np.float32], rate: int) -> NDArray[np.float64]:
-    """Mel power in dB, ``[HEIGHT, WIDTH]``, low bands last."""
-    n_fft = 2 ** round(np.log2(rate * 0.04))  # 40 ms show the harmonics of a voice
-    hop = max(1, min(n_fft // 4, len(samples) // WIDTH))
-    with torch.no_grad():
-        power = stft(torch.from_numpy(samples)[None], n_fft, hop)[0].abs().square()
-        mel = power @ mel_filterbank(rate, n_fft, HEIGHT)
-        mel = torch.nn.functional.adaptive_avg_pool1d(mel.t()[None], WIDTH)[0]
-        decibels: NDArray[np.float64] = (10 * torch.log10(mel.double() + 1e-12)).flip(0).numpy()
-    return decibels
 
 
 def _png(image: NDArray[np.float64]) -> bytes:

@@ -1,4 +1,4 @@
-"""The files of a folder on several processes, each with a model of its own."""
+"""The same work for many items on several processes, each with a model of its own."""
 
 from __future__ import annotations
 
@@ -96,6 +96,7 @@ def _say(done: tuple[Any, Said]) -> Any:
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
     """Leave by the way on which temporary files are removed."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the pool sends another
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where the exception is lost it would be shown with its traceback
     if hasattr(signal, "alarm"):
         signal.alarm(5)  # ends this process where the exception is lost, as inside a callback of the garbage collector
     raise SystemExit

@@ -1,0 +1,71 @@
+"""Tar shards of speech in the layout of WebDataset: KEY.flac (opus, wav, ...) beside KEY.json, in any folders."""
+
+from __future__ import annotations
+
+import io
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from codec.corpus.scan import PrepareError
+from codec.errors import one_line
+
+Taken = TypeVar("Taken")
+BLOCK, RECORD = 512, 10240  # bytes of a tar file; two blocks of zeros end it, which most programs extend to a record
+
+
+def key_of(name: str) -> str:
+    """The key of a file in a shard: its folder and its name up to the first dot."""
+    path = PurePosixPath(name)
+    return str(path.parent / path.name.partition(".")[0])
+
+
+def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.TarInfo], Taken]) -> Iterator[Taken]:
+    """What ``take`` makes of every visible file of a tar archive, and of others appended to it (``cat a.tar b.tar``).
+
+    ``tarfile`` takes a damaged header for the end of the archive, without a word; here the end must be marked as such.
+
+    Raises:
+        PrepareError: damaged or cut short; compressed, where it is to be read in place; a member that is a link, or that
+            leads outside.
+        OSError: cannot be opened.
+    """
+    try:
+        with tarfile.open(shard) as archive:
+            start, file = 0, archive.fileobj
+            assert file is not None
+            if in_place and not isinstance(file, io.BufferedReader):
+                raise PrepareError(f"{shard} is compressed, so it cannot be read in place; decompress it first")
+            while True:
+                for member in archive:
+                    if not member.isdir() and _is_visible(shard, member):
+                        yield take(archive, member)
+                end = archive.offset
+                file.seek(end)
+                while (block := file.read(BLOCK)) and not any(block):
+                    end += len(block)
+                zeros = end - archive.offset
+                padded = 2 * BLOCK < zeros < 2 * BLOCK + RECORD and (end - start) % RECORD == 0
+                if zeros != 2 * BLOCK and not padded:
+                    raise tarfile.ReadError(f"no file and no end at byte {archive.offset}")
+                if not block:
+                    return
+                file.seek(end)
+                start, archive = end, tarfile.TarFile(fileobj=file)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if getattr(error, "filename", None):
+            raise
+        reason = one_line(error).partition(":")[0]
+        raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None
+
+
+def _is_visible(shard: Path, member: tarfile.TarInfo) -> bool:
+    name = PurePosixPath(member.name)
+    if not member.isreg() or member.issparse():
+        raise PrepareError(f"{shard} holds a link or a special file, {member.name!r}; pack it with plain files only")
+    if name.is_absolute() or ".." in name.parts or "\0" in member.name:
+        raise PrepareError(f"{shard} holds {member.name!r}, which would be unpacked elsewhere")
+    return not name.name.startswith(".")
