@@ -167,6 +167,8 @@ def _encode(args: argparse.Namespace) -> int:
     from codec.audio import audio_suffixes
 
     _check_raw(args)
+    if args.channel is not None and args.channel < 1:
+        raise UsageError("--channel counts from 1")
     jobs = plan_jobs(args.paths, args.output_dir, audio_suffixes(), [".codes"])
     from codec.cli import transfer
 

@@ -31,6 +31,7 @@ from codec.errors import UsageError
 from codec.files import atomic_write
 from codec.pretrained import DEFAULT_MODEL, shipped_name
 
+FORMER = ("speech-24khz", "speech-24khz-single")  # what files of version 1 call their model
 log = logging.getLogger(__name__)
 
 
@@ -101,10 +102,12 @@ class FileEncoder:
             samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
             if self.channel is None and reader.channels > 1:
                 log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
-            if isinstance(reader, PcmPipe) and has_streams(self.codec):
-                with _named(job.target_name):
-                    encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
-                return
+            if isinstance(reader, PcmPipe):
+                if has_streams(self.codec):
+                    with _named(job.target_name):
+                        encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
+                    return
+                log.info("%s: codes come once it has ended; as it comes is with torch alone", reader.name)
             with _output(job) as output, _seconds_bar(reader.claimed_seconds) as bar:
                 codes = []
                 for window in self.codec.encode_blocks(samples, self.num_quantizers):
@@ -209,10 +212,10 @@ class FileDecoder:
         codec = self._load(self.model or header.model)
         own = replace(codec.header(header.num_samples, header.original_sample_rate), gain_db=header.gain_db)
         if own.fingerprint != header.fingerprint:
+            first = f"tests/golden/{header.model} in the repository" if header.model in FORMER else "the right one"
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
-                f"this is {codec.name!r}, fingerprint {own.fingerprint}; give the right one with --model "
-                "(the README says where earlier versions of the shipped ones are)"
+                f"this is {codec.name!r}, fingerprint {own.fingerprint}; give {first} with --model"
             )
         if header != replace(own, model=header.model, num_quantizers=min(header.num_quantizers, own.num_quantizers)):
             raise ContainerError("the header contradicts the model that it names")

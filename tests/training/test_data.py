@@ -131,22 +131,3 @@ def test_validation_cuts_a_long_utterance(tmp_path: Path, monkeypatch: pytest.Mo
         soundfile.write(tmp_path / "x.wav", samples[:num_samples], 8000, subtype="FLOAT")
         speech = validation.read_speech(Record("x", str(tmp_path / "x.wav"), num_samples, 8000), 8000)
         assert torch.equal(speech, torch.from_numpy(samples[: min(num_samples, 12 * 8000)]))
-
-
-def test_resident_speech_is_cut_like_files(records: list[Record], caplog: pytest.LogCaptureFixture) -> None:
-    config = DataConfig(segment_seconds=0.5, gain_db=(-20, 6), workers=0)
-    dataset = SegmentDataset(records, 24000, config, seed=3)
-    expected = [dataset[index] for index in range(40)]
-    batch = ResidentSpeech(dataset, torch.device("cpu")).batch(range(40))
-    assert batch["bandwidth"].tolist() == [item["bandwidth"].item() for item in expected]
-    assert batch["waveform"].shape == (40, 1, 12000) and not batch["skipped"].any()
-    same_rate = [
-        i for i, item in enumerate(expected) if item["bandwidth"] == 12000
-    ]  # the other file is resampled in pieces
-    assert 20 < len(same_rate) < 40
-    for index in same_rate:
-        torch.testing.assert_close(batch["waveform"][index], expected[index]["waveform"], atol=1e-4, rtol=0)
-    Path(records[0].path).write_text("no audio")
-    silent = ResidentSpeech(SegmentDataset(records, 24000, config, seed=3), torch.device("cpu"))
-    assert silent.lengths[0] == 0 and f"skipped {records[0].path}" in caplog.text
-    assert silent.batch(range(20))["waveform"].abs().amax(dim=(1, 2)).min() > 0.01
