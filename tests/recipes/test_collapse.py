@@ -7,12 +7,16 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from loading import load_script
 from runs import one_error
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
 
 from codec.config import ConfigError
 from codec.corpus.manifest import Record
@@ -132,6 +136,58 @@ def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
     assert len(numbers["remedies"]["rows"]) == 16
     assert {path.name for path in tmp_path.iterdir()} == {"plane.gif", "step.png", "remedies.png", "plane.json"}
     assert (tmp_path / "plane.gif").read_bytes()[:3] == b"GIF"
+
+
+@pytest.fixture
+def page(chromium: Any) -> Any:
+    """plane.html, opened from disk on a phone; it may leave no word on the console."""
+    chromium.get_log("browser")
+    phone = dict(width=390, height=800, deviceScaleFactor=1, mobile=True)
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    chromium.get(Path(run.__file__).with_name("plane.html").as_uri())
+    yield chromium
+    assert chromium.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_its_text_says(page: Any) -> None:
+    def share(quantizer: str) -> str:
+        return page.find_element(By.ID, f"{quantizer}-share").text
+
+    assert share("vq") == share("simvq") == "100 %", "both start with all codes in use"
+    page.find_element(By.ID, "step").send_keys(Keys.END)
+    assert page.find_element(By.ID, "now").text == "2,000 of 2,000"
+    for shape in ("islands", "drift"):
+        Select(page.find_element(By.ID, "shape")).select_by_value(shape)
+        for quantizer in ("vq", "simvq"):
+            said = page.find_element(By.CSS_SELECTOR, f"[data-said={shape}-{quantizer}]").text
+            assert share(quantizer) == said, (shape, quantizer)
+    for codes in ("64", "512"):
+        Select(page.find_element(By.ID, "codes")).select_by_value(codes)
+        assert page.find_element(By.ID, "vq-used").text.endswith(f" of {codes} codes in use")
+        assert int(share("vq")[:-2]) < 35 and int(share("simvq")[:-2]) > 80
+    page.find_element(By.ID, "play").click()  # from the end: over again
+    assert page.find_element(By.ID, "now").text != "2,000 of 2,000"
+    assert page.execute_script("return document.documentElement.scrollWidth") == 390, "nothing scrolls sideways"
+    assert "://" not in page.page_source, "the page asks for nothing from elsewhere"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "name"), [("vq", "PlainVQ"), ("simvq", "SimVQ")])
+def test_a_step_of_the_page_is_a_step_of_the_project(page: Any, kind: str, name: str) -> None:
+    quantizer = plane.quantizer_2d(kind, 100, seed=0).double()
+    first, batches = plane.table_of(quantizer).double(), 2 * torch.randn(5, 64, 2, dtype=torch.float64) + 1
+    optimizer = torch.optim.SGD(quantizer.parameters(), lr=1.0)
+    for batch in batches:
+        optimizer.zero_grad()
+        quantizer.quantize(batch.t()[None], 1, 0.0).codebook_loss.mean().backward()  # forward would round to float32
+        optimizer.step()
+    script = f"""
+        const quantizer = new {name}(Float64Array.from(arguments[0]));
+        for (const points of arguments[1]) step(quantizer, points);
+        return [...quantizer.table];"""
+    table = page.execute_script(script, first.flatten().tolist(), batches.flatten(1).tolist())
+    torch.testing.assert_close(torch.tensor(table).view(-1, 2), plane.table_of(quantizer).float(), atol=1e-5, rtol=1e-5)
 
 
 def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
