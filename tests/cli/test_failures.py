@@ -206,7 +206,7 @@ def test_an_interrupted_run_leaves_nothing(
                 return
         finished.wait(0.3)
         os.kill(os.getpid(), number)
-        while not finished.wait(5):  # an exception raised inside a callback of the garbage collector is lost
+        while not finished.wait(1.5):  # an exception raised inside a callback, as of the file that is read, is lost
             os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=interrupt)
