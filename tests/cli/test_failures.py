@@ -209,6 +209,7 @@ def test_an_interrupted_run_leaves_nothing(
         while not finished.wait(1.5):  # an exception raised inside a callback, as of the file that is read, is lost
             os.kill(os.getpid(), number)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs in the background ignores it
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
@@ -216,6 +217,7 @@ def test_an_interrupted_run_leaves_nothing(
     finally:
         finished.set()
         thread.join()
+        signal.signal(signal.SIGINT, before)
     assert one_line() == f"codec-{command}: interrupted; nothing half-written is left\n"
     assert names() == sorted([source, target]) and Path(target).read_text() == "mine"
 
