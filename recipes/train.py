@@ -379,10 +379,10 @@ def report_pace(run: Run, seconds: float) -> None:
     if run.tracker is None or run.bar is None or step == phases.steps:
         return
     duration = timedelta(seconds=round(seconds * (phases.steps - step)))
-    clock = f", or end after {phases.minutes:g} minutes" if phases.minutes else ""
-    run.bar.write(
-        f"step {step} took {seconds:.2f} s; {phases.steps - step} more take {duration} h at that speed{clock}"
-    )
+    rest = f"{phases.steps - step} more take {duration} h at that speed"
+    if phases.minutes:
+        rest = f"the run ends after {phases.minutes:g} minutes, whatever its step"
+    run.bar.write(f"step {step} took {seconds:.2f} s; {rest}")
     sys.stdout.flush()
 
 

@@ -106,7 +106,7 @@ def test_a_run_as_long_as_a_time(corpus: Path, tmp_path: Path, capsys: pytest.Ca
         "data.resident=true",
     )
     assert train(corpus, tmp_path, *settings) == 0
-    assert "or end after 0.05 minutes" in capsys.readouterr().out
+    assert "; the run ends after 0.05 minutes" in capsys.readouterr().out
     rates = [point["learning_rate"] for point in read_scalars(tmp_path / "metrics.jsonl") if "learning_rate" in point]
     assert rates == sorted(rates, reverse=True) and rates[-1] < rates[0] / 2
     assert len(rates) < 100000 and latest_checkpoint(tmp_path / "checkpoints").name == f"step_{len(rates):08d}"
