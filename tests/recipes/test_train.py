@@ -127,13 +127,6 @@ def test_legs_of_minutes_make_one_run(corpus: Path, tmp_path: Path, capsys: pyte
         assert f"stopped at step {reached}:" in said and "; the same command goes on from there" in said
 
 
-def test_a_run_may_be_as_long_as_a_time(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = (*QUANTIZED, "phases.steps=100000", "phases.minutes=0.0001")
-    assert train(corpus, tmp_path, *settings) == 0 and train(corpus, tmp_path, *settings, flags=("--resume",)) == 0
-    said = capsys.readouterr().out
-    assert "or end after 0.0001 minutes" in said and "\ndone at step 1:" in said and "nothing left to do" in said
-
-
 @pytest.mark.slow
 def test_processes_whose_clocks_differ_end_together(corpus: Path, tmp_path: Path) -> None:
     script = tmp_path / "train.py"
