@@ -64,7 +64,9 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
     _add_transfer_arguments(parser, source, target, model="the shipped one")
     parser.add_argument("--channel", type=int, metavar="N", help="encode this channel, from 1 on, not the mean of all")
-    about = "encode at the level of the input, as pipes always are, not at that of active speech at -28 dB"
+    about = (
+        "keep the level of the input, as live pipes do (default: files are brought to one level, and back when decoded)"
+    )
     parser.add_argument("--no-normalize", action="store_true", help=about)
     parser.add_argument(
         "--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate"
