@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Block = NDArray[np.float32]
 
-LARGEST_PEAK = 8.0  # full scale is 1; beyond this the samples are probably integers that were not scaled
 BLOCK_SECONDS = 10
 BLOCK_VALUES = 2**23  # and no block holds more, all channels together
 SYSTEM_ERROR = 2  # libsndfile's code where the system calls fail
@@ -101,7 +100,6 @@ class _AvFile:
     def __init__(self, part: Part, name: str) -> None:
         import av
 
-        part.seek(0)
         try:
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
         except av.FFmpegError as error:
@@ -175,17 +173,17 @@ class AudioReader(AbstractContextManager["AudioReader"]):
 
     def __init__(self, path: str | Path | BinaryIO, name: str | None = None, channel: int | None = None) -> None:
         self.name, self._channel = name or str(path), channel
-        self.num_samples, self._loudest, self._mixed, self._mixed_channels = 0, 0.0, 0.0, 1
         with ExitStack() as stack:
             if isinstance(path, (str, Path)):
                 if Path(path).suffix.lower() == ".raw":
                     raise AudioError(f"{self.name}: raw samples tell no sample rate; convert it to WAV or FLAC first")
                 path = stack.enter_context(open(path, "rb"))
             self._parts = find_parts(path, self.name)
-            self._decoder = stack.enter_context(closing(self._open(self._parts[0])))
+            self._decoder: _SequentialFile | _AvFile | None = self._open(self._parts[0])
+            decoder = stack.enter_context(closing(self._decoder))
             self._stack = stack.pop_all()
-        self.sample_rate: int = self._decoder.samplerate
-        self.channels: int = self._decoder.channels
+        self.sample_rate: int = decoder.samplerate
+        self.channels: int = decoder.channels
         self.claimed_samples: int = (self._parts[0].num_samples or 0) if len(self._parts) == 1 else 0
         self.claimed_seconds: float = self.claimed_samples / self.sample_rate
 
@@ -194,9 +192,11 @@ class AudioReader(AbstractContextManager["AudioReader"]):
 
     def _open(self, part: Part) -> _SequentialFile | _AvFile:
         decoder: _SequentialFile | _AvFile
+        part.seek(0)
         try:
             decoder = _SequentialFile(part)
         except soundfile.LibsndfileError as error:
+            part.seek(0)
             try:
                 decoder = _AvFile(part, self.name)
             except ModuleNotFoundError:
@@ -212,9 +212,14 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         return decoder
 
     def blocks(self) -> Iterator[Block]:
-        """Mono float32 blocks ``[T]`` of about ten seconds at most; an AudioError where it breaks off or holds NaN."""
-        for index, part in enumerate(self._parts):
-            with closing(self._open(part) if index else self._decoder) as decoder:
+        """Mono float32 blocks ``[T]`` of about ten seconds at most; an AudioError where it breaks off or holds NaN.
+
+        Once all have been read they can be again.
+        """
+        self.num_samples, self._loudest, self._mixed, self._mixed_channels = 0, 0.0, 0.0, 1
+        for part in self._parts:
+            with closing(self._open(part) if self._decoder is None else self._decoder) as decoder:
+                self._decoder = None
                 for block in resample_blocks(self._decoded(part, decoder), decoder.samplerate, self.sample_rate):
                     self.num_samples += len(block)
                     yield block

@@ -8,17 +8,17 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.audio import LARGEST_PEAK, resample
+from codec.audio import resample
 from codec.config import RATES, CodecConfig, Context, to_dict, whole_number
-from codec.container import FINGERPRINT_BYTES, Header
+from codec.container import FINGERPRINT_BYTES, MOST_DB, Header
 from codec.errors import CodecError
+from codec.level import check_peak, factor, gain_of
 
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
 FEW_CHANNELS = 8  # a first axis of more is not taken for the channels of [C, T]
@@ -83,13 +83,16 @@ class CodecBase(Generic[Signal]):
         """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
         return -(-whole_number("num_samples", num_samples, 0, 2**64 - 1) // self.hop_length)
 
-    def header(self, num_samples: int | None, sample_rate: int, num_quantizers: int | None = None) -> Header:
+    def header(
+        self, num_samples: int | None, sample_rate: int, num_quantizers: int | None = None, gain_db: float = 0.0
+    ) -> Header:
         """What a ``.codes`` file says of codes of this model, for ``codec.container.write``; CodecError if it cannot be.
 
         Args:
             num_samples: length of what was encoded, per channel, at its own rate; None while it is not known.
             sample_rate: of what was encoded, in Hz.
             num_quantizers: stages of the codes; default all.
+            gain_db: with which they were encoded.
         """
         return Header(
             model=self.name,
@@ -100,9 +103,20 @@ class CodecBase(Generic[Signal]):
             hop_length=self.hop_length,
             num_quantizers=self._checked_count(num_quantizers, self.num_quantizers),
             codebook_size=self.codebook_size,
+            gain_db=gain_db,
         )
 
     # ---- use ------------------------------------------------------------------------------------------------------
+
+    def gain_of(
+        self,
+        waveform: Signal | NDArray[Any],
+        sample_rate: int,
+        lengths: Signal | list[int] | None = None,
+    ) -> list[float]:
+        """The ``gain_db`` of each item ``[B]``: see :func:`codec.level.gain_of`; arguments and errors as encode."""
+        items, rate = self._mono_items(waveform, sample_rate, lengths)
+        return [gain_of([self.to_numpy(item)], rate) for item in items]
 
     def encode(
         self,
@@ -110,6 +124,7 @@ class CodecBase(Generic[Signal]):
         sample_rate: int,
         num_quantizers: int | None = None,
         lengths: Signal | list[int] | None = None,
+        gain_db: float | list[float] = 0.0,
     ) -> Signal:
         """Codes int64 ``[B, K, N]`` of a waveform; N is ``num_frames`` of its length at the model's rate.
 
@@ -122,13 +137,16 @@ class CodecBase(Generic[Signal]):
             num_quantizers: stages to use, 1 to ``codec.num_quantizers``; default all.
             lengths: ``[B]``, samples of each item that count, where a batch of unequal items was padded at the end. The
                 codes of a shorter item are followed by zeros.
+            gain_db: by how many dB the waveform, or each item, is louder than what is encoded. :meth:`gain_of` measures it,
+                so that codes do not depend on the volume, and decode takes it; 0 encodes the waveform as it is.
 
         Raises:
             CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
                 of fewer samples (``[B, T, C]``); NaN in the waveform, or a peak beyond 8 (integers not scaled to [-1, 1]).
         """
         items = self._items(waveform, sample_rate, lengths)
-        codes = [self._join(list(self.encode_blocks([item], num_quantizers))) for item in items]
+        scaled = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
+        codes = [self._join(list(self.encode_blocks([item], num_quantizers))) for item in scaled]
         return self._batch(codes, max(item.shape[-1] for item in codes))
 
     def decode(
@@ -136,6 +154,7 @@ class CodecBase(Generic[Signal]):
         codes: Signal | NDArray[Any],
         num_quantizers: int | None = None,
         lengths: Signal | list[int] | None = None,
+        gain_db: float | list[float] = 0.0,
     ) -> Signal:
         """Waveform float ``[B, 1, T]`` at the model's sample rate, ``T = N * hop_length`` unless ``lengths`` are given.
 
@@ -144,6 +163,7 @@ class CodecBase(Generic[Signal]):
             num_quantizers: use only the first so many of them.
             lengths: ``[B]``, samples of each item: frames beyond them are not decoded, and shorter waveforms are followed
                 by zeros up to the longest.
+            gain_db: by how many dB the waveform, or each item, is to be raised: what encode was given.
 
         Raises:
             CodecError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
@@ -153,9 +173,9 @@ class CodecBase(Generic[Signal]):
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
         audio = []
-        for item, length in zip(codes[:, :count], samples, strict=True):
+        for item, length, gain in zip(codes[:, :count], samples, _checked_gains(gain_db, batch), strict=True):
             waveform = self._join(list(self.decode_blocks([item[:, : self.num_frames(length)]])))
-            audio.append(waveform[None, :length])
+            audio.append(waveform[None, :length] * factor(gain))
         return self._batch(audio, max(samples))
 
     def encode_blocks(
@@ -175,10 +195,14 @@ class CodecBase(Generic[Signal]):
         checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
         yield from self._waveform_windows(checked, self._decoded)
 
-    def _items(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
-        """Every item of a batch as float32 ``[T]`` at the model's rate, without its padding."""
+    def _mono_items(self, waveform: Any, sample_rate: int, lengths: Any) -> tuple[list[Signal], int]:
+        """Every item of a batch as float32 ``[T]``, without its padding, and the sample rate."""
         mono, rate = self._checked_waveform(waveform), whole_number("sample_rate", sample_rate, *RATES)
-        items = [item[:length] for item, length in zip(mono, checked_lengths(lengths, *mono.shape), strict=True)]
+        return [item[:length] for item, length in zip(mono, checked_lengths(lengths, *mono.shape), strict=True)], rate
+
+    def _items(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
+        """The same at the model's rate."""
+        items, rate = self._mono_items(waveform, sample_rate, lengths)
         if rate == self.sample_rate:
             return items
         return [self._floats(resample(self.to_numpy(x), rate, self.sample_rate), "", "[T]") for x in items]
@@ -370,9 +394,12 @@ def whole_numbers(name: str, values: Any, low: int, high: int) -> list[int]:
     return [whole_number(name, value, low, high) for value in values]
 
 
-def check_peak(peak: float) -> None:
-    """A CodecError if this cannot be the largest absolute value of a waveform."""
-    if not math.isfinite(peak):
-        raise CodecError("waveform holds NaN or infinity")
-    if peak > LARGEST_PEAK:
-        raise CodecError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")
+def _checked_gains(gain_db: Any, batch: int) -> list[float]:
+    """One for each item."""
+    values = gain_db.tolist() if hasattr(gain_db, "tolist") else gain_db
+    gains = list(values) if isinstance(values, list | tuple) else [values] * batch
+    if len(gains) != batch or not all(isinstance(gain, int | float) and abs(gain) <= MOST_DB for gain in gains):
+        raise CodecError(
+            f"gain_db must be {batch} numbers from {-MOST_DB:g} to {MOST_DB:g}, or one for all, not {values!r}"
+        )
+    return gains

@@ -39,7 +39,6 @@ samples, and has blocks of 1,024 frames. This module needs numpy only.
 from __future__ import annotations
 
 import io
-import math
 import re
 import struct
 import zlib
@@ -54,6 +53,7 @@ from numpy.typing import ArrayLike, NDArray
 from codec.config import RATES, set_whole
 from codec.errors import CodecError
 from codec.files import as_path, atomic_write
+from codec.level import factor
 
 Codes = NDArray[np.int64]
 
@@ -120,7 +120,7 @@ class Header:
     @property
     def gain(self) -> float:
         """What decoded samples are multiplied by."""
-        return math.pow(10, self.gain_db / 20)
+        return factor(self.gain_db)
 
     @property
     def num_frames(self) -> int:

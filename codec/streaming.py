@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from codec.autoencoder import Decoder, Encoder, Layer, exact
-from codec.base import check_peak, checked_lengths, whole_numbers
+from codec.base import checked_lengths, whole_numbers
 from codec.config import whole_number
 from codec.errors import CodecError
+from codec.level import check_peak
 
 if TYPE_CHECKING:
     from typing_extensions import Self

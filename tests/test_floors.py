@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a room may import from its own floor and from those below it; the wings only from below
-    {"errors", "files", "config", "workers"},
+    {"errors", "files", "config", "level", "workers"},
     {"audio", "audio_parts", "spectral"},
     {"quantizers", "autoencoder", "streaming", "container", "base", "health"},
     {"weights", "pretrained"},

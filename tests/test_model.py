@@ -180,6 +180,22 @@ def test_an_item_does_not_depend_on_its_batch(model: Codec) -> None:
         assert torch.equal(audio[i, :, :length], model.decode(alone)[0, :, :length]) and not audio[i, :, length:].any()
 
 
+def test_codes_follow_the_signal_not_its_level(model: Codec) -> None:
+    """To the bit for powers of two; each item of a batch has its own gain, and its level comes back."""
+    signal = noise(1, 4000)[0, 0]
+    scales, lengths = [1.0, 0.5, 2**-9, 0.1], [4000, 4000, 4000, 4000]
+    batch = torch.stack([scale * signal for scale in scales])[:, None]
+    gains = model.gain_of(batch, 8000, lengths)
+    codes = model.encode(batch, 8000, lengths=lengths, gain_db=gains)
+    assert torch.equal(codes[0], codes[1]) and torch.equal(codes[0], codes[2])
+    assert (codes[0] != codes[3]).float().mean() < 0.01
+    assert not torch.equal(codes[0], model.encode(batch, 8000)[2])
+    audio = model.decode(codes, gain_db=gains)
+    torch.testing.assert_close(audio[2] * 2**9, audio[0])
+    assert torch.equal(audio[0], model.decode(codes[:1], gain_db=gains[0])[0])
+    assert torch.equal(model.decode(codes, gain_db=torch.zeros(4)), model.decode(codes))
+
+
 def test_fewer_quantizers_other_rates_and_channels(model: Codec) -> None:
     x = noise(1, 800)
     codes = model.encode(x, 8000)
@@ -214,6 +230,13 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.encode(MONO, 8000, num_quantizers=4), "from 1 to 3"),
         (lambda m: m.encode(MONO, 8000, lengths=[801]), "from 1 to 800"),
         (lambda m: m.encode(MONO, 8000, lengths=["1"]), "lengths must be a whole number from 1 to 800"),
+        (
+            lambda m: m.encode(MONO, 8000, gain_db=[0.0, 0.0]),
+            "gain_db must be 1 numbers from -200 to 200, or one for all",
+        ),
+        (lambda m: m.decode(CODES, gain_db=float("nan")), "gain_db must be .*, not nan"),
+        (lambda m: m.decode(CODES, gain_db="6"), "gain_db must be .*, not '6'"),
+        (lambda m: m.gain_of(torch.full((800,), 32767.0), 8000), "reaches 32767; divide"),
         (lambda m: m.decode(codes_of(1, 4, 9)), "4 stages; this model has 1 to 3"),
         (lambda m: m.decode(codes_of(1, 3, 9, value=50)), "from 0 to 49"),
         (lambda m: m.decode(np.full((3, 9), 2**63, np.uint64)), "from 0 to 49"),

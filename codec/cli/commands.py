@@ -50,7 +50,8 @@ class _Lines(logging.Handler):
         self.said: set[str] = set()  # what is said once, of whatever file
 
     def emit(self, record: logging.LogRecord) -> None:
-        once = getattr(record, "once", None)
+        # a warning is of a file, which may be read twice
+        once = getattr(record, "once", record.getMessage() if record.levelno == logging.WARNING else None)
         if once not in self.said:
             say(self.format(record))
         if once is not None:
@@ -63,6 +64,10 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
     _add_transfer_arguments(parser, source, target, model="the shipped one")
     parser.add_argument("--channel", type=int, metavar="N", help="encode this channel, from 1 on, not the mean of all")
+    about = (
+        "keep the level of the input, as live pipes do (default: files are brought to one level, and back when decoded)"
+    )
+    parser.add_argument("--no-normalize", action="store_true", help=about)
     parser.add_argument(
         "--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate"
     )
@@ -174,7 +179,8 @@ def _encode(args: argparse.Namespace) -> int:
 
     choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
     workers = min(args.workers, len(jobs))
-    encoder = partial(transfer.FileEncoder, _load(args, workers), args.model, choice, args.channel, args.raw)
+    how = choice, args.channel, args.raw, not args.no_normalize
+    encoder = partial(transfer.FileEncoder, _load(args, workers), args.model, *how)
     return run_jobs(jobs, Worker(encoder, args.force, args.skip_existing), workers)
 
 

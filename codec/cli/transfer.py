@@ -29,6 +29,7 @@ from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live, has_strea
 from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import UsageError
 from codec.files import atomic_write
+from codec.level import factor, gain_of
 from codec.pretrained import DEFAULT_MODEL, shipped_name
 
 FORMER = ("speech-24khz", "speech-24khz-single")  # what files of version 1 call their model
@@ -70,7 +71,8 @@ class FileEncoder:
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
     WAV that goes from a pipe to stdout is encoded live, if the model has streams; with ``raw_rate``, stdin holds 16-bit
-    samples of one channel at this rate in Hz, without a header. What a user can mend is a CodecError or an OSError.
+    samples of one channel at this rate in Hz, without a header. Files are brought to one level unless ``normalize`` is False;
+    the level of a pipe is not known before its end. What a user can mend is a CodecError or an OSError.
     """
 
     def __init__(
@@ -80,8 +82,9 @@ class FileEncoder:
         choice: QuantizerChoice,
         channel: int | None = None,
         raw_rate: int | None = None,
+        normalize: bool = True,
     ) -> None:
-        self.channel, self.raw_rate = channel, raw_rate
+        self.channel, self.raw_rate, self.normalize = channel, raw_rate, normalize
         self.codec = load(model or DEFAULT_MODEL)
         self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
 
@@ -92,13 +95,16 @@ class FileEncoder:
                 there, _ = container.read(job.target)
             except ContainerError:
                 return False
-            return there == self.codec.header(there.num_samples, reader.sample_rate, self.num_quantizers)
+            count, gain_db = self.num_quantizers, self._gain_of(reader)
+            return there == self.codec.header(there.num_samples, reader.sample_rate, count, gain_db)
 
     def __call__(self, job: Job) -> None:
         """Encode one audio file."""
         with self._open(job) as reader:
+            gain_db = self._gain_of(reader)
             # made before the long work, in case something in it is wrong
-            header = self.codec.header(None, reader.sample_rate, self.num_quantizers)
+            header = self.codec.header(None, reader.sample_rate, self.num_quantizers, gain_db)
+            scale = np.float32(factor(-gain_db))
             samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
             if self.channel is None and reader.channels > 1:
                 log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
@@ -110,11 +116,17 @@ class FileEncoder:
                 log.info("%s: codes come once it has ended; as it comes is with torch alone", reader.name)
             with _output(job) as output, _seconds_bar(reader.claimed_seconds) as bar:
                 codes = []
-                for window in self.codec.encode_blocks(samples, self.num_quantizers):
+                for window in self.codec.encode_blocks((scale * block for block in samples), self.num_quantizers):
                     codes.append(self.codec.to_numpy(window).astype(np.uint32))
                     bar.update(window.shape[-1] / self.codec.frame_rate)
                 header = replace(header, num_samples=reader.num_samples)
                 output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
+
+    def _gain_of(self, reader: AudioReader | PcmPipe) -> float:
+        """For which a file is read a first time."""
+        if isinstance(reader, PcmPipe) or not self.normalize:
+            return 0.0
+        return gain_of(reader.blocks(), reader.sample_rate)
 
     @contextmanager
     def _open(self, job: Job) -> Iterator[AudioReader | PcmPipe]:

@@ -14,7 +14,7 @@ from codec.evaluation.measure import Measured, Plan, read_utterance
 from codec.evaluation.results import Health, Latents, Stage
 from codec.evaluation.systems import ModelFamily
 from codec.health import CodebookCounter, Moments, coverage_curve, effective_dimension
-from codec.model import Codec
+from codec.level import factor
 
 UTTERANCES = 200  # whose latents are looked at, spread evenly over the manifest
 LONGEST = 20  # seconds of each
@@ -32,7 +32,7 @@ def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], mea
     if "kbps_entropy" in plan.metrics:
         _add_entropy_bound(family, counter, codes, measured)
     curves = coverage_curve(codes.values(), codec.codebook_size)
-    latents, residuals = _latent_moments(codec, [records[index] for index in codes])
+    latents, residuals = _latent_moments(family, [records[index] for index in codes])
     tables: list[Any] = [
         getattr(stage, "codebook", None) for stage in getattr(codec.quantizer, "stages", [codec.quantizer])
     ]
@@ -66,14 +66,16 @@ def _add_entropy_bound(
 
 
 @torch.no_grad()
-def _latent_moments(codec: Codec, records: Sequence[Record]) -> tuple[Moments, list[Moments]]:
+def _latent_moments(family: ModelFamily, records: Sequence[Record]) -> tuple[Moments, list[Moments]]:
     """Moments of the latents, and of what is left of them after each stage."""
+    codec = family.codec
     latents = Moments(codec.config.latent_dim)
     residuals = [Moments(codec.config.latent_dim) for _ in range(codec.num_quantizers)]
     for record in records[:: -(-len(records) // UTTERANCES) or 1]:
         record, samples = read_utterance(record)
         waveform = torch.from_numpy(samples[: LONGEST * record.sample_rate])
-        encoded = codec.latents(waveform, record.sample_rate)
+        gain = factor(family.gain_of(waveform, record.sample_rate))
+        encoded = codec.latents(waveform / gain, record.sample_rate)
         codes = codec.quantizer(encoded).codes
         latents.add(encoded[0].t())
         for count, moments in enumerate(residuals, start=1):

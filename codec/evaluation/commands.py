@@ -46,6 +46,7 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     add("--baselines", nargs="*", choices=["opus", "codec2"], default=["opus", "codec2"], help="none: --baselines")
     add("--metrics", nargs="+", metavar="NAME", help=metrics)
     add("--no-stability", action="store_true", help="do not measure how codes stand changes of the input")
+    add("--no-normalize", action="store_true", help="encode as codec-encode --no-normalize and live pipes do")
     add("--every", type=int, default=1, metavar="N", help="only every Nth utterance")
     add("--examples", type=int, default=5, metavar="N", help="utterances to listen to beside the worst ten")
     add("--workers", type=int, metavar="N", help="processes (default: one per core)")
@@ -105,6 +106,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         classical=classical,
         metrics=metrics,
         stability=bool(model) and not args.no_stability,
+        normalize=not args.no_normalize,
         device=args.device,
         out=args.out,
     )

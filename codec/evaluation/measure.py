@@ -58,6 +58,7 @@ class Plan:
     classical: tuple[str, ...]
     metrics: tuple[str, ...]
     stability: bool
+    normalize: bool
     device: str
     out: Path
 
@@ -65,7 +66,9 @@ class Plan:
         """Load the systems, the model first; an EvaluationError where there are none, or two of one id."""
         families: list[Family] = []
         if self.model:
-            families.append(ModelFamily(Codec.from_pretrained(self.model, self.device), self.num_quantizers))
+            families.append(
+                ModelFamily(Codec.from_pretrained(self.model, self.device), self.num_quantizers, self.normalize)
+            )
         families += [FolderFamily(name, Path(folder), kbps) for name, (folder, kbps) in self.folders.items()]
         families += [CLASSICAL[name]() for name in self.classical]
         ids = Counter(system.id for family in families for system in family.systems)
@@ -165,9 +168,8 @@ class Measurer:
         if isinstance(outcome, str):
             return dict.fromkeys(CHANGES, outcome)
         assert isinstance(self.families[0], ModelFamily) and outcome.codes is not None
-        codec = self.families[0].codec
-        samples = resample(waveform, record.sample_rate, codec.sample_rate)
-        return changed_codes(codec, torch.from_numpy(samples), outcome.codes)
+        samples = resample(waveform, record.sample_rate, self.families[0].codec.sample_rate)
+        return changed_codes(self.families[0], torch.from_numpy(samples), outcome.codes)
 
 
 def _score(name: str, pair: Pair) -> Cell:
@@ -182,17 +184,18 @@ def _score(name: str, pair: Pair) -> Cell:
     return value if np.isfinite(value) else "not finite"
 
 
-def changed_codes(codec: Codec, waveform: Tensor, codes: Tensor) -> Changed:
+def changed_codes(family: ModelFamily, waveform: Tensor, codes: Tensor) -> Changed:
     """For each of :data:`CHANGES`, the share of codes that differ per stage, ``[K]``, or why there is none.
 
     Of a ``waveform [T]`` at the model's rate and its ``codes [K, N]``. Frames are compared at the same index; of a slice, cut
     at whole frames, its edges count too.
     """
     shares: Changed = {}
+    codec = family.codec
     for name in CHANGES:
         try:
             changed, before = _changed(name, codec, waveform, codes)
-            after = codec.encode(changed, codec.sample_rate, len(codes))[0].cpu()
+            after, _ = family.encode(changed.flatten(), codec.sample_rate, len(codes))
         except CodecError as error:  # too short, or a decoded level that no encoder takes
             shares[name] = str(error)
             continue

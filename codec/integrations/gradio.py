@@ -90,11 +90,12 @@ def hear(models: Sequence[Codec], path: str) -> list[Any]:
         raise CodecError(f"it is longer than {LONGEST} s: cut it, or use codec-encode, which takes any length")
     shown: list[Any] = [spectrogram(waveform[0].numpy(), rate)]
     for model in models:
-        codes = model.encode(waveform[None], rate)
+        gain_db = model.gain_of(waveform[None], rate)
+        codes = model.encode(waveform[None], rate, gain_db=gain_db)
         shown.append(codes_picture(codes[0].numpy()))
         length = resampled_length(waveform.shape[-1], rate, model.sample_rate)
         for count in range(1, model.num_quantizers + 1):
-            sound = model.decode(codes, count, lengths=[length])[0, 0].numpy()
+            sound = model.decode(codes, count, [length], gain_db)[0, 0].numpy()
             pcm = np.round(sound.clip(-1, 1) * 32767).astype(np.int16)
             shown += [(model.sample_rate, pcm), spectrogram(sound, model.sample_rate)]
     return shown

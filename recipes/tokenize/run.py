@@ -35,6 +35,7 @@ from codec.corpus.scan import AUDIO_SUFFIXES, BadFile, PrepareError, read_record
 from codec.corpus.shards import key_of, walk
 from codec.errors import EXIT_OK, CodecError, legible, one_line, run_command, say
 from codec.files import atomic_write
+from codec.level import LEVEL_DB
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
 
@@ -99,20 +100,21 @@ class Tokenizer:
         from pyarrow import parquet
 
         kinds = [("id", pa.string()), ("speaker", pa.string()), ("duration", pa.float64()), ("num_samples", pa.int64())]
-        kinds += [("num_quantizers", pa.int32()), ("codes", pa.list_(pa.list_(pa.int32())))]
+        kinds += [("gain_db", pa.float64()), ("num_quantizers", pa.int32()), ("codes", pa.list_(pa.list_(pa.int32())))]
         rows, skipped, count = [], [], self.facts["num_quantizers"]
         for record in pickle.loads(shard["records"]):
             name, speaker = (text.encode(errors="backslashreplace").decode() for text in (record.id, record.speaker))
             try:
                 samples, rate = read_record(record)
-                codes = self.codec.encode(samples, rate, count)[0].cpu().numpy()
+                (gain_db,) = self.codec.gain_of(samples, rate)
+                codes = self.codec.encode(samples, rate, count, gain_db=gain_db)[0].cpu().numpy()
             except (CodecError, FileNotFoundError, PermissionError) as error:  # others are no fault of the file
                 place = f"{record.path}:{name}" if record.num_bytes else record.path
                 skipped.append((place, one_line(error).removeprefix(f"{legible(record.path)} ")))
                 continue
             facts = {"duration": len(samples) / rate, "num_quantizers": count, "codes": list(codes)}
             length = resampled_length(len(samples), rate, self.codec.sample_rate)
-            rows.append({"id": name, "speaker": speaker, "num_samples": length} | facts)
+            rows.append({"id": name, "speaker": speaker, "num_samples": length, "gain_db": gain_db} | facts)
         seconds = sum(row["duration"] for row in rows)
         note = json.dumps(self.facts | {"seconds": seconds, "skipped": skipped})
         with atomic_write(self.out / shard["name"]) as temporary:
@@ -152,6 +154,7 @@ def tokenize(args: argparse.Namespace) -> int:
     codec.bitrate_of(count)  # refuses what the model does not have
     facts = {"model": codec.name, "fingerprint": codec.fingerprint, "sample_rate": codec.sample_rate}
     facts |= {"hop_length": codec.hop_length, "codebook_size": codec.codebook_size, "num_quantizers": count}
+    facts |= {"level_db": LEVEL_DB}  # of active speech before the encoder
     facts["input"] = hashlib.sha256(json.dumps([facts, size, [r.id for r in records]]).encode()).hexdigest()
     shards = {f"codes-{i // size:05d}.parquet": records[i : i + size] for i in range(0, len(records), size)}
     out.mkdir(parents=True, exist_ok=True)

@@ -53,7 +53,8 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     for record in tqdm(records, unit=" utt", disable=None):
         with AudioReader(audio_source(record), record.id) as reader:
             waveform = torch.cat([torch.from_numpy(block) for block in reader.blocks()])
-            codes[record.id] = codec.encode(waveform, reader.sample_rate)[0].int()
+            gain_db = codec.gain_of(waveform, reader.sample_rate)  # whoever speaks, one level
+            codes[record.id] = codec.encode(waveform, reader.sample_rate, gain_db=gain_db)[0].int()
     texts = {record.id: record.text for record in records}
     facts = {"model": args.model, "fingerprint": codec.fingerprint, "texts": json.dumps(texts)}
     args.run.mkdir(parents=True, exist_ok=True)

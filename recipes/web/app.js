@@ -1,6 +1,6 @@
 // The page: what is recorded, opened or dropped becomes a clip; a clip is heard at a chosen bitrate, or as it was.
 
-import { record, samplesOf, wav } from "./audio.js";
+import { gainOf, record, samplesOf, wav } from "./audio.js";
 import { Codec } from "./codec.js";
 import { CodesError, read, write } from "./container.js";
 import { codesPicture, spectrogram } from "./pictures.js";
@@ -13,7 +13,7 @@ const size = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(by
 const kbps = (count) => String(Number((codec.bitrate(count) / 1000).toFixed(2)));
 
 let codec; // the model
-let clip; // { title, samples (null of a .codes file), codes, numSamples, gain, sounds: by number of quantizers, 0 the original }
+let clip; // { title, samples (null of a .codes file), codes, numSamples, gainDb, sounds: by number of quantizers, 0 the original }
 let stopRecording = null;
 
 /** Do what a person asked for; what they can mend is said on the page. */
@@ -44,8 +44,9 @@ async function openAudio(buffer, title) {
   if (!samples.length) throw new CodesError("it holds no sound");
   tooLong(samples.length / rate);
   say("Encoding …");
-  const start = performance.now(), codes = await codec.encode(samples);
-  await show({ title, samples, codes, numSamples: samples.length, gain: 1, encoding: (performance.now() - start) / 1000 });
+  const start = performance.now(), gainDb = gainOf(samples, rate), gain = 10 ** (gainDb / 20);
+  const codes = await codec.encode(samples.map((x) => x / gain));
+  await show({ title, samples, codes, numSamples: samples.length, gainDb, encoding: (performance.now() - start) / 1000 });
 }
 
 async function openCodes(buffer, title) {
@@ -55,7 +56,7 @@ async function openCodes(buffer, title) {
   if (!codes[0].length) throw new CodesError("it holds no sound");
   tooLong(header.numSamples / header.originalSampleRate);
   const numSamples = Math.ceil((header.numSamples * header.sampleRate) / header.originalSampleRate);
-  await show({ title, samples: null, codes, numSamples, gain: 10 ** (header.gainDb / 20) });
+  await show({ title, samples: null, codes, numSamples, gainDb: header.gainDb });
 }
 
 /** Put a new clip on the page. */
@@ -82,8 +83,8 @@ async function listen(count) {
   const rate = codec.config.sample_rate, seconds = clip.numSamples / rate, mine = clip;
   if (!clip.sounds.has(count)) {
     say("Decoding …");
-    const start = performance.now();
-    const samples = count ? (await codec.decode(mine.codes, count)).slice(0, mine.numSamples).map((x) => mine.gain * x) : mine.samples;
+    const start = performance.now(), gain = 10 ** (mine.gainDb / 20);
+    const samples = count ? (await codec.decode(mine.codes, count)).slice(0, mine.numSamples).map((x) => gain * x) : mine.samples;
     mine.sounds.set(count, { samples, url: URL.createObjectURL(wav(samples, rate)), decoding: (performance.now() - start) / 1000 });
   }
   if (clip !== mine || $("rates").querySelector(":checked").value !== String(count)) return; // something else was asked for meanwhile
@@ -93,7 +94,7 @@ async function listen(count) {
   if (!paused) await player.play();
 
   const pcm = 2 * clip.numSamples, faster = (time) => `${(seconds / time).toPrecision(2)} × real time`;
-  const file = count ? write({ ...codec.header(clip.numSamples, count), gainDb: 20 * Math.log10(clip.gain) }, clip.codes.slice(0, count)) : null;
+  const file = count ? write(codec.header(clip.numSamples, count, clip.gainDb), clip.codes.slice(0, count)) : null;
   const facts = { Length: `${seconds.toFixed(1)} s`, "as 16-bit WAV": size(pcm) };
   if (file) Object.assign(facts, { "as .codes": size(file.length), smaller: `${Math.round(pcm / file.length)} ×` });
   $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {

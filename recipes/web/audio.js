@@ -9,6 +9,19 @@ export async function samplesOf(buffer, sampleRate) {
   return mono;
 }
 
+/** By how many dB mono samples are louder than speech as it is encoded: gain_of in codec/level.py. */
+export function gainOf(samples, sampleRate) {
+  const size = Math.floor(sampleRate / 50), powers = new Float64Array(Math.ceil(samples.length / size));
+  let peak = 0;
+  samples.forEach((x, i) => {
+    powers[Math.floor(i / size)] += (x * x) / size;
+    peak = Math.max(peak, Math.abs(x));
+  });
+  const loudest = Math.max(...powers), active = powers.filter((power) => power >= loudest / 1000);
+  const level = 10 * Math.log10(active.reduce((sum, power) => sum + power) / active.length);
+  return peak ? Math.max(level + 28, 20 * Math.log10(peak), -60) : 0;
+}
+
 /** Record the microphone as it is, without what browsers do to calls; returns a function that stops and gives the file. */
 export async function record() {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: false, noiseSuppression: false } });

@@ -29,10 +29,10 @@ export class Codec {
   }
 
   /** What a .codes file says of the first so many codes per frame of a signal at the model's rate. */
-  header(numSamples, count) {
+  header(numSamples, count, gainDb) {
     const { name, fingerprint, sample_rate, hop_length, codebook_size } = this.config;
     const rates = { sampleRate: sample_rate, originalSampleRate: sample_rate, hopLength: hop_length };
-    return { model: name, fingerprint: fingerprint.slice(0, 32), ...rates, numSamples, numQuantizers: count, codebookSize: codebook_size, gainDb: 0 };
+    return { model: name, fingerprint: fingerprint.slice(0, 32), ...rates, numSamples, numQuantizers: count, codebookSize: codebook_size, gainDb };
   }
 
   /**

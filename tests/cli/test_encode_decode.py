@@ -43,21 +43,43 @@ def test_exactly_as_many_samples(run: Run, length: int, rate: int, channels: int
     assert (native.frames, native.samplerate) == (-(-length * RATE // rate), RATE)
 
 
+@pytest.mark.parametrize("options", [[], ["--no-normalize"]], ids=str)
 @pytest.mark.parametrize("source", [SPEECH[24000], "long.wav"], ids=["speech", "long"])
-def test_files_equal_what_the_library_gives(run: Run, sound: Samples, source: str, tiny_model_folder: Path) -> None:
+def test_files_equal_what_the_library_gives(
+    run: Run, sound: Samples, source: str, options: list[str], tiny_model_folder: Path
+) -> None:
     """Blocks of a long file leave no seam."""
     soundfile.write("long.wav", sound, RATE, subtype="FLOAT")
-    assert run("encode", source, "out.codes") == 0
+    assert run("encode", source, "out.codes", *options) == 0
     assert run("decode", "out.codes", "out.wav", "--native-rate") == 0
     samples, rate = soundfile.read(source, dtype="float32")
     codec = Codec.from_pretrained(tiny_model_folder)
-    codes = codec.encode(torch.from_numpy(samples), rate)
+    gain_db = 0.0 if options else codec.gain_of(samples, rate)[0]
+    codes = codec.encode(torch.from_numpy(samples), rate, gain_db=gain_db)
     header, stored = container.read("out.codes")
     np.testing.assert_array_equal(stored, codes[0].numpy())
     assert header.model == "tiny" and codec.fingerprint.startswith(header.fingerprint)
+    assert header.gain_db == np.float32(gain_db) and (gain_db == 0) == bool(options)
     decoded, _ = soundfile.read("out.wav", dtype="float32")
-    expected = codec.decode(codes)[0, 0].numpy()[: len(decoded)]
-    assert np.abs(decoded - np.clip(expected, -1, 1)).max() <= 1 / 32768
+    expected = codec.decode(codes, gain_db=gain_db)[0, 0].numpy()[: len(decoded)]
+    assert np.abs(decoded - np.clip(expected, -1, 1)).max() <= 1.5 / 32768
+
+
+def test_codes_do_not_depend_on_the_volume(run: Run, sound: Samples) -> None:
+    """Nor does what comes back but for its volume; whoever goes on with another volume or without gets other codes."""
+    sound = sound[:8000]
+    for name, scaled in (("a", sound), ("b", sound / 128)):
+        soundfile.write(f"{name}.wav", scaled, RATE, subtype="FLOAT")
+        assert run("encode", f"{name}.wav", f"{name}.codes") == run("decode", f"{name}.codes", f"{name}.flac") == 0
+    (first, codes), (second, same) = map(container.read, ("a.codes", "b.codes"))
+    np.testing.assert_array_equal(codes, same)
+    assert first.gain_db - second.gain_db == pytest.approx(20 * np.log10(128), abs=1e-5)
+    loud, soft = (soundfile.read(f"{name}.flac")[0] for name in "ab")
+    assert np.abs(loud / 128 - soft).max() < 2**-15
+    again = "encode", "a.wav", "-o", ".", "--skip-existing"
+    assert run(*again) == 0 and run(*again, "--no-normalize") == 1
+    Path("b.codes").replace("a.codes")
+    assert run(*again) == 1
 
 
 def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:

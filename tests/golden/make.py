@@ -113,7 +113,7 @@ def report_numbers(folder: Path) -> dict[str, Any]:
     manifest = write_corpus(folder)
     program = "import sys; from codec.evaluation.commands import evaluate_main; sys.exit(evaluate_main())"
     command = [sys.executable, "-c", program, "--manifest", str(manifest), "--out", str(folder / "report")]
-    command += ["--model", str(HERE / "residual_simvq"), "--num-quantizers", "3", "1", "--baselines"]
+    command += ["--model", str(HERE / "residual_simvq"), "--num-quantizers", "3", "1", "--baselines", "--no-normalize"]
     run(*command, "--workers", "1", "--metrics", *METRICS)
     summary = json.loads((folder / "report" / "metrics.json").read_text())
     systems = {s["id"]: {"results": s["results"], "by_source": s["by_source"]} for s in summary["systems"]}

@@ -29,13 +29,14 @@ def test_every_bitrate_is_heard_and_seen(tiny_model_folder: Path) -> None:
     model = Codec.from_pretrained(tiny_model_folder)
     original, codes_picture, *cells = hear([model], str(SPEECH[RATE]))
     samples, _ = soundfile.read(SPEECH[RATE], dtype="float32")
-    codes = model.encode(torch.from_numpy(samples), RATE)
+    gain_db = model.gain_of(samples, RATE)
+    codes = model.encode(torch.from_numpy(samples), RATE, gain_db=gain_db)
     assert original.shape == (HEIGHT, WIDTH, 3) and original.max() > 200
     assert spectrogram(np.zeros(10, np.float32), RATE).max() < 10, "silence is dark"
     assert codes_picture.shape == (32 * 3, 4 * codes.shape[-1], 3)
     for count, (rate, sound), picture in zip((1, 2, 3), cells[::2], cells[1::2], strict=True):
         assert rate == model.sample_rate and len(sound) == -(-len(samples) * rate // RATE)
-        expected = model.decode(codes, count)[0, 0, : len(sound)].clamp(-1, 1) * 32767
+        expected = model.decode(codes, count, gain_db=gain_db)[0, 0, : len(sound)].clamp(-1, 1) * 32767
         np.testing.assert_allclose(sound, expected, atol=0.5)
         assert picture.shape[0] == HEIGHT
 

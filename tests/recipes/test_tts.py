@@ -43,7 +43,8 @@ def test_a_corpus_becomes_tokens_a_model_and_speech(manifest: Path, tmp_path: Pa
     assert tts.main(["prepare", str(run), "--manifest", str(manifest), "--speaker", "one"]) == 0
     corpus = tts.Corpus(run)
     assert sorted([*corpus.train, *corpus.held_out]) == [f"p{index}" for index in range(6)]
-    codes = single.encode(audio.load(tmp_path / "3.wav")[0], 24000)[0]
+    waveform, _ = audio.load(tmp_path / "3.wav")
+    codes = single.encode(waveform, 24000, gain_db=single.gain_of(waveform, 24000))[0]
     assert torch.equal(corpus.codes["p3"].long(), codes)
     ids, targets = corpus.batch(["p3", "p5"])
     special = corpus.layout.special_ids

@@ -103,11 +103,12 @@ def test_codes_and_audio_are_pythons(page: Any) -> None:
         const model = await codec.Codec.load("model/"), samples = await audio.samplesOf(await bytes(args[0]), 24000);
         const codes = await model.encode(samples), decoded = [];
         for (const count of [8, 2]) decoded.push(Array.from(await model.decode(codes, count)));
-        return [Array.from(samples), codes, decoded]"""
-    samples, codes, decoded = run(page, computed, f"assets/{SPEECH[24000].name}")
+        return [Array.from(samples), audio.gainOf(samples, 24000), codes, decoded]"""
+    samples, gain_db, codes, decoded = run(page, computed, f"assets/{SPEECH[24000].name}")
     waveform, _ = soundfile.read(SPEECH[24000], dtype="float32")
     assert np.abs(waveform - samples).max() < 2**-15, "but for the browser's way to divide 16-bit numbers"
     model = OnnxCodec.from_pretrained()
+    assert [gain_db] == pytest.approx(model.gain_of(np.float32(samples), 24000), abs=1e-6)
     assert np.mean(model.encode(np.float32(samples), 24000)[0] != codes) < TURNED_CODES
     for count, sound in zip((8, 2), decoded, strict=True):
         assert np.abs(model.decode(np.array(codes), count)[0, 0] - sound).max() < TOLERANCE

@@ -137,15 +137,17 @@ def test_the_nearest_of_equal_codes_is_the_first(tiny_config: CodecConfig, tmp_p
 # ---- shapes, lengths, blocks ----------------------------------------------------------------------------------------
 
 
-def test_batches_channels_and_lengths(tiny: tuple[Codec, OnnxCodec]) -> None:
+def test_batches_channels_lengths_and_gains(tiny: tuple[Codec, OnnxCodec]) -> None:
     codec, onnx = tiny
     waveform = np.random.default_rng(0).normal(size=(2, 2, 1003)).astype(np.float32).clip(-1, 1)
-    reference = codec.encode(torch.from_numpy(waveform), 16000, 2, [1003, 500])
-    codes = onnx.encode(waveform, 16000, 2, [1003, 500])
+    gains = onnx.gain_of(waveform, 16000, [1003, 500])
+    assert gains == pytest.approx(codec.gain_of(torch.from_numpy(waveform), 16000, [1003, 500])) and min(gains) > 1
+    reference = codec.encode(torch.from_numpy(waveform), 16000, 2, [1003, 500], gains)
+    codes = onnx.encode(waveform, 16000, 2, [1003, 500], gains)
     np.testing.assert_array_equal(codes, reference.numpy())
-    audio = onnx.decode(codes, lengths=[1003, 500])
+    audio = onnx.decode(codes, None, [1003, 500], gains)
     assert audio.shape == (2, 1, 1003) and not audio[1, 0, 500:].any()
-    np.testing.assert_allclose(audio, codec.decode(reference, lengths=[1003, 500]).numpy(), atol=1e-5)
+    np.testing.assert_allclose(audio, codec.decode(reference, None, [1003, 500], gains).numpy(), atol=1e-4)
 
 
 def test_memory_is_that_of_a_window(tiny: tuple[Codec, OnnxCodec]) -> None:

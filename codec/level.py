@@ -1,0 +1,53 @@
+"""The level of a signal: what no waveform reaches, and the gain between speech as it is and as it is encoded."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from codec.errors import CodecError
+
+LARGEST_PEAK = 8.0  # full scale is 1; beyond this the samples are probably integers that were not scaled
+LEVEL_DB = -28.0  # to which active speech is brought: mean power relative to 1
+FRAMES_PER_SECOND = 50
+ACTIVE_DB = 30.0  # frames softer than the loudest one by more are pauses
+MOST_RAISED_DB = 60.0  # below that there is hardly anything but rounding
+
+
+def gain_of(blocks: Iterable[NDArray[np.float32]], sample_rate: int) -> float:
+    """By how many dB a mono signal, given in blocks ``[T]``, is louder than speech as it is encoded: its ``gain_db``.
+
+    Its level is the mean power of its active frames, those of 20 ms within 30 dB of the loudest. Nothing is raised beyond
+    full scale, nor by more than 60 dB; digital silence stays as it is. Memory is that of a block and 400 bytes a second.
+
+    Raises:
+        CodecError: NaN, or a peak beyond 8.
+    """
+    size, peak, held, powers = max(sample_rate // FRAMES_PER_SECOND, 1), 0.0, np.zeros(0, np.float32), [np.zeros(1)]
+    for block in itertools.chain(blocks, [None]):
+        held = np.concatenate([held, np.zeros(-len(held) % size, np.float32) if block is None else block])
+        peak = max(peak, check_peak(float(np.abs(held).max(initial=0.0))))
+        whole = len(held) // size * size
+        powers.append(np.square(held[:whole].reshape(-1, size), dtype=np.float64).mean(axis=1))
+        held = held[whole:]
+    power = np.concatenate(powers)
+    active = float(power[power >= power.max() * 10 ** (-ACTIVE_DB / 10)].mean())
+    return max(10 * math.log10(active) - LEVEL_DB, 20 * math.log10(peak), -MOST_RAISED_DB) if active else 0.0
+
+
+def factor(gain_db: float) -> float:
+    """What a gain multiplies samples by."""
+    return math.pow(10, gain_db / 20)
+
+
+def check_peak(peak: float) -> float:
+    """The largest absolute value of a waveform, if it can be; else a CodecError."""
+    if not math.isfinite(peak):
+        raise CodecError("waveform holds NaN or infinity")
+    if peak > LARGEST_PEAK:
+        raise CodecError(f"waveform must be in [-1, 1], but reaches {peak:g}; divide 16-bit values by 32768")
+    return peak
