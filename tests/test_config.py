@@ -2,30 +2,12 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from codec.config import CodecConfig, ConfigError, EncoderConfig, QuantizerConfig, from_dict, to_dict, whole_number
+from codec.config import CodecConfig, ConfigError, EncoderConfig, from_dict, whole_number
 from codec.errors import CodecError
-
-
-def test_round_trip_gives_plain_values_and_an_equal_config() -> None:
-    config = CodecConfig()
-    values = to_dict(config)
-    assert values["encoder"]["strides"] == [8, 5, 8] and type(values["encoder"]["strides"][0]) is int
-    assert from_dict(CodecConfig, values) == config
-    assert from_dict(CodecConfig, {}) == config
-
-
-def test_later_options_stay_out_of_what_fingerprints_hash() -> None:
-    first = ["kind", "num_quantizers", "codebook_size", "codebook_dim", "basis", "map", "map_bias"]  # the first models'
-    assert list(to_dict(CodecConfig())["quantizer"]) == first
-    changed = CodecConfig(quantizer=QuantizerConfig(gradient="rotation"))
-    assert to_dict(changed)["quantizer"]["gradient"] == "rotation"
-    assert from_dict(CodecConfig, to_dict(changed)) == changed
 
 
 @pytest.mark.parametrize(
@@ -55,15 +37,6 @@ def test_later_options_stay_out_of_what_fingerprints_hash() -> None:
 def test_mistakes_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         from_dict(CodecConfig, values)
-
-
-def test_messages_are_one_short_printable_line_whatever_the_file_holds() -> None:
-    for values in ({"k" * 100_000: 1}, {"\x1b[31m\x07\u202e\n": 1}, {"causal": "x" * 100_000}, {"\ud800": 1}):
-        with pytest.raises(ConfigError) as error:
-            from_dict(CodecConfig, json.loads(json.dumps(values)))
-        assert str(error.value).isprintable() and len(str(error.value)) < 1100
-    with pytest.raises(ConfigError, match=r"unknown key \\x1b\[31mRED; known are sample_rate"):
-        from_dict(CodecConfig, {"\x1b[31mRED": 1})
 
 
 def test_whole_numbers_of_every_library() -> None:

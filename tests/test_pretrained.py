@@ -1,4 +1,4 @@
-"""The shipped models: small enough, seamless on real speech, and intelligible."""
+"""The shipped models: small enough, known to their files, and intelligible."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 
-import codec.base
 from codec import Codec, container
 from codec.audio import resample
 from codec.cli.commands import decode_main, encode_main
@@ -102,15 +101,3 @@ def test_speech_stays_intelligible(model: Codec, speech: Speech) -> None:
     *_, least_pesq, least_stoi = SHIPPED[model.name]
     assert scores[0][0] > least_pesq and scores[0][1] > least_stoi
     assert scores[0] >= scores[-1] and scores[-1][1] > 0.5
-
-
-def test_windows_leave_no_seam_in_real_speech(model: Codec, speech: Speech, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples, rate = speech
-    waveform = torch.from_numpy(resample(samples[: 3 * rate // 2], rate, model.sample_rate))
-    whole = model.encode(waveform, model.sample_rate)
-    audio = model.decode(whole)
-    monkeypatch.setattr(codec.base, "WINDOW_FRAMES", 50)
-    windowed = model.encode(waveform, model.sample_rate)
-    # other shapes round differently, which may turn a code that lies between two entries, and then its later stages
-    assert (windowed != whole).any(dim=1).float().mean() < 0.01
-    torch.testing.assert_close(model.decode(whole), audio, atol=1e-4, rtol=0)
