@@ -31,15 +31,6 @@ def read(path: Path) -> Samples:
         return np.concatenate(list(reader.blocks()))
 
 
-def amplitude_of(hertz: float, samples: Samples, rate: int) -> tuple[float, float]:
-    """Amplitude of one frequency, and of all that is left without it, in the middle of the signal."""
-    middle = samples[len(samples) // 4 : -len(samples) // 4].astype(np.float64)
-    phase = 2 * np.pi * hertz * np.arange(len(middle)) / rate
-    basis = np.stack([np.sin(phase), np.cos(phase)], axis=1)
-    weights, *_ = np.linalg.lstsq(basis, middle, rcond=None)
-    return float(np.hypot(*weights)), float(np.sqrt(2 * np.mean((middle - basis @ weights) ** 2)))
-
-
 # ---- reading and writing --------------------------------------------------------------------------------------------
 
 
@@ -78,7 +69,7 @@ def test_long_files_come_in_blocks(tmp_path: Path, name: str) -> None:
     with AudioReader(tmp_path / name) as reader:
         blocks = list(reader.blocks())
     assert [len(block) for block in blocks] == [80_000, 80_000, 40_000]
-    assert amplitude_of(440, np.concatenate(blocks), 8000) == pytest.approx((0.5, 0), abs=0.05)
+    np.testing.assert_allclose(np.concatenate(blocks)[800:-800], samples[800:-800], atol=0.08)
 
 
 def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
@@ -89,6 +80,8 @@ def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
         assert again_rate == rate and torch.equal(again, waveform)
     save(tmp_path / "a.wav", torch.tensor([0.5, 3.0, -3.0]).double(), 8000)
     assert load(tmp_path / "a.wav")[0].tolist() == [[0.5, 32767 / 32768, -1.0]]
+    save(tmp_path / "a.ogg", torch.from_numpy(sine(440, 8000, amplitude=10)), 8000)
+    assert 0.9 < read(tmp_path / "a.ogg").max() < 1.5  # Vorbis itself would keep what is beyond
     soundfile.write(tmp_path / "a.wav", np.array([[0.5, 0.0], [0.25, 0.75]]), 8000)
     for channel, samples in ((None, [0.25, 0.5]), (1, [0.5, 0.25]), (2, [0.0, 0.75])):
         assert load(tmp_path / "a.wav", channel)[0].tolist() == [samples]
@@ -414,16 +407,6 @@ def test_formats_by_pyav(
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def test_writer_clips(tmp_path: Path) -> None:
-    with AudioWriter(tmp_path / "a.wav", 8000) as writer:
-        writer.write(np.array([0, 1, 1.5, 100, -1, -1.5, -100, 0.5], np.float32))
-    samples, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
-    assert samples.tolist() == [0, 32767, 32767, 32767, -32768, -32768, -32768, 16384]
-    with AudioWriter(tmp_path / "a.ogg", 8000) as writer:
-        writer.write(sine(440, 8000, amplitude=10))
-    assert 0.9 < np.abs(read(tmp_path / "a.ogg")).max() < 1.5  # Vorbis itself would keep what is beyond
-
-
 def test_too_long_for_wav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audio, "WAV_BYTES", 1000)
     for length, expected in ((500, "WAV"), (501, "RF64")):
@@ -484,13 +467,7 @@ def test_blocks_change_nothing(rates: tuple[int, int], length: int, cuts: list[i
 
 @pytest.mark.parametrize(("rate", "other"), RATES)
 def test_a_tone_stays_what_it_is_and_one_above_half_the_new_rate_goes(rate: int, other: int) -> None:
-    found, rest = amplitude_of(1000, resample(sine(1000, rate), rate, other), other)
-    assert found == pytest.approx(0.5, rel=0.01) and rest < 0.005
+    tone = resample(sine(1000, rate), rate, other)  # without delay
+    np.testing.assert_allclose(tone[500:-500], sine(1000, other)[500:-500], atol=0.005)
     if 0.6 * other < rate / 2:
         assert np.abs(resample(sine(0.6 * other, rate), rate, other)[1000:-1000]).max() < 5e-4
-
-
-def test_delay_is_compensated(speech: tuple[Samples, int]) -> None:
-    samples, rate = speech
-    back = resample(resample(samples, rate, 2 * rate), 2 * rate, rate)
-    assert np.sqrt(np.mean((back - samples) ** 2)) < 0.02 * samples.std()

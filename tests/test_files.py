@@ -57,13 +57,6 @@ def test_errors_name_the_target(tmp_path: Path) -> None:
     assert str(error.value.filename) == str(tmp_path / "other")  # of another file it stays
 
 
-def test_the_longest_names(tmp_path: Path) -> None:
-    target = tmp_path / ("語" * 83 + ".codes")  # 255 bytes of UTF-8
-    with atomic_write(target) as temporary:
-        temporary.write_text("new")
-    assert target.read_text() == "new"
-
-
 # ---- what stands in the way -----------------------------------------------------------------------------------------
 
 
@@ -117,11 +110,12 @@ def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, mode: int) -> Non
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 @pytest.mark.parametrize("replace", [True, False])
 def test_a_new_file_has_the_usual_permissions(tmp_path: Path, umask: int, replace: bool) -> None:
-    before = os.umask(umask)
+    """And the longest of names."""
+    before, target = os.umask(umask), tmp_path / ("語" * 83 + ".codes")  # 255 bytes of UTF-8
     try:
-        with atomic_write(tmp_path / "new.txt", replace) as temporary:
+        with atomic_write(target, replace) as temporary:
             temporary.write_text("new")
-        assert stat.S_IMODE((tmp_path / "new.txt").stat().st_mode) == 0o666 & ~umask
+        assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
     finally:
         os.umask(before)
 
