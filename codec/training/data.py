@@ -57,31 +57,28 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
-        skipped = 0
-        while True:
-            number, position, gain = self.draw(rng)
-            record = self.records[number]
+        for skipped in range(MOST_DRAWS):  # noqa: B007, it is told at the end
+            number = min(int(np.searchsorted(self.ends, rng.random() * self.ends[-1])), len(self.records) - 1)
+            position, gain, record = rng.random(), 10 ** (rng.uniform(*self.config.gain_db) / 20), self.records[number]
             self.tried.add(record.id)
             try:
-                segment = read_segment(record, position, self.num_samples, self.sample_rate)
+                segment = self.cut(number, position)
                 break
             except (OSError, CodecError) as error:
                 self.count_bad(record, error)
-                skipped += 1
-                if skipped >= MOST_DRAWS:
-                    raise ManifestError(f"{skipped} draws in a row cannot be read; prepare the data again") from None
-        segment *= min(gain, 1.0 / float(np.abs(segment).max(initial=1e-9)))
+        else:
+            raise ManifestError(f"{MOST_DRAWS} draws in a row cannot be read; prepare the data again")
+        factor = (1 / segment.abs().max().clamp(min=1e-9)).clamp(max=gain)
         return {
-            "waveform": torch.from_numpy(segment[None]),
+            "waveform": (factor * segment)[None],
             "bandwidth": torch.tensor(min(record.bandwidth, self.sample_rate / 2), dtype=torch.float32),
             "index": torch.tensor(index),
             "skipped": torch.tensor(skipped),
         }
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, float, float]:
-        """The number of a record, where in it a segment starts (0 to 1), and its gain as a factor."""
-        number = min(int(np.searchsorted(self.ends, rng.random() * self.ends[-1])), len(self.records) - 1)
-        return number, rng.random(), 10 ** (rng.uniform(*self.config.gain_db) / 20)
+    def cut(self, number: int, position: float) -> Tensor:
+        """A segment ``[T]`` of the record of this number, given where in it it starts (0 to 1)."""
+        return torch.from_numpy(read_segment(self.records[number], position, self.num_samples, self.sample_rate))
 
     def count_bad(self, record: Record, error: object) -> None:
         """Note a file that cannot be read.
@@ -150,8 +147,8 @@ class _Utterances(torch.utils.data.Dataset[tuple[Tensor, str]]):
         return len(self.records)
 
 
-class ResidentSpeech:
-    """All speech of a dataset, read once, in the memory of a device; segments are cut there, drawn as the dataset draws.
+class ResidentDataset(SegmentDataset):
+    """The segments of another dataset, to 16 bits, cut from speech that is read once and lies in the memory of a device.
 
     Args:
         dataset: of the segments; its records that cannot be read are never drawn.
@@ -159,41 +156,25 @@ class ResidentSpeech:
     """
 
     def __init__(self, dataset: SegmentDataset, device: torch.device) -> None:
-        self.dataset = dataset
-        records, rate, config = dataset.records, dataset.sample_rate, dataset.config
-        utterances = []
-        dataset.tried |= {record.id for record in records}  # bad ones may stand together, and the first ones may be bad
-        loader = _loader(_Utterances(records, rate), None, config.workers)
-        for record, (samples, error) in zip(records, loader, strict=True):
+        super().__init__(dataset.records, dataset.sample_rate, dataset.config, dataset.seed)
+        self.tried |= {
+            record.id for record in self.records
+        }  # bad ones may stand together, and the first ones may be bad
+        self.utterances: list[Tensor] = []
+        weights = np.diff(self.ends, prepend=0.0)
+        loader = _loader(_Utterances(self.records, self.sample_rate), None, self.config.workers)
+        for number, (samples, error) in enumerate(loader):
+            self.utterances.append(samples.to(device, copy=True))  # out of the shared memory of the reader
             if error:
-                dataset.count_bad(record, error)
-            utterances.append(samples.clone())  # out of the shared memory of the reader
-        self.lengths = np.array([len(samples) for samples in utterances])
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.samples = torch.cat(utterances).to(device)
-        weights = draw_weights(records, config.max_speaker_hours)
-        dataset.ends = np.cumsum(np.where(self.lengths > 0, weights, 0.0))
+                self.count_bad(self.records[number], error)
+                weights[number] = 0.0
+        self.ends = np.cumsum(weights)
 
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The segments of these indices, like those of the dataset, as a batch; ``index`` and ``skipped`` on the CPU."""
-        dataset, device, length = self.dataset, self.samples.device, self.dataset.num_samples
-        draws = [dataset.draw(np.random.default_rng((dataset.seed, index))) for index in indices]
-        numbers, positions, gains = (np.array(column) for column in zip(*draws, strict=True))
-        lengths = self.lengths[numbers]
-        first = self.starts[numbers] + (positions * (np.maximum(lengths - length, 0) + 1)).astype(np.int64)
-        bandwidth = [min(dataset.records[number].bandwidth, dataset.sample_rate / 2) for number in numbers]
-        offsets = torch.arange(length, device=device)
-        places = torch.from_numpy(first).to(device)[:, None] + offsets
-        inside = offsets < torch.from_numpy(lengths).to(device)[:, None]
-        segments = self.samples[places.clamp(max=len(self.samples) - 1)] * inside / FULL_SCALE
-        gain = torch.from_numpy(gains).float().to(device)[:, None]
-        loudest = segments.abs().amax(dim=1, keepdim=True).clamp(min=1e-9)
-        return {
-            "waveform": (segments * torch.minimum(gain, 1 / loudest))[:, None],
-            "bandwidth": torch.tensor(bandwidth, device=device),
-            "index": torch.tensor(indices),
-            "skipped": torch.zeros(len(indices), dtype=torch.int64),
-        }
+    def cut(self, number: int, position: float) -> Tensor:
+        samples = self.utterances[number]
+        start = int(position * (max(len(samples) - self.num_samples, 0) + 1))
+        segment = samples[start : start + self.num_samples].float() / FULL_SCALE
+        return torch.nn.functional.pad(segment, (0, self.num_samples - len(segment)))
 
 
 # ---- batches read ahead -----------------------------------------------------------------------------------------------
@@ -213,8 +194,7 @@ def batches(
     indices = (list(range(start, start + share)) for start in starts)
     try:
         if config.data.resident:
-            speech = ResidentSpeech(dataset, accelerator.device)
-            yield from map(speech.batch, indices)
+            yield from _loader(ResidentDataset(dataset, accelerator.device), indices, workers=0)
         else:
             yield from _loader(dataset, indices, config.data.workers)
     except CodecError as error:
