@@ -46,11 +46,9 @@ from codec.training.config import TrainConfig, load_train_config
 from codec.training.data import SegmentDataset, batches, end_readers
 from codec.training.discriminators import split_outputs
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
-from codec.training.networks import Networks, build_networks, start_quantizer, update_average
-from codec.training.optimizers import set_learning_rates
+from codec.training.networks import Networks, build_networks, set_learning_rates, start_quantizer, update_average
 from codec.training.progress import Clock, Counters, StopSignal, of_first_process
-from codec.training.tracking import Tracker
-from codec.training.validation import LONGEST, codebook_scalars, mean_over_processes, show_examples, validate
+from codec.training.tracking import LONGEST, Tracker, codebook_scalars, mean_over_processes, show_examples, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -8,7 +8,8 @@ import multiprocessing
 import signal
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from multiprocessing.pool import ThreadPool
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from codec.audio import AudioReader, resample
 from codec.corpus.manifest import ManifestError, Record, audio_source
+from codec.corpus.scan import read_record
 from codec.errors import CodecError
 from codec.training.config import DataConfig, TrainConfig
 from codec.training.progress import STOPPING, TrainingError
@@ -128,25 +130,6 @@ def read_segment(record: Record, position: float, num_samples: int, sample_rate:
 # ---- all speech on the device ------------------------------------------------------------------------------------------
 
 
-class _Utterances(torch.utils.data.Dataset[tuple[Tensor, str]]):
-    """Whole utterances as 16-bit samples ``[T]``, and why one cannot be read."""
-
-    def __init__(self, records: Sequence[Record], sample_rate: int) -> None:
-        self.records, self.sample_rate = records, sample_rate
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        record = self.records[index]
-        try:
-            with AudioReader(audio_source(record), record.path) as reader:
-                samples = resample(np.concatenate(list(reader.blocks())), reader.sample_rate, self.sample_rate)
-        except (OSError, CodecError) as error:
-            return torch.zeros(0, dtype=torch.int16), str(error)
-        return torch.from_numpy((samples.clip(-1, 1) * FULL_SCALE).round().astype(np.int16)), ""
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-
 class ResidentDataset(SegmentDataset):
     """The segments of another dataset, to 16 bits, cut from speech that is read once and lies in the memory of a device.
 
@@ -157,18 +140,24 @@ class ResidentDataset(SegmentDataset):
 
     def __init__(self, dataset: SegmentDataset, device: torch.device) -> None:
         super().__init__(dataset.records, dataset.sample_rate, dataset.config, dataset.seed)
-        self.tried |= {
-            record.id for record in self.records
-        }  # bad ones may stand together, and the first ones may be bad
+        self.tried |= {each.id for each in self.records}  # bad ones may stand together, and the first ones may be bad
         self.utterances: list[Tensor] = []
         weights = np.diff(self.ends, prepend=0.0)
-        loader = _loader(_Utterances(self.records, self.sample_rate), None, self.config.workers)
-        for number, (samples, error) in enumerate(loader):
-            self.utterances.append(samples.to(device, copy=True))  # out of the shared memory of the reader
-            if error:
-                self.count_bad(self.records[number], error)
-                weights[number] = 0.0
+        with ThreadPool(max(self.config.workers, 1)) as pool:  # decoding and resampling are not held up by Python
+            for number, samples in enumerate(pool.imap(self._whole, self.records)):
+                if isinstance(samples, Exception):
+                    self.count_bad(self.records[number], samples)
+                    samples, weights[number] = torch.zeros(0, dtype=torch.int16), 0.0
+                self.utterances.append(samples.to(device))
         self.ends = np.cumsum(weights)
+
+    def _whole(self, record: Record) -> Tensor | Exception:
+        """An utterance as 16-bit samples ``[T]``, or why it cannot be read."""
+        try:
+            samples = resample(*read_record(record), self.sample_rate)
+        except (OSError, CodecError) as error:
+            return error
+        return torch.from_numpy((samples.clip(-1, 1) * FULL_SCALE).round().astype(np.int16))
 
     def cut(self, number: int, position: float) -> Tensor:
         samples = self.utterances[number]
@@ -212,11 +201,10 @@ def batches(
         ) from None
 
 
-def _loader(dataset: torch.utils.data.Dataset[Any], batches: Iterable[list[int]] | None, workers: int) -> Iterable[Any]:
-    """Batches of these indices, or else every item by itself, read ahead by so many processes."""
+def _loader(dataset: SegmentDataset, batches: Iterable[list[int]], workers: int) -> Iterable[dict[str, Tensor]]:
+    """Batches of these indices, read ahead by so many processes."""
     return torch.utils.data.DataLoader(
         dataset,
-        batch_size=None if batches is None else 1,
         batch_sampler=batches,
         num_workers=workers,
         prefetch_factor=8 if workers else None,

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from codec.corpus.manifest import ManifestError, Record
-from codec.training import validation
+from codec.training import tracking
 from codec.training.config import DataConfig, TrainConfig
 from codec.training.data import ResidentDataset, SegmentDataset, batches, draw_weights, read_segment
 from codec.training.progress import TrainingError
@@ -127,9 +127,9 @@ def test_too_little_shared_memory_is_said_so(records: list[Record], message: str
 
 
 def test_validation_cuts_a_long_utterance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "LONGEST", 12)  # seconds, beyond the first block that is read
+    monkeypatch.setattr(tracking, "LONGEST", 12)  # seconds, beyond the first block that is read
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 15 * 8000).astype(np.float32)
     for num_samples in (13 * 8000 + 1, 11 * 8000 + 3):
         soundfile.write(tmp_path / "x.wav", samples[:num_samples], 8000, subtype="FLOAT")
-        speech = validation.read_speech(Record("x", str(tmp_path / "x.wav"), num_samples, 8000), 8000)
+        speech = tracking.read_speech(Record("x", str(tmp_path / "x.wav"), num_samples, 8000), 8000)
         assert torch.equal(speech, torch.from_numpy(samples[: min(num_samples, 12 * 8000)]))

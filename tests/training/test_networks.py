@@ -11,8 +11,7 @@ from codec.autoencoder import DepthwiseConv
 from codec.config import CodecConfig, ConfigError
 from codec.model import Codec
 from codec.training.config import OptimizerConfig
-from codec.training.networks import copy_blocks, start_codec
-from codec.training.optimizers import codec_optimizers, set_learning_rates
+from codec.training.networks import codec_optimizers, copy_blocks, set_learning_rates, start_codec
 
 
 def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecConfig) -> None:
