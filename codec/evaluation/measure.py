@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -111,15 +112,20 @@ def read_utterance(record: Record) -> tuple[Record, Waveform]:
     return replace(record, sample_rate=sample_rate, num_samples=len(waveform)), waveform
 
 
+@dataclass
 class Measurer:
-    """Measures one utterance after the other by all systems, which are loaded once per process."""
+    """Measures one utterance after the other by all systems, in whatever process; each of several loads them for itself."""
 
-    def __init__(self, plan: Plan, families: Sequence[Family]) -> None:
-        torch.set_num_threads(1)  # one process per core is faster than threads that wait for each other
-        self.plan, self.families = plan, families
+    plan: Plan
 
-    def measure(self, index: int, record: Record) -> Measured:
+    @cached_property
+    def families(self) -> Sequence[Family]:
+        return self.plan.families()
+
+    def __call__(self, item: tuple[int, Record]) -> Measured:
         """Measure one utterance, and write its audio and codes; bad audio is a reason in every cell, never an error."""
+        torch.set_num_threads(1)  # one process per core is faster than threads that wait for each other
+        index, record = item
         audio = self.plan.audio(index)
         shutil.rmtree(audio, ignore_errors=True)  # what an evaluation that was killed left
         audio.mkdir()

@@ -21,10 +21,10 @@ from codec.corpus.manifest import Record
 from codec.evaluation import results as schema
 from codec.evaluation.artefacts import SILENT, STEP, Array, is_wide, lines
 from codec.evaluation.codebooks import model_health
+from codec.evaluation.compare import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.measure import CHANGES, KNOWN, PAIR_METRICS, Cell, Measured, Plan
 from codec.evaluation.results import Result, Results, Row, Spectra, Stability, System
 from codec.evaluation.runner import available_cores, software_versions, spaced
-from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.systems import ALIGNMENT, Family, ModelFamily
 
 REFERENCE = "reference"  # beside the systems' ids, all of which have a family's name before a hyphen

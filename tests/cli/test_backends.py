@@ -55,13 +55,6 @@ def test_without_torch(tiny_model_folder: Path, run: Run, sound: Samples, capsys
     assert capsys.readouterr().out == done.stdout
 
 
-def test_onnx_is_taken_where_torch_is_there(run: Run, encoded: Path) -> None:
-    assert run("encode", "in.wav", "onnx.codes", "--backend", "onnx") == 0
-    assert run("decode", "--salvage", "onnx.codes", "onnx.wav", "--backend", "onnx") == 0
-    assert run("encode", "in.wav", "onnx.codes", "--skip-existing", "--backend", "onnx") == 0
-    assert container.read("onnx.codes")[0] == container.read(encoded)[0]
-
-
 class Broken(MetaPathFinder):
     """Finds a torch whose library is missing."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -160,12 +159,6 @@ def test_memory_is_that_of_a_window(tiny: tuple[Codec, OnnxCodec]) -> None:
 
 
 # ---- mistakes ----------------------------------------------------------------------------------------------------
-
-
-def test_onnxruntime_is_missing(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModelError, match="onnxruntime is needed: pip install onnxruntime"):
-        OnnxCodec.from_pretrained(tiny_model_folder)
 
 
 def changed(folder: Path, target: Path, change: Callable[[bytes], bytes]) -> Path:
