@@ -14,7 +14,7 @@ from safetensors import safe_open
 from codec import Codec, container
 from codec.audio import resample
 from codec.cli.commands import decode_main, encode_main
-from codec.evaluation.metrics import pesq_wb, stoi
+from codec.evaluation.metrics import Pair, pesq_wb, stoi
 from codec.pretrained import ModelError, find_model, shipped_models
 from codec.runtime import OnnxCodec
 
@@ -97,7 +97,8 @@ def test_speech_stays_intelligible(model: Codec, speech: Speech) -> None:
     scores = []
     for count in sorted({model.num_quantizers, 1}, reverse=True):
         audio = resample(model.decode(codes, num_quantizers=count)[0, 0].numpy(), model.sample_rate, rate)
-        scores.append((pesq_wb(samples, audio[: len(samples)], rate), stoi(samples, audio[: len(samples)], rate)))
+        pair = Pair(samples, audio[: len(samples)], rate)
+        scores.append((pesq_wb(pair), stoi(pair)))
     *_, least_pesq, least_stoi = SHIPPED[model.name]
     assert scores[0][0] > least_pesq and scores[0][1] > least_stoi
     assert scores[0] >= scores[-1] and scores[-1][1] > 0.5

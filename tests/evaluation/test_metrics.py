@@ -10,16 +10,22 @@ import numpy as np
 import pytest
 import soundfile
 
-from codec.evaluation.artefacts import STEP, is_wide, level_error, lines, mean_spectrum, onset_blur, ripple
-from codec.evaluation.measure import PAIR_METRICS
 from codec.evaluation.metrics import (
+    METRICS,
+    STEP,
     MetricError,
     Pair,
+    is_wide,
+    level_error,
+    lines,
     log_spectral_distance,
+    mean_spectrum,
     mel_distance,
+    onset_blur,
     pesq_wb,
     pitch_rmse,
     pitch_track,
+    ripple,
     si_sdr,
     stoi,
     voicing_f1,
@@ -39,13 +45,13 @@ def with_noise(x: np.ndarray, snr: float) -> np.ndarray:
     return x + noise * np.linalg.norm(x) / np.linalg.norm(noise) * 10 ** (-snr / 20)
 
 
-HERE = [name for name, (about, _) in PAIR_METRICS.items() if not about.package or find_spec(about.package)]
+HERE = [name for name, (about, _) in METRICS.items() if not about.package or find_spec(about.package)]
 
 
 @pytest.mark.parametrize("name", HERE)
 def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str, speech: tuple[np.ndarray, int]) -> None:
     """And has a reason instead of a value for 10 ms, or for silence."""
-    (about, compute), rate, x = PAIR_METRICS[name], speech[1], speech[0][: 3 * speech[1] // 2]
+    (about, compute), rate, x = METRICS[name], speech[1], speech[0][: 3 * speech[1] // 2]
     same, worse = (about.goodness(compute(Pair(x, estimate, rate))) for estimate in (x, with_noise(x, 0)))
     assert same > worse
     for useless in (x[:240], np.zeros(24000, np.float32)):
@@ -55,16 +61,16 @@ def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str, speec
 
 def test_known_values(speech: tuple[np.ndarray, int]) -> None:
     x, rate = speech
-    assert pesq_wb(x, x, rate) == pytest.approx(4.64, abs=0.01)
-    assert stoi(x, x, rate) == pytest.approx(1, abs=1e-4)
+    assert pesq_wb(Pair(x, x, rate)) == pytest.approx(4.64, abs=0.01)
+    assert stoi(Pair(x, x, rate)) == pytest.approx(1, abs=1e-4)
     for snr in (20, 0):
-        assert si_sdr(x, with_noise(x, snr), rate) == pytest.approx(snr, abs=0.3)
-    assert si_sdr(x, 3 * with_noise(x, 20), rate) == pytest.approx(20, abs=0.3)
+        assert si_sdr(Pair(x, with_noise(x, snr), rate)) == pytest.approx(snr, abs=0.3)
+    assert si_sdr(Pair(x, 3 * with_noise(x, 20), rate)) == pytest.approx(20, abs=0.3)
     noise = 0.05 * np.random.default_rng(0).standard_normal(48000).astype(np.float32)
-    assert mel_distance(noise, 2 * noise, 24000) == pytest.approx(np.log(2), abs=1e-3)
-    assert log_spectral_distance(noise, 2 * noise, 24000) == pytest.approx(20 * np.log10(2), abs=0.02)
+    assert mel_distance(Pair(noise, 2 * noise, 24000)) == pytest.approx(np.log(2), abs=1e-3)
+    assert log_spectral_distance(Pair(noise, 2 * noise, 24000)) == pytest.approx(20 * np.log10(2), abs=0.02)
     with pytest.raises(ValueError, match="one length"):
-        stoi(x, x[:-1], rate)
+        stoi(Pair(x, x[:-1], rate))
 
 
 def harmonic(frequency: float, seconds: float, rate: int = 16000) -> np.ndarray:
@@ -92,24 +98,24 @@ def test_pitch_and_voicing_of_known_sounds() -> None:
 def test_log_spectral_distance_leaves_out_what_nobody_hears() -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(24000).astype(np.float32)
     padded, louder = (np.concatenate([part, np.zeros(24000, np.float32)]) for part in (noise, 2 * noise))
-    assert log_spectral_distance(padded, louder, 24000) == pytest.approx(20 * np.log10(2), abs=0.2)
+    assert log_spectral_distance(Pair(padded, louder, 24000)) == pytest.approx(20 * np.log10(2), abs=0.2)
     faint = np.full(24000, 2.0**-15, np.float32)
     faint[::2] *= -1
     with pytest.raises(MetricError, match="above the floor"):
-        log_spectral_distance(1e-2 * faint, 1e-2 * faint, 24000)
+        log_spectral_distance(Pair(1e-2 * faint, 1e-2 * faint, 24000))
 
 
 def test_pesq_is_not_asked_where_it_could_run_out_of_room(speech: tuple[np.ndarray, int]) -> None:
     x, rate = speech
     rng = np.random.default_rng(0)
     with pytest.raises(MetricError, match="longer than 60 s"):
-        pesq_wb(np.ones(16000 * 61, np.float32), np.ones(16000 * 61, np.float32), 16000)
+        pesq_wb(Pair(np.ones(16000 * 61, np.float32), np.ones(16000 * 61, np.float32), 16000))
     burst = np.concatenate([0.1 * rng.standard_normal(4000), np.zeros(6000)]).astype(np.float32)
     with pytest.raises(MetricError, match="bursts"):
-        pesq_wb(np.tile(burst, 70), np.tile(burst, 70), 16000)  # 44 s; with 90 of them it ends the process
+        pesq_wb(Pair(np.tile(burst, 70), np.tile(burst, 70), 16000))  # 44 s; with 90 of them it ends the process
     lengths = -(-25 * rate // len(x))
     long = np.tile(x, lengths)
-    assert len(long) > 20 * rate and pesq_wb(long, long, rate) == pytest.approx(4.64, abs=0.02)
+    assert len(long) > 20 * rate and pesq_wb(Pair(long, long, rate)) == pytest.approx(4.64, abs=0.02)
 
 
 # ---- artefacts of decoders on made-up sounds -------------------------------------------------------------------------

@@ -104,9 +104,6 @@ def linear_ticks(low: float, high: float) -> list[float]:
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
 
-# ---- numbers, also as filters of the templates ------------------------------------------------------------------------
-
-
 def number(value: float, digits: int) -> str:
     """``value`` rounded to ``digits``, with a true minus sign, and none before a zero."""
     text = f"{value:.{digits}f}"
