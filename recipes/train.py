@@ -30,7 +30,7 @@ from tqdm import tqdm
 from codec.config import ConfigError, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, CodecError, run_command
-from codec.files import atomic_write, read_json
+from codec.files import read_json, write_json
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
@@ -393,8 +393,7 @@ def describe_run(run: Run) -> None:
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
     facts = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
     for name, values in (("config.json", to_dict(run.config)), ("data.json", facts)):
-        with atomic_write(run.folder / name) as temporary:
-            temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(run.folder / name, values)
 
 
 # ---- the command line -------------------------------------------------------------------------------------------------

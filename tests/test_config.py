@@ -43,7 +43,7 @@ def test_whole_numbers_of_every_library() -> None:
     for value in (7, 7.0, np.int16(7), np.float32(7), np.array(7), torch.tensor(7), torch.tensor(7.0)):
         number = whole_number("x", value, 1, 9)
         assert number == 7 and type(number) is int
-    for other in (0, 10, 7.5, np.nan, np.inf, 10**400, True, None, "7", [7], torch.tensor([7]), 7j):
+    for other in (0, 10, 7.5, np.nan, np.inf, 10**5000, True, None, "7", [7], torch.tensor([7]), 7j):
         with pytest.raises(CodecError, match=r"x must be .*from 1 to 9, not "):
             whole_number("x", other, 1, 9)
 

@@ -23,7 +23,7 @@ def test_success_replaces(tmp_path: Path) -> None:
         assert target.read_text() == "old"
     assert target.read_text() == "new"
     write_json(target, {"ü": [1]}, indent=2)
-    assert target.read_text() == '{\n  "\\u00fc": [\n    1\n  ]\n}\n'
+    assert target.read_text(encoding="utf-8") == '{\n  "ü": [\n    1\n  ]\n}\n'
     assert list(tmp_path.iterdir()) == [target]
 
 

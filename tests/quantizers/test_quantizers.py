@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from codec import health
 from codec.config import ConfigError, QuantizerConfig
-from codec.quantizers import QUANTIZERS, Quantizer, ResidualSimVQ, SimVQ, build_quantizer, grid, lookup, simvq
+from codec.quantizers import QUANTIZERS, Quantizer, ResidualSimVQ, SimVQ, base, build_quantizer, grid, simvq
+from codec.quantizers.base import nearest, pass_gradient
 from codec.quantizers.grid import FSQ
-from codec.quantizers.lookup import nearest, pass_gradient
 from codec.quantizers.vq import IndexVQ
 
 DIM = 12
@@ -290,7 +290,7 @@ def test_grid_points_are_all_different_and_their_own_codes(kind: str, size: int)
 # ---- the lookup -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("module", [lookup, simvq, grid, health])
+@pytest.mark.parametrize("module", [base, simvq, grid, health])
 def test_examples_in_docstrings(module: object) -> None:
     result = doctest.testmod(module)  # type: ignore[arg-type]
     assert result.attempted > 0 and result.failed == 0
@@ -300,7 +300,7 @@ def test_examples_in_docstrings(module: object) -> None:
 def test_nearest_equals_the_definition_with_ties_to_the_lowest_index(
     monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]
 ) -> None:
-    monkeypatch.setattr(lookup, "CPU_TILE", tile)
+    monkeypatch.setattr(base, "CPU_TILE", tile)
     generator = torch.Generator().manual_seed(3)
     points, codebook = (4 * torch.randn(n, 6, generator=generator).round() for n in (500, 100))  # no sum is rounded
     expected = (points[:, None] - codebook).square().sum(dim=2).argmin(dim=1)
