@@ -48,7 +48,7 @@ from codec.training.discriminators import split_outputs
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
 from codec.training.networks import Networks, build_networks, set_learning_rates, start_quantizer, update_average
 from codec.training.progress import Clock, Counters, StopSignal, of_first_process
-from codec.training.tracking import LONGEST, Tracker, codebook_scalars, mean_over_processes, show_examples, validate
+from codec.training.tracking import LONGEST, Tracker, codebook_scalars, show_examples, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -332,7 +332,8 @@ def log_scalars(
 ) -> None:
     """What the last step gave, the codes counted since the last time, and the speed."""
     config = run.config
-    scalars = mean_over_processes(logged, run.accelerator)
+    means = run.accelerator.reduce(torch.stack([value.float() for value in logged.values()]), "mean")  # over processes
+    scalars = dict(zip(logged, means.tolist(), strict=True))
     if output.codes is not None:
         scalars |= codebook_scalars(counter, run.accelerator, "codebook")
     scalars["latents/effective_dimension"] = effective_dimension(output.latents.transpose(1, 2).flatten(0, 1))

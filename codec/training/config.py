@@ -107,7 +107,6 @@ class LossConfig(Bounded):
         phase_windows, envelope_windows: those of ``windows`` with the complex-STFT term, and with the envelope term.
         phase_exponent: of the magnitudes in the complex-STFT term, at most 1; below 1 weak components count for more.
         phase_scale: the frequency scale whose equal steps count alike in that term: ``linear`` (every bin) or ``mel``.
-        envelope_bands: mel bands of the envelope term.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
@@ -117,7 +116,6 @@ class LossConfig(Bounded):
     phase_exponent: float = bounded(1.0, 0.01, 1)
     phase_scale: Literal["linear", "mel"] = "linear"
     envelope_windows: tuple[int, ...] = (512,)
-    envelope_bands: int = bounded(24, 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -137,8 +135,6 @@ class LossConfig(Bounded):
 @dataclass(frozen=True)
 class DiscriminatorConfig(Bounded):
     """The set of discriminators. The defaults suit a CPU: they cost about as much as the default codec's own step.
-
-    ``recipes/default/gpu.yaml`` has the size used in the literature on GPUs (HiFi-GAN and the Descript Audio Codec).
 
     Attributes:
         periods: in samples, one period discriminator each; empty for none.

@@ -7,7 +7,7 @@ import math
 import multiprocessing
 import signal
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING
 
@@ -127,9 +127,6 @@ def read_segment(record: Record, position: float, num_samples: int, sample_rate:
     return np.pad(samples, (0, num_samples - len(samples))).astype(np.float32)
 
 
-# ---- all speech on the device ------------------------------------------------------------------------------------------
-
-
 class ResidentDataset(SegmentDataset):
     """The segments of another dataset, to 16 bits, cut from speech that is read once and lies in the memory of a device.
 
@@ -166,9 +163,6 @@ class ResidentDataset(SegmentDataset):
         return torch.nn.functional.pad(segment, (0, self.num_samples - len(segment)))
 
 
-# ---- batches read ahead -----------------------------------------------------------------------------------------------
-
-
 def batches(
     config: TrainConfig, dataset: SegmentDataset, first: int, accelerator: Accelerator
 ) -> Iterator[dict[str, Tensor]]:
@@ -181,11 +175,15 @@ def batches(
     rank, share = accelerator.process_index, config.data.batch_size // accelerator.num_processes
     starts = (step * config.data.batch_size + rank * share for step in range(first, config.phases.steps))
     indices = (list(range(start, start + share)) for start in starts)
+    workers = 0 if config.data.resident else config.data.workers
     try:
-        if config.data.resident:
-            yield from _loader(ResidentDataset(dataset, accelerator.device), indices, workers=0)
-        else:
-            yield from _loader(dataset, indices, config.data.workers)
+        yield from torch.utils.data.DataLoader(
+            ResidentDataset(dataset, accelerator.device) if config.data.resident else dataset,
+            batch_sampler=indices,
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+            worker_init_fn=_leave_stopping_to_the_parent,
+        )
     except CodecError as error:
         # which the DataLoader puts first
         _, from_reader, traceback = str(error.args[0]).partition("\nOriginal Traceback")
@@ -199,17 +197,6 @@ def batches(
             "/dev/shm is too small for the batches read ahead: give a container more of it (docker run --shm-size 1g, or "
             "--ipc=host), or set data.workers=0"
         ) from None
-
-
-def _loader(dataset: SegmentDataset, batches: Iterable[list[int]], workers: int) -> Iterable[dict[str, Tensor]]:
-    """Batches of these indices, read ahead by so many processes."""
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=workers,
-        prefetch_factor=8 if workers else None,
-        worker_init_fn=_leave_stopping_to_the_parent,
-    )
 
 
 def _leave_stopping_to_the_parent(_worker: int) -> None:

@@ -95,9 +95,6 @@ def _plainly_strided(gradient: Tensor) -> Tensor:
     return gradient.flatten().view(gradient.shape)
 
 
-# ---- optimizers -------------------------------------------------------------------------------------------------------
-
-
 def codec_optimizers(codec: Codec, settings: OptimizerConfig) -> dict[str, Optimizer]:
     """AdamW under "optimizer"; with a Muon learning rate "matrix_optimizer" beside it, for the matrices between layers.
 
@@ -138,9 +135,6 @@ def set_learning_rates(optimizers: dict[str, Optimizer], settings: OptimizerConf
     for name, optimizer in optimizers.items():
         for group in optimizer.param_groups:
             group["lr"] = share * peaks[name]
-
-
-# ---- starting from an exported model ----------------------------------------------------------------------------------
 
 
 def start_codec(codec: Codec, source: Codec, name: str) -> bool:
@@ -208,9 +202,6 @@ def start_discriminators(discriminators: Discriminators, path: Path) -> None:
         raise ConfigError(
             f"{path} is damaged or holds other discriminators than the configuration's; remove it to begin with new ones"
         ) from None
-
-
-# ---- as training goes -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -105,17 +104,10 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
-# ---- what is measured -------------------------------------------------------------------------------------------------
-
-
 def read_speech(record: Record, sample_rate: int) -> Tensor:
     """An utterance ``[T]``, of a longer one its first ``LONGEST`` seconds."""
     with AudioReader(audio_source(record), record.path) as reader:
-        most, samples = LONGEST * reader.sample_rate, np.zeros(0, np.float32)
-        for block in reader.blocks():
-            samples = np.concatenate([samples, block])[:most]
-            if len(samples) == most:
-                break
+        samples = reader.segment(0, min(reader.claimed_samples or record.num_samples, LONGEST * reader.sample_rate))
     return torch.from_numpy(resample(samples, reader.sample_rate, sample_rate))
 
 
@@ -150,12 +142,6 @@ def codebook_scalars(counter: CodebookCounter, accelerator: Accelerator, prefix:
         values |= {f"{prefix}/usage_{index}": stage.usage, f"{prefix}/perplexity_{index}": stage.perplexity}
         values[f"{prefix}/frames"] = float(stage.frames)
     return values
-
-
-def mean_over_processes(logged: dict[str, Tensor], accelerator: Accelerator) -> dict[str, float]:
-    """Scalars of this step, averaged over processes."""
-    stacked = accelerator.reduce(torch.stack([value.float() for value in logged.values()]), "mean")
-    return dict(zip(logged, stacked.tolist(), strict=True))
 
 
 @torch.no_grad()
