@@ -1,7 +1,5 @@
 """What several tests share: a tiny model with random weights, and two short clips of speech."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Audio files of all kinds are read as mono blocks, resampled without a seam and written back."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Configuration mistakes are named at once."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

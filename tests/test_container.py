@@ -1,7 +1,5 @@
 """The .codes file: bytes as documented, nothing lost, and no damage that goes unnoticed or costs much memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import math

@@ -1,7 +1,5 @@
 """A file is written whole or not at all, and errors name the file that was wanted."""
 
-from __future__ import annotations
-
 import os
 import stat
 import tracemalloc

@@ -1,7 +1,5 @@
 """Imports go down the floors, heavy packages are lazy, importing is cheap; and the public names are those promised."""
 
-from __future__ import annotations
-
 import ast
 import inspect
 import subprocess

@@ -1,7 +1,5 @@
 """Codebook health against values worked out by hand."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

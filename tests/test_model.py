@@ -1,7 +1,5 @@
 """The codec as a whole: shapes, exactness over batches and windows, context, loading and saving."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import hashlib

@@ -1,7 +1,5 @@
 """The shipped models: small enough, known to their files, and intelligible."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Chunk by chunk as all at once: streams of codes and of samples, rows that come and go, mistakes that harm nothing."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import replace
 from functools import partial

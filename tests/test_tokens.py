@@ -1,7 +1,5 @@
 """Codes to token ids and back: known answers, round trips, what a language model may write, and what is refused."""
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys

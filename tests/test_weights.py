@@ -1,7 +1,5 @@
 """A model's file in fewer bits: what is rounded, what keeps its values, and what cannot be read."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The wheel holds the model: installed into an environment of its own, it round-trips a file far from the repository."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import sysconfig

@@ -1,7 +1,5 @@
 """The commands run on torch or on ONNX Runtime, whatever of both is here, and say in one line what is missing."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from importlib.abc import MetaPathFinder

@@ -1,7 +1,5 @@
 """What goes wrong: one line for what a user can mend, a traceback for a bug, no half-written file, no data lost."""
 
-from __future__ import annotations
-
 import os
 import shlex
 import signal

@@ -1,7 +1,5 @@
 """Manifests can be written and read back; a line that cannot be used is named."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """codec-evaluate and codec-compare end to end, and their parts against known answers."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

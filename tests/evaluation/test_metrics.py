@@ -1,7 +1,5 @@
 """Metrics and artefacts of decoders against known values, and pairs that have none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The report's page of a made-up evaluation: well-formed, escaped, complete."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The contract over every kind of quantizer, what is particular to SimVQ, the residual stack, and the others; the lookup."""
 
-from __future__ import annotations
-
 import doctest
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The collapse study in small: a cell end to end, the plane, and the formula behind the claim."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import subprocess

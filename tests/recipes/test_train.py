@@ -1,7 +1,5 @@
 """Training end to end: phases, resume to the bit, kill, signals, two processes, guards, messages."""
 
-from __future__ import annotations
-
 import math
 import os
 import shutil

@@ -1,7 +1,5 @@
 """The page of recipes/web in a real browser: its .codes files and codes are Python's, and a person can use it."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import threading

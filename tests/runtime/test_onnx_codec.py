@@ -1,7 +1,5 @@
 """OnnxCodec gives what Codec gives, without torch, whatever the length; and says in one line what is wrong."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator
 from pathlib import Path

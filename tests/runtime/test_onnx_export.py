@@ -1,7 +1,5 @@
 """codec-export writes graphs that the ONNX checker accepts, for any batch and length, and golden tensors to port against."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

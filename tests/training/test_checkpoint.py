@@ -1,7 +1,5 @@
 """Checkpoints restore exactly, are whole or absent, and are pruned to the newest and the best."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Manifests are strict, and a segment depends on seed and index alone."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Losses are zero on identical input, finite in value and gradient, and see what they should; so do discriminators."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Starting from an exported model; optimizers."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest
