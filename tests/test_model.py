@@ -19,7 +19,6 @@ from torch import Tensor
 
 import codec.base
 from codec import CodecError
-from codec.audio import resample
 from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.model import Codec
 from codec.pretrained import ModelError
@@ -122,15 +121,6 @@ def test_windows_hold_every_frame_once_with_its_context(
     assert done == frames
 
 
-def test_blocks_give_what_the_whole_gives_to_the_bit(model: Codec) -> None:
-    x = noise(1, 80 * 60 + 5)
-    codes = model.encode(x, 8000)
-    parts = torch.cat(list(model.encode_blocks(x[0, 0].split(333))), dim=-1)
-    assert torch.equal(parts, codes[0])
-    audio = torch.cat(list(model.decode_blocks(codes[0].split(17, dim=-1))))
-    assert torch.equal(audio, model.decode(codes)[0, 0])
-
-
 @pytest.mark.parametrize("frames", [1, 2, 3, 11, 20])
 def test_use_equals_the_training_forward_pass(model: Codec, frames: int) -> None:
     """However few the frames: small matrix products round otherwise than large ones."""
@@ -155,16 +145,6 @@ def test_an_item_does_not_depend_on_its_batch(model: Codec) -> None:
         frames = model.num_frames(length)
         assert torch.equal(codes[i, :, :frames], alone[0]) and not codes[i, :, frames:].any()
         assert torch.equal(audio[i, :, :length], model.decode(alone)[0, :, :length]) and not audio[i, :, length:].any()
-
-
-def test_fewer_quantizers_other_rates_and_channels(model: Codec) -> None:
-    x = noise(1, 800)
-    codes = model.encode(x, 8000)
-    assert torch.equal(model.encode(x, 8000, num_quantizers=2), codes[:, :2])
-    assert torch.equal(model.decode(codes, num_quantizers=1), model.decode(codes[:, :1]))
-    stereo = torch.randn(1, 2, 4410) * 0.1
-    mono = torch.from_numpy(resample(stereo.mean(dim=1)[0].numpy(), 44100, 8000))
-    assert torch.equal(model.encode(stereo, 44100), model.encode(mono, 8000))
 
 
 def codes_of(*shape: int, value: int = 0, dtype: torch.dtype = torch.int64) -> Tensor:
