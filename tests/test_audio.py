@@ -43,17 +43,6 @@ def test_write_and_read(tmp_path: Path, suffix: str, length: int, speech: tuple[
         assert np.corrcoef(again, samples)[0, 1] > 0.95
 
 
-@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (22050, 2), (44100, 6), (96000, 2)])
-def test_any_rate_and_channels_are_mixed_down(tmp_path: Path, rate: int, channels: int) -> None:
-    samples = np.stack([sine(300 + 50 * c, rate, 0.1) for c in range(channels)], axis=1)
-    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
-    with AudioReader(tmp_path / "a.wav") as reader:
-        assert (reader.sample_rate, reader.channels, reader.claimed_seconds) == (rate, channels, 0.1)
-        mono = np.concatenate(list(reader.blocks()))
-        assert reader.num_samples == len(samples)
-    np.testing.assert_allclose(mono, samples.mean(axis=1), atol=1e-7)
-
-
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.opus"])
 def test_long_files_come_in_blocks(tmp_path: Path, name: str) -> None:
     samples = sine(440, 8000, 25)

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import math
-import os
 import struct
 import tracemalloc
 import zlib
@@ -192,25 +191,6 @@ def test_what_later_programs_add_is_passed_over() -> None:
     reader = Reader(io.BytesIO(header_bytes(0, gain=3, added=b"more to say")))
     assert (reader.header.model, reader.header.gain_db, list(reader.blocks())) == ("x", 3, [])
     assert reader.header.gain == pytest.approx(10**0.15)
-
-
-def test_a_pipe_is_read_as_it_comes() -> None:
-    """Blocks are there before what follows has been written; the length is known before the last frames."""
-    header, codes = make(30)
-    read_end, write_end = os.pipe()
-    with open(write_end, "wb", buffering=0) as output, open(read_end, "rb") as stream:
-        writer = Writer(output, header)
-        reader = Reader(stream)
-        blocks = reader.blocks()
-        for start in (0, 10):
-            writer.write(codes[:, start : start + 10])
-            np.testing.assert_array_equal(next(blocks), codes[:, start : start + 10])  # type: ignore[arg-type]
-            assert reader.header.num_samples is None
-        writer.end(header.num_samples or 0, codes[:, 20:])
-        np.testing.assert_array_equal(next(blocks), codes[:, 20:])  # type: ignore[arg-type]
-        assert reader.header == header
-        output.close()
-        assert list(blocks) == []
 
 
 # ---- what cannot be written -----------------------------------------------------------------------------------------
