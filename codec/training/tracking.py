@@ -70,7 +70,8 @@ class Tracker:
         """A waveform ``[T]`` to listen to, and its log-mel spectrogram to look at."""
         self._event("add_audio", f"audio/{name}", waveform[None], step, sample_rate)
         picture = mel_decibels(waveform, sample_rate, 480, 160)
-        self._event("add_image", f"mel/{name}", ((picture - picture.max()) / 80 + 1).clamp(0, 1)[None], step)
+        loudest = picture.max().clamp(min=0)  # silence is dark
+        self._event("add_image", f"mel/{name}", ((picture - loudest) / 80 + 1).clamp(0, 1)[None], step)
 
     def text(self, name: str, text: str) -> None:
         """A block of text, shown as it is."""
