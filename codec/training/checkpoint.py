@@ -123,8 +123,7 @@ def latest_checkpoint(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    checkpoints = whole_checkpoints(folder)
-    if not checkpoints:
+    if not (checkpoints := whole_checkpoints(folder)):
         raise CheckpointError(f"no checkpoint in {folder}")
     return checkpoints[-1]
 

@@ -55,11 +55,11 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.records, self.sample_rate, self.config, self.seed = list(records), sample_rate, config, seed
         self.num_samples = round(config.segment_seconds * sample_rate)
         self.ends = np.cumsum(draw_weights(records, config.max_speaker_hours))
-        self.tried, self.bad = set[str](), set[str]()  # ids
+        self.tried, self.bad, self.skipped = set[str](), set[str](), 0  # ids; draws that no item has told of yet
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
-        for skipped in range(MOST_DRAWS):  # noqa: B007, it is told at the end
+        for _ in range(MOST_DRAWS):
             number = min(int(np.searchsorted(self.ends, rng.random() * self.ends[-1])), len(self.records) - 1)
             position, gain, record = rng.random(), 10 ** (rng.uniform(*self.config.gain_db) / 20), self.records[number]
             self.tried.add(record.id)
@@ -70,6 +70,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
                 self.count_bad(record, error)
         else:
             raise ManifestError(f"{MOST_DRAWS} draws in a row cannot be read; prepare the data again")
+        skipped, self.skipped = self.skipped, 0
         factor = (1 / segment.abs().max().clamp(min=1e-9)).clamp(max=gain)
         return {
             "waveform": (factor * segment)[None],
@@ -91,6 +92,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         if record.id not in self.bad:
             log.warning("skipped %s: %s", record.path, error)
         self.bad.add(record.id)
+        self.skipped += 1
         allowed = max(3.0, self.config.max_bad_fraction * len(self.tried))
         if len(self.bad) > allowed or len(self.bad) == len(self.records):
             raise ManifestError(
@@ -185,8 +187,9 @@ def batches(
             worker_init_fn=_leave_stopping_to_the_parent,
         )
     except CodecError as error:
-        # which the DataLoader puts first
-        _, from_reader, traceback = str(error.args[0]).partition("\nOriginal Traceback")
+        _, from_reader, traceback = str(error.args[0]).partition(
+            "\nOriginal Traceback"
+        )  # what the DataLoader puts first
         if not from_reader:
             raise
         raise type(error)(traceback.strip().splitlines()[-1].partition(": ")[2]) from None
