@@ -187,9 +187,7 @@ def batches(
             worker_init_fn=_leave_stopping_to_the_parent,
         )
     except CodecError as error:
-        _, from_reader, traceback = str(error.args[0]).partition(
-            "\nOriginal Traceback"
-        )  # what the DataLoader puts first
+        _, from_reader, traceback = str(error.args[0]).partition("\nOriginal Traceback")  # the DataLoader's
         if not from_reader:
             raise
         raise type(error)(traceback.strip().splitlines()[-1].partition(": ")[2]) from None
