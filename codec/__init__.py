@@ -6,12 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from codec.audio import load, save
-    from codec.config import CodecConfig, ConfigError
-    from codec.container import ContainerError
-    from codec.errors import CodecError
-    from codec.model import Codec
-    from codec.pretrained import ModelError
+    from codec.audio import load as load
+    from codec.audio import save as save
+    from codec.config import CodecConfig as CodecConfig
+    from codec.config import ConfigError as ConfigError
+    from codec.container import ContainerError as ContainerError
+    from codec.errors import CodecError as CodecError
+    from codec.model import Codec as Codec
+    from codec.pretrained import ModelError as ModelError
 
 __version__ = "0.1.0"
 
@@ -26,17 +28,7 @@ _HOME = {
     "save": "codec.audio",
 }
 
-__all__ = [
-    "Codec",
-    "CodecConfig",
-    "CodecError",
-    "ConfigError",
-    "ContainerError",
-    "ModelError",
-    "load",
-    "save",
-    "__version__",
-]
+__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

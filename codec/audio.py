@@ -59,8 +59,14 @@ def load(path: str | Path, channel: int | None = None) -> tuple[Tensor, int]:
     """
     import torch  # here, since what moves audio block by block needs none
 
-    with AudioReader(path, channel=channel) as reader:
-        return torch.from_numpy(np.concatenate(list(reader.blocks())))[None], reader.sample_rate
+    samples, sample_rate = read_samples(path, channel=channel)
+    return torch.from_numpy(samples)[None], sample_rate
+
+
+def read_samples(path: str | Path | BinaryIO, name: str | None = None, channel: int | None = None) -> tuple[Block, int]:
+    """All mono samples ``[T]``, and their rate in Hz; arguments and errors as AudioReader."""
+    with AudioReader(path, name, channel) as reader:
+        return np.concatenate(list(reader.blocks())), reader.sample_rate
 
 
 def save(path: str | Path, waveform: Tensor, sample_rate: int) -> None:

@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from reprlib import repr as shown  # cut short, however long or deep the value
+from reprlib import repr as short_repr
 from typing import Any, ClassVar, Literal, TypeVar
 
 from codec.errors import CodecError
@@ -23,6 +23,14 @@ WIDTHS, DEPTHS, KERNELS = (1, 2**16), (0, 64), (1, 2**12 - 1)  # of layers, far 
 
 class ConfigError(CodecError):
     """A configuration that cannot be used; the message names the key and what it should be."""
+
+
+def shown(value: Any) -> str:
+    """The value in a message, cut short however long or deep it is."""
+    try:
+        return short_repr(value)
+    except ValueError:  # of more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "", ignore_unknown: bool = False) -> T:
@@ -161,7 +169,7 @@ class QuantizerConfig:
 
     ``codebook_dim`` is the dimension of the lookup; where it differs from the latents' width every stage has its own
     projections in and out. ``basis``, ``map`` and ``map_bias`` choose the SimVQ variant. ``gradient`` says how the
-    encoder's gradient passes the lookup (``codec/quantizers/lookup.py``).
+    encoder's gradient passes the lookup (``codec/quantizers/base.py``).
     """
 
     kind: str = "residual_simvq"

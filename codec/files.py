@@ -89,4 +89,4 @@ def read_json(path: str | Path) -> Any:
 def write_json(path: str | Path, value: Any, indent: int = 1) -> None:
     """Write ``value`` as JSON, whole or not at all. Errors as :func:`atomic_write`."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
+        temporary.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

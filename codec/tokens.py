@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from codec.config import set_whole, whole_number
 from codec.errors import CodecError
 
 if TYPE_CHECKING:
@@ -43,9 +44,7 @@ class TokenLayout:
     first_id: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num_quantizers", 1), ("codebook_size", 1), ("first_id", 0)):
-            if _whole(getattr(self, name), name) < least:
-                raise CodecError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        set_whole(self, CodecError, num_quantizers=(1, MOST), codebook_size=(1, MOST), first_id=(0, MOST))
         if self.vocab_size > MOST:
             raise CodecError("the ids of so many codes take more than 64 bits")
 
@@ -153,7 +152,7 @@ def delay(codes: Ids, fill: int) -> Ids:
     """
     values = _array(codes, "codes", "[..., K, N]")
     *batch, count, frames = values.shape
-    delayed = np.full((*batch, count, frames + count - 1), _whole(fill, "fill"))
+    delayed = np.full((*batch, count, frames + count - 1), whole_number("fill", fill, -MOST, MOST))
     for k in range(count):
         delayed[..., k, k : k + frames] = values[..., k, :]
     return _like(delayed, codes)
@@ -185,11 +184,3 @@ def _array(ids: Any, name: str, shape: str) -> NDArray[np.int64]:
 def _like(array: NDArray[Any], ids: Ids) -> Ids:
     """The array as it is, or as a tensor on the device of ``ids`` if they are one."""
     return array if isinstance(ids, np.ndarray) else sys.modules["torch"].from_numpy(array).contiguous().to(ids.device)
-
-
-def _whole(value: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise CodecError(f"{name} must be a whole number, not {value!r}")
-    if abs(int(value)) > MOST:
-        raise CodecError(f"{name} takes more than 64 bits")
-    return int(value)

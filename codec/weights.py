@@ -27,7 +27,7 @@ from codec.pretrained import (
     shipped_name,
     weight_files,
 )
-from codec.quantizers.lookup import TABLE_TYPE
+from codec.quantizers.base import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
 FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3")  # as safetensors calls types

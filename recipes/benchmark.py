@@ -32,7 +32,7 @@ from codec.cli.backends import BACKENDS
 from codec.errors import EXIT_OK, CodecError, run_command
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
-from codec.quantizers.lookup import nearest
+from codec.quantizers.base import nearest
 from codec.training.config import load_train_config
 
 SECONDS = 10

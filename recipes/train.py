@@ -30,7 +30,7 @@ from tqdm import tqdm
 from codec.config import ConfigError, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, CodecError, run_command
-from codec.files import atomic_write, read_json
+from codec.files import read_json, write_json
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
@@ -46,11 +46,9 @@ from codec.training.config import TrainConfig, load_train_config
 from codec.training.data import SegmentDataset, batches, end_readers
 from codec.training.discriminators import split_outputs
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
-from codec.training.networks import Networks, build_networks, start_quantizer, update_average
-from codec.training.optimizers import set_learning_rates
+from codec.training.networks import Networks, build_networks, set_learning_rates, start_quantizer, update_average
 from codec.training.progress import Clock, Counters, StopSignal, of_first_process
-from codec.training.tracking import Tracker
-from codec.training.validation import LONGEST, codebook_scalars, mean_over_processes, show_examples, validate
+from codec.training.tracking import LONGEST, Tracker, codebook_scalars, show_examples, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -334,7 +332,8 @@ def log_scalars(
 ) -> None:
     """What the last step gave, the codes counted since the last time, and the speed."""
     config = run.config
-    scalars = mean_over_processes(logged, run.accelerator)
+    means = run.accelerator.reduce(torch.stack([value.float() for value in logged.values()]), "mean")  # over processes
+    scalars = dict(zip(logged, means.tolist(), strict=True))
     if output.codes is not None:
         scalars |= codebook_scalars(counter, run.accelerator, "codebook")
     scalars["latents/effective_dimension"] = effective_dimension(output.latents.transpose(1, 2).flatten(0, 1))
@@ -395,8 +394,7 @@ def describe_run(run: Run) -> None:
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
     facts = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
     for name, values in (("config.json", to_dict(run.config)), ("data.json", facts)):
-        with atomic_write(run.folder / name) as temporary:
-            temporary.write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(run.folder / name, values)
 
 
 # ---- the command line -------------------------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """What several tests share: a tiny model with random weights, and two short clips of speech."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,11 +11,10 @@ import pytest
 import soundfile
 import torch
 from hypothesis import settings
-from loading import SPEECH
+from loading import SPEECH, load_script
 from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
-from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
 
 CHROMIUM = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
 CHROMIUM += ["disable-component-update", "disable-sync", "autoplay-policy=no-user-gesture-required"]
@@ -43,13 +40,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def tiny_config() -> CodecConfig:
     """16 kHz, 200 frames/s, three quantizers of 32 codes: 3 kbit/s. A window is 2.6 s, a block of a file 1.3 s."""
-    return CodecConfig(
-        sample_rate=16000,
-        latent_dim=16,
-        encoder=EncoderConfig(strides=(4, 5, 4), widths=(8, 8, 16), depths=(1, 1, 1)),
-        quantizer=QuantizerConfig(num_quantizers=3, codebook_size=32, codebook_dim=4),
-        decoder=DecoderConfig(width=16, depth=1, n_fft=320),
-    )
+    config: CodecConfig = load_script("tests/golden/make.py").tiny_config("residual_simvq")
+    return config
 
 
 @pytest.fixture(scope="session")
@@ -89,3 +81,13 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     chrome.set_script_timeout(60)  # seconds, for a busy machine; nothing takes long
     yield chrome
     chrome.quit()
+
+
+@pytest.fixture
+def phone(chromium: Any) -> Iterator[Any]:
+    """The browser as a phone, 390 pixels wide; nothing that a test does may leave a word on the console."""
+    chromium.get_log("browser")
+    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    yield chromium
+    assert chromium.get_log("browser") == []

@@ -1,7 +1,5 @@
 """Scripts as modules: those of data/ and recipes/ lie outside the package."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Audio files of all kinds are read as mono blocks, resampled without a seam and written back."""
 
-from __future__ import annotations
-
 import io
 import sys
 from pathlib import Path
@@ -16,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from codec import audio, audio_parts
-from codec.audio import WRITTEN, AudioError, AudioReader, AudioWriter, load, measure, resample, save
+from codec.audio import WRITTEN, AudioError, AudioReader, AudioWriter, load, measure, read_samples, resample, save
 
 Samples = NDArray[np.float32]
 LOSSY = {".ogg", ".oga", ".opus", ".mp3"}
@@ -24,20 +22,6 @@ LOSSY = {".ogg", ".oga", ".opus", ".mp3"}
 
 def sine(hertz: float, rate: int, seconds: float = 1.0, amplitude: float = 0.5) -> Samples:
     return (amplitude * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)).astype(np.float32)
-
-
-def read(path: Path) -> Samples:
-    with AudioReader(path) as reader:
-        return np.concatenate(list(reader.blocks()))
-
-
-def amplitude_of(hertz: float, samples: Samples, rate: int) -> tuple[float, float]:
-    """Amplitude of one frequency, and of all that is left without it, in the middle of the signal."""
-    middle = samples[len(samples) // 4 : -len(samples) // 4].astype(np.float64)
-    phase = 2 * np.pi * hertz * np.arange(len(middle)) / rate
-    basis = np.stack([np.sin(phase), np.cos(phase)], axis=1)
-    weights, *_ = np.linalg.lstsq(basis, middle, rcond=None)
-    return float(np.hypot(*weights)), float(np.sqrt(2 * np.mean((middle - basis @ weights) ** 2)))
 
 
 # ---- reading and writing --------------------------------------------------------------------------------------------
@@ -51,23 +35,12 @@ def test_write_and_read(tmp_path: Path, suffix: str, length: int, speech: tuple[
     with AudioWriter(path, rate) as writer:
         for block in np.array_split(samples, 3):
             writer.write(block)
-    again = read(path)
-    assert soundfile.info(path).samplerate == rate and again.shape == samples.shape
+    again, again_rate = read_samples(path)
+    assert again_rate == rate and again.shape == samples.shape
     if suffix not in LOSSY:
         assert np.abs(again - samples).max() <= 0.5 / 32768
     elif length > 10_000:
         assert np.corrcoef(again, samples)[0, 1] > 0.95
-
-
-@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (22050, 2), (44100, 6), (96000, 2)])
-def test_any_rate_and_channels_are_mixed_down(tmp_path: Path, rate: int, channels: int) -> None:
-    samples = np.stack([sine(300 + 50 * c, rate, 0.1) for c in range(channels)], axis=1)
-    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
-    with AudioReader(tmp_path / "a.wav") as reader:
-        assert (reader.sample_rate, reader.channels, reader.claimed_seconds) == (rate, channels, 0.1)
-        mono = np.concatenate(list(reader.blocks()))
-        assert reader.num_samples == len(samples)
-    np.testing.assert_allclose(mono, samples.mean(axis=1), atol=1e-7)
 
 
 @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.opus"])
@@ -78,7 +51,7 @@ def test_long_files_come_in_blocks(tmp_path: Path, name: str) -> None:
     with AudioReader(tmp_path / name) as reader:
         blocks = list(reader.blocks())
     assert [len(block) for block in blocks] == [80_000, 80_000, 40_000]
-    assert amplitude_of(440, np.concatenate(blocks), 8000) == pytest.approx((0.5, 0), abs=0.05)
+    np.testing.assert_allclose(np.concatenate(blocks)[800:-800], samples[800:-800], atol=0.08)
 
 
 def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
@@ -89,6 +62,8 @@ def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
         assert again_rate == rate and torch.equal(again, waveform)
     save(tmp_path / "a.wav", torch.tensor([0.5, 3.0, -3.0]).double(), 8000)
     assert load(tmp_path / "a.wav")[0].tolist() == [[0.5, 32767 / 32768, -1.0]]
+    save(tmp_path / "a.ogg", torch.from_numpy(sine(440, 8000, amplitude=10)), 8000)
+    assert 0.9 < read_samples(tmp_path / "a.ogg")[0].max() < 1.5  # Vorbis itself would keep what is beyond
     soundfile.write(tmp_path / "a.wav", np.array([[0.5, 0.0], [0.25, 0.75]]), 8000)
     for channel, samples in ((None, [0.25, 0.5]), (1, [0.5, 0.25]), (2, [0.0, 0.75])):
         assert load(tmp_path / "a.wav", channel)[0].tolist() == [samples]
@@ -137,7 +112,7 @@ def test_what_is_not_finite_is_refused(values: list[float]) -> None:
 def test_what_is_not_audio(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(AudioError, match=message) as error:
-        read(tmp_path / name)
+        read_samples(tmp_path / name)
     assert name in str(error.value)
 
 
@@ -418,16 +393,6 @@ def test_formats_by_pyav(
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-def test_writer_clips(tmp_path: Path) -> None:
-    with AudioWriter(tmp_path / "a.wav", 8000) as writer:
-        writer.write(np.array([0, 1, 1.5, 100, -1, -1.5, -100, 0.5], np.float32))
-    samples, _ = soundfile.read(tmp_path / "a.wav", dtype="int16")
-    assert samples.tolist() == [0, 32767, 32767, 32767, -32768, -32768, -32768, 16384]
-    with AudioWriter(tmp_path / "a.ogg", 8000) as writer:
-        writer.write(sine(440, 8000, amplitude=10))
-    assert 0.9 < np.abs(read(tmp_path / "a.ogg")).max() < 1.5  # Vorbis itself would keep what is beyond
-
-
 def test_too_long_for_wav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audio, "WAV_BYTES", 1000)
     for length, expected in ((500, "WAV"), (501, "RF64")):
@@ -488,13 +453,7 @@ def test_blocks_change_nothing(rates: tuple[int, int], length: int, cuts: list[i
 
 @pytest.mark.parametrize(("rate", "other"), RATES)
 def test_a_tone_stays_what_it_is_and_one_above_half_the_new_rate_goes(rate: int, other: int) -> None:
-    found, rest = amplitude_of(1000, resample(sine(1000, rate), rate, other), other)
-    assert found == pytest.approx(0.5, rel=0.01) and rest < 0.005
+    tone = resample(sine(1000, rate), rate, other)  # without delay
+    np.testing.assert_allclose(tone[500:-500], sine(1000, other)[500:-500], atol=0.005)
     if 0.6 * other < rate / 2:
         assert np.abs(resample(sine(0.6 * other, rate), rate, other)[1000:-1000]).max() < 5e-4
-
-
-def test_delay_is_compensated(speech: tuple[Samples, int]) -> None:
-    samples, rate = speech
-    back = resample(resample(samples, rate, 2 * rate), 2 * rate, rate)
-    assert np.sqrt(np.mean((back - samples) ** 2)) < 0.02 * samples.std()

@@ -1,31 +1,11 @@
 """Configuration mistakes are named at once."""
 
-from __future__ import annotations
-
-import json
-
 import numpy as np
 import pytest
 import torch
 
-from codec.config import CodecConfig, ConfigError, EncoderConfig, QuantizerConfig, from_dict, to_dict, whole_number
+from codec.config import CodecConfig, ConfigError, EncoderConfig, from_dict, whole_number
 from codec.errors import CodecError
-
-
-def test_round_trip_gives_plain_values_and_an_equal_config() -> None:
-    config = CodecConfig()
-    values = to_dict(config)
-    assert values["encoder"]["strides"] == [8, 5, 8] and type(values["encoder"]["strides"][0]) is int
-    assert from_dict(CodecConfig, values) == config
-    assert from_dict(CodecConfig, {}) == config
-
-
-def test_later_options_stay_out_of_what_fingerprints_hash() -> None:
-    first = ["kind", "num_quantizers", "codebook_size", "codebook_dim", "basis", "map", "map_bias"]  # the first models'
-    assert list(to_dict(CodecConfig())["quantizer"]) == first
-    changed = CodecConfig(quantizer=QuantizerConfig(gradient="rotation"))
-    assert to_dict(changed)["quantizer"]["gradient"] == "rotation"
-    assert from_dict(CodecConfig, to_dict(changed)) == changed
 
 
 @pytest.mark.parametrize(
@@ -57,20 +37,11 @@ def test_mistakes_are_named(values: dict[str, object], message: str) -> None:
         from_dict(CodecConfig, values)
 
 
-def test_messages_are_one_short_printable_line_whatever_the_file_holds() -> None:
-    for values in ({"k" * 100_000: 1}, {"\x1b[31m\x07\u202e\n": 1}, {"causal": "x" * 100_000}, {"\ud800": 1}):
-        with pytest.raises(ConfigError) as error:
-            from_dict(CodecConfig, json.loads(json.dumps(values)))
-        assert str(error.value).isprintable() and len(str(error.value)) < 1100
-    with pytest.raises(ConfigError, match=r"unknown key \\x1b\[31mRED; known are sample_rate"):
-        from_dict(CodecConfig, {"\x1b[31mRED": 1})
-
-
 def test_whole_numbers_of_every_library() -> None:
     for value in (7, 7.0, np.int16(7), np.float32(7), np.array(7), torch.tensor(7), torch.tensor(7.0)):
         number = whole_number("x", value, 1, 9)
         assert number == 7 and type(number) is int
-    for other in (0, 10, 7.5, np.nan, np.inf, 10**400, True, None, "7", [7], torch.tensor([7]), 7j):
+    for other in (0, 10, 7.5, np.nan, np.inf, 10**5000, True, None, "7", [7], torch.tensor([7]), 7j):
         with pytest.raises(CodecError, match=r"x must be .*from 1 to 9, not "):
             whole_number("x", other, 1, 9)
 

@@ -1,13 +1,15 @@
-"""Imports go down the floors, the wings never import each other, heavy packages are lazy, and importing is cheap."""
-
-from __future__ import annotations
+"""Imports go down the floors, heavy packages are lazy, importing is cheap; and the public names are those promised."""
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import codec
+from codec.base import CodecBase
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a room may import from its own floor and from those below it; the wings only from below
@@ -21,6 +23,8 @@ WINGS = {"cli", "training", "evaluation", "integrations"}
 HEIGHT = {room: height for height, rooms in enumerate([*FLOORS, WINGS]) for room in rooms}
 LAZY = {"accelerate", "yaml", "pesq", "pystoi", "librosa", "torchaudio", "tensorboard", "matplotlib", "transformers"}
 LAZY |= {"av", "gradio", "ray", "onnxruntime", "huggingface_hub", "distillmos"}
+NAMES = ["Codec", "CodecConfig", "CodecError", "ConfigError", "ContainerError", "ModelError", "load", "save"]
+NAMES += ["__version__"]
 MODULES = sorted((ROOT / "codec").rglob("*.py"))
 SCRIPTS = sorted(path for folder in ("recipes", "data") for path in (ROOT / folder).rglob("*.py"))
 
@@ -54,6 +58,19 @@ def test_imports_go_down(path: Path) -> None:
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_scripts_do_not_import_each_other(path: Path) -> None:
     assert not {name.split(".")[0] for name in imported(path, everywhere=True)} & {"recipes", "data", "tests"}
+
+
+def test_public_names() -> None:
+    """A promise: this list changes only with the changelog."""
+    assert codec.__all__ == NAMES and dir(codec) == sorted(NAMES)
+    assert all(getattr(codec, name) is not None for name in NAMES)
+
+
+def test_everything_public_is_documented() -> None:
+    members = inspect.getmembers(codec.Codec, lambda m: inspect.isfunction(m) or isinstance(m, property))
+    own = {name: m for name, m in members if name[0] != "_" and name in {*vars(codec.Codec), *vars(CodecBase)}}
+    assert len(own) > 10
+    assert [name for name, member in own.items() if not inspect.getdoc(member)] == []
 
 
 def test_importing_is_cheap() -> None:

@@ -1,7 +1,5 @@
 """What must not change: codes, decoded speech, fingerprints, training losses, a report's numbers; see golden/README.md."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

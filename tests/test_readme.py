@@ -1,7 +1,5 @@
 """The README's snippets run as printed, and its figures come from where it says."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess

@@ -1,7 +1,5 @@
 """Spectrograms and mel scales are what their definitions say; a low-pass leaves no more than it should."""
 
-from __future__ import annotations
-
 import torch
 
 from codec.spectral import bin_frequencies, hz_to_mel, low_pass, mel_edges, mel_filterbank, mel_to_hz, stft

@@ -1,8 +1,5 @@
 """Codes to token ids and back: known answers, round trips, what a language model may write, and what is refused."""
 
-from __future__ import annotations
-
-import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,18 +39,6 @@ def test_known_answers() -> None:
     assert layout.to_tokens(CODES).tolist() == [25, 5, 24, 6, 23, 7, 22, 26]
 
 
-@pytest.mark.parametrize("shape", [(8, 5), (1, 5), (3, 8, 5), (2, 3, 4, 1), (4, 0), (2, 4, 0)])
-def test_batches_come_back(shape: tuple[int, ...]) -> None:
-    codes = torch.randint(0, 1024, shape, generator=torch.Generator().manual_seed(0))
-    tokens, delayed = flatten(codes, 1024, first_id=3), delay(codes, fill=-1)
-    stages, frames = shape[-2:]
-    assert tokens.shape == (*shape[:-2], stages * frames) and delayed.shape == (*shape[:-1], frames + stages - 1)
-    assert torch.equal(unflatten(tokens, stages, 1024, first_id=3), codes)
-    assert TokenLayout(stages, 1024, 3).to_tokens(codes).shape == (*shape[:-2], stages * frames + 2)
-    assert (delayed == -1).sum() == math.prod(shape[:-2]) * stages * (stages - 1)
-    assert torch.equal(undelay(delayed), codes)
-
-
 @settings(deadline=None)
 @given(layouts_and_codes(), st.integers(0, 3), st.booleans(), st.booleans())
 def test_every_round_trip(
@@ -78,6 +63,10 @@ def test_every_round_trip(
     ):
         assert isinstance(back, torch.Tensor if tensors else np.ndarray)
         np.testing.assert_array_equal(np.asarray(back), array, strict=True)
+    batch = np.stack([array, array[:, ::-1]])[None]  # [1, 2, K, N]
+    assert layout.to_tokens(batch).shape == (1, 2, array.size + 2)
+    for back in (unflatten(flatten(batch, *sizes[1:]), *sizes), undelay(delay(batch, fill=-1))):
+        np.testing.assert_array_equal(back, batch)
 
 
 def test_arrays_need_no_torch() -> None:
@@ -144,9 +133,9 @@ def test_masked_frames_keep_the_times() -> None:
         (lambda: flatten(CODES.astype(float), 10), "codes must be integers .*, not float64"),
         (lambda: flatten(CODES.tolist(), 10), "tensor of integers .*, not list"),
         (lambda: flatten(CODES[0], 10), r"\[3\]"),
-        (lambda: flatten(CODES, "10"), "codebook_size must be a whole number, not '10'"),
-        (lambda: flatten(CODES, 10, -1), "first_id must be at least 0"),
-        (lambda: unflatten(np.arange(4), 0, 10), "num_quantizers must be at least 1"),
+        (lambda: flatten(CODES, "10"), "codebook_size must be a whole number from 1 to .*, not '10'"),
+        (lambda: flatten(CODES, 10, -1), "first_id must be from 0"),
+        (lambda: unflatten(np.arange(4), 0, 10), "num_quantizers must be from 1"),
         (lambda: unflatten(np.arange(5), 2, 10), "5 tokens are not whole frames of 2"),
         (lambda: unflatten(np.array([0, 11, 12, 1]), 2, 10), r"\[2\] is 12, but ids of stage 1 of 2 are 0 to 9"),
         (
@@ -159,8 +148,8 @@ def test_masked_frames_keep_the_times() -> None:
         (lambda: clean(CODES[None], 10, "drop"), "for one item"),
         (lambda: delay(np.zeros((0, 3), dtype=int), 1), r"\[0, 3\]"),
         (lambda: delay(CODES, 0.5), "fill must be a whole number"),
-        (lambda: delay(CODES, -(10**5000)), "fill takes more than 64 bits"),
-        (lambda: clean(CODES, 10**400), "codebook_size takes more than 64 bits"),
+        (lambda: delay(CODES, -(10**5000)), "fill must be from -"),
+        (lambda: clean(CODES, 10**400), "codebook_size must be from 1"),
         (lambda: flatten(CODES, 2**62, 2**62), "the ids of so many codes take more than 64 bits"),
         (lambda: unflatten(CODES[0], 2**62, 10), "the ids of so many codes take more than 64 bits"),
         (lambda: undelay(np.zeros((4, 2), dtype=int)), "at least 3 steps, not 2"),

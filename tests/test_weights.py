@@ -1,7 +1,5 @@
 """A model's file in fewer bits: what is rounded, what keeps its values, and what cannot be read."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -49,8 +47,9 @@ def test_rounded_once_and_no_further_than_the_bits_ask(
             most = tensor.abs().amax(dim=1, keepdim=True) if tensor.dim() == 2 else tensor.abs().amax()
             assert ((kept - tensor).abs() <= 1.001 * largest * most + 1e-7 * (bits < 32)).all(), name
     assert loaded.fingerprint == model.fingerprint
-    loaded.save_pretrained(tmp_path / "b", bits)
-    assert (tmp_path / "b/model.safetensors").read_bytes() == (tmp_path / "a/model.safetensors").read_bytes()
+    for _ in range(6):  # safetensors writes its metadata in any order
+        loaded.save_pretrained(tmp_path / "b", bits)
+        assert (tmp_path / "b/model.safetensors").read_bytes() == (tmp_path / "a/model.safetensors").read_bytes()
 
 
 def test_rows_of_zeros_and_weights_beyond_half_precision_are_kept(model: Codec, tmp_path: Path) -> None:
@@ -72,15 +71,6 @@ def test_a_drawn_basis_takes_eight_bits_and_any_other_keeps_its_own(model: Codec
         assert load_file(tmp_path / "model.safetensors")[name].dtype == stored
         loaded = Codec.from_pretrained(tmp_path)
         assert torch.equal(loaded.state_dict()[name], basis) and loaded.fingerprint == model.fingerprint
-
-
-def test_the_same_weights_make_the_same_file(model: Codec, tmp_path: Path) -> None:
-    """Although safetensors writes its metadata in any order."""
-    files = set()
-    for _ in range(12):
-        model.save_pretrained(tmp_path, bits=16)
-        files.add((tmp_path / "model.safetensors").read_bytes())
-    assert len(files) == 1
 
 
 def test_beside_a_base_a_matrix_and_its_step_are_stored_together(

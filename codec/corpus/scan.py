@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from codec.audio import AudioError, AudioReader, measure
+from codec.audio import AudioError, measure, read_samples
 from codec.corpus.manifest import Record, audio_source
 from codec.errors import CodecError, legible, one_line
 from codec.files import atomic_write
@@ -90,5 +90,4 @@ def report_bad(bad: Sequence[BadFile], path: Path) -> None:
 
 def read_record(record: Record) -> tuple[NDArray[np.float32], int]:
     """A whole utterance, mixed down ``[T]``, and its sample rate in Hz as the file says it; errors as AudioReader."""
-    with AudioReader(audio_source(record), record.path) as reader:
-        return np.concatenate(list(reader.blocks())), reader.sample_rate
+    return read_samples(audio_source(record), record.path)

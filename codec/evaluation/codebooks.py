@@ -33,16 +33,14 @@ def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], mea
         _add_entropy_bound(family, counter, codes, measured)
     curves = coverage_curve(codes.values(), codec.codebook_size)
     latents, residuals = _latent_moments(family, [records[index] for index in codes])
-    tables: list[Any] = [
-        getattr(stage, "codebook", None) for stage in getattr(codec.quantizer, "stages", [codec.quantizer])
-    ]
+    tables: list[Any] = [stage.codebook for stage in getattr(codec.quantizer, "stages", [codec.quantizer])]
     stages = tuple(
         Stage(
             **vars(health),
             stage=index + 1,
             coverage=tuple(curves[index]) if curves else (),
-            codebook_dimension=None if tables[index] is None else tables[index].shape[1],
-            codebook_effective_dimension=None if tables[index] is None else effective_dimension(tables[index]),
+            codebook_dimension=tables[index].shape[1],
+            codebook_effective_dimension=effective_dimension(tables[index]),
             codebook_size=codec.codebook_size,
             residual_energy=residuals[index].energy / latents.energy if latents.energy > 0 else None,
         )

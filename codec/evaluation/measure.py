@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +18,12 @@ from codec.audio import resample
 from codec.corpus.manifest import Record
 from codec.corpus.scan import read_record
 from codec.errors import CodecError, one_line
-from codec.evaluation.artefacts import ARTEFACTS, LINES, SILENT, mean_spectrum
-from codec.evaluation.metrics import COSTS, METRICS, MetricError, Pair, Waveform
+from codec.evaluation.metrics import COSTS, LINES, METRICS, SILENT, MetricError, Pair, Waveform, mean_spectrum
 from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, to_pcm
 from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
-
-PAIR_METRICS = METRICS | ARTEFACTS
-KNOWN = {name: each.about for name, each in PAIR_METRICS.items()} | {"lines": LINES} | COSTS  # what can be asked for
+KNOWN = {name: each.about for name, each in METRICS.items()} | {"lines": LINES} | COSTS  # what can be asked for
 
 CHANGES = {  # of the input, which a listener would not call one, but under which codes change
     "shift_quarter": "input starts a quarter of a hop later",
@@ -114,15 +112,20 @@ def read_utterance(record: Record) -> tuple[Record, Waveform]:
     return replace(record, sample_rate=sample_rate, num_samples=len(waveform)), waveform
 
 
+@dataclass
 class Measurer:
-    """Measures one utterance after the other by all systems, which are loaded once per process."""
+    """Measures one utterance after the other by all systems, in whatever process; each of several loads them for itself."""
 
-    def __init__(self, plan: Plan, families: Sequence[Family]) -> None:
-        torch.set_num_threads(1)  # one process per core is faster than threads that wait for each other
-        self.plan, self.families = plan, families
+    plan: Plan
 
-    def measure(self, index: int, record: Record) -> Measured:
+    @cached_property
+    def families(self) -> Sequence[Family]:
+        return self.plan.families()
+
+    def __call__(self, item: tuple[int, Record]) -> Measured:
         """Measure one utterance, and write its audio and codes; bad audio is a reason in every cell, never an error."""
+        torch.set_num_threads(1)  # one process per core is faster than threads that wait for each other
+        index, record = item
         audio = self.plan.audio(index)
         shutil.rmtree(audio, ignore_errors=True)  # what an evaluation that was killed left
         audio.mkdir()
@@ -153,7 +156,7 @@ class Measurer:
         if isinstance(outcome, str):
             return dict.fromkeys(self.plan.metrics, outcome)
         pair = Pair(waveform, outcome.waveform, record.sample_rate)
-        cells = {name: _score(name, pair) for name in self.plan.metrics if name in PAIR_METRICS}
+        cells = {name: _score(name, pair) for name in self.plan.metrics if name in METRICS}
         kilobits = None if outcome.coded is None else len(outcome.coded) * 8 / 1000
         costs = {"kbps_file": kilobits, "rtf": outcome.seconds}.items()
         return cells | {n: c / record.duration for n, c in costs if c is not None and n in self.plan.metrics}
@@ -174,7 +177,7 @@ class Measurer:
 
 def _score(name: str, pair: Pair) -> Cell:
     try:
-        value = PAIR_METRICS[name].compute(pair)
+        value = METRICS[name].compute(pair)
     except MetricError as error:
         return str(error)
     except Exception as error:  # of another package: one odd file must not end an evaluation of thousands

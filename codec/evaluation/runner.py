@@ -8,8 +8,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass, replace
-from functools import cached_property
+from dataclasses import asdict, astuple, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,10 +72,10 @@ def evaluate(
     left = [(index, record) for index, record in enumerate(records) if index not in measured]
     layout, audio = "{l_bar}{bar}| about {remaining} left", sum(record.duration for _, record in left)  # is the work
     bar = tqdm(total=audio, mininterval=5, smoothing=0, bar_format=layout)
-    worker = _Worker(plan)
+    measurer = Measurer(plan)
     if workers == 1:
-        worker.measurer = Measurer(plan, families)
-    with open(rows, "a", encoding="utf-8") as file, bar, spread(worker, left, workers) as results:
+        measurer.families = families  # loaded already
+    with open(rows, "a", encoding="utf-8") as file, bar, spread(measurer, left, workers) as results:
         for result in results:
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
             file.flush()
@@ -157,17 +156,3 @@ def read_rows(path: Path) -> dict[int, Measured]:
             temporary.write_bytes(whole)
     rows = [Measured(**json.loads(line)) for line in whole.splitlines()]
     return {row.index: row for row in rows}
-
-
-@dataclass
-class _Worker:
-    """Measures utterances, in whatever process; each of several loads the systems for itself."""
-
-    plan: Plan
-
-    @cached_property
-    def measurer(self) -> Measurer:
-        return Measurer(self.plan, self.plan.families())
-
-    def __call__(self, item: tuple[int, Record]) -> Measured:
-        return self.measurer.measure(*item)

@@ -19,12 +19,12 @@ import numpy as np
 
 from codec.corpus.manifest import Record
 from codec.evaluation import results as schema
-from codec.evaluation.artefacts import SILENT, STEP, Array, is_wide, lines
 from codec.evaluation.codebooks import model_health
-from codec.evaluation.measure import CHANGES, KNOWN, PAIR_METRICS, Cell, Measured, Plan
+from codec.evaluation.compare import LEVEL, RESAMPLES, SEED, bootstrap_mean
+from codec.evaluation.measure import CHANGES, KNOWN, Cell, Measured, Plan
+from codec.evaluation.metrics import METRICS, SILENT, STEP, Array, is_wide, lines
 from codec.evaluation.results import Result, Results, Row, Spectra, Stability, System
 from codec.evaluation.runner import available_cores, software_versions, spaced
-from codec.evaluation.statistics import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.systems import ALIGNMENT, Family, ModelFamily
 
 REFERENCE = "reference"  # beside the systems' ids, all of which have a family's name before a hyphen
@@ -90,7 +90,7 @@ def _means(
     spectra = _mean_spectra(plan, systems, measured)
     for name, system in product(plan.metrics, means):
         cells = {each.index: each.cells[system][name] for each in measured if name in each.cells[system]}
-        if any(isinstance(cell, float) for cell in cells.values()) or (cells and name in PAIR_METRICS):
+        if any(isinstance(cell, float) for cell in cells.values()) or (cells and name in METRICS):
             seconds = {each.index: each.seconds for each in measured} if KNOWN[name].per_second else None
             means[system][name] = _mean(cells, units, seconds)
         elif name == "lines" and system in spectra:

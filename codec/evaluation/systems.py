@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codec import container
-from codec.audio import AudioReader, audio_suffixes, resample
+from codec.audio import audio_suffixes, read_samples, resample
 from codec.corpus.manifest import Record
 from codec.errors import CodecError
 from codec.evaluation.metrics import Waveform
@@ -129,7 +129,7 @@ class FolderFamily:
             yield f"{len(files)} files of that name" if files else "no such file in the folder"
             return
         try:
-            samples = read_at(files[0], record.sample_rate)
+            samples = resample(*read_samples(files[0]), record.sample_rate)
         except (CodecError, OSError) as error:
             yield f"unreadable: {type(error).__name__}"
             return
@@ -189,7 +189,7 @@ class OpusFamily(ProgramFamily):
         options = ("--quiet", "--padding", "0", "--bitrate", f"{system.kbps:g}")
         run_program("opusenc", *options, folder / "in.wav", folder / "out.opus")
         run_program("opusdec", "--quiet", "--rate", "48000", folder / "out.opus", folder / "out.wav")
-        return read_at(folder / "out.wav", record.sample_rate), folder / "out.opus"
+        return resample(*read_samples(folder / "out.wav"), record.sample_rate), folder / "out.opus"
 
 
 class Codec2Family(ProgramFamily):
@@ -233,12 +233,6 @@ def run_program(*command: str | Path) -> str:
     if done.returncode != 0:
         raise CodecError(f"{command[0]} failed: {said.splitlines()[-1] if said else done.returncode}")
     return said
-
-
-def read_at(path: Path, sample_rate: int) -> Waveform:
-    """An audio file, mixed down ``[T]``, resampled to ``sample_rate`` Hz."""
-    with AudioReader(path) as reader:
-        return resample(np.concatenate(list(reader.blocks())), reader.sample_rate, sample_rate)
 
 
 def to_pcm(waveform: Waveform) -> NDArray[np.int16]:

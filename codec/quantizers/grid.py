@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.errors import CodecError
-from codec.quantizers.lookup import start_projections
+from codec.quantizers.base import start_projections
 from codec.quantizers.vq import ENTROPY, Compared, mean_entropy
 
 JOINT_BITS = 13  # LFQ: of a group whose mean choice is taken together: 8,192 probabilities per frame

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.quantizers import lookup
-from codec.quantizers.base import Init, Quantizer, QuantizerOutput, one_of
+from codec.quantizers import base
+from codec.quantizers.base import Gradient, Init, Quantizer, QuantizerOutput, one_of
 
 
 class SimVQ(Quantizer):
@@ -55,7 +55,7 @@ class SimVQ(Quantizer):
         basis: Literal["frozen", "learnable", "data"] | Tensor = "frozen",
         map: Literal["dense", "diagonal"] = "dense",
         map_bias: bool = True,
-        gradient: lookup.Gradient = "ste",
+        gradient: Gradient = "ste",
         channel_first: bool = True,
         init: Init = "first_batch",
     ) -> None:
@@ -64,7 +64,7 @@ class SimVQ(Quantizer):
         one_of(gradient=(gradient, "ste", "rotation"))
         # drawn first: a seed gives one table whatever the projections
         given = basis.detach().clone() if isinstance(basis, Tensor) else None
-        table = lookup.random_table(codebook_size, codebook_dim) if given is None else given
+        table = base.random_table(codebook_size, codebook_dim) if given is None else given
         super().__init__(dim, len(table), channel_first, init)
         self.gradient, self.diagonal, self.from_data, d = gradient, map == "diagonal", kind == "data", table.shape[1]
         if kind == "learnable":
@@ -73,16 +73,16 @@ class SimVQ(Quantizer):
             self.register_buffer("basis", table)
         self.weight = nn.Parameter(torch.ones(d) if self.diagonal else torch.eye(d))
         self.bias = nn.Parameter(torch.zeros(d)) if map_bias else None
-        self.project_in, self.project_out = lookup.projection(dim, d), lookup.projection(d, dim)
+        self.project_in, self.project_out = base.projection(dim, d), base.projection(d, dim)
         self._cached: tuple[object, Tensor] | None = None  # see ``codebook``
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
         z = self.project_in(latents.transpose(1, 2))  # [B, N, d], the lookup space
-        codes = lookup.nearest(z.flatten(0, 1), self.codebook).view(z.shape[:2])  # [B, N]
+        codes = base.nearest(z.flatten(0, 1), self.codebook).view(z.shape[:2])  # [B, N]
         chosen = self.rows(codes)  # [B, N, d]
         commitment_loss = (z - chosen.detach()).square().mean(dim=(1, 2))  # [B], moves the encoder to the codes
         codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2))  # [B], moves the codes: W and b
-        passed = lookup.pass_gradient(z, chosen, self.gradient)  # [B, N, d], chosen in value, gradient to z
+        passed = base.pass_gradient(z, chosen, self.gradient)  # [B, N, d], chosen in value, gradient to z
         quantized = self.project_out(passed).transpose(1, 2)  # [B, D, N]
         return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
@@ -116,10 +116,10 @@ class SimVQ(Quantizer):
 
     def match(self, latents: Tensor) -> None:
         """Data-matched start: principal components for the projections, then ``matched_map`` of what the lookup sees."""
-        points = lookup.start_projections(self.project_in, self.project_out, latents).float()  # [M, d], M = B N
+        points = base.start_projections(self.project_in, self.project_out, latents).float()  # [M, d], M = B N
         weight, bias = matched_map(points, self.diagonal, self.bias is not None)
         if self.from_data:  # C takes the points themselves, W and b change nothing yet
-            self.basis.copy_(lookup.sampled_points(points, self.codebook_size))
+            self.basis.copy_(base.sampled_points(points, self.codebook_size))
             weight, bias = torch.ones_like(weight) if self.diagonal else torch.eye(len(weight)), torch.zeros_like(bias)
         self.weight.copy_(weight)
         if self.bias is not None:

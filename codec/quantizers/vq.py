@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from codec.quantizers import lookup
-from codec.quantizers.base import Quantizer, QuantizerOutput
+from codec.quantizers import base
+from codec.quantizers.base import Gradient, Quantizer, QuantizerOutput
 
 DECAY = 0.99  # of running averages, per step
 DEAD_BELOW = 0.1  # EMAVQ: a code is dead when its running count is below this share of the fair one, M / V
@@ -26,15 +26,15 @@ class Compared(Quantizer):
     Args:
         dim: width D of the latents.
         codebook_size, codebook_dim: V and d.
-        gradient: see ``lookup.pass_gradient``.
+        gradient: see ``base.pass_gradient``.
     """
 
-    def __init__(self, dim: int, codebook_size: int, codebook_dim: int, gradient: lookup.Gradient = "ste") -> None:
+    def __init__(self, dim: int, codebook_size: int, codebook_dim: int, gradient: Gradient = "ste") -> None:
         super().__init__(dim, codebook_size)
         self.gradient = gradient
         self.add_table(codebook_dim)  # drawn before the projections, as SimVQ's basis
-        self.project_in = lookup.projection(dim, codebook_dim)
-        self.project_out = lookup.projection(codebook_dim, dim)
+        self.project_in = base.projection(dim, codebook_dim)
+        self.project_out = base.projection(codebook_dim, dim)
 
     def add_table(self, codebook_dim: int) -> None:
         """Register what stores the points."""
@@ -49,7 +49,7 @@ class Compared(Quantizer):
 
     def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
         """``chosen`` ``[B, N, d]`` in value, with the gradient of the reconstruction to ``z`` (and to the table)."""
-        return lookup.pass_gradient(z, chosen, self.gradient)
+        return base.pass_gradient(z, chosen, self.gradient)
 
     def losses(self, z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         """Commitment and codebook loss ``[B]`` of points ``[B, N, d]``."""
@@ -82,7 +82,7 @@ class VQ(Compared):
     """
 
     def add_table(self, codebook_dim: int) -> None:
-        self.embedding = nn.Parameter(lookup.random_table(self.codebook_size, codebook_dim))
+        self.embedding = nn.Parameter(base.random_table(self.codebook_size, codebook_dim))
 
     def set_table(self, table: Tensor) -> None:
         """Replace the table ``[V, d]``, in place."""
@@ -98,15 +98,15 @@ class VQ(Compared):
         return self.table().detach().float()
 
     def search(self, z: Tensor) -> Tensor:
-        return lookup.nearest(z, self.codebook)
+        return base.nearest(z, self.codebook)
 
     def rows(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.table())
 
     def match(self, latents: Tensor) -> None:
         """Data-matched start: projections from principal components, the table from points that the lookup then sees."""
-        points = lookup.start_projections(self.project_in, self.project_out, latents).float()  # [M, d]
-        self.set_table(lookup.sampled_points(points, self.codebook_size))
+        points = base.start_projections(self.project_in, self.project_out, latents).float()  # [M, d]
+        self.set_table(base.sampled_points(points, self.codebook_size))
 
     def codebook_state(self) -> list[Tensor]:
         return [self.table(), *self.project_out.parameters()]
@@ -120,7 +120,7 @@ class FactorisedVQ(VQ):
     """
 
     def search(self, z: Tensor) -> Tensor:
-        return lookup.nearest(F.normalize(z.float(), dim=-1), F.normalize(self.codebook, dim=-1))
+        return base.nearest(F.normalize(z.float(), dim=-1), F.normalize(self.codebook, dim=-1))
 
 
 class Refreshed(VQ):
@@ -232,7 +232,7 @@ class IndexVQ(VQ):
     """
 
     def search(self, z: Tensor) -> Tensor:
-        rows = max(1, lookup.SEARCH_ELEMENTS // self.codebook_size)
+        rows = max(1, base.SEARCH_ELEMENTS // self.codebook_size)
         return torch.cat([(part.float() @ self.codebook.t()).argmax(dim=1) for part in z.split(rows)])
 
     def carry(self, z: Tensor, chosen: Tensor) -> Tensor:

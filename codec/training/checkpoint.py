@@ -30,7 +30,6 @@ Modules = Mapping[str, nn.Module]
 Optimizers = Mapping[str, Optimizer]
 CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
 STATE, META = "state.safetensors", "state.json"
-FORMER_NAMES = {"judges": "discriminators", "judge_optimizer": "discriminator_optimizer"}  # in older checkpoints
 
 
 class CheckpointError(CodecError):
@@ -103,13 +102,9 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]
         CheckpointError: damaged or missing.
     """
     try:
-        meta = json.loads((checkpoint / META).read_text(encoding="utf-8"))
-        parts = meta.pop("parts", None)  # older checkpoints lie in parts of 15 MB
-        files = [STATE] if parts is None else [f"state-{index:02d}.safetensors" for index in range(parts)]
-        stored = {key.partition("/"): tensor for name in files for key, tensor in load_file(checkpoint / name).items()}
+        return load_file(checkpoint / STATE), json.loads((checkpoint / META).read_text(encoding="utf-8"))
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {error}") from None
-    return {f"{FORMER_NAMES.get(name, name)}/{key}": tensor for (name, _, key), tensor in stored.items()}, meta
 
 
 def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -128,8 +123,7 @@ def latest_checkpoint(folder: Path) -> Path:
     Raises:
         CheckpointError: there is none.
     """
-    checkpoints = whole_checkpoints(folder)
-    if not checkpoints:
+    if not (checkpoints := whole_checkpoints(folder)):
         raise CheckpointError(f"no checkpoint in {folder}")
     return checkpoints[-1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -18,21 +18,25 @@ WEIGHTS = dict(  # of the loss terms, unless a configuration says otherwise
 )
 
 
-def check_bounds(config: object, **bounds: tuple[float, float]) -> None:
-    """Check fields of ``config``, or every entry of a field that is a tuple, against a lowest and a highest value.
-
-    Raises:
-        ConfigError: the message gives the field, both bounds and the value.
-    """
-    for name, (low, high) in bounds.items():
-        value = getattr(config, name)
-        allowed = f"{low:g} or more" if high == inf else f"from {low:g} to {high:g}"
-        for number in value if isinstance(value, tuple) else (value,):
-            require(low <= number <= high, f"{name} must be {allowed}, not {number:g}")
+def bounded(default: Any, low: float, high: float = inf) -> Any:
+    """A field that holds a number, or several, from ``low`` to ``high``."""
+    return field(default=default, metadata={"bounds": (low, high)})
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class Bounded:
+    """Checks its ``bounded`` fields; a ConfigError gives the field, its bounds and the value."""
+
+    def __post_init__(self) -> None:
+        for each in (each for each in fields(self) if "bounds" in each.metadata):
+            (low, high), value = each.metadata["bounds"], getattr(self, each.name)
+            allowed = f"{low:g} or more" if high == inf else f"from {low:g} to {high:g}"
+            for number in value if isinstance(value, tuple) else (value,):
+                require(low <= number <= high, f"{each.name} must be {allowed}, not {number:g}")
+
+
+@dataclass(frozen=True)
+class DataConfig(Bounded):
     """Where speech comes from and how it is cut.
 
     Attributes:
@@ -50,23 +54,22 @@ class DataConfig:
 
     train: tuple[str, ...] = ("manifests/train.jsonl",)
     valid: tuple[str, ...] = ("manifests/dev.jsonl",)
-    batch_size: int = 16
-    segment_seconds: float = 1.0
-    gain_db: tuple[float, float] = (-6.0, 3.0)
-    max_bad_fraction: float = 0.01
-    workers: int = 1
-    valid_limit: int = 0
-    max_speaker_hours: float = 0.0
+    batch_size: int = bounded(16, 1)
+    segment_seconds: float = bounded(1.0, 0.001, 3600)
+    gain_db: tuple[float, float] = bounded((-6.0, 3.0), -100, 100)
+    max_bad_fraction: float = bounded(0.01, 0, 1)
+    workers: int = bounded(1, 0)
+    valid_limit: int = bounded(0, 0)
+    max_speaker_hours: float = bounded(0.0, 0)
     resident: bool = False
 
     def __post_init__(self) -> None:
-        check_bounds(self, batch_size=(1, inf), segment_seconds=(0.001, 3600), gain_db=(-100, 100), workers=(0, inf))
-        check_bounds(self, max_bad_fraction=(0, 1), valid_limit=(0, inf), max_speaker_hours=(0, inf))
+        super().__post_init__()
         require(self.gain_db[0] <= self.gain_db[1], "gain_db must be a lowest and a highest gain")
 
 
 @dataclass(frozen=True)
-class PhaseConfig:
+class PhaseConfig(Bounded):
     """When what happens, in steps.
 
     Attributes:
@@ -77,14 +80,14 @@ class PhaseConfig:
         minutes: length of the run by the clock, all its legs together; ``steps`` then only bounds it. 0: by ``steps``.
     """
 
-    steps: int = 4600
-    autoencoder: int = 500
-    ramp: int = 150
-    adversarial: int = -1
-    minutes: float = 0.0
+    steps: int = bounded(4600, 1)
+    autoencoder: int = bounded(500, 0)
+    ramp: int = bounded(150, 0)
+    adversarial: int = bounded(-1, -1)
+    minutes: float = bounded(0.0, 0)
 
     def __post_init__(self) -> None:
-        check_bounds(self, steps=(1, inf), autoencoder=(0, inf), ramp=(0, inf), adversarial=(-1, inf), minutes=(0, inf))
+        super().__post_init__()
         early = 0 <= self.adversarial < self.autoencoder
         require(not early, "adversarial training must not begin before the quantizer")
 
@@ -94,7 +97,7 @@ class PhaseConfig:
 
 
 @dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Bounded):
     """Loss terms; a term's weight stands in ``weights``, 0 leaves it out (and saves the work of ``stft`` and ``envelope``).
 
     Attributes:
@@ -104,19 +107,18 @@ class LossConfig:
         phase_windows, envelope_windows: those of ``windows`` with the complex-STFT term, and with the envelope term.
         phase_exponent: of the magnitudes in the complex-STFT term, at most 1; below 1 weak components count for more.
         phase_scale: the frequency scale whose equal steps count alike in that term: ``linear`` (every bin) or ``mel``.
-        envelope_bands: mel bands of the envelope term.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
     windows: tuple[int, ...] = (128, 256, 512, 1024, 2048)
-    mels: tuple[int, ...] = (16, 32, 64, 80, 128)
+    mels: tuple[int, ...] = bounded((16, 32, 64, 80, 128), 1)
     phase_windows: tuple[int, ...] = (256, 512, 1024)
-    phase_exponent: float = 1.0
+    phase_exponent: float = bounded(1.0, 0.01, 1)
     phase_scale: Literal["linear", "mel"] = "linear"
     envelope_windows: tuple[int, ...] = (512,)
-    envelope_bands: int = 24
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = ", ".join(sorted(self.weights.keys() - WEIGHTS.keys()))
         require(not unknown, f"weights: unknown term {unknown}; known are {', '.join(WEIGHTS)}")
         for name, weight in self.weights.items():
@@ -125,17 +127,14 @@ class LossConfig:
         quarters = bool(self.windows) and all(n_fft >= 4 and n_fft % 4 == 0 for n_fft in self.windows)
         require(quarters, f"windows must be multiples of 4, at least one, not {list(self.windows)}")
         require(len(self.windows) == len(self.mels), f"mels must have {len(self.windows)} entries, one per window")
-        check_bounds(self, mels=(1, inf), envelope_bands=(1, inf), phase_exponent=(0.01, 1))
         for term, name in (("stft", "phase_windows"), ("envelope", "envelope_windows")):
             usable = set() < set(getattr(self, name)) <= set(self.windows) or not self.weights[term]
             require(usable, f"{name} must be among windows, one at least, or weights.{term} 0")
 
 
 @dataclass(frozen=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(Bounded):
     """The set of discriminators. The defaults suit a CPU: they cost about as much as the default codec's own step.
-
-    ``recipes/default/gpu.yaml`` has the size used in the literature on GPUs (HiFi-GAN and the Descript Audio Codec).
 
     Attributes:
         periods: in samples, one period discriminator each; empty for none.
@@ -150,19 +149,19 @@ class DiscriminatorConfig:
             has weights of its own. Empty: one band.
     """
 
-    periods: tuple[int, ...] = (2, 5, 11)
-    period_channels: int = 4
+    periods: tuple[int, ...] = bounded((2, 5, 11), 1)
+    period_channels: int = bounded(4, 1)
     period_max_channels: int = 64
     resolutions: tuple[int, ...] = (2048, 512)
-    resolution_channels: int = 8
-    resolution_stride: int = 4
-    batch_share: float = 1.0
-    band_edges: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
+    resolution_channels: int = bounded(8, 1)
+    resolution_stride: int = bounded(4, 1, 9)  # the layer's filters are 9 wide
+    batch_share: float = bounded(1.0, 0, 1)
+    band_edges: tuple[float, ...] = bounded((0.1, 0.25, 0.5, 0.75), 0, 1)
 
     def __post_init__(self) -> None:
-        check_bounds(self, periods=(1, inf), period_channels=(1, inf), period_max_channels=(self.period_channels, inf))
-        check_bounds(self, resolution_channels=(1, inf), resolution_stride=(1, 9))  # the layer's filters are 9 wide
-        check_bounds(self, band_edges=(0, 1), batch_share=(0, 1))
+        super().__post_init__()
+        fewest, most = self.period_channels, self.period_max_channels
+        require(most >= fewest, f"period_max_channels must be {fewest} or more, not {most}")
         require(bool(self.periods or self.resolutions), "periods and resolutions must not both be empty")
         quarters = all(n_fft >= 4 and n_fft % 4 == 0 for n_fft in self.resolutions)
         require(quarters, f"resolutions must be multiples of 4, not {list(self.resolutions)}")
@@ -178,7 +177,7 @@ def split_bands(n_fft: int, edges: tuple[float, ...]) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Bounded):
     """AdamW for both networks: linear warm-up, the peak held, then cosine to ``final_ratio`` of it.
 
     Attributes:
@@ -191,43 +190,32 @@ class OptimizerConfig:
         max_bad_steps: so many non-finite steps in a row stop the run.
     """
 
-    learning_rate: float = 1e-3
-    discriminator_learning_rate: float = 5e-4
-    muon_learning_rate: float = 0.0
-    betas: tuple[float, float] = (0.8, 0.99)
-    weight_decay: float = 0.01
-    warmup_steps: int = 100
-    hold: float = 0.0
-    final_ratio: float = 0.01
-    clip_norm: float = 1.0
-    ema_decay: float = 0.998
-    max_bad_steps: int = 20
-
-    def __post_init__(self) -> None:
-        check_bounds(
-            self, learning_rate=(1e-15, 10), discriminator_learning_rate=(1e-15, 10), muon_learning_rate=(0, 10)
-        )
-        check_bounds(self, betas=(0, BELOW_ONE), hold=(0, BELOW_ONE), ema_decay=(0, BELOW_ONE), final_ratio=(0, 1))
-        check_bounds(self, weight_decay=(0, 100), clip_norm=(1e-9, 1e9), warmup_steps=(0, inf), max_bad_steps=(1, inf))
+    learning_rate: float = bounded(1e-3, 1e-15, 10)
+    discriminator_learning_rate: float = bounded(5e-4, 1e-15, 10)
+    muon_learning_rate: float = bounded(0.0, 0, 10)
+    betas: tuple[float, float] = bounded((0.8, 0.99), 0, BELOW_ONE)
+    weight_decay: float = bounded(0.01, 0, 100)
+    warmup_steps: int = bounded(100, 0)
+    hold: float = bounded(0.0, 0, BELOW_ONE)
+    final_ratio: float = bounded(0.01, 0, 1)
+    clip_norm: float = bounded(1.0, 1e-9, 1e9)
+    ema_decay: float = bounded(0.998, 0, BELOW_ONE)
+    max_bad_steps: int = bounded(20, 1)
 
 
 @dataclass(frozen=True)
-class LogConfig:
+class LogConfig(Bounded):
     """How often, in steps: scalars, validation, checkpoints; and how many checkpoints and audio examples are kept."""
 
-    scalars_every: int = 25
-    valid_every: int = 500
-    checkpoint_every: int = 250
-    keep_checkpoints: int = 2
-    audio_examples: int = 4
-
-    def __post_init__(self) -> None:
-        check_bounds(self, scalars_every=(1, inf), valid_every=(1, inf), checkpoint_every=(1, inf))
-        check_bounds(self, keep_checkpoints=(1, inf), audio_examples=(0, inf))
+    scalars_every: int = bounded(25, 1)
+    valid_every: int = bounded(500, 1)
+    checkpoint_every: int = bounded(250, 1)
+    keep_checkpoints: int = bounded(2, 1)
+    audio_examples: int = bounded(4, 0)
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Bounded):
     """Everything that decides a training run.
 
     Attributes:
@@ -245,14 +233,14 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     log: LogConfig = field(default_factory=LogConfig)
-    quantizer_dropout: float = 0.25
+    quantizer_dropout: float = bounded(0.25, 0, 1)
     precision: Literal["fp32", "bf16"] = "fp32"
     train: Literal["all", "decoder"] = "all"
     compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_bounds(self, quantizer_dropout=(0, 1))
+        super().__post_init__()
         seconds, hop = self.data.segment_seconds, self.model.hop_length
         samples = seconds * self.model.sample_rate
         whole = round(samples / hop) >= 1 and abs(samples / hop - round(samples / hop)) <= 1e-6
@@ -300,8 +288,7 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     values = _parse_yaml(path.read_bytes(), str(path))
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a mapping")
+    require(isinstance(values, dict), f"{path} must hold a mapping")
     return values
 
 

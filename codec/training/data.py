@@ -7,8 +7,9 @@ import math
 import multiprocessing
 import signal
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from multiprocessing.pool import ThreadPool
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soxr
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from codec.audio import AudioReader, resample
 from codec.corpus.manifest import ManifestError, Record, audio_source
+from codec.corpus.scan import read_record
 from codec.errors import CodecError
 from codec.training.config import DataConfig, TrainConfig
 from codec.training.progress import STOPPING, TrainingError
@@ -53,35 +55,33 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.records, self.sample_rate, self.config, self.seed = list(records), sample_rate, config, seed
         self.num_samples = round(config.segment_seconds * sample_rate)
         self.ends = np.cumsum(draw_weights(records, config.max_speaker_hours))
-        self.tried, self.bad = set[str](), set[str]()  # ids
+        self.tried, self.bad, self.skipped = set[str](), set[str](), 0  # ids; draws that no item has told of yet
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
-        skipped = 0
-        while True:
-            number, position, gain = self.draw(rng)
-            record = self.records[number]
+        for _ in range(MOST_DRAWS):
+            number = min(int(np.searchsorted(self.ends, rng.random() * self.ends[-1])), len(self.records) - 1)
+            position, gain, record = rng.random(), 10 ** (rng.uniform(*self.config.gain_db) / 20), self.records[number]
             self.tried.add(record.id)
             try:
-                segment = read_segment(record, position, self.num_samples, self.sample_rate)
+                segment = self.cut(number, position)
                 break
             except (OSError, CodecError) as error:
                 self.count_bad(record, error)
-                skipped += 1
-                if skipped >= MOST_DRAWS:
-                    raise ManifestError(f"{skipped} draws in a row cannot be read; prepare the data again") from None
-        segment *= min(gain, 1.0 / float(np.abs(segment).max(initial=1e-9)))
+        else:
+            raise ManifestError(f"{MOST_DRAWS} draws in a row cannot be read; prepare the data again")
+        skipped, self.skipped = self.skipped, 0
+        factor = (1 / segment.abs().max().clamp(min=1e-9)).clamp(max=gain)
         return {
-            "waveform": torch.from_numpy(segment[None]),
+            "waveform": (factor * segment)[None],
             "bandwidth": torch.tensor(min(record.bandwidth, self.sample_rate / 2), dtype=torch.float32),
             "index": torch.tensor(index),
             "skipped": torch.tensor(skipped),
         }
 
-    def draw(self, rng: np.random.Generator) -> tuple[int, float, float]:
-        """The number of a record, where in it a segment starts (0 to 1), and its gain as a factor."""
-        number = min(int(np.searchsorted(self.ends, rng.random() * self.ends[-1])), len(self.records) - 1)
-        return number, rng.random(), 10 ** (rng.uniform(*self.config.gain_db) / 20)
+    def cut(self, number: int, position: float) -> Tensor:
+        """A segment ``[T]`` of the record of this number, given where in it it starts (0 to 1)."""
+        return torch.from_numpy(read_segment(self.records[number], position, self.num_samples, self.sample_rate))
 
     def count_bad(self, record: Record, error: object) -> None:
         """Note a file that cannot be read.
@@ -92,6 +92,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         if record.id not in self.bad:
             log.warning("skipped %s: %s", record.path, error)
         self.bad.add(record.id)
+        self.skipped += 1
         allowed = max(3.0, self.config.max_bad_fraction * len(self.tried))
         if len(self.bad) > allowed or len(self.bad) == len(self.records):
             raise ManifestError(
@@ -128,30 +129,8 @@ def read_segment(record: Record, position: float, num_samples: int, sample_rate:
     return np.pad(samples, (0, num_samples - len(samples))).astype(np.float32)
 
 
-# ---- all speech on the device ------------------------------------------------------------------------------------------
-
-
-class _Utterances(torch.utils.data.Dataset[tuple[Tensor, str]]):
-    """Whole utterances as 16-bit samples ``[T]``, and why one cannot be read."""
-
-    def __init__(self, records: Sequence[Record], sample_rate: int) -> None:
-        self.records, self.sample_rate = records, sample_rate
-
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        record = self.records[index]
-        try:
-            with AudioReader(audio_source(record), record.path) as reader:
-                samples = resample(np.concatenate(list(reader.blocks())), reader.sample_rate, self.sample_rate)
-        except (OSError, CodecError) as error:
-            return torch.zeros(0, dtype=torch.int16), str(error)
-        return torch.from_numpy((samples.clip(-1, 1) * FULL_SCALE).round().astype(np.int16)), ""
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-
-class ResidentSpeech:
-    """All speech of a dataset, read once, in the memory of a device; segments are cut there, drawn as the dataset draws.
+class ResidentDataset(SegmentDataset):
+    """The segments of another dataset, to 16 bits, cut from speech that is read once and lies in the memory of a device.
 
     Args:
         dataset: of the segments; its records that cannot be read are never drawn.
@@ -159,44 +138,31 @@ class ResidentSpeech:
     """
 
     def __init__(self, dataset: SegmentDataset, device: torch.device) -> None:
-        self.dataset = dataset
-        records, rate, config = dataset.records, dataset.sample_rate, dataset.config
-        utterances = []
-        dataset.tried |= {record.id for record in records}  # bad ones may stand together, and the first ones may be bad
-        loader = _loader(_Utterances(records, rate), None, config.workers)
-        for record, (samples, error) in zip(records, loader, strict=True):
-            if error:
-                dataset.count_bad(record, error)
-            utterances.append(samples.clone())  # out of the shared memory of the reader
-        self.lengths = np.array([len(samples) for samples in utterances])
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.samples = torch.cat(utterances).to(device)
-        weights = draw_weights(records, config.max_speaker_hours)
-        dataset.ends = np.cumsum(np.where(self.lengths > 0, weights, 0.0))
+        super().__init__(dataset.records, dataset.sample_rate, dataset.config, dataset.seed)
+        self.tried |= {each.id for each in self.records}  # bad ones may stand together, and the first ones may be bad
+        self.utterances: list[Tensor] = []
+        weights = np.diff(self.ends, prepend=0.0)
+        with ThreadPool(max(self.config.workers, 1)) as pool:  # decoding and resampling are not held up by Python
+            for number, samples in enumerate(pool.imap(self._whole, self.records)):
+                if isinstance(samples, Exception):
+                    self.count_bad(self.records[number], samples)
+                    samples, weights[number] = torch.zeros(0, dtype=torch.int16), 0.0
+                self.utterances.append(samples.to(device))
+        self.ends = np.cumsum(weights)
 
-    def batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """The segments of these indices, like those of the dataset, as a batch; ``index`` and ``skipped`` on the CPU."""
-        dataset, device, length = self.dataset, self.samples.device, self.dataset.num_samples
-        draws = [dataset.draw(np.random.default_rng((dataset.seed, index))) for index in indices]
-        numbers, positions, gains = (np.array(column) for column in zip(*draws, strict=True))
-        lengths = self.lengths[numbers]
-        first = self.starts[numbers] + (positions * (np.maximum(lengths - length, 0) + 1)).astype(np.int64)
-        bandwidth = [min(dataset.records[number].bandwidth, dataset.sample_rate / 2) for number in numbers]
-        offsets = torch.arange(length, device=device)
-        places = torch.from_numpy(first).to(device)[:, None] + offsets
-        inside = offsets < torch.from_numpy(lengths).to(device)[:, None]
-        segments = self.samples[places.clamp(max=len(self.samples) - 1)] * inside / FULL_SCALE
-        gain = torch.from_numpy(gains).float().to(device)[:, None]
-        loudest = segments.abs().amax(dim=1, keepdim=True).clamp(min=1e-9)
-        return {
-            "waveform": (segments * torch.minimum(gain, 1 / loudest))[:, None],
-            "bandwidth": torch.tensor(bandwidth, device=device),
-            "index": torch.tensor(indices),
-            "skipped": torch.zeros(len(indices), dtype=torch.int64),
-        }
+    def _whole(self, record: Record) -> Tensor | Exception:
+        """An utterance as 16-bit samples ``[T]``, or why it cannot be read."""
+        try:
+            samples = resample(*read_record(record), self.sample_rate)
+        except (OSError, CodecError) as error:
+            return error
+        return torch.from_numpy((samples.clip(-1, 1) * FULL_SCALE).round().astype(np.int16))
 
-
-# ---- batches read ahead -----------------------------------------------------------------------------------------------
+    def cut(self, number: int, position: float) -> Tensor:
+        samples = self.utterances[number]
+        start = int(position * (max(len(samples) - self.num_samples, 0) + 1))
+        segment = samples[start : start + self.num_samples].float() / FULL_SCALE
+        return torch.nn.functional.pad(segment, (0, self.num_samples - len(segment)))
 
 
 def batches(
@@ -211,15 +177,17 @@ def batches(
     rank, share = accelerator.process_index, config.data.batch_size // accelerator.num_processes
     starts = (step * config.data.batch_size + rank * share for step in range(first, config.phases.steps))
     indices = (list(range(start, start + share)) for start in starts)
+    workers = 0 if config.data.resident else config.data.workers
     try:
-        if config.data.resident:
-            speech = ResidentSpeech(dataset, accelerator.device)
-            yield from map(speech.batch, indices)
-        else:
-            yield from _loader(dataset, indices, config.data.workers)
+        yield from torch.utils.data.DataLoader(
+            ResidentDataset(dataset, accelerator.device) if config.data.resident else dataset,
+            batch_sampler=indices,
+            num_workers=workers,
+            prefetch_factor=8 if workers else None,
+            worker_init_fn=_leave_stopping_to_the_parent,
+        )
     except CodecError as error:
-        # which the DataLoader puts first
-        _, from_reader, traceback = str(error.args[0]).partition("\nOriginal Traceback")
+        _, from_reader, traceback = str(error.args[0]).partition("\nOriginal Traceback")  # the DataLoader's
         if not from_reader:
             raise
         raise type(error)(traceback.strip().splitlines()[-1].partition(": ")[2]) from None
@@ -230,18 +198,6 @@ def batches(
             "/dev/shm is too small for the batches read ahead: give a container more of it (docker run --shm-size 1g, or "
             "--ipc=host), or set data.workers=0"
         ) from None
-
-
-def _loader(dataset: torch.utils.data.Dataset[Any], batches: Iterable[list[int]] | None, workers: int) -> Iterable[Any]:
-    """Batches of these indices, or else every item by itself, read ahead by so many processes."""
-    return torch.utils.data.DataLoader(
-        dataset,
-        batch_size=None if batches is None else 1,
-        batch_sampler=batches,
-        num_workers=workers,
-        prefetch_factor=8 if workers else None,
-        worker_init_fn=_leave_stopping_to_the_parent,
-    )
 
 
 def _leave_stopping_to_the_parent(_worker: int) -> None:

@@ -120,11 +120,11 @@ class Discriminators(nn.Module):
 
 def split_outputs(outputs: Outputs, batch: int) -> tuple[Outputs, Outputs]:
     """Split the outputs on one batch of recorded, then decoded speech, ``batch`` items each, into (recorded, decoded)."""
-
-    def part(items: slice) -> Outputs:
-        return [DiscriminatorOutput(o.logits[items], [feature[items] for feature in o.features]) for o in outputs]
-
-    return part(slice(batch)), part(slice(batch, None))
+    recorded, decoded = (
+        [DiscriminatorOutput(o.logits[half], [feature[half] for feature in o.features]) for o in outputs]
+        for half in (slice(batch), slice(batch, None))
+    )
+    return recorded, decoded
 
 
 def _convolution(before: int, after: int, kernel: tuple[int, int], stride: tuple[int, int]) -> nn.Module:

@@ -21,6 +21,7 @@ from codec.training.config import LossConfig
 from codec.training.discriminators import Outputs
 
 PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: of the complex and the envelope term
+ENVELOPE_BANDS = 24  # mel bands of the envelope term
 FEATURE_FLOOR = 1e-3  # a layer silent on recorded speech must not make the relative distance explode
 
 
@@ -54,14 +55,14 @@ class SpectralLoss(nn.Module):
         self._distances = {"mel": self._mel_distance, "stft": self._stft_distance, "envelope": self._envelope_distance}
         windows = {"mel": config.windows, "stft": config.phase_windows, "envelope": config.envelope_windows}
         self.terms = {name: windows[name] for name in windows if name == "mel" or config.weights[name]}
-        tables = {"envelope_edges": spectral.mel_edges(sample_rate, config.envelope_bands)[2:]}
+        tables = {"envelope_edges": spectral.mel_edges(sample_rate, ENVELOPE_BANDS)[2:]}
         for n_fft, n_mels in zip(config.windows, config.mels, strict=True):
             tables[f"filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, n_mels)
             tables[f"edges_{n_fft}"] = spectral.mel_edges(sample_rate, n_mels)[2:]
             tables[f"bins_{n_fft}"] = spectral.bin_frequencies(sample_rate, n_fft)
             tables[f"widths_{n_fft}"] = _bin_widths(sample_rate, n_fft, config.phase_scale)
         for n_fft in self.terms.get("envelope", ()):
-            tables[f"envelope_filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, config.envelope_bands)
+            tables[f"envelope_filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, ENVELOPE_BANDS)
         for name, table in tables.items():  # they move with the module between devices, and are no part of its state
             self.register_buffer(name, table, persistent=False)
 

@@ -1,8 +1,9 @@
-"""The networks that a run trains: how they are built, started from an exported model, and averaged as they go."""
+"""The networks that a run trains: how they are built, optimized, started from an exported model, and averaged as they go."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,21 +13,23 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from codec.autoencoder import DepthwiseConv
 from codec.config import CodecConfig, ConfigError, to_dict
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS, find_model
-from codec.training.config import TrainConfig
+from codec.training.config import OptimizerConfig, TrainConfig
 from codec.training.data import SegmentDataset
 from codec.training.discriminators import Discriminators
-from codec.training.optimizers import adamw, codec_optimizers
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 MATCHING_BATCHES = 8  # batches of latents that the codebooks are matched to
 MATCHING_INDEX = 2**40  # where those segments lie in the stream: training never gets there
+MUON_ITERATIONS = 3  # of Newton and Schulz, where 5 are usual: on a CPU they are a good part of a step
+ENDS = {"encoder.stages.0.0.linear.weight", "decoder.head.output.weight"}  # at the waveform
 
 
 @dataclass
@@ -36,7 +39,7 @@ class Networks:
     codec: Codec
     average: Codec
     discriminators: Discriminators
-    optimizers: dict[str, torch.optim.Optimizer]  # of the codec, see codec_optimizers, and "discriminator_optimizer"
+    optimizers: dict[str, Optimizer]  # of the codec, see codec_optimizers, and "discriminator_optimizer"
     codec_step: nn.Module  # the codec, prepared for many processes
     discriminators_step: nn.Module
     quantizer_matched: bool  # the codebooks came with the weights and fit their latents already
@@ -46,7 +49,7 @@ class Networks:
         return {"codec": self.codec, "average": self.average, "discriminators": self.discriminators}
 
     @property
-    def codec_optimizers(self) -> list[torch.optim.Optimizer]:
+    def codec_optimizers(self) -> list[Optimizer]:
         return [optimizer for name, optimizer in self.optimizers.items() if name != "discriminator_optimizer"]
 
 
@@ -92,7 +95,46 @@ def _plainly_strided(gradient: Tensor) -> Tensor:
     return gradient.flatten().view(gradient.shape)
 
 
-# ---- starting from an exported model ----------------------------------------------------------------------------------
+def codec_optimizers(codec: Codec, settings: OptimizerConfig) -> dict[str, Optimizer]:
+    """AdamW under "optimizer"; with a Muon learning rate "matrix_optimizer" beside it, for the matrices between layers.
+
+    Raises:
+        ConfigError: this torch has no Muon.
+    """
+    trained = {name: p for name, p in codec.named_parameters() if p.requires_grad}
+    if not settings.muon_learning_rate:
+        return {"optimizer": adamw(trained.values(), settings)}
+    if not hasattr(torch.optim, "Muon"):
+        raise ConfigError(f"optimizer.muon_learning_rate needs torch >= 2.9, not {torch.__version__}; set it to 0")
+    hidden = {name for name, p in trained.items() if p.ndim == 2 and name.startswith(("encoder.", "decoder."))} - ENDS
+    muon = torch.optim.Muon(  # its steps scaled to the size of AdamW's: Liu et al., arXiv 2502.16982, section 2.2
+        [p for name, p in trained.items() if name in hidden],
+        lr=settings.muon_learning_rate,
+        weight_decay=settings.weight_decay,
+        ns_steps=MUON_ITERATIONS,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    others = [p for name, p in trained.items() if name not in hidden]
+    return {"optimizer": adamw(others, settings), "matrix_optimizer": muon}
+
+
+def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices and filters, not on biases, norms and scales."""
+    parameters = list(parameters)
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+
+
+def set_learning_rates(optimizers: dict[str, Optimizer], settings: OptimizerConfig, share: float) -> None:
+    """Set every rate to this share of its peak: from the step alone, so nothing to restore and nothing to step twice."""
+    peaks = {"optimizer": settings.learning_rate, "matrix_optimizer": settings.muon_learning_rate}
+    peaks["discriminator_optimizer"] = settings.discriminator_learning_rate
+    for name, optimizer in optimizers.items():
+        for group in optimizer.param_groups:
+            group["lr"] = share * peaks[name]
 
 
 def start_codec(codec: Codec, source: Codec, name: str) -> bool:
@@ -160,9 +202,6 @@ def start_discriminators(discriminators: Discriminators, path: Path) -> None:
         raise ConfigError(
             f"{path} is damaged or holds other discriminators than the configuration's; remove it to begin with new ones"
         ) from None
-
-
-# ---- as training goes -------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a training run shows of itself: scalars as JSON lines, and TensorBoard curves, audio, spectrograms and text."""
+"""What is measured of a training run as it goes, and shown: scalars as JSON lines; by TensorBoard also audio and pictures."""
 
 from __future__ import annotations
 
@@ -8,15 +8,24 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from codec.audio import AudioReader, resample
+from codec.corpus.manifest import Record, audio_source
 from codec.errors import one_line
 from codec.files import atomic_write
-from codec.spectral import mel_filterbank, stft
+from codec.health import CodebookCounter
+from codec.model import Codec
+from codec.spectral import mel_decibels
+from codec.training.losses import SpectralLoss
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+LONGEST = 60  # seconds of an utterance: the memory that a forward pass takes grows with them
 log = logging.getLogger(__name__)
 
 
@@ -60,7 +69,9 @@ class Tracker:
     def speech(self, name: str, waveform: Tensor, sample_rate: int, step: int) -> None:
         """A waveform ``[T]`` to listen to, and its log-mel spectrogram to look at."""
         self._event("add_audio", f"audio/{name}", waveform[None], step, sample_rate)
-        self._event("add_image", f"mel/{name}", mel_picture(waveform, sample_rate)[None], step)
+        picture = mel_decibels(waveform, sample_rate, 480, 160)
+        loudest = picture.max().clamp(min=0)  # silence is dark
+        self._event("add_image", f"mel/{name}", ((picture - loudest) / 80 + 1).clamp(0, 1)[None], step)
 
     def text(self, name: str, text: str) -> None:
         """A block of text, shown as it is."""
@@ -94,9 +105,54 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
-def mel_picture(waveform: Tensor, sample_rate: int) -> Tensor:
-    """Log-mel spectrogram of ``[T]`` as grey values ``[80, N]``, 0 at 80 dB under a full-scale sine, the lowest band last."""
-    magnitude = stft(waveform[None].float(), 1024, 256)[0].abs() / 256
-    mel = magnitude @ mel_filterbank(sample_rate, 1024, 80).to(waveform.device)
-    decibels = 20 * torch.log10(mel.clamp(min=1e-4))
-    return (decibels / 80 + 1).clamp(0, 1).T.flip(0)
+def read_speech(record: Record, sample_rate: int) -> Tensor:
+    """An utterance ``[T]``, of a longer one its first ``LONGEST`` seconds."""
+    with AudioReader(audio_source(record), record.path) as reader:
+        samples = reader.segment(0, min(reader.claimed_samples or record.num_samples, LONGEST * reader.sample_rate))
+    return torch.from_numpy(resample(samples, reader.sample_rate, sample_rate))
+
+
+@torch.no_grad()
+def validate(
+    codec: Codec, records: list[Record], spectral: SpectralLoss, quantize: bool, accelerator: Accelerator
+) -> dict[str, float]:
+    """Mean losses and codebook health over all utterances; every process takes its share, each utterance counts once."""
+    counter = CodebookCounter(codec.num_quantizers, codec.codebook_size)
+    sums = torch.zeros(len(spectral.terms) + 1, dtype=torch.float64)  # of each term, and the number of utterances
+    for record in records[accelerator.process_index :: accelerator.num_processes]:
+        waveform = read_speech(record, codec.sample_rate).to(codec.device)[None, None]
+        output = codec(waveform, quantize=quantize)
+        bandwidth = torch.tensor([min(record.bandwidth, codec.sample_rate / 2)], device=codec.device)
+        terms = spectral(output.waveform, waveform, bandwidth)
+        sums += torch.tensor([*map(float, terms.values()), 1.0], dtype=torch.float64)
+        if output.codes is not None:
+            counter.add(output.codes)
+    *totals, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").cpu()
+    values = {f"valid/{name}": float(total / count) for name, total in zip(spectral.terms, totals, strict=True)}
+    values["valid/utterances"] = float(count)
+    if quantize:
+        values |= codebook_scalars(counter, accelerator, "valid_codebook")
+    return values
+
+
+def codebook_scalars(counter: CodebookCounter, accelerator: Accelerator, prefix: str) -> dict[str, float]:
+    """Usage and perplexity of each quantizer over the frames counted by all processes."""
+    counter.counts = accelerator.reduce(counter.counts.to(accelerator.device), "sum").cpu()
+    values: dict[str, float] = {}
+    for index, stage in enumerate(counter.stages(), start=1):
+        values |= {f"{prefix}/usage_{index}": stage.usage, f"{prefix}/perplexity_{index}": stage.perplexity}
+        values[f"{prefix}/frames"] = float(stage.frames)
+    return values
+
+
+@torch.no_grad()
+def show_examples(
+    codec: Codec, records: list[Record], tracker: Tracker, quantize: bool, step: int, first: bool
+) -> None:
+    """Fixed utterances: the reference once, the reconstruction each time."""
+    for index, record in enumerate(records):
+        waveform = read_speech(record, codec.sample_rate).to(codec.device)
+        if first:
+            tracker.speech(f"{index}_reference", waveform.cpu(), codec.sample_rate, 0)
+        decoded = codec(waveform[None, None], quantize=quantize).waveform[0, 0].clamp(-1, 1)
+        tracker.speech(f"{index}_decoded", decoded.cpu(), codec.sample_rate, step)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from codec.errors import EXIT_OK, CodecError, run_command
 from codec.quantizers import SimVQ
-from codec.quantizers.lookup import nearest
+from codec.quantizers.base import nearest
 
 DIM = 16
 BATCH = 256  # latents per step

@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, run_command
-from codec.evaluation.metrics import MetricError, mel_distance, pesq_wb
+from codec.evaluation.metrics import MetricError, Pair, mel_distance, pesq_wb
 from codec.files import atomic_write
 from codec.health import CodebookCounter, effective_dimension, stage_health
 from codec.model import Codec
@@ -341,7 +341,8 @@ class Study:
                 decoded = codec.decoder(output.quantized)[..., : waveform.shape[-1]].cpu()
                 for x, y in zip(waveform[:, 0].numpy(), decoded[:, 0].numpy(), strict=True):
                     try:
-                        values = {"mel": mel_distance(x, y, rate), "pesq": pesq_wb(x, y, rate)}
+                        pair = Pair(x, y, rate)
+                        values = {"mel": mel_distance(pair), "pesq": pesq_wb(pair)}
                     except MetricError:
                         failed += 1
                         continue

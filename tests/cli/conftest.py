@@ -1,7 +1,5 @@
 """Fixtures of the commands' tests, each of which runs in an empty folder."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The commands run on torch or on ONNX Runtime, whatever of both is here, and say in one line what is missing."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from importlib.abc import MetaPathFinder
@@ -53,13 +51,6 @@ def test_without_torch(tiny_model_folder: Path, run: Run, sound: Samples, capsys
     np.testing.assert_allclose(audio, reference_audio, atol=1e-4)
     assert run("info", "onnx.codes", tiny_model_folder, "--backend", "torch") == 0
     assert capsys.readouterr().out == done.stdout
-
-
-def test_onnx_is_taken_where_torch_is_there(run: Run, encoded: Path) -> None:
-    assert run("encode", "in.wav", "onnx.codes", "--backend", "onnx") == 0
-    assert run("decode", "--salvage", "onnx.codes", "onnx.wav", "--backend", "onnx") == 0
-    assert run("encode", "in.wav", "onnx.codes", "--skip-existing", "--backend", "onnx") == 0
-    assert container.read("onnx.codes")[0] == container.read(encoded)[0]
 
 
 class Broken(MetaPathFinder):

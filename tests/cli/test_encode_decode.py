@@ -1,7 +1,5 @@
 """codec-encode and codec-decode from files to files and through pipes: lengths, formats, bitrates, names."""
 
-from __future__ import annotations
-
 import io
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """codec-info, and what the commands tell about themselves."""
 
-from __future__ import annotations
-
 import json
 import platform
 import subprocess

@@ -1,7 +1,5 @@
 """Which file goes where: folders, several files, existing outputs, links, and command lines that mean nothing."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """From pipe to pipe while the input goes on: what comes out before the end, and that it is what the whole gives."""
 
-from __future__ import annotations
-
 import io
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Downloads and archives: codec.corpus.fetch, and data/libritts/prepare.py --download, against a server on this machine."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io

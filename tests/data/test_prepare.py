@@ -1,7 +1,5 @@
 """The prepare scripts of data/, each on a small synthetic tree of its corpus's layout."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

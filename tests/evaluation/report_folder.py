@@ -1,7 +1,5 @@
 """Results of a made-up evaluation, and the report drawn from them with synthetic audio."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """codec-evaluate and codec-compare end to end, and their parts against known answers."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os
@@ -28,12 +26,11 @@ from codec import Codec, container
 from codec.corpus.manifest import Record, read_manifest, write_manifest
 from codec.evaluation import systems
 from codec.evaluation.commands import compare_main, evaluate_main
-from codec.evaluation.compare import Report, compare
+from codec.evaluation.compare import Report, bootstrap_mean, compare
 from codec.evaluation.measure import KNOWN, EvaluationError, changed_codes
 from codec.evaluation.metrics import COSTS
 from codec.evaluation.results import Estimate, ReportError, Results, read_rows, write_rows
 from codec.evaluation.runner import present_metrics, spaced
-from codec.evaluation.statistics import bootstrap_mean
 from codec.evaluation.systems import Codec2Family, Family, FolderFamily, OpusFamily, present_programs
 
 METRICS = [name for name in KNOWN if name != "distillmos"]

@@ -1,7 +1,5 @@
 """The report's page of a made-up evaluation: well-formed, escaped, complete."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace
@@ -16,9 +14,8 @@ import soundfile
 from PIL import Image
 from report_folder import EXAMPLES, METRICS, NASTY, NOTHING, SOURCE, SPEAKER, SYSTEMS, make_report, make_results
 
-from codec.evaluation.page.plots import linear_ticks, log_ticks, short
+from codec.evaluation.page.plots import duration, linear_ticks, log_ticks, number, percent, short
 from codec.evaluation.page.spectrograms import height_of, spectrograms
-from codec.evaluation.page.text import duration, number, percent
 
 VOID = {"meta", "link", "img", "br", "input", "path"}
 

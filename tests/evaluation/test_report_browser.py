@@ -1,7 +1,5 @@
 """What only a browser can show of the report's page: headless Chromium opens it from disk."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

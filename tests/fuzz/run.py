@@ -7,8 +7,6 @@
 Mutation N of a target is always the same; one that fails is named by its number: ``--first N`` begins there.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import faulthandler

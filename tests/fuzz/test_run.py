@@ -1,7 +1,5 @@
 """The fuzz targets on some mutations; more with ``--long N``."""
 
-from __future__ import annotations
-
 import pytest
 from run import TARGETS, fuzz
 

@@ -3,8 +3,6 @@
 python tests/golden/make.py        only for a change of behaviour that is meant, and named in CHANGELOG.md
 """
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """codec-demo: what its page shows is what the codec gives, and what cannot be done is said in one line."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from unittest.mock import MagicMock

@@ -1,7 +1,5 @@
 """CodecModel among transformers' models: it gives what Codec gives, and comes back from a folder by the Auto classes."""
 
-from __future__ import annotations
-
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec

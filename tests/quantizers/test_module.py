@@ -1,7 +1,5 @@
 """SimVQ in somebody else's model: torch alone, any layout, masks, the start by itself, layouts of other implementations."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,15 +1,17 @@
-"""The contract over every kind of quantizer, then what is particular to SimVQ, the residual stack, and the others."""
+"""The contract over every kind of quantizer, what is particular to SimVQ, the residual stack, and the others; the lookup."""
 
-from __future__ import annotations
-
+import doctest
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from codec import health
 from codec.config import ConfigError, QuantizerConfig
-from codec.quantizers import QUANTIZERS, Quantizer, ResidualSimVQ, SimVQ, build_quantizer
+from codec.quantizers import QUANTIZERS, Quantizer, ResidualSimVQ, SimVQ, base, build_quantizer, grid, simvq
+from codec.quantizers.base import nearest, pass_gradient
 from codec.quantizers.grid import FSQ
 from codec.quantizers.vq import IndexVQ
 
@@ -57,21 +59,24 @@ def started(quantizer: Quantizer) -> Any:
 # ---- the contract -----------------------------------------------------------------------------------------------------
 
 
-def test_shapes_and_ranges(quantizer: Quantizer) -> None:
-    x = latents()
-    output, k = quantizer(x), quantizer.num_quantizers
+@pytest.mark.parametrize("start", [False, True])
+def test_eval_mode_repeats_itself_and_decodes_to_the_bit(quantizer: Quantizer, start: bool) -> None:
+    """Item by item, without gradients, under autocast; and nothing changes."""
+    x, k = latents(), quantizer.num_quantizers
+    output = (started(quantizer) if start else quantizer.eval())(x)
+    before = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
     assert output.quantized.shape == x.shape and output.quantized.dtype == torch.float32
     assert output.codes.shape == (3, k, 40) and output.codes.dtype == torch.int64
-    assert output.codes.min() >= 0 and output.codes.max() < quantizer.codebook_size
     assert output.commitment_loss.shape == output.codebook_loss.shape == (3, k)
-
-
-@pytest.mark.parametrize("start", [False, True])
-def test_decoding_equals_forward_in_eval_mode_to_the_bit(quantizer: Quantizer, start: bool) -> None:
-    output = (started(quantizer) if start else quantizer.eval())(latents())
     assert torch.equal(quantizer.decode(output.codes), output.quantized)
-    with torch.no_grad():
-        assert torch.equal(quantizer(latents()).quantized, output.quantized)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):  # the lookup stays float32
+        again = quantizer(x)
+    assert torch.equal(again.codes, output.codes) and torch.equal(again.quantized, output.quantized)
+    for item in range(3):
+        alone = quantizer(x[item : item + 1])
+        assert torch.equal(alone.codes[0], output.codes[item])
+        torch.testing.assert_close(alone.quantized[0], output.quantized[item])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
 
 
 @torch.no_grad()
@@ -111,26 +116,6 @@ def test_initialize_makes_latents_and_codes_fit(quantizer: Quantizer) -> None:
         assert used[0] > 0.8 and left < 0.75, (used, float(left))
     if isinstance(quantizer, SimVQ | ResidualSimVQ):
         assert min(used) > 0.85, used
-
-
-def test_items_of_a_batch_do_not_touch_each_other(quantizer: Quantizer) -> None:
-    started(quantizer)
-    x = latents(5)
-    together = quantizer(x)
-    for item in range(5):
-        alone = quantizer(x[item : item + 1])
-        assert torch.equal(alone.codes[0], together.codes[item])
-        torch.testing.assert_close(alone.quantized[0], together.quantized[item])
-
-
-def test_eval_mode_changes_nothing_and_repeats_itself_also_under_autocast(quantizer: Quantizer) -> None:
-    started(quantizer)
-    x, before = latents(), {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
-    first = quantizer(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # the lookup stays float32
-        second = quantizer(x)
-    assert torch.equal(first.codes, second.codes) and torch.equal(first.quantized, second.quantized)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in quantizer.state_dict().items())
 
 
 @pytest.mark.parametrize("kind", [kind for kind in QUANTIZERS if kind not in GRIDS])
@@ -174,16 +159,6 @@ def test_one_loss_moves_the_encoder_and_the_other_the_codes() -> None:
     quantizer.zero_grad()
     output.commitment_loss.mean().backward()
     assert x.grad is not None and quantizer.weight.grad is None
-
-
-def test_initialize_matches_mean_and_covariance() -> None:
-    quantizer = make("simvq", "no_projection", codebook_size=20000)
-    x = latents(4, 2000)
-    quantizer.initialize(x)
-    points = x.transpose(1, 2).flatten(0, 1)
-    torch.testing.assert_close(quantizer.codebook.mean(dim=0), points.mean(dim=0), atol=0.15, rtol=0.05)
-    scale = torch.cov(points.t()).diagonal().max().item()
-    torch.testing.assert_close(torch.cov(quantizer.codebook.t()), torch.cov(points.t()), atol=0.08 * scale, rtol=0)
 
 
 @torch.no_grad()
@@ -298,3 +273,45 @@ def test_grid_points_are_all_different_and_their_own_codes(kind: str, size: int)
         half = (quantizer.levels - 1) * (1 + 1e-3) / 2
         z = torch.atanh((points * (quantizer.levels // 2) + 0.5) / half) - torch.atanh(0.5 / half)
     assert torch.equal(quantizer.search(z), torch.arange(size))
+
+
+# ---- the lookup -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("module", [base, simvq, grid, health])
+def test_examples_in_docstrings(module: object) -> None:
+    result = doctest.testmod(module)  # type: ignore[arg-type]
+    assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("tile", [(256, 2048), (7, 11), (7, 300), (64, 100), (500, 1)])
+def test_nearest_equals_the_definition_with_ties_to_the_lowest_index(
+    monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(base, "CPU_TILE", tile)
+    generator = torch.Generator().manual_seed(3)
+    points, codebook = (4 * torch.randn(n, 6, generator=generator).round() for n in (500, 100))  # no sum is rounded
+    expected = (points[:, None] - codebook).square().sum(dim=2).argmin(dim=1)
+    assert torch.equal(nearest(points, codebook.repeat(3, 1)), expected)
+    assert nearest(points[:0], codebook).shape == (0,)
+
+
+def test_rotation_takes_the_point_to_its_code_and_keeps_angles() -> None:
+    generator = torch.Generator().manual_seed(0)
+    z, e, gradient = torch.randn(3, 5, generator=generator, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda v: pass_gradient(v, e, "rotation"), z)
+    torch.testing.assert_close(jacobian @ z, e)
+    rotation = jacobian * z.norm() / e.norm()
+    torch.testing.assert_close(rotation @ rotation.t(), torch.eye(5, dtype=torch.float64))
+    assert torch.det(rotation) > 0.99
+    pulled = jacobian.t() @ gradient  # what z gets makes with z the angle that the gradient makes with the code
+    torch.testing.assert_close(F.cosine_similarity(pulled, z, dim=0), F.cosine_similarity(gradient, e, dim=0))
+
+
+def test_rotation_is_finite_at_zero_and_between_opposites() -> None:
+    z = torch.tensor([[0.0, 0.0], [1.0, 2.0]], requires_grad=True)
+    e = torch.tensor([[1.0, 0.0], [-1.0, -2.0]])
+    out = pass_gradient(z, e, "rotation")
+    assert torch.equal(out, e)
+    out.sum().backward()
+    assert z.grad is not None and torch.isfinite(z.grad).all()

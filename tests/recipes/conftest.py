@@ -1,7 +1,5 @@
 """A corpus to train on."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Training runs of a few steps for the tests of the recipes: in this process, which is quick, or in one of their own."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

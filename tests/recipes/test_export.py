@@ -1,7 +1,5 @@
 """Exports of a run or several, and pictures of their curves, which overwrite nothing unasked."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tokenizing a corpus: what comes out, also of a run that was killed, and of every kind of input."""
 
-from __future__ import annotations
-
 import io
 import os
 import shutil

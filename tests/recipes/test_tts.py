@@ -1,7 +1,5 @@
 """The TTS recipe in small: manifest to tokens, a few steps, speech while it is written."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

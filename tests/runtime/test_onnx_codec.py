@@ -1,9 +1,6 @@
 """OnnxCodec gives what Codec gives, without torch, whatever the length; and says in one line what is wrong."""
 
-from __future__ import annotations
-
 import dataclasses
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -70,17 +67,6 @@ def test_speech(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
 
 
 @pytest.mark.slow
-def test_more_than_two_windows(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
-    codec, onnx = pair
-    samples, rate = speech
-    samples = np.tile(samples, -(-(2 * WINDOW_FRAMES + 100) * rate // (75 * len(samples))))
-    reference = codec.encode(torch.from_numpy(samples), rate)
-    assert reference.shape[-1] > 2 * WINDOW_FRAMES
-    assert np.mean(onnx.encode(samples, rate) != reference.numpy()) <= MOST_TURNED
-    np.testing.assert_allclose(onnx.decode(reference.numpy()), codec.decode(reference).numpy(), atol=1e-4)
-
-
-@pytest.mark.slow
 def test_eight_bits_keep_the_audio_close(name: str, speech: Speech) -> None:
     """Codes of the first stage are mostly the same; audio of the same codes differs by less than -30 dB."""
     samples, rate = speech
@@ -115,7 +101,7 @@ def test_what_it_says_of_itself(pair: tuple[Codec, OnnxCodec]) -> None:
 @pytest.mark.parametrize("bits", [32, 8])
 def test_every_shape_of_model(tiny_config: CodecConfig, changes: dict[str, object], bits: int, tmp_path: Path) -> None:
     codec, onnx = random_model(dataclasses.replace(tiny_config, **changes), tmp_path, bits)
-    signal = 0.3 * np.sin(np.arange(3 * WINDOW_FRAMES * 80 // 2) ** 1.1 / 50).astype(np.float32)
+    signal = 0.3 * np.sin(np.arange(2 * WINDOW_FRAMES * 80 + 9000) ** 1.1 / 50).astype(np.float32)  # three windows
     reference = codec.encode(torch.from_numpy(signal), 16000)
     assert np.mean(onnx.encode(signal, 16000) != reference.numpy()) <= 0.002  # random tables lie close together
     np.testing.assert_allclose(onnx.decode(reference.numpy()), codec.decode(reference).numpy(), atol=1e-4)
@@ -162,12 +148,6 @@ def test_memory_is_that_of_a_window(tiny: tuple[Codec, OnnxCodec]) -> None:
 
 
 # ---- mistakes ----------------------------------------------------------------------------------------------------
-
-
-def test_onnxruntime_is_missing(monkeypatch: pytest.MonkeyPatch, tiny_model_folder: Path) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ModelError, match="onnxruntime is needed: pip install onnxruntime"):
-        OnnxCodec.from_pretrained(tiny_model_folder)
 
 
 def changed(folder: Path, target: Path, change: Callable[[bytes], bytes]) -> Path:

@@ -1,7 +1,5 @@
 """Graphs with state give, chunk by chunk, what the whole signal gives: codes and samples, late by a fixed number."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

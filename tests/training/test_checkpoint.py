@@ -1,14 +1,11 @@
 """Checkpoints restore exactly, are whole or absent, and are pruned to the newest and the best."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from codec.training.checkpoint import (
     CheckpointError,
@@ -64,25 +61,6 @@ def test_damage_and_other_architectures_are_named(tmp_path: Path) -> None:
     (path / "state.safetensors").write_bytes(b"damaged")
     with pytest.raises(CheckpointError, match="cannot be read"):
         load_checkpoint(path, {"codec": layer}, {})
-
-
-def test_checkpoints_of_earlier_versions_are_read(tmp_path: Path) -> None:
-    """In parts, and with other names for the discriminators."""
-    layer, optimizer = trained(0)
-    path = save_checkpoint(tmp_path, 1, {"discriminators": layer}, {"discriminator_optimizer": optimizer}, {})
-    tensors = load_file(path / "state.safetensors")
-    (path / "state.safetensors").unlink()
-    former = {"discriminators": "judges", "discriminator_optimizer": "judge_optimizer"}
-    for index, (new, old) in enumerate(former.items()):
-        part = {key.replace(new, old): tensor for key, tensor in tensors.items() if key.startswith(f"{new}/")}
-        save_file(part, path / f"state-{index:02d}.safetensors")
-    (path / "state.json").write_text('{"step": 1, "parts": 2}')
-    other, other_optimizer = trained(1)
-    modules, optimizers = {"discriminators": other}, {"discriminator_optimizer": other_optimizer}
-    assert load_checkpoint(path, modules, optimizers) == {"step": 1}
-    assert torch.equal(other.weight, layer.weight)  # type: ignore[arg-type]
-    moments, expected = (o.state_dict()["state"][0]["exp_avg"] for o in (other_optimizer, optimizer))
-    assert torch.equal(moments, expected)
 
 
 def test_processes_that_see_different_checkpoints_say_so(tmp_path: Path) -> None:

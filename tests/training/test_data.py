@@ -1,7 +1,5 @@
 """Manifests are strict, and a segment depends on seed and index alone."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +10,9 @@ import torch
 from accelerate import Accelerator
 
 from codec.corpus.manifest import ManifestError, Record
-from codec.training import validation
+from codec.training import tracking
 from codec.training.config import DataConfig, TrainConfig
-from codec.training.data import ResidentSpeech, SegmentDataset, batches, draw_weights, read_segment
+from codec.training.data import ResidentDataset, SegmentDataset, batches, draw_weights, read_segment
 from codec.training.progress import TrainingError
 
 
@@ -96,18 +94,20 @@ def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, record
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     records[1] = Record("bad", str(tmp_path / "bad.wav"), 240000, 24000)
     dataset = SegmentDataset(records, 24000, DataConfig(segment_seconds=0.5, workers=workers), seed=0)
-    resident = ResidentSpeech(dataset, torch.device("cpu"))
-    assert dataset.bad == {"bad"}
-    batch, items = resident.batch(range(20)), [dataset[index] for index in range(20)]
-    for name in ("waveform", "bandwidth", "index", "skipped"):
-        torch.testing.assert_close(batch[name], torch.stack([item[name] for item in items]), atol=1e-4, rtol=0)
+    resident = ResidentDataset(dataset, torch.device("cpu"))
+    assert resident.bad == {"bad"} and [int(resident[index]["skipped"]) for index in range(20)] == [1] + 19 * [0]
+    dataset.ends = resident.ends
+    for index in range(20):
+        for name, value in resident[index].items():
+            torch.testing.assert_close(value, dataset[index][name], atol=1e-4, rtol=0)
     bad = [Record(f"{i}", str(tmp_path / "bad.wav"), 24000, 24000) for i in range(4)]
     good = [replace(records[2], id=f"good{i}") for i in range(5)]
-    ResidentSpeech(
-        SegmentDataset([*bad, *good], 24000, DataConfig(max_bad_fraction=0.5, workers=0), 0), torch.device("cpu")
+    few, many = (
+        SegmentDataset([*bad, *good], 24000, DataConfig(max_bad_fraction=f, workers=0), 0) for f in (0.5, 0.01)
     )
+    ResidentDataset(few, torch.device("cpu"))
     with pytest.raises(ManifestError, match="4 of 9 files tried cannot be read"):
-        ResidentSpeech(SegmentDataset([*bad, *good], 24000, DataConfig(workers=0), 0), torch.device("cpu"))
+        ResidentDataset(many, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_too_little_shared_memory_is_said_so(records: list[Record], message: str
 
 
 def test_validation_cuts_a_long_utterance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "LONGEST", 12)  # seconds, beyond the first block that is read
+    monkeypatch.setattr(tracking, "LONGEST", 12)  # seconds, beyond the first block that is read
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 15 * 8000).astype(np.float32)
     for num_samples in (13 * 8000 + 1, 11 * 8000 + 3):
         soundfile.write(tmp_path / "x.wav", samples[:num_samples], 8000, subtype="FLOAT")
-        speech = validation.read_speech(Record("x", str(tmp_path / "x.wav"), num_samples, 8000), 8000)
+        speech = tracking.read_speech(Record("x", str(tmp_path / "x.wav"), num_samples, 8000), 8000)
         assert torch.equal(speech, torch.from_numpy(samples[: min(num_samples, 12 * 8000)]))

@@ -1,7 +1,5 @@
 """What a run records can be read back, by TensorBoard and without it; and its speed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import threading

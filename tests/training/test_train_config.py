@@ -1,7 +1,5 @@
 """Configurations are read strictly, extend one other at most, and those that are shipped are valid."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,12 +1,10 @@
-"""Line plots: the places of ticks and lines. ``plot.html.j2`` draws them as SVG, in the page's colors."""
+"""Line plots, which ``plot.html.j2`` draws as SVG: the places of ticks and lines; and numbers as the page shows them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-from codec.evaluation.page.text import number
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 400, 235, 46, 12, 12, 26  # of a figure and its margins
 
@@ -104,3 +102,26 @@ def linear_ticks(low: float, high: float) -> list[float]:
     step *= next(s for s in (1, 2, 2.5, 5, 10) if span / (step * s) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
+
+
+def number(value: float, digits: int) -> str:
+    """``value`` rounded to ``digits``, with a true minus sign, and none before a zero."""
+    text = f"{value:.{digits}f}"
+    return text.lstrip("-") if float(text) == 0 else text.replace("-", "\u2212")
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share as a percentage."""
+    return f"{number(100 * share, digits)}\u2009%"
+
+
+def plural(value: int, thing: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{value:,} {thing}{'' if value == 1 else 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds below two minutes, minutes below two hours, then hours."""
+    if seconds < 120:
+        return f"{seconds:.1f}\u00a0s"
+    return f"{seconds / 60:.1f}\u00a0min" if seconds < 7200 else f"{seconds / 3600:.1f}\u00a0h"

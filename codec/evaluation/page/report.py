@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
+from codec.evaluation.page import plots
 from codec.evaluation.page import results as shown
-from codec.evaluation.page import text
 from codec.evaluation.results import Results, Row
 from codec.files import atomic_write
 
@@ -34,7 +34,7 @@ def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    filters = (text.number, text.percent, text.plural, text.duration, shown.interval, shown.under)
+    filters = (plots.number, plots.percent, plots.plural, plots.duration, shown.interval, shown.under)
     environment.filters |= {function.__name__: function for function in filters} | {"thousands": "{:,}".format}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
     style, script = (package.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js"))

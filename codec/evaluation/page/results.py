@@ -7,8 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from codec.evaluation.page.plots import Line, Plot, Point
-from codec.evaluation.page.text import number
+from codec.evaluation.page.plots import Line, Plot, Point, number
 from codec.evaluation.results import WORST, Metric, Result, Results, Row, Spectra, Stage, System, worst_first
 
 RATES = {"kbps_file", "kbps_entropy"}  # say how many bits were spent, not how well
