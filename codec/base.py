@@ -110,6 +110,7 @@ class CodecBase(Generic[Signal]):
         sample_rate: int,
         num_quantizers: int | None = None,
         lengths: Signal | list[int] | None = None,
+        exact: bool = True,
     ) -> Signal:
         """Codes int64 ``[B, K, N]`` of a waveform; N is ``num_frames`` of its length at the model's rate.
 
@@ -122,12 +123,16 @@ class CodecBase(Generic[Signal]):
             num_quantizers: stages to use, 1 to ``codec.num_quantizers``; default all.
             lengths: ``[B]``, samples of each item that count, where a batch of unequal items was padded at the end. The
                 codes of a shorter item are followed by zeros.
+            exact: False computes all items at once, which fills a GPU and on a CPU gains nothing: with torch only, the
+                same but for rounding, which turns a code where two are equally near.
 
         Raises:
             CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
                 of fewer samples (``[B, T, C]``); NaN in the waveform, or a peak beyond 8 (integers not scaled to [-1, 1]).
         """
         items = self._items(waveform, sample_rate, lengths)
+        if not exact:
+            return self._encoded_at_once(items, self._checked_count(num_quantizers, self.num_quantizers))
         codes = [self._join(list(self.encode_blocks([item], num_quantizers))) for item in items]
         return self._batch(codes, max(item.shape[-1] for item in codes))
 
@@ -136,6 +141,7 @@ class CodecBase(Generic[Signal]):
         codes: Signal | NDArray[Any],
         num_quantizers: int | None = None,
         lengths: Signal | list[int] | None = None,
+        exact: bool = True,
     ) -> Signal:
         """Waveform float ``[B, 1, T]`` at the model's sample rate, ``T = N * hop_length`` unless ``lengths`` are given.
 
@@ -144,6 +150,7 @@ class CodecBase(Generic[Signal]):
             num_quantizers: use only the first so many of them.
             lengths: ``[B]``, samples of each item: frames beyond them are not decoded, and shorter waveforms are followed
                 by zeros up to the longest.
+            exact: see :meth:`encode`.
 
         Raises:
             CodecError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
@@ -152,6 +159,8 @@ class CodecBase(Generic[Signal]):
         batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
+        if not exact:
+            return self._decoded_at_once(codes[:, :count], samples)
         audio = []
         for item, length in zip(codes[:, :count], samples, strict=True):
             waveform = self._join(list(self.decode_blocks([item[:, : self.num_frames(length)]])))
@@ -341,6 +350,14 @@ class CodecBase(Generic[Signal]):
     def _decoded(self, codes: Signal) -> Signal:
         """The waveform ``[T]`` of a window of codes ``[k, n]``."""
         raise NotImplementedError
+
+    def _encoded_at_once(self, items: list[Signal], count: int) -> Signal:
+        """What ``encode`` gives for ``items`` of ``[T]``, all of them computed together."""
+        raise CodecError("exact=False runs with torch only")
+
+    def _decoded_at_once(self, codes: Signal, samples: list[int]) -> Signal:
+        """What ``decode`` gives for codes ``[B, k, N]``, all items computed together."""
+        raise CodecError("exact=False runs with torch only")
 
 
 def native(values: Any, integers: bool) -> NDArray[Any] | None:
