@@ -213,7 +213,7 @@ def at_once(model: str, manifest: str, device: str) -> None:
     print(f"{codec.name} on {device}, {len(waveforms)} utterances of together {seconds:.0f} s, {BATCH} at once")
     for name in ("encode", "decode"):
         speeds = [seconds / times[name], seconds / times[f"{name} at once"]]
-        print("{}: {:.0f} times real time one by one, {:.0f} at once".format(name, *speeds))
+        print("{}: {:.1f} times real time one by one, {:.1f} at once".format(name, *speeds))
     for name, pair in (("at once", "at once and one by one"), ("on cpu", "one by one here and on the CPU")):
         share = frames[name] / frames["all"]
         print(f"unequal codes {pair}: in {frames[name]} of {frames['all']} frames, {share:.4%}")
