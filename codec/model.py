@@ -40,7 +40,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights. Worker
     processes must be spawned, not forked: a forked child of a process in which torch has run on threads hangs. Codes and
-    audio are computed in float32, also inside an autocast; after ``half()`` or ``bfloat16()`` only ``forward`` works.
+    audio are computed in float32, also inside an autocast; after ``half()`` or ``bfloat16()`` only ``forward`` works, which
+    is for training and has the precision around it: other codes than ``encode``.
 
     Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, without gradients but for ``forward``.
     """
