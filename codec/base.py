@@ -125,6 +125,7 @@ class CodecBase(Generic[Signal]):
         num_quantizers: int | None = None,
         lengths: Signal | list[int] | None = None,
         gain_db: float | list[float] = 0.0,
+        exact: bool = True,
     ) -> Signal:
         """Codes int64 ``[B, K, N]`` of a waveform; N is ``num_frames`` of its length at the model's rate.
 
@@ -139,14 +140,18 @@ class CodecBase(Generic[Signal]):
                 codes of a shorter item are followed by zeros.
             gain_db: by how many dB the waveform, or each item, is louder than what is encoded. :meth:`gain_of` measures it,
                 so that codes do not depend on the volume, and decode takes it; 0 encodes the waveform as it is.
+            exact: False computes all items at once, which fills a GPU and on a CPU gains nothing: with torch only, the
+                same but for rounding, which turns a code where two are equally near.
 
         Raises:
             CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
                 of fewer samples (``[B, T, C]``); NaN in the waveform, or a peak beyond 8 (integers not scaled to [-1, 1]).
         """
         items = self._items(waveform, sample_rate, lengths)
-        scaled = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
-        codes = [self._join(list(self.encode_blocks([item], num_quantizers))) for item in scaled]
+        items = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
+        if not exact:
+            return self._encoded_at_once(items, self._checked_count(num_quantizers, self.num_quantizers))
+        codes = [self._join(list(self.encode_blocks([item], num_quantizers))) for item in items]
         return self._batch(codes, max(item.shape[-1] for item in codes))
 
     def decode(
@@ -155,6 +160,7 @@ class CodecBase(Generic[Signal]):
         num_quantizers: int | None = None,
         lengths: Signal | list[int] | None = None,
         gain_db: float | list[float] = 0.0,
+        exact: bool = True,
     ) -> Signal:
         """Waveform float ``[B, 1, T]`` at the model's sample rate, ``T = N * hop_length`` unless ``lengths`` are given.
 
@@ -164,6 +170,7 @@ class CodecBase(Generic[Signal]):
             lengths: ``[B]``, samples of each item: frames beyond them are not decoded, and shorter waveforms are followed
                 by zeros up to the longest.
             gain_db: by how many dB the waveform, or each item, is to be raised: what encode was given.
+            exact: see :meth:`encode`.
 
         Raises:
             CodecError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
@@ -172,10 +179,13 @@ class CodecBase(Generic[Signal]):
         batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
-        audio = []
-        for item, length, gain in zip(codes[:, :count], samples, _checked_gains(gain_db, batch), strict=True):
-            waveform = self._join(list(self.decode_blocks([item[:, : self.num_frames(length)]])))
-            audio.append(waveform[None, :length] * factor(gain))
+        gains = _checked_gains(gain_db, batch)
+        if exact:
+            parts = ([codes[i, :count, : self.num_frames(length)]] for i, length in enumerate(samples))
+            audio = [self._join(list(self.decode_blocks(part)))[None] for part in parts]
+        else:
+            audio = list(self._decoded_at_once(codes[:, :count], samples))
+        audio = [item[:, :length] * factor(gain) for item, length, gain in zip(audio, samples, gains, strict=True)]
         return self._batch(audio, max(samples))
 
     def encode_blocks(
@@ -365,6 +375,14 @@ class CodecBase(Generic[Signal]):
     def _decoded(self, codes: Signal) -> Signal:
         """The waveform ``[T]`` of a window of codes ``[k, n]``."""
         raise NotImplementedError
+
+    def _encoded_at_once(self, items: list[Signal], count: int) -> Signal:
+        """What ``encode`` gives for ``items`` of ``[T]``, all of them computed together."""
+        raise CodecError("exact=False runs with torch only")
+
+    def _decoded_at_once(self, codes: Signal, samples: list[int]) -> Signal:
+        """What ``decode`` gives for codes ``[B, k, N]``, all items computed together."""
+        raise CodecError("exact=False runs with torch only")
 
 
 def native(values: Any, integers: bool) -> NDArray[Any] | None:

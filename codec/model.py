@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.autoencoder import Decoder, Encoder, exact
-from codec.base import CodecBase, native
+from codec.base import WINDOW_FRAMES, CodecBase, native
 from codec.config import CodecConfig, Context, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, write_json
@@ -20,6 +20,8 @@ from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
 from codec.quantizers import build_quantizer
 from codec.streaming import StreamingDecoder, StreamingEncoder
 from codec.weights import Bits, Outline, load_weights, save_weights
+
+FRAMES_AT_ONCE = 2**15  # of a whole batch: bounds the memory of what is computed at once
 
 
 @dataclass
@@ -38,7 +40,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights. Worker
     processes must be spawned, not forked: a forked child of a process in which torch has run on threads hangs. Codes and
-    audio are computed in float32, also inside an autocast; after ``half()`` or ``bfloat16()`` only ``forward`` works.
+    audio are computed in float32, also inside an autocast; after ``half()`` or ``bfloat16()`` only ``forward`` works, which
+    is for training and has the precision around it: other codes than ``encode``.
 
     Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, without gradients but for ``forward``.
     """
@@ -166,6 +169,31 @@ class Codec(nn.Module, CodecBase[Tensor]):
     def _decoded_latents(self, latents: Tensor) -> Tensor:
         with exact(self.decoder.input.weight):
             return self.decoder(latents.to(self.device)[None])[0, 0]
+
+    def _encoded_at_once(self, items: list[Tensor], count: int) -> Tensor:
+        """By streams, whose rows end where their items do."""
+        batch = self._batch(items, max(map(len, items)))[:, None]  # [B, 1, T]
+        stream, size = self.streaming_encoder(len(items), count), self._frames_at_once(len(items)) * self.hop_length
+        codes = [
+            stream.push(chunk, [min(max(len(item) - i * size, 0), chunk.shape[-1]) for item in items])
+            for i, chunk in enumerate(batch.split(size, dim=-1))
+        ]
+        return torch.cat([*codes, stream.flush()], dim=-1).clamp(min=0)  # the stream says -1 after a row's end
+
+    def _decoded_at_once(self, codes: Tensor, samples: list[int]) -> Tensor:
+        lengths = torch.tensor(samples, device=codes.device)[:, None, None]
+        used = codes[..., : self.num_frames(max(samples))]
+        own = torch.arange(used.shape[-1], device=codes.device) * self.hop_length < lengths  # [B, 1, N]
+        stream = self.streaming_decoder(len(codes), codes.shape[1])
+        parts = torch.where(own, used, -1).split(self._frames_at_once(len(codes)), dim=-1)
+        waveform = torch.cat([*map(stream.push, parts), stream.flush()], dim=-1)[..., : max(samples)]
+        if not waveform.isfinite().all():
+            raise CodecError("the model gives NaN or infinity: its weights cannot be right")
+        return waveform * (torch.arange(max(samples), device=waveform.device) < lengths.to(waveform.device))
+
+    @staticmethod
+    def _frames_at_once(rows: int) -> int:
+        return max(1, min(WINDOW_FRAMES, FRAMES_AT_ONCE // rows))
 
     def to_numpy(self, signal: Tensor) -> NDArray[Any]:
         return signal.detach().cpu().numpy()

@@ -5,6 +5,7 @@ python recipes/benchmark.py --backends   # the same by torch, ONNX Runtime and i
 python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
 python recipes/benchmark.py --startup    # codec-encode from shell to exit, by both backends, and ``import torch`` alone
 python recipes/benchmark.py --search     # the nearest of so many codes, against one matrix of all distances
+python recipes/benchmark.py --batch corpora/speech/valid.jsonl --device cuda   # items at once against one by one
 python recipes/benchmark.py --train recipes/default/default.yaml --set "data.train=[manifests/train.jsonl]"
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -27,8 +29,11 @@ import numpy as np
 import soundfile
 import torch
 
+from codec.audio import resample
 from codec.base import CodecBase
 from codec.cli.backends import BACKENDS
+from codec.corpus.manifest import read_manifest
+from codec.corpus.scan import read_record
 from codec.errors import EXIT_OK, CodecError, run_command
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
@@ -36,6 +41,7 @@ from codec.quantizers.base import nearest
 from codec.training.config import load_train_config
 
 SECONDS = 10
+BATCH = 32  # utterances
 
 
 class BenchmarkError(CodecError):
@@ -174,6 +180,46 @@ def searching(rounds: int) -> None:
         )
 
 
+def at_once(model: str, manifest: str, device: str) -> None:
+    """Encode and decode utterances of similar lengths one by one and at once; and what the rounding changes."""
+    codec, host = Codec.from_pretrained(model, device), Codec.from_pretrained(model)
+    rate, hop = codec.sample_rate, codec.hop_length
+    loaded = (torch.from_numpy(resample(*read_record(record), rate)) for record in read_manifest(manifest))
+    waveforms, frames, worst = sorted(loaded, key=len), Counter[str](), 0.0
+    times: defaultdict[str, float] = defaultdict(float)
+
+    def timed(name: str, call: Callable[[], torch.Tensor]) -> torch.Tensor:
+        start = time.perf_counter()
+        result = call().cpu()  # waits for the device
+        times[name] += time.perf_counter() - start
+        return result
+
+    for start in range(-BATCH, len(waveforms), BATCH):
+        items = waveforms[max(start, 0) : max(start, 0) + BATCH]
+        lengths = [len(item) for item in items]
+        batch = torch.nn.utils.rnn.pad_sequence(items, batch_first=True)[:, None]
+        encode, codes = partial(codec.encode, batch, rate, lengths=lengths), host.encode(batch, rate, lengths=lengths)
+        decode = partial(codec.decode, codes, lengths=lengths)
+        alone, together = timed("encode", encode), timed("encode at once", partial(encode, exact=False))
+        difference = timed("decode", decode) - timed("decode at once", partial(decode, exact=False))
+        if start < 0:  # that was to warm up
+            times.clear()
+            continue
+        frames["all"] += sum(-(-length // hop) for length in lengths)
+        frames["at once"] += int((alone != together).any(dim=1).sum())
+        frames["on cpu"] += int((alone != codes).any(dim=1).sum())
+        worst = max(worst, float(difference.abs().max()))
+    seconds = sum(map(len, waveforms)) / rate
+    print(f"{codec.name} on {device}, {len(waveforms)} utterances of together {seconds:.0f} s, {BATCH} at once")
+    for name in ("encode", "decode"):
+        speeds = [seconds / times[name], seconds / times[f"{name} at once"]]
+        print("{}: {:.1f} times real time one by one, {:.1f} at once".format(name, *speeds))
+    for name, pair in (("at once", "at once and one by one"), ("on cpu", "one by one here and on the CPU")):
+        share = frames[name] / frames["all"]
+        print(f"unequal codes {pair}: in {frames[name]} of {frames['all']} frames, {share:.4%}")
+    print(f"largest difference of a decoded sample: {worst:.1e}")
+
+
 def training(config: str, overrides: list[str], threads: int) -> None:
     """Speed of quantized training steps and the share of their time spent waiting for data, from a short real run."""
     manifests = json.dumps(load_train_config(config, overrides).data.train)
@@ -200,6 +246,8 @@ def measure(args: argparse.Namespace) -> int:
         training(args.train, args.set, args.threads)
     elif args.memory:
         one_hour(args.model, args.threads)
+    elif args.batch:
+        at_once(args.model, args.batch, args.device)
     elif args.search:
         searching(args.rounds)
     elif args.startup:
@@ -221,11 +269,15 @@ def main() -> int:
     what.add_argument("--memory", action="store_true")
     what.add_argument("--startup", action="store_true")
     what.add_argument("--search", action="store_true")
+    what.add_argument("--batch", metavar="MANIFEST", help="measure batches of its utterances")
     what.add_argument("--train", metavar="CONFIG", help="measure training with this configuration")
     parser.add_argument(
         "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of that configuration"
     )
+    parser.add_argument("--device", default="cpu", help="of --batch (default: %(default)s)")
     args = parser.parse_args()
+    if args.device != "cpu" and not args.batch:
+        parser.error("--device is that of --batch")
     if args.set and not args.train:
         parser.error("--set changes the configuration of --train")
     torch.set_num_threads(args.threads)

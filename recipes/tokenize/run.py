@@ -26,8 +26,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
-from codec.audio import resampled_length
+from codec.audio import resample
 from codec.cli.jobs import files_below
 from codec.config import whole_number
 from codec.corpus.manifest import ManifestError, Record, parse_record, read_manifest
@@ -35,9 +36,12 @@ from codec.corpus.scan import AUDIO_SUFFIXES, BadFile, PrepareError, read_record
 from codec.corpus.shards import key_of, walk
 from codec.errors import EXIT_OK, CodecError, legible, one_line, run_command, say
 from codec.files import atomic_write
-from codec.level import LEVEL_DB
+from codec.level import LEVEL_DB, check_peak, gain_of
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
+
+SECONDS_AT_ONCE = 400  # of audio on a GPU: 30,000 frames of the shipped models
+READ_AHEAD = 4  # times as much is read before it is sorted by length
 
 
 def find_records(inputs: Sequence[Path]) -> list[Record]:
@@ -87,11 +91,16 @@ def in_tar(path: Path) -> list[Record]:
 
 
 class Tokenizer:
-    """A worker of Ray Data: it writes shards to ``out``, in each the ``facts`` of the model and what is true of it alone."""
+    """A worker of Ray Data: it writes shards to ``out``, in each the ``facts`` of the model and what is true of it alone.
+
+    Attributes:
+        at_once: seconds of audio, with their padding, that are computed together; 0 computes each utterance by itself.
+    """
 
     def __init__(self, model: str, device: str, out: Path, facts: dict[str, Any]) -> None:
         torch.set_num_threads(1)  # Ray has a worker per core
         self.codec, self.out, self.facts = Codec.from_pretrained(model, device), out, facts
+        self.at_once = 0 if device == "cpu" else SECONDS_AT_ONCE
         assert self.codec.fingerprint == facts["fingerprint"], "the workers' model is another one"
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
@@ -101,26 +110,64 @@ class Tokenizer:
 
         kinds = [("id", pa.string()), ("speaker", pa.string()), ("duration", pa.float64()), ("num_samples", pa.int64())]
         kinds += [("gain_db", pa.float64()), ("num_quantizers", pa.int32()), ("codes", pa.list_(pa.list_(pa.int32())))]
-        rows, skipped, count = [], [], self.facts["num_quantizers"]
-        for record in pickle.loads(shard["records"]):
-            name, speaker = (text.encode(errors="backslashreplace").decode() for text in (record.id, record.speaker))
-            try:
-                samples, rate = read_record(record)
-                (gain_db,) = self.codec.gain_of(samples, rate)
-                codes = self.codec.encode(samples, rate, count, gain_db=gain_db)[0].cpu().numpy()
-            except (CodecError, FileNotFoundError, PermissionError) as error:  # others are no fault of the file
-                place = f"{record.path}:{name}" if record.num_bytes else record.path
-                skipped.append((place, one_line(error).removeprefix(f"{legible(record.path)} ")))
-                continue
-            facts = {"duration": len(samples) / rate, "num_quantizers": count, "codes": list(codes)}
-            length = resampled_length(len(samples), rate, self.codec.sample_rate)
-            rows.append({"id": name, "speaker": speaker, "num_samples": length, "gain_db": gain_db} | facts)
+        skipped: list[tuple[str, str]] = []
+        rows = list(self.rows(pickle.loads(shard["records"]), skipped))
         seconds = sum(row["duration"] for row in rows)
         note = json.dumps(self.facts | {"seconds": seconds, "skipped": skipped})
         with atomic_write(self.out / shard["name"]) as temporary:
             table = pa.Table.from_pylist(rows, pa.schema(kinds, {"codec": note}))
             parquet.write_table(table, temporary, compression="zstd")
         return {"name": shard["name"], "seconds": seconds}
+
+    def rows(self, records: list[Record], skipped: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+        """What the shard says of each utterance, in their order; what cannot be read is named in ``skipped``."""
+        rows, waveforms, count = [], [], self.facts["num_quantizers"]
+        for record in records:
+            name, speaker = (text.encode(errors="backslashreplace").decode() for text in (record.id, record.speaker))
+            try:
+                samples, rate = read_record(record)
+                gain_db = gain_of([samples], rate)
+                waveform = resample(samples, rate, self.codec.sample_rate)
+                check_peak(float(abs(waveform).max()))
+            except (CodecError, FileNotFoundError, PermissionError) as error:  # others are no fault of the file
+                place = f"{record.path}:{name}" if record.num_bytes else record.path
+                skipped.append((place, one_line(error).removeprefix(f"{legible(record.path)} ")))
+                continue
+            facts = {"duration": len(samples) / rate, "num_samples": len(waveform), "num_quantizers": count}
+            rows.append({"id": name, "speaker": speaker, "gain_db": gain_db} | facts)
+            waveforms.append(torch.from_numpy(waveform))
+            if sum(map(len, waveforms)) >= READ_AHEAD * self.at_once * self.codec.sample_rate:
+                yield from self.encoded(rows, waveforms)
+                rows, waveforms = [], []
+        yield from self.encoded(rows, waveforms)
+
+    def encoded(self, rows: list[dict[str, Any]], waveforms: list[Tensor]) -> list[dict[str, Any]]:
+        """The rows with their codes: those of utterances of similar lengths are computed together."""
+        rate, count = self.codec.sample_rate, self.facts["num_quantizers"]
+        for batch in batches(list(map(len, waveforms)), self.at_once * rate):
+            lengths = [len(waveforms[i]) for i in batch]
+            padded = nn.utils.rnn.pad_sequence([waveforms[i] for i in batch], batch_first=True)[:, None]
+            gains = [rows[i]["gain_db"] for i in batch]
+            codes = self.codec.encode(padded, rate, count, lengths, gains, exact=not self.at_once).cpu().numpy()
+            for i, length, own in zip(batch, lengths, codes, strict=True):
+                rows[i]["codes"] = list(own[:, : self.codec.num_frames(length)])
+        return rows
+
+
+def batches(lengths: list[int], most: int) -> Iterator[list[int]]:
+    """The places of ``lengths``, similar ones together, in batches of at most ``most`` with their padding, or of one.
+
+    >>> list(batches([50, 11, 10, 49], 100))
+    [[2, 1], [3, 0]]
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and lengths[place] * (len(batch) + 1) > most:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch
 
 
 def facts_of(shard: Path) -> dict[str, Any]:

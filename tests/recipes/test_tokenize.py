@@ -93,6 +93,28 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert sorted(contents(whole)) == [*SHARDS, "skipped.tsv"]
 
 
+def test_what_is_computed_at_once_is_what_each_has_alone(
+    tokenize: Any, corpus: Path, tiny_model_folder: Path, tmp_path: Path
+) -> None:
+    """As on a GPU, but for rounding: utterances of unequal lengths, of which one cannot be read."""
+    assert list(tokenize.batches([50, 11, 10, 49, 200], 100)) == [[2, 1], [3, 0], [4]]
+    records = read_manifest(corpus / "train.jsonl")
+    for number, seconds in enumerate([0.3, 1, 0.29, 0.5]):
+        samples, rate = soundfile.read(records[number].path)
+        soundfile.write(tmp_path / f"{number}.wav", samples[: int(seconds * rate)] / (number != 1), rate, "DOUBLE")
+    records = [replace(record, path=str(tmp_path / f"{i}.wav")) for i, record in enumerate(records[:4])]
+    codec = Codec.from_pretrained(tiny_model_folder)
+    facts = {"fingerprint": codec.fingerprint, "num_quantizers": 2}
+    worker = tokenize.Tokenizer(str(tiny_model_folder), "cpu", tmp_path, facts)
+    results = []
+    for worker.at_once in (0, 1):
+        skipped: list[Any] = []
+        results.append(list(worker.rows(records, skipped)))
+        assert [place for place, _ in skipped] == [str(tmp_path / "1.wav")]
+    for alone, together in zip(*results, strict=True):
+        assert np.array_equal(alone.pop("codes"), together.pop("codes")) and alone == together
+
+
 def test_folders_and_tar_shards_hold_what_a_manifest_lists(tokenize: Any, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "anna" / "2021").mkdir(parents=True)
     shutil.copy(corpus / "0.wav", tmp_path / "anna" / "2021" / "a.wav")
