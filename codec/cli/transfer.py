@@ -13,12 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import parent_process
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from codec import container
 from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
@@ -108,11 +106,11 @@ class FileEncoder:
                         encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
                     return
                 log.info("%s: codes come once it has ended; as it comes is with torch alone", reader.name)
-            with _output(job) as output, _seconds_bar(reader.claimed_seconds) as bar:
+            with _output(job) as output, _seconds_bar(reader.claimed_seconds) as done:
                 codes = []
                 for window in self.codec.encode_blocks(samples, self.num_quantizers):
                     codes.append(self.codec.to_numpy(window).astype(np.uint32))
-                    bar.update(window.shape[-1] / self.codec.frame_rate)
+                    done(window.shape[-1] / self.codec.frame_rate)
                 header = replace(header, num_samples=reader.num_samples)
                 output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
@@ -189,12 +187,12 @@ class FileDecoder:
                 audio = decode_live(codec, kept, count) if live and has_streams(codec) else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
-            with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as bar:
+            with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as done:
                 signal = _salvaged(header, codes.blocks(), decode) if self.salvage else decode(codes.intact())
                 signal = _cut(signal, codes, codec.sample_rate)
                 for block in _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate):
                     writer.write(block)
-                    bar.update(len(block) / rate)
+                    done(len(block) / rate)
 
     @contextmanager
     def _writer(self, job: Job, rate: int, live: bool, header: Header) -> Iterator[AudioWriter | WavPipe]:
@@ -307,11 +305,15 @@ def _output(job: Job) -> Iterator[Path]:
             sys.stdout.buffer.flush()
 
 
-def _seconds_bar(seconds: float) -> tqdm[NoReturn]:
-    """A bar over the seconds of one long file, on terminals only."""
-    return tqdm(
-        total=round(seconds),
-        unit=" s",
-        leave=False,
-        disable=None if seconds > 60 and parent_process() is None else True,
-    )
+@contextmanager
+def _seconds_bar(seconds: float) -> Iterator[Callable[[float], object]]:
+    """A bar over the seconds of one long file, on terminals only; it is told of seconds that are done."""
+    if seconds <= 60:
+        yield lambda _: None
+        return
+    from multiprocessing import parent_process  # here: short files wait for neither
+
+    from tqdm import tqdm
+
+    with tqdm(total=round(seconds), unit=" s", leave=False, disable=None if parent_process() is None else True) as bar:
+        yield bar.update

@@ -104,14 +104,17 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
     def _decoder(self) -> Session:
         return self._session(build_decoder)
 
-    def _session(self, build: Callable[[Network], bytes]) -> Session:
-        net = Network(self.config, self._weights, self.bits)
-        runtime = _onnxruntime()
+    def _session(self, build: Callable[[Network, bool], bytes]) -> Session:
+        net, runtime = Network(self.config, self._weights, self.bits), _onnxruntime()
+        graph = build(net, False)  # weights are handed over beside it: within it they would be copied three times
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors: warnings would stand among a command's own lines
         if self._num_threads is not None:
             options.intra_op_num_threads = self._num_threads
-        return runtime.InferenceSession(build(net), options, providers=["CPUExecutionProvider"]), reach(net.layers)
+        large = net.graph.large
+        values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in large.values()]
+        options.add_external_initializers(list(large), values)
+        return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]), reach(net.layers)
 
     # ---- what CodecBase needs -------------------------------------------------------------------------------------
 
