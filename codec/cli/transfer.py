@@ -23,7 +23,7 @@ from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_bl
 from codec.base import CodecBase
 from codec.cli.backends import Load
 from codec.cli.jobs import STREAM, Job
-from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live, has_streams
+from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live
 from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import UsageError
 from codec.files import atomic_write
@@ -67,7 +67,7 @@ class QuantizerChoice:
 class FileEncoder:
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
-    WAV that goes from a pipe to stdout is encoded live, if the model has streams; with ``raw_rate``, stdin holds 16-bit
+    WAV that goes from a pipe to stdout is encoded live; with ``raw_rate``, stdin holds 16-bit
     samples of one channel at this rate in Hz, without a header. What a user can mend is a CodecError or an OSError.
     """
 
@@ -101,11 +101,9 @@ class FileEncoder:
             if self.channel is None and reader.channels > 1:
                 log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
             if isinstance(reader, PcmPipe):
-                if has_streams(self.codec):
-                    with _named(job.target_name):
-                        encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
-                    return
-                log.info("%s: codes come once it has ended; as it comes is with torch alone", reader.name)
+                with _named(job.target_name):
+                    encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
+                return
             with _output(job) as output, _seconds_bar(reader.claimed_seconds) as done:
                 codes = []
                 for window in self.codec.encode_blocks(samples, self.num_quantizers):
@@ -184,7 +182,7 @@ class FileDecoder:
 
             def decode(blocks: Iterable[Codes]) -> Iterator[Block]:
                 kept = (block[:count] for block in blocks)
-                audio = decode_live(codec, kept, count) if live and has_streams(codec) else codec.decode_blocks(kept)
+                audio = decode_live(codec, kept, count) if live else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
             with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as done:
