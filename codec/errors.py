@@ -24,6 +24,7 @@ from collections.abc import Callable
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+DISTRIBUTION = "simvq-codec"  # what pip calls this package
 EXTRAS = {  # package -> the extra of this one that brings it; heavy packages are imported where they are used
     **dict.fromkeys(("accelerate", "matplotlib", "tensorboard", "yaml"), "train"),
     **dict.fromkeys(("librosa", "pesq", "pystoi"), "eval"),
@@ -55,20 +56,29 @@ def legible(text: str) -> str:
 
 
 def install(extra: str) -> str:
-    """How to install an extra of this package."""
-    return f"pip install -e '.[{extra}]'"
+    """How to install an extra of this package: beside torch, without it, or in a checkout that is not installed."""
+    import importlib.metadata  # here: it takes some time
+    from importlib.util import find_spec
+
+    if find_spec("torch") is None:  # the extra would bring it
+        return "pip install " + " ".join(package for package, its in EXTRAS.items() if its == extra)
+    try:
+        importlib.metadata.version(DISTRIBUTION)
+    except importlib.metadata.PackageNotFoundError:
+        return f"pip install -e '.[{extra}]'"
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def one_line(error: BaseException) -> str:
     """The message on one line: file errors as ``path: reason``, a missing package with the extra to install."""
-    if outside := _outside(error):
-        return outside
+    if text := outside(error):
+        return text
     if isinstance(error, OSError) and error.strerror:
         return legible(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return legible(str(error)) or type(error).__name__
 
 
-def _outside(error: BaseException) -> str:
+def outside(error: BaseException) -> str:
     """What is wrong with the machine rather than with the code: a missing extra, or too little memory; "" if neither."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
@@ -102,7 +112,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     except BrokenPipeError:
         return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell
     except (CodecError, OSError, ModuleNotFoundError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (CodecError, OSError)) and not _outside(error):
+        if not isinstance(error, (CodecError, OSError)) and not outside(error):
             raise
         say(f"{name}: error: {one_line(error)}")
         return EXIT_FAILURE

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a room may import from its own floor and from those below it; the wings only from below
-    {"errors", "files", "config", "workers"},
+    {"errors", "files", "config", "workers", "scripts"},
     {"audio", "audio_parts", "spectral"},
     {"quantizers", "autoencoder", "streaming", "container", "base", "health"},
     {"weights", "pretrained"},
@@ -62,3 +62,14 @@ def test_importing_is_cheap() -> None:
     code = f"import sys, {modules}; print('torch' in sys.modules, 'soundfile' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("path", [path for path in SCRIPTS if path.name != "check_golden.py"], ids=lambda path: path.name)
+def test_scripts_say_what_they_lack(path: Path) -> None:
+    """In one line, where torch is missing; those that need none work."""
+    code = "import runpy, sys; sys.argv[1:] = ['--help']; sys.modules['torch'] = None; "
+    code += f"sys.argv[0] = {str(path)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        needs = "error: this needs the package torch, which is missing: pip install torch"
+        assert done.stderr == f"{path.name}: {needs}\n"
