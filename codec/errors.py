@@ -20,6 +20,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
@@ -79,13 +80,20 @@ def one_line(error: BaseException) -> str:
 
 
 def outside(error: BaseException) -> str:
-    """What is wrong with the machine rather than with the code: a missing extra, or too little memory; "" if neither."""
+    """What is wrong with the machine, not with the code: a missing or broken package, or too little memory; or ""."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
-            return f"the package {package} is missing; install the extra: {install(EXTRAS[package])}"
+            return f"the package {package} is missing: {install(EXTRAS[package])}"
         if package == "torch":  # models also run without it, but not everything does
             return "this needs the package torch, which is missing: pip install torch"
+    if isinstance(error, (ImportError, OSError)):  # OSError: of a library that it loads
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            package = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if frame.f_code.co_name == "<module>" and package in ("torch", *EXTRAS):  # it was being imported
+                return (
+                    f"the package {package} is installed but cannot be used ({legible(str(error))}): install it again"
+                )
     full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's is a RuntimeError
     if full or "can't allocate memory" in str(error):
         return "out of memory: use shorter pieces, smaller batches or fewer processes"
@@ -111,7 +119,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell
-    except (CodecError, OSError, ModuleNotFoundError, MemoryError, RuntimeError) as error:
+    except (CodecError, OSError, ImportError, MemoryError, RuntimeError) as error:
         if not isinstance(error, (CodecError, OSError)) and not outside(error):
             raise
         say(f"{name}: error: {one_line(error)}")

@@ -22,7 +22,7 @@ RATE = 24000
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert demo_main([]) == 1
-    line = f"codec-demo: error: the package gradio is missing; install the extra: {install('demo')}\n"
+    line = f"codec-demo: error: the package gradio is missing: {install('demo')}\n"
     assert capsys.readouterr().err == line
 
 
