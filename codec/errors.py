@@ -58,16 +58,18 @@ def legible(text: str) -> str:
 
 def install(extra: str) -> str:
     """How to install an extra of this package: beside torch, without it, or in a checkout that is not installed."""
-    import importlib.metadata  # here: it takes some time
-    from importlib.util import find_spec
-
-    if find_spec("torch") is None:  # the extra would bring it
+    if not _installed("torch"):  # the extra would bring it
         return "pip install " + " ".join(package for package, its in EXTRAS.items() if its == extra)
+    return f"pip install '{DISTRIBUTION}[{extra}]'" if _installed(DISTRIBUTION) else f"pip install -e '.[{extra}]'"
+
+
+def _installed(distribution: str) -> bool:
+    import importlib.metadata  # here: it takes some time
+
     try:
-        importlib.metadata.version(DISTRIBUTION)
+        return bool(importlib.metadata.version(distribution))
     except importlib.metadata.PackageNotFoundError:
-        return f"pip install -e '.[{extra}]'"
-    return f"pip install '{DISTRIBUTION}[{extra}]'"
+        return False
 
 
 def one_line(error: BaseException) -> str:
