@@ -179,6 +179,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
 
     def __init__(self, path: str | Path | BinaryIO, name: str | None = None, channel: int | None = None) -> None:
         self.name, self._channel = name or str(path), channel
+        self._begin()
         with ExitStack() as stack:
             if isinstance(path, (str, Path)):
                 if Path(path).suffix.lower() == ".raw":
@@ -217,12 +218,15 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             part.num_samples = decoder.frames
         return decoder
 
+    def _begin(self) -> None:
+        self.num_samples, self._loudest, self._mixed, self._mixed_channels = 0, 0.0, 0.0, 1
+
     def blocks(self) -> Iterator[Block]:
         """Mono float32 blocks ``[T]`` of about ten seconds at most; an AudioError where it breaks off or holds NaN.
 
         Once all have been read they can be again.
         """
-        self.num_samples, self._loudest, self._mixed, self._mixed_channels = 0, 0.0, 0.0, 1
+        self._begin()
         for part in self._parts:
             with closing(self._open(part) if self._decoder is None else self._decoder) as decoder:
                 self._decoder = None

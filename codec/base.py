@@ -20,6 +20,8 @@ from codec.container import FINGERPRINT_BYTES, MOST_DB, Header
 from codec.errors import CodecError
 from codec.level import check_peak, factor, gain_of
 
+FOREVER = 2**40  # frames of a stream's row whose end is not known yet
+MOST_ROWS = 2**16  # of a stream, far beyond any use
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
 FEW_CHANNELS = 8  # a first axis of more is not taken for the channels of [C, T]
 WINDOW_FRAMES = 1024  # new frames per window: long signals run window by window, short ones in one piece
@@ -278,7 +280,7 @@ class CodecBase(Generic[Signal]):
         """The codes as int64, if they can be this model's and of this ``shape``."""
         codes = self._array(values, integers=True)
         if codes is None or codes.ndim != shape.count(",") + 1:
-            raise CodecError(f"codes must be int64 {shape}, not {_kind(values)}")
+            raise CodecError(f"codes must be int64 {shape}, not {kind_of(values)}")
         if not 1 <= codes.shape[-2] <= self.num_quantizers:
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model has 1 to {self.num_quantizers}")
         if 0 in codes.shape:
@@ -292,7 +294,7 @@ class CodecBase(Generic[Signal]):
         array, axes = self._array(values, integers=False), shape.strip("[]").split(", ")
         sizes = () if array is None else tuple(array.shape)
         if len(sizes) != len(axes) or any(a.isdigit() and a != str(b) for a, b in zip(axes, sizes, strict=True)):
-            raise CodecError(f"{name} must be a float {self._noun} {shape}, not {_kind(values)}")
+            raise CodecError(f"{name} must be a float {self._noun} {shape}, not {kind_of(values)}")
         if 0 in sizes and len(axes) > 1:  # a block may be empty
             raise CodecError(f"{name} is empty")
         assert array is not None
@@ -320,7 +322,7 @@ class CodecBase(Generic[Signal]):
     def _each(self, blocks: Any, check: Callable[[Any], Signal]) -> Iterator[Signal]:
         """The checked blocks of an iterable; not a single array, whose rows would pass for blocks."""
         if hasattr(blocks, "shape") or not isinstance(blocks, Iterable):
-            raise CodecError(f"blocks must be several {self._noun}s, such as a list of them, not {_kind(blocks)}")
+            raise CodecError(f"blocks must be several {self._noun}s, such as a list of them, not {kind_of(blocks)}")
         last: Any = None
         for block in map(check, blocks):
             if last is not None and block.shape[:-1] != last.shape[:-1]:
@@ -352,8 +354,20 @@ class CodecBase(Generic[Signal]):
         """By how many samples the encoder's and the decoder's streams lag behind their input."""
         raise NotImplementedError
 
+    def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
+        """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding."""
+        raise NotImplementedError
+
+    def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
+        """Decodes a batch of codes chunk by chunk; together the waveform of :meth:`decode`, but for rounding."""
+        raise NotImplementedError
+
     def to_numpy(self, signal: Signal) -> NDArray[Any]:
         """What this codec gives, as an array."""
+        raise NotImplementedError
+
+    def from_numpy(self, array: NDArray[Any]) -> Signal:
+        """An array as what this codec takes."""
         raise NotImplementedError
 
     def _array(self, values: Any, integers: bool) -> Signal | None:
@@ -392,7 +406,7 @@ def native(values: Any, integers: bool) -> NDArray[Any] | None:
     return values.astype(np.int64 if integers else np.float32)
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
 
 

@@ -20,10 +20,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
+DISTRIBUTION = "simvq-codec"  # what pip calls this package
 EXTRAS = {  # package -> the extra of this one that brings it; heavy packages are imported where they are used
     **dict.fromkeys(("accelerate", "matplotlib", "tensorboard", "yaml"), "train"),
     **dict.fromkeys(("librosa", "pesq", "pystoi"), "eval"),
@@ -55,27 +57,45 @@ def legible(text: str) -> str:
 
 
 def install(extra: str) -> str:
-    """How to install an extra of this package."""
-    return f"pip install -e '.[{extra}]'"
+    """How to install an extra of this package: beside torch, without it, or in a checkout that is not installed."""
+    if not _installed("torch"):  # the extra would bring it
+        return "pip install " + " ".join(package for package, its in EXTRAS.items() if its == extra)
+    return f"pip install '{DISTRIBUTION}[{extra}]'" if _installed(DISTRIBUTION) else f"pip install -e '.[{extra}]'"
+
+
+def _installed(distribution: str) -> bool:
+    import importlib.metadata  # here: it takes some time
+
+    try:
+        return bool(importlib.metadata.version(distribution))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def one_line(error: BaseException) -> str:
     """The message on one line: file errors as ``path: reason``, a missing package with the extra to install."""
-    if outside := _outside(error):
-        return outside
+    if text := outside(error):
+        return text
     if isinstance(error, OSError) and error.strerror:
         return legible(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return legible(str(error)) or type(error).__name__
 
 
-def _outside(error: BaseException) -> str:
-    """What is wrong with the machine rather than with the code: a missing extra, or too little memory; "" if neither."""
+def outside(error: BaseException) -> str:
+    """What is wrong with the machine, not with the code: a missing or broken package, or too little memory; or ""."""
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
-            return f"the package {package} is missing; install the extra: {install(EXTRAS[package])}"
+            return f"the package {package} is missing: {install(EXTRAS[package])}"
         if package == "torch":  # models also run without it, but not everything does
             return "this needs the package torch, which is missing: pip install torch"
+    if isinstance(error, (ImportError, OSError)):  # OSError: of a library that it loads
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            package = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if frame.f_code.co_name == "<module>" and package in ("torch", *EXTRAS):  # it was being imported
+                return (
+                    f"the package {package} is installed but cannot be used ({legible(str(error))}): install it again"
+                )
     full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's is a RuntimeError
     if full or "can't allocate memory" in str(error):
         return "out of memory: use shorter pieces, smaller batches or fewer processes"
@@ -101,8 +121,8 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell
-    except (CodecError, OSError, ModuleNotFoundError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (CodecError, OSError)) and not _outside(error):
+    except (CodecError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, (CodecError, OSError)) and not outside(error):
             raise
         say(f"{name}: error: {one_line(error)}")
         return EXIT_FAILURE

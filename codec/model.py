@@ -198,6 +198,9 @@ class Codec(nn.Module, CodecBase[Tensor]):
     def to_numpy(self, signal: Tensor) -> NDArray[Any]:
         return signal.detach().cpu().numpy()
 
+    def from_numpy(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array)
+
     def _array(self, values: Any, integers: bool) -> Tensor | None:
         if not isinstance(values, Tensor):
             array = native(values, integers)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from codec.autoencoder import Decoder, Encoder, Layer, exact
-from codec.base import checked_lengths, whole_numbers
+from codec.base import FOREVER, MOST_ROWS, checked_lengths, whole_numbers
 from codec.config import whole_number
 from codec.errors import CodecError
 from codec.level import check_peak
@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from codec.quantizers import Quantizer
-
-
-FOREVER = 2**40  # frames of a row whose end is not known yet
-MOST_ROWS = 2**16  # of a batch, far beyond any use
 
 
 class _Stream:

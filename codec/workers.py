@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from logging.handlers import QueueHandler
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
-
-from tqdm import tqdm
 
 from codec.errors import EXIT_INTERRUPTED, CodecError
 
@@ -40,6 +34,10 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
     if workers == 1:
         yield map(work, items)
         return
+    import multiprocessing  # here: one file waits for none of them
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
     with ProcessPoolExecutor(workers, context, _begin, (work,)) as pool:
         try:
@@ -68,6 +66,10 @@ def _without_interrupts() -> Iterator[None]:
 
 
 def _begin(work: Callable[..., Any]) -> None:
+    from logging.handlers import QueueHandler
+
+    from tqdm import tqdm
+
     global _work, _said
     _work, _said = work, queue.SimpleQueue()
     logger = logging.getLogger("codec")
@@ -103,7 +105,9 @@ def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 
 def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
+    from multiprocessing import parent_process
+
+    parent = parent_process()
     assert parent is not None
     parent.join()
     os.kill(os.getpid(), signal.SIGTERM)

@@ -1,7 +1,9 @@
 """Speed and memory of a model, as ratios within one run (machines differ; ratios less so).
 
 python recipes/benchmark.py              # encode and decode against transformers' EnCodec 24 kHz (extra ``bench``)
-python recipes/benchmark.py --backends   # the same by torch, ONNX Runtime and its 8 bits, on 1 and 2 threads (``onnx``)
+python recipes/benchmark.py --backends   # by torch in float32 and bfloat16, ONNX Runtime and its 8 bits; EnCodec, Mimi, DAC,
+                                         # and SNAC (pip install snac); on 1 and 2 threads (extras ``bench``, ``onnx``)
+python recipes/benchmark.py --frames     # streams of speech-24khz-live, one frame after another, by each (``onnx``)
 python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
 python recipes/benchmark.py --startup    # codec-encode from shell to exit, by both backends, and ``import torch`` alone
 python recipes/benchmark.py --search     # the nearest of so many codes, against one matrix of all distances
@@ -10,6 +12,8 @@ python recipes/benchmark.py --train recipes/default/default.yaml --set "data.tra
 """
 
 from __future__ import annotations
+
+import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
 import json
@@ -28,6 +32,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from numpy.typing import NDArray
 
 from codec.audio import resample
 from codec.base import CodecBase
@@ -42,6 +47,8 @@ from codec.training.config import load_train_config
 
 SECONDS = 10
 BATCH = 32  # utterances
+PUSHES = 20  # timed together
+Way = tuple[Callable[[], Any], Callable[[Any], object]]  # encode ten seconds; decode what that gave
 
 
 class BenchmarkError(CodecError):
@@ -67,47 +74,115 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def against_encodec(codecs: dict[str, CodecBase[Any]], rounds: int) -> None:
-    """Encode and decode ten seconds with each codec and with EnCodec, whose weights are random: the work is the same."""
-    from transformers import EncodecConfig, EncodecModel
+def own(codec: CodecBase[Any], samples: NDArray[np.float32]) -> Way:
+    return partial(codec.encode, samples, codec.sample_rate), codec.decode
 
-    peer = EncodecModel(EncodecConfig()).eval()
-    rate, codec = peer.config.sampling_rate, codecs["torch"]
-    noise = np.random.default_rng(0).standard_normal(SECONDS * max(rate, codec.sample_rate), np.float32) * np.float32(
-        0.1
-    )
-    samples, waveform = noise[: SECONDS * codec.sample_rate], torch.from_numpy(noise[: SECONDS * rate])[None, None]
+
+def in_bfloat16(codec: Codec, samples: NDArray[np.float32]) -> Way:
+    """What ``encode`` and ``decode`` compute of one window, which they never do in half precision: it gives other codes."""
+    waveform = torch.from_numpy(samples)[None, None]
+
+    def encode() -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return codec.quantizer(codec.encoder(waveform)).codes
+
+    def decode(codes: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return codec.decoder(codec.quantizer.decode(codes))
+
+    return encode, decode
+
+
+def peers(samples: NDArray[np.float32], all_of_them: bool) -> dict[str, Way]:
+    """Other codecs of 24 kHz, the first of them EnCodec. Their weights are random: the work is the same."""
+    import transformers as t
+
+    waveform = torch.from_numpy(samples)[None, None]
+    encodec = t.EncodecModel(t.EncodecConfig()).eval()
+    ways: dict[str, Way] = {
+        "EnCodec, 6 kbit/s": (
+            lambda: encodec.encode(waveform, bandwidth=6.0),
+            lambda coded: encodec.decode(coded.audio_codes, coded.audio_scales),
+        )
+    }
+    if not all_of_them:
+        return ways
+    mimi = t.MimiModel(t.MimiConfig()).eval()
+    dac = t.DacModel(t.DacConfig(sampling_rate=24000, downsampling_ratios=[2, 4, 5, 8], n_codebooks=32)).eval()
+    ways |= {
+        "Mimi, 1.1 kbit/s": (
+            lambda: mimi.encode(waveform, num_quantizers=8),
+            lambda coded: mimi.decode(coded.audio_codes),
+        ),
+        "DAC, 6 kbit/s": (
+            lambda: dac.encode(waveform, n_quantizers=8),
+            lambda coded: dac.decode(audio_codes=coded.audio_codes),
+        ),
+    }
+    try:
+        from snac import SNAC
+    except ModuleNotFoundError:
+        print("without SNAC, which needs: pip install snac", file=sys.stderr)
+        return ways
+    snac = SNAC(24000, 48, [2, 4, 8, 8], None, 1024, [8, 8, 4, 2], None, 4096, 8, [4, 2, 1]).eval()
+    return ways | {"SNAC, 0.98 kbit/s": (lambda: snac.encode(waveform), snac.decode)}
+
+
+def against_encodec(model: str, rounds: int, all_of_them: bool) -> None:
+    """Encode and decode ten seconds by each library that runs a model, and by other codecs."""
+    codec = Codec.from_pretrained(model)
+    if codec.sample_rate != 24000:
+        raise BenchmarkError(f"{model} is of {codec.sample_rate} Hz; the other codecs are of 24000")
+    samples = np.random.default_rng(0).standard_normal(SECONDS * 24000, np.float32) * np.float32(0.1)
+    ways = peers(samples, all_of_them)
+    reference, threads = next(iter(ways)), torch.get_num_threads()
+    ways["torch"] = own(codec, samples)
+    if all_of_them:
+        from codec.runtime import OnnxCodec
+
+        ways["torch bf16"] = in_bfloat16(codec, samples)
+        ways["onnx"] = own(OnnxCodec.from_pretrained(model, 32, threads), samples)
+        ways["onnx int8"] = own(OnnxCodec.from_pretrained(model, 8, threads), samples)
+    calls: dict[str, Callable[[], object]] = {}
     with torch.no_grad():
-        peer_codes = peer.encode(waveform, bandwidth=6.0)
-        calls: dict[str, Callable[[], object]] = {
-            "EnCodec encode": lambda: peer.encode(waveform, bandwidth=6.0),
-            "EnCodec decode": lambda: peer.decode(peer_codes.audio_codes, peer_codes.audio_scales),
-        }
-        for name, codec in codecs.items():
-            calls[f"{name} encode"] = partial(codec.encode, samples, codec.sample_rate)
-            calls[f"{name} decode"] = partial(codec.decode, codec.encode(samples, codec.sample_rate))
+        for name, (encode, decode) in ways.items():
+            calls |= {f"{name} encode": encode, f"{name} decode": partial(decode, encode())}
         times = interleaved(calls, rounds)
-    kbps = f"{codec.name} at {codec.bitrate / 1000:g} kbit/s, EnCodec at 6 kbit/s"
-    print(f"{torch.get_num_threads()} threads, {SECONDS} s of audio, {kbps}, medians of {rounds} rounds")
-    for name in ("EnCodec", *codecs):
-        encode, decode = times[f"{name} encode"], times[f"{name} decode"]
-        ratios = [times["EnCodec encode"] / encode, times["EnCodec decode"] / decode]
-        ratios.append((times["EnCodec encode"] + times["EnCodec decode"]) / (encode + decode))
-        speed = "encode {:.1f}, decode {:.1f}, both {:.1f} times EnCodec's speed".format(*ratios)
-        print(f"{name:>9}: {speed}; {encode / SECONDS:.4f} + {decode / SECONDS:.4f} s per second of audio")
+    print(f"{codec.name} at {codec.bitrate / 1000:g} kbit/s, {SECONDS} s of audio, {threads} threads, {rounds} rounds")
+    print("times EnCodec's speed in encoding, decoding, both; seconds for a second of audio")
+    first = [times[f"{reference} {act}"] for act in ("encode", "decode")]
+    for name in ways:
+        own_times = [times[f"{name} {act}"] for act in ("encode", "decode")]
+        ratios = [a / b for a, b in zip([*first, sum(first)], [*own_times, sum(own_times)], strict=True)]
+        shown = "".join(f"{ratio:6.2f}" for ratio in ratios) + "".join(f"{t / SECONDS:9.4f}" for t in own_times)
+        print(f"{name:>17}:{shown}")
 
 
-def by_backends(model: str, rounds: int) -> None:
-    """The speed of one model by each library that runs it, on one thread and on two."""
+def frame_by_frame(model: str, rounds: int, threads: int) -> None:
+    """A push of one frame through each stream, against the time that the frame lasts."""
     from codec.runtime import OnnxCodec
 
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        codecs: dict[str, CodecBase[Any]] = {"torch": Codec.from_pretrained(model)}
-        codecs |= {
-            name: OnnxCodec.from_pretrained(model, bits, threads) for name, bits in (("onnx", 32), ("onnx int8", 8))
-        }
-        against_encodec(codecs, rounds)
+    codecs: dict[str, CodecBase[Any]] = {"torch": Codec.from_pretrained(model)}
+    for name, bits in (("onnx", 32), ("onnx int8", 8)):
+        codecs[name] = OnnxCodec.from_pretrained(model, bits, threads)
+    calls: dict[str, Callable[[], object]] = {}
+    for name, each in codecs.items():
+        samples = each.from_numpy(np.full((1, 1, each.hop_length), 0.01, np.float32))
+        codes = each.from_numpy(np.ones((1, each.num_quantizers, 1), np.int64))
+        for act, push, chunk in (
+            ("encode", each.streaming_encoder().push, samples),
+            ("decode", each.streaming_decoder().push, codes),
+        ):
+            calls[f"{name} {act}"] = partial(pushes, push, chunk)
+    rate = codecs["torch"].frame_rate
+    for name, seconds in interleaved(calls, rounds).items():
+        share = seconds / PUSHES * rate
+        print(f"{name:>16}: {1000 * seconds / PUSHES:.2f} ms, {100 * share:.0f} % of a frame's {1000 / rate:.1f} ms")
+
+
+def pushes(push: Callable[[Any], object], chunk: Any) -> None:
+    for _ in range(PUSHES):
+        push(chunk)
 
 
 def on_threads(threads: int) -> dict[str, str]:
@@ -252,10 +327,14 @@ def measure(args: argparse.Namespace) -> int:
         searching(args.rounds)
     elif args.startup:
         startup(args.model, args.rounds, args.threads)
+    elif args.frames:
+        frame_by_frame("speech-24khz-live", args.rounds, args.threads)
     elif args.backends:
-        by_backends(args.model, args.rounds)
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            against_encodec(args.model, args.rounds, all_of_them=True)
     else:
-        against_encodec({"torch": Codec.from_pretrained(args.model)}, args.rounds)
+        against_encodec(args.model, args.rounds, all_of_them=False)
     return EXIT_OK
 
 
@@ -266,6 +345,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=positive, default=7)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--backends", action="store_true")
+    what.add_argument("--frames", action="store_true")
     what.add_argument("--memory", action="store_true")
     what.add_argument("--startup", action="store_true")
     what.add_argument("--search", action="store_true")

@@ -11,6 +11,8 @@ mean of the weights of several runs that began from one model (Wortsman et al. 2
 
 from __future__ import annotations
 
+import codec.scripts  # noqa: F401  first: it says what the others lack
+
 import argparse
 import hashlib
 import json

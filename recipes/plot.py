@@ -6,6 +6,8 @@ python recipes/plot.py runs/one runs/two --curves valid/mel "codebook/usage_*" -
 
 from __future__ import annotations
 
+import codec.scripts  # noqa: F401  first: it says what the others lack
+
 import argparse
 import fnmatch
 import sys

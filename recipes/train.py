@@ -11,6 +11,8 @@ step, so the weights come out the same to the bit (on one kind of CPU). recipes/
 
 from __future__ import annotations
 
+import codec.scripts  # noqa: F401  first: it says what the others lack
+
 import argparse
 import json
 import logging

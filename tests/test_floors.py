@@ -13,7 +13,7 @@ from codec.base import CodecBase
 
 ROOT = Path(__file__).parent.parent
 FLOORS = [  # a room may import from its own floor and from those below it; the wings only from below
-    {"errors", "files", "config", "level", "workers"},
+    {"errors", "files", "config", "level", "workers", "scripts"},
     {"audio", "audio_parts", "spectral"},
     {"quantizers", "autoencoder", "streaming", "container", "base", "health"},
     {"weights", "pretrained"},
@@ -79,3 +79,23 @@ def test_importing_is_cheap() -> None:
     code = f"import sys, {modules}; print('torch' in sys.modules, 'soundfile' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(
+    ("torch", "message"),
+    [
+        ("ModuleNotFoundError('', name='torch')", "this needs the package torch, which is missing: pip install torch"),
+        ("ImportError('no x')", "the package torch is installed but cannot be used (no x): install it again"),
+    ],
+    ids=["missing", "broken"],
+)
+@pytest.mark.parametrize(
+    "path", [path for path in SCRIPTS if path.name != "check_golden.py"], ids=lambda path: path.name
+)
+def test_scripts_say_what_they_lack(path: Path, torch: str, message: str, tmp_path: Path) -> None:
+    """In one line, where torch cannot be imported; those that need none work."""
+    (tmp_path / "torch.py").write_text(f"raise {torch}")
+    code = f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = [{str(path)!r}, '--help']; "
+    code += "runpy.run_path(sys.argv[0], run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert not done.returncode or done.stderr == f"{path.name}: error: {message}\n"

@@ -182,14 +182,15 @@ def run_jobs(jobs: Sequence[Job], worker: Worker, workers: int) -> int:
         ModelError, UsageError: see :class:`Worker`.
         CodecError: a process was killed.
     """
-    from tqdm import tqdm
-
     from codec.workers import spread
 
     failures, there = Failures(), 0
     with spread(worker, jobs, workers) as results:
-        bar = tqdm(results, total=len(jobs), unit=" file", disable=None if len(jobs) > 1 else True)
-        for job, result in zip(jobs, bar, strict=True):
+        if len(jobs) > 1:
+            from tqdm import tqdm  # here: one file does not wait for it
+
+            results = iter(tqdm(results, total=len(jobs), unit=" file", disable=None))
+        for job, result in zip(jobs, results, strict=True):
             if isinstance(result, Exception):
                 failures.add(result, job.source_name, job.target_name)
             else:

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Any, BinaryIO, TypeGuard
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -18,11 +18,6 @@ from codec.audio import AudioError, Block
 from codec.audio_parts import UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from codec.model import Codec
 
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
 CHUNK_SECONDS = 0.1
@@ -155,26 +150,19 @@ class WavPipe:
         self._stream.flush()
 
 
-def has_streams(codec: CodecBase[Any]) -> TypeGuard[Codec]:
-    """Whether a codec also works chunk by chunk: what torch runs does."""
-    return hasattr(codec, "streaming_encoder")
-
-
-def encode_live(codec: Codec, pipe: PcmPipe, samples: Iterable[Block], output: IO[bytes], header: Header) -> None:
+def encode_live(
+    codec: CodecBase[Any], pipe: PcmPipe, samples: Iterable[Block], output: IO[bytes], header: Header
+) -> None:
     """Write the codes of all ``samples`` that come through the pipe, at the model's rate, each block as soon as it can be."""
-    import torch
-
     writer, stream = Writer(output, header), codec.streaming_encoder(1, header.num_quantizers)
     for block in samples:
-        writer.write(codec.to_numpy(stream.push(torch.from_numpy(block)[None, None])[0]))
+        writer.write(codec.to_numpy(stream.push(codec.from_numpy(block)[None, None])[0]))
     writer.end(pipe.num_samples, codec.to_numpy(stream.flush()[0]))
 
 
-def decode_live(codec: Codec, blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Tensor]:
+def decode_live(codec: CodecBase[Any], blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Any]:
     """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be."""
-    import torch
-
     stream = codec.streaming_decoder(1, num_quantizers)
     for block in blocks:
-        yield stream.push(torch.from_numpy(block)[None])[0, 0]
+        yield stream.push(codec.from_numpy(block)[None])[0, 0]
     yield stream.flush()[0, 0]

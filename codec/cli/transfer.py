@@ -13,19 +13,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import parent_process
 from pathlib import Path
-from typing import IO, Any, NoReturn, cast
+from typing import IO, Any, cast
 
 import numpy as np
-from tqdm import tqdm
 
 from codec import container
 from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
 from codec.base import CodecBase
 from codec.cli.backends import Load
 from codec.cli.jobs import STREAM, Job
-from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live, has_streams
+from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live
 from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import UsageError
 from codec.files import atomic_write
@@ -70,7 +68,7 @@ class QuantizerChoice:
 class FileEncoder:
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
-    WAV that goes from a pipe to stdout is encoded live, if the model has streams; with ``raw_rate``, stdin holds 16-bit
+    WAV that goes from a pipe to stdout is encoded live; with ``raw_rate``, stdin holds 16-bit
     samples of one channel at this rate in Hz, without a header. Files are brought to one level unless ``normalize`` is False;
     the level of a pipe is not known before its end. What a user can mend is a CodecError or an OSError.
     """
@@ -109,16 +107,14 @@ class FileEncoder:
             if self.channel is None and reader.channels > 1:
                 log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
             if isinstance(reader, PcmPipe):
-                if has_streams(self.codec):
-                    with _named(job.target_name):
-                        encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
-                    return
-                log.info("%s: codes come once it has ended; as it comes is with torch alone", reader.name)
-            with _output(job) as output, _seconds_bar(reader.claimed_seconds) as bar:
+                with _named(job.target_name):
+                    encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
+                return
+            with _output(job) as output, _seconds_bar(reader.claimed_seconds) as done:
                 codes = []
                 for window in self.codec.encode_blocks((scale * block for block in samples), self.num_quantizers):
                     codes.append(self.codec.to_numpy(window).astype(np.uint32))
-                    bar.update(window.shape[-1] / self.codec.frame_rate)
+                    done(window.shape[-1] / self.codec.frame_rate)
                 header = replace(header, num_samples=reader.num_samples)
                 output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
@@ -198,15 +194,15 @@ class FileDecoder:
 
             def decode(blocks: Iterable[Codes]) -> Iterator[Block]:
                 kept = (block[:count] for block in blocks)
-                audio = decode_live(codec, kept, count) if live and has_streams(codec) else codec.decode_blocks(kept)
+                audio = decode_live(codec, kept, count) if live else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
-            with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as bar:
+            with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as done:
                 signal = _salvaged(header, codes.blocks(), decode) if self.salvage else decode(codes.intact())
                 signal = _cut(signal, codes, codec.sample_rate)
                 for block in _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate):
                     writer.write(block)
-                    bar.update(len(block) / rate)
+                    done(len(block) / rate)
 
     @contextmanager
     def _writer(self, job: Job, rate: int, live: bool, header: Header) -> Iterator[AudioWriter | WavPipe]:
@@ -319,11 +315,15 @@ def _output(job: Job) -> Iterator[Path]:
             sys.stdout.buffer.flush()
 
 
-def _seconds_bar(seconds: float) -> tqdm[NoReturn]:
-    """A bar over the seconds of one long file, on terminals only."""
-    return tqdm(
-        total=round(seconds),
-        unit=" s",
-        leave=False,
-        disable=None if seconds > 60 and parent_process() is None else True,
-    )
+@contextmanager
+def _seconds_bar(seconds: float) -> Iterator[Callable[[float], object]]:
+    """A bar over the seconds of one long file, on terminals only; it is told of seconds that are done."""
+    if seconds <= 60:
+        yield lambda _: None
+        return
+    from multiprocessing import parent_process  # here: short files wait for neither
+
+    from tqdm import tqdm
+
+    with tqdm(total=round(seconds), unit=" s", leave=False, disable=None if parent_process() is None else True) as bar:
+        yield bar.update

@@ -124,4 +124,4 @@ def _metadata(path: Path) -> Mapping[str, str]:
 
 def data_checksum(file: bytes) -> str:
     """SHA-256 of all bytes behind the header of a safetensors file."""
-    return hashlib.sha256(file[8 + int.from_bytes(file[:8], "little") :]).hexdigest()
+    return hashlib.sha256(memoryview(file)[8 + int.from_bytes(file[:8], "little") :]).hexdigest()

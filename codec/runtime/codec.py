@@ -17,10 +17,10 @@ from codec.errors import CodecError, one_line
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
 from codec.runtime.graphs import build_decoder, build_encoder
 from codec.runtime.network import Network, codebook_state
-from codec.runtime.streams import StreamingNetwork
+from codec.runtime.streams import Stream, StreamingNetwork
 from codec.runtime.weights import Floats, Weights
 
-Session = tuple[Any, Context]  # of onnxruntime, and how far its graph looks
+Session = Any  # onnxruntime's
 
 
 class OnnxCodec(CodecBase[NDArray[Any]]):
@@ -96,27 +96,54 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         encoder, decoder = (StreamingNetwork(self.config, self._weights, self.bits) for _ in range(2))
         return (build_encoder(encoder), encoder.late), (build_decoder(decoder), decoder.late)
 
-    @cached_property
-    def _encoder(self) -> Session:
-        return self._session(build_encoder)
+    def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Stream:
+        return self._stream(self._streaming_encoder, batch_size, num_quantizers)
+
+    def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Stream:
+        return self._stream(self._streaming_decoder, batch_size, num_quantizers)
+
+    def _stream(self, graph: tuple[Session, int], batch_size: int, num_quantizers: int | None) -> Stream:
+        return Stream(self.config, *graph, batch_size, self._checked_count(num_quantizers, self.num_quantizers))
 
     @cached_property
-    def _decoder(self) -> Session:
-        return self._session(build_decoder)
-
-    def _session(self, build: Callable[[Network], bytes]) -> Session:
+    def _encoder(self) -> tuple[Session, Context]:
         net = Network(self.config, self._weights, self.bits)
+        return self._session(build_encoder, net), reach(net.layers)
+
+    @cached_property
+    def _decoder(self) -> tuple[Session, Context]:
+        net = Network(self.config, self._weights, self.bits)
+        return self._session(build_decoder, net), reach(net.layers)
+
+    @cached_property
+    def _streaming_encoder(self) -> tuple[Session, int]:
+        net = StreamingNetwork(self.config, self._weights, self.bits)
+        return self._session(build_encoder, net), net.late
+
+    @cached_property
+    def _streaming_decoder(self) -> tuple[Session, int]:
+        net = StreamingNetwork(self.config, self._weights, self.bits)
+        return self._session(build_decoder, net), net.late
+
+    def _session(self, build: Callable[[Any, bool], bytes], net: Network) -> Session:
         runtime = _onnxruntime()
+        graph = build(net, False)  # weights are handed over beside it: within it they would be copied three times
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors: warnings would stand among a command's own lines
         if self._num_threads is not None:
             options.intra_op_num_threads = self._num_threads
-        return runtime.InferenceSession(build(net), options, providers=["CPUExecutionProvider"]), reach(net.layers)
+        large = net.graph.large
+        values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in large.values()]
+        options.add_external_initializers(list(large), values)
+        return runtime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     # ---- what CodecBase needs -------------------------------------------------------------------------------------
 
     def to_numpy(self, signal: NDArray[Any]) -> NDArray[Any]:
         return signal
+
+    def from_numpy(self, array: NDArray[Any]) -> NDArray[Any]:
+        return array
 
     def _array(self, values: Any, integers: bool) -> NDArray[Any] | None:
         return native(values, integers)

@@ -11,8 +11,10 @@ from codec.runtime.network import Network
 from codec.runtime.weights import Weights
 
 
-def build_encoder(net: Network) -> bytes:
+def build_encoder(net: Network, whole: bool = True) -> bytes:
     """``waveform`` float ``[B, 1, T]`` -> ``codes`` int64 ``[B, K, N]``; T is filled up with zeros to whole frames.
+
+    If not ``whole``, the file lacks ``net.graph.large``, which ONNX Runtime takes beside it.
 
     Raises:
         ModelError: the weights do not fit the configuration.
@@ -37,13 +39,14 @@ def build_encoder(net: Network) -> bytes:
     return graph.serialize(
         {"waveform": ("float32", ("batch", 1, "samples")), **net.inputs},
         {"codes": ("int64", ("batch", len(codes), "frames")), **net.outputs},
+        whole,
     )
 
 
-def build_decoder(net: Network) -> bytes:
+def build_decoder(net: Network, whole: bool = True) -> bytes:
     """``codes`` int64 ``[B, K, N]`` -> ``waveform`` float ``[B, 1, N * hop_length]``; -1 leaves a code out.
 
-    Errors as of :func:`build_encoder`.
+    ``whole`` and errors as of :func:`build_encoder`.
     """
     config, decoder = net.config, net.config.decoder
     x = net.linear(net.lookup("codes"), "decoder.input", config.latent_dim, decoder.width)
@@ -56,6 +59,7 @@ def build_decoder(net: Network) -> bytes:
     return net.graph.serialize(
         {"codes": ("int64", ("batch", config.num_quantizers, "frames")), **net.inputs},
         {"waveform": ("float32", ("batch", 1, "samples")), **net.outputs},
+        whole,
     )
 
 

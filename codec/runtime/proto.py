@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 OPSET = 20  # the first with Gelu
+LARGE = 2**12  # bytes: of smaller constants ONNX Runtime wants to know the values
 IR_VERSION = 9  # of the file format, that goes with opset 20
 ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7}  # TensorProto.DataType
 
@@ -49,10 +50,18 @@ class Graph:
         self.nodes.append(b"".join(parts))
         return name
 
-    def serialize(self, inputs: dict[str, tuple[str, Shape]], outputs: dict[str, tuple[str, Shape]]) -> bytes:
-        """The whole file; inputs and outputs by name, each an element type and a shape."""
+    @property
+    def large(self) -> dict[str, Array]:
+        """The constants that ``serialize`` may leave out."""
+        return {name: np.ascontiguousarray(a) for name, a in self.initializers.items() if a.nbytes >= LARGE}
+
+    def serialize(
+        self, inputs: dict[str, tuple[str, Shape]], outputs: dict[str, tuple[str, Shape]], whole: bool = True
+    ) -> bytes:
+        """A file; inputs and outputs by name, each an element type and a shape. If not ``whole``, it lacks what is large."""
         graph = [_bytes(1, node) for node in self.nodes] + [_bytes(2, b"codec")]
-        graph += [part for name, value in self.initializers.items() for part in _initializer(name, value)]
+        for name, value in self.initializers.items():
+            graph += _initializer(name, value, whole or value.nbytes < LARGE)
         graph += [_bytes(11, _value(name, *what)) for name, what in inputs.items()]
         graph += [_bytes(12, _value(name, *what)) for name, what in outputs.items()]
         head = _number(1, IR_VERSION) + _bytes(2, b"codec") + _bytes(8, _bytes(1, b"") + _number(2, OPSET))
@@ -85,10 +94,13 @@ def _attribute(name: str, value: Attribute) -> bytes:
     return start + b"".join(_number(8, item) for item in value) + _number(20, 7)
 
 
-def _initializer(name: str, value: Array) -> list[bytes]:
-    """A field of the graph in two parts, so that the many bytes of the second are copied once."""
+def _initializer(name: str, value: Array, whole: bool) -> list[bytes]:
+    """A field of the graph in two parts, so that the many bytes of the second are copied once; or one that lacks them."""
     head = b"".join(_number(1, size) for size in value.shape) + _number(2, ELEMENT_TYPES[value.dtype.name])
-    head += _bytes(8, name.encode()) + _varint(9 << 3 | 2) + _varint(value.nbytes)
+    head += _bytes(8, name.encode())
+    if not whole:  # external data, whose place must be named
+        return [_bytes(5, head + _bytes(13, _bytes(1, b"location") + _bytes(2, b"memory")) + _number(14, 1))]
+    head += _varint(9 << 3 | 2) + _varint(value.nbytes)
     return [_varint(5 << 3 | 2) + _varint(len(head) + value.nbytes) + head, value.tobytes()]
 
 

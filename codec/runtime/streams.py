@@ -10,13 +10,20 @@ shapes in the file. Outputs lag behind inputs; where there is none yet, or none 
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from codec.config import CodecConfig
+import numpy as np
+from numpy.typing import NDArray
+
+from codec.base import FOREVER, MOST_ROWS, kind_of, native
+from codec.config import CodecConfig, whole_number
+from codec.errors import CodecError
+from codec.level import check_peak
 from codec.runtime.network import END, Network
 from codec.runtime.weights import Floats, Weights
 
 FLOAT = 1  # TensorProto.DataType
+TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}  # ONNX Runtime's names
 
 
 class StreamingNetwork(Network):
@@ -121,3 +128,87 @@ class StreamingNetwork(Network):
         index = graph("Add", first, graph("Range", graph.constant(0), count, graph.constant(1)))
         begun = graph("GreaterOrEqual", index, graph.constant([0]))
         return graph("And", begun, graph("Less", index, graph("Mul", "total", scale)))
+
+
+class Stream:
+    """A batch of signals, all of one length, through a graph with state: samples in and codes out, or the other way.
+
+    Attributes:
+        look_ahead: samples by which the output lags behind the input.
+    """
+
+    def __init__(self, config: CodecConfig, session: Any, late: int, batch_size: int, num_quantizers: int) -> None:
+        batch = whole_number("batch_size", batch_size, 1, MOST_ROWS)
+        hop, entries = config.hop_length, session.get_inputs()
+        self._run, self._config, self._late = session.run, config, late
+        codes: NDArray[Any] = np.zeros((batch, num_quantizers, 0), np.int64)
+        samples: NDArray[Any] = np.zeros((batch, 1, 0), np.float32)
+        self._encodes = entries[0].name == "waveform"
+        # of a frame: how many are read, and how many given
+        self._unit, self._per_frame = (hop, 1) if self._encodes else (1, hop)
+        self._input, self._nothing = (samples, codes) if self._encodes else (codes, samples)
+        self._zeros = {
+            entry.name: np.zeros([size if isinstance(size, int) else batch for size in entry.shape], TYPES[entry.type])
+            for entry in entries[1:]
+        }
+        self.look_ahead = late * hop // self._per_frame
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin anew."""
+        self._flushed, self._frames, self._given = False, 0, -self._late  # given: without what precedes the signal
+        self._rest = self._input  # what is no whole frame yet
+        self._state = self._zeros | {"total": self._zeros["total"] + FOREVER}
+
+    def push(self, signal: NDArray[Any]) -> NDArray[Any]:
+        """What is final now: codes int64 ``[B, K, n]`` or samples float ``[B, 1, t]``, of which there may be none.
+
+        Args:
+            signal: the next samples, float ``[B, 1, T]`` in [-1, 1] at the model's rate; or codes, integers ``[B, K, n]``, K
+                as the stream was made for.
+
+        Raises:
+            CodecError: another shape or type, NaN, codes that the model does not have, or the stream was flushed; the
+                state is as before.
+        """
+        if self._flushed:
+            raise CodecError("the stream was flushed: reset it before the next chunk")
+        chunk = native(signal, integers=not self._encodes)
+        if chunk is None or chunk.ndim != 3 or chunk.shape[:2] != self._input.shape[:2]:
+            kind, (batch, rows, _) = "float" if self._encodes else "int64", self._input.shape
+            raise CodecError(f"a chunk must be an array {kind} [{batch}, {rows}, n], not {kind_of(signal)}")
+        size = self._config.quantizer.codebook_size
+        if self._encodes:
+            check_peak(float(np.abs(chunk).max(initial=0)))
+        elif chunk.size and not 0 <= chunk.min() <= chunk.max() < size:
+            raise CodecError(f"codes must be from 0 to {size - 1}; are they of another model?")
+        chunk = np.concatenate([self._rest, chunk], axis=-1)
+        whole = chunk.shape[-1] // self._unit * self._unit
+        self._rest = chunk[..., whole:]
+        return self._through(chunk[..., :whole])
+
+    def flush(self) -> NDArray[Any]:
+        """End the signals here; the rest of the output."""
+        total = self._frames - (-self._rest.shape[-1] // self._unit)
+        self._flushed, self._state["total"] = True, np.full_like(self._state["total"], total)
+        before = max(self._given, 0)
+        frames = total - self._frames + -(-self._late // self._per_frame)  # what stands behind the end is passed over
+        missing = frames * self._unit - self._rest.shape[-1]
+        rest = self._through(np.pad(self._rest, [(0, 0), (0, 0), (0, missing)]))
+        return rest[..., : total * self._per_frame - before]
+
+    def _through(self, signal: NDArray[Any]) -> NDArray[Any]:
+        """What the graph makes of whole frames."""
+        if not signal.size:
+            return self._nothing
+        frames = signal.shape[-1] // self._unit
+        name, given = ("waveform", "codes") if self._encodes else ("codes", "waveform")
+        if not self._encodes:
+            unused = self._config.num_quantizers - signal.shape[1]
+            signal = np.pad(signal, [(0, 0), (0, unused), (0, 0)], constant_values=-1)  # -1: no code in this stage
+        changing = [key for key in self._state if key != "total"]
+        outputs = self._run([given, *(f"next_{key}" for key in changing)], {name: signal, **self._state})
+        self._state |= dict(zip(changing, outputs[1:], strict=True))
+        first = max(-self._given, 0)
+        self._frames, self._given = self._frames + frames, self._given + frames * self._per_frame
+        return outputs[0][:, : self._nothing.shape[1], first:]

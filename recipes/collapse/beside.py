@@ -9,6 +9,8 @@ start from the first batch. Each line is measured in a process of its own.
 
 from __future__ import annotations
 
+import codec.scripts  # noqa: F401  first: it says what the others lack
+
 import argparse
 import importlib
 import importlib.util

@@ -7,6 +7,8 @@ Writes plane.gif (codes over the steps), step.png (what one step moves), remedie
 
 from __future__ import annotations
 
+import codec.scripts  # noqa: F401  first: it says what the others lack
+
 import argparse
 import itertools
 import json

@@ -11,6 +11,8 @@ stops the study. recipes/collapse/report.py makes the tables and plots of the fi
 
 from __future__ import annotations
 
+import codec.scripts  # noqa: F401  first: it says what the others lack
+
 import argparse
 import functools
 import hashlib

@@ -10,6 +10,8 @@ not at all; the same command again goes on with those that are missing. What cou
 
 from __future__ import annotations
 
+import codec.scripts  # noqa: F401  first: it says what the others lack
+
 import argparse
 import hashlib
 import json

@@ -10,6 +10,8 @@ An utterance is a sequence: its text as bytes (there may be none), begin, its co
 
 from __future__ import annotations
 
+import codec.scripts  # noqa: F401  first: it says what the others lack
+
 import argparse
 import hashlib
 import json

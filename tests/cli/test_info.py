@@ -13,6 +13,7 @@ import torch
 from shell import MAINS, RATE, Run
 
 import codec
+from codec.errors import install
 
 
 def test_info(run: Run, capsys: pytest.CaptureFixture[str], tiny_model_folder: Path) -> None:
@@ -60,7 +61,7 @@ def test_environment(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: 
     facts = json.loads(capsys.readouterr().out)
     assert facts["codec"] == codec.__version__ and facts["python"] == platform.python_version()
     assert facts["devices"].startswith("cpu") and facts["torch"] == torch.__version__
-    assert facts["yaml"][0].isdigit() and facts["nowhere_to_be_found"] == "missing: pip install -e '.[hub]'"
+    assert facts["yaml"][0].isdigit() and facts["nowhere_to_be_found"] == f"missing: {install('hub')}"
 
 
 @pytest.mark.parametrize("command", MAINS)

@@ -11,6 +11,7 @@ import torch
 from loading import SPEECH
 
 from codec import Codec
+from codec.errors import install
 from codec.integrations.gradio import HEIGHT, WIDTH, build, demo_main, hear, spectrogram
 
 RATE = 24000
@@ -19,7 +20,7 @@ RATE = 24000
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert demo_main([]) == 1
-    line = "codec-demo: error: the package gradio is missing; install the extra: pip install -e '.[demo]'\n"
+    line = f"codec-demo: error: the package gradio is missing: {install('demo')}\n"
     assert capsys.readouterr().err == line
 
 

@@ -114,6 +114,7 @@ def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
     saved = "const {header} = container.read(await bytes(document.getElementById('save-codes').href)); return header"
     page.find_element(By.ID, "example").click()
     says(page, "decoded at")
+    print(page.find_element(By.ID, "status").text)  # how fast it was: pytest -s shows it
     rates = page.find_elements(By.CSS_SELECTOR, "#rates input")
     assert len(rates) == 9 and run(page, saved)["numQuantizers"] == 8
     page.execute_script(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
 from codec.config import DecoderConfig
+from codec.errors import CodecError
 from codec.runtime import OnnxCodec
 from codec.runtime.export import export_main
 
@@ -90,3 +91,26 @@ def test_chunks_make_the_whole(tiny_config: CodecConfig, changes: dict[str, Any]
         reference = whole.decode(codes[row, :, :total][None])[0]
         np.testing.assert_allclose(audio[row, :, late : late + total * hop], reference, atol=1e-5)
         assert not audio[row, :, :late].any() and not audio[row, :, late + total * hop :].any()
+
+    encoder, decoder = whole.streaming_encoder(2), whole.streaming_decoder(2, 2)
+    for _ in range(2):  # the second time anew
+        pieces = np.array_split(waveform[..., : 40 * hop - 3], 6, axis=-1)
+        streamed = np.concatenate([*map(encoder.push, pieces), encoder.flush()], axis=-1)
+        np.testing.assert_array_equal(streamed[0], whole.encode(waveform[0, :, : 40 * hop - 3], 16000)[0])
+        pieces = np.array_split(streamed[:, :2], 9, axis=-1)
+        audio = np.concatenate([*map(decoder.push, pieces), decoder.flush()], axis=-1)
+        np.testing.assert_allclose(audio, whole.decode(streamed, 2), atol=1e-5)
+        assert (encoder.look_ahead, decoder.look_ahead) == whole.look_aheads
+        for stream in (encoder, decoder):
+            with pytest.raises(CodecError, match="was flushed"):
+                stream.push(np.zeros((2, 1, 5), np.float32))
+            stream.reset()
+    for stream, chunk, message in (
+        (encoder, np.zeros((2, 1, 5), np.int64), r"must be an array float \[2, 1, n\], not int64"),
+        (encoder, np.full((2, 1, 5), 100, np.float32), r"must be in \[-1, 1\]"),
+        (decoder, np.zeros((1, 2, 5), np.int64), r"int64 \[2, 2, n\], not int64 \[1, 2, 5\]"),
+        (decoder, np.full((2, 2, 5), -1), "codes must be from 0 to"),
+    ):
+        with pytest.raises(CodecError, match=message):
+            stream.push(chunk)
+    assert encoder.flush().shape == (2, 3, 0) and decoder.flush().shape == (2, 1, 0)
