@@ -29,7 +29,7 @@ import torch
 
 from codec.base import CodecBase
 from codec.cli.backends import BACKENDS
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
 from codec.quantizers.lookup import nearest
@@ -212,7 +212,7 @@ def measure(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--rounds", type=positive, default=7)

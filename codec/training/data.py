@@ -169,6 +169,7 @@ class ResidentSpeech:
                 dataset.count_bad(record, error)
             utterances.append(samples.clone())  # out of the shared memory of the reader
         self.lengths = np.array([len(samples) for samples in utterances])
+        self.skipped = int((self.lengths == 0).sum())  # files, told with the first batch
         self.starts = np.cumsum(self.lengths) - self.lengths
         self.samples = torch.cat(utterances).to(device)
         weights = draw_weights(records, config.max_speaker_hours)
@@ -187,12 +188,13 @@ class ResidentSpeech:
         inside = offsets < torch.from_numpy(lengths).to(device)[:, None]
         segments = self.samples[places.clamp(max=len(self.samples) - 1)] * inside / FULL_SCALE
         gain = torch.from_numpy(gains).float().to(device)[:, None]
+        skipped, self.skipped = self.skipped, 0
         loudest = segments.abs().amax(dim=1, keepdim=True).clamp(min=1e-9)
         return {
             "waveform": (segments * torch.minimum(gain, 1 / loudest))[:, None],
             "bandwidth": torch.tensor(bandwidth, device=device),
             "index": torch.tensor(indices),
-            "skipped": torch.zeros(len(indices), dtype=torch.int64),
+            "skipped": torch.tensor(skipped),
         }
 
 
