@@ -99,7 +99,8 @@ def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, record
     resident = ResidentSpeech(dataset, torch.device("cpu"))
     assert dataset.bad == {"bad"}
     batch, items = resident.batch(range(20)), [dataset[index] for index in range(20)]
-    for name in ("waveform", "bandwidth", "index", "skipped"):
+    assert [int(counted["skipped"]) for counted in (batch, resident.batch([20]))] == [1, 0]
+    for name in ("waveform", "bandwidth", "index"):
         torch.testing.assert_close(batch[name], torch.stack([item[name] for item in items]), atol=1e-4, rtol=0)
     bad = [Record(f"{i}", str(tmp_path / "bad.wav"), 24000, 24000) for i in range(4)]
     good = [replace(records[2], id=f"good{i}") for i in range(5)]
