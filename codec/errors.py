@@ -56,8 +56,9 @@ class UsageError(CodecError):
 class Parser(argparse.ArgumentParser):
     """Of a command line; help keeps the lines of its description and epilog, an error is one line as all others."""
 
-    def __init__(self, *names: str, **settings: Any) -> None:
-        super().__init__(*names, formatter_class=argparse.RawDescriptionHelpFormatter, **settings)
+    def __init__(self, *names: Any, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog}: error: {message} (see {self.prog} --help)")
