@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -106,10 +106,14 @@ class _AvFile:
     def __init__(self, part: Part, name: str) -> None:
         import av
 
+        self._stray = part.seek(0, os.SEEK_END)  # bytes that are in no packet so far
+        part.seek(0)
         try:
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
         except av.FFmpegError as error:
-            raise AudioError(f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror})") from None
+            raise AudioError(
+                f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror}); convert it first"
+            ) from None
         streams = [s for s in self._container.streams.audio if s.codec_context and s.codec_context.sample_rate]
         if not streams:
             raise AudioError(f"{name} holds no audio that PyAV decodes")
@@ -134,7 +138,7 @@ class _AvFile:
         form = None
         read = reached = 0.0  # s: the end by the lengths of all frames, and by the time that the last one bears
         try:
-            for frame in self._container.decode(self._stream):
+            for frame in self._frames():
                 if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
                     resampler = av.AudioResampler("fltp", self._layout, self.samplerate)
                 seconds, time = frame.samples / frame.sample_rate, frame.time or 0.0
@@ -147,6 +151,14 @@ class _AvFile:
             raise incomplete(self._name, round(read, 1), round(promised, 1), "s")
         if read < reached - AV_SLACK:  # or so recorded: in WebM some encoders leave silence out
             log.warning(incomplete(self._name, round(read, 1), round(reached, 1), "s"))
+        if self._container.format.name == "aac" and self._stray:
+            text = "%s: %d bytes in it are no AAC frames, so some audio may be missing; %.1f s are read"
+            log.warning(text, self._name, self._stray, read)
+
+    def _frames(self) -> Iterator[Any]:
+        for packet in self._container.demux(self._stream):
+            self._stray -= packet.size
+            yield from packet.decode()
 
     def _promised_seconds(self) -> float:
         """The length that the header tells exactly, else 0; that of a file with pictures need not be that of its audio."""

@@ -13,7 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import BinaryIO, Literal, NamedTuple
 
 from codec.errors import CodecError
@@ -136,6 +136,8 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
         return _ogg_parts(source)
     if head[:4] in LAYOUTS:
         return _chunked_parts(source)
+    if head[4:8] == b"ftyp":
+        return _mp4_parts(source)
     if head[:4] == b".snd":
         return [_sized_part(source, source.start + int.from_bytes(head[4:8], "big"), source.start + 8, AU, {})]
     if (nist := re.match(rb"NIST_1A\s+(\d+)\s", head)) and b"shorten" not in head:
@@ -220,6 +222,19 @@ def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patch
     elif stray > 8:
         note = f"its {size:,} bytes of samples are followed by {stray:,} that belong to no chunk and are left out"
     return source.part(patches, end if note else source.end, note=note)
+
+
+def _mp4_parts(source: _Source) -> list[Part]:
+    """MP4 files that follow each other: each begins with a box of one kind, and the decoder reads the first one."""
+    starts, position = [source.start], source.start
+    for _ in range(MOST_CHUNKS):
+        head = source.at(position, 16)
+        if head[4:8] == b"ftyp" and position > source.start:
+            starts.append(position)
+        size = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")
+        if size < 8 or (position := position + size) >= source.end:
+            break
+    return [Part(source.file, [range(*ends)]) for ends in pairwise([*starts, source.end])]
 
 
 # ---- Ogg --------------------------------------------------------------------------------------------------------------

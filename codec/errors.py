@@ -17,11 +17,15 @@ Any other ``ValueError`` or ``RuntimeError``, as numpy and torch raise them, is 
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from types import FrameType
+from typing import Any, NoReturn
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
@@ -48,6 +52,18 @@ class CodecError(ValueError):
 
 class UsageError(CodecError):
     """A command line that means nothing."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a command line; help keeps the lines of its description and epilog, an error is one line as all others."""
+
+    def __init__(self, *names: Any, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+
+    def error(self, message: str) -> NoReturn:
+        say(f"{self.prog}: error: {message} (see {self.prog} --help)")
+        raise SystemExit(EXIT_USAGE)
 
 
 def legible(text: str) -> str:
@@ -108,9 +124,9 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     A polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out, and ``interrupted``
     is said.
     """
-    for polite in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        if signal.getsignal(polite) == signal.SIG_DFL:  # nohup stays in force
-            signal.signal(polite, signal.default_int_handler)
+    for polite in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
+            signal.signal(polite, _interrupt)
     try:
         return work()
     except UsageError as error:
@@ -132,6 +148,14 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
                 sys.stdout.flush()
         except OSError:  # the rest goes nowhere, for the interpreter's own flush at exit would fail too
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt; but soon after where libsndfile reads from Python, for it would be lost there."""
+    if any(each.f_code.co_name.startswith("vio_") for each, _ in traceback.walk_stack(frame)):
+        threading.Timer(0.02, signal.raise_signal, [number]).start()
+    else:
+        raise KeyboardInterrupt
 
 
 def say(text: str) -> None:

@@ -39,7 +39,7 @@ from codec.base import CodecBase
 from codec.cli.backends import BACKENDS
 from codec.corpus.manifest import read_manifest
 from codec.corpus.scan import read_record
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
 from codec.quantizers.base import nearest
@@ -339,7 +339,7 @@ def measure(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--rounds", type=positive, default=7)

@@ -27,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from codec.config import from_dict
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.evaluation.results import ReportError, Results
 from codec.files import atomic_write
 from codec.model import Codec
@@ -242,7 +242,7 @@ def export(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--checkpoint", help="name of a checkpoint, or best (default: the latest)")

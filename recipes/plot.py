@@ -13,7 +13,7 @@ import fnmatch
 import sys
 from pathlib import Path
 
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import atomic_write
 from codec.training.tracking import read_scalars
 
@@ -84,7 +84,7 @@ def draw(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument(
         "--curves",

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from codec.errors import CodecError, run_command
+from codec.errors import CodecError, Parser, run_command
 from codec.evaluation.results import Result, Results
 from codec.files import atomic_write
 
@@ -86,7 +86,7 @@ def parse_reports(given: Sequence[str]) -> list[tuple[int, Path]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("reports", nargs="+", metavar="REPORT", help="one folder, or STEP=REPORT several times")
     parser.add_argument("--metrics", nargs="+", default=METRICS, metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("quality.png"))

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from codec.config import ConfigError, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import read_json, write_json
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
@@ -403,9 +403,7 @@ def describe_run(run: Run) -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXIT_NOTE, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description=__doc__, epilog=EXIT_NOTE)
     option = parser.add_argument
     option("--config", required=True, type=Path, metavar="YAML", help="as recipes/libritts/debug.yaml")
     option("--out", type=Path, help="the run's folder, for checkpoints and logs (default: runs/NAME_OF_CONFIG)")

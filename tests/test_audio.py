@@ -382,6 +382,18 @@ def test_formats_by_pyav(
     with AudioReader(io.BytesIO(data), "a file") as reader:
         np.testing.assert_allclose(reader.segment(rate, 1000), samples[rate : rate + 1000], atol=1e-6)
     assert not caplog.text
+    if container != "wav":  # one behind the other, and junk in between
+        assert (
+            len(decoded(data + data)) == 2 * len(samples)
+            if container == "mp4"
+            else 2 * rate < len(decoded(data + data))
+        )
+    if container == "adts":
+        middle = data.index(data[:2], len(data) // 2)
+        assert (
+            len(decoded(data[:middle] + bytes(3000) + data[middle:])) > 0
+            and "bytes in it are no AAC frames" in caplog.text
+        )
     with pytest.raises(AudioError, match=r"^a file is (damaged|not audio that libsndfile reads, nor PyAV)"):
         decoded(data[: len(data) // 2])
     if container != "wav":

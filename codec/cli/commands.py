@@ -12,7 +12,7 @@ from functools import partial
 from codec import __version__
 from codec.cli.backends import BACKENDS, Load, load_codec
 from codec.cli.jobs import Failures, Worker, plan_jobs, run_jobs
-from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, run_command, say
+from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, run_command, say
 
 ENVIRONMENT = "--environment"  # among the names of codec-info; no FILE is called so: behind -- it is ./--environment
 log = logging.getLogger("codec")  # with what is said of audio files
@@ -99,14 +99,13 @@ def info_main(argv: Sequence[str] | None = None) -> int:
     return _run(parser, argv, _info)
 
 
-def _parser(name: str, description: str, examples: str, usage: str | None = None) -> argparse.ArgumentParser:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(name, usage, description, f"{examples}\n{EXIT_NOTE}", formatter_class=layout)
+def _parser(name: str, description: str, examples: str, usage: str | None = None) -> Parser:
+    parser = Parser(name, usage, description, f"{examples}\n{EXIT_NOTE}")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 
-def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target: str, model: str) -> None:
+def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str) -> None:
     add, add_rate = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}")
     add("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")
@@ -116,7 +115,11 @@ def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target
     add("--device", default="cpu", help="torch device, such as cpu or cuda (default: cpu)")
     _add_backend(parser)
     add("--force", action="store_true", help="overwrite existing outputs")
-    add("--skip-existing", action="store_true", help="pass over inputs whose output is there and intact")
+    add(
+        "--skip-existing",
+        action="store_true",
+        help="pass over inputs whose output is there and intact; with --force, others are made anew",
+    )
     add(
         "--workers",
         type=_positive,
@@ -126,7 +129,7 @@ def _add_transfer_arguments(parser: argparse.ArgumentParser, source: str, target
     )
 
 
-def _add_backend(parser: argparse.ArgumentParser) -> None:
+def _add_backend(parser: Parser) -> None:
     about = "the library that runs models (default: torch if it is installed, else onnx)"
     parser.add_argument("--backend", choices=BACKENDS, help=about)
 
@@ -143,7 +146,7 @@ def _not_empty(text: str) -> str:
     return text
 
 
-def _run(parser: argparse.ArgumentParser, argv: Sequence[str] | None, work: Callable[[argparse.Namespace], int]) -> int:
+def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Namespace], int]) -> int:
     lines = _Lines()
     lines.setFormatter(logging.Formatter(f"{parser.prog}: %(message)s"))
     log.setLevel(logging.INFO)

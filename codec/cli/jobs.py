@@ -157,7 +157,7 @@ class Worker:
 
         Raises:
             ModelError: a model or device that cannot be used, by any of the jobs.
-            UsageError: likewise a number of quantizers.
+            CodecError: likewise a number of quantizers.
         """
         transfer = self._transfer
         try:
@@ -179,8 +179,7 @@ def run_jobs(jobs: Sequence[Job], worker: Worker, workers: int) -> int:
     """Do the jobs in so many processes, going on after a failure, with a bar if there are several; returns the exit code.
 
     Raises:
-        ModelError, UsageError: see :class:`Worker`.
-        CodecError: a process was killed.
+        CodecError: see :class:`Worker`; or a process was killed.
     """
     from codec.workers import spread
 

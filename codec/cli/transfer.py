@@ -25,7 +25,7 @@ from codec.cli.backends import Load
 from codec.cli.jobs import STREAM, Job
 from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live
 from codec.container import Codes, ContainerError, Damage, Header, Reader
-from codec.errors import UsageError
+from codec.errors import CodecError, UsageError
 from codec.files import atomic_write
 from codec.level import factor, gain_of
 from codec.pretrained import DEFAULT_MODEL, shipped_name
@@ -51,14 +51,14 @@ class QuantizerChoice:
         """How many of ``num_quantizers``, which together take ``bitrate`` bit/s; a bitrate other than asked for is said."""
         if self.number is not None:
             if self.number > num_quantizers:
-                raise UsageError(f"--num-quantizers {self.number}: there are only {num_quantizers}")
+                raise CodecError(f"--num-quantizers {self.number}: there are only {num_quantizers}")
             return self.number
         if self.kbps is None:
             return num_quantizers
         one = bitrate / num_quantizers
         count = min(int(self.kbps * 1000 / one + 1e-6), num_quantizers)
         if count < 1:
-            raise UsageError(f"--bitrate {self.kbps:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
+            raise CodecError(f"--bitrate {self.kbps:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
         text = f"using {count} of {num_quantizers} quantizers, {count * one / 1000:g} kbit/s"
         if abs(count * one - self.kbps * 1000) > 1:
             log.info(text, extra={"once": text})

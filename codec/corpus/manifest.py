@@ -95,7 +95,7 @@ def parse_record(text: str | bytes, **known: object) -> Record:
     numbers = (record.num_samples, record.sample_rate, record.bandwidth_hz, record.offset, record.num_bytes)
     if not (record.num_samples and record.sample_rate and min(numbers) >= 0 and max(numbers) <= LARGEST):
         raise ManifestError("num_samples and sample_rate must be at least 1, numbers must not be negative or > 2**48")
-    if not re.fullmatch(r"\w[\w .+-]*", record.split):  # it becomes the name of a file
+    if not re.fullmatch(r"\w[\w .+-]{,49}", record.split):  # it becomes the name of a file
         raise ManifestError(f"split must be a plain name such as train, not {record.split!r}")
     if not record.path or "\0" in texts:
         raise ManifestError("path must not be empty, and no text may hold NUL")

@@ -11,7 +11,7 @@ from itertools import groupby
 from pathlib import Path
 
 from codec import __version__
-from codec.errors import CodecError, run_command, say
+from codec.errors import CodecError, Parser, run_command, say
 from codec.evaluation.results import Result, Results, write_rows
 from codec.pretrained import ALIAS
 
@@ -71,9 +71,8 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
     return run_command(parser.prog, lambda: _compare(args))
 
 
-def _parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    kind = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=name, description=description, epilog=examples, formatter_class=kind)
+def _parser(name: str, description: str, examples: str) -> Parser:
+    parser = Parser(name, description=description, epilog=examples)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 

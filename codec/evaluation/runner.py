@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, replace
 from importlib.metadata import version
@@ -70,8 +71,10 @@ def evaluate(
     if measured:
         print(f"{len(measured)} of {total} utterances were measured before", flush=True)
     left = [(index, record) for index, record in enumerate(records) if index not in measured]
-    layout, audio = "{l_bar}{bar}| about {remaining} left", sum(record.duration for _, record in left)  # is the work
-    bar = tqdm(total=audio, mininterval=5, smoothing=0, bar_format=layout)
+    audio = sum(record.duration for _, record in left)  # is the work
+    terminal = sys.stderr is not None and sys.stderr.isatty()  # elsewhere a line a minute
+    layout = "{l_bar}{bar}| about {remaining} left" if terminal else "{l_bar} about {remaining} left\n"
+    bar = tqdm(total=audio, mininterval=5 if terminal else 60, delay=5, smoothing=0, bar_format=layout)
     measurer = Measurer(plan)
     if workers == 1:
         measurer.families = families  # loaded already

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec import __version__
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.pretrained import shipped_models
 
 if TYPE_CHECKING:
@@ -24,8 +23,8 @@ COLOURS = ((0, 0, 4), (79, 18, 123), (181, 54, 122), (251, 135, 97), (252, 253, 
 
 def demo_main(argv: Sequence[str] | None = None) -> int:
     """codec-demo: serve the page until ctrl-C. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="codec-demo",
+    parser = Parser(
+        "codec-demo",
         description="A page, for this machine only, to hear speech through every shipped model at every bitrate.",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

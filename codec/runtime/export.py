@@ -11,7 +11,7 @@ from typing import Any
 
 from codec import __version__
 from codec.config import to_dict
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import atomic_write
 
 EXAMPLES = """examples:
@@ -33,11 +33,10 @@ TURNED_CODES = 0.0005  # share of the codes that rounding may turn
 
 def export_main(argv: Sequence[str] | None = None) -> int:
     """codec-export: a model to ONNX files. Returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="codec-export",
+    parser = Parser(
+        "codec-export",
         description="Write a model as ONNX graphs with all their weights: standard operators, any length and batch.",
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", metavar="MODEL", help="shipped name, model folder, or hub id owner/name")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the files")

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from codec.corpus.manifest import Record, summary, write_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad
-from codec.errors import EXIT_OK, run_command, say
+from codec.errors import EXIT_OK, Parser, run_command, say
 
 SPLITS = ("train", "dev", "test")
 
@@ -119,7 +119,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line; ends the process with status 2 where it makes no sense."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--root", required=True, type=Path, help="the folder of audio")
     parser.add_argument("--out", required=True, type=Path, help="folder for the manifests")
     parser.add_argument("--speaker-from", choices=["folder", "none"], default="folder", help="default: %(default)s")

@@ -24,7 +24,7 @@ from pathlib import Path
 from codec.corpus.fetch import fetch, unpack
 from codec.corpus.manifest import Record, write_manifest
 from codec.corpus.scan import AudioInfo, BadFile, PrepareError, probe, report_bad
-from codec.errors import EXIT_OK, run_command
+from codec.errors import EXIT_OK, Parser, run_command
 
 MIRROR = "https://www.openslr.org/resources"
 NAME = re.compile(r"(?P<speaker>\d+)_(?P<chapter>\d+)_\d+_\d+")
@@ -278,7 +278,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--root", required=True, type=Path, help="the corpus, or the folder that holds it")
     parser.add_argument("--out", required=True, type=Path, help="folder for the manifests")
     parser.add_argument("--corpus", choices=sorted(CORPORA), default=LIBRITTS.source, help="default: %(default)s")

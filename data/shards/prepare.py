@@ -28,7 +28,7 @@ from codec.audio import AudioError, AudioReader, AudioWriter, measure
 from codec.corpus.manifest import ManifestError, Record, parse_record, summary, write_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, PrepareError
 from codec.corpus.shards import key_of, walk
-from codec.errors import EXIT_OK, run_command, say
+from codec.errors import EXIT_OK, Parser, run_command, say
 from codec.files import atomic_write
 
 CHUNK = 1 << 20  # bytes read at once
@@ -169,7 +169,7 @@ def prepare(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("shards", nargs="+", type=Path, metavar="SHARD.tar")
     parser.add_argument("--out", required=True, type=Path, help="folder for audio/ and the manifests")
     parser.add_argument("--limit", type=int, help="stop after this many utterances")

@@ -23,7 +23,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.quantizers import SimVQ
 from codec.quantizers.base import nearest
 
@@ -83,7 +83,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--codes", type=int, nargs="+", default=[8_192, 65_536, 262_144])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--mean", type=float, default=0.0, help="of the latents, in each of the 16 dimensions")

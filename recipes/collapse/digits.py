@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from codec.errors import EXIT_OK, run_command
+from codec.errors import EXIT_OK, Parser, run_command
 from codec.health import HealthMonitor
 from codec.quantizers import QUANTIZERS, Quantizer, SimVQ
 
@@ -71,7 +71,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--quantizer", choices=["simvq", "vq"], default="simvq")
     for name, default in {"codes": 1024, "warmup": 0, "steps": 1500, "seed": 0}.items():
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
-from codec.errors import EXIT_OK, run_command
+from codec.errors import EXIT_OK, Parser, run_command
 from codec.files import atomic_write
 from codec.health import effective_dimension, stage_health
 from codec.quantizers import Quantizer, SimVQ, build_quantizer
@@ -339,7 +339,7 @@ def draw_plane(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/collapse"))
     parser.add_argument("--steps", type=int, default=600, help="of the codes on the plane")
     parser.add_argument("--remedy-steps", type=int, default=600, help="of each small autoencoder")

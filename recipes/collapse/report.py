@@ -11,14 +11,13 @@ that comes twice the later one counts.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import atomic_write
 
 Result = dict[str, Any]
@@ -288,7 +287,7 @@ def write_report(places: Sequence[Path], into: Path | None) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", help="folders of result files, or a results.jsonl")
     parser.add_argument("--into", type=Path, help="where pictures and tables go; default the first folder")
     args = parser.parse_args(argv)

@@ -36,7 +36,7 @@ from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
-from codec.errors import EXIT_OK, run_command
+from codec.errors import EXIT_OK, Parser, run_command
 from codec.evaluation.metrics import MetricError, Pair, mel_distance, pesq_wb
 from codec.files import atomic_write
 from codec.health import CodebookCounter, effective_dimension, stage_health
@@ -410,7 +410,7 @@ def run_study(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("--manifest", type=Path, nargs="+", help="speech; without it only the plane is drawn")
     parser.add_argument("--config", type=Path, default=HERE / "essential.yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/collapse"), help="results; default runs/collapse")

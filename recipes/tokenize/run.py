@@ -36,7 +36,7 @@ from codec.config import whole_number
 from codec.corpus.manifest import ManifestError, Record, parse_record, read_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, BadFile, PrepareError, read_record, report_bad
 from codec.corpus.shards import key_of, walk
-from codec.errors import EXIT_OK, CodecError, legible, one_line, run_command, say
+from codec.errors import EXIT_OK, CodecError, Parser, legible, one_line, run_command, say
 from codec.files import atomic_write
 from codec.level import LEVEL_DB, check_peak, gain_of
 from codec.model import Codec
@@ -233,7 +233,7 @@ def positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT", help="manifests, folders or tar shards")
     parser.add_argument("--out", required=True, type=Path, help="folder for the Parquet shards")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="as for codec-encode (default: %(default)s)")

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from codec.audio import AudioReader, AudioWriter
 from codec.corpus.manifest import audio_source, read_manifest, summary
-from codec.errors import EXIT_OK, CodecError, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import atomic_write, write_json
 from codec.model import Codec
 from codec.tokens import TokenLayout, resync
@@ -220,7 +220,7 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(required=True)
     for work in (prepare, train, generate):
         command = commands.add_parser(work.__name__, help=work.__doc__)

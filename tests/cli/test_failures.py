@@ -1,13 +1,17 @@
 """What goes wrong: one line for what a user can mend, a traceback for a bug, no half-written file, no data lost."""
 
+import io
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -19,6 +23,7 @@ from shell import HOP, RATE, Run, Said, names, process
 from codec import Codec, container
 from codec.cli.commands import decode_main
 from codec.container import BLOCK_FRAMES, Header
+from codec.errors import run_command
 
 
 @pytest.fixture
@@ -39,6 +44,8 @@ def header(tiny_model_folder: Path) -> Header:
         (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
         (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
         (["encode", "in.wav", "x.codes", "--model", "."], "error: . is not a model folder: it lacks config.json"),
+        (["encode", "in.wav", "x.codes", "--num-quantizers", "4"], "error: --num-quantizers 4: there are only 3"),
+        (["encode", "in.wav", "x.codes", "--bitrate", "0.9"], "error: --bitrate 0.9: the lowest is 1 kbit/s"),
         (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: device nonsense cannot be used here"),
         (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
         (
@@ -172,7 +179,36 @@ def test_a_full_disk(run: Run, encoded: Path, one_line: Said) -> None:
     assert names() == ["in.codes", "in.wav", "out.wav"] and Path("out.wav").read_text() == "mine"
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Whoever runs in the background ignores ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_while_libsndfile_reads_from_python(interruptible: None, one_line: Said) -> None:
+    """It neither is lost there nor makes libsndfile believe that the file ends."""
+
+    class File(io.BytesIO):
+        def readinto(self, buffer: Any) -> int:
+            signal.raise_signal(signal.SIGINT)
+            return super().readinto(buffer)
+
+    soundfile.write("a.flac", np.zeros(800), RATE)
+    read = []
+
+    def work() -> int:
+        read.append(len(soundfile.read(File(Path("a.flac").read_bytes()))[0]))
+        time.sleep(60)
+        return 0
+
+    assert run_command("x", work) == 130 and read == [800]
+    assert one_line() == "x: interrupted; nothing half-written is left\n"
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("command", "number"), [("encode", signal.SIGINT), ("decode", signal.SIGTERM)])
 def test_an_interrupted_run_leaves_nothing(
     run: Run, one_line: Said, header: Header, command: str, number: signal.Signals
@@ -192,10 +228,9 @@ def test_an_interrupted_run_leaves_nothing(
                 return
         finished.wait(0.3)
         os.kill(os.getpid(), number)
-        while not finished.wait(1.5):  # an exception raised inside a callback, as of the file that is read, is lost
+        while not finished.wait(5):  # an exception raised inside a callback of the garbage collector is lost
             os.kill(os.getpid(), number)
 
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs in the background ignores it
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
@@ -203,7 +238,6 @@ def test_an_interrupted_run_leaves_nothing(
     finally:
         finished.set()
         thread.join()
-        signal.signal(signal.SIGINT, before)
     assert one_line() == f"codec-{command}: interrupted; nothing half-written is left\n"
     assert names() == sorted([source, target]) and Path(target).read_text() == "mine"
 

@@ -297,6 +297,7 @@ def test_keys_of_a_shard_are_those_of_webdataset(tmp_path: Path, capsys: pytest.
 METADATA = {  # what cannot be, and why
     b'{"split": "../../elsewhere/evil"}': "split must be a plain name such as train, not '../../elsewhere/evil'",
     b'{"split": "/tmp/evil"}': "split must be a plain name",
+    b'{"split": "' + b"x" * 51 + b'"}': "split must be a plain name",
     b'{"split": "a\\u0000"}': "split must be a plain name",
     b'{"speaker": "\\u0000"}': "no text may hold NUL",
     b'{"speaker": "\\ud800"}': "surrogates not allowed",

@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-import yaml
 from loading import load_script
 from runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, one_error, recipe, start, state, train
 from safetensors.torch import load_file
@@ -383,18 +382,3 @@ def test_a_missing_extra_is_named(
     assert recipe("train", "--config", DEBUG) == 1
     said = one_error(capsys)
     assert said.startswith(f"train.py: error: the package {name} is missing") and "[train]" in said
-
-
-@pytest.mark.slow
-def test_the_documented_launch_file_and_configuration_start(corpus: Path, tmp_path: Path) -> None:
-    """Processes on the CPU stand in for the GPUs, and small networks for the real ones."""
-    small = ["model.encoder={strides: [2, 4, 5, 8], widths: [4, 4, 4, 8], depths: [0, 0, 0, 0]}", "model.latent_dim=8"]
-    small += ["model.quantizer={kind: simvq, num_quantizers: 1, codebook_size: 16, codebook_dim: 8}"]
-    small += ["model.decoder={width: 8, depth: 1, n_fft: 1280}", "data.workers=0", "data.segment_seconds=0.2"]
-    small += ["phases={steps: 1, autoencoder: 0, ramp: 0, adversarial: -1}", "precision=fp32"]
-    small += ["discriminator={periods: [2], period_channels: 4, resolutions: [512], resolution_channels: 4}"]
-    small += [f"data.{split}=[{corpus}/train.jsonl]" for split in ("train", "valid")]
-    count = yaml.safe_load((RECIPES / "accelerate" / "multi_gpu.yaml").read_text())["num_processes"]
-    command = [sys.executable, *TWO_PROCESSES[:-1], str(count), str(RECIPES / "train.py"), "--cpu", *QUIET]
-    command += ["--config", str(RECIPES / "libritts" / "simvq_8k.yaml"), "--out", str(tmp_path), "--set", *small]
-    finish(start(command))
