@@ -57,9 +57,11 @@ def test_filters_that_look_less_or_further_ahead_keep_their_taps_in_time(causal:
 # ---- which optimizer trains what, and how fast -----------------------------------------------------------------------
 
 
+HAS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
 SETTINGS = OptimizerConfig(muon_learning_rate=0.01, weight_decay=0.0)
 
 
+@HAS_MUON
 def test_muon_takes_the_hidden_matrices_and_adamw_all_else(
     tiny_config: CodecConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +84,7 @@ def test_muon_takes_the_hidden_matrices_and_adamw_all_else(
         codec_optimizers(codec, SETTINGS)
 
 
+@HAS_MUON
 def test_muons_steps_have_the_size_of_adamws(tiny_config: CodecConfig) -> None:
     codec = Codec(tiny_config)
     optimizers = codec_optimizers(codec, SETTINGS)
