@@ -61,9 +61,9 @@ def read_results(places: Sequence[Path]) -> list[Result]:
     return list(results.values())
 
 
-def first(name: str) -> Callable[[Result], float | None]:
-    """A value of the first stage's health."""
-    return lambda result: result["measured"]["stages"][0][name]
+def stage(name: str, index: int = 0) -> Callable[[Result], float | None]:
+    """A value of a stage's health."""
+    return lambda result: result["measured"]["stages"][index][name]
 
 
 def measured(*path: str) -> Callable[[Result], float | None]:
@@ -112,6 +112,16 @@ def kept(result: Result) -> tuple[float, float]:
     return carried(directions["error"], directions["variance"]), sum(directions["error"]) / sum(directions["variance"])
 
 
+def above_water(name: str) -> Callable[[Result], float | None]:
+    """How many directions reverse water-filling gives bits to, of their "variance" or of what of them is "heard"."""
+
+    def count(result: Result) -> float:
+        spectrum = sorted(result["measured"]["directions"][name], reverse=True)
+        return sum(a < b for a, b in zip(water_filling(spectrum, bits_of(result)), spectrum, strict=True))
+
+    return count
+
+
 def predicted(result: Result) -> tuple[float, float]:
     """``kept`` by reverse water-filling of the result's own latents."""
     spectrum = result["measured"]["directions"]["variance"]
@@ -119,15 +129,10 @@ def predicted(result: Result) -> tuple[float, float]:
     return carried(least, spectrum), sum(least) / sum(spectrum)
 
 
-def stage_usage(index: int) -> Callable[[Result], float | None]:
-    """Share of one stage's codes used."""
-    return lambda result: result["measured"]["stages"][index]["usage"]
-
-
 COLUMNS: list[Column] = [
-    ("codes used", first("usage"), "{:.1%}"),
-    ("perplexity", first("perplexity"), "{:.0f}"),
-    ("unseen mass", first("unseen_mass"), "{:.2%}"),
+    ("codes used", stage("usage"), "{:.1%}"),
+    ("perplexity", stage("perplexity"), "{:.0f}"),
+    ("unseen mass", stage("unseen_mass"), "{:.2%}"),
     ("error", lambda r: None if r["quantizer"] in UNCOMMITTED else r["measured"]["quantization_error"], "{:.2f}"),
     ("dim. latents", measured("effective_dimension", "latents"), "{:.1f}"),
     ("dim. table", measured("effective_dimension", "codebook"), "{:.1f}"),
@@ -139,15 +144,21 @@ FILLING: list[Column] = [
     *COLUMNS[:2],
     ("dim. latents", measured("effective_dimension", "latents"), "{:.1f}"),
     ("dim. codes", measured("effective_dimension", "quantized"), "{:.1f}"),
+    ("above water", above_water("variance"), "{:.0f}"),
+    ("as heard", above_water("heard"), "{:.0f}"),
     ("carried", lambda result: kept(result)[0], "{:.1f}"),
     ("predicted", lambda result: predicted(result)[0], "{:.1f}"),
     ("error", lambda result: kept(result)[1], "{:.3f}"),
     ("predicted", lambda result: predicted(result)[1], "{:.3f}"),
     ("mel", measured("mel"), "{:.3f}"),
     ("without", measured("mel_continuous"), "{:.3f}"),
-    ("PESQ", measured("pesq"), "{:.3f}"),
+    *COLUMNS[7:],
 ]
-ORDER = ("after", "matched", "default", "first_batch", "scratch")
+START_NAMES = {
+    "after": "autoencoder finished, table untrained", "matched": "autoencoder first, then matched", "default": "default",
+    "first_batch": "matched before the first step", "scratch": "cold",
+}  # fmt: skip
+ORDER = tuple(START_NAMES)
 
 
 def cell_text(results: Sequence[Result], value: Callable[[Result], float | None], form: str) -> str:
@@ -177,7 +188,7 @@ def table(results: Sequence[Result], lead: Sequence[str], columns: Sequence[Colu
 def stages_table(results: Sequence[Result]) -> str:
     """Residual stacks: the share of codes used, stage by stage."""
     count = max((len(result["measured"]["stages"]) for result in results), default=0)
-    columns: list[Column] = [(f"stage {i + 1}", stage_usage(i), "{:.1%}") for i in range(count)]
+    columns: list[Column] = [(f"stage {i + 1}", stage("usage", i), "{:.1%}") for i in range(count)]
     return table(results, ("quantizer", "start"), [*columns, COLUMNS[3], COLUMNS[6], COLUMNS[7], COLUMNS[8]])
 
 
@@ -212,7 +223,8 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
         "variants": table([r for r in pick(variants, size=8192) if r["seed"] == 0], ("quantizer",)),
         "others": table([r for r in pick(others) if r["seed"] == 0], ("codebook_size", "quantizer")),
         "residual": stages_table([r for r in results if len(r["measured"]["stages"]) > 1]),
-        "starts at 13 bits": table([r for r in bits if r["bits"] == 13], ("start", "quantizer"), FILLING),
+        "starts at 13 bits": table([r for r in bits if r["bits"] == 13], ("start", "quantizer"),
+                                   [c for c in FILLING if c[0] not in ("above water", "as heard", "without")]),
         "filling": table([r for r in bits if r["seed"] == 0], ("bits", "start", "quantizer"), FILLING),
         "runs": "\n\n".join(runs_line(part) for part in (results, longer, filling) if part),
     }  # fmt: skip
@@ -220,8 +232,6 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
 
 def runs_line(results: Sequence[Result]) -> str:
     """What the tables rest on, in one sentence."""
-    if not results:
-        return "Not yet run."
     r = results[0]
     steps = sorted({(x["start"], x["first_step"], x["steps"]) for x in results})
     spans = ", ".join(f"{start}: {count} steps from step {begin}" for start, begin, count in steps)
@@ -239,37 +249,34 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
     from matplotlib import pyplot
 
     cells = [r for r in results if r["study"] == "filling" and r["seed"] == 0]
-    tables_of_latents = ("vq", "residual2_vq", "residual_vq", "residual8_vq")
-    after = {bits_of(r): r for r in cells if r["start"] == "after" and r["quantizer"] in tables_of_latents}
-    after = dict(sorted(after.items()))
-    if not after:
+    spectra = [r["measured"]["directions"]["variance"] for r in cells if r["start"] == "after"]
+    if not spectra:
         return
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9.6, 3.9))
-    colours = pyplot.get_cmap("viridis")
-    for index, (bits, r) in enumerate(after.items()):
-        variance, error = r["measured"]["directions"]["variance"], r["measured"]["directions"]["error"]
-        colour, places = colours(0.9 * index / len(after)), range(1, len(variance) + 1)
-        left.plot(places, [e / v for e, v in zip(error, variance, strict=True)], "o-", color=colour, markersize=3.5,
-                  linewidth=1, label=f"{bits:.0f} bits")  # fmt: skip
-        least = water_filling(variance, bits)
-        left.plot(places, [e / v for e, v in zip(least, variance, strict=True)], "--", color=colour, linewidth=1)
-    left.plot([], [], "k--", linewidth=1, label="predicted")
-    left.set(xlabel="principal direction of the latents", ylabel="share of its variance that is lost")
-    left.legend(fontsize=8, frameon=False)
-    spectrum, rates = next(iter(after.values()))["measured"]["directions"]["variance"], range(4, 90)
+    spectrum, rates = spectra[0], range(4, 90)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10.2, 4.2))
+    least = [error / variance for error, variance in zip(water_filling(spectrum, 13), spectrum, strict=True)]
+    places = range(1, len(spectrum) + 1)
+    left.fill_between(places, least, color="tab:cyan", alpha=0.2, linewidth=0)
+    left.plot(places, least, "k--", linewidth=1)
     least = [carried(water_filling(spectrum, bits), spectrum) for bits in rates]
-    right.plot(rates, least, "k--", linewidth=1, label="predicted")
+    right.plot(rates, least, "k--", linewidth=1, label="predicted: reverse water-filling")
     for start, marker in zip(ORDER, "osDv^", strict=True):
-        started = [r for r in cells if r["start"] == start]
-        for r in started:
+        for r in (r for r in cells if r["start"] == start):
             kind = next((kind for kind in ("ema_vq", "simvq", "fsq") if kind in r["quantizer"]), "vq")
-            right.plot(bits_of(r), kept(r)[0], marker, color=COLOURS[kind], markersize=5, alpha=0.8)
-        if started:
-            right.plot([], [], marker, color="0.4", label=start, markersize=5)
+            directions, colour = r["measured"]["directions"], COLOURS[kind]
+            right.plot(bits_of(r), kept(r)[0], marker, color=colour, markersize=6, alpha=0.8)
+            if r["quantizer"] == kind and r["codebook_size"] == 8192:
+                share = [e / v for e, v in zip(directions["error"], directions["variance"], strict=True)]
+                left.plot(places, share, marker + "-", color=colour, markersize=4, linewidth=0.8)
+        if any(r["start"] == start for r in cells):
+            right.plot([], [], marker, color="0.4", label=START_NAMES[start])
     for kind, colour in COLOURS.items():
         right.plot([], [], color=colour, label=NAMES[kind].strip("*"), linewidth=3)
-    right.set(xlabel="bits a frame", ylabel="directions carried", xscale="log")
-    right.set_xticks(list(after), [f"{bits:.0f}" for bits in after])
+    left.set(xlabel="principal direction of the latents, strongest first", ylabel="share of its variance that is lost",
+             title="13 bits a frame", ylim=(0, 1.05))  # fmt: skip
+    bits = sorted({round(bits_of(r)) for r in cells})
+    right.set(xlabel="bits a frame", ylabel="directions carried, of 32", xscale="log", title="other numbers of bits")
+    right.set_xticks(bits, [str(count) for count in bits])
     right.minorticks_off()
     right.legend(fontsize=8, frameon=False)
     save(figure, path)

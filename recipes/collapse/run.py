@@ -48,9 +48,8 @@ HERE = Path(__file__).parent
 HELD_OUT_INDEX = 2**40  # where the measured segments lie in the stream; training never gets there
 CACHE_BYTES = 2**31  # of training segments kept in memory: all of a small study's, the first of a long one's
 TOLD = 4  # of the measured segments: how much the decoder makes of each principal direction is heard in these
-STARTS = {  # whether the autoencoder trains alone before, and whether the table is then matched to its latents
-    "scratch": (False, False), "first_batch": (False, True), "default": (True, False), "matched": (True, True),
-    "after": (True, True),
+STARTS = {  # how long the autoencoder trains alone (0: not, 1: the warm-up, 2: all along); is the table matched then?
+    "scratch": (0, False), "first_batch": (0, True), "default": (1, False), "matched": (1, True), "after": (2, True),
 }  # fmt: skip
 WEIGHTS = {"mel": 1.0, "stft": 1.0, "commitment": 0.1, "codebook": 0.4}
 
@@ -258,9 +257,7 @@ class Study:
 
     def first_step(self, cell: Cell) -> int:
         """The step from which on the cell's codec is quantized."""
-        if cell.start == "after":
-            return self.config.warmup + self.config.steps
-        return self.config.warmup if STARTS[cell.start][0] else 0
+        return (0, self.config.warmup, self.config.warmup + self.config.steps)[STARTS[cell.start][0]]
 
     def build(self, cell: Cell) -> Codec:
         """The cell's codec at its start."""

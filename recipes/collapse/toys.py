@@ -34,6 +34,7 @@ MAPS: dict[str, dict[str, Any]] = {  # from plain VQ, where each code moves alon
     "diagonal": {"kind": "simvq", "map": "diagonal"},
     "dense: SimVQ": {"kind": "simvq"},
 }
+COLOURS = ("tab:red", "tab:orange", "tab:green", "tab:purple", "tab:blue")
 EXPERTS, WIDTH, TOKENS = 64, 16, 256
 
 
@@ -134,7 +135,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             values = [row[name] for row in rows if row["map"] == maps]
             mean, low, high = (list(column) for column in zip(*values, strict=True))
             bars = [[m - x for m, x in zip(mean, low, strict=True)], [x - m for m, x in zip(mean, high, strict=True)]]
-            colour = pyplot.get_cmap("coolwarm_r")(index / (len(MAPS) - 1))
+            colour = COLOURS[index]
             places = [place + 0.05 * (index - 2) for place in range(len(DIMS))]
             axis.errorbar(places, mean, bars, color=colour, marker="o", capsize=2, label=maps)
         axis.set_xticks(range(len(DIMS)), [str(dim) for dim in DIMS])
