@@ -112,14 +112,10 @@ def kept(result: Result) -> tuple[float, float]:
     return carried(directions["error"], directions["variance"]), sum(directions["error"]) / sum(directions["variance"])
 
 
-def above_water(name: str) -> Callable[[Result], float | None]:
+def above_water(result: Result, name: str) -> int:
     """How many directions reverse water-filling gives bits to, of their "variance" or of what of them is "heard"."""
-
-    def count(result: Result) -> float:
-        spectrum = sorted(result["measured"]["directions"][name], reverse=True)
-        return sum(a < b for a, b in zip(water_filling(spectrum, bits_of(result)), spectrum, strict=True))
-
-    return count
+    spectrum = sorted(result["measured"]["directions"][name], reverse=True)
+    return sum(a < b for a, b in zip(water_filling(spectrum, bits_of(result)), spectrum, strict=True))
 
 
 def predicted(result: Result) -> tuple[float, float]:
@@ -144,8 +140,6 @@ FILLING: list[Column] = [
     *COLUMNS[:2],
     ("dim. latents", measured("effective_dimension", "latents"), "{:.1f}"),
     ("dim. codes", measured("effective_dimension", "quantized"), "{:.1f}"),
-    ("above water", above_water("variance"), "{:.0f}"),
-    ("as heard", above_water("heard"), "{:.0f}"),
     ("carried", lambda result: kept(result)[0], "{:.1f}"),
     ("predicted", lambda result: predicted(result)[0], "{:.1f}"),
     ("error", lambda result: kept(result)[1], "{:.3f}"),
@@ -224,10 +218,24 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
         "others": table([r for r in pick(others) if r["seed"] == 0], ("codebook_size", "quantizer")),
         "residual": stages_table([r for r in results if len(r["measured"]["stages"]) > 1]),
         "starts at 13 bits": table([r for r in bits if r["bits"] == 13], ("start", "quantizer"),
-                                   [c for c in FILLING if c[0] not in ("above water", "as heard", "without")]),
+                                   [c for c in FILLING if c[0] != "without"]),
+        "water": water_table([r for r in bits if r["seed"] == 0 and r["start"] == "after" and r["quantizer"] != "ema_vq"]),
         "filling": table([r for r in bits if r["seed"] == 0], ("bits", "start", "quantizer"), FILLING),
         "runs": "\n\n".join(runs_line(part) for part in (results, longer, filling) if part),
     }  # fmt: skip
+
+
+def water_table(cells: Sequence[Result]) -> str:
+    """By bits, what reverse water-filling asks for and what both kinds of table lose of one autoencoder's latents."""
+    heads = "| bits | above water | as heard | a Gaussian must lose | plain VQ loses | SimVQ loses |"
+    lines = [heads, "|" + "---|" * 6]
+    for bits in sorted({bits_of(r) for r in cells}):
+        group = [r for r in cells if bits_of(r) == bits]
+        lost = {"simvq" in r["quantizer"]: f"{kept(r)[1]:.1%}" for r in group if r["quantizer"].endswith("vq")}
+        needs = [str(above_water(group[0], name)) for name in ("variance", "heard")]
+        values = [f"{bits:.0f}", *needs, f"{predicted(group[0])[1]:.1%}", lost.get(False, "-"), lost.get(True, "-")]
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines)
 
 
 def runs_line(results: Sequence[Result]) -> str:
@@ -271,9 +279,12 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
         if any(r["start"] == start for r in cells):
             right.plot([], [], marker, color="0.4", label=START_NAMES[start])
     for kind, colour in COLOURS.items():
-        right.plot([], [], color=colour, label=NAMES[kind].strip("*"), linewidth=3)
+        if any(kind == r["quantizer"] for r in cells):
+            right.plot([], [], color=colour, label=NAMES[kind].strip("*"), linewidth=3)
+    left.text(14, 1.02, "collapse: nothing gets through", fontsize=9)
+    left.text(14, 0.3, "under water: these directions\nare not worth a bit", fontsize=9)
     left.set(xlabel="principal direction of the latents, strongest first", ylabel="share of its variance that is lost",
-             title="13 bits a frame", ylim=(0, 1.05))  # fmt: skip
+             title="13 bits a frame", ylim=(0, 1.07))  # fmt: skip
     bits = sorted({round(bits_of(r)) for r in cells})
     right.set(xlabel="bits a frame", ylabel="directions carried, of 32", xscale="log", title="other numbers of bits")
     right.set_xticks(bits, [str(count) for count in bits])
