@@ -176,7 +176,7 @@ class QuantizerConfig:
     num_quantizers: int = 8
     codebook_size: int = 1024
     codebook_dim: int = 16
-    basis: Literal["frozen", "learnable"] = "frozen"
+    basis: Literal["frozen", "learnable", "data"] = "frozen"
     map: Literal["dense", "diagonal"] = "dense"
     map_bias: bool = True
     gradient: Literal["straight_through", "rotation"] = field(default="straight_through", metadata=LATER)

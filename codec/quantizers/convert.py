@@ -9,33 +9,51 @@ import torch
 from torch import Tensor
 
 from codec.errors import CodecError
-from codec.quantizers.simvq import SimVQ
+from codec.quantizers.simvq import ResidualQuantizer, SimVQ
 
+STACK = "layers."  # before the number of a stage, in a ResidualSimVQ of vector-quantize-pytorch
 LAYOUTS = {  # the linear layer -> the frozen table before it
     "code_transform": "frozen_codebook",  # SimVQ of vector-quantize-pytorch
     "embedding_proj": "embedding.weight",  # SimVQ of the paper's repository, github.com/youngsheen/SimVQ
 }
 
 
-@torch.no_grad()
-def convert(source: Mapping[str, Tensor] | tuple[Tensor, ...], **settings: Any) -> SimVQ:
-    """A SimVQ in eval mode with the codebook ``table @ weight.T + bias``, to use or to train on.
+def convert(
+    source: Mapping[str, Tensor] | tuple[Tensor, ...], channel_first: bool = True, **settings: Any
+) -> SimVQ | ResidualQuantizer:
+    """A SimVQ in eval mode with the codebook ``table @ weight.T + bias``, or a stack of them, to use or to train on.
 
     Args:
-        source: the state dict of a SimVQ of one of ``LAYOUTS``, without what stands before these names; or the weights
-            ``(table [V, d], weight [D, d])`` of an Embedding and a Linear, with its bias ``[D]`` as a third. Where d is not D
-            the whole codebook ``[V, D]`` becomes the basis.
-        settings: more of SimVQ, such as ``channel_first``.
+        source: the state dict of a SimVQ of one of ``LAYOUTS`` or of vector-quantize-pytorch's ResidualSimVQ, without what
+            stands before these names; or the weights ``(table [V, d], weight [D, d])`` of an Embedding and a Linear, with
+            its bias ``[D]`` as a third. Where d is not D the whole codebook ``[V, D]`` becomes the basis.
+        channel_first: where the latents have their channels; see Quantizer.
+        settings: more of SimVQ, such as ``gradient``.
 
     Raises:
         CodecError: another layout.
     """
-    if isinstance(source, Mapping):
-        layer = next((layer for layer, table in LAYOUTS.items() if {table, f"{layer}.weight"} <= source.keys()), None)
-        if layer is None:
-            raise CodecError(f"no known layout of SimVQ: {', '.join(source)}; give (table, weight, bias) instead")
-        source = tuple(source[k] for k in (LAYOUTS[layer], f"{layer}.weight", f"{layer}.bias") if k in source)
-    table, weight, bias = source if len(source) == 3 else (*source, source[1].new_zeros(len(source[1])))
+    if not isinstance(source, Mapping):
+        return _single(source, channel_first=channel_first, **settings)
+    count = len({name.split(".")[1] for name in source if name.startswith(STACK)})
+    if not count:
+        return _single(_pair(source), channel_first=channel_first, **settings)
+    parts = [{n.split(".", 2)[2]: t for n, t in source.items() if n.startswith(f"{STACK}{i}.")} for i in range(count)]
+    stages = [_single(_pair(part), **settings) for part in parts]
+    return ResidualQuantizer(lambda dim: stages.pop(0), stages[0].dim, count, channel_first).eval()
+
+
+def _pair(state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """Table, weight and, where there is one, bias of a state dict."""
+    layer = next((layer for layer, table in LAYOUTS.items() if {table, f"{layer}.weight"} <= state.keys()), None)
+    if layer is None:
+        raise CodecError(f"no known layout of SimVQ: {', '.join(state)}; give (table, weight, bias) instead")
+    return tuple(state[name] for name in (LAYOUTS[layer], f"{layer}.weight", f"{layer}.bias") if name in state)
+
+
+@torch.no_grad()
+def _single(tensors: tuple[Tensor, ...], **settings: Any) -> SimVQ:
+    table, weight, bias = tensors if len(tensors) == 3 else (*tensors, tensors[1].new_zeros(len(tensors[1])))
     if table.shape[1] != len(weight):
         table, weight, bias = table @ weight.t() + bias, torch.eye(len(weight)), torch.zeros_like(bias)
     quantizer = SimVQ(len(weight), basis=table.float().cpu(), init=None, **settings).eval()

@@ -1,17 +1,18 @@
 """Tables and plots of a study's result files.
 
     python recipes/collapse/report.py runs/collapse                              # into the same folder
-    python recipes/collapse/report.py runs/collapse runs/collapse_longer --into recipes/collapse     # and fill its README
+    python recipes/collapse/report.py runs/collapse runs/filling --into recipes/collapse              # and fill its pages
     python recipes/collapse/report.py recipes/collapse/results.jsonl runs/more --into recipes/collapse     # more cells
 
-Writes results.jsonl (one line per cell, curves at every tenth step), curves.png and quality.png, and prints the tables, or
-puts each between the marks ``<!-- table NAME -->`` and ``<!-- end -->`` of a README.md that stands in the folder. Of a cell
-that comes twice the later one counts.
+Writes results.jsonl (one line per cell, without its curves) and filling.png, and prints the tables, or puts each between the
+marks ``<!-- table NAME -->`` and ``<!-- end -->`` of the Markdown pages that stand in the folder. Of a cell that comes twice
+the later one counts.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,10 +29,11 @@ NAMES = {
     "simvq_rotation": "SimVQ, rotation gradient", "vq_rotation": "plain VQ, rotation gradient",
     "factorised_vq": "factorised VQ (8-d, by direction)", "clustered_vq": "CVQ (online clustered)",
     "index_vq": "IBQ (index backpropagation)", "affine_vq": "affine VQ", "lfq": "LFQ", "lattice_vq": "learnable lattice",
-    "residual_vq": "residual plain VQ", "residual_simvq": "residual SimVQ",
+    "residual_vq": "residual plain VQ", "residual_simvq": "residual SimVQ", "simvq_data": "SimVQ, basis of latents",
+    "residual2_vq": "residual plain VQ, 2 stages", "residual2_simvq": "residual SimVQ, 2 stages",
+    "residual8_vq": "residual plain VQ, 8 stages", "residual8_simvq": "residual SimVQ, 8 stages",
 }  # fmt: skip
 UNCOMMITTED = {"fsq", "lfq", "lattice_vq", "factorised_vq"}  # nothing pulls the latents to what is put in their place
-THINNED = 10  # steps between the kept points of a curve
 COLOURS = {"vq": "tab:red", "ema_vq": "tab:orange", "simvq": "tab:blue", "fsq": "tab:green"}
 
 
@@ -40,7 +42,7 @@ class ResultError(CodecError):
 
 
 def read_results(places: Sequence[Path]) -> list[Result]:
-    """The cells of folders of result files, and of files with one line per cell; of two of one name and length the later."""
+    """The cells of folders of result files, and of files with one line per cell; of two of one name and study the later."""
     results: dict[tuple[Any, ...], Result] = {}
     for place in places:
         files = sorted(place.glob("*-seed*.json")) if place.is_dir() else [place]
@@ -48,7 +50,7 @@ def read_results(places: Sequence[Path]) -> list[Result]:
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     result = json.loads(line)
-                    key = tuple(result[name] for name in ("quantizer", "codebook_size", "start", "seed", "steps"))
+                    key = tuple(result[name] for name in ("study", "quantizer", "codebook_size", "start", "seed"))
                     _ = result["measured"]["stages"][0]
                 except (ValueError, LookupError, TypeError):
                     raise ResultError(f"{path} is no result of recipes/collapse/run.py") from None
@@ -58,17 +60,9 @@ def read_results(places: Sequence[Path]) -> list[Result]:
     return list(results.values())
 
 
-def thinned(result: Result) -> Result:
-    """The result with every tenth point of its curves, which is what the plots show of a cell anyway."""
-    steps = result.get("curve", {}).get("step", [])
-    if len(steps) < 2 or steps[1] - steps[0] >= THINNED:
-        return result
-    return result | {"curve": {name: values[::THINNED] for name, values in result["curve"].items()}}
-
-
-def first(name: str) -> Callable[[Result], float | None]:
-    """A value of the first stage's health."""
-    return lambda result: result["measured"]["stages"][0][name]
+def stage(name: str, index: int = 0) -> Callable[[Result], float | None]:
+    """A value of a stage's health."""
+    return lambda result: result["measured"]["stages"][index][name]
 
 
 def measured(*path: str) -> Callable[[Result], float | None]:
@@ -83,15 +77,57 @@ def measured(*path: str) -> Callable[[Result], float | None]:
     return read
 
 
-def stage_usage(index: int) -> Callable[[Result], float | None]:
-    """Share of one stage's codes used."""
-    return lambda result: result["measured"]["stages"][index]["usage"]
+def bits_of(result: Result) -> float:
+    """Bits a frame: of all stages."""
+    return len(result["measured"]["stages"]) * math.log2(result["codebook_size"])
+
+
+def water_filling(spectrum: Sequence[float], bits: float) -> list[float]:
+    """The least squared error of each direction of a Gaussian of these variances, largest first, at so many bits.
+
+    ``D_i = min(level, l_i)``, where ``sum_i max(0, log2(l_i / level) / 2)`` is the bits: of the directions that rise above
+    the water each keeps an error of its level, and the others get no bits (Cover and Thomas, Elements of Information Theory).
+
+    >>> water_filling([16.0, 4.0, 1.0], 3)
+    [1.0, 1.0, 1.0]
+    >>> water_filling([16.0, 4.0, 1.0], 1)
+    [4.0, 4.0, 1.0]
+    """
+    for count in range(len(spectrum), 0, -1):
+        level = 2 ** ((sum(math.log2(max(value, 1e-30)) for value in spectrum[:count]) - 2 * bits) / count)
+        if level <= spectrum[count - 1]:
+            break
+    return [min(level, value) for value in spectrum]
+
+
+def carried(errors: Sequence[float], variances: Sequence[float]) -> float:
+    """How many directions get through: each counts by the share of its variance that is not lost."""
+    return sum(1 - error / max(variance, 1e-30) for error, variance in zip(errors, variances, strict=True))
+
+
+def kept(result: Result) -> tuple[float, float]:
+    """``carried`` of a result, and the share of the latents' whole variance that is lost."""
+    directions = result["measured"]["directions"]
+    return carried(directions["error"], directions["variance"]), sum(directions["error"]) / sum(directions["variance"])
+
+
+def above_water(result: Result, name: str) -> int:
+    """How many directions reverse water-filling gives bits to, of their "variance" or of what of them is "heard"."""
+    spectrum = sorted(result["measured"]["directions"][name], reverse=True)
+    return sum(a < b for a, b in zip(water_filling(spectrum, bits_of(result)), spectrum, strict=True))
+
+
+def predicted(result: Result) -> tuple[float, float]:
+    """``kept`` by reverse water-filling of the result's own latents."""
+    spectrum = result["measured"]["directions"]["variance"]
+    least = water_filling(spectrum, bits_of(result))
+    return carried(least, spectrum), sum(least) / sum(spectrum)
 
 
 COLUMNS: list[Column] = [
-    ("codes used", first("usage"), "{:.1%}"),
-    ("perplexity", first("perplexity"), "{:.0f}"),
-    ("unseen mass", first("unseen_mass"), "{:.2%}"),
+    ("codes used", stage("usage"), "{:.1%}"),
+    ("perplexity", stage("perplexity"), "{:.0f}"),
+    ("unseen mass", stage("unseen_mass"), "{:.2%}"),
     ("error", lambda r: None if r["quantizer"] in UNCOMMITTED else r["measured"]["quantization_error"], "{:.2f}"),
     ("dim. latents", measured("effective_dimension", "latents"), "{:.1f}"),
     ("dim. table", measured("effective_dimension", "codebook"), "{:.1f}"),
@@ -99,6 +135,23 @@ COLUMNS: list[Column] = [
     ("PESQ", measured("pesq"), "{:.3f}"),
     ("CPU s", lambda result: result.get("cpu_seconds"), "{:.0f}"),
 ]
+FILLING: list[Column] = [
+    *COLUMNS[:2],
+    ("dim. latents", measured("effective_dimension", "latents"), "{:.1f}"),
+    ("dim. codes", measured("effective_dimension", "quantized"), "{:.1f}"),
+    ("carried", lambda result: kept(result)[0], "{:.1f}"),
+    ("predicted", lambda result: predicted(result)[0], "{:.1f}"),
+    ("error", lambda result: kept(result)[1], "{:.3f}"),
+    ("predicted", lambda result: predicted(result)[1], "{:.3f}"),
+    ("mel", measured("mel"), "{:.3f}"),
+    ("without", measured("mel_continuous"), "{:.3f}"),
+    *COLUMNS[7:],
+]
+START_NAMES = {
+    "after": "autoencoder finished, table untrained", "matched": "autoencoder first, then matched", "default": "default",
+    "first_batch": "matched before the first step", "scratch": "cold",
+}  # fmt: skip
+ORDER = tuple(START_NAMES)
 
 
 def cell_text(results: Sequence[Result], value: Callable[[Result], float | None], form: str) -> str:
@@ -115,7 +168,7 @@ def table(results: Sequence[Result], lead: Sequence[str], columns: Sequence[Colu
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         groups.setdefault(tuple(result[key] for key in lead), []).append(result)
-    heads = [{"codebook_size": "V", "quantizer": "quantizer", "start": "start"}[key] for key in lead]
+    heads = [{"codebook_size": "V"}.get(key, key) for key in lead]
     lines = ["| " + " | ".join([*heads, "seeds", *(name for name, _, _ in columns)]) + " |"]
     lines.append("|" + "---|" * (len(heads) + 1 + len(columns)))
     for key, chosen in groups.items():
@@ -128,25 +181,18 @@ def table(results: Sequence[Result], lead: Sequence[str], columns: Sequence[Colu
 def stages_table(results: Sequence[Result]) -> str:
     """Residual stacks: the share of codes used, stage by stage."""
     count = max((len(result["measured"]["stages"]) for result in results), default=0)
-    columns: list[Column] = [(f"stage {i + 1}", stage_usage(i), "{:.1%}") for i in range(count)]
+    columns: list[Column] = [(f"stage {i + 1}", stage("usage", i), "{:.1%}") for i in range(count)]
     return table(results, ("quantizer", "start"), [*columns, COLUMNS[3], COLUMNS[6], COLUMNS[7], COLUMNS[8]])
-
-
-def last_step(result: Result) -> int:
-    """Where training ended, counted with the warm-up."""
-    return int(result["first_step"] + result["steps"])
-
-
-def is_longer(result: Result, results: Sequence[Result]) -> bool:
-    """Whether it was trained longer than the shortest: such cells have their own table and panel."""
-    return last_step(result) > min(last_step(r) for r in results)
 
 
 def tables(results: Sequence[Result]) -> dict[str, str]:
     """All tables by name."""
     order = list(NAMES)
     results = sorted(results, key=lambda r: (r["codebook_size"], order.index(r["quantizer"]), r["start"], r["seed"]))
-    results, longer = [r for r in results if not is_longer(r, results)], [r for r in results if is_longer(r, results)]
+    longer, filling = ([r for r in results if r["study"] == name] for name in ("longer", "filling"))
+    results = [r for r in results if r not in longer + filling]
+    filling.sort(key=lambda r: (bits_of(r), ORDER.index(r["start"])))
+    bits = [r | {"bits": round(bits_of(r))} for r in filling]
     single = [r for r in results if len(r["measured"]["stages"]) == 1]
 
     def pick(names: Sequence[str], start: str | None = "default", size: int | None = None) -> list[Result]:
@@ -170,78 +216,79 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
         "variants": table([r for r in pick(variants, size=8192) if r["seed"] == 0], ("quantizer",)),
         "others": table([r for r in pick(others) if r["seed"] == 0], ("codebook_size", "quantizer")),
         "residual": stages_table([r for r in results if len(r["measured"]["stages"]) > 1]),
-        "runs": "\n\n".join(runs_line(part) for part in (results, longer) if part),
+        "starts at 13 bits": table([r for r in bits if r["bits"] == 13], ("start", "quantizer"),
+                                   [c for c in FILLING if c[0] != "without"]),
+        "water": water_table([r for r in bits if r["seed"] == 0 and r["start"] == "after" and r["quantizer"] != "ema_vq"]),
+        "filling": table([r for r in bits if r["seed"] == 0], ("bits", "start", "quantizer"), FILLING),
+        "runs": "\n\n".join(runs_line(part) for part in (results, longer, filling) if part),
     }  # fmt: skip
+
+
+def water_table(cells: Sequence[Result]) -> str:
+    """By bits, what reverse water-filling asks for and what both kinds of table lose of one autoencoder's latents."""
+    heads = "| bits | above water | as heard | a Gaussian must lose | plain VQ loses | SimVQ loses |"
+    lines = [heads, "|" + "---|" * 6]
+    for bits in sorted({bits_of(r) for r in cells}):
+        group = [r for r in cells if bits_of(r) == bits]
+        lost = {"simvq" in r["quantizer"]: f"{kept(r)[1]:.1%}" for r in group if r["quantizer"].endswith("vq")}
+        needs = [str(above_water(group[0], name)) for name in ("variance", "heard")]
+        values = [f"{bits:.0f}", *needs, f"{predicted(group[0])[1]:.1%}", lost.get(False, "-"), lost.get(True, "-")]
+        lines.append("| " + " | ".join(values) + " |")
+    return "\n".join(lines)
 
 
 def runs_line(results: Sequence[Result]) -> str:
     """What the tables rest on, in one sentence."""
-    if not results:
-        return "Not yet run."
     r = results[0]
     steps = sorted({(x["start"], x["first_step"], x["steps"]) for x in results})
     spans = ", ".join(f"{start}: {count} steps from step {begin}" for start, begin, count in steps)
+    cpu = sum(x.get("cpu_seconds", 0) for x in results) / 60
     return (
-        f"{len(results)} cells in {sum(x['seconds'] for x in results) / 60:.0f} minutes ({r['machine']}); {spans}; batch "
-        f"{r['batch_size']} x {r['segment_seconds']} s; trained on {r['data']['train']}; measured on "
+        f"{r['study']}.yaml: {len(results)} cells, {cpu:.0f} CPU minutes where they were noted ({r['machine']}); {spans}; "
+        f"batch {r['batch_size']} x {r['segment_seconds']} s; trained on {r['data']['train']}; measured on "
         f"{r['measured']['stages'][0]['frames']:,} frames of {r['data']['measured']} held out; mel and PESQ over "
         f"{r['measured']['scored']} segments."
     )
 
 
-def draw_curves(results: Sequence[Result], path: Path) -> None:
-    """Share of the codes hit within the last steps, over training; one panel per codebook size."""
+def draw_filling(results: Sequence[Result], path: Path) -> None:
+    """What is left of each principal direction, and the dimension of the codes, beside reverse water-filling."""
     from matplotlib import pyplot
 
-    chosen = [r for r in results if r["quantizer"] in COLOURS and r["start"] == "default"]
-    if not all("curve" in r for r in chosen):
-        print(f"{path.name} is left as it is: not every cell has its curve", file=sys.stderr)
+    cells = [r for r in results if r["study"] == "filling" and r["seed"] == 0]
+    spectra = [r["measured"]["directions"]["variance"] for r in cells if r["start"] == "after"]
+    if not spectra:
         return
-    panels = sorted({(last_step(r), r["codebook_size"]) for r in chosen})
-    if not panels:
-        return
-    columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4.4 * columns, 3.1 * rows), squeeze=False)
-    for axis, (steps, size) in zip(axes.flat, panels, strict=False):
-        for r in (r for r in chosen if (last_step(r), r["codebook_size"]) == (steps, size)):
-            share = [count / size for count in r["curve"]["codes_in_window"]]
-            axis.plot(r["curve"]["step"], share, color=COLOURS[r["quantizer"]], linewidth=1.2)
-        axis.set(title=f"V = {size:,}, to step {steps:,}", xlabel="step", yscale="log")
-        axis.grid(alpha=0.3, which="both")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_axis_off()
-    figure.supylabel("share of codes hit in the last 50 steps", fontsize=10)
-    for name, colour in COLOURS.items():
-        axes[0][0].plot([], [], color=colour, label=NAMES[name].strip("*"))
-    axes[0][0].legend(fontsize=8, frameon=False, loc="lower right")
-    save(figure, path)
-
-
-def draw_quality(results: Sequence[Result], path: Path) -> None:
-    """Codes used against mel distance, every single-stage cell: usage is not quality."""
-    from matplotlib import pyplot
-
-    chosen = [r for r in results if len(r["measured"]["stages"]) == 1 and r["measured"]["mel"] is not None]
-    chosen = [r for r in chosen if not is_longer(r, chosen)]
-    if not chosen:
-        return
-    figure, axis = pyplot.subplots(figsize=(6.4, 4.2))
-    markers = {1024: "o", 8192: "s", 65536: "^", 262144: "D"}
-    for r in chosen:
-        colour = COLOURS.get(r["quantizer"], "0.55")
-        face = colour if r["start"] == "default" else "none"
-        axis.plot(r["measured"]["stages"][0]["usage"], r["measured"]["mel"], markers.get(r["codebook_size"], "x"),
-                  color=colour, markerfacecolor=face, markersize=6)  # fmt: skip
-    for name, colour in COLOURS.items():
-        axis.plot([], [], "s", color=colour, label=NAMES[name].strip("*"))
-    axis.plot([], [], "s", color="0.55", label="others")
-    for size in sorted({r["codebook_size"] for r in chosen}):
-        axis.plot([], [], markers.get(size, "x"), color="k", label=f"V = {size:,}")
-    axis.plot([], [], "s", color="k", markerfacecolor="none", label="other start")
-    axis.set(xscale="log", xlabel="share of codes used", ylabel="mel distance (lower is better)")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, ncols=2, loc="upper center")
+    spectrum, rates = spectra[0], range(4, 90)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10.2, 4.2))
+    least = [error / variance for error, variance in zip(water_filling(spectrum, 13), spectrum, strict=True)]
+    places = range(1, len(spectrum) + 1)
+    left.fill_between(places, least, color="tab:cyan", alpha=0.2, linewidth=0)
+    left.plot(places, least, "k--", linewidth=1)
+    least = [carried(water_filling(spectrum, bits), spectrum) for bits in rates]
+    right.plot(rates, least, "k--", linewidth=1, label="predicted: reverse water-filling")
+    for start, marker in zip(ORDER, "osDv^", strict=True):
+        for r in (r for r in cells if r["start"] == start):
+            kind = next((kind for kind in ("ema_vq", "simvq", "fsq") if kind in r["quantizer"]), "vq")
+            directions, colour = r["measured"]["directions"], COLOURS[kind]
+            right.plot(bits_of(r), kept(r)[0], marker, color=colour, markersize=6, alpha=0.8)
+            if r["quantizer"] == kind and r["codebook_size"] == 8192:
+                share = [e / v for e, v in zip(directions["error"], directions["variance"], strict=True)]
+                left.plot(places, share, marker + "-", color=colour, markersize=4, linewidth=0.8)
+        if any(r["start"] == start for r in cells):
+            right.plot([], [], marker, color="0.4", label=START_NAMES[start])
+    for kind, colour in COLOURS.items():
+        if any(kind == r["quantizer"] for r in cells):
+            right.plot([], [], color=colour, label=NAMES[kind].strip("*"), linewidth=3)
+    left.text(14, 1.02, "collapse: nothing gets through", fontsize=9)
+    left.text(14, 0.3, "under water: these directions\nare not worth a bit", fontsize=9)
+    left.set(xlabel="principal direction of the latents, strongest first", ylabel="share of its variance that is lost",
+             title="13 bits a frame", ylim=(0, 1.07))  # fmt: skip
+    bits = sorted({round(bits_of(r)) for r in cells})
+    right.set(xlabel="bits a frame", ylabel="directions carried, of 32", xscale="log", title="other numbers of bits")
+    right.set_xticks(bits, [str(count) for count in bits])
+    right.minorticks_off()
+    right.legend(fontsize=8, frameon=False)
     save(figure, path)
 
 
@@ -272,16 +319,16 @@ def write_report(places: Sequence[Path], into: Path | None) -> int:
 
     matplotlib.use("Agg")
     into = into or (places[0] if places[0].is_dir() else places[0].parent)
-    draw_curves(results, into / "curves.png")
-    draw_quality(results, into / "quality.png")
+    draw_filling(results, into / "filling.png")
     with atomic_write(into / "results.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(thinned(result)) + "\n" for result in results), encoding="utf-8")
-    bodies, page = tables(results), into / "README.md"
-    if page.is_file():
+        kept_of_cells = ({name: value for name, value in result.items() if name != "curve"} for result in results)
+        temporary.write_text("".join(json.dumps(cell) + "\n" for cell in kept_of_cells), encoding="utf-8")
+    bodies, pages = tables(results), sorted(into.glob("*.md"))
+    for page in pages:
         text = filled(page.read_text(encoding="utf-8"), bodies)
         with atomic_write(page) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    else:
+    if not pages:
         print("\n\n".join(f"{name}\n{body}" for name, body in bodies.items()))
     return EXIT_OK
 

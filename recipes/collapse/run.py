@@ -1,7 +1,6 @@
 """One linear layer against collapse: the same codec trained with different quantizers, from one starting point.
 
-    python recipes/collapse/run.py                                       # the plane, in a minute; no data needed
-    python recipes/collapse/run.py --manifest manifests/train.jsonl      # the plane, then the study on speech
+    python recipes/collapse/run.py --manifest manifests/train.jsonl      # essential.yaml
     python recipes/collapse/run.py --manifest manifests/train.jsonl --config recipes/collapse/full_gpu.yaml --device cuda
 
 A cell of the study is one quantizer, one codebook size, one start and one seed; each leaves one JSON file under --out, and
@@ -36,12 +35,13 @@ from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
-from codec.errors import EXIT_OK, Parser, run_command
+from codec.errors import Parser, run_command
 from codec.evaluation.metrics import MetricError, Pair, mel_distance, pesq_wb
 from codec.files import atomic_write
 from codec.health import CodebookCounter, effective_dimension, stage_health
 from codec.model import Codec
 from codec.quantizers import QUANTIZERS
+from codec.spectral import log_mel, planes
 from codec.training.config import DataConfig, LossConfig
 from codec.training.data import SegmentDataset
 from codec.training.losses import SpectralLoss
@@ -49,7 +49,10 @@ from codec.training.losses import SpectralLoss
 HERE = Path(__file__).parent
 HELD_OUT_INDEX = 2**40  # where the measured segments lie in the stream; training never gets there
 CACHE_BYTES = 2**31  # of training segments kept in memory: all of a small study's, the first of a long one's
-STARTS = ("scratch", "default", "matched")
+TOLD = 4  # of the measured segments: how much the decoder makes of each principal direction is heard in these
+STARTS = {  # how long the autoencoder trains alone (0: not, 1: the warm-up, 2: all along); is the table matched then?
+    "scratch": (0, False), "first_batch": (0, True), "default": (1, False), "matched": (1, True), "after": (2, True),
+}  # fmt: skip
 WEIGHTS = {"mel": 1.0, "stft": 1.0, "commitment": 0.1, "codebook": 0.4}
 
 
@@ -73,13 +76,14 @@ class StudyConfig:
         cells: what is run, group after group.
         batch_size, segment_seconds: of training.
         warmup: steps without quantizer, shared by all cells of a seed.
-        steps: training steps with quantizer (starts "default" and "matched"); "scratch" trains warmup + steps with it.
+        steps: training steps with quantizer (starts "default" and "matched"); "scratch" and "first_batch" train
+            warmup + steps with it, "after" as many without, and then no more.
         learning_rate: peak, of AdamW without weight decay: linear rise over ``ramp`` steps, then cosine to 1 %.
         weights: of the loss terms mel, stft, commitment, codebook; those left out keep the defaults of ``WEIGHTS``.
         held_out: one speaker in so many is kept for measuring.
         measure_segments, measure_seconds: held-out speech that codes are counted on.
         listen_segments: of these so many are decoded for mel distance and PESQ.
-        match_segments: training segments whose latents a "matched" start is taken from.
+        match_segments: training segments whose latents a matched start is taken from; more where V asks for more latents.
         window: steps over which the curves count distinct codes.
     """
 
@@ -169,8 +173,8 @@ def is_held_out(record: Record, one_in: int) -> bool:
 class Study:
     """What the cells share: data, the start of each seed, losses. One instance runs many cells."""
 
-    def __init__(self, config: StudyConfig, records: Sequence[Record], out: Path, device: str) -> None:
-        self.config, self.out, self.device = config, out, device
+    def __init__(self, name: str, config: StudyConfig, records: Sequence[Record], out: Path, device: str) -> None:
+        self.name, self.config, self.out, self.device = name, config, out, device
         held = [record for record in records if is_held_out(record, config.held_out)]
         kept = [record for record in records if not is_held_out(record, config.held_out)]
         if not held or not kept:
@@ -205,8 +209,6 @@ class Study:
         """The measured speech, ``[S, 1, T]``, the same for every cell and seed."""
         return torch.stack([self._held[HELD_OUT_INDEX + i]["waveform"] for i in range(self.config.measure_segments)])
 
-    # ---- training ---------------------------------------------------------------------------------------------------
-
     def fit(self, codec: Codec, seed: int, steps: range, quantize: bool) -> Iterator[tuple[int, dict[str, float], Any]]:
         """Train in place; yields step, losses and codes after every step."""
         config = self.config
@@ -214,7 +216,8 @@ class Study:
         codec.train()
         for done, step in enumerate(steps):
             cosine = 0.5 * (1 + math.cos(math.pi * done / len(steps)))
-            share = min(1.0, (done + 1) / config.ramp) * ((0.01 + 0.99 * cosine) if quantize else 1.0)
+            ends = steps.stop == config.warmup + config.steps  # the warm-up does not: its rate stays up
+            share = min(1.0, (done + 1) / config.ramp) * ((0.01 + 0.99 * cosine) if ends else 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * share
             waveform, bandwidth = self.batch(seed, step)
@@ -232,25 +235,29 @@ class Study:
             optimizer.step()
             yield step, {name: float(term.detach()) for name, term in terms.items()}, output.codes
 
-    def warm_weights(self, seed: int, warm: bool) -> dict[str, Tensor]:
-        """Encoder and decoder of a seed: fresh, or after the warm-up, which is trained once and kept in a file."""
+    def warm_weights(self, seed: int, steps: int) -> dict[str, Tensor]:
+        """Encoder and decoder of a seed after steps without quantizer, which are trained once and kept in a file."""
         torch.manual_seed(seed)
         codec = Codec(replace(self.config.model, quantizer=QuantizerConfig(kind="vq", codebook_size=2, codebook_dim=1)))
-        if not warm:
+        if not steps:
             return networks(codec)
         c = self.config
         model = to_dict(c.model, retired=True)
-        decides = [model, c.batch_size, c.segment_seconds, c.warmup, c.learning_rate, c.ramp, self.data]
+        decides = [model, c.batch_size, c.segment_seconds, steps, c.learning_rate, c.ramp, self.data]
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         path = self.out / f"warmup-{key}-seed{seed}.safetensors"
         if not path.is_file():
             codec.to(self.device)
-            for step, losses, _ in self.fit(codec, seed, range(self.config.warmup), quantize=False):
+            for step, losses, _ in self.fit(codec, seed, range(steps), quantize=False):
                 if step % 50 == 0:
                     print(f"warm-up seed {seed} step {step}: mel {losses['mel']:.3f}", flush=True)
             with atomic_write(path) as temporary:
                 save_file(networks(codec), temporary)
         return load_file(path)
+
+    def first_step(self, cell: Cell) -> int:
+        """The step from which on the cell's codec is quantized."""
+        return (0, self.config.warmup, self.config.warmup + self.config.steps)[STARTS[cell.start][0]]
 
     def build(self, cell: Cell) -> Codec:
         """The cell's codec at its start."""
@@ -258,17 +265,15 @@ class Study:
         quantizer = replace(config.quantizers[cell.quantizer], codebook_size=cell.codebook_size)
         torch.manual_seed(cell.seed)
         codec = Codec(replace(config.model, quantizer=quantizer), name=cell.name)
-        missing, foreign = codec.load_state_dict(self.warm_weights(cell.seed, cell.start != "scratch"), strict=False)
+        missing, foreign = codec.load_state_dict(self.warm_weights(cell.seed, self.first_step(cell)), strict=False)
         assert not foreign and all(name.startswith("quantizer.") for name in missing)
         codec.to(self.device)
-        if cell.start == "matched":
-            per_step = config.batch_size
+        if STARTS[cell.start][1]:
+            frames = round(config.segment_seconds * codec.frame_rate)
+            segments = max(config.match_segments, -(-cell.codebook_size // frames))
+            steps = range(-(-segments // config.batch_size))
             with torch.no_grad():
-                latents = [
-                    codec.encoder(self.batch(cell.seed, step)[0])
-                    for step in range(-(-config.match_segments // per_step))
-                ]
-            codec.quantizer.initialize(torch.cat(latents))
+                codec.quantizer.initialize(torch.cat([codec.encoder(self.batch(cell.seed, step)[0]) for step in steps]))
         return codec
 
     def decides(self, cell: Cell) -> str:
@@ -288,14 +293,13 @@ class Study:
 
     def run(self, cell: Cell) -> dict[str, Any]:
         """Train and measure one cell; the result is plain values."""
-        config, began, cpu = self.config, time.perf_counter(), time.process_time()
+        config, began = self.config, time.process_time()
         codec = self.build(cell)
-        first = 0 if cell.start == "scratch" else config.warmup
+        first = self.first_step(cell)
         recent: deque[Tensor] = deque(maxlen=config.window)
         curve: dict[str, list[float]] = {
             name: [] for name in ("step", "codes_in_step", "codes_in_window", "mel", "commitment")
         }
-        trained = time.perf_counter()
         for step, losses, codes in self.fit(
             codec, cell.seed, range(first, config.warmup + config.steps), quantize=True
         ):
@@ -305,20 +309,17 @@ class Study:
             curve["codes_in_window"].append(len(torch.cat(tuple(recent)).unique()))
             curve["mel"].append(round(losses["mel"], 4))
             curve["commitment"].append(float(f"{losses['commitment']:.4g}"))
-        seconds = time.perf_counter() - trained
         measured = self.measure(codec)
         return {
-            "quantizer": cell.quantizer, "codebook_size": cell.codebook_size, "start": cell.start, "seed": cell.seed,
+            "study": self.name, "quantizer": cell.quantizer, "codebook_size": cell.codebook_size,
+            "start": cell.start, "seed": cell.seed,
             "settings": to_dict(codec.config.quantizer), "steps": len(curve["step"]), "first_step": first,
             "batch_size": config.batch_size, "segment_seconds": config.segment_seconds, "weights": config.weights,
             "parameters": sum(p.numel() for p in codec.parameters() if p.requires_grad), "data": self.data,
-            "training_seconds": round(seconds, 1), "seconds": round(time.perf_counter() - began, 1),
-            "cpu_seconds": round(time.process_time() - cpu, 1),
+            "cpu_seconds": round(time.process_time() - began, 1),
             "machine": f"{platform.machine()} {self.device}, {torch.get_num_threads()} threads, torch {torch.__version__}",
             "decides": self.decides(cell), "measured": measured, "curve": curve,
         }  # fmt: skip
-
-    # ---- measuring --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def measure(self, codec: Codec) -> dict[str, Any]:
@@ -327,7 +328,7 @@ class Study:
         codec.eval()
         counter = CodebookCounter(codec.num_quantizers, codec.codebook_size)
         latents, chosen, error, power = [], [], 0.0, 0.0
-        scores: dict[str, list[float]] = {"mel": [], "pesq": []}
+        scores: dict[str, list[float]] = {"mel": [], "pesq": [], "mel_continuous": [], "pesq_continuous": []}
         failed = 0
         for start in range(0, len(self.held_out), 8):
             waveform = self.held_out[start : start + 8]
@@ -336,33 +337,65 @@ class Study:
             counter.add(output.codes)
             error += float((output.quantized - z).square().sum())
             power += float((z - z.mean(dim=(0, 2), keepdim=True)).square().sum())
+            if start == 0:
+                told = z[:TOLD]
             if start < 80:
                 latents.append(z.transpose(1, 2).flatten(0, 1))
                 chosen.append(output.quantized.transpose(1, 2).flatten(0, 1))
             if start < config.listen_segments:
-                decoded = codec.decoder(output.quantized)[..., : waveform.shape[-1]].cpu()
-                for x, y in zip(waveform[:, 0].numpy(), decoded[:, 0].numpy(), strict=True):
-                    try:
-                        pair = Pair(x, y, rate)
-                        values = {"mel": mel_distance(pair), "pesq": pesq_wb(pair)}
-                    except MetricError:
-                        failed += 1
-                        continue
-                    for name, value in values.items():
-                        scores[name].append(value)
+                for kind, carried in (("", output.quantized), ("_continuous", z)):
+                    decoded = codec.decoder(carried)[..., : waveform.shape[-1]].cpu()
+                    for x, y in zip(waveform[:, 0].numpy(), decoded[:, 0].numpy(), strict=True):
+                        try:
+                            pair = Pair(x, y, rate)
+                            values = {"mel": mel_distance(pair), "pesq": pesq_wb(pair)}
+                        except MetricError:
+                            failed += not kind
+                            continue
+                        for name, value in values.items():
+                            scores[name + kind].append(value)
         table = getattr(codec.quantizer, "codebook", None)
         return {
             "stages": [vars(stage_health(counts)) for counts in counter.counts],
             "quantization_error": error / max(power, 1e-12),
-            "latent_scale": float(torch.cat(latents).std()),
             "effective_dimension": {
                 "latents": effective_dimension(torch.cat(latents)),
                 "quantized": effective_dimension(torch.cat(chosen)),
                 "codebook": effective_dimension(table) if isinstance(table, Tensor) else None,
             },
+            "directions": self.directions(codec, told, torch.cat(latents), torch.cat(chosen)),
             **{name: float(np.mean(values)) if values else None for name, values in scores.items()},
             "scored": len(scores["pesq"]), "not_scored": failed,
         }  # fmt: skip
+
+    def directions(self, codec: Codec, few: Tensor, latents: Tensor, quantized: Tensor) -> dict[str, list[float]]:
+        """The principal directions of latents ``[M, D]``, largest first, and what becomes of each.
+
+        Args:
+            codec: its decoder says what is heard.
+            few: latents ``[S, D, N]`` of a few segments, for it.
+            latents, quantized: of many frames, ``[M, D]``.
+
+        Returns:
+            ``variance`` of the latents; ``error``, what the best linear map of the quantized latents leaves of it (so that
+            FSQ, whose output need not lie at the latents, can stand beside the others); ``heard``, the mean squared change
+            of the decoded log-mel spectrum for a change by the latents' whole spread, from one of a tenth of it.
+        """
+        z, q = latents - latents.mean(dim=0), quantized - quantized.mean(dim=0)
+        values, vectors = torch.linalg.eigh((z.t() @ z / len(z)).double())
+        values, vectors = values.flip(0).clamp(min=0), vectors.flip(1).float()
+        left = (z - q @ (torch.linalg.pinv(q) @ z)) @ vectors
+        noise = torch.randn(len(few), 1, few.shape[2], generator=torch.Generator().manual_seed(0)).to(few)
+        filters = self.loss.get_buffer("filters_512")
+
+        def spectrum(carried: Tensor) -> Tensor:
+            return log_mel(planes(codec.decoder(carried)[:, 0], 512), filters)
+
+        plain = spectrum(few)
+        moves = (0.1 * values.sqrt()).to(few)[:, None] * vectors.t()  # [D, D]
+        heard = [100 * (spectrum(few + move[:, None] * noise) - plain).square().mean() for move in moves]
+        columns = {"variance": values, "error": left.square().mean(dim=0), "heard": torch.stack(heard)}
+        return {name: [float(f"{value:.4g}") for value in column.tolist()] for name, column in columns.items()}
 
 
 def usable_device(name: str) -> str:
@@ -381,21 +414,14 @@ def networks(codec: Codec) -> dict[str, Tensor]:
 
 
 def run_study(args: argparse.Namespace) -> int:
-    """Draw the plane, run the cells that have no result yet, make the report; returns the exit code."""
+    """Run the cells that have no result yet, make the report; returns the exit code."""
     args.out.mkdir(parents=True, exist_ok=True)
     config = load_study(args.config)
     cells = [cell for cell in cells_of(config) if args.only in cell.name]
     if not cells:
         raise ConfigError(f"--only {args.only}: no cell of {args.config} has that in its name")
-    if not args.skip_plane:
-        plane = subprocess.run([sys.executable, str(HERE / "plane.py"), "--out", str(args.out)])
-        if plane.returncode:  # it has said why itself
-            return plane.returncode
-    if not args.manifest:
-        print("the plane only; the study on speech needs --manifest")
-        return EXIT_OK
     records = [record for path in args.manifest for record in read_manifest(path)]
-    study = Study(config, records, args.out, usable_device(args.device))
+    study = Study(args.config.stem, config, records, args.out, usable_device(args.device))
     for cell in cells:
         path = args.out / f"{cell.name}.json"
         if study.is_done(cell, path):
@@ -405,18 +431,17 @@ def run_study(args: argparse.Namespace) -> int:
             temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
         stage = result["measured"]["stages"][0]
         health = f"usage {stage['usage']:.4f}, perplexity {stage['perplexity']:.0f}"
-        print(f"{cell.name}: {health}, mel {result['measured']['mel']}, {result['seconds']:.0f} s", flush=True)
+        print(f"{cell.name}: {health}, mel {result['measured']['mel']}, {result['cpu_seconds']:.0f} CPU s", flush=True)
     return subprocess.run([sys.executable, str(HERE / "report.py"), str(args.out)]).returncode
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("--manifest", type=Path, nargs="+", help="speech; without it only the plane is drawn")
+    parser.add_argument("--manifest", type=Path, nargs="+", required=True, help="speech of several speakers")
     parser.add_argument("--config", type=Path, default=HERE / "essential.yaml")
     parser.add_argument("--out", type=Path, default=Path("runs/collapse"), help="results; default runs/collapse")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name holds TEXT")
-    parser.add_argument("--skip-plane", action="store_true", help="leave out the plane")
     args = parser.parse_args(argv)
     return run_command(
         "run.py", lambda: run_study(args), interrupted="the same command goes on after the last whole cell"

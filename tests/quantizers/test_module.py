@@ -150,6 +150,21 @@ def test_codes_of_other_layouts_are_equal(layout: str, width: int) -> None:
         convert({"weight": table})
 
 
+def test_codes_of_another_residual_stack_are_equal() -> None:
+    """The state of vector-quantize-pytorch's ResidualSimVQ: a stage quantizes what those before it leave."""
+    torch.manual_seed(0)
+    tables = [(torch.randn(64, DIM), torch.randn(DIM, DIM) / 2**stage) for stage in range(3)]
+    names = ("frozen_codebook", "code_transform.weight")
+    state = {f"layers.{i}.{name}": t for i, pair in enumerate(tables) for name, t in zip(names, pair, strict=True)}
+    x = left = latents(2, 50)
+    output = convert(state, channel_first=False, gradient="rotation")(x)
+    for codes, (table, weight) in zip(output.codes.unbind(dim=2), tables, strict=True):
+        codebook = table @ weight.t()
+        assert torch.equal(codes, torch.cdist(left, codebook).argmin(dim=2))
+        left = left - codebook[codes]
+    torch.testing.assert_close(output.quantized, x - left)
+
+
 @pytest.mark.slow
 def test_half_precision_and_compilation_change_no_code(quantizer: Any) -> None:
     x = latents(2, 50).transpose(1, 2).bfloat16()

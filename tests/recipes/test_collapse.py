@@ -35,6 +35,7 @@ TINY = {
     "cells": [
         {"quantizers": ["vq", "simvq"], "codebook_sizes": [32], "starts": ["default", "matched"], "seeds": [0, 1]},
         {"quantizers": ["residual_simvq"], "codebook_sizes": [32], "starts": ["scratch"]},
+        {"quantizers": ["vq"], "codebook_sizes": [32], "starts": ["first_batch", "after"]},
     ],
     "batch_size": 2, "segment_seconds": 0.25, "warmup": 2, "steps": 3, "ramp": 1, "held_out": 2,
     "measure_segments": 3, "measure_seconds": 0.5, "listen_segments": 2, "match_segments": 4, "window": 2,
@@ -70,16 +71,16 @@ def test_the_formula_is_what_a_step_does(bias: bool) -> None:
 def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
-    arguments = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(out), "--skip-plane"]
+    arguments = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(out)]
     assert run.main([*arguments, "--only=-seed0"]) == 0
     first = {path.name: path.read_bytes() for path in out.glob("*-seed*.json")}
     assert set(first) == {f"{q}-32-{s}-seed0.json" for q in ("vq", "simvq") for s in ("default", "matched")} | {
-        "residual_simvq-32-scratch-seed0.json"
-    }
+        "residual_simvq-32-scratch-seed0.json", "vq-32-first_batch-seed0.json", "vq-32-after-seed0.json",
+    }  # fmt: skip
     (out / "vq-32-matched-seed0.json").unlink()
     assert run.main(arguments) == 0
     again = {path.name: path.read_bytes() for path in out.glob("*-seed*.json")}
-    assert len(again) == 9 and all(again[name] == first[name] for name in first if "vq-32-matched" not in name)
+    assert len(again) == 11 and all(again[name] == first[name] for name in first if "vq-32-matched" not in name)
     a, b = (json.loads(files["vq-32-matched-seed0.json"]) for files in (first, again))
     assert a["measured"] == b["measured"] and a["curve"] == b["curve"], "a cell is a function of its seed"
     result = json.loads(again["simvq-32-default-seed0.json"])
@@ -87,7 +88,18 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: 
     vq = json.loads(again["vq-32-default-seed0.json"])
     assert vq["curve"]["codes_in_step"][0] == result["curve"]["codes_in_step"][0], "both start with the same codes"
     assert vq["curve"]["mel"][0] == result["curve"]["mel"][0]
-    assert json.loads(again["residual_simvq-32-scratch-seed0.json"])["steps"] == 5
+    steps = {
+        name: json.loads(again[f"{name}-seed0.json"])["steps"]
+        for name in ("residual_simvq-32-scratch", "vq-32-first_batch")
+    }
+    assert set(steps.values()) == {5}
+    after = json.loads(again["vq-32-after-seed0.json"])
+    assert after["steps"] == 0 and after["first_step"] == 5 and after["measured"]["mel"] != vq["measured"]["mel"]
+    directions = after["measured"]["directions"]
+    assert directions["variance"] == sorted(directions["variance"], reverse=True) and min(directions["heard"]) > 0
+    assert all(
+        error <= 1.001 * variance for error, variance in zip(directions["error"], directions["variance"], strict=True)
+    )
 
     page = tmp_path / "page"
     page.mkdir()
@@ -101,10 +113,26 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: 
     assert (page / "README.md").read_text(encoding="utf-8") == text
     assert sorted((page / "results.jsonl").read_text(encoding="utf-8").splitlines()) == sorted(kept.splitlines())
 
+    filling = tmp_path / "filling.jsonl"
+    filling.write_text(kept.replace('"study": "tiny"', '"study": "filling"'), encoding="utf-8")
+    (page / "README.md").write_text("<!-- table filling -->\n<!-- end -->\n", encoding="utf-8")
+    assert report.main([str(filling), "--into", str(page)]) == 0
+    assert "| 5 | after | plain VQ | 1 |" in (page / "README.md").read_text(encoding="utf-8")
+
     config.write_text(yaml.safe_dump(TINY | {"steps": 4}), encoding="utf-8")
     assert run.main(arguments) == 1, "results of another study are not taken for this one's"
     assert "is a result of other settings" in one_error(capsys)
-    assert {path.name for path in page.iterdir()} == {"README.md", "curves.png", "quality.png", "results.jsonl"}
+    assert {path.name for path in page.iterdir()} == {"README.md", "results.jsonl", "filling.png"}
+
+
+@pytest.mark.parametrize("bits", [0.5, 6, 60])
+def test_water_filling_spends_the_bits_on_what_rises_above_the_level(bits: float) -> None:
+    spectrum = (
+        (torch.randn(12, generator=torch.Generator().manual_seed(0)).double() * 3).exp().sort(descending=True).values
+    )
+    error = torch.tensor(report.water_filling(spectrum.tolist(), bits), dtype=torch.float64)
+    assert float((spectrum / error).log2().sum() / 2) == pytest.approx(bits)
+    torch.testing.assert_close(error, spectrum.clamp(max=float(error.max())))
 
 
 def test_speakers_are_held_out_whole(corpus: Path) -> None:
@@ -196,7 +224,7 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pyt
             run.load_study(config)
     config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
     file.write_text("no result\n", encoding="utf-8")
-    good = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(tmp_path), "--skip-plane"]
+    good = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(tmp_path)]
     for main, arguments, message in (
         (run.main, [*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
         (run.main, [*good, "--out", str(file)], "exists"),
