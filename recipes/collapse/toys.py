@@ -7,6 +7,8 @@ Writes maps.png and toys.json: of each row the mean, the lowest and the highest 
 
 from __future__ import annotations
 
+import codec.scripts  # noqa: F401  first: it says what the others lack
+
 import argparse
 import json
 import sys
