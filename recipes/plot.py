@@ -40,14 +40,12 @@ def read_curves(run: Path, pattern: str) -> dict[str, Curve]:
 
 def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
     """Draw one picture with a panel per pattern; a run keeps its color, the curves of one pattern grow paler."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     columns = 3
     rows = -(-len(patterns) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4.5 * columns, 3 * rows), squeeze=False)
+    figure = Figure((4.5 * columns, 3 * rows), layout="tight")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, pattern in zip(axes.flat, patterns, strict=False):
         curves_of = {run: read_curves(run, pattern) for run in runs}
         if not any(curves_of.values()):
@@ -62,10 +60,8 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
     for axis in axes.flat[len(patterns) :]:
         axis.remove()
     axes.flat[0].legend()
-    figure.tight_layout()
     with atomic_write(out) as temporary:
         figure.savefig(temporary, dpi=80)
-    pyplot.close(figure)
 
 
 def draw(args: argparse.Namespace) -> int:

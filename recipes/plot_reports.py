@@ -47,12 +47,10 @@ def against_steps(reports: Sequence[tuple[int, Results]], metric: str) -> dict[s
 
 def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path) -> None:
     """One panel per metric; bars are intervals."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
+    figure = Figure((5 * len(panels), 3.6), layout="tight")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
         for (name, line), marker in zip(lines.items(), itertools.cycle("osD^v<>"), strict=False):
             means = [r.mean or 0.0 for _, r in line]
@@ -68,10 +66,8 @@ def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path)
             axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes.flat[0].legend()
-    figure.tight_layout()
     with atomic_write(out) as temporary:
         figure.savefig(temporary, dpi=80)
-    pyplot.close(figure)
 
 
 def parse_reports(given: Sequence[str]) -> list[tuple[int, Path]]:

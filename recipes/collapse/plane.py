@@ -106,11 +106,12 @@ def follow(kind: str, shape: str, steps: int, seed: int = 0) -> History:
 
 def animate(path: Path, histories: dict[tuple[str, str], History], frames: int) -> None:
     """A GIF: one row per shape, one column per quantizer."""
-    from matplotlib import pyplot
     from matplotlib.animation import FuncAnimation, PillowWriter
+    from matplotlib.figure import Figure
 
     shapes = list(dict.fromkeys(shape for shape, _ in histories))
-    figure, axes = pyplot.subplots(len(shapes), 2, figsize=(7.2, 3.3 * len(shapes) + 0.5), squeeze=False)
+    figure = Figure((7.2, 3.3 * len(shapes) + 0.5))
+    axes = figure.subplots(len(shapes), 2, squeeze=False)
     drawn = []
     for row, shape in enumerate(shapes):
         points = SHAPES[shape](600, torch.Generator().manual_seed(9))
@@ -141,7 +142,6 @@ def animate(path: Path, histories: dict[tuple[str, str], History], frames: int) 
     animation = FuncAnimation(figure, draw, frames=len(shown) + 8)  # the last picture stands a while
     with atomic_write(path) as temporary:
         animation.save(temporary, writer=PillowWriter(fps=6), dpi=75)
-    pyplot.close(figure)
 
 
 # ---- why: what one step moves -------------------------------------------------------------------------------------------
@@ -164,9 +164,10 @@ def predicted_move(basis: Tensor, codes: Tensor, gradients: Tensor, learning_rat
 
 def one_step(path: Path) -> dict[str, float]:
     """One SGD step for one point, drawn; returns the largest deviation from the formula and who moved."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(8.4, 3.9), sharex=True, sharey=True)
+    figure = Figure((8.4, 3.9), layout="tight")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
     point = torch.tensor([[1.5, 1.0]])
     numbers: dict[str, float] = {}
     for axis, kind in zip(axes, COLOURS, strict=True):
@@ -194,8 +195,8 @@ def one_step(path: Path) -> dict[str, float]:
         axis.set(xticks=[], yticks=[])
         axis.set_aspect("equal")
     axes[0].legend(loc="lower right", fontsize=8, frameon=False)
-    figure.tight_layout()
-    save(figure, path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=80)
     return numbers
 
 
@@ -286,9 +287,10 @@ def remedies(seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
 
 def draw_remedies(path: Path, rows: list[dict[str, Any]]) -> None:
     """Bars: codes used (token collapse) and latents kept apart (embedding collapse), for every combination."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 5.4), sharey=True)
+    figure = Figure((9, 5.4), layout="tight")
+    axes = figure.subplots(2, 2, sharey=True)
     labels = ["neither", "warm-up", "matched start", "both"]
     for row, weak in enumerate((False, True)):
         for column, (name, what) in enumerate([("usage", "codes used"), ("kept_apart", "latents kept apart")]):
@@ -301,24 +303,12 @@ def draw_remedies(path: Path, rows: list[dict[str, Any]]) -> None:
             axis.set_xticks(range(4), labels)
             axis.set(title=f"{'weak' if weak else 'strong'} encoder: {what}", ylim=(0, 1.12), yticks=[0, 0.5, 1])
     axes[0][0].legend(fontsize=8, loc="upper left", ncols=2, frameon=False)
-    figure.tight_layout()
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure whole, and close it."""
-    from matplotlib import pyplot
-
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=80)
-    pyplot.close(figure)
 
 
 def draw_plane(args: argparse.Namespace) -> int:
     """Write the pictures and all numbers; returns the exit code."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     began = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     histories = {(shape, kind): follow(kind, shape, args.steps) for shape in SHAPES for kind in COLOURS}

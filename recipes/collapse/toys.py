@@ -126,12 +126,10 @@ def summary(runs: list[dict[str, float]]) -> dict[str, list[float]]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Codes used and error by dimension, a line for each map; bars from the lowest to the highest seed."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9.6, 3.6))
+    figure = Figure((9.6, 3.6), layout="tight")
+    axes = figure.subplots(1, 2)
     for axis, name in zip(axes, ("usage", "error"), strict=True):
         for index, maps in enumerate(MAPS):
             values = [row[name] for row in rows if row["map"] == maps]
@@ -146,7 +144,6 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         )
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=80)
 
