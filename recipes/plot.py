@@ -82,12 +82,8 @@ def draw(args: argparse.Namespace) -> int:
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument(
-        "--curves",
-        nargs="+",
-        metavar="NAME",
-        help="scalars of the run; NAME_* draws all of that kind (default: the usual ones, as far as the runs have them)",
-    )
+    curves = "scalars of the run; NAME_* draws all of that kind (default: the usual ones, as far as the runs have them)"
+    parser.add_argument("--curves", nargs="+", metavar="NAME", help=curves)
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
     args = parser.parse_args()

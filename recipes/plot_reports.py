@@ -24,25 +24,16 @@ class PlotError(CodecError):
     """What keeps the reports from being drawn; the message is one line for the user."""
 
 
-def against_bitrate(results: Results, metric: str) -> dict[str, Line]:
-    """One line per family of systems, at the bitrates of their files where known."""
+def lines_of(reports: Sequence[tuple[int, Results]], metric: str, by_step: bool) -> dict[str, Line]:
+    """A metric against steps, a line per bitrate of the model, or against the files' bitrate, a line per family."""
     lines: dict[str, Line] = {}
-    for system in results.systems:
-        result = system.results.get(metric)
-        if result and result.mean is not None and system.rate:
-            lines.setdefault(system.family, []).append((system.rate, result))
-    return {family: sorted(line, key=lambda point: point[0]) for family, line in lines.items()}
-
-
-def against_steps(reports: Sequence[tuple[int, Results]], metric: str) -> dict[str, Line]:
-    """One line per bitrate of the model."""
-    lines: dict[str, Line] = {}
-    for step, results in sorted(reports, key=lambda report: report[0]):
+    for step, results in reports:
         for system in results.systems:
-            result = system.results.get(metric)
-            if system.kind == "model" and result and result.mean is not None:
-                lines.setdefault(f"{system.kbps:g} kbit/s", []).append((step, result))
-    return lines
+            result, x = system.results.get(metric), step if by_step else system.rate or 0.0
+            if result and result.mean is not None and (system.kind == "model" if by_step else system.rate):
+                name = f"{system.kbps:g} kbit/s" if by_step else system.family
+                lines.setdefault(name, []).append((x, result))
+    return {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items()}
 
 
 def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path) -> None:
@@ -99,12 +90,9 @@ def plot(args: argparse.Namespace) -> int:
     steps = [(0, Path(args.reports[0]))] if single else parse_reports(args.reports)
     reports = [(step, Results.read(folder)) for step, folder in steps]
     first = reports[0][1]
-    panels = {}
-    for name in args.metrics:
-        if name not in first.metrics:
-            raise PlotError(f"{steps[0][1]} has no metric {name}; it has {', '.join(first.metrics)}")
-        lines = against_bitrate(first, name) if single else against_steps(reports, name)
-        panels[first.metrics[name].label] = lines
+    if missing := [name for name in args.metrics if name not in first.metrics]:
+        raise PlotError(f"{steps[0][1]} has no metric {missing[0]}; it has {', '.join(first.metrics)}")
+    panels = {first.metrics[name].label: lines_of(reports, name, not single) for name in args.metrics}
     draw(panels, "kbit/s" if single else "training step", single, args.out)
     print(args.out)
     return 0

@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -152,16 +153,8 @@ def load_study(path: Path) -> StudyConfig:
 
 def cells_of(config: StudyConfig) -> list[Cell]:
     """All cells in the order of the file, each once."""
-    return list(
-        dict.fromkeys(
-            Cell(quantizer, size, start, seed)
-            for group in config.cells
-            for seed in group.seeds
-            for size in group.codebook_sizes
-            for start in group.starts
-            for quantizer in group.quantizers
-        )
-    )
+    loops = (product(g.seeds, g.codebook_sizes, g.starts, g.quantizers) for g in config.cells)
+    return list(dict.fromkeys(Cell(name, size, start, seed) for seed, size, start, name in chain(*loops)))
 
 
 def is_held_out(record: Record, one_in: int) -> bool:
