@@ -74,6 +74,13 @@ def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return {name: statistics.median(values) for name, values in times.items()}
 
 
+def by_onnx(model: str, threads: int) -> dict[str, CodecBase[Any]]:
+    """The model, run by ONNX Runtime on 32 and on 8 bits."""
+    from codec.runtime import OnnxCodec
+
+    return {name: OnnxCodec.from_pretrained(model, bits, threads) for name, bits in (("onnx", 32), ("onnx int8", 8))}
+
+
 def own(codec: CodecBase[Any], samples: NDArray[np.float32]) -> Way:
     return partial(codec.encode, samples, codec.sample_rate), codec.decode
 
@@ -136,13 +143,10 @@ def against_encodec(model: str, rounds: int, all_of_them: bool) -> None:
     samples = np.random.default_rng(0).standard_normal(SECONDS * 24000, np.float32) * np.float32(0.1)
     ways = peers(samples, all_of_them)
     reference, threads = next(iter(ways)), torch.get_num_threads()
-    ways["torch"] = own(codec, samples)
+    ways |= {"torch": own(codec, samples)}
     if all_of_them:
-        from codec.runtime import OnnxCodec
-
         ways["torch bf16"] = in_bfloat16(codec, samples)
-        ways["onnx"] = own(OnnxCodec.from_pretrained(model, 32, threads), samples)
-        ways["onnx int8"] = own(OnnxCodec.from_pretrained(model, 8, threads), samples)
+        ways |= {name: own(each, samples) for name, each in by_onnx(model, threads).items()}
     calls: dict[str, Callable[[], object]] = {}
     with torch.no_grad():
         for name, (encode, decode) in ways.items():
@@ -160,13 +164,7 @@ def against_encodec(model: str, rounds: int, all_of_them: bool) -> None:
 
 def frame_by_frame(model: str, rounds: int, threads: int) -> None:
     """A push of one frame through each stream, against the time that the frame lasts."""
-    from codec.runtime import OnnxCodec
-
-    codecs: dict[str, CodecBase[Any]] = {
-        "torch": Codec.from_pretrained(model),
-        "onnx": OnnxCodec.from_pretrained(model, 32, threads),
-        "onnx int8": OnnxCodec.from_pretrained(model, 8, threads),
-    }
+    codecs = {"torch": Codec.from_pretrained(model)} | by_onnx(model, threads)
     calls: dict[str, Callable[[], object]] = {}
     for name, each in codecs.items():
         samples = each.from_numpy(np.full((1, 1, each.hop_length), 0.01, np.float32))
@@ -302,12 +300,11 @@ def measure(args: argparse.Namespace) -> int:
         startup(args.model, args.rounds, args.threads)
     elif args.what == "frames":
         frame_by_frame("speech-24khz-live", args.rounds, args.threads)
-    elif args.what == "backends":
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            against_encodec(args.model, args.rounds, all_of_them=True)
     else:
-        against_encodec(args.model, args.rounds, all_of_them=False)
+        every = args.what == "backends"
+        for threads in (1, 2) if every else (args.threads,):
+            torch.set_num_threads(threads)
+            against_encodec(args.model, args.rounds, every)
     return EXIT_OK
 
 
@@ -321,9 +318,8 @@ def main() -> int:
         what.add_argument(f"--{name}", dest="what", action="store_const", const=name)
     what.add_argument("--batch", metavar="MANIFEST", help="measure batches of its utterances")
     what.add_argument("--train", metavar="CONFIG", help="measure training with this configuration")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of that configuration"
-    )
+    overrides = "overrides of that configuration"
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=overrides)
     parser.add_argument("--device", default="cpu", help="of --batch (default: %(default)s)")
     args = parser.parse_args()
     if args.device != "cpu" and not args.batch:

@@ -43,24 +43,6 @@ class ExportError(CodecError):
     """What keeps a model from being exported; the message says how to mend it."""
 
 
-def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
-    """The configuration of a run, and the checkpoint asked for: a name, "best", or the latest."""
-    if not (run / "config.json").is_file():
-        raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json")
-    values = read_json(run / "config.json")
-    values["losses"].pop("adversarial", None)  # of runs made while there were several forms and schedules
-    values["optimizer"].pop("schedule", None)
-    config = from_dict(TrainConfig, values)
-    latest = latest_checkpoint(run / CHECKPOINTS)
-    if checkpoint is None:
-        return config, latest
-    if checkpoint == "best":
-        checkpoint = read_checkpoint(latest)[1].get("best")
-        if checkpoint is None:
-            raise CheckpointError(f"{run} has no validated checkpoint yet")
-    return config, run / CHECKPOINTS / checkpoint
-
-
 @dataclass(frozen=True)
 class Trained:
     """What a run came to at one of its checkpoints."""
@@ -73,10 +55,20 @@ class Trained:
 
     @classmethod
     def read(cls, run: Path, checkpoint: str | None) -> Trained:
-        """Of a run's folder: the average of the weights at a checkpoint (``load_run`` says which)."""
-        config, path = load_run(run, checkpoint)
+        """The average of the weights at a checkpoint of a run: a name, "best", or None for the latest."""
+        if not (run / "config.json").is_file():
+            raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json")
+        values = read_json(run / "config.json")
+        values["losses"].pop("adversarial", None)  # of runs made while there were several forms and schedules
+        values["optimizer"].pop("schedule", None)
+        path = latest_checkpoint(run / CHECKPOINTS)
+        if checkpoint == "best":
+            checkpoint = read_checkpoint(path)[1].get("best")
+            if checkpoint is None:
+                raise CheckpointError(f"{run} has no validated checkpoint yet")
+        path = run / CHECKPOINTS / (checkpoint or path.name)
         tensors, meta = read_checkpoint(path)
-        return cls(run, config, path, int(meta["step"]), module_tensors(tensors, "average"))
+        return cls(run, from_dict(TrainConfig, values), path, int(meta["step"]), module_tensors(tensors, "average"))
 
 
 def build_codec(runs: list[Trained], name: str) -> Codec:

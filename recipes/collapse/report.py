@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -194,27 +195,26 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     filling.sort(key=lambda r: (bits_of(r), list(START_NAMES).index(r["start"])))
     bits = [r | {"bits": round(bits_of(r))} for r in filling]
     single = [r for r in results if len(r["measured"]["stages"]) == 1]
+    default = [r for r in single if r["start"] == "default"]
+    first = [r for r in default if r["seed"] == 0]
+    started = {r["codebook_size"] for r in single if r["start"] != "default"}  # otherwise too
 
-    def pick(names: Sequence[str], start: str | None = "default", size: int | None = None) -> list[Result]:
-        return [
-            r for r in single
-            if r["quantizer"] in names and start in (None, r["start"]) and size in (None, r["codebook_size"])
-        ]  # fmt: skip
+    def of(names: Sequence[str], cells: Sequence[Result]) -> list[Result]:
+        return [r for r in cells if r["quantizer"] in names]
 
-    main = tuple(COLOURS)
+    main = ("vq", "ema_vq", "simvq", "fsq")
     variants = ("simvq", "simvq_learnable", "simvq_diagonal", "simvq_rotation", "vq_rotation", "vq")
     others = ("factorised_vq", "clustered_vq", "index_vq", "affine_vq", "lfq", "lattice_vq")
-    several = {(r["codebook_size"], r["quantizer"]) for r in pick(main) if r["seed"] != 0}
-    headline = [r for r in pick(main) if (r["codebook_size"], r["quantizer"]) in several]
+    several = {(r["codebook_size"], r["quantizer"]) for r in default if r["seed"] != 0}
+    headline = [r for r in of(main, default) if (r["codebook_size"], r["quantizer"]) in several]
+    starts = [r for r in of(main[:3], single) if r["seed"] == 0 and r["codebook_size"] in started]
     return {
         "headline": table(longer or headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:]),
         "seeds": table(headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:8]),
-        "sizes": table([r for r in pick(main) if r["seed"] == 0], ("codebook_size", "quantizer")),
-        "starts": table([r for r in pick(("vq", "ema_vq", "simvq"), None) if r["seed"] == 0 and
-                         any(o["start"] != "default" and o["codebook_size"] == r["codebook_size"] for o in single)],
-                        ("codebook_size", "quantizer", "start")),
-        "variants": table([r for r in pick(variants, size=8192) if r["seed"] == 0], ("quantizer",)),
-        "others": table([r for r in pick(others) if r["seed"] == 0], ("codebook_size", "quantizer")),
+        "sizes": table(of(main, first), ("codebook_size", "quantizer")),
+        "starts": table(starts, ("codebook_size", "quantizer", "start")),
+        "variants": table([r for r in of(variants, first) if r["codebook_size"] == 8192], ("quantizer",)),
+        "others": table(of(others, first), ("codebook_size", "quantizer")),
         "residual": stages_table([r for r in results if len(r["measured"]["stages"]) > 1]),
         "starts at 13 bits": table([r for r in bits if r["bits"] == 13], ("start", "quantizer"),
                                    [c for c in FILLING if c[0] != "without"]),
@@ -296,12 +296,8 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
 
 def filled(text: str, bodies: dict[str, str]) -> str:
     """A page with every marked table replaced."""
-    for name, body in bodies.items():
-        begin, end = f"<!-- table {name} -->\n", "<!-- end -->"
-        before, mark, rest = text.partition(begin)
-        if mark:
-            text = before + mark + body + "\n" + end + rest.partition(end)[2]
-    return text
+    marks = re.compile("(<!-- table (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return marks.sub(lambda m: f"{m[1]}{bodies[m[2]]}\n{m[3]}" if m[2] in bodies else m[0], text)
 
 
 def write_report(places: Sequence[Path], into: Path | None) -> int:
