@@ -156,10 +156,9 @@ def against_encodec(model: str, rounds: int, all_of_them: bool) -> None:
     print("times EnCodec's speed in encoding, decoding, both; seconds for a second of audio")
     first = [times[f"{reference} {act}"] for act in ("encode", "decode")]
     for name in ways:
-        own_times = [times[f"{name} {act}"] for act in ("encode", "decode")]
-        ratios = [a / b for a, b in zip([*first, sum(first)], [*own_times, sum(own_times)], strict=True)]
-        shown = "".join(f"{ratio:6.2f}" for ratio in ratios) + "".join(f"{t / SECONDS:9.4f}" for t in own_times)
-        print(f"{name:>17}:{shown}")
+        there, back = (times[f"{name} {act}"] for act in ("encode", "decode"))
+        ratios = f"{first[0] / there:6.2f}{first[1] / back:6.2f}{sum(first) / (there + back):6.2f}"
+        print(f"{name:>17}:{ratios}{there / SECONDS:9.4f}{back / SECONDS:9.4f}")
 
 
 def frame_by_frame(model: str, rounds: int, threads: int) -> None:
@@ -169,11 +168,8 @@ def frame_by_frame(model: str, rounds: int, threads: int) -> None:
     for name, each in codecs.items():
         samples = each.from_numpy(np.full((1, 1, each.hop_length), 0.01, np.float32))
         codes = each.from_numpy(np.ones((1, each.num_quantizers, 1), np.int64))
-        for act, push, chunk in (
-            ("encode", each.streaming_encoder().push, samples),
-            ("decode", each.streaming_decoder().push, codes),
-        ):
-            calls[f"{name} {act}"] = partial(pushes, push, chunk)
+        calls[f"{name} encode"] = partial(pushes, each.streaming_encoder().push, samples)
+        calls[f"{name} decode"] = partial(pushes, each.streaming_decoder().push, codes)
     rate = codecs["torch"].frame_rate
     for name, seconds in interleaved(calls, rounds).items():
         share = seconds / PUSHES * rate

@@ -61,17 +61,6 @@ def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path)
         figure.savefig(temporary, dpi=80)
 
 
-def parse_reports(given: Sequence[str]) -> list[tuple[int, Path]]:
-    """``STEP=REPORT`` for each; a single one may go without."""
-    found = []
-    for text in given:
-        step, equals, folder = text.partition("=")
-        if not equals or not step.isdigit():
-            raise PlotError(f"several reports are given as STEP=REPORT, not {text!r}")
-        found.append((int(step), Path(folder)))
-    return found
-
-
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("reports", nargs="+", metavar="REPORT", help="one folder, or STEP=REPORT several times")
@@ -87,11 +76,13 @@ def plot(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.force:
         raise PlotError(f"{args.out} exists; --force overwrites it")
     single = len(args.reports) == 1 and "=" not in args.reports[0]
-    steps = [(0, Path(args.reports[0]))] if single else parse_reports(args.reports)
-    reports = [(step, Results.read(folder)) for step, folder in steps]
+    parts = [("0", "=", args.reports[0])] if single else [text.partition("=") for text in args.reports]
+    if odd := ["".join(each) for each in parts if not (each[1] and each[0].isdigit())]:
+        raise PlotError(f"several reports are given as STEP=REPORT, not {odd[0]!r}")
+    reports = [(int(step), Results.read(Path(folder))) for step, _, folder in parts]
     first = reports[0][1]
     if missing := [name for name in args.metrics if name not in first.metrics]:
-        raise PlotError(f"{steps[0][1]} has no metric {missing[0]}; it has {', '.join(first.metrics)}")
+        raise PlotError(f"{parts[0][2]} has no metric {missing[0]}; it has {', '.join(first.metrics)}")
     panels = {first.metrics[name].label: lines_of(reports, name, not single) for name in args.metrics}
     draw(panels, "kbit/s" if single else "training step", single, args.out)
     print(args.out)

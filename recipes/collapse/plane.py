@@ -15,9 +15,8 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +67,7 @@ SHAPES = {"cloud": cloud, "islands": islands}
 # ---- codes over the steps -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class History:
+class History(NamedTuple):
     """A run on the plane: ``tables [S, V, 2]`` and ``alive [S, V]``, whether a code was hit in the last WINDOW steps."""
 
     tables: Tensor

@@ -179,13 +179,6 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]]) if rows else "Not yet run."
 
 
-def stages_table(results: Sequence[Result]) -> str:
-    """Residual stacks: the share of codes used, stage by stage."""
-    count = max((len(result["measured"]["stages"]) for result in results), default=0)
-    columns: list[Column] = [(f"stage {i + 1}", stage("usage", i), "{:.1%}") for i in range(count)]
-    return table(results, ("quantizer", "start"), [*columns, COLUMNS[3], COLUMNS[6], COLUMNS[7], COLUMNS[8]])
-
-
 def tables(results: Sequence[Result]) -> dict[str, str]:
     """All tables by name."""
     order = list(NAMES)
@@ -194,7 +187,11 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     results = [r for r in results if r not in longer + filling]
     filling.sort(key=lambda r: (bits_of(r), list(START_NAMES).index(r["start"])))
     bits = [r | {"bits": round(bits_of(r))} for r in filling]
-    single = [r for r in results if len(r["measured"]["stages"]) == 1]
+    single, stacks = (
+        [r for r in results if (len(r["measured"]["stages"]) > 1) == stacked] for stacked in (False, True)
+    )
+    most = max((len(r["measured"]["stages"]) for r in stacks), default=0)
+    by_stage: list[Column] = [(f"stage {i + 1}", stage("usage", i), "{:.1%}") for i in range(most)]
     default = [r for r in single if r["start"] == "default"]
     first = [r for r in default if r["seed"] == 0]
     started = {r["codebook_size"] for r in single if r["start"] != "default"}  # otherwise too
@@ -215,7 +212,7 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
         "starts": table(starts, ("codebook_size", "quantizer", "start")),
         "variants": table([r for r in of(variants, first) if r["codebook_size"] == 8192], ("quantizer",)),
         "others": table(of(others, first), ("codebook_size", "quantizer")),
-        "residual": stages_table([r for r in results if len(r["measured"]["stages"]) > 1]),
+        "residual": table(stacks, ("quantizer", "start"), [*by_stage, COLUMNS[3], *COLUMNS[6:]]),
         "starts at 13 bits": table([r for r in bits if r["bits"] == 13], ("start", "quantizer"),
                                    [c for c in FILLING if c[0] != "without"]),
         "water": water_table([r for r in bits if r["seed"] == 0 and r["start"] == "after" and r["quantizer"] != "ema_vq"]),
@@ -259,11 +256,10 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
     spectra = [r["measured"]["directions"]["variance"] for r in cells if r["start"] == "after"]
     if not spectra:
         return
-    spectrum, rates = spectra[0], range(4, 90)
+    spectrum, rates, places = spectra[0], range(4, 90), range(1, len(spectra[0]) + 1)
     figure = Figure((10.2, 4.2), layout="tight")
     left, right = figure.subplots(1, 2)
     least = losses(water_filling(spectrum, 13), spectrum)
-    places = range(1, len(spectrum) + 1)
     left.fill_between(places, least, color="tab:cyan", alpha=0.2, linewidth=0)
     left.plot(places, least, "k--", linewidth=1)
     most = [passed(water_filling(spectrum, bits), spectrum)[0] for bits in rates]
