@@ -64,14 +64,12 @@ def positive(text: str) -> int:
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median wall time of each call in seconds, the calls taking turns so that a disturbance meets all of them."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()  # warm up
-    for _ in range(rounds):
+    for _ in range(1 + rounds):  # the first to warm up
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def by_onnx(model: str, threads: int) -> dict[str, CodecBase[Any]]:
@@ -88,16 +86,9 @@ def own(codec: CodecBase[Any], samples: NDArray[np.float32]) -> Way:
 def in_bfloat16(codec: Codec, samples: NDArray[np.float32]) -> Way:
     """What ``encode`` and ``decode`` compute of one window, which they never do in half precision: it gives other codes."""
     waveform = torch.from_numpy(samples)[None, None]
-
-    def encode() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return codec.quantizer(codec.encoder(waveform)).codes
-
-    def decode(codes: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return codec.decoder(codec.quantizer.decode(codes))
-
-    return encode, decode
+    in_half = torch.autocast("cpu", torch.bfloat16)
+    encode = in_half(lambda: codec.quantizer(codec.encoder(waveform)).codes)
+    return encode, in_half(lambda codes: codec.decoder(codec.quantizer.decode(codes)))
 
 
 def peers(samples: NDArray[np.float32], all_of_them: bool) -> dict[str, Way]:
@@ -116,16 +107,9 @@ def peers(samples: NDArray[np.float32], all_of_them: bool) -> dict[str, Way]:
         return ways
     mimi = t.MimiModel(t.MimiConfig()).eval()
     dac = t.DacModel(t.DacConfig(sampling_rate=24000, downsampling_ratios=[2, 4, 5, 8], n_codebooks=32)).eval()
-    ways |= {
-        "Mimi, 1.1 kbit/s": (
-            lambda: mimi.encode(waveform, num_quantizers=8),
-            lambda coded: mimi.decode(coded.audio_codes),
-        ),
-        "DAC, 6 kbit/s": (
-            lambda: dac.encode(waveform, n_quantizers=8),
-            lambda coded: dac.decode(audio_codes=coded.audio_codes),
-        ),
-    }
+    ways["Mimi, 1.1 kbit/s"] = lambda: mimi.encode(waveform, num_quantizers=8), lambda c: mimi.decode(c.audio_codes)
+    dac_codes = partial(dac.encode, waveform, n_quantizers=8)
+    ways["DAC, 6 kbit/s"] = dac_codes, lambda c: dac.decode(audio_codes=c.audio_codes)
     try:
         from snac import SNAC
     except ModuleNotFoundError:

@@ -131,8 +131,8 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
     parts = [
         "# Model card",
         f"A speech codec, {codec.sample_rate / 1000:g} kHz, {codec.frame_rate:g} frames/s, {codec.num_quantizers} x "
-        f"{codec.codebook_size} codes ({config.model.quantizer.kind}), {rates} kbit/s, "
-        f"{sum(p.numel() for p in codec.parameters()) / 1e6:.2f} M parameters.",
+        f"{codec.codebook_size} codes ({config.model.quantizer.kind}), {rates} kbit/s, {codec.num_parameters / 1e6:.2f} M "
+        "parameters.",
         f"Fingerprint: `{codec.fingerprint}`",
         "## Training",
         *([f"The mean of the weights of {len(runs)} runs from one model:"] if len(runs) > 1 else []),

@@ -67,11 +67,6 @@ def measured(*path: str | int) -> Callable[[Result], float | None]:
     return lambda result: reduce(lambda value, key: value[key], path, result["measured"])
 
 
-def stage(name: str, index: int = 0) -> Callable[[Result], float | None]:
-    """A value of a stage's health."""
-    return measured("stages", index, name)
-
-
 def bits_of(result: Result) -> float:
     """Bits a frame: of all stages."""
     return len(result["measured"]["stages"]) * math.log2(result["codebook_size"])
@@ -123,9 +118,9 @@ def predicted(result: Result) -> tuple[float, float]:
 
 
 COLUMNS: list[Column] = [
-    ("codes used", stage("usage"), "{:.1%}"),
-    ("perplexity", stage("perplexity"), "{:.0f}"),
-    ("unseen mass", stage("unseen_mass"), "{:.2%}"),
+    ("codes used", measured("stages", 0, "usage"), "{:.1%}"),
+    ("perplexity", measured("stages", 0, "perplexity"), "{:.0f}"),
+    ("unseen mass", measured("stages", 0, "unseen_mass"), "{:.2%}"),
     ("error", lambda r: None if r["quantizer"] in UNCOMMITTED else r["measured"]["quantization_error"], "{:.2f}"),
     ("dim. latents", measured("effective_dimension", "latents"), "{:.1f}"),
     ("dim. table", measured("effective_dimension", "codebook"), "{:.1f}"),
@@ -191,7 +186,7 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
         [r for r in results if (len(r["measured"]["stages"]) > 1) == stacked] for stacked in (False, True)
     )
     most = max((len(r["measured"]["stages"]) for r in stacks), default=0)
-    by_stage: list[Column] = [(f"stage {i + 1}", stage("usage", i), "{:.1%}") for i in range(most)]
+    by_stage: list[Column] = [(f"stage {i + 1}", measured("stages", i, "usage"), "{:.1%}") for i in range(most)]
     default = [r for r in single if r["start"] == "default"]
     first = [r for r in default if r["seed"] == 0]
     started = {r["codebook_size"] for r in single if r["start"] != "default"}  # otherwise too
