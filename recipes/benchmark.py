@@ -6,7 +6,6 @@ python recipes/benchmark.py --backends   # by torch in float32 and bfloat16, ONN
 python recipes/benchmark.py --frames     # streams of speech-24khz-live, one frame after another, by each (``onnx``)
 python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
 python recipes/benchmark.py --startup    # codec-encode from shell to exit, by both backends, and ``import torch`` alone
-python recipes/benchmark.py --search     # the nearest of so many codes, against one matrix of all distances
 python recipes/benchmark.py --batch corpora/speech/valid.jsonl --device cuda   # items at once against one by one
 python recipes/benchmark.py --train recipes/default/default.yaml --set "data.train=[manifests/train.jsonl]"
 """
@@ -42,12 +41,13 @@ from codec.corpus.scan import read_record
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
-from codec.quantizers.base import nearest
 from codec.training.config import load_train_config
+from codec.training.tracking import read_scalars
 
 SECONDS = 10
 BATCH = 32  # utterances
 PUSHES = 20  # timed together
+COMMAND = "from codec.cli.commands import {}_main as main; raise SystemExit(main())"
 Way = tuple[Callable[[], Any], Callable[[Any], object]]  # encode ten seconds; decode what that gave
 
 
@@ -64,14 +64,19 @@ def positive(text: str) -> int:
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median wall time of each call in seconds, the calls taking turns so that a disturbance meets all of them."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()  # warm up
-    for _ in range(rounds):
+    for _ in range(1 + rounds):  # the first to warm up
         for name, call in calls.items():
             start = time.perf_counter()
             call()
             times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def by_onnx(model: str, threads: int) -> dict[str, CodecBase[Any]]:
+    """The model, run by ONNX Runtime on 32 and on 8 bits."""
+    from codec.runtime import OnnxCodec
+
+    return {name: OnnxCodec.from_pretrained(model, bits, threads) for name, bits in (("onnx", 32), ("onnx int8", 8))}
 
 
 def own(codec: CodecBase[Any], samples: NDArray[np.float32]) -> Way:
@@ -81,16 +86,9 @@ def own(codec: CodecBase[Any], samples: NDArray[np.float32]) -> Way:
 def in_bfloat16(codec: Codec, samples: NDArray[np.float32]) -> Way:
     """What ``encode`` and ``decode`` compute of one window, which they never do in half precision: it gives other codes."""
     waveform = torch.from_numpy(samples)[None, None]
-
-    def encode() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return codec.quantizer(codec.encoder(waveform)).codes
-
-    def decode(codes: torch.Tensor) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            return codec.decoder(codec.quantizer.decode(codes))
-
-    return encode, decode
+    in_half = torch.autocast("cpu", torch.bfloat16)
+    encode = in_half(lambda: codec.quantizer(codec.encoder(waveform)).codes)
+    return encode, in_half(lambda codes: codec.decoder(codec.quantizer.decode(codes)))
 
 
 def peers(samples: NDArray[np.float32], all_of_them: bool) -> dict[str, Way]:
@@ -109,16 +107,9 @@ def peers(samples: NDArray[np.float32], all_of_them: bool) -> dict[str, Way]:
         return ways
     mimi = t.MimiModel(t.MimiConfig()).eval()
     dac = t.DacModel(t.DacConfig(sampling_rate=24000, downsampling_ratios=[2, 4, 5, 8], n_codebooks=32)).eval()
-    ways |= {
-        "Mimi, 1.1 kbit/s": (
-            lambda: mimi.encode(waveform, num_quantizers=8),
-            lambda coded: mimi.decode(coded.audio_codes),
-        ),
-        "DAC, 6 kbit/s": (
-            lambda: dac.encode(waveform, n_quantizers=8),
-            lambda coded: dac.decode(audio_codes=coded.audio_codes),
-        ),
-    }
+    ways["Mimi, 1.1 kbit/s"] = lambda: mimi.encode(waveform, num_quantizers=8), lambda c: mimi.decode(c.audio_codes)
+    dac_codes = partial(dac.encode, waveform, n_quantizers=8)
+    ways["DAC, 6 kbit/s"] = dac_codes, lambda c: dac.decode(audio_codes=c.audio_codes)
     try:
         from snac import SNAC
     except ModuleNotFoundError:
@@ -136,13 +127,10 @@ def against_encodec(model: str, rounds: int, all_of_them: bool) -> None:
     samples = np.random.default_rng(0).standard_normal(SECONDS * 24000, np.float32) * np.float32(0.1)
     ways = peers(samples, all_of_them)
     reference, threads = next(iter(ways)), torch.get_num_threads()
-    ways["torch"] = own(codec, samples)
+    ways |= {"torch": own(codec, samples)}
     if all_of_them:
-        from codec.runtime import OnnxCodec
-
         ways["torch bf16"] = in_bfloat16(codec, samples)
-        ways["onnx"] = own(OnnxCodec.from_pretrained(model, 32, threads), samples)
-        ways["onnx int8"] = own(OnnxCodec.from_pretrained(model, 8, threads), samples)
+        ways |= {name: own(each, samples) for name, each in by_onnx(model, threads).items()}
     calls: dict[str, Callable[[], object]] = {}
     with torch.no_grad():
         for name, (encode, decode) in ways.items():
@@ -152,28 +140,20 @@ def against_encodec(model: str, rounds: int, all_of_them: bool) -> None:
     print("times EnCodec's speed in encoding, decoding, both; seconds for a second of audio")
     first = [times[f"{reference} {act}"] for act in ("encode", "decode")]
     for name in ways:
-        own_times = [times[f"{name} {act}"] for act in ("encode", "decode")]
-        ratios = [a / b for a, b in zip([*first, sum(first)], [*own_times, sum(own_times)], strict=True)]
-        shown = "".join(f"{ratio:6.2f}" for ratio in ratios) + "".join(f"{t / SECONDS:9.4f}" for t in own_times)
-        print(f"{name:>17}:{shown}")
+        there, back = (times[f"{name} {act}"] for act in ("encode", "decode"))
+        ratios = f"{first[0] / there:6.2f}{first[1] / back:6.2f}{sum(first) / (there + back):6.2f}"
+        print(f"{name:>17}:{ratios}{there / SECONDS:9.4f}{back / SECONDS:9.4f}")
 
 
 def frame_by_frame(model: str, rounds: int, threads: int) -> None:
     """A push of one frame through each stream, against the time that the frame lasts."""
-    from codec.runtime import OnnxCodec
-
-    codecs: dict[str, CodecBase[Any]] = {"torch": Codec.from_pretrained(model)}
-    for name, bits in (("onnx", 32), ("onnx int8", 8)):
-        codecs[name] = OnnxCodec.from_pretrained(model, bits, threads)
+    codecs = {"torch": Codec.from_pretrained(model)} | by_onnx(model, threads)
     calls: dict[str, Callable[[], object]] = {}
     for name, each in codecs.items():
         samples = each.from_numpy(np.full((1, 1, each.hop_length), 0.01, np.float32))
         codes = each.from_numpy(np.ones((1, each.num_quantizers, 1), np.int64))
-        for act, push, chunk in (
-            ("encode", each.streaming_encoder().push, samples),
-            ("decode", each.streaming_decoder().push, codes),
-        ):
-            calls[f"{name} {act}"] = partial(pushes, push, chunk)
+        calls[f"{name} encode"] = partial(pushes, each.streaming_encoder().push, samples)
+        calls[f"{name} decode"] = partial(pushes, each.streaming_decoder().push, codes)
     rate = codecs["torch"].frame_rate
     for name, seconds in interleaved(calls, rounds).items():
         share = seconds / PUSHES * rate
@@ -185,74 +165,49 @@ def pushes(push: Callable[[Any], object], chunk: Any) -> None:
         push(chunk)
 
 
-def on_threads(threads: int) -> dict[str, str]:
-    """The environment of a program that uses so many threads."""
-    return os.environ | {"OMP_NUM_THREADS": str(threads)}
+def run(threads: int, *arguments: str) -> float:
+    """Run Python on so many threads; returns its peak of resident memory in MiB."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=sys.stderr)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise BenchmarkError(f"python {' '.join(arguments)} failed")
+    return usage.ru_maxrss / 1024
+
+
+def noise(path: Path, minutes: float) -> None:
+    """Write a file of 24 kHz, block after block, as an hour would take much memory."""
+    rng = np.random.default_rng(0)
+    with soundfile.SoundFile(path, "w", 24000, 1) as file:
+        for _ in range(round(6 * minutes)):
+            file.write(rng.standard_normal(SECONDS * 24000, dtype=np.float32) * 0.05)
 
 
 def one_hour(model: str, threads: int) -> None:
     """Peak resident memory of codec-encode and codec-decode on an hour of noise."""
     with tempfile.TemporaryDirectory() as folder:
-        wav, codes, back = (Path(folder) / name for name in ("hour.wav", "hour.codes", "back.wav"))
-        rng = np.random.default_rng(0)
-        with soundfile.SoundFile(wav, "w", 24000, 1) as file:
-            for _ in range(60):
-                file.write(rng.standard_normal(60 * 24000, dtype=np.float32) * 0.05)
+        wav, codes, back = (f"{folder}/{name}" for name in ("hour.wav", "hour.codes", "back.wav"))
+        noise(Path(wav), 60)
         for command, source, target in (("encode", wav, codes), ("decode", codes, back)):
             start = time.perf_counter()
-            code = f"from codec.cli.commands import {command}_main as main; raise SystemExit(main())"
-            args = [sys.executable, "-c", code, "--model", model, str(source), str(target)]
-            process = subprocess.Popen(args, env=on_threads(threads))
-            _, status, usage = os.wait4(process.pid, 0)
+            peak = run(threads, "-c", COMMAND.format(command), "--model", model, source, target)
             seconds = time.perf_counter() - start
-            if status != 0:
-                raise BenchmarkError(f"codec-{command} failed")
-            print(
-                f"{command} an hour: peak {usage.ru_maxrss / 1024:.0f} MiB, {seconds:.0f} s, {3600 / seconds:.0f} x real time"
-            )
+            print(f"{command} an hour: peak {peak:.0f} MiB, {seconds:.0f} s, {3600 / seconds:.0f} x real time")
 
 
 def startup(model: str, rounds: int, threads: int) -> None:
     """codec-encode of ten seconds, from shell to exit, by each backend; and a bare ``import torch``."""
     with tempfile.TemporaryDirectory() as folder:
-        wav, codes = Path(folder) / "in.wav", Path(folder) / "out.codes"
-        soundfile.write(wav, np.random.default_rng(0).standard_normal(SECONDS * 24000) * 0.05, 24000)
-        encode = "from codec.cli.commands import encode_main as main; raise SystemExit(main())"
-
-        def run(code: str, *args: str) -> None:
-            if subprocess.run([sys.executable, "-c", code, *args], env=on_threads(threads)).returncode:
-                raise BenchmarkError(f"python -c {code!r} failed")
-
-        arguments = ["--force", "--model", model, str(wav), str(codes), "--backend"]
-        calls: dict[str, Callable[[], object]] = {"import torch": partial(run, "import torch")}
-        calls |= {f"codec-encode, {name}": partial(run, encode, *arguments, name) for name in BACKENDS}
+        wav, codes = f"{folder}/in.wav", f"{folder}/out.codes"
+        noise(Path(wav), SECONDS / 60)
+        encode = ("-c", COMMAND.format("encode"), "--force", "--model", model, wav, codes, "--backend")
+        calls: dict[str, Callable[[], object]] = {"import torch": partial(run, threads, "-c", "import torch")}
+        calls |= {f"codec-encode, {name}": partial(run, threads, *encode, name) for name in BACKENDS}
         times = interleaved(calls, rounds)
     for name, value in times.items():
         print(f"{name:>19}: {value:.2f} s")
     shown = times["codec-encode, torch"] / times["codec-encode, onnx"]
     print(f"codec-encode of {SECONDS} s: onnx is {shown:.1f} times faster than torch, from shell to exit")
-
-
-def by_one_matrix(points: torch.Tensor, codebook: torch.Tensor) -> torch.Tensor:
-    return torch.addmm(codebook.square().sum(dim=1), points, codebook.t(), alpha=-2).argmin(dim=1)
-
-
-def searching(rounds: int) -> None:
-    """The nearest code of 16 s of frames among more and more codes of 16 dimensions."""
-    frames, dim = 16 * 75, 16
-    generator = torch.Generator().manual_seed(0)
-    points = torch.randn(frames, dim, generator=generator)
-    for size in (1024, 8192, 65536, 262144):
-        codebook = torch.randn(size, dim, generator=generator)
-        calls: dict[str, Callable[[], object]] = {
-            "tiles": partial(nearest, points, codebook),
-            "matrix": partial(by_one_matrix, points, codebook),
-        }
-        times = interleaved(calls, rounds)
-        each = 1e6 * times["tiles"] / frames
-        print(
-            f"{size:>7} codes: {each:.0f} us per frame, {times['matrix'] / times['tiles']:.1f} times faster than one matrix"
-        )
 
 
 def at_once(model: str, manifest: str, device: str) -> None:
@@ -302,11 +257,9 @@ def training(config: str, overrides: list[str], threads: int) -> None:
     settings += [f"data.valid={manifests}", "data.valid_limit=1"]  # validation is not measured
     sets = [part for setting in settings for part in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
-        script = [sys.executable, str(Path(__file__).with_name("train.py")), "--config", config]
-        command = [*script, "--out", f"{folder}/run", "--logger", "none", *sets]
-        if subprocess.run(command, env=on_threads(threads), stdout=sys.stderr).returncode:
-            raise BenchmarkError("train.py failed")
-        lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+        script = (str(Path(__file__).with_name("train.py")), "--config", config, "--out", f"{folder}/run")
+        run(threads, *script, "--logger", "none", *sets)
+        lines = read_scalars(Path(folder) / "run" / "metrics.jsonl")
     laps = [line for line in lines if line["step"] > 20 and "speed/data_wait_share" in line]
     speed = statistics.median(line["speed/audio_seconds_per_second"] for line in laps)
     wait = statistics.median(line["speed/data_wait_share"] for line in laps)
@@ -319,22 +272,19 @@ def measure(args: argparse.Namespace) -> int:
     """Print the benchmark that was asked for; returns the exit code."""
     if args.train:
         training(args.train, args.set, args.threads)
-    elif args.memory:
-        one_hour(args.model, args.threads)
     elif args.batch:
         at_once(args.model, args.batch, args.device)
-    elif args.search:
-        searching(args.rounds)
-    elif args.startup:
+    elif args.what == "memory":
+        one_hour(args.model, args.threads)
+    elif args.what == "startup":
         startup(args.model, args.rounds, args.threads)
-    elif args.frames:
+    elif args.what == "frames":
         frame_by_frame("speech-24khz-live", args.rounds, args.threads)
-    elif args.backends:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            against_encodec(args.model, args.rounds, all_of_them=True)
     else:
-        against_encodec(args.model, args.rounds, all_of_them=False)
+        every = args.what == "backends"
+        for threads in (1, 2) if every else (args.threads,):
+            torch.set_num_threads(threads)
+            against_encodec(args.model, args.rounds, every)
     return EXIT_OK
 
 
@@ -344,16 +294,12 @@ def main() -> int:
     parser.add_argument("--threads", type=positive, default=2)
     parser.add_argument("--rounds", type=positive, default=7)
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--backends", action="store_true")
-    what.add_argument("--frames", action="store_true")
-    what.add_argument("--memory", action="store_true")
-    what.add_argument("--startup", action="store_true")
-    what.add_argument("--search", action="store_true")
+    for name in ("backends", "frames", "memory", "startup"):
+        what.add_argument(f"--{name}", dest="what", action="store_const", const=name)
     what.add_argument("--batch", metavar="MANIFEST", help="measure batches of its utterances")
     what.add_argument("--train", metavar="CONFIG", help="measure training with this configuration")
-    parser.add_argument(
-        "--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="overrides of that configuration"
-    )
+    overrides = "overrides of that configuration"
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=overrides)
     parser.add_argument("--device", default="cpu", help="of --batch (default: %(default)s)")
     args = parser.parse_args()
     if args.device != "cpu" and not args.batch:

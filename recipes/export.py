@@ -28,7 +28,7 @@ from torch import Tensor
 
 from codec.config import from_dict
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
-from codec.evaluation.results import ReportError, Results
+from codec.evaluation.results import Results
 from codec.files import atomic_write
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS
@@ -43,24 +43,6 @@ class ExportError(CodecError):
     """What keeps a model from being exported; the message says how to mend it."""
 
 
-def load_run(run: Path, checkpoint: str | None) -> tuple[TrainConfig, Path]:
-    """The configuration of a run, and the checkpoint asked for: a name, "best", or the latest."""
-    if not (run / "config.json").is_file():
-        raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json")
-    values = read_json(run / "config.json")
-    values["losses"].pop("adversarial", None)  # of runs made while there were several forms and schedules
-    values["optimizer"].pop("schedule", None)
-    config = from_dict(TrainConfig, values)
-    latest = latest_checkpoint(run / CHECKPOINTS)
-    if checkpoint is None:
-        return config, latest
-    if checkpoint == "best":
-        checkpoint = read_checkpoint(latest)[1].get("best")
-        if checkpoint is None:
-            raise CheckpointError(f"{run} has no validated checkpoint yet")
-    return config, run / CHECKPOINTS / checkpoint
-
-
 @dataclass(frozen=True)
 class Trained:
     """What a run came to at one of its checkpoints."""
@@ -73,10 +55,20 @@ class Trained:
 
     @classmethod
     def read(cls, run: Path, checkpoint: str | None) -> Trained:
-        """Of a run's folder: the average of the weights at a checkpoint (``load_run`` says which)."""
-        config, path = load_run(run, checkpoint)
+        """The average of the weights at a checkpoint of a run: a name, "best", or None for the latest."""
+        if not (run / "config.json").is_file():
+            raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json")
+        values = read_json(run / "config.json")
+        values["losses"].pop("adversarial", None)  # of runs made while there were several forms and schedules
+        values["optimizer"].pop("schedule", None)
+        path = latest_checkpoint(run / CHECKPOINTS)
+        if checkpoint == "best":
+            checkpoint = read_checkpoint(path)[1].get("best")
+            if checkpoint is None:
+                raise CheckpointError(f"{run} has no validated checkpoint yet")
+        path = run / CHECKPOINTS / (checkpoint or path.name)
         tensors, meta = read_checkpoint(path)
-        return cls(run, config, path, int(meta["step"]), module_tensors(tensors, "average"))
+        return cls(run, from_dict(TrainConfig, values), path, int(meta["step"]), module_tensors(tensors, "average"))
 
 
 def build_codec(runs: list[Trained], name: str) -> Codec:
@@ -122,20 +114,12 @@ def read_evaluation(report: Path) -> Results:
     """What codec-evaluate wrote into the folder of a report on a model.
 
     Raises:
-        ExportError: it is no such folder.
+        ReportError, ExportError: it is no such folder.
     """
-    try:
-        results = Results.read(report)
-    except (ReportError, OSError):
-        results = None
-    if results is None or results.model is None:
+    results = Results.read(report)
+    if results.model is None:
         raise ExportError(f"{report} is not the report that codec-evaluate makes of a model")
     return results
-
-
-def measured_weights(report: Path) -> str:
-    """SHA-256 of the ``model.safetensors`` that a report on a model is about."""
-    return read_json(report / "run.json")["weights"]
 
 
 def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) -> str:
@@ -143,29 +127,21 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
     config, data = runs[0].config, read_json(runs[0].run / "data.json")
     one = codec.bitrate / codec.num_quantizers / 1000
     rates = f"{one:g} to {codec.bitrate / 1000:g}" if codec.num_quantizers > 1 else f"{one:g}"
-    lines = [
+    hours = sorted(data["hours_by_source"].items(), key=lambda source: -source[1])
+    parts = [
         "# Model card",
-        "",
         f"A speech codec, {codec.sample_rate / 1000:g} kHz, {codec.frame_rate:g} frames/s, {codec.num_quantizers} x "
-        f"{codec.codebook_size} codes ({config.model.quantizer.kind}), {rates} kbit/s, "
-        f"{sum(p.numel() for p in codec.parameters()) / 1e6:.2f} M parameters.",
-        "",
+        f"{codec.codebook_size} codes ({config.model.quantizer.kind}), {rates} kbit/s, {codec.num_parameters / 1e6:.2f} M "
+        "parameters.",
         f"Fingerprint: `{codec.fingerprint}`",
-        "",
         "## Training",
-        "",
-        *([f"The mean of the weights of {len(runs)} runs from one model:", ""] if len(runs) > 1 else []),
-        *(line for run in runs for line in (_steps(run), "")),
+        *([f"The mean of the weights of {len(runs)} runs from one model:"] if len(runs) > 1 else []),
+        *map(_steps, runs),
         f"Speech: {data['train']}. Sources, in hours:",
-        "",
-        *[f"- {name}: {hours:.2f}" for name, hours in sorted(data["hours_by_source"].items(), key=lambda kv: -kv[1])],
-        "",
+        "\n".join(f"- {name}: {time:.2f}" for name, time in hours),
         "## Quality",
-        "",
         *(_table(evaluation) if evaluation else ["Not yet measured."]),
-        "",
         "## Limits",
-        "",
         "Made for speech of one person at a time: music, overlapping voices and noise come back distorted. It has heard "
         "only the languages and accents of the sources above. `codec-encode` brings files to one level and back, so that "
         "neither codes nor quality depend on their volume, from peaks of 0 to -60 dB of full scale. Pipes, streams and "
@@ -174,8 +150,8 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
     ]
     notes = runs[0].run / "notes.md"
     if notes.exists():
-        lines += ["", notes.read_text(encoding="utf-8").strip()]
-    return "\n".join(lines) + "\n"
+        parts.append(notes.read_text(encoding="utf-8").strip())
+    return "\n\n".join(parts) + "\n"
 
 
 def _steps(run: Trained) -> str:
@@ -197,7 +173,7 @@ def weights_hash(codec: Codec, bits: Bits, base: str | None) -> str:
 
 
 def _table(results: Results) -> list[str]:
-    """The model's rows of a report, as a table."""
+    """The model's rows of a report, as a table between two paragraphs."""
     names = [name for name in ("pesq", "stoi", "estoi", "si_sdr", "mel", "distillmos") if name in results.metrics]
     labels = [results.metrics[name].label for name in names]
     lines = [f"| kbit/s | {' | '.join(labels)} |", "|---" * (len(names) + 1) + "|"]
@@ -216,7 +192,7 @@ def _table(results: Results) -> list[str]:
     assert results.health is not None, "a report on a model has it"
     stages = results.health.stages
     usage = ", ".join(f"{100 * stage.usage:.1f} %" for stage in stages)
-    return [how, "", *lines, "", f"Codes in use over {stages[0].frames} frames, by stage: {usage}."]
+    return [how, "\n".join(lines), f"Codes in use over {stages[0].frames} frames, by stage: {usage}."]
 
 
 def export(args: argparse.Namespace) -> int:
@@ -226,7 +202,7 @@ def export(args: argparse.Namespace) -> int:
     evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
     runs = [Trained.read(args.run, args.checkpoint), *(Trained.read(run, None) for run in args.average_with)]
     codec = build_codec(runs, args.out.name)
-    if evaluation and measured_weights(args.evaluation) != weights_hash(codec, args.bits, args.base):
+    if evaluation and read_json(args.evaluation / "run.json")["weights"] != weights_hash(codec, args.bits, args.base):
         raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
     card = model_card(runs, codec, evaluation)
     codec.save_pretrained(args.out, bits=args.bits, base=args.base)
@@ -243,26 +219,18 @@ def export(args: argparse.Namespace) -> int:
 
 def main() -> int:
     parser = Parser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN")
-    parser.add_argument("out", type=Path, metavar="OUT")
-    parser.add_argument("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
-    parser.add_argument(
-        "--average-with",
-        type=Path,
-        nargs="+",
-        default=[],
-        metavar="RUN",
-        help="take the mean of the weights with these runs'",
-    )
-    parser.add_argument("--bits", type=int, default=32, choices=get_args(Bits), help="of a stored weight (default: 32)")
-    parser.add_argument("--base", metavar="MODEL", help="a shipped model: what it holds alike is not stored again")
-    parser.add_argument("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")
-    parser.add_argument(
-        "--with-discriminator",
-        action="store_true",
-        help="also write the discriminators, which train.py --init goes on with",
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing model")
+    option = parser.add_argument
+    option("run", type=Path, metavar="RUN")
+    option("out", type=Path, metavar="OUT")
+    option("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
+    mean = "take the mean of the weights with these runs'"
+    option("--average-with", type=Path, nargs="+", default=[], metavar="RUN", help=mean)
+    option("--bits", type=int, default=32, choices=get_args(Bits), help="of a stored weight (default: 32)")
+    option("--base", metavar="MODEL", help="a shipped model: what it holds alike is not stored again")
+    option("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")
+    further = "also write the discriminators, which train.py --init goes on with"
+    option("--with-discriminator", action="store_true", help=further)
+    option("--force", action="store_true", help="overwrite an existing model")
     args = parser.parse_args()
     return run_command("export.py", lambda: export(args))
 

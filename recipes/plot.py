@@ -40,14 +40,12 @@ def read_curves(run: Path, pattern: str) -> dict[str, Curve]:
 
 def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
     """Draw one picture with a panel per pattern; a run keeps its color, the curves of one pattern grow paler."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     columns = 3
     rows = -(-len(patterns) // columns)
-    figure, axes = pyplot.subplots(rows, columns, figsize=(4.5 * columns, 3 * rows), squeeze=False)
+    figure = Figure((4.5 * columns, 3 * rows), layout="tight")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis, pattern in zip(axes.flat, patterns, strict=False):
         curves_of = {run: read_curves(run, pattern) for run in runs}
         if not any(curves_of.values()):
@@ -62,10 +60,8 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
     for axis in axes.flat[len(patterns) :]:
         axis.remove()
     axes.flat[0].legend()
-    figure.tight_layout()
     with atomic_write(out) as temporary:
         figure.savefig(temporary, dpi=80)
-    pyplot.close(figure)
 
 
 def draw(args: argparse.Namespace) -> int:
@@ -86,12 +82,8 @@ def draw(args: argparse.Namespace) -> int:
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
-    parser.add_argument(
-        "--curves",
-        nargs="+",
-        metavar="NAME",
-        help="scalars of the run; NAME_* draws all of that kind (default: the usual ones, as far as the runs have them)",
-    )
+    curves = "scalars of the run; NAME_* draws all of that kind (default: the usual ones, as far as the runs have them)"
+    parser.add_argument("--curves", nargs="+", metavar="NAME", help=curves)
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
     args = parser.parse_args()

@@ -24,35 +24,24 @@ class PlotError(CodecError):
     """What keeps the reports from being drawn; the message is one line for the user."""
 
 
-def against_bitrate(results: Results, metric: str) -> dict[str, Line]:
-    """One line per family of systems, at the bitrates of their files where known."""
+def lines_of(reports: Sequence[tuple[int, Results]], metric: str, by_step: bool) -> dict[str, Line]:
+    """A metric against steps, a line per bitrate of the model, or against the files' bitrate, a line per family."""
     lines: dict[str, Line] = {}
-    for system in results.systems:
-        result = system.results.get(metric)
-        if result and result.mean is not None and system.rate:
-            lines.setdefault(system.family, []).append((system.rate, result))
-    return {family: sorted(line, key=lambda point: point[0]) for family, line in lines.items()}
-
-
-def against_steps(reports: Sequence[tuple[int, Results]], metric: str) -> dict[str, Line]:
-    """One line per bitrate of the model."""
-    lines: dict[str, Line] = {}
-    for step, results in sorted(reports, key=lambda report: report[0]):
+    for step, results in reports:
         for system in results.systems:
-            result = system.results.get(metric)
-            if system.kind == "model" and result and result.mean is not None:
-                lines.setdefault(f"{system.kbps:g} kbit/s", []).append((step, result))
-    return lines
+            result, x = system.results.get(metric), step if by_step else system.rate or 0.0
+            if result and result.mean is not None and (system.kind == "model" if by_step else system.rate):
+                name = f"{system.kbps:g} kbit/s" if by_step else system.family
+                lines.setdefault(name, []).append((x, result))
+    return {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items()}
 
 
 def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path) -> None:
     """One panel per metric; bars are intervals."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
+    figure = Figure((5 * len(panels), 3.6), layout="tight")
+    axes = figure.subplots(1, len(panels), squeeze=False)
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
         for (name, line), marker in zip(lines.items(), itertools.cycle("osD^v<>"), strict=False):
             means = [r.mean or 0.0 for _, r in line]
@@ -68,21 +57,8 @@ def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path)
             axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes.flat[0].legend()
-    figure.tight_layout()
     with atomic_write(out) as temporary:
         figure.savefig(temporary, dpi=80)
-    pyplot.close(figure)
-
-
-def parse_reports(given: Sequence[str]) -> list[tuple[int, Path]]:
-    """``STEP=REPORT`` for each; a single one may go without."""
-    found = []
-    for text in given:
-        step, equals, folder = text.partition("=")
-        if not equals or not step.isdigit():
-            raise PlotError(f"several reports are given as STEP=REPORT, not {text!r}")
-        found.append((int(step), Path(folder)))
-    return found
 
 
 def main() -> int:
@@ -100,15 +76,14 @@ def plot(args: argparse.Namespace) -> int:
     if args.out.exists() and not args.force:
         raise PlotError(f"{args.out} exists; --force overwrites it")
     single = len(args.reports) == 1 and "=" not in args.reports[0]
-    steps = [(0, Path(args.reports[0]))] if single else parse_reports(args.reports)
-    reports = [(step, Results.read(folder)) for step, folder in steps]
+    parts = [("0", "=", args.reports[0])] if single else [text.partition("=") for text in args.reports]
+    if odd := ["".join(each) for each in parts if not (each[1] and each[0].isdigit())]:
+        raise PlotError(f"several reports are given as STEP=REPORT, not {odd[0]!r}")
+    reports = [(int(step), Results.read(Path(folder))) for step, _, folder in parts]
     first = reports[0][1]
-    panels = {}
-    for name in args.metrics:
-        if name not in first.metrics:
-            raise PlotError(f"{steps[0][1]} has no metric {name}; it has {', '.join(first.metrics)}")
-        lines = against_bitrate(first, name) if single else against_steps(reports, name)
-        panels[first.metrics[name].label] = lines
+    if missing := [name for name in args.metrics if name not in first.metrics]:
+        raise PlotError(f"{parts[0][2]} has no metric {missing[0]}; it has {', '.join(first.metrics)}")
+    panels = {first.metrics[name].label: lines_of(reports, name, not single) for name in args.metrics}
     draw(panels, "kbit/s" if single else "training step", single, args.out)
     print(args.out)
     return 0

@@ -410,19 +410,13 @@ def parse_arguments() -> argparse.Namespace:
     overrides = "override fields of the configuration, as --set phases.steps=1000 data.workers=2"
     option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=overrides)
     option("--resume", action="store_true", help="go on from the run's last checkpoint (otherwise the same command)")
-    option(
-        "--init",
-        metavar="MODEL",
-        help="start from an exported model (fine-tuning), without autoencoder phase; of one with another quantizer it takes "
-        "encoder and decoder, of one exported with them the discriminators; the configuration may have more blocks",
+    start = (
+        "start from an exported model (fine-tuning), without autoencoder phase; of one with another quantizer it takes "
     )
-    option(
-        "--minutes",
-        type=float,
-        metavar="M",
-        help="a leg of a long run: from the last checkpoint, if there is one, for so many minutes; the same command again "
-        "is the next leg",
-    )
+    start += "encoder and decoder, of one exported with them the discriminators; the configuration may have more blocks"
+    option("--init", metavar="MODEL", help=start)
+    leg = "a leg of a long run: from the last checkpoint, if there is one, for so many minutes; the same command again is "
+    option("--minutes", type=float, metavar="M", help=leg + "the next leg")
     option("--logger", choices=["tensorboard", "none"], default="tensorboard")
     option("--cpu", action="store_true", help="do not use a GPU that is there")
     args = parser.parse_args()

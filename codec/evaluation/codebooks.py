@@ -29,8 +29,7 @@ def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], mea
     counter = CodebookCounter(family.counts[0], codec.codebook_size)
     for each in codes.values():
         counter.add(each[None])
-    if "kbps_entropy" in plan.metrics:
-        _add_entropy_bound(family, counter, codes, measured)
+    _add_entropy_bound(family, counter, codes, measured)
     curves = coverage_curve(codes.values(), codec.codebook_size)
     latents, residuals = _latent_moments(family, [records[index] for index in codes])
     tables: list[Any] = [stage.codebook for stage in getattr(codec.quantizer, "stages", [codec.quantizer])]
@@ -67,8 +66,7 @@ def _add_entropy_bound(
 def _latent_moments(family: ModelFamily, records: Sequence[Record]) -> tuple[Moments, list[Moments]]:
     """Moments of the latents, and of what is left of them after each stage."""
     codec = family.codec
-    latents = Moments(codec.config.latent_dim)
-    residuals = [Moments(codec.config.latent_dim) for _ in range(codec.num_quantizers)]
+    latents, *residuals = (Moments(codec.config.latent_dim) for _ in range(1 + codec.num_quantizers))
     for record in records[:: -(-len(records) // UTTERANCES) or 1]:
         record, samples = read_utterance(record)
         waveform = torch.from_numpy(samples[: LONGEST * record.sample_rate])

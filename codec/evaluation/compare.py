@@ -100,9 +100,8 @@ def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list
     """
     chosen = list(pairs) or [(system, system) for system in a.systems if system in b.systems]
     if not chosen:
-        raise ReportError(
-            f"no system is in both: A has {', '.join(a.systems)}; B has {', '.join(b.systems)}; name a pair with --pair A:B"
-        )
+        they = f"A has {', '.join(a.systems)}; B has {', '.join(b.systems)}"
+        raise ReportError(f"no system is in both: {they}; name a pair with --pair A:B")
     for report, systems in zip((a, b), zip(*chosen, strict=True), strict=True):
         for system in systems:
             if system not in report.systems:

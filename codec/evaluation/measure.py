@@ -32,7 +32,6 @@ CHANGES = {  # of the input, which a listener would not call one, but under whic
     "slice": "middle half of the input encoded by itself",
     "again": "decoded and encoded again",
 }
-SHIFTS = {"shift_quarter": 4, "shift_half": 2}  # by this part of a hop
 
 Cell = float | str  # the value of a metric, or the reason why there is none
 Changed = dict[str, list[float] | str]  # see changed_codes
@@ -64,16 +63,13 @@ class Plan:
         """Load the systems, the model first; an EvaluationError where there are none, or two of one id."""
         families: list[Family] = []
         if self.model:
-            families.append(
-                ModelFamily(Codec.from_pretrained(self.model, self.device), self.num_quantizers, self.normalize)
-            )
+            codec = Codec.from_pretrained(self.model, self.device)
+            families.append(ModelFamily(codec, self.num_quantizers, self.normalize))
         families += [FolderFamily(name, Path(folder), kbps) for name, (folder, kbps) in self.folders.items()]
         families += [CLASSICAL[name]() for name in self.classical]
         ids = Counter(system.id for family in families for system in family.systems)
         if not ids:
-            raise EvaluationError(
-                "nothing to measure: no model, no --reconstructions, no classical codec on this machine"
-            )
+            raise EvaluationError("nothing to measure: no model, no --reconstructions, no classical codec here")
         if twice := [name for name, count in ids.items() if count > 1]:
             raise EvaluationError(f"two systems would both be called {twice[0]}; give --reconstructions other names")
         return families
@@ -193,11 +189,20 @@ def changed_codes(family: ModelFamily, waveform: Tensor, codes: Tensor) -> Chang
     Of a ``waveform [T]`` at the model's rate and its ``codes [K, N]``. Frames are compared at the same index; of a slice, cut
     at whole frames, its edges count too.
     """
+    codec, hop, frames = family.codec, family.codec.hop_length, codes.shape[-1]
+    start, stop = (frames // 4, frames - frames // 4) if frames >= 4 else (0, 0)  # of fewer, the half would be all
+    inputs = {  # and the codes of the original that each one's are compared with
+        "shift_quarter": (waveform[hop // 4 :], codes),
+        "shift_half": (waveform[hop // 2 :], codes),
+        "scale": (waveform * 10 ** (-6 / 20), codes),
+        "slice": (waveform[start * hop : stop * hop], codes[:, start:stop]),
+        "again": (codec.decode(codes[None]), codes),
+    }
     shares: Changed = {}
-    codec = family.codec
-    for name in CHANGES:
+    for name, (changed, before) in inputs.items():
         try:
-            changed, before = _changed(name, codec, waveform, codes)
+            if not changed.numel():
+                raise MetricError("too short for this change")
             after, _ = family.encode(changed.flatten(), codec.sample_rate, len(codes))
         except CodecError as error:  # too short, or a decoded level that no encoder takes
             shares[name] = str(error)
@@ -205,18 +210,3 @@ def changed_codes(family: ModelFamily, waveform: Tensor, codes: Tensor) -> Chang
         frames = min(before.shape[-1], after.shape[-1])
         shares[name] = (before[:, :frames] != after[:, :frames]).double().mean(dim=1).tolist()
     return shares
-
-
-def _changed(name: str, codec: Codec, waveform: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The changed input, and the codes of the original to compare its codes with."""
-    hop, frames = codec.hop_length, codes.shape[-1]
-    if name in SHIFTS:
-        if len(waveform) <= hop // SHIFTS[name]:
-            raise MetricError("shorter than the shift")
-        return waveform[hop // SHIFTS[name] :], codes
-    if name == "slice":
-        if frames < 4:
-            raise MetricError("shorter than four frames")
-        start, stop = frames // 4, frames - frames // 4
-        return waveform[start * hop : stop * hop], codes[:, start:stop]
-    return (waveform * 10 ** (-6 / 20) if name == "scale" else codec.decode(codes[None])), codes

@@ -119,10 +119,14 @@ def pesq_wb(pair: Pair) -> float:
 
 def bursts(waveform: Waveform) -> int:
     """Most stretches of sound, by any level, with gaps of at least 0.2 s between them, in ``[T]`` at 16 kHz."""
-    frames = waveform[: len(waveform) // 64 * 64].reshape(-1, 64)  # of 4 ms, as in PESQ: 50 are 0.2 s
-    energy = np.square(frames.astype(np.float64)).mean(axis=1)
+    energy = energies(waveform, 64)  # of 4 ms, as in PESQ: 50 are 0.2 s
     levels = np.quantile(energy, np.linspace(0.02, 0.98, 25))
     return max(1 + int((np.diff(np.flatnonzero(energy > level)) > 50).sum()) for level in levels)
+
+
+def energies(waveform: Waveform, size: int) -> Array:
+    """Sum of squares of every ``size`` samples of ``[T]``."""
+    return np.square(waveform[: len(waveform) // size * size].astype(np.float64)).reshape(-1, size).sum(axis=1)
 
 
 def stoi(pair: Pair, extended: bool = False) -> float:
@@ -167,10 +171,8 @@ def log_spectral_distance(pair: Pair) -> float:
     has anything above that do not count. Without any other frame there is no value.
     """
     n_fft = max(16, round(pair.sample_rate * 0.008) * 4)
-    levels = []
-    for waveform in pair.waveforms[:2]:
-        magnitude = short_time_spectrum(torch.from_numpy(waveform)[None], n_fft, n_fft // 4).abs() / (n_fft / 4)
-        levels.append(20 * torch.log10(magnitude.clamp(min=SPECTRAL_FLOOR)))
+    spectra = (short_time_spectrum(torch.from_numpy(w)[None], n_fft, n_fft // 4).abs() for w in pair.waveforms[:2])
+    levels = [20 * torch.log10((each / (n_fft / 4)).clamp(min=SPECTRAL_FLOOR)) for each in spectra]
     heard = (torch.maximum(*levels) > 20 * math.log10(SPECTRAL_FLOOR)).any(dim=-1)
     if not heard.any():
         raise MetricError("nothing lies above the floor of 80 dB under full scale")
@@ -205,11 +207,9 @@ def pitch_rmse(reference: Array, estimate: Array) -> float:
 
 def distillmos(pair: Pair) -> float:
     """DistillMOS: a mean opinion score predicted without the reference."""
-    samples = resample(pair.estimate, pair.sample_rate, RATE)
+    samples = pair.resampled(RATE)[1]
     if len(samples) < 0.5 * RATE:  # too little to say anything
         raise MetricError("shorter than 0.5 s")
-    if not samples.any():
-        raise MetricError("digital silence cannot be judged")
     with torch.no_grad():
         return float(_distillmos_network()(torch.from_numpy(samples)[None]))
 
@@ -314,10 +314,7 @@ def onset_blur(pair: Pair) -> float:
     """
     clean, coded, sample_rate = pair.waveforms
     step, span = round(sample_rate / 500), round(BLURRED * 500)
-    powers = []
-    for waveform in (clean, coded):
-        short = np.square(waveform[: len(waveform) // step * step].astype(np.float64)).reshape(-1, step).sum(axis=1)
-        powers.append(sliding_window_view(short, span).sum(axis=1))  # of the 20 ms from each place
+    powers = [sliding_window_view(energies(w, step), span).sum(axis=1) for w in (clean, coded)]  # of 20 ms each
     ahead, behind = powers[0][:-span], powers[0][span:]
     rise = -10 * np.log10(ahead / np.maximum(behind, SILENT) + FLOOR)
     later = rise + 1e-6 * np.arange(len(rise))  # of equal ones the last: nothing lies between it and the onset
@@ -334,9 +331,7 @@ def level_error(pair: Pair) -> float:
     """Level of active speech, decoded minus reference, in dB: over the reference's 20 ms frames that are loud enough."""
     clean, coded, sample_rate = pair.waveforms
     size = round(0.02 * sample_rate)
-    before, after = (
-        np.square(w[: len(w) // size * size].astype(np.float64)).reshape(-1, size).sum(axis=1) for w in (clean, coded)
-    )
+    before, after = energies(clean, size), energies(coded, size)
     active = before > 10 ** (-HEARD_DB / 10) * before.max()
     return float(10 * np.log10(after[active].sum() / before[active].sum() + SILENT))
 

@@ -282,9 +282,8 @@ def worst_first(results: Results, rows: Sequence[Row]) -> dict[str, int]:
     first = next(iter(results.metrics))
     goodness = results.metrics[first].goodness
     judged = {row.id: -math.inf for row in rows if row.values[first] is not None}
-    judged |= {
-        r.id: goodness(v) for r in rows if r.system == results.headline.id and (v := r.values[first]) is not None
-    }
+    own = (row for row in rows if row.system == results.headline.id)
+    judged |= {row.id: goodness(value) for row in own if (value := row.values[first]) is not None}
     return {name: rank for rank, name in enumerate(sorted(judged, key=lambda name: judged[name]), start=1)}
 
 

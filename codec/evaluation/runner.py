@@ -128,10 +128,8 @@ def fingerprint(plan: Plan, families: Sequence[Family], records: Sequence[Record
 
 def _stat(path: Path) -> tuple[object, ...]:
     """What changes where a file changes."""
-    if not path.is_file():
-        return (str(path),)
-    facts = path.stat()
-    return str(path), facts.st_size, facts.st_mtime_ns
+    facts = path.stat() if path.is_file() else None
+    return (str(path), facts.st_size, facts.st_mtime_ns) if facts else (str(path),)
 
 
 def _hash(values: Iterable[Sequence[object]]) -> str:
@@ -157,5 +155,4 @@ def read_rows(path: Path) -> dict[int, Measured]:
     if whole != data:
         with atomic_write(path) as temporary:
             temporary.write_bytes(whole)
-    rows = [Measured(**json.loads(line)) for line in whole.splitlines()]
-    return {row.index: row for row in rows}
+    return {row["index"]: Measured(**row) for row in map(json.loads, whole.splitlines())}

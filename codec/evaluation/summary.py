@@ -169,8 +169,7 @@ def _row(plan: Plan, record: Record, measured: Measured, system: str) -> Row:
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    facts = Path("/proc/cpuinfo")  # of Linux
+    lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())

@@ -134,8 +134,11 @@ class FolderFamily:
             yield f"unreadable: {type(error).__name__}"
             return
         alike = abs(len(samples) - len(waveform)) <= max(0.2 * record.sample_rate, 0.05 * len(waveform))
-        aligned = align(waveform, samples, record.sample_rate) if alike else None
-        yield "another length than the reference" if aligned is None else Reconstruction(aligned)
+        yield (
+            Reconstruction(align(waveform, samples, record.sample_rate))
+            if alike
+            else "another length than the reference"
+        )
 
     def _files_of(self, record: Record) -> list[Path]:
         """Files at the place that the id names (with or without an audio suffix of its own), or named like the audio."""
@@ -199,8 +202,8 @@ class Codec2Family(ProgramFamily):
 
     def __init__(self, modes: Sequence[str] = CODEC2_MODES) -> None:
         how = "c2enc, c2dec at 8 kHz (soxr); shifted by the delay found (see alignment)"
-        facts = ((mode, float(mode.rstrip("C")) / 1000) for mode in modes)
-        self.systems = [System(f"codec2-{m}", f"Codec2 {m}", "Codec2", "codec2", kbps, how) for m, kbps in facts]
+        kbps = {mode: float(mode.rstrip("C")) / 1000 for mode in modes}
+        self.systems = [System(f"codec2-{m}", f"Codec2 {m}", "Codec2", "codec2", kbps[m], how) for m in modes]
 
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
         mode = system.id.removeprefix("codec2-")

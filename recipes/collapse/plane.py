@@ -11,14 +11,12 @@ import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
 import itertools
-import json
 import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +24,7 @@ from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
 from codec.errors import EXIT_OK, Parser, run_command
-from codec.files import atomic_write
+from codec.files import atomic_write, write_json
 from codec.health import effective_dimension, stage_health
 from codec.quantizers import Quantizer, SimVQ, build_quantizer
 
@@ -69,8 +67,7 @@ SHAPES = {"cloud": cloud, "islands": islands}
 # ---- codes over the steps -----------------------------------------------------------------------------------------------
 
 
-@dataclass
-class History:
+class History(NamedTuple):
     """A run on the plane: ``tables [S, V, 2]`` and ``alive [S, V]``, whether a code was hit in the last WINDOW steps."""
 
     tables: Tensor
@@ -106,21 +103,18 @@ def follow(kind: str, shape: str, steps: int, seed: int = 0) -> History:
 
 def animate(path: Path, histories: dict[tuple[str, str], History], frames: int) -> None:
     """A GIF: one row per shape, one column per quantizer."""
-    from matplotlib import pyplot
     from matplotlib.animation import FuncAnimation, PillowWriter
+    from matplotlib.figure import Figure
 
-    shapes = list(dict.fromkeys(shape for shape, _ in histories))
-    figure, axes = pyplot.subplots(len(shapes), 2, figsize=(7.2, 3.3 * len(shapes) + 0.5), squeeze=False)
-    drawn = []
-    for row, shape in enumerate(shapes):
+    figure = Figure((7.2, 3.3 * len(SHAPES) + 0.5))
+    axes, drawn = figure.subplots(len(SHAPES), len(COLOURS)), []
+    for axis, ((shape, kind), history) in zip(axes.flat, histories.items(), strict=True):
         points = SHAPES[shape](600, torch.Generator().manual_seed(9))
-        for column, kind in enumerate(COLOURS):
-            axis = axes[row][column]
-            axis.scatter(*points.t(), s=5, color="0.8", linewidths=0)
-            dead = axis.plot([], [], "x", color="0.25", markersize=3.5, markeredgewidth=0.8)[0]
-            live = axis.plot([], [], "o", color=COLOURS[kind], markersize=3.5, markeredgewidth=0)[0]
-            axis.set(xlim=(-2.6, 5.4), ylim=(-2.4, 4.0), xticks=[], yticks=[])
-            drawn.append((axis, histories[shape, kind], dead, live, TITLES[kind]))
+        axis.scatter(*points.t(), s=5, color="0.8", linewidths=0)
+        dead = axis.plot([], [], "x", color="0.25", markersize=3.5, markeredgewidth=0.8)[0]
+        live = axis.plot([], [], "o", color=COLOURS[kind], markersize=3.5, markeredgewidth=0)[0]
+        axis.set(xlim=(-2.6, 5.4), ylim=(-2.4, 4.0), xticks=[], yticks=[])
+        drawn.append((axis, history, dead, live, TITLES[kind]))
     labels = [f"hit in the last {WINDOW} steps", "not hit"]
     axes[0][0].legend([drawn[0][3], drawn[0][2]], labels, loc="lower right", fontsize=8, frameon=False)
     axes[0][0].set_title("x")  # so that the layout leaves room for the titles
@@ -141,7 +135,6 @@ def animate(path: Path, histories: dict[tuple[str, str], History], frames: int) 
     animation = FuncAnimation(figure, draw, frames=len(shown) + 8)  # the last picture stands a while
     with atomic_write(path) as temporary:
         animation.save(temporary, writer=PillowWriter(fps=6), dpi=75)
-    pyplot.close(figure)
 
 
 # ---- why: what one step moves -------------------------------------------------------------------------------------------
@@ -164,21 +157,20 @@ def predicted_move(basis: Tensor, codes: Tensor, gradients: Tensor, learning_rat
 
 def one_step(path: Path) -> dict[str, float]:
     """One SGD step for one point, drawn; returns the largest deviation from the formula and who moved."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(1, 2, figsize=(8.4, 3.9), sharex=True, sharey=True)
+    figure = Figure((8.4, 3.9), layout="tight")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
     point = torch.tensor([[1.5, 1.0]])
     numbers: dict[str, float] = {}
     for axis, kind in zip(axes, COLOURS, strict=True):
         without_bias = {"map_bias": False} if kind == "simvq" else {}
         quantizer = quantizer_2d(kind, 60, seed=3, **without_bias)
-        rate = 0.45
-        before = table_of(quantizer)
+        rate, before = 0.45, table_of(quantizer)
         output = quantizer(point.t()[None])
         chosen = output.codes.flatten()
         output.codebook_loss.sum().backward()
-        optimizer = torch.optim.SGD(quantizer.parameters(), lr=rate)
-        optimizer.step()
+        torch.optim.SGD(quantizer.parameters(), lr=rate).step()
         move = table_of(quantizer) - before
         numbers[f"{kind}_moved"] = float((move.norm(dim=1) > 1e-7).float().mean())
         if isinstance(quantizer, SimVQ):
@@ -194,8 +186,8 @@ def one_step(path: Path) -> dict[str, float]:
         axis.set(xticks=[], yticks=[])
         axis.set_aspect("equal")
     axes[0].legend(loc="lower right", fontsize=8, frameon=False)
-    figure.tight_layout()
-    save(figure, path)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=80)
     return numbers
 
 
@@ -273,9 +265,8 @@ def perceptron(width_in: int, hidden: Sequence[int], width_out: int) -> nn.Seque
 
 def remedies(seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
     """Every combination of quantizer, encoder, start and warm-up; means over the seeds."""
-    rows = []
-    switches = list(itertools.product((False, True), repeat=3))
-    for kind, (weak, matched, warmup) in itertools.product(("vq", "simvq"), switches):
+    rows, switch = [], (False, True)
+    for kind, weak, matched, warmup in itertools.product(("vq", "simvq"), switch, switch, switch):
         runs = [autoencode(kind, weak, matched, warmup, seed, steps) for seed in seeds]
         mean = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
         rows.append({"quantizer": kind, "weak_encoder": weak, "matched_start": matched, "warmup": warmup, **mean,
@@ -286,39 +277,27 @@ def remedies(seeds: Sequence[int], steps: int) -> list[dict[str, Any]]:
 
 def draw_remedies(path: Path, rows: list[dict[str, Any]]) -> None:
     """Bars: codes used (token collapse) and latents kept apart (embedding collapse), for every combination."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 5.4), sharey=True)
+    figure = Figure((9, 5.4), layout="tight")
+    axes = figure.subplots(2, 2, sharey=True)
     labels = ["neither", "warm-up", "matched start", "both"]
-    for row, weak in enumerate((False, True)):
-        for column, (name, what) in enumerate([("usage", "codes used"), ("kept_apart", "latents kept apart")]):
-            axis = axes[row][column]
-            for offset, kind in ((-0.2, "vq"), (0.2, "simvq")):
-                chosen = [r for r in rows if r["quantizer"] == kind and r["weak_encoder"] == weak]
-                heights, places = [r[name] for r in chosen], [i + offset for i in range(4)]
-                bars = axis.bar(places, heights, 0.38, color=COLOURS[kind], label=TITLES[kind].split(":")[0])
-                axis.bar_label(bars, [f"{r[name]:.0%}" for r in chosen], fontsize=7)
-            axis.set_xticks(range(4), labels)
-            axis.set(title=f"{'weak' if weak else 'strong'} encoder: {what}", ylim=(0, 1.12), yticks=[0, 0.5, 1])
+    panels = itertools.product((False, True), [("usage", "codes used"), ("kept_apart", "latents kept apart")])
+    for axis, (weak, (name, what)) in zip(axes.flat, panels, strict=True):
+        for offset, kind in ((-0.2, "vq"), (0.2, "simvq")):
+            heights = [r[name] for r in rows if r["quantizer"] == kind and r["weak_encoder"] == weak]
+            places, label = [i + offset for i in range(4)], TITLES[kind].split(":")[0]
+            bars = axis.bar(places, heights, 0.38, color=COLOURS[kind], label=label)
+            axis.bar_label(bars, [f"{height:.0%}" for height in heights], fontsize=7)
+        axis.set_xticks(range(4), labels)
+        axis.set(title=f"{'weak' if weak else 'strong'} encoder: {what}", ylim=(0, 1.12), yticks=[0, 0.5, 1])
     axes[0][0].legend(fontsize=8, loc="upper left", ncols=2, frameon=False)
-    figure.tight_layout()
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure whole, and close it."""
-    from matplotlib import pyplot
-
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=80)
-    pyplot.close(figure)
 
 
 def draw_plane(args: argparse.Namespace) -> int:
     """Write the pictures and all numbers; returns the exit code."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     began = time.perf_counter()
     args.out.mkdir(parents=True, exist_ok=True)
     histories = {(shape, kind): follow(kind, shape, args.steps) for shape in SHAPES for kind in COLOURS}
@@ -331,8 +310,7 @@ def draw_plane(args: argparse.Namespace) -> int:
     }  # fmt: skip
     draw_remedies(args.out / "remedies.png", numbers["remedies"]["rows"])
     numbers["seconds"] = round(time.perf_counter() - began, 1)
-    with atomic_write(args.out / "plane.json") as temporary:
-        temporary.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_json(args.out / "plane.json", numbers)
     for name, values in numbers["plane"].items():
         print(f"{name}: {values['usage']:.1%} of {CODES} codes used, {values['moved']:.1%} moved")
     return EXIT_OK

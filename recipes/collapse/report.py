@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +62,9 @@ def read_results(places: Sequence[Path]) -> list[Result]:
     return list(results.values())
 
 
-def stage(name: str, index: int = 0) -> Callable[[Result], float | None]:
-    """A value of a stage's health."""
-    return lambda result: result["measured"]["stages"][index][name]
-
-
-def measured(*path: str) -> Callable[[Result], float | None]:
+def measured(*path: str | int) -> Callable[[Result], float | None]:
     """A value of the measurement, by its path."""
-
-    def read(result: Result) -> float | None:
-        value: Any = result["measured"]
-        for key in path:
-            value = value[key]
-        return value
-
-    return read
+    return lambda result: reduce(lambda value, key: value[key], path, result["measured"])
 
 
 def bits_of(result: Result) -> float:
@@ -100,15 +90,19 @@ def water_filling(spectrum: Sequence[float], bits: float) -> list[float]:
     return [min(level, value) for value in spectrum]
 
 
-def carried(errors: Sequence[float], variances: Sequence[float]) -> float:
-    """How many directions get through: each counts by the share of its variance that is not lost."""
-    return sum(1 - error / max(variance, 1e-30) for error, variance in zip(errors, variances, strict=True))
+def losses(errors: Sequence[float], variances: Sequence[float]) -> list[float]:
+    """The share of each direction's variance that is lost."""
+    return [error / max(variance, 1e-30) for error, variance in zip(errors, variances, strict=True)]
+
+
+def passed(errors: Sequence[float], variances: Sequence[float]) -> tuple[float, float]:
+    """How many directions get through, each as far as it is not lost; the share of the whole variance that is lost."""
+    return sum(1 - share for share in losses(errors, variances)), sum(errors) / sum(variances)
 
 
 def kept(result: Result) -> tuple[float, float]:
-    """``carried`` of a result, and the share of the latents' whole variance that is lost."""
-    directions = result["measured"]["directions"]
-    return carried(directions["error"], directions["variance"]), sum(directions["error"]) / sum(directions["variance"])
+    """``passed`` of a result."""
+    return passed(*(result["measured"]["directions"][name] for name in ("error", "variance")))
 
 
 def above_water(result: Result, name: str) -> int:
@@ -120,14 +114,13 @@ def above_water(result: Result, name: str) -> int:
 def predicted(result: Result) -> tuple[float, float]:
     """``kept`` by reverse water-filling of the result's own latents."""
     spectrum = result["measured"]["directions"]["variance"]
-    least = water_filling(spectrum, bits_of(result))
-    return carried(least, spectrum), sum(least) / sum(spectrum)
+    return passed(water_filling(spectrum, bits_of(result)), spectrum)
 
 
 COLUMNS: list[Column] = [
-    ("codes used", stage("usage"), "{:.1%}"),
-    ("perplexity", stage("perplexity"), "{:.0f}"),
-    ("unseen mass", stage("unseen_mass"), "{:.2%}"),
+    ("codes used", measured("stages", 0, "usage"), "{:.1%}"),
+    ("perplexity", measured("stages", 0, "perplexity"), "{:.0f}"),
+    ("unseen mass", measured("stages", 0, "unseen_mass"), "{:.2%}"),
     ("error", lambda r: None if r["quantizer"] in UNCOMMITTED else r["measured"]["quantization_error"], "{:.2f}"),
     ("dim. latents", measured("effective_dimension", "latents"), "{:.1f}"),
     ("dim. table", measured("effective_dimension", "codebook"), "{:.1f}"),
@@ -151,7 +144,6 @@ START_NAMES = {
     "after": "autoencoder finished, table untrained", "matched": "autoencoder first, then matched", "default": "default",
     "first_batch": "matched before the first step", "scratch": "cold",
 }  # fmt: skip
-ORDER = tuple(START_NAMES)
 
 
 def cell_text(results: Sequence[Result], value: Callable[[Result], float | None], form: str) -> str:
@@ -168,21 +160,18 @@ def table(results: Sequence[Result], lead: Sequence[str], columns: Sequence[Colu
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
         groups.setdefault(tuple(result[key] for key in lead), []).append(result)
-    heads = [{"codebook_size": "V"}.get(key, key) for key in lead]
-    lines = ["| " + " | ".join([*heads, "seeds", *(name for name, _, _ in columns)]) + " |"]
-    lines.append("|" + "---|" * (len(heads) + 1 + len(columns)))
+    rows = []
     for key, chosen in groups.items():
         names = [NAMES.get(str(part), f"{part:,}" if isinstance(part, int) else str(part)) for part in key]
-        values = [cell_text(chosen, value, form) for _, value, form in columns]
-        lines.append("| " + " | ".join([*names, str(len(chosen)), *values]) + " |")
-    return "\n".join(lines) if len(lines) > 2 else "Not yet run."
+        rows.append([*names, str(len(chosen)), *(cell_text(chosen, value, form) for _, value, form in columns)])
+    heads = [{"codebook_size": "V"}.get(key, key) for key in lead]
+    return markdown([*heads, "seeds", *(name for name, _, _ in columns)], rows)
 
 
-def stages_table(results: Sequence[Result]) -> str:
-    """Residual stacks: the share of codes used, stage by stage."""
-    count = max((len(result["measured"]["stages"]) for result in results), default=0)
-    columns: list[Column] = [(f"stage {i + 1}", stage("usage", i), "{:.1%}") for i in range(count)]
-    return table(results, ("quantizer", "start"), [*columns, COLUMNS[3], COLUMNS[6], COLUMNS[7], COLUMNS[8]])
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, if it has any rows."""
+    lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]]) if rows else "Not yet run."
 
 
 def tables(results: Sequence[Result]) -> dict[str, str]:
@@ -191,31 +180,34 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     results = sorted(results, key=lambda r: (r["codebook_size"], order.index(r["quantizer"]), r["start"], r["seed"]))
     longer, filling = ([r for r in results if r["study"] == name] for name in ("longer", "filling"))
     results = [r for r in results if r not in longer + filling]
-    filling.sort(key=lambda r: (bits_of(r), ORDER.index(r["start"])))
+    filling.sort(key=lambda r: (bits_of(r), list(START_NAMES).index(r["start"])))
     bits = [r | {"bits": round(bits_of(r))} for r in filling]
-    single = [r for r in results if len(r["measured"]["stages"]) == 1]
+    single, stacks = (
+        [r for r in results if (len(r["measured"]["stages"]) > 1) == stacked] for stacked in (False, True)
+    )
+    most = max((len(r["measured"]["stages"]) for r in stacks), default=0)
+    by_stage: list[Column] = [(f"stage {i + 1}", measured("stages", i, "usage"), "{:.1%}") for i in range(most)]
+    default = [r for r in single if r["start"] == "default"]
+    first = [r for r in default if r["seed"] == 0]
+    started = {r["codebook_size"] for r in single if r["start"] != "default"}  # otherwise too
 
-    def pick(names: Sequence[str], start: str | None = "default", size: int | None = None) -> list[Result]:
-        return [
-            r for r in single
-            if r["quantizer"] in names and start in (None, r["start"]) and size in (None, r["codebook_size"])
-        ]  # fmt: skip
+    def of(names: Sequence[str], cells: Sequence[Result]) -> list[Result]:
+        return [r for r in cells if r["quantizer"] in names]
 
     main = ("vq", "ema_vq", "simvq", "fsq")
     variants = ("simvq", "simvq_learnable", "simvq_diagonal", "simvq_rotation", "vq_rotation", "vq")
     others = ("factorised_vq", "clustered_vq", "index_vq", "affine_vq", "lfq", "lattice_vq")
-    several = {(r["codebook_size"], r["quantizer"]) for r in pick(main) if r["seed"] != 0}
-    headline = [r for r in pick(main) if (r["codebook_size"], r["quantizer"]) in several]
+    several = {(r["codebook_size"], r["quantizer"]) for r in default if r["seed"] != 0}
+    headline = [r for r in of(main, default) if (r["codebook_size"], r["quantizer"]) in several]
+    starts = [r for r in of(main[:3], single) if r["seed"] == 0 and r["codebook_size"] in started]
     return {
         "headline": table(longer or headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:]),
         "seeds": table(headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:8]),
-        "sizes": table([r for r in pick(main) if r["seed"] == 0], ("codebook_size", "quantizer")),
-        "starts": table([r for r in pick(("vq", "ema_vq", "simvq"), None) if r["seed"] == 0 and
-                         any(o["start"] != "default" and o["codebook_size"] == r["codebook_size"] for o in single)],
-                        ("codebook_size", "quantizer", "start")),
-        "variants": table([r for r in pick(variants, size=8192) if r["seed"] == 0], ("quantizer",)),
-        "others": table([r for r in pick(others) if r["seed"] == 0], ("codebook_size", "quantizer")),
-        "residual": stages_table([r for r in results if len(r["measured"]["stages"]) > 1]),
+        "sizes": table(of(main, first), ("codebook_size", "quantizer")),
+        "starts": table(starts, ("codebook_size", "quantizer", "start")),
+        "variants": table([r for r in of(variants, first) if r["codebook_size"] == 8192], ("quantizer",)),
+        "others": table(of(others, first), ("codebook_size", "quantizer")),
+        "residual": table(stacks, ("quantizer", "start"), [*by_stage, COLUMNS[3], *COLUMNS[6:]]),
         "starts at 13 bits": table([r for r in bits if r["bits"] == 13], ("start", "quantizer"),
                                    [c for c in FILLING if c[0] != "without"]),
         "water": water_table([r for r in bits if r["seed"] == 0 and r["start"] == "after" and r["quantizer"] != "ema_vq"]),
@@ -226,15 +218,15 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
 
 def water_table(cells: Sequence[Result]) -> str:
     """By bits, what reverse water-filling asks for and what both kinds of table lose of one autoencoder's latents."""
-    heads = "| bits | above water | as heard | a Gaussian must lose | plain VQ loses | SimVQ loses |"
-    lines = [heads, "|" + "---|" * 6]
+    rows = []
     for bits in sorted({bits_of(r) for r in cells}):
         group = [r for r in cells if bits_of(r) == bits]
         lost = {"simvq" in r["quantizer"]: f"{kept(r)[1]:.1%}" for r in group if r["quantizer"].endswith("vq")}
         needs = [str(above_water(group[0], name)) for name in ("variance", "heard")]
-        values = [f"{bits:.0f}", *needs, f"{predicted(group[0])[1]:.1%}", lost.get(False, "-"), lost.get(True, "-")]
-        lines.append("| " + " | ".join(values) + " |")
-    return "\n".join(lines)
+        least = f"{predicted(group[0])[1]:.1%}"
+        rows.append([f"{bits:.0f}", *needs, least, lost.get(False, "-"), lost.get(True, "-")])
+    heads = ("bits", "above water", "as heard", "a Gaussian must lose", "plain VQ loses", "SimVQ loses")
+    return markdown(heads, rows)
 
 
 def runs_line(results: Sequence[Result]) -> str:
@@ -253,27 +245,27 @@ def runs_line(results: Sequence[Result]) -> str:
 
 def draw_filling(results: Sequence[Result], path: Path) -> None:
     """What is left of each principal direction, and the dimension of the codes, beside reverse water-filling."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     cells = [r for r in results if r["study"] == "filling" and r["seed"] == 0]
     spectra = [r["measured"]["directions"]["variance"] for r in cells if r["start"] == "after"]
     if not spectra:
         return
-    spectrum, rates = spectra[0], range(4, 90)
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10.2, 4.2))
-    least = [error / variance for error, variance in zip(water_filling(spectrum, 13), spectrum, strict=True)]
-    places = range(1, len(spectrum) + 1)
+    spectrum, rates, places = spectra[0], range(4, 90), range(1, len(spectra[0]) + 1)
+    figure = Figure((10.2, 4.2), layout="tight")
+    left, right = figure.subplots(1, 2)
+    least = losses(water_filling(spectrum, 13), spectrum)
     left.fill_between(places, least, color="tab:cyan", alpha=0.2, linewidth=0)
     left.plot(places, least, "k--", linewidth=1)
-    least = [carried(water_filling(spectrum, bits), spectrum) for bits in rates]
-    right.plot(rates, least, "k--", linewidth=1, label="predicted: reverse water-filling")
-    for start, marker in zip(ORDER, "osDv^", strict=True):
+    most = [passed(water_filling(spectrum, bits), spectrum)[0] for bits in rates]
+    right.plot(rates, most, "k--", linewidth=1, label="predicted: reverse water-filling")
+    for start, marker in zip(START_NAMES, "osDv^", strict=True):
         for r in (r for r in cells if r["start"] == start):
             kind = next((kind for kind in ("ema_vq", "simvq", "fsq") if kind in r["quantizer"]), "vq")
             directions, colour = r["measured"]["directions"], COLOURS[kind]
             right.plot(bits_of(r), kept(r)[0], marker, color=colour, markersize=6, alpha=0.8)
             if r["quantizer"] == kind and r["codebook_size"] == 8192:
-                share = [e / v for e, v in zip(directions["error"], directions["variance"], strict=True)]
+                share = losses(directions["error"], directions["variance"])
                 left.plot(places, share, marker + "-", color=colour, markersize=4, linewidth=0.8)
         if any(r["start"] == start for r in cells):
             right.plot([], [], marker, color="0.4", label=START_NAMES[start])
@@ -289,35 +281,19 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
     right.set_xticks(bits, [str(count) for count in bits])
     right.minorticks_off()
     right.legend(fontsize=8, frameon=False)
-    save(figure, path)
-
-
-def save(figure: Any, path: Path) -> None:
-    """Write a figure whole, and close it."""
-    from matplotlib import pyplot
-
-    figure.tight_layout()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=80)
-    pyplot.close(figure)
 
 
 def filled(text: str, bodies: dict[str, str]) -> str:
     """A page with every marked table replaced."""
-    for name, body in bodies.items():
-        begin, end = f"<!-- table {name} -->\n", "<!-- end -->"
-        before, mark, rest = text.partition(begin)
-        if mark:
-            text = before + mark + body + "\n" + end + rest.partition(end)[2]
-    return text
+    marks = re.compile("(<!-- table (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+    return marks.sub(lambda m: f"{m[1]}{bodies[m[2]]}\n{m[3]}" if m[2] in bodies else m[0], text)
 
 
 def write_report(places: Sequence[Path], into: Path | None) -> int:
     """Write results, pictures and tables to ``into``, by default the first folder; returns the exit code."""
     results = read_results(places)
-    import matplotlib
-
-    matplotlib.use("Agg")
     into = into or (places[0] if places[0].is_dir() else places[0].parent)
     draw_filling(results, into / "filling.png")
     with atomic_write(into / "results.jsonl") as temporary:

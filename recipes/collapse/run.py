@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from codec.training.losses import SpectralLoss
 
 HERE = Path(__file__).parent
 HELD_OUT_INDEX = 2**40  # where the measured segments lie in the stream; training never gets there
-CACHE_BYTES = 2**31  # of training segments kept in memory: all of a small study's, the first of a long one's
+CACHE_BYTES = 2**31  # of training segments kept in memory: all of a small study's
 TOLD = 4  # of the measured segments: how much the decoder makes of each principal direction is heard in these
 STARTS = {  # how long the autoencoder trains alone (0: not, 1: the warm-up, 2: all along); is the table matched then?
     "scratch": (0, False), "first_batch": (0, True), "default": (1, False), "matched": (1, True), "after": (2, True),
@@ -152,16 +153,8 @@ def load_study(path: Path) -> StudyConfig:
 
 def cells_of(config: StudyConfig) -> list[Cell]:
     """All cells in the order of the file, each once."""
-    return list(
-        dict.fromkeys(
-            Cell(quantizer, size, start, seed)
-            for group in config.cells
-            for seed in group.seeds
-            for size in group.codebook_sizes
-            for start in group.starts
-            for quantizer in group.quantizers
-        )
-    )
+    loops = (product(g.seeds, g.codebook_sizes, g.starts, g.quantizers) for g in config.cells)
+    return list(dict.fromkeys(Cell(name, size, start, seed) for seed, size, start, name in chain(*loops)))
 
 
 def is_held_out(record: Record, one_in: int) -> bool:
@@ -186,23 +179,15 @@ class Study:
         self._train = functools.partial(SegmentDataset, kept, rate, DataConfig(segment_seconds=config.segment_seconds))
         measured = DataConfig(segment_seconds=config.measure_seconds, gain_db=(0.0, 0.0))
         self._held = SegmentDataset(held, rate, measured, seed=0)
-        self._cache: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}  # kept: all cells of a seed see the same batches
+        size = 4 * config.batch_size * round(config.segment_seconds * rate)
+        self.batch = functools.lru_cache(CACHE_BYTES // size)(self._batch)  # all cells of a seed see the same batches
         self.loss = SpectralLoss(rate, LossConfig(windows=(128, 256, 512, 1024), mels=(16, 32, 64, 80))).to(device)
 
-    def batch(self, seed: int, step: int) -> tuple[Tensor, Tensor]:
+    def _batch(self, seed: int, step: int) -> list[Tensor]:
         """Waveforms ``[B, 1, T]`` and bandwidths ``[B]`` of a training step."""
-        batch = self._cache.get((seed, step))
-        if batch is None:
-            dataset, size = self._train(seed), self.config.batch_size
-            items = [dataset[index] for index in range(step * size, (step + 1) * size)]
-            batch = (
-                torch.stack([item["waveform"] for item in items]),
-                torch.stack([item["bandwidth"] for item in items]),
-            )
-            if (len(self._cache) + 1) * batch[0].nbytes <= CACHE_BYTES:
-                self._cache[seed, step] = batch
-        waveform, bandwidth = batch
-        return waveform.to(self.device), bandwidth.to(self.device)
+        dataset, size = self._train(seed), self.config.batch_size
+        items = [dataset[index] for index in range(step * size, (step + 1) * size)]
+        return [torch.stack([item[name] for item in items]) for name in ("waveform", "bandwidth")]
 
     @functools.cached_property
     def held_out(self) -> Tensor:
@@ -220,7 +205,7 @@ class Study:
             share = min(1.0, (done + 1) / config.ramp) * ((0.01 + 0.99 * cosine) if ends else 1.0)
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * share
-            waveform, bandwidth = self.batch(seed, step)
+            waveform, bandwidth = (part.to(self.device) for part in self.batch(seed, step))
             output = codec(waveform, quantize=quantize)
             terms = self.loss(output.waveform, waveform, bandwidth)
             if quantize:
@@ -273,7 +258,8 @@ class Study:
             segments = max(config.match_segments, -(-cell.codebook_size // frames))
             steps = range(-(-segments // config.batch_size))
             with torch.no_grad():
-                codec.quantizer.initialize(torch.cat([codec.encoder(self.batch(cell.seed, step)[0]) for step in steps]))
+                waveforms = (self.batch(cell.seed, step)[0].to(self.device) for step in steps)
+                codec.quantizer.initialize(torch.cat(list(map(codec.encoder, waveforms))))
         return codec
 
     def decides(self, cell: Cell) -> str:
@@ -295,25 +281,20 @@ class Study:
         """Train and measure one cell; the result is plain values."""
         config, began = self.config, time.process_time()
         codec = self.build(cell)
-        first = self.first_step(cell)
+        steps = range(self.first_step(cell), config.warmup + config.steps)
         recent: deque[Tensor] = deque(maxlen=config.window)
-        curve: dict[str, list[float]] = {
-            name: [] for name in ("step", "codes_in_step", "codes_in_window", "mel", "commitment")
-        }
-        for step, losses, codes in self.fit(
-            codec, cell.seed, range(first, config.warmup + config.steps), quantize=True
-        ):
+        points = []
+        for step, losses, codes in self.fit(codec, cell.seed, steps, quantize=True):
             recent.append(codes[:, 0].flatten().cpu())
-            curve["step"].append(step)
-            curve["codes_in_step"].append(len(recent[-1].unique()))
-            curve["codes_in_window"].append(len(torch.cat(tuple(recent)).unique()))
-            curve["mel"].append(round(losses["mel"], 4))
-            curve["commitment"].append(float(f"{losses['commitment']:.4g}"))
+            used = len(recent[-1].unique()), len(torch.cat(tuple(recent)).unique())
+            points.append((step, *used, round(losses["mel"], 4), float(f"{losses['commitment']:.4g}")))
+        names = ("step", "codes_in_step", "codes_in_window", "mel", "commitment")
+        curve = {name: [point[i] for point in points] for i, name in enumerate(names)}
         measured = self.measure(codec)
         return {
             "study": self.name, "quantizer": cell.quantizer, "codebook_size": cell.codebook_size,
             "start": cell.start, "seed": cell.seed,
-            "settings": to_dict(codec.config.quantizer), "steps": len(curve["step"]), "first_step": first,
+            "settings": to_dict(codec.config.quantizer), "steps": len(steps), "first_step": steps.start,
             "batch_size": config.batch_size, "segment_seconds": config.segment_seconds, "weights": config.weights,
             "parameters": sum(p.numel() for p in codec.parameters() if p.requires_grad), "data": self.data,
             "cpu_seconds": round(time.process_time() - began, 1),

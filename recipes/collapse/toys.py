@@ -126,27 +126,20 @@ def summary(runs: list[dict[str, float]]) -> dict[str, list[float]]:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Codes used and error by dimension, a line for each map; bars from the lowest to the highest seed."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(9.6, 3.6))
-    for axis, name in zip(axes, ("usage", "error"), strict=True):
-        for index, maps in enumerate(MAPS):
-            values = [row[name] for row in rows if row["map"] == maps]
-            mean, low, high = (list(column) for column in zip(*values, strict=True))
-            bars = [[m - x for m, x in zip(mean, low, strict=True)], [x - m for m, x in zip(mean, high, strict=True)]]
-            colour = COLOURS[index]
-            places = [place + 0.05 * (index - 2) for place in range(len(DIMS))]
+    figure = Figure((9.6, 3.6), layout="tight")
+    axes = figure.subplots(1, 2)
+    labels = {"usage": "share of codes used", "error": "relative error"}
+    for axis, (name, label) in zip(axes, labels.items(), strict=True):
+        for index, (maps, colour) in enumerate(zip(MAPS, COLOURS, strict=True)):
+            mean, low, high = torch.tensor([row[name] for row in rows if row["map"] == maps]).t()
+            bars, places = torch.stack([mean - low, high - mean]), torch.arange(len(DIMS)) + 0.05 * (index - 2)
             axis.errorbar(places, mean, bars, color=colour, marker="o", capsize=2, label=maps)
         axis.set_xticks(range(len(DIMS)), [str(dim) for dim in DIMS])
-        axis.set(
-            xlabel="dimensions of the codes", ylabel={"usage": "share of codes used", "error": "relative error"}[name]
-        )
+        axis.set(xlabel="dimensions of the codes", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8, frameon=False)
-    figure.tight_layout()
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=80)
 

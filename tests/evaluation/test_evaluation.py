@@ -447,7 +447,7 @@ def test_stability_counts_changed_codes() -> None:
     shares = changed_codes(family, alternating, codes)
     assert pytest.approx(0.5, abs=0.1) == shares.pop("shift_half")[0]  # means of zero
     assert shares == {key: [0.0] for key in ("shift_quarter", "scale", "slice", "again")}
-    assert changed_codes(family, alternating[:150], codes[:, :2])["slice"] == "shorter than four frames"
+    assert changed_codes(family, alternating[:150], codes[:, :2])["slice"] == "too short for this change"
 
 
 class TestClassicalCodecs:

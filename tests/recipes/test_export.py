@@ -49,7 +49,7 @@ def test_export_takes_the_mean_of_runs_from_one_model(
 def test_exports_are_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = tmp_path / "model"
     assert recipe("export", run, model, "--evaluation", tmp_path / "nowhere") == 1
-    assert "nowhere is not the report that codec-evaluate makes of a model" in one_error(capsys)
+    assert "nowhere is no finished report" in one_error(capsys)
     assert not model.exists()
     earlier = tmp_path / "earlier"  # a run of an earlier version, whose configuration holds settings that have gone
     shutil.copytree(run, earlier)

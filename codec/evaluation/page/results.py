@@ -71,12 +71,10 @@ def spectrum_plots(results: Results) -> list[Plot]:
     """One plot per system: the mean spectra of the recordings and of what it decoded, in dB over kHz."""
     plots, spectra = [], results.spectra or Spectra(0.0, 0, (), {})
     for system in (system for system in results.systems if system.id in spectra.systems):
-        count = system.results["lines"].mean or 0
-        decoded = f"decoded, {count:g} lines"
-        lines = []
-        for style, levels in enumerate((spectra.reference, spectra.systems[system.id])):
-            points = [Point(place * spectra.step / 1000, level) for place, level in enumerate(levels)]
-            lines.append(Line(decoded if style else "recordings", points, style, marked=False))
+        decoded = f"decoded, {system.results['lines'].mean or 0:g} lines"
+        levels = {"recordings": spectra.reference, decoded: spectra.systems[system.id]}
+        points = [[Point(i * spectra.step / 1000, level) for i, level in enumerate(each)] for each in levels.values()]
+        lines = [Line(name, points[style], style, marked=False) for style, name in enumerate(levels)]
         plots.append(Plot(system.name, "", lines, "kHz"))
     return plots
 
