@@ -75,10 +75,12 @@ def save(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
     Samples beyond [-1, 1] are clipped. The file is written whole or not at all.
 
     Raises:
-        AudioError: more than one item or channel; the format is unknown or does not take this sample rate.
+        AudioError: more than one item or channel; NaN; the format is unknown or does not take this sample rate.
         OSError: the file cannot be written.
     """
     samples = waveform.detach().cpu().float().numpy()
+    if np.isnan(samples).any():
+        raise AudioError(f"{path}: the waveform holds NaN")
     if samples.ndim == 0 or samples.size != samples.shape[-1]:
         raise AudioError(f"{path}: a file takes one waveform [1, T], not {list(samples.shape)}; save items one by one")
     with atomic_write(path) as temporary, AudioWriter(temporary, sample_rate, samples.size, str(path)) as writer:

@@ -432,6 +432,6 @@ def _checked_gains(gain_db: Any, batch: int) -> list[float]:
     gains = list(values) if isinstance(values, list | tuple) else [values] * batch
     if len(gains) != batch or not all(isinstance(gain, int | float) and abs(gain) <= MOST_DB for gain in gains):
         raise CodecError(
-            f"gain_db must be {batch} numbers from {-MOST_DB:g} to {MOST_DB:g}, or one for all, not {values!r}"
+            f"gain_db must be a number from {-MOST_DB:g} to {MOST_DB:g}, or one for each of {batch} items, not {values!r}"
         )
     return gains

@@ -84,8 +84,9 @@ def test_what_is_not_saved_leaves_the_file_as_it_was(
     tmp_path: Path, name: str, items: int, rate: int, message: str
 ) -> None:
     (tmp_path / name).write_bytes(b"old")
-    with pytest.raises(AudioError, match=message):
-        save(tmp_path / name, torch.zeros(items, 80), rate)
+    for waveform, text in ((torch.zeros(items, 80), message), (torch.full((80,), torch.nan), "holds NaN")):
+        with pytest.raises(AudioError, match=text):
+            save(tmp_path / name, waveform, rate)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
 
 

@@ -194,7 +194,7 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.encode(MONO, 8000, lengths=["1"]), "lengths must be a whole number from 1 to 800"),
         (
             lambda m: m.encode(MONO, 8000, gain_db=[0.0, 0.0]),
-            "gain_db must be 1 numbers from -200 to 200, or one for all",
+            "gain_db must be a number from -200 to 200, or one for each of 1 items",
         ),
         (lambda m: m.decode(CODES, gain_db=float("nan")), "gain_db must be .*, not nan"),
         (lambda m: m.decode(CODES, gain_db="6"), "gain_db must be .*, not '6'"),
