@@ -153,9 +153,17 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt; but soon after where libsndfile reads from Python, for it would be lost there."""
     if any(each.f_code.co_name.startswith("vio_") for each, _ in traceback.walk_stack(frame)):
-        threading.Timer(0.02, signal.raise_signal, [number]).start()
+        threading.Timer(0.02, _send, [number]).start()
     else:
         raise KeyboardInterrupt
+
+
+def _send(number: int) -> None:
+    """To the main thread, which wakes if it sleeps; Windows would end the process, so there it does not wake."""
+    if sys.platform == "win32":
+        signal.raise_signal(number)
+    else:
+        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def say(text: str) -> None:
