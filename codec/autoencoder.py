@@ -133,9 +133,9 @@ class Downsample(Layer):
         return y
 
 
-def blocks(channels: int, depth: int, kernel_size: int, look_ahead: int) -> list[Layer]:
-    """``depth`` blocks that together look ``look_ahead`` frames ahead; at first their outputs add up to the size of one."""
-    return [ConvNeXtBlock(channels, kernel_size, share, 1.0 / depth) for share in spread(look_ahead, depth)]
+def blocks(channels: int, kernel_size: int, look_aheads: list[int]) -> list[Layer]:
+    """Blocks that look so many frames ahead; at first their outputs add up to the size of one."""
+    return [ConvNeXtBlock(channels, kernel_size, look_ahead, 1.0 / len(look_aheads)) for look_ahead in look_aheads]
 
 
 def initialize(module: nn.Module) -> None:
@@ -161,10 +161,8 @@ class Encoder(nn.Module):
         self.stages = nn.ModuleList()
         self.layers: list[Layer] = []
         channels = 1
-        for stride, width, depth in zip(encoder.strides, encoder.widths, encoder.depths, strict=True):
-            look_ahead = 0 if causal else depth * (encoder.kernel_size // 2)
-            down = Downsample(channels, width, stride, causal)
-            stage = [down, *blocks(width, depth, encoder.kernel_size, look_ahead)]
+        for stride, width, shares in zip(encoder.strides, encoder.widths, config.encoder_look_aheads(), strict=True):
+            stage = [Downsample(channels, width, stride, causal), *blocks(width, encoder.kernel_size, shares)]
             self.stages.append(nn.Sequential(*stage))
             self.layers += stage
             channels = width
@@ -251,7 +249,7 @@ class Decoder(nn.Module):
         decoder = config.decoder
         look_ahead, causal_head = config.decoder_look_ahead
         self.input = nn.Linear(config.latent_dim, decoder.width)
-        self.layers = blocks(decoder.width, decoder.depth, decoder.kernel_size, look_ahead)
+        self.layers = blocks(decoder.width, decoder.kernel_size, spread(look_ahead, decoder.depth))
         self.blocks = nn.Sequential(*self.layers)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
         self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, causal_head)

@@ -66,7 +66,7 @@ class CodecBase(Generic[Signal]):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of the configuration, but for ``decoder.look_ahead``, and of the codebooks' stored tensors.
+        """SHA-256 (64 hex digits) of the configuration, but for ``look_ahead``, and of the codebooks' stored tensors.
 
         Two models with one fingerprint give a code the same meaning.
         """
@@ -75,7 +75,8 @@ class CodecBase(Generic[Signal]):
     def _fingerprint_of(self, tensors: Iterable[NDArray[Any]]) -> str:
         """The fingerprint of a model with these codebook tensors."""
         values = to_dict(self.config, retired=True)
-        values["decoder"].pop("look_ahead", None)  # the same codes, heard earlier: two decoders may share them
+        for part in (values["encoder"], values["decoder"]):
+            part.pop("look_ahead", None)  # the same codes, written or heard earlier: models may share them
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for tensor in tensors:
             digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())

@@ -147,12 +147,17 @@ def set_whole(config: Any, error: type[CodecError], **ranges: tuple[int, int]) -
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Waveform encoder: for each stride one strided convolution and ``depths[i]`` ConvNeXt blocks of ``widths[i]``."""
+    """Waveform encoder: for each stride one strided convolution and ``depths[i]`` ConvNeXt blocks of ``widths[i]``.
+
+    ``look_ahead`` is how many frames after its own a code may depend on, in all. What is less than with centred filters, the
+    default, is taken from the last stage's blocks, the last ones first: trained encoders use their future least.
+    """
 
     strides: tuple[int, ...] = (8, 5, 8)
     widths: tuple[int, ...] = (48, 128, 256)
     depths: tuple[int, ...] = (1, 2, 4)
     kernel_size: int = 7
+    look_ahead: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         set_whole(self, ConfigError, strides=WIDTHS, widths=WIDTHS, depths=DEPTHS, kernel_size=KERNELS)
@@ -229,6 +234,7 @@ class CodecConfig:
             self.decoder.n_fft % hop == 0 and self.decoder.n_fft >= 2 * hop,
             f"decoder.n_fft must be a multiple (2 or more) of the hop length {hop}, not {self.decoder.n_fft}",
         )
+        self.encoder_look_aheads()  # which checks encoder.look_ahead
 
     @property
     def hop_length(self) -> int:
@@ -239,6 +245,18 @@ class CodecConfig:
     def num_quantizers(self) -> int:
         """Stages K, the most codes that a frame can have: 1 where the quantizer is no residual stack."""
         return self.quantizer.num_quantizers if self.quantizer.kind.startswith("residual_") else 1
+
+    def encoder_look_aheads(self) -> list[list[int]]:
+        """By how many steps of its stage each block of the encoder looks ahead, stage by stage; ConfigError if it cannot."""
+        encoder, half = self.encoder, 0 if self.causal else self.encoder.kernel_size // 2
+        strides = [(0, 0 if self.causal else stride - stride // 2, stride) for stride in encoder.strides]
+        blocks = [(0, half * depth, 1) for depth in encoder.depths]
+        most = reach(layer for stage in zip(strides, blocks, strict=True) for layer in stage).right
+        least, shares = most - half * encoder.depths[-1], [[half] * depth for depth in encoder.depths]
+        if encoder.look_ahead is not None:
+            left = whole_number("encoder.look_ahead", encoder.look_ahead, least, most, ConfigError) - least
+            shares[-1] = [min(half, max(left - half * index, 0)) for index in range(encoder.depths[-1])]
+        return shares
 
     @property
     def decoder_look_ahead(self) -> tuple[int, bool]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from codec import Codec, CodecConfig
-from codec.config import DecoderConfig
+from codec.config import DecoderConfig, EncoderConfig
 from codec.errors import CodecError
 from codec.streaming import StreamingDecoder, StreamingEncoder
 
@@ -22,6 +22,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "deeper": {"decoder": DecoderConfig(width=16, depth=5, n_fft=160)},
     "two ahead": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=2)},
     "three ahead": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=3)},
+    "early codes": {"encoder": EncoderConfig((4, 4, 5), (8, 16, 16), (1, 1, 3), look_ahead=6)},
 }
 
 
@@ -69,6 +70,8 @@ def test_nothing_waits_longer_than_the_look_ahead(codec: Codec) -> None:
     assert decoder.push(codes).shape[-1] == (codes.shape[-1] - decoder.delay) * hop - decoder.offset
     if codec.config.causal:
         assert encoder.delay == decoder.delay == decoder.offset == 0
+    if codec.config.encoder.look_ahead is not None:
+        assert encoder.delay == codec.encoder_context.right == codec.config.encoder.look_ahead
     if codec.config.decoder.look_ahead is not None:
         assert decoder.look_ahead <= codec.config.decoder.look_ahead * hop
 

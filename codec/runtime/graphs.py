@@ -25,10 +25,10 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
     x = graph("Pad", "waveform", graph("Concat", graph.constant([0] * 5), missing, axis=0))
     x = net.begin(graph("Reshape", x, net.rows(1)), "waveform", config.hop_length)
     channels = 1
-    for i, (stride, width, depth) in enumerate(zip(encoder.strides, encoder.widths, encoder.depths, strict=True)):
+    stages = zip(encoder.strides, encoder.widths, config.encoder_look_aheads(), strict=True)
+    for i, (stride, width, shares) in enumerate(stages):
         x = net.downsample(x, f"encoder.stages.{i}.0.linear", stride, channels, width)
-        look_ahead = 0 if config.causal else depth * (encoder.kernel_size // 2)
-        for j, right in enumerate(spread(look_ahead, depth), start=1):
+        for j, right in enumerate(shares, start=1):
             x = net.block(x, f"encoder.stages.{i}.{j}", width, encoder.kernel_size, right)
         channels = width
     x = net.linear(net.norm(x, "encoder.norm", channels), "encoder.output", channels, config.latent_dim)

@@ -146,9 +146,7 @@ def start_codec(codec: Codec, source: Codec, name: str) -> bool:
         ConfigError: the codecs differ in more than quantizer and depth; the message calls ``source`` by ``name``.
     """
     if not _can_grow(source.config, codec.config):
-        raise ConfigError(
-            f"{name} has another architecture; only quantizer, decoder.look_ahead and added blocks may differ"
-        )
+        raise ConfigError(f"{name} has another architecture; only quantizer, look_ahead and added blocks may differ")
     copy_blocks(codec.encoder, source.encoder)
     copy_blocks(codec.decoder, source.decoder)
     same_quantizer = source.config.quantizer == codec.config.quantizer
@@ -158,12 +156,13 @@ def start_codec(codec: Codec, source: Codec, name: str) -> bool:
 
 
 def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
-    """Whether ``target`` is ``source`` but for its quantizer, the decoder's look-ahead, and more blocks of the same width."""
+    """Whether ``target`` is ``source`` but for its quantizer, how far it looks ahead, and more blocks of the same width."""
     depths, others = [], []
     for config in (source, target):
         values = to_dict(config) | {"quantizer": None}
         depths.append([values["decoder"].pop("depth"), *values["encoder"].pop("depths")])
-        values["decoder"].pop("look_ahead", None)  # copy_blocks shifts the filters
+        for part in (values["encoder"], values["decoder"]):
+            part.pop("look_ahead", None)  # copy_blocks shifts the filters
         others.append(values)
     return others[0] == others[1] and all(old <= new for old, new in zip(*depths, strict=True))
 

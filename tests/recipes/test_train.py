@@ -321,8 +321,8 @@ def test_a_run_starts_from_an_exported_model(corpus: Path, tmp_path: Path, capsy
     assert discriminators.keys() == stored.keys() and all(torch.equal(discriminators[k], stored[k]) for k in stored)
     for change, message in (
         ("discriminator.periods=[2]", "holds other discriminators"),
-        ("model.latent_dim=16", "only quantizer, decoder.look_ahead and added blocks may differ"),
-        ("model.decoder.depth=1", "only quantizer, decoder.look_ahead and added blocks may differ"),
+        ("model.latent_dim=16", "only quantizer, look_ahead and added blocks may differ"),
+        ("model.decoder.depth=1", "only quantizer, look_ahead and added blocks may differ"),
     ):
         assert train(corpus, tmp_path / "unlike", change, flags=flags) == 1
         assert message in one_error(capsys)

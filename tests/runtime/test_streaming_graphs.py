@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
-from codec.config import DecoderConfig
+from codec.config import DecoderConfig, EncoderConfig
 from codec.errors import CodecError
 from codec.runtime import OnnxCodec
 from codec.runtime.export import export_main
@@ -50,8 +50,9 @@ class Stream:
         {"causal": True},
         {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=3)},
         {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=1)},
+        {"encoder": EncoderConfig((4, 5, 4), (8, 8, 16), (1, 1, 3), look_ahead=7)},
     ],
-    ids=["centred", "causal", "look-ahead", "short look-ahead"],
+    ids=["centred", "causal", "look-ahead", "short look-ahead", "early codes"],
 )
 def test_chunks_make_the_whole(tiny_config: CodecConfig, changes: dict[str, Any], tmp_path: Path) -> None:
     """Two signals of different lengths, in chunks of one frame and more."""

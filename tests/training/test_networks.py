@@ -54,6 +54,19 @@ def test_filters_that_look_less_or_further_ahead_keep_their_taps_in_time(causal:
     torch.testing.assert_close(grown(x), source(x))
 
 
+def test_an_encoder_that_looks_less_far_loses_the_future_of_its_last_blocks(tiny_config: CodecConfig) -> None:
+    """And nothing else: its codes have the same meaning."""
+    encoder = replace(tiny_config.encoder, depths=(1, 1, 3))
+    source = Codec(replace(tiny_config, encoder=encoder))
+    early = Codec(replace(source.config, encoder=replace(encoder, look_ahead=source.encoder.context.right - 5)))
+    assert start_codec(early, source, "mine") and early.fingerprint == source.fingerprint
+    waveform = 0.1 * torch.randn(1, 1, 40 * source.hop_length)
+    assert not torch.allclose(early.encoder(waveform), source.encoder(waveform), atol=1e-4)
+    for layer, kept in zip(source.encoder.layers[-2:], (5, 4), strict=True):  # of 7 taps, 3 of them in the future
+        layer.depthwise.conv.weight.data[..., kept:] = 0
+    torch.testing.assert_close(early.encoder(waveform), source.encoder(waveform))
+
+
 # ---- which optimizer trains what, and how fast -----------------------------------------------------------------------
 
 
