@@ -281,21 +281,22 @@ class CodecBase(Generic[Signal]):
         """The codes as int64, if they can be this model's and of this ``shape``."""
         codes = self._array(values, integers=True)
         if codes is None or codes.ndim != shape.count(",") + 1:
-            raise CodecError(f"codes must be int64 {shape}, not {kind_of(values)}")
+            raise CodecError(f"codes must be integers {shape}, not {kind_of(values)}")
         if not 1 <= codes.shape[-2] <= self.num_quantizers:
-            raise CodecError(f"codes have {codes.shape[-2]} stages; this model has 1 to {self.num_quantizers}")
+            raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
         if 0 in codes.shape:
             raise CodecError("codes are empty")
         if codes.min() < 0 or codes.max() >= self.codebook_size:
             raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
         return codes
 
-    def _floats(self, values: Any, name: str, shape: str) -> Signal:
-        """As float32, if it is of a shape such as ``[B, 1, T]``."""
+    def _floats(self, values: Any, name: str, shape: str, or_else: str = "") -> Signal:
+        """As float32, if it is of a shape such as ``[B, 1, T]``; the message says what ``or_else`` is taken."""
         array, axes = self._array(values, integers=False), shape.strip("[]").split(", ")
         sizes = () if array is None else tuple(array.shape)
         if len(sizes) != len(axes) or any(a.isdigit() and a != str(b) for a, b in zip(axes, sizes, strict=True)):
-            raise CodecError(f"{name} must be a float {self._noun} {shape}, not {kind_of(values)}")
+            advice = "; divide 16-bit values by 32768" if "int" in str(getattr(values, "dtype", "")) else ""
+            raise CodecError(f"{name} must be a float {self._noun} {shape}{or_else}, not {kind_of(values)}{advice}")
         if 0 in sizes and len(axes) > 1:  # a block may be empty
             raise CodecError(f"{name} is empty")
         assert array is not None
@@ -306,8 +307,8 @@ class CodecBase(Generic[Signal]):
         shape = list(getattr(waveform, "shape", ()))
         if len(shape) == 1 or (len(shape) == 2 and (shape[0] == 1 or shape[0] <= FEW_CHANNELS < shape[1])):
             waveform = waveform[(None,) * (3 - len(shape))]
-        name = f"waveform in [-1, 1], unless it is [T] or [C, T] of at most {FEW_CHANNELS} channels,"
-        waveform = self._floats(waveform, name, "[B, C, T]")
+        others = f", or [T], or [C, T] of at most {FEW_CHANNELS} channels"
+        waveform = self._floats(waveform, "waveform", "[B, C, T]", others)
         _, channels, samples = waveform.shape
         if channels > MOST_CHANNELS and channels > samples:
             advice = "if it is [B, T, C], give waveform.swapaxes(1, 2)"
@@ -316,18 +317,18 @@ class CodecBase(Generic[Signal]):
 
     def _checked_block(self, values: Any) -> Signal:
         """As float32 ``[T]``."""
-        block = self._floats(values, "a block in [-1, 1]", "[T]")
+        block = self._floats(values, "a block", "[T]")
         check_peak(float(abs(block).max()) if len(block) else 0.0)
         return block
 
     def _each(self, blocks: Any, check: Callable[[Any], Signal]) -> Iterator[Signal]:
         """The checked blocks of an iterable; not a single array, whose rows would pass for blocks."""
         if hasattr(blocks, "shape") or not isinstance(blocks, Iterable):
-            raise CodecError(f"blocks must be several {self._noun}s, such as a list of them, not {kind_of(blocks)}")
+            raise CodecError(f"blocks must be a list or another iterable of {self._noun}s, not {kind_of(blocks)}")
         last: Any = None
         for block in map(check, blocks):
             if last is not None and block.shape[:-1] != last.shape[:-1]:
-                raise CodecError(f"a block {list(block.shape)} follows one {list(last.shape)}")
+                raise CodecError(f"all blocks must have as many stages, not {len(last)} and then {len(block)}")
             yield (last := block)
 
     # ---- what a subclass provides ---------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 python recipes/benchmark.py              # encode and decode against transformers' EnCodec 24 kHz (extra ``bench``)
 python recipes/benchmark.py --backends   # by torch in float32 and bfloat16, ONNX Runtime and its 8 bits; EnCodec, Mimi, DAC,
                                          # and SNAC (pip install snac); on 1 and 2 threads (extras ``bench``, ``onnx``)
-python recipes/benchmark.py --frames     # streams of speech-24khz-live, one frame after another, by each (``onnx``)
+python recipes/benchmark.py --frames     # streams of speech-24khz-live: single frames by each, the first sound (``onnx``)
 python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
 python recipes/benchmark.py --startup    # codec-encode from shell to exit, by both backends, and ``import torch`` alone
 python recipes/benchmark.py --batch corpora/speech/valid.jsonl --device cuda   # items at once against one by one
@@ -16,6 +16,7 @@ import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -36,6 +37,8 @@ from numpy.typing import NDArray
 from codec.audio import resample
 from codec.base import CodecBase
 from codec.cli.backends import BACKENDS
+from codec.cli.live import CHUNK_SECONDS
+from codec.container import Writer
 from codec.corpus.manifest import read_manifest
 from codec.corpus.scan import read_record
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
@@ -47,6 +50,7 @@ from codec.training.tracking import read_scalars
 SECONDS = 10
 BATCH = 32  # utterances
 PUSHES = 20  # timed together
+WAV_HEAD = 44  # bytes
 COMMAND = "from codec.cli.commands import {}_main as main; raise SystemExit(main())"
 Way = tuple[Callable[[], Any], Callable[[Any], object]]  # encode ten seconds; decode what that gave
 
@@ -158,6 +162,28 @@ def frame_by_frame(model: str, rounds: int, threads: int) -> None:
     for name, seconds in interleaved(calls, rounds).items():
         share = seconds / PUSHES * rate
         print(f"{name:>16}: {1000 * seconds / PUSHES:.2f} ms, {100 * share:.0f} % of a frame's {1000 / rate:.1f} ms")
+
+    for backend in BACKENDS:
+        waits = [first_sound(codecs["torch"], backend, threads) for _ in range(rounds)]
+        print(f"{backend:>16}: codec-decode - - sounds {1000 * statistics.median(waits):.0f} ms after its first frames")
+
+
+def first_sound(codec: CodecBase[Any], backend: str, threads: int) -> float:
+    """Seconds from the first block of codes, of ``CHUNK_SECONDS``, in a loaded codec-decode's pipe to sound out of it."""
+    command = (sys.executable, "-c", COMMAND.format("decode"), "-", "-", "--backend", backend)
+    environment, pipe = os.environ | {"OMP_NUM_THREADS": str(threads)}, subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe) as process:
+        assert process.stdin is not None and process.stdout is not None
+        writer = Writer(process.stdin, codec.header(None, codec.sample_rate))
+        if len(process.stdout.read(WAV_HEAD)) < WAV_HEAD:  # comes when the weights are loaded
+            raise BenchmarkError("codec-decode failed")
+        time.sleep(1)  # ONNX Runtime builds its session
+        start = time.perf_counter()
+        writer.write(np.ones((codec.num_quantizers, math.ceil(CHUNK_SECONDS * codec.frame_rate)), np.int64))
+        process.stdout.read(1)
+        seconds = time.perf_counter() - start
+        process.kill()
+    return seconds
 
 
 def pushes(push: Callable[[Any], object], chunk: Any) -> None:

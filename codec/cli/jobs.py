@@ -197,7 +197,7 @@ def run_jobs(jobs: Sequence[Job], worker: Worker, workers: int) -> int:
     failures.say_others()
     if len(jobs) > 1:
         counts = {"files done": len(jobs) - there - failures.count, "there already": there, "failed": failures.count}
-        log.info(", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "files done"))
+        log.info(", ".join(f"{what}: {count}" for what, count in counts.items() if count or what == "files done"))
     return EXIT_FAILURE if failures.count else EXIT_OK
 
 

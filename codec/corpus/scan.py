@@ -85,7 +85,7 @@ def report_bad(bad: Sequence[BadFile], path: Path) -> None:
     for each in bad[:SHOWN]:
         log.warning("skipped %s: %s", each.path, each.reason)
     if len(bad) > SHOWN:
-        log.warning("skipped %d more files, all named in %s", len(bad) - SHOWN, path)
+        log.warning("files skipped: %d, all named in %s", len(bad), path)
 
 
 def read_record(record: Record) -> tuple[NDArray[np.float32], int]:

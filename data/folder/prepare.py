@@ -109,7 +109,7 @@ def prepare(args: argparse.Namespace) -> int:
     for split, chosen in splits.items():
         write_manifest(args.out / f"{split}.jsonl", chosen)
         print(f"{args.out / split}.jsonl: {summary(chosen)}")
-    print(f"{len(bad)} files skipped")
+    print(f"files skipped: {len(bad)}")
     for split in SPLITS:
         stale = args.out / f"{split}.jsonl"
         if split not in splits and stale.exists():

@@ -86,7 +86,7 @@ def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, capsys: py
         soundfile.write(f"{name}.wav", np.stack([sound, sound], axis=1), RATE)
     assert run("encode", "a.wav", "b.wav", "-o", "out") == 0  # said once
     said = capsys.readouterr().err
-    assert said == "codec-encode: a.wav: 2 channels mixed down to one\ncodec-encode: 2 files done\n"
+    assert said == "codec-encode: a.wav: 2 channels mixed down to one\ncodec-encode: files done: 2\n"
     soundfile.write("opposite.wav", np.stack([sound, -sound], axis=1), RATE)
     soundfile.write("second.wav", -sound, RATE)
     assert run("encode", "opposite.wav", "mix.codes") == 0
@@ -121,7 +121,7 @@ def test_bitrates(
     Path("again.codes").write_bytes(Path("all.codes").read_bytes())
     assert run("decode", "all.codes", "again.codes", "-o", "out", *option) == 0
     said = capsys.readouterr().err
-    assert said == (line and f"codec-decode: {line}") + "codec-decode: 2 files done\n"  # once, not per file
+    assert said == (line and f"codec-decode: {line}") + "codec-decode: files done: 2\n"  # once, not per file
     assert Path("some.wav").read_bytes() == Path("out/all.wav").read_bytes() == Path("out/again.wav").read_bytes()
 
 

@@ -27,7 +27,7 @@ def test_a_folder_is_mirrored(run: Run, capsys: pytest.CaptureFixture[str]) -> N
             soundfile.write(path, np.zeros(500), RATE)
     assert run("encode", "speech", "-o", "codes") == 0
     said = capsys.readouterr().err
-    assert said == "codec-encode: speech: files of other kinds passed over: 1\ncodec-encode: 4 files done\n"
+    assert said == "codec-encode: speech: files of other kinds passed over: 1\ncodec-encode: files done: 4\n"
     assert names("codes") == ["a.codes", "deep/b.codes", "deep/er/c.codes", "v1.2.codes"]
     assert run("decode", "codes", "-o", "again", "--format", "flac") == 0
     assert names("again") == ["a.flac", "deep/b.flac", "deep/er/c.flac", "v1.2.flac"]
@@ -45,7 +45,7 @@ def test_what_fails_is_named_and_stops_no_other(run: Run, capsys: pytest.Capture
     for line, name in zip(said, ("in/b.flac", "in/b.wav"), strict=False):
         assert line.startswith(f"codec-encode: error: {name} is not the only input for out/b.codes; rename it")
     assert said[2].startswith("codec-encode: error: in/d.wav is not audio")
-    assert said[3:] == ["codec-encode: 2 files done, 3 failed"] and names("out") == ["a.codes", "c.codes"]
+    assert said[3:] == ["codec-encode: files done: 2, failed: 3"] and names("out") == ["a.codes", "c.codes"]
     Path("out/a.codes").write_bytes(b"foreign")
     assert run("decode", "out", "-o", "again") == 1
     assert names("again") == ["c.wav"]
@@ -71,14 +71,14 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
         again = [command, source, "-o", target, "--skip-existing"]
         assert run(*again) == 1
         *errors, counts = capsys.readouterr().err.splitlines()
-        assert counts == f"codec-{command}: 1 files done, 1 there already, 2 failed"
+        assert counts == f"codec-{command}: files done: 1, there already: 1, failed: 2"
         refused = "codec-{}: error: {} exists but is not what this gives; --force overwrites it"
         assert errors == [refused.format(command, path) for path in (other, damaged)]
         assert other.read_bytes() == before and missing.read_bytes() == content[missing]
         stamp = done.stat().st_mtime_ns
         assert run(*again, "--force") == 0 and done.stat().st_mtime_ns == stamp
         assert {path: path.read_bytes() for path in content} == content
-        assert run(*again) == 0 and "0 files done, 4 there already" in capsys.readouterr().err
+        assert run(*again) == 0 and "files done: 0, there already: 4" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_several_processes(run: Run, sound: Samples, capsys: pytest.CaptureFixtu
         assert (codes, again, audio) == (1, 1, 0)
         said.append(capsys.readouterr().err)
         content.append([Path(folder, name).read_bytes() for folder in ("codes", "out") for name in names(folder)])
-    assert said[0] == said[1] and "3 there already, 4 failed" in said[0] and content[0] == content[1]
+    assert said[0] == said[1] and "there already: 3, failed: 4" in said[0] and content[0] == content[1]
     for option, code in ((["--bitrate", 0.1], 1), (["--device", "nonsense"], 1)):
         assert run("encode", "in", "-o", "codes", "--workers", 2, *option) == code
         assert capsys.readouterr().err.count("\n") == 1

@@ -140,7 +140,7 @@ def test_folder_is_split_by_whole_speakers(
     notes = {(r.source, r.language, r.licence, r.sample_rate) for records in manifests.values() for r in records}
     assert notes == {("mine", "de", "CC0-1.0", 16000)}
     said = capsys.readouterr().out
-    assert "split by speaker with seed 0: 3 train, 1 dev, 2 test" in said and "1 files skipped" in said
+    assert "split by speaker with seed 0: 3 train, 1 dev, 2 test" in said and "files skipped: 1" in said
     assert "broken.wav" in caplog.text and "broken.wav" in (tmp_path / "m/skipped.tsv").read_text()
 
 

@@ -225,14 +225,14 @@ def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_fold
             tiny[1].encode(waveform, 16000)
     bad_codes: list[Any] = [np.zeros((1, 3, 5), np.float32), torch.zeros(1, 3, 5, dtype=torch.int64), [[0] * 5] * 3]
     for codes in bad_codes:
-        with pytest.raises(CodecError, match="codes must be int64"):
+        with pytest.raises(CodecError, match="codes must be integers"):
             tiny[1].decode(codes)
     with pytest.raises(CodecError, match="waveform holds NaN"):
         tiny[1].encode(np.full(100, np.nan, np.float32), 16000)
     for use in (partial(tiny[1].encode, np.zeros(100), 16000), partial(tiny[1].decode, np.zeros((1, 3, 5), np.int64))):
         with pytest.raises(CodecError, match="exact=False runs with torch only"):
             use(exact=False)
-    with pytest.raises(CodecError, match="several arrays, such as a list of them, not float32"):
+    with pytest.raises(CodecError, match="iterable of arrays, not float32"):
         list(tiny[1].encode_blocks(np.zeros((2, 80), np.float32)))
     with pytest.raises(CodecError, match="bits must be 32 or 8, not 4"):
         OnnxCodec.from_pretrained(tiny_model_folder, bits=4)
