@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from loading import ROOT
 
 import codec
 from codec.base import CodecBase
 
-ROOT = Path(__file__).parent.parent
 FLOORS = [  # a room may import from its own floor and from those below it; the wings only from below
     {"errors", "files", "config", "level", "workers", "scripts"},
     {"audio", "audio_parts", "spectral"},

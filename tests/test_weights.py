@@ -164,7 +164,7 @@ WEB_PAGES = [b"<!DOCTYPE html>\n<html><body>404</body></html>", b"\n <HTML lang=
 WEB_PAGES += [b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>"]
 NO_WEIGHTS = [b"PK\x03\x04" + bytes(100), b"", bytes(8), b"\xff" * 100]
 NO_WEIGHTS += [(200_000).to_bytes(8, "little") + b"[" * 200_000]
-NO_CONFIGURATIONS = [b"[" * 200_000, b"[]", b"5", b"null", b"1" * 5000, b"\xff\xfe", b'{"sample_rat": 1}']
+NO_CONFIGURATIONS = [b"[" * 200_000, b"", b"[]", b"5", b"null", b"1" * 5000, b"\xff\xfe", b'{"sample_rat": 1}']
 NO_CONFIGURATIONS += [b'{"\\u001b[31m": 1}', b'{"' + b"k" * 10**5 + b'":1}']
 BOTH, WEIGHTS, CONFIGURATION = ("model.safetensors", "config.json"), ("model.safetensors",), ("config.json",)
 

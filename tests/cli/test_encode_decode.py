@@ -63,23 +63,6 @@ def test_files_equal_what_the_library_gives(
     assert np.abs(decoded - np.clip(expected, -1, 1)).max() <= 1.5 / 32768
 
 
-def test_codes_do_not_depend_on_the_volume(run: Run, sound: Samples) -> None:
-    """Nor does what comes back but for its volume; whoever goes on with another volume or without gets other codes."""
-    sound = sound[:8000]
-    for name, scaled in (("a", sound), ("b", sound / 128)):
-        soundfile.write(f"{name}.wav", scaled, RATE, subtype="FLOAT")
-        assert run("encode", f"{name}.wav", f"{name}.codes") == run("decode", f"{name}.codes", f"{name}.flac") == 0
-    (first, codes), (second, same) = map(container.read, ("a.codes", "b.codes"))
-    np.testing.assert_array_equal(codes, same)
-    assert first.gain_db - second.gain_db == pytest.approx(20 * np.log10(128), abs=1e-5)
-    loud, soft = (soundfile.read(f"{name}.flac")[0] for name in "ab")
-    assert np.abs(loud / 128 - soft).max() < 2**-15
-    again = "encode", "a.wav", "-o", ".", "--skip-existing"
-    assert run(*again) == 0 and run(*again, "--no-normalize") == 1
-    Path("b.codes").replace("a.codes")
-    assert run(*again) == 1
-
-
 def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
     sound = sound[:RATE]
     for name in ("a", "b"):
