@@ -6,12 +6,13 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import Any
 
 from codec import __version__
-from codec.cli.backends import BACKENDS, Load, load_codec
-from codec.cli.jobs import Failures, Worker, plan_jobs, run_jobs
+from codec.cli.backends import BACKENDS, load_codec
+from codec.cli.jobs import Failures, Job, Worker, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, run_command, say
 
 ENVIRONMENT = "--environment"  # among the names of codec-info; no FILE is called so: behind -- it is ./--environment
@@ -63,7 +64,9 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     parser = _parser("codec-encode", "Encode speech to .codes files.", ENCODE_EXAMPLES, TRANSFER_USAGE)
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
     _add_transfer_arguments(parser, source, target, model="the shipped one")
-    parser.add_argument("--channel", type=int, metavar="N", help="encode this channel, from 1 on, not the mean of all")
+    parser.add_argument(
+        "--channel", type=_positive, metavar="N", help="encode this channel, from 1 on, not the mean of all"
+    )
     about = (
         "keep the level of the input, as live pipes do (default: files are brought to one level, and back when decoded)"
     )
@@ -166,25 +169,13 @@ def _after_two_dashes(argv: Sequence[str]) -> list[str]:
     return [*argv[:end], *names]
 
 
-def _check_raw(args: argparse.Namespace) -> None:
-    if args.raw is not None and args.paths != ["-", "-"]:
-        raise UsageError("--raw goes with - -, from stdin to stdout; files hold their sample rate")
-
-
 def _encode(args: argparse.Namespace) -> int:
     from codec.audio import audio_suffixes
 
-    _check_raw(args)
-    if args.channel is not None and args.channel < 1:
-        raise UsageError("--channel counts from 1")
-    jobs = plan_jobs(args.paths, args.output_dir, audio_suffixes(), [".codes"])
-    from codec.cli import transfer
+    jobs = _jobs(args, audio_suffixes(), [".codes"])
+    from codec.cli.transfer import FileEncoder
 
-    choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
-    workers = min(args.workers, len(jobs))
-    how = choice, args.channel, args.raw, not args.no_normalize
-    encoder = partial(transfer.FileEncoder, _load(args, workers), args.model, *how)
-    return run_jobs(jobs, Worker(encoder, args.force, args.skip_existing), workers)
+    return _transfer(args, jobs, FileEncoder, args.channel, args.raw, not args.no_normalize)
 
 
 def _decode(args: argparse.Namespace) -> int:
@@ -195,20 +186,25 @@ def _decode(args: argparse.Namespace) -> int:
     suffix = "." + (args.format or "wav").lower().lstrip(".")
     if suffix not in WRITTEN:
         raise UsageError(f"--format {args.format}: not written here; take wav, flac, ogg, mp3 or opus")
-    _check_raw(args)
-    jobs = plan_jobs(args.paths, args.output_dir, {".codes"}, [suffix, *WRITTEN])
-    from codec.cli import transfer
+    jobs = _jobs(args, {".codes"}, [suffix, *WRITTEN])
+    from codec.cli.transfer import FileDecoder
 
-    choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
+    return _transfer(args, jobs, FileDecoder, args.native_rate, args.salvage, bool(args.raw))
+
+
+def _jobs(args: argparse.Namespace, source_suffixes: Collection[str], target_suffixes: Sequence[str]) -> list[Job]:
+    if args.raw is not None and args.paths != ["-", "-"]:
+        raise UsageError("--raw goes with - -, from stdin to stdout; files hold their sample rate")
+    return plan_jobs(args.paths, args.output_dir, source_suffixes, target_suffixes)
+
+
+def _transfer(args: argparse.Namespace, jobs: Sequence[Job], kind: Callable[..., Any], *how: object) -> int:
+    from codec.cli.transfer import QuantizerChoice
+
     workers = min(args.workers, len(jobs))
-    decoder = partial(
-        transfer.FileDecoder, _load(args, workers), args.model, choice, args.native_rate, args.salvage, bool(args.raw)
-    )
-    return run_jobs(jobs, Worker(decoder, args.force, args.skip_existing), workers)
-
-
-def _load(args: argparse.Namespace, workers: int) -> Load:
-    return partial(load_codec, backend=args.backend, device=args.device, num_threads=1 if workers > 1 else None)
+    load = partial(load_codec, backend=args.backend, device=args.device, num_threads=1 if workers > 1 else None)
+    make = partial(kind, load, args.model, QuantizerChoice(args.num_quantizers, args.bitrate), *how)
+    return run_jobs(jobs, Worker(make, args.force, args.skip_existing), workers)
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -11,10 +11,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, one_line
 from codec.pretrained import ModelError
+
+if TYPE_CHECKING:
+    from codec.cli.transfer import FileDecoder, FileEncoder
 
 STREAM = Path("-")
 log = logging.getLogger(__name__)
@@ -125,31 +128,21 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-class Transfer(Protocol):
-    """Does jobs, with a model."""
-
-    def __call__(self, job: Job) -> None:
-        """Do one. What a user can mend is a CodecError or an OSError."""
-
-    def is_done(self, job: Job) -> bool:
-        """Whether the existing target is what the job gives."""
-
-
 @dataclass
 class Worker:
     """Does jobs one by one; each process has one.
 
     Attributes:
-        make: gives the transfer, once.
+        make: gives what does a job, once.
         skip_existing: targets that are what the job gives are left alone.
     """
 
-    make: Callable[[], Transfer]
+    make: Callable[[], FileEncoder | FileDecoder]
     force: bool
     skip_existing: bool
 
     @cached_property
-    def _transfer(self) -> Transfer:
+    def _transfer(self) -> FileEncoder | FileDecoder:
         return self.make()
 
     def __call__(self, job: Job) -> bool | Exception:
