@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from loading import ROOT, load_script
+from loading import ROOT, load_script, tar
 
 from codec.corpus.manifest import ManifestError, Record, read_manifest
 from codec.corpus.scan import read_record
@@ -186,12 +186,8 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path) -> None:
 # --- tar shards ------------------------------------------------------------------------------------------------------
 
 
-def write_shard(path: Path, members: dict[str, bytes], kind: bytes = tarfile.REGTYPE) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            member = tarfile.TarInfo(name)
-            member.size, member.type, member.linkname = len(content), kind, "later.wav"
-            tar.addfile(member, io.BytesIO(content))
+def write_shard(path: Path, members: dict[str, bytes], **links: bytes) -> Path:
+    path.write_bytes(tar(members, **links))
     return path
 
 
@@ -367,8 +363,8 @@ def test_user_errors_are_one_line(
     write_shard(Path("json.tar"), {"a.json": b"no JSON"})
     write_shard(Path("up.tar"), {"../evil.wav": b""})
     write_shard(Path("root.tar"), {"/evil.wav": b""})
-    write_shard(Path("link.tar"), {"a.wav": b""}, tarfile.SYMTYPE)
-    write_shard(Path("hard_link.tar"), {"a.wav": b""}, tarfile.LNKTYPE)
+    write_shard(Path("link.tar"), {}, **{"a.wav": tarfile.SYMTYPE})
+    write_shard(Path("hard_link.tar"), {}, **{"a.wav": tarfile.LNKTYPE})
     write_shard(Path("valid.tar"), speech_files("a", "b") | {"b.json": b'{"split": "valid"}'})
     assert prepare(*command.split(), "--out", "out") == 1
     *skipped, error = capsys.readouterr().err.splitlines()
