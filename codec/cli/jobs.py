@@ -215,18 +215,14 @@ class Failures:
 
     def add(self, error: Exception, source: str, *others: str) -> None:
         """Count a failure with ``source``, which is put before a message that names neither it nor one of the ``others``."""
-        from codec.container import ContainerError  # here, since --help waits for no numpy
-
         self.count += 1
         text = one_line(error)
         names = self._files.setdefault(text, [])
         names.append(source)
         starts = tuple(f"{name}{end}" for name in (source, *others) for end in ": ")
-        named = text.startswith(starts) and not isinstance(
-            error, ContainerError
-        )  # the container does not know the name
         if len(names) == 1:
-            log.error("error: %s", text if named or getattr(error, "filename", None) else f"{source}: {text}")
+            named = text.startswith(starts) or getattr(error, "filename", None)
+            log.error("error: %s", text if named else f"{source}: {text}")
 
     def say_others(self) -> None:
         for _, *others in self._files.values():

@@ -93,12 +93,3 @@ def test_mistakes_are_one_line(
     assert export_main([str(paths.get(argument, argument)) for argument in arguments]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
-
-
-def test_golden_tensors_need_torch(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch", None)
-    assert export_main([str(tiny_model_folder), str(tmp_path), "--golden", str(SPEECH[16000])]) == 1
-    error = capsys.readouterr().err
-    assert error == "codec-export: error: this needs the package torch, which is missing: pip install torch\n"
