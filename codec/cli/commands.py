@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
-from codec import __version__
 from codec.cli.backends import BACKENDS, load_codec
 from codec.cli.jobs import Failures, Job, Worker, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, run_command, say
@@ -22,25 +21,28 @@ TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
        %(prog)s [options] INPUT [INPUT ...] -o DIR"""
 EXIT_NOTE = "exit codes: 0 done, 1 a file, model or device cannot be used, 2 bad usage, 130 interrupted"
 
-ENCODE_EXAMPLES = """examples:
+ENCODE_EXAMPLES = f"""examples:
   codec-encode in.wav out.codes                 all quantizers of the default model
   codec-encode --bitrate 1.5 in.flac out.codes  at most 1.5 kbit/s
   codec-encode speech/ -o codes/                a folder, its tree mirrored; --skip-existing goes on after a stop
   arecord | codec-encode - - | codec-decode - - | aplay    live; WAV of any length is encoded as it comes
   codec-encode speech/ -o codes/ --workers 8    on eight processes
-"""
-DECODE_EXAMPLES = """examples:
+
+{EXIT_NOTE}"""
+DECODE_EXAMPLES = f"""examples:
   codec-decode out.codes out.wav
   codec-decode --num-quantizers 2 out.codes out.wav   only the first two codes of each frame
   codec-decode codes/ -o speech/ --format flac        a folder, its tree mirrored
   codec-decode --salvage damaged.codes out.wav        silence where blocks are lost
-"""
-INFO_EXAMPLES = """examples:
+
+{EXIT_NOTE}"""
+INFO_EXAMPLES = f"""examples:
   codec-info --json out.codes
   codec-info codes/                all .codes files of a folder
   codec-info default               a model, by its name or folder
   codec-info --environment         versions, devices, and what is not installed
-"""
+
+{EXIT_NOTE}"""
 
 
 class _Lines(logging.Handler):
@@ -61,7 +63,7 @@ class _Lines(logging.Handler):
 
 def encode_main(argv: Sequence[str] | None = None) -> int:
     """codec-encode: audio files to .codes files. Returns the exit code."""
-    parser = _parser("codec-encode", "Encode speech to .codes files.", ENCODE_EXAMPLES, TRANSFER_USAGE)
+    parser = Parser("codec-encode", TRANSFER_USAGE, "Encode speech to .codes files.", ENCODE_EXAMPLES)
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
     _add_transfer_arguments(parser, source, target, model="the shipped one")
     parser.add_argument(
@@ -79,7 +81,7 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
 
 def decode_main(argv: Sequence[str] | None = None) -> int:
     """codec-decode: .codes files to audio files. Returns the exit code."""
-    parser = _parser("codec-decode", "Decode .codes files to audio.", DECODE_EXAMPLES, TRANSFER_USAGE)
+    parser = Parser("codec-decode", TRANSFER_USAGE, "Decode .codes files to audio.", DECODE_EXAMPLES)
     source = ".codes file, folder (with -o), or - for stdin"
     target = "audio file, its format told by its suffix, or - for WAV on stdout"
     _add_transfer_arguments(parser, source, target, model="the one that the file names")
@@ -93,19 +95,13 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
 
 def info_main(argv: Sequence[str] | None = None) -> int:
     """codec-info: describe .codes files and models. Returns the exit code."""
-    parser = _parser("codec-info", "Show what is in a .codes file or a model.", INFO_EXAMPLES)
+    parser = Parser("codec-info", None, "Show what is in a .codes file or a model.", INFO_EXAMPLES)
     names = ".codes file or a folder of them, model folder, or name of a shipped model"
     parser.add_argument("inputs", nargs="*", metavar="FILE", help=names)
     _add_backend(parser)
     parser.add_argument("--environment", action="store_true", help="show versions, devices and optional packages")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return _run(parser, argv, _info)
-
-
-def _parser(name: str, description: str, examples: str, usage: str | None = None) -> Parser:
-    parser = Parser(name, usage, description, f"{examples}\n{EXIT_NOTE}")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str) -> None:
