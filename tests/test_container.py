@@ -146,20 +146,11 @@ def test_round_trip(size: int, stages: int, frames: int, seed: int, sizes: list[
     header = dataclasses.replace(header, fingerprint="0" * 32, gain_db=0)
     again, read = loads(version_1(header, codes))
     assert again == header and np.array_equal(read, codes)
-
-
-@pytest.mark.parametrize("frames", [0, 1, 5, BLOCK_FRAMES - 1, BLOCK_FRAMES, BLOCK_FRAMES + 1])
-@pytest.mark.parametrize(("stages", "size"), [(1, 2), (3, 1000), (8, 1024), (2, 2**18), (1, 2**20 - 3)])
-def test_bytes_are_as_documented(frames: int, stages: int, size: int) -> None:
-    header, codes = make(frames, stages, size)
-    for data in (
-        dumps(header, codes),
-        stream_bytes(header, codes, []),
-        stream_bytes(header, codes[:, :frames], [3, 0, 1, frames]),
-    ):
-        numbers, name, read = read_by_documentation(data)
-        assert numbers == [24000, 24000, frames * 320, 320, stages, size] and name == "default"
-        assert read == codes.T.tolist()
+    header, codes = (header, codes) if frames < 300 else make(257, stages, size)  # each bit is a step of Python's
+    for data in (dumps(header, codes), stream_bytes(header, codes, sizes)):
+        numbers, name, read_slowly = read_by_documentation(data)
+        assert numbers == [24000, 24000, header.num_samples, 320, stages, size] and name == "default"
+        assert read_slowly == codes.T.tolist()
 
 
 @settings(deadline=None)

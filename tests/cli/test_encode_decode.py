@@ -1,8 +1,6 @@
 """codec-encode and codec-decode from files to files and through pipes: lengths, formats, bitrates, names."""
 
-import io
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -12,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from loading import SPEECH
-from shell import RATE, Run, Samples, names, process
+from shell import RATE, Run, Samples, names
 
 from codec import Codec, container
 
@@ -117,26 +115,6 @@ def test_odd_names(run: Run) -> None:
     assert run("decode", odd + ".codes", odd + ".flac") == 0
     expected = ["-", "-x.codes", "-x.wav", odd + ".codes", odd + ".flac", odd + ".wav", "dash.codes"]
     assert names() == sorted(expected)
-
-
-# ---- pipes ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_pipes(run: Run, sound: Samples, tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    soundfile.write("in.flac", sound[:RATE], RATE)
-    Path("-").write_text("a file with this name is not meant")
-    assert run("encode", "in.flac", "file.codes") == 0
-    assert run("decode", "file.codes", "file.wav") == 0
-    command = process("encode", "-", "-", "--model", tiny_model_folder)
-    done = subprocess.run(command, input=Path("in.flac").read_bytes(), capture_output=True)
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert done.stdout == Path("file.codes").read_bytes()
-    out = io.BytesIO()
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(done.stdout)))
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
-    assert run("decode", "-", "-") == 0
-    assert out.getvalue() == Path("file.wav").read_bytes()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")

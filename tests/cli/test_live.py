@@ -78,6 +78,15 @@ def test_codes_are_those_of_the_file(
         assert len(list(Reader(io.BytesIO(out)).blocks())) > 4
 
 
+def test_what_is_no_wav_is_read_as_a_whole(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write("in.flac", sound[:RATE], RATE)
+    Path("-").write_text("a file with this name is not meant")
+    assert run("encode", "in.flac", "file.codes") == run("decode", "file.codes", "file.wav") == 0
+    _, codes = through(monkeypatch, run, "encode", Path("in.flac").read_bytes())
+    assert codes == Path("file.codes").read_bytes()
+    assert through(monkeypatch, run, "decode", codes) == (0, Path("file.wav").read_bytes())
+
+
 def test_raw_samples(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, one_line: Said) -> None:
     data = wav(sound[:20_000])
     raw = data[data.index(b"data") + 8 :]
