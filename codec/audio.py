@@ -183,7 +183,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         channel: the one to read, counted from 1, instead of the mean of all.
 
     Attributes:
-        claimed_samples, claimed_seconds: its length by a header that is exact, else 0.
+        claimed_samples: its length by a header that is exact, else 0.
         num_samples: per channel, read so far.
 
     Raises:
@@ -206,7 +206,6 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         self.sample_rate: int = decoder.samplerate
         self.channels: int = decoder.channels
         self.claimed_samples: int = (self._parts[0].num_samples or 0) if len(self._parts) == 1 else 0
-        self.claimed_seconds: float = self.claimed_samples / self.sample_rate
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -217,7 +216,6 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         try:
             decoder = _SequentialFile(part)
         except soundfile.LibsndfileError as error:
-            part.seek(0)
             try:
                 decoder = _AvFile(part, self.name)
             except ModuleNotFoundError:

@@ -27,6 +27,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, NoReturn
 
+from codec import __version__
+
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 
 DISTRIBUTION = "simvq-codec"  # what pip calls this package
@@ -55,11 +57,16 @@ class UsageError(CodecError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Of a command line; help keeps the lines of its description and epilog, an error is one line as all others."""
+    """Of a command line; help keeps the lines of its description and epilog, an error is one line as all others.
+
+    What has a name is a command of the package, and tells its version.
+    """
 
     def __init__(self, *names: Any, **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.formatter_class = argparse.RawDescriptionHelpFormatter
+        if names:
+            self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog}: error: {message} (see {self.prog} --help)")

@@ -1,9 +1,16 @@
-"""Scripts as modules: those of data/ and recipes/ lie outside the package."""
+"""What tests of all floors share: scripts as modules, as those of data/ and recipes/ lie outside the package; bad places."""
 
 import importlib.util
+import io
 import sys
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "tests" / "assets"
@@ -19,3 +26,29 @@ def load_script(path: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)  # first, since dataclasses look their module up
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def tar(members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w", **links: bytes) -> bytes:
+    """An archive of these files, then of ``links``: a name, and the kind of a member that leads elsewhere."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:
+        for name, content in (members | links).items():
+            member = tarfile.TarInfo(name)
+            if name in links:
+                member.type, member.linkname = content, "X/later.wav"
+            else:
+                member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+@contextmanager
+def full_disk(size: int) -> Iterator[None]:
+    """Where no file grows beyond so many bytes."""
+    resource = pytest.importorskip("resource", reason="limits on the size of files")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

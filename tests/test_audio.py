@@ -11,6 +11,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from loading import full_disk
 from numpy.typing import NDArray
 
 from codec import audio, audio_parts
@@ -415,12 +416,10 @@ def test_too_long_for_wav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert (info.format, info.frames) == (expected, length)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits on the size of files")
 @pytest.mark.parametrize("suffix", WRITTEN)
 @pytest.mark.parametrize("missing", [300, 5000])
 def test_full_disk(tmp_path: Path, suffix: str, missing: int, speech: tuple[Samples, int]) -> None:
     """Encoders write their last bytes when they are closed; where these do not fit, libsndfile reports no error."""
-    import resource
 
     def write(name: str) -> int:
         with AudioWriter(tmp_path / name, 24000, name="out") as writer:
@@ -428,13 +427,8 @@ def test_full_disk(tmp_path: Path, suffix: str, missing: int, speech: tuple[Samp
         return (tmp_path / name).stat().st_size
 
     size = write(f"fits{suffix}")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size - missing, hard))
-        with pytest.raises(AudioError, match=r"^out cannot be written; is the disk full\?$"):
-            write(f"fails{suffix}")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with full_disk(size - missing), pytest.raises(AudioError, match=r"^out cannot be written; is the disk full\?$"):
+        write(f"fails{suffix}")
 
 
 def test_long_blocks(tmp_path: Path) -> None:

@@ -141,15 +141,6 @@ def test_a_file_that_comes_meanwhile_is_kept_if_asked(
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "start", [b"[" * 200_000, b'{"a":' * 50_000, b"1" * 5000, b'{"a": 1', b"", b"\xff\xfe\0", b'"\xff"']
-)
-def test_what_is_no_json_is_named(tmp_path: Path, start: bytes) -> None:
-    (tmp_path / "a.json").write_bytes(start)
-    with pytest.raises(CodecError, match=r"not JSON \("):
-        read_json(tmp_path / "a.json")
-
-
 def test_an_endless_file_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.touch()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from codec import CodecError
 from codec.level import LEVEL_DB, MOST_RAISED_DB, gain_of
 
 RATE = 16000
@@ -32,9 +31,3 @@ def test_gain(signal: np.ndarray, gain_db: float) -> None:
     assert gain_of([signal], RATE) == pytest.approx(gain_db, abs=0.01)
     blocks = np.split(signal, [0, 1, 333, 7000])
     assert gain_of(blocks, RATE) == gain_of([signal], RATE), "to the bit"
-
-
-@pytest.mark.parametrize(("value", "message"), [(np.nan, "NaN"), (9.0, "reaches 9; divide")])
-def test_what_is_no_waveform(value: float, message: str) -> None:
-    with pytest.raises(CodecError, match=message):
-        gain_of([SINE, np.full(10, value, np.float32)], RATE)

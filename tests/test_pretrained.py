@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from loading import ROOT
 from numpy.typing import NDArray
 from safetensors import safe_open
 
@@ -16,7 +17,6 @@ from codec.evaluation.metrics import Pair, pesq_wb, stoi
 from codec.pretrained import ModelError, find_model, shipped_models
 from codec.runtime import OnnxCodec
 
-ROOT = Path(__file__).parent.parent
 Speech = tuple[NDArray[np.float32], int]
 
 

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from loading import ROOT
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPES = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
 EVALUATION = RECIPES[RECIPES.index("## Evaluation") :]

@@ -6,12 +6,12 @@ import argparse
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from typing import Any
 
-from codec import __version__
-from codec.cli.backends import BACKENDS, Load, load_codec
-from codec.cli.jobs import Failures, Worker, plan_jobs, run_jobs
+from codec.cli.backends import BACKENDS, load_codec
+from codec.cli.jobs import Failures, Job, Worker, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, run_command, say
 
 ENVIRONMENT = "--environment"  # among the names of codec-info; no FILE is called so: behind -- it is ./--environment
@@ -21,25 +21,28 @@ TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
        %(prog)s [options] INPUT [INPUT ...] -o DIR"""
 EXIT_NOTE = "exit codes: 0 done, 1 a file, model or device cannot be used, 2 bad usage, 130 interrupted"
 
-ENCODE_EXAMPLES = """examples:
+ENCODE_EXAMPLES = f"""examples:
   codec-encode in.wav out.codes                 all quantizers of the default model
   codec-encode --bitrate 1.5 in.flac out.codes  at most 1.5 kbit/s
   codec-encode speech/ -o codes/                a folder, its tree mirrored; --skip-existing goes on after a stop
   arecord | codec-encode - - | codec-decode - - | aplay    live; WAV of any length is encoded as it comes
   codec-encode speech/ -o codes/ --workers 8    on eight processes
-"""
-DECODE_EXAMPLES = """examples:
+
+{EXIT_NOTE}"""
+DECODE_EXAMPLES = f"""examples:
   codec-decode out.codes out.wav
   codec-decode --num-quantizers 2 out.codes out.wav   only the first two codes of each frame
   codec-decode codes/ -o speech/ --format flac        a folder, its tree mirrored
   codec-decode --salvage damaged.codes out.wav        silence where blocks are lost
-"""
-INFO_EXAMPLES = """examples:
+
+{EXIT_NOTE}"""
+INFO_EXAMPLES = f"""examples:
   codec-info --json out.codes
   codec-info codes/                all .codes files of a folder
   codec-info default               a model, by its name or folder
   codec-info --environment         versions, devices, and what is not installed
-"""
+
+{EXIT_NOTE}"""
 
 
 class _Lines(logging.Handler):
@@ -60,10 +63,12 @@ class _Lines(logging.Handler):
 
 def encode_main(argv: Sequence[str] | None = None) -> int:
     """codec-encode: audio files to .codes files. Returns the exit code."""
-    parser = _parser("codec-encode", "Encode speech to .codes files.", ENCODE_EXAMPLES, TRANSFER_USAGE)
+    parser = Parser("codec-encode", TRANSFER_USAGE, "Encode speech to .codes files.", ENCODE_EXAMPLES)
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
     _add_transfer_arguments(parser, source, target, model="the shipped one")
-    parser.add_argument("--channel", type=int, metavar="N", help="encode this channel, from 1 on, not the mean of all")
+    parser.add_argument(
+        "--channel", type=_positive, metavar="N", help="encode this channel, from 1 on, not the mean of all"
+    )
     about = (
         "keep the level of the input, as live pipes do (default: files are brought to one level, and back when decoded)"
     )
@@ -76,7 +81,7 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
 
 def decode_main(argv: Sequence[str] | None = None) -> int:
     """codec-decode: .codes files to audio files. Returns the exit code."""
-    parser = _parser("codec-decode", "Decode .codes files to audio.", DECODE_EXAMPLES, TRANSFER_USAGE)
+    parser = Parser("codec-decode", TRANSFER_USAGE, "Decode .codes files to audio.", DECODE_EXAMPLES)
     source = ".codes file, folder (with -o), or - for stdin"
     target = "audio file, its format told by its suffix, or - for WAV on stdout"
     _add_transfer_arguments(parser, source, target, model="the one that the file names")
@@ -90,19 +95,13 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
 
 def info_main(argv: Sequence[str] | None = None) -> int:
     """codec-info: describe .codes files and models. Returns the exit code."""
-    parser = _parser("codec-info", "Show what is in a .codes file or a model.", INFO_EXAMPLES)
+    parser = Parser("codec-info", None, "Show what is in a .codes file or a model.", INFO_EXAMPLES)
     names = ".codes file or a folder of them, model folder, or name of a shipped model"
     parser.add_argument("inputs", nargs="*", metavar="FILE", help=names)
     _add_backend(parser)
     parser.add_argument("--environment", action="store_true", help="show versions, devices and optional packages")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return _run(parser, argv, _info)
-
-
-def _parser(name: str, description: str, examples: str, usage: str | None = None) -> Parser:
-    parser = Parser(name, usage, description, f"{examples}\n{EXIT_NOTE}")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str) -> None:
@@ -166,25 +165,13 @@ def _after_two_dashes(argv: Sequence[str]) -> list[str]:
     return [*argv[:end], *names]
 
 
-def _check_raw(args: argparse.Namespace) -> None:
-    if args.raw is not None and args.paths != ["-", "-"]:
-        raise UsageError("--raw goes with - -, from stdin to stdout; files hold their sample rate")
-
-
 def _encode(args: argparse.Namespace) -> int:
     from codec.audio import audio_suffixes
 
-    _check_raw(args)
-    if args.channel is not None and args.channel < 1:
-        raise UsageError("--channel counts from 1")
-    jobs = plan_jobs(args.paths, args.output_dir, audio_suffixes(), [".codes"])
-    from codec.cli import transfer
+    jobs = _jobs(args, audio_suffixes(), [".codes"])
+    from codec.cli.transfer import FileEncoder
 
-    choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
-    workers = min(args.workers, len(jobs))
-    how = choice, args.channel, args.raw, not args.no_normalize
-    encoder = partial(transfer.FileEncoder, _load(args, workers), args.model, *how)
-    return run_jobs(jobs, Worker(encoder, args.force, args.skip_existing), workers)
+    return _transfer(args, jobs, FileEncoder, args.channel, args.raw, not args.no_normalize)
 
 
 def _decode(args: argparse.Namespace) -> int:
@@ -195,20 +182,25 @@ def _decode(args: argparse.Namespace) -> int:
     suffix = "." + (args.format or "wav").lower().lstrip(".")
     if suffix not in WRITTEN:
         raise UsageError(f"--format {args.format}: not written here; take wav, flac, ogg, mp3 or opus")
-    _check_raw(args)
-    jobs = plan_jobs(args.paths, args.output_dir, {".codes"}, [suffix, *WRITTEN])
-    from codec.cli import transfer
+    jobs = _jobs(args, {".codes"}, [suffix, *WRITTEN])
+    from codec.cli.transfer import FileDecoder
 
-    choice = transfer.QuantizerChoice(args.num_quantizers, args.bitrate)
+    return _transfer(args, jobs, FileDecoder, args.native_rate, args.salvage, bool(args.raw))
+
+
+def _jobs(args: argparse.Namespace, source_suffixes: Collection[str], target_suffixes: Sequence[str]) -> list[Job]:
+    if args.raw is not None and args.paths != ["-", "-"]:
+        raise UsageError("--raw goes with - -, from stdin to stdout; files hold their sample rate")
+    return plan_jobs(args.paths, args.output_dir, source_suffixes, target_suffixes)
+
+
+def _transfer(args: argparse.Namespace, jobs: Sequence[Job], kind: Callable[..., Any], *how: object) -> int:
+    from codec.cli.transfer import QuantizerChoice
+
     workers = min(args.workers, len(jobs))
-    decoder = partial(
-        transfer.FileDecoder, _load(args, workers), args.model, choice, args.native_rate, args.salvage, bool(args.raw)
-    )
-    return run_jobs(jobs, Worker(decoder, args.force, args.skip_existing), workers)
-
-
-def _load(args: argparse.Namespace, workers: int) -> Load:
-    return partial(load_codec, backend=args.backend, device=args.device, num_threads=1 if workers > 1 else None)
+    load = partial(load_codec, backend=args.backend, device=args.device, num_threads=1 if workers > 1 else None)
+    make = partial(kind, load, args.model, QuantizerChoice(args.num_quantizers, args.bitrate), *how)
+    return run_jobs(jobs, Worker(make, args.force, args.skip_existing), workers)
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -11,10 +11,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn
 
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, one_line
 from codec.pretrained import ModelError
+
+if TYPE_CHECKING:
+    from codec.cli.transfer import FileDecoder, FileEncoder
 
 STREAM = Path("-")
 log = logging.getLogger(__name__)
@@ -125,31 +128,21 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-class Transfer(Protocol):
-    """Does jobs, with a model."""
-
-    def __call__(self, job: Job) -> None:
-        """Do one. What a user can mend is a CodecError or an OSError."""
-
-    def is_done(self, job: Job) -> bool:
-        """Whether the existing target is what the job gives."""
-
-
 @dataclass
 class Worker:
     """Does jobs one by one; each process has one.
 
     Attributes:
-        make: gives the transfer, once.
+        make: gives what does a job, once.
         skip_existing: targets that are what the job gives are left alone.
     """
 
-    make: Callable[[], Transfer]
+    make: Callable[[], FileEncoder | FileDecoder]
     force: bool
     skip_existing: bool
 
     @cached_property
-    def _transfer(self) -> Transfer:
+    def _transfer(self) -> FileEncoder | FileDecoder:
         return self.make()
 
     def __call__(self, job: Job) -> bool | Exception:
@@ -222,18 +215,14 @@ class Failures:
 
     def add(self, error: Exception, source: str, *others: str) -> None:
         """Count a failure with ``source``, which is put before a message that names neither it nor one of the ``others``."""
-        from codec.container import ContainerError  # here, since --help waits for no numpy
-
         self.count += 1
         text = one_line(error)
         names = self._files.setdefault(text, [])
         names.append(source)
         starts = tuple(f"{name}{end}" for name in (source, *others) for end in ": ")
-        named = text.startswith(starts) and not isinstance(
-            error, ContainerError
-        )  # the container does not know the name
         if len(names) == 1:
-            log.error("error: %s", text if named or getattr(error, "filename", None) else f"{source}: {text}")
+            named = text.startswith(starts) or getattr(error, "filename", None)
+            log.error("error: %s", text if named else f"{source}: {text}")
 
     def say_others(self) -> None:
         for _, *others in self._files.values():

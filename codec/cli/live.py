@@ -38,7 +38,7 @@ class PcmPipe:
         claimed: samples per channel, if their number is known.
     """
 
-    name, claimed_seconds = "stdin", 0.0
+    name = "stdin"
 
     def __init__(
         self,

@@ -110,7 +110,7 @@ class FileEncoder:
                 with _named(job.target_name):
                     encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
                 return
-            with _output(job) as output, _seconds_bar(reader.claimed_seconds) as done:
+            with _output(job) as output, _seconds_bar(reader.claimed_samples / reader.sample_rate) as done:
                 codes = []
                 for window in self.codec.encode_blocks((scale * block for block in samples), self.num_quantizers):
                     codes.append(self.codec.to_numpy(window).astype(np.uint32))

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-from codec import __version__
 from codec.errors import CodecError, Parser, run_command, say
 from codec.evaluation.results import Result, Results, write_rows
 from codec.pretrained import ALIAS
@@ -36,7 +35,7 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     about = "Measure a model, folders of reconstructions and classical codecs on the same utterances."
     folder = "a folder of decoded files, named by the utterances' ids or like their files, with their bitrate to plot them at"
     metrics = "default: all whose packages are here; PESQ, STOI and pitch: extra eval"
-    parser = _parser("codec-evaluate", about, EVALUATE_EXAMPLES)
+    parser = Parser("codec-evaluate", description=about, epilog=EVALUATE_EXAMPLES)
     add = parser.add_argument
     add("--manifest", required=True, type=Path, help="JSONL of the utterances (see data/README.md)")
     add("--out", required=True, type=Path, metavar="DIR", help="folder of the report")
@@ -59,7 +58,7 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
 def compare_main(argv: Sequence[str] | None = None) -> int:
     """codec-compare: paired differences between two reports. Returns the exit code."""
     about = "Paired differences B - A between two reports on the same utterances, with 95 % intervals."
-    parser = _parser("codec-compare", about, COMPARE_EXAMPLES)
+    parser = Parser("codec-compare", description=about, epilog=COMPARE_EXAMPLES)
     add = parser.add_argument
     add("a", type=Path, metavar="A", help="folder of a report")
     add("b", type=Path, metavar="B", help="folder of the other; may be the same with --pair")
@@ -69,12 +68,6 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
     add("--json", action="store_true", help="JSON instead of a table")
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: _compare(args))
-
-
-def _parser(name: str, description: str, examples: str) -> Parser:
-    parser = Parser(name, description=description, epilog=examples)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codec import __version__
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.pretrained import shipped_models
 
@@ -27,7 +26,6 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
         "codec-demo",
         description="A page, for this machine only, to hear speech through every shipped model at every bitrate.",
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.parse_args(argv)
     return run_command("codec-demo", _serve, interrupted="the page is closed")
 

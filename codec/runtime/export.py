@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from codec import __version__
 from codec.config import to_dict
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import atomic_write
@@ -48,7 +47,6 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--streaming", action="store_true", help="also write graphs with state, for chunk after chunk")
     parser.add_argument("--force", action="store_true", help="overwrite existing files")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     args = parser.parse_args(argv)
     return run_command("codec-export", lambda: _export(args))
 

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from loading import full_disk
 from shell import HOP, RATE, Run, Said, names, process
 
 from codec import Codec, container
@@ -159,22 +160,15 @@ def test_salvage(run: Run, encoded: Path, capsys: pytest.CaptureFixture[str], ca
 # ---- nothing is lost ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="limits on the size of files")
 def test_a_full_disk(run: Run, encoded: Path, one_line: Said) -> None:
-    import resource
-
     Path("out.wav").write_text("mine")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for args in (
         ["encode", "in.wav", "out.codes"],
         ["decode", "in.codes", "out.wav"],
         ["decode", "in.codes", "out.flac"],
     ):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
-        try:
+        with full_disk(5000):
             assert run(*args, "--force") == 1
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert one_line().startswith(f"codec-{args[0]}: error: {args[2]}")
     assert names() == ["in.codes", "in.wav", "out.wav"] and Path("out.wav").read_text() == "mine"
 

@@ -79,6 +79,9 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
         assert run(*again, "--force") == 0 and done.stat().st_mtime_ns == stamp
         assert {path: path.read_bytes() for path in content} == content
         assert run(*again) == 0 and "files done: 0, there already: 4" in capsys.readouterr().err
+    soundfile.write("in/a.wav", sound[: RATE // 2] / 128, RATE)  # the same codes at another level
+    for level in ([], ["--no-normalize"]):
+        assert run("encode", "in/a.wav", "-o", "codes", "--skip-existing", *level) == 1
 
 
 @pytest.mark.slow

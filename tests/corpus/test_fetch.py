@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from loading import load_script
+from loading import load_script, tar
 
 from codec.corpus.fetch import FetchError, fetch, unpack
 from codec.corpus.manifest import read_manifest
@@ -121,22 +121,8 @@ def test_fetch_refuses_what_is_not_as_expected(url: str, tmp_path: Path) -> None
     assert archive.read_bytes() == b"mine"
 
 
-def write_tar(members: dict[str, bytes], **links: bytes) -> bytes:
-    """An archive of these files, then of ``links``: a name, and the kind of a member that leads to X/later.txt."""
-    buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
-        for name, content in (members | links).items():
-            member = tarfile.TarInfo(name)
-            if name in links:
-                member.type, member.linkname = content, "X/later.txt"
-            else:
-                member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return buffer.getvalue()
-
-
 def test_unpack_adds_whole_items_only(tmp_path: Path) -> None:
-    (tmp_path / "a.tar.gz").write_bytes(write_tar({"X/split/1.txt": b"1", "X/split/2.txt": b"2", "X/README": b"new"}))
+    (tmp_path / "a.tar.gz").write_bytes(tar({"X/split/1.txt": b"1", "X/split/2.txt": b"2", "X/README": b"new"}, "w:gz"))
     base = tmp_path / "base"
     (base / ".unpacking/X/split").mkdir(parents=True)  # what a killed run leaves
     (base / ".unpacking/X/split/half.txt").write_text("")
@@ -149,12 +135,12 @@ def test_unpack_adds_whole_items_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (write_tar({"X/split/1.txt": b"1", "../evil.txt": b"!"}), "outside"),
-        (write_tar({"X/split/1.txt": b"1", "X/2.txt": b"2" * 5000})[:-40], "cannot unpack"),
+        (tar({"X/split/1.txt": b"1", "../evil.txt": b"!"}, "w:gz"), "outside"),
+        (tar({"X/split/1.txt": b"1", "X/2.txt": b"2" * 5000}, "w:gz")[:-40], "cannot unpack"),
         (b"no archive", "cannot unpack"),
-        (write_tar({"Y/split/1.txt": b"1"}), "has no folder X"),
+        (tar({"Y/split/1.txt": b"1"}, "w:gz"), "has no folder X"),
         *(
-            (write_tar({"X/split/1.txt": b"1"}, a=kind), "holds a link or a special file, 'a'")
+            (tar({"X/split/1.txt": b"1"}, "w:gz", a=kind), "holds a link or a special file, 'a'")
             for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
         ),
     ],
@@ -174,9 +160,8 @@ def test_libritts_download(
 ) -> None:
     corpus, name, audio = libritts.CORPORA[source], "84_121123_000007_000001", io.BytesIO()
     soundfile.write(audio, np.zeros(24000), 24000, format="WAV")
-    content = write_tar(
-        {f"{corpus.folder}/dev-clean/84/121123/{name}.wav": audio.getvalue(), f"{corpus.folder}/NOTE": b""}
-    )
+    speech = {f"{corpus.folder}/dev-clean/84/121123/{name}.wav": audio.getvalue()}
+    content = tar(speech | {f"{corpus.folder}/NOTE": b""}, "w:gz")
     remote = f"/{corpus.resource}/{corpus.archives['dev-clean']}"
     server.files[remote] = content
     checked = dataclasses.replace(corpus, checksums={"dev-clean": sha256(content)}, sizes={"dev-clean": len(content)})

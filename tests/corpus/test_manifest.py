@@ -5,7 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from codec.corpus.manifest import ManifestError, Record, read_manifest, write_manifest
+from codec.corpus.manifest import ManifestError, Record, parse_record, read_manifest, write_manifest
+
+GOOD = '{"id": "x", "path": "p", "num_samples": 9, "sample_rate": 9}'
+PATHS = ("../../elsewhere/evil", "/tmp/evil", "x" * 51, "a\\u0000")  # in place of the name of a split
 
 
 @pytest.mark.parametrize(
@@ -19,7 +22,15 @@ from codec.corpus.manifest import ManifestError, Record, read_manifest, write_ma
         ('{"id": "x", "path": "p", "num_samples": 9, "sample_rate": 9, "num_bytes": -5}', "must not be negative"),
         ('{"id": "x", "path": "", "num_samples": 9, "sample_rate": 9}', "must not be empty"),
         ('{"id": "a", "path": "p", "num_samples": 9, "sample_rate": 9}', "m.jsonl:2: id 'a' again, after line 1"),
+        *((GOOD[:-1] + f', "split": "{split}"}}', "split must be a plain name") for split in PATHS),
+        (GOOD[:-1] + ', "speaker": "\\u0000"}', "no text may hold NUL"),
+        (GOOD[:-1] + ', "speaker": "\\ud800"}', "surrogates not allowed"),
+        (GOOD[:-1] + ', "bandwidth_hz": 1' + "0" * 400 + "}", r"numbers must not be negative or > 2\*\*48"),
+        (GOOD[:-1] + ', "bandwidth_hz": 1' + "0" * 5000 + "}", "m.jsonl:2"),  # more digits than some Pythons read
+        (GOOD[:-1] + ', "speaker": ' + "[" * 600 + "]" * 600 + "}", "m.jsonl:2"),  # deeper than some Pythons print
+        ("[" * 200_000, "maximum recursion depth"),
     ],
+    ids=range(18),
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     record = Record("a", str(tmp_path / "a.wav"), 24000, 16000, speaker="s")
@@ -30,3 +41,5 @@ def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
         file.write(line + "\n")
     with pytest.raises(ManifestError, match=message):
         read_manifest(tmp_path / "m.jsonl")
+    with pytest.raises(ManifestError, match="can't decode byte 0xff"):
+        parse_record(b"\xff{}")

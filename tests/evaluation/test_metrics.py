@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from loading import ASSETS
 
 from codec.evaluation.metrics import (
     METRICS,
@@ -29,12 +29,10 @@ from codec.evaluation.metrics import (
     voicing_f1,
 )
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "assets" / "example.wav"
-
 
 @pytest.fixture(scope="module")
 def speech() -> tuple[np.ndarray, int]:
-    samples, rate = soundfile.read(EXAMPLE, dtype="float32")
+    samples, rate = soundfile.read(ASSETS / "example.wav", dtype="float32")
     return samples, rate
 
 

@@ -166,14 +166,11 @@ def test_codes_of_another_residual_stack_are_equal() -> None:
 
 
 @pytest.mark.slow
-def test_half_precision_and_compilation_change_no_code(quantizer: Any) -> None:
-    x = latents(2, 50).transpose(1, 2).bfloat16()
-    expected = quantizer(x.float())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = quantizer(x)
-    assert torch.equal(output.codes, expected.codes) and output.quantized.dtype == torch.float32
-    quantized, codes, loss = torch.compile(lambda x: tuple(quantizer(x)), backend="eager", fullgraph=True)(x.float())
-    assert torch.equal(codes, expected.codes)
+def test_compilation_changes_no_code(quantizer: Any) -> None:
+    x = latents(2, 50).transpose(1, 2)
+    expected = quantizer(x).codes
+    quantized, codes, loss = torch.compile(lambda x: tuple(quantizer(x)), backend="eager", fullgraph=True)(x)
+    assert torch.equal(codes, expected)
     (quantized.square().mean() + loss).backward()
     assert all(p.grad is not None for p in quantizer.parameters())
 

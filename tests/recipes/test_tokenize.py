@@ -1,12 +1,10 @@
 """Tokenizing a corpus: what comes out, also of a run that was killed, and of every kind of input."""
 
-import io
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from loading import load_script
+from loading import load_script, tar
 from runs import RECIPES, one_error, start
 
 from codec import Codec
@@ -125,11 +123,7 @@ def test_folders_and_tar_shards_hold_what_a_manifest_lists(tokenize: Any, corpus
         ("b.wav", "", f"{tmp_path}/b.wav"),
     ]
     shard = tmp_path / "shard.tar"
-    with tarfile.open(shard, "w") as archive:
-        for name, data in (("x/0.wav", (corpus / "0.wav").read_bytes()), ("x/0.json", b'{"speaker": "eve"}')):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            archive.addfile(member, io.BytesIO(data))
+    shard.write_bytes(tar({"x/0.wav": (corpus / "0.wav").read_bytes(), "x/0.json": b'{"speaker": "eve"}'}))
     (record,) = tokenize.find_records([shard])
     assert (record.id, record.speaker) == ("x/0", "eve")
     assert np.array_equal(tokenize.read_record(record)[0], soundfile.read(corpus / "0.wav", dtype="float32")[0])

@@ -1,7 +1,8 @@
 """OnnxCodec gives what Codec gives, without torch, whatever the length; and says in one line what is wrong."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import load, save
+from safetensors.torch import load_file, save_file
 
 from codec import Codec, CodecConfig
 from codec.base import WINDOW_FRAMES
@@ -152,33 +153,6 @@ def test_memory_is_that_of_a_window(tiny: tuple[Codec, OnnxCodec]) -> None:
 # ---- mistakes ----------------------------------------------------------------------------------------------------
 
 
-def changed(folder: Path, target: Path, change: Callable[[bytes], bytes]) -> Path:
-    """A copy of a model whose weights' file is changed."""
-    target.mkdir()
-    (target / "config.json").write_bytes((folder / "config.json").read_bytes())
-    (target / "model.safetensors").write_bytes(change((folder / "model.safetensors").read_bytes()))
-    return target
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda data: data[:-10], r"model\.safetensors cannot be used"),
-        (lambda data: data[:-10] + bytes(10), r"model\.safetensors is damaged: its checksum is wrong"),
-        (lambda data: b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
-    ],
-    ids=["truncated", "damaged", "pointer"],
-)
-def test_files_that_are_not_what_they_were(
-    tiny_model_folder: Path, tmp_path: Path, change: Callable[[bytes], bytes], message: str
-) -> None:
-    """Both backends say the same of them."""
-    folder = changed(tiny_model_folder, tmp_path / "changed", change)
-    for backend in (Codec, OnnxCodec):
-        with pytest.raises(ModelError, match=message):
-            backend.from_pretrained(folder)
-
-
 def test_nan_in_the_weights_is_refused(tiny_config: CodecConfig, tmp_path: Path) -> None:
     codec = Codec(tiny_config)
     codec.decoder.input.bias.data[3] = torch.nan
@@ -189,10 +163,10 @@ def test_nan_in_the_weights_is_refused(tiny_config: CodecConfig, tmp_path: Path)
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn], ids=str)
 def test_weights_of_every_float_type(tiny_model_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    folder = changed(
-        tiny_model_folder, tmp_path / "changed", lambda data: save({k: v.to(dtype) for k, v in load(data).items()})
-    )
-    codec, onnx = Codec.from_pretrained(folder), OnnxCodec.from_pretrained(folder)
+    shutil.copy(tiny_model_folder / "config.json", tmp_path)
+    tensors = load_file(tiny_model_folder / "model.safetensors")
+    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
+    codec, onnx = Codec.from_pretrained(tmp_path), OnnxCodec.from_pretrained(tmp_path)
     codes = np.arange(30).reshape(1, 3, 10)
     np.testing.assert_allclose(onnx.decode(codes), codec.decode(codes).numpy(), atol=1e-5)
 

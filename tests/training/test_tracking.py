@@ -4,10 +4,12 @@ import json
 import shutil
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from loading import full_disk
 
 from codec.training.progress import Clock
 from codec.training.tracking import Tracker, read_scalars
@@ -46,22 +48,16 @@ def test_what_cannot_be_written_is_said_once(
     fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does TensorBoard's own thread end with a traceback, of which pytest would warn."""
-    resource = pytest.importorskip("resource")
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     tracker = Tracker(tmp_path / "run", "tensorboard")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if fault == "folder removed":
         shutil.rmtree(tmp_path / "run")
-    else:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
-    try:
+    with full_disk(0) if fault == "disk full" else nullcontext():
         for step in range(50):
             tracker.scalars({"x": step}, step)
             if tracker.writer is not None:
                 tracker.writer.file_writer.event_writer._async_writer._worker.join(0.05)
         tracker.close()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert tracker.writer is None
     assert [message.partition(",")[0] for message in sorted(caplog.messages)] == [
         "nothing more goes to TensorBoard",

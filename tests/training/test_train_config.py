@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from loading import ROOT
 
 from codec.config import CodecConfig, ConfigError, from_dict
 from codec.model import Codec
@@ -13,7 +14,6 @@ from codec.pretrained import find_model, shipped_models
 from codec.training.config import TrainConfig, load_train_config
 from codec.training.losses import SpectralLoss
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = [ROOT / "recipes" / name for name in ("default", "libritts")]
 CONFIGS = sorted(path for folder in FOLDERS for path in folder.rglob("*.yaml"))
 LIBRITTS = sorted((ROOT / "recipes" / "libritts").glob("*.yaml"))
