@@ -19,6 +19,7 @@ from torch import Tensor
 
 import codec.base
 from codec import CodecError
+from codec.autoencoder import Linear
 from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.model import Codec
 from codec.pretrained import ModelError
@@ -93,6 +94,19 @@ def test_windows_leave_no_seam_and_latents_lie_between(model: Codec, monkeypatch
         for decoded in (model.decode(codes), model.decode_latents(model.quantizer.decode(codes))):
             torch.testing.assert_close(decoded, audio, atol=2e-6, rtol=1e-4)
     assert not torch.equal(model.decode_latents(latents.double()), audio)  # quantization loses something
+
+
+@pytest.mark.parametrize("rows", [1, 15, 16, 100])
+def test_a_linear_layer_is_torchs_however_it_is_computed(rows: int) -> None:
+    """Out of order in memory as well; with gradients, and in half precision where that is asked for."""
+    layer, x = Linear(24, 40), torch.randn(24, 2, rows).permute(1, 2, 0)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert layer.double()(x.double()).dtype == torch.float64
+    assert torch.autograd.gradcheck(layer, x.double().requires_grad_())
 
 
 @settings(max_examples=150, deadline=None)
