@@ -19,6 +19,12 @@ from codec.config import CodecConfig, reach, spread
 from codec.errors import CodecError
 
 HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
+FEW_ROWS = 16  # of which MKL's product is as fast
+ONEDNN = (
+    getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    if torch.backends.cpu.get_cpu_capability()[:3] == "AVX"
+    else None
+)
 
 
 @contextmanager
@@ -32,6 +38,18 @@ def exact(weight: Tensor) -> Iterator[None]:
         raise CodecError(f"the model's weights are {weight.dtype}, which would give other codes; use codec.float()")
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         yield
+
+
+class Linear(nn.Linear):
+    """Without gradients, in float32 on a CPU, by oneDNN: on AMD processors twice as fast as by MKL, which torch takes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+        plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32
+        if ONEDNN is None or training or not plain or x[..., 0].numel() < FEW_ROWS:
+            return super().forward(x)
+        y: Tensor = ONEDNN(x, self.weight, self.bias, "none", [], "")
+        return y
 
 
 class Layer(nn.Module):
@@ -98,8 +116,8 @@ class ConvNeXtBlock(Layer):
         self.depthwise = DepthwiseConv(channels, kernel_size, look_ahead)
         self.left, self.right, self.channels = self.depthwise.left, self.depthwise.right, channels
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.expand = nn.Linear(channels, 4 * channels)
-        self.project = nn.Linear(4 * channels, channels)
+        self.expand = Linear(channels, 4 * channels)
+        self.project = Linear(4 * channels, channels)
         self.scale = nn.Parameter(torch.full((channels,), scale))
 
     def inside(self, x: Tensor) -> Tensor:
@@ -124,7 +142,7 @@ class Downsample(Layer):
         self.stride, self.channels = stride, in_channels
         self.left = stride if causal else stride // 2
         self.right = stride - self.left
-        self.linear = nn.Linear(2 * stride * in_channels, out_channels)
+        self.linear = Linear(2 * stride * in_channels, out_channels)
 
     def inside(self, x: Tensor) -> Tensor:
         assert x.shape[1] % self.stride == 0, "the length must be a multiple of the stride"
@@ -167,7 +185,7 @@ class Encoder(nn.Module):
             self.layers += stage
             channels = width
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.output = nn.Linear(channels, config.latent_dim)
+        self.output = Linear(channels, config.latent_dim)
         self.context = reach((layer.left, layer.right, layer.stride) for layer in self.layers)
         initialize(self)
 
@@ -193,7 +211,7 @@ class ISTFTHead(Layer):
         self.causal, self.offset = causal, 0 if causal else (n_fft - hop_length) // 2
         others = self.overlap - 1  # further hops that a frame's window covers beside its own
         self.left, self.right = (others, 0) if causal else (-(-others // 2), -(-others // 2))
-        self.channels, self.output = channels, nn.Linear(channels, n_fft + 2)
+        self.channels, self.output = channels, Linear(channels, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -248,7 +266,7 @@ class Decoder(nn.Module):
         super().__init__()
         decoder = config.decoder
         look_ahead, causal_head = config.decoder_look_ahead
-        self.input = nn.Linear(config.latent_dim, decoder.width)
+        self.input = Linear(config.latent_dim, decoder.width)
         self.layers = blocks(decoder.width, decoder.kernel_size, spread(look_ahead, decoder.depth))
         self.blocks = nn.Sequential(*self.layers)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)

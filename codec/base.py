@@ -19,6 +19,7 @@ from codec.config import RATES, CodecConfig, Context, to_dict, whole_number
 from codec.container import FINGERPRINT_BYTES, MOST_DB, Header
 from codec.errors import CodecError
 from codec.level import check_peak, factor, gain_of
+from codec.workers import in_threads
 
 FOREVER = 2**40  # frames of a stream's row whose end is not known yet
 MOST_ROWS = 2**16  # of a stream, far beyond any use
@@ -154,8 +155,10 @@ class CodecBase(Generic[Signal]):
         items = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
         if not exact:
             return self._encoded_at_once(items, self._checked_count(num_quantizers, self.num_quantizers))
-        codes = [self._join(list(self.encode_blocks([item], num_quantizers))) for item in items]
-        return self._batch(codes, max(item.shape[-1] for item in codes))
+        count = self._checked_count(num_quantizers, self.num_quantizers)
+        codes = [self._codes_of(frames, count) for frames in self._frame_windows(*([item] for item in items))]
+        sizes = [self.num_frames(len(item)) for item in items]
+        return self._batch(self._divided(codes, sizes), max(sizes))
 
     def decode(
         self,
@@ -184,8 +187,10 @@ class CodecBase(Generic[Signal]):
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
         gains = _checked_gains(gain_db, batch)
         if exact:
-            parts = ([codes[i, :count, : self.num_frames(length)]] for i, length in enumerate(samples))
-            audio = [self._join(list(self.decode_blocks(part)))[None] for part in parts]
+            sizes = [self.num_frames(length) for length in samples]
+            parts = ([item[:count, :size]] for item, size in zip(codes, sizes, strict=True))
+            windows = self._waveform_windows(self._decoded, *parts)
+            audio = self._divided([window[None] for window in windows], [size * self.hop_length for size in sizes])
         else:
             audio = list(self._decoded_at_once(codes[:, :count], samples))
         audio = [item[:, :length] * factor(gain) for item, length, gain in zip(audio, samples, gains, strict=True)]
@@ -197,7 +202,7 @@ class CodecBase(Generic[Signal]):
         """Codes ``[K, n]``, window by window, of one waveform of any length given in blocks ``[T]`` at the model's rate.
 
         Together exactly what :meth:`encode` gives for the whole, which would refuse what is refused here, each block in its
-        turn; memory is that of one window and one block.
+        turn; memory is that of one window, or one for each thread, and one block.
         """
         count = self._checked_count(num_quantizers, self.num_quantizers)
         for frames in self._frame_windows(blocks):
@@ -206,7 +211,7 @@ class CodecBase(Generic[Signal]):
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
         checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
-        yield from self._waveform_windows(checked, self._decoded)
+        yield from self._waveform_windows(self._decoded, checked)
 
     def _mono_items(self, waveform: Any, sample_rate: int, lengths: Any) -> tuple[list[Signal], int]:
         """Every item of a batch as float32 ``[T]``, without its padding, and the sample rate."""
@@ -220,27 +225,40 @@ class CodecBase(Generic[Signal]):
             return items
         return [self._floats(resample(self.to_numpy(x), rate, self.sample_rate), "", "[T]") for x in items]
 
-    def _frame_windows(self, blocks: Any) -> Iterator[Signal]:
-        """What the encoder gives ``[..., n]``, window by window, of one waveform in blocks ``[T]``."""
-        checked = self._each(blocks, self._checked_block)
-        for window, before, count in self._windows(checked, self.encoder_context, self.hop_length):
-            yield self._encoded(window)[..., before : before + count]
+    def _frame_windows(self, *items: Any) -> Iterator[Signal]:
+        """What the encoder gives ``[..., n]``, window by window, of one item after another, each in blocks ``[T]``."""
 
-    def _waveform_windows(self, blocks: Iterable[Signal], decode: Callable[[Signal], Signal]) -> Iterator[Signal]:
-        """Waveform ``[t]``, window by window, of one item's codes or latents in blocks ``[..., n]``."""
-        hop = self.hop_length
-        for window, before, count in self._windows(blocks, self.decoder_context, 1):
+        def encoded(window: Signal, before: int, count: int) -> Signal:
+            return self._encoded(window)[..., before : before + count]
+
+        checked = (self._each(blocks, self._checked_block) for blocks in items)
+        return self._computed(encoded, checked, self.encoder_context, self.hop_length)
+
+    def _waveform_windows(self, decode: Callable[[Signal], Signal], *items: Iterable[Signal]) -> Iterator[Signal]:
+        """Waveform ``[t]``, window by window, of one item's codes or latents after another, in blocks ``[..., n]``."""
+
+        def decoded(window: Signal, before: int, count: int) -> Signal:
             waveform = decode(window)
             if not self._library.isfinite(waveform).all():
                 raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
-            yield waveform[before * hop : (before + count) * hop]
+            return waveform[before * self.hop_length : (before + count) * self.hop_length]
+
+        return self._computed(decoded, items, self.decoder_context, 1)
+
+    def _computed(
+        self, compute: Callable[..., Signal], items: Iterable[Iterable[Signal]], context: Context, unit: int
+    ) -> Iterator[Signal]:
+        """What ``compute`` gives for every window of every item, in their order."""
+        windows = itertools.chain.from_iterable(self._windows(blocks, context, unit) for blocks in items)
+        return in_threads(lambda window: compute(*window), windows, self._num_threads)
 
     def _windows(self, blocks: Iterable[Signal], context: Context, unit: int) -> Iterator[tuple[Signal, int, int]]:
         """Yield ``(window, before, count)``: frames ``before`` to ``before + count`` of each window are new.
 
-        Windows start at multiples of ``WINDOW_FRAMES``, however the blocks are cut, and reach ``context`` frames further
-        on both sides, less at the ends of the signal. Window shapes, and so the rounding of everything computed on
-        them, depend on the signal's length alone.
+        Windows have ``WINDOW_FRAMES`` new frames, however the blocks are cut, and reach ``context`` frames further on both
+        sides, less at the ends of the signal. If a subclass has a ``_divisor``, so many windows' worth at the end is
+        divided evenly into windows of at most that part, so that a short signal, too, has several. Window shapes, and so
+        the rounding of everything computed on them, depend on the signal's length alone.
 
         Args:
             blocks: pieces of the signal along the last axis, of any lengths; zeros fill up the last frame.
@@ -248,6 +266,7 @@ class CodecBase(Generic[Signal]):
         """
         held: Signal | None = None  # from the first frame still needed on, whose number is ``start``
         start = done = 0  # frames given out
+        last = self._divisor * WINDOW_FRAMES
         for block in itertools.chain(blocks, [None]):
             if block is not None:
                 held = block if held is None else self._join([held, block])
@@ -256,8 +275,9 @@ class CodecBase(Generic[Signal]):
             else:
                 return
             total = start + held.shape[-1] // unit
-            while done < total if block is None else done + WINDOW_FRAMES + context.right <= total:
-                count = min(WINDOW_FRAMES, total - done)
+            while done < total if block is None else done + last + context.right < total:
+                rest, size = total - done, -(-WINDOW_FRAMES // self._divisor)
+                count = WINDOW_FRAMES if rest > last else -(-rest // -(-rest // size))
                 stop = min(done + count + context.right, total)
                 yield held[..., : (stop - start) * unit], done - start, count
                 done += count
@@ -266,6 +286,11 @@ class CodecBase(Generic[Signal]):
 
     def _join(self, parts: list[Signal]) -> Signal:
         return self._library.concatenate(parts, -1)
+
+    def _divided(self, parts: list[Signal], sizes: list[int]) -> list[Signal]:
+        """Parts, joined and divided anew into items of these sizes."""
+        joined, ends = self._join(parts), itertools.accumulate(sizes)
+        return [joined[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def _batch(self, items: list[Signal], length: int) -> Signal:
         """Items ``[..., n]`` as a batch ``[B, ..., length]``, followed by zeros."""
@@ -335,6 +360,8 @@ class CodecBase(Generic[Signal]):
 
     _library: Any  # numpy or torch
     _noun: str  # what it calls an array
+    _num_threads = 1  # windows computed side by side
+    _divisor = 1  # see _windows
 
     @property
     def num_parameters(self) -> int:

@@ -134,7 +134,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
         latents = self._floats(latents, "latents", f"[B, {self.config.latent_dim}, N]")
-        audio = [torch.cat(list(self._waveform_windows([item], self._decoded_latents))) for item in latents]
+        audio = [torch.cat(list(self._waveform_windows(self._decoded_latents, [item]))) for item in latents]
         return torch.stack(audio).unsqueeze(1)
 
     def embed(self, codes: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The same work for many items on several processes, each with a model of its own."""
+"""The same work for many items: on several threads, or on several processes, each with a model of its own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -20,6 +21,28 @@ Said = list[logging.LogRecord]
 
 _work: Callable[..., Any]  # of a process of its own, with what it says on the way
 _said: queue.SimpleQueue[logging.LogRecord]
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
+    """The results of ``work`` for each of the items in their order; so many threads, and one item more, are ahead of them."""
+    if threads == 1:
+        yield from map(work, items)
+        return
+    from concurrent.futures import Future, ThreadPoolExecutor
+
+    with ThreadPoolExecutor(threads) as pool:
+        ahead: deque[Future[Result]] = deque()
+        for item in items:
+            ahead.append(pool.submit(work, item))
+            if len(ahead) > threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor
 
 import codec.base
 from codec import CodecError
+from codec.autoencoder import Linear
 from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.model import Codec
 from codec.pretrained import ModelError
@@ -95,30 +96,49 @@ def test_windows_leave_no_seam_and_latents_lie_between(model: Codec, monkeypatch
     assert not torch.equal(model.decode_latents(latents.double()), audio)  # quantization loses something
 
 
+@pytest.mark.parametrize("rows", [1, 15, 16, 100])
+def test_a_linear_layer_is_torchs_however_it_is_computed(rows: int) -> None:
+    """Out of order in memory as well; with gradients, and in half precision where that is asked for."""
+    layer, x = Linear(24, 40), torch.randn(24, 2, rows).permute(1, 2, 0)
+    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), expected)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert layer(x).dtype == torch.bfloat16
+        assert layer.double()(x.double()).dtype == torch.float64
+    assert torch.autograd.gradcheck(layer, x.double().requires_grad_())
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     pieces=st.lists(st.integers(0, 40), max_size=8),
     size=st.integers(1, 9),
     context=st.builds(Context, st.integers(0, 12), st.integers(0, 12)),
     unit=st.integers(1, 3),
+    divisor=st.integers(1, 3),
 )
 def test_windows_hold_every_frame_once_with_its_context(
-    pieces: list[int], size: int, context: Context, unit: int
+    pieces: list[int], size: int, context: Context, unit: int, divisor: int
 ) -> None:
     """However the signal comes in; it is filled up with zeros."""
     frames = -(-sum(pieces) // unit)
     signal = torch.arange(1, sum(pieces) + 1)
     padded = torch.cat([signal, signal.new_zeros(frames * unit - len(signal))])
-    done = 0
+    done, ending = 0, set()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec.base, "WINDOW_FRAMES", size)
+        patch.setattr(Codec, "_divisor", divisor)
         for window, before, count in SMALL._windows(signal.split(pieces), context, unit):
-            assert count == min(size, frames - done)
+            if frames - done > divisor * size:
+                assert count == size
+            else:
+                ending.add(count)
             first, last = max(done - context.left, 0), min(done + count + context.right, frames)
             assert before == done - first
             assert torch.equal(window, padded[first * unit : last * unit])
             done += count
-    assert done == frames
+    assert done == frames and max(ending, default=0) - min(ending, default=0) <= 1
+    assert max(ending, default=1) <= -(-size // divisor)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 11, 20])

@@ -74,9 +74,10 @@ def _evaluate(args: argparse.Namespace) -> int:
     from codec.corpus.manifest import ManifestError, read_manifest
     from codec.evaluation.measure import Plan
     from codec.evaluation.page.report import write_report
-    from codec.evaluation.runner import available_cores, evaluate, prepare_folder, present_metrics
+    from codec.evaluation.runner import evaluate, prepare_folder, present_metrics
     from codec.evaluation.summary import summarize
     from codec.evaluation.systems import present_programs
+    from codec.workers import available_cores
 
     if args.every < 1 or args.examples < 0 or (args.workers is not None and args.workers < 1):
         raise CodecError("--every and --workers must be at least 1, --examples not negative")

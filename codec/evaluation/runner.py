@@ -143,11 +143,6 @@ def software_versions(metrics: Sequence[str]) -> dict[str, str]:
     return {"codec": __version__, "python": platform.python_version(), **installed}
 
 
-def available_cores() -> int:
-    """Processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def read_rows(path: Path) -> dict[int, Measured]:
     """What was measured, by index; a line without its end, as a kill leaves it, is cut off: it is measured again."""
     data = path.read_bytes() if path.exists() else b""

@@ -24,8 +24,9 @@ from codec.evaluation.compare import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.measure import CHANGES, KNOWN, Cell, Measured, Plan
 from codec.evaluation.metrics import METRICS, SILENT, STEP, Array, is_wide, lines
 from codec.evaluation.results import Result, Results, Row, Spectra, Stability, System
-from codec.evaluation.runner import available_cores, software_versions, spaced
+from codec.evaluation.runner import software_versions, spaced
 from codec.evaluation.systems import ALIGNMENT, Family, ModelFamily
+from codec.workers import available_cores
 
 REFERENCE = "reference"  # beside the systems' ids, all of which have a family's name before a hyphen
 DRAWN = 8  # values of a spectrum that become one point of its drawing

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.base import CodecBase, native
-from codec.config import CodecConfig, Context, reach
+from codec.config import CodecConfig, Context, reach, whole_number
 from codec.container import Codes
 from codec.errors import CodecError, one_line
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
@@ -19,8 +19,10 @@ from codec.runtime.graphs import build_decoder, build_encoder
 from codec.runtime.network import Network, codebook_state
 from codec.runtime.streams import Stream, StreamingNetwork
 from codec.runtime.weights import Floats, Weights
+from codec.workers import available_cores
 
 Session = Any  # onnxruntime's
+MOST_THREADS = 2**16  # far beyond any use
 
 
 class OnnxCodec(CodecBase[NDArray[Any]]):
@@ -33,11 +35,14 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
     """
 
     _library, _noun = np, "array"
+    _divisor = 2
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
         self.config, self.name, self.bits = config, name, bits
         self.num_quantizers, self.codebook_size = config.num_quantizers, config.quantizer.codebook_size
-        self._weights, self._num_threads = weights, num_threads
+        self._weights = weights
+        threads = available_cores() if num_threads is None else num_threads
+        self._num_threads = whole_number("num_threads", threads, 1, MOST_THREADS)
 
     @classmethod
     def from_pretrained(
@@ -48,7 +53,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         Args:
             bits: 32, or 8: the inner matrix products take activations rounded to 8 bits, which is faster and changes some
                 codes; speech sounds the same.
-            num_threads: per operator; by default ONNX Runtime's own choice.
+            num_threads: windows of long signals and items of batches computed side by side, each on one thread, with the same
+                results for any number; by default as many as there are cores.
 
         Raises:
             ModelError: no such model, its files cannot be used, or onnxruntime is missing; says what to do.
@@ -130,8 +136,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         graph = build(net, False)  # weights are handed over beside it: within it they would be copied three times
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors: warnings would stand among a command's own lines
-        if self._num_threads is not None:
-            options.intra_op_num_threads = self._num_threads
+        options.intra_op_num_threads = 1  # more of them gain less on one window than windows side by side do
         large = net.graph.large
         values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in large.values()]
         options.add_external_initializers(list(large), values)

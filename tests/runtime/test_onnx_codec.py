@@ -2,7 +2,8 @@
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -139,15 +140,38 @@ def test_batches_channels_lengths_and_gains(tiny: tuple[Codec, OnnxCodec]) -> No
     np.testing.assert_allclose(audio, codec.decode(reference, None, [1003, 500], gains).numpy(), atol=1e-4)
 
 
-def test_memory_is_that_of_a_window(tiny: tuple[Codec, OnnxCodec]) -> None:
-    """The first codes come before the signal has ended."""
-    _, onnx = tiny
+@pytest.mark.parametrize("threads", [1, 2])
+def test_memory_is_that_of_a_window_for_each_thread(tiny_model_folder: Path, threads: int) -> None:
+    """The first codes come before the signal has ended, and nothing is read that can wait."""
+    onnx, read = OnnxCodec.from_pretrained(tiny_model_folder, num_threads=threads), []
 
     def endless() -> Iterator[NDArray[np.float32]]:
         while True:
-            yield np.zeros(8000, np.float32)
+            read.append(1)
+            yield np.zeros(WINDOW_FRAMES * onnx.hop_length, np.float32)
 
     assert next(iter(onnx.encode_blocks(endless()))).shape == (3, WINDOW_FRAMES)
+    assert len(read) <= threads + 4
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+def test_two_threads_work_at_once_and_give_the_same(
+    tiny_model_folder: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows of a long item, and items of a batch."""
+    one, two = (OnnxCodec.from_pretrained(tiny_model_folder, bits, threads) for threads in (1, 2))
+    frames = [WINDOW_FRAMES * 5 // 2, WINDOW_FRAMES // 4]  # a window and three of the rest; one
+    lengths = [count * one.hop_length - 7 for count in [*frames, *frames[1:] * 3]]
+    noise = np.random.default_rng(0).normal(size=(len(lengths), 1, max(lengths))) * np.hanning(max(lengths))
+    waveform = (0.2 * noise).astype(np.float32)
+    codes = one.encode(waveform, 16000, lengths=lengths)
+    audio = one.decode(codes, lengths=lengths)
+    both = threading.Barrier(2, timeout=60)
+    for name in ("_encoded", "_decoded"):
+        compute = getattr(two, name)
+        monkeypatch.setattr(two, name, lambda window, compute=compute: both.wait() + 1 and compute(window))
+    np.testing.assert_array_equal(two.encode(waveform, 16000, lengths=lengths), codes)
+    np.testing.assert_array_equal(two.decode(codes, lengths=lengths), audio)
 
 
 # ---- mistakes ----------------------------------------------------------------------------------------------------
@@ -210,3 +234,5 @@ def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_fold
         list(tiny[1].encode_blocks(np.zeros((2, 80), np.float32)))
     with pytest.raises(CodecError, match="bits must be 32 or 8, not 4"):
         OnnxCodec.from_pretrained(tiny_model_folder, bits=4)
+    with pytest.raises(CodecError, match="num_threads must be"):
+        OnnxCodec.from_pretrained(tiny_model_folder, num_threads=0)
