@@ -30,6 +30,7 @@ class CodecOutput:
 
     waveform: Tensor  # [B, 1, T], as long as the input
     latents: Tensor  # [B, D, N], before quantization
+    quantized: Tensor  # what is decoded: the latents themselves without quantization
     codes: Tensor | None = None  # int64 [B, K, N]
     commitment_loss: Tensor | None = None  # [B, K]; see QuantizerOutput
     codebook_loss: Tensor | None = None
@@ -116,10 +117,11 @@ class Codec(nn.Module, CodecBase[Tensor]):
         length = waveform.shape[-1]
         latents = self.encoder(F.pad(waveform, (0, -length % self.hop_length)))
         if not quantize:
-            return CodecOutput(self.decoder(latents)[..., :length], latents)
+            return CodecOutput(self.decoder(latents)[..., :length], latents, latents)
         output = self.quantizer(latents, num_quantizers, quantizer_dropout)
         waveform = self.decoder(output.quantized)[..., :length]
-        return CodecOutput(waveform, latents, output.codes, output.commitment_loss, output.codebook_loss)
+        losses = output.commitment_loss, output.codebook_loss
+        return CodecOutput(waveform, latents, output.quantized, output.codes, *losses)
 
     # ---- use ------------------------------------------------------------------------------------------------------
 

@@ -3,10 +3,12 @@
     python recipes/export.py runs/mine models/mine
     python recipes/export.py runs/mine models/mine --bits 8 --evaluation report --with-discriminator --force
     python recipes/export.py runs/mine models/mine --average-with runs/other_seed
+    python recipes/export.py runs/mine models/mine-live --look-ahead 2
 
 ``--evaluation`` takes the report that ``codec-evaluate`` made of the exported model and puts its table on the card, so
 export once, evaluate, and export again with ``--force``: an existing model is kept otherwise. ``--average-with`` takes the
-mean of the weights of several runs that began from one model (Wortsman et al. 2022, arXiv 2203.05482).
+mean of the weights of several runs that began from one model (Wortsman et al. 2022, arXiv 2203.05482). ``--look-ahead``
+takes one of the run's further decoders (``look_aheads``) in place of the model's own.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import hashlib
 import json
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +36,7 @@ from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS
 from codec.training.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
 from codec.training.config import TrainConfig
+from codec.training.networks import looking_ahead
 from codec.weights import Bits
 
 WRITTEN = ("config.json", "model.safetensors", "README.md", DISCRIMINATORS)
@@ -54,8 +57,11 @@ class Trained:
     weights: dict[str, Tensor]
 
     @classmethod
-    def read(cls, run: Path, checkpoint: str | None) -> Trained:
-        """The average of the weights at a checkpoint of a run: a name, "best", or None for the latest."""
+    def read(cls, run: Path, checkpoint: str | None, look_ahead: int | None) -> Trained:
+        """The average of the weights at a checkpoint of a run: a name, "best", or None for the latest.
+
+        ``look_ahead`` chooses among the run's further decoders.
+        """
         if not (run / "config.json").is_file():
             raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json")
         values = read_json(run / "config.json")
@@ -68,7 +74,15 @@ class Trained:
                 raise CheckpointError(f"{run} has no validated checkpoint yet")
         path = run / CHECKPOINTS / (checkpoint or path.name)
         tensors, meta = read_checkpoint(path)
-        return cls(run, from_dict(TrainConfig, values), path, int(meta["step"]), module_tensors(tensors, "average"))
+        config, weights = from_dict(TrainConfig, values), module_tensors(tensors, "average")
+        if look_ahead is not None:
+            if look_ahead not in config.look_aheads:
+                raise ExportError(f"{run} has no further decoder of look-ahead {look_ahead}: {config.look_aheads}")
+            other = f"others.{config.look_aheads.index(look_ahead)}."
+            weights |= {f"decoder.{key.removeprefix(other)}": weights[key] for key in weights if key.startswith(other)}
+            config = replace(config, model=looking_ahead(config.model, look_ahead))
+        weights = {key: tensor for key, tensor in weights.items() if not key.startswith("others.")}
+        return cls(run, config, path, int(meta["step"]), weights)
 
 
 def build_codec(runs: list[Trained], name: str) -> Codec:
@@ -200,7 +214,8 @@ def export(args: argparse.Namespace) -> int:
     if not args.force:
         refuse_existing(args.out)
     evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
-    runs = [Trained.read(args.run, args.checkpoint), *(Trained.read(run, None) for run in args.average_with)]
+    chosen = [(args.run, args.checkpoint), *((run, None) for run in args.average_with)]
+    runs = [Trained.read(run, checkpoint, args.look_ahead) for run, checkpoint in chosen]
     codec = build_codec(runs, args.out.name)
     if evaluation and read_json(args.evaluation / "run.json")["weights"] != weights_hash(codec, args.bits, args.base):
         raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
@@ -225,6 +240,7 @@ def main() -> int:
     option("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
     mean = "take the mean of the weights with these runs'"
     option("--average-with", type=Path, nargs="+", default=[], metavar="RUN", help=mean)
+    option("--look-ahead", type=int, metavar="N", help="with the further decoder that looks N frames ahead")
     option("--bits", type=int, default=32, choices=get_args(Bits), help="of a stored weight (default: 32)")
     option("--base", metavar="MODEL", help="a shipped model: what it holds alike is not stored again")
     option("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")

@@ -180,10 +180,12 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
 
     if adversarial:
         count = max(1, round(config.discriminator.batch_share * len(waveform)))
-        recorded, decoded = (
+        each = output.waveform.unflatten(0, (-1, len(waveform)))  # [decoders, B, 1, T]
+        recorded, *decoders = (
             low_pass(speech[:count], batch["bandwidth"][:count], config.model.sample_rate)
-            for speech in (waveform, output.waveform)
+            for speech in (waveform, *each)
         )
+        decoded = torch.cat(decoders)
         outputs = networks.discriminators_step(torch.cat([recorded, decoded.detach()]))
         real, fake = split_outputs(outputs, count)
         loss = discriminator_loss(real, fake)
@@ -191,7 +193,8 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
         optimizers = [networks.optimizers["discriminator_optimizer"]]
         logged["gradient_norm/discriminator"] = update(run, loss, networks.discriminators_step, optimizers, batch)
 
-    terms = run.spectral(output.waveform, waveform, batch["bandwidth"])
+    copies = len(output.waveform) // len(waveform)  # one for each decoder
+    terms = run.spectral(output.waveform, waveform.repeat(copies, 1, 1), batch["bandwidth"].repeat(copies))
     if output.commitment_loss is not None and output.codebook_loss is not None:
         terms["commitment"] = output.commitment_loss.sum(dim=1).mean()
         terms["codebook"] = output.codebook_loss.sum(dim=1).mean()

@@ -22,11 +22,11 @@ Speech = tuple[NDArray[np.float32], int]
 
 # name: quantizers, codebook size, bit/s, and the least PESQ-WB and STOI of two short clips
 SHIPPED = {
-    "speech-24khz-live-v2": (8, 1024, 6000, 2.5, 0.88),
-    "speech-24khz-single-v2": (1, 65536, 1200, 1.5, 0.8),
-    "speech-24khz-v2": (8, 1024, 6000, 2.8, 0.9),
+    "speech-24khz-live-v3": (8, 1024, 6000, 2.5, 0.88),
+    "speech-24khz-single-v3": (1, 262144, 1350, 1.5, 0.8),
+    "speech-24khz-v3": (8, 1024, 6000, 2.8, 0.9),
 }
-LIVE = ("speech-24khz", "speech-24khz-live-v2")
+LIVE = ("speech-24khz", "speech-24khz-live-v3")
 
 
 @pytest.fixture(scope="module", params=SHIPPED)
@@ -36,13 +36,13 @@ def model(request: pytest.FixtureRequest) -> Codec:
 
 def test_the_list_is_whole() -> None:
     assert shipped_models() == list(SHIPPED)
-    for name in ("default", "speech-24khz", "speech-24khz-v2"):
-        assert find_model(name).name == Codec.from_pretrained().name == "speech-24khz-v2"
+    for name in ("default", "speech-24khz", "speech-24khz-v3"):
+        assert find_model(name).name == Codec.from_pretrained().name == "speech-24khz-v3"
 
 
 def test_size_rates_and_card(model: Codec) -> None:
     folder: Path = find_model(model.name)
-    assert sum(path.stat().st_size for path in folder.iterdir()) <= 27e6
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 30e6
     quantizers, size, bitrate, *_ = SHIPPED[model.name]
     assert (model.sample_rate, model.frame_rate, model.num_quantizers, model.codebook_size, model.bitrate) == (
         24000, 75, quantizers, size, bitrate,
@@ -59,13 +59,13 @@ def test_files_tell_their_model(tmp_path: Path) -> None:
     for name in ("speech-24khz", "speech-24khz-single"):
         codes, audio = tmp_path / f"{name}.codes", tmp_path / f"{name}.wav"
         assert encode_main([str(source), str(codes), "--model", name]) == 0
-        assert container.read(codes)[0].model == f"{name}-v2"
+        assert container.read(codes)[0].model == f"{name}-v3"
         for model in ("", *shipped_models()):
             code = decode_main([str(codes), str(audio), "--force", *(["--model", model] if model else [])])
-            assert code == (0 if model in ("", f"{name}-v2") or (name, model) == LIVE else 1)
+            assert code == (0 if model in ("", f"{name}-v3") or (name, model) == LIVE else 1)
             if code == 0:
                 decoded[name, model] = soundfile.read(audio)[0]
-    assert np.array_equal(decoded["speech-24khz", ""], decoded["speech-24khz", "speech-24khz-v2"])
+    assert np.array_equal(decoded["speech-24khz", ""], decoded["speech-24khz", "speech-24khz-v3"])
     for other in (LIVE, ("speech-24khz-single", "")):
         assert not np.allclose(decoded["speech-24khz", ""], decoded[other], atol=1e-3)
 
@@ -80,7 +80,7 @@ def test_a_second_decoder_holds_no_weight_twice(tmp_path: Path) -> None:
     again = Codec.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in live.state_dict().items())
     damaged = (
-        (tmp_path / "model.safetensors").read_bytes().replace(b'"base":"speech-24khz-v2"', b'"base":"speech-24khz-v9"')
+        (tmp_path / "model.safetensors").read_bytes().replace(b'"base":"speech-24khz-v3"', b'"base":"speech-24khz-v9"')
     )
     (tmp_path / "model.safetensors").write_bytes(damaged)
     for load in (Codec.from_pretrained, OnnxCodec.from_pretrained):

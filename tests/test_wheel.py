@@ -18,7 +18,7 @@ def test_what_is_in_it(tmp_path: Path) -> None:
     names = {name for name in wheel.namelist() if ".dist-info" not in name}
     package = (path for path in (ROOT / "codec").rglob("*") if path.is_file() and path.suffix != ".pyc")
     assert names == {path.relative_to(ROOT).as_posix() for path in package}
-    assert {"codec/py.typed", "codec/pretrained/speech-24khz-v2/model.safetensors"} <= names
+    assert {"codec/py.typed", "codec/pretrained/speech-24khz-v3/model.safetensors"} <= names
     commands = configparser.ConfigParser()
     commands.read_string(wheel.read(next(n for n in wheel.namelist() if n.endswith("/entry_points.txt"))).decode())
     for name, target in commands["console_scripts"].items():

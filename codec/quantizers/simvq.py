@@ -9,6 +9,7 @@ codebook is ``E = C W + b`` with C fixed. The chosen rows ``e_j = c_j W + b`` ge
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, cast
@@ -183,13 +184,13 @@ class ResidualQuantizer(Quantizer):
         self.stages = cast("list[Quantizer]", nn.ModuleList(stages))  # a ModuleList does not say what it holds
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
-        """``dropout`` (training): the share of the batch's items that use only a random number of stages, 1 to K. The
-        later stages are computed and masked, so that every parameter stays in the graph on every process.
+        """``dropout`` (training): the share of the batch's items that use only a random number of stages, 1 to K,
+        evenly on a logarithmic scale. All stages are computed and masked, so that every parameter stays in the graph.
         """
         batch, device = len(latents), latents.device
         used = torch.full((batch,), num_quantizers, device=device)
         if dropout > 0:
-            fewer = torch.randint(1, num_quantizers + 1, (batch,), device=device)
+            fewer = (torch.rand(batch, device=device) * math.log(num_quantizers + 1)).exp().long()  # 1 to K
             used = torch.where(torch.rand(batch, device=device) < dropout, fewer, used)
         kept = (torch.arange(num_quantizers, device=device) < used[:, None]).float()  # [B, K], 1 where a stage is used
         residual, quantized = latents, torch.zeros_like(latents)  # [B, D, N] both

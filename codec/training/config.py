@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from math import inf
 from pathlib import Path
@@ -44,6 +44,7 @@ class DataConfig(Bounded):
         batch_size: segments per step, over all processes together.
         segment_seconds: length of a segment; a whole number of frames.
         gain_db: lowest and highest random gain; a segment is never amplified beyond full scale.
+        normalize: bring every segment to the level at which speech is encoded before that gain.
         max_bad_fraction: training stops once more than this share of the files tried cannot be read.
         workers: reading processes per training process.
         valid_limit: use only the first so many validation utterances; 0 for all.
@@ -57,6 +58,7 @@ class DataConfig(Bounded):
     batch_size: int = bounded(16, 1)
     segment_seconds: float = bounded(1.0, 0.001, 3600)
     gain_db: tuple[float, float] = bounded((-6.0, 3.0), -100, 100)
+    normalize: bool = False
     max_bad_fraction: float = bounded(0.01, 0, 1)
     workers: int = bounded(1, 0)
     valid_limit: int = bounded(0, 0)
@@ -221,6 +223,7 @@ class TrainConfig(Bounded):
     Attributes:
         quantizer_dropout: share of the items that train with a random number of stages.
         precision: bf16 means autocast of the networks; quantizer and losses stay float32.
+        look_aheads: of further decoders, in frames, that learn to decode the same codes: ``export.py --look-ahead``.
         train: ``decoder`` holds encoder and quantizer as --init gives them, so that codes keep their meaning.
         compile: torch.compile of the codec's forward pass.
         seed: of every random choice.
@@ -235,12 +238,15 @@ class TrainConfig(Bounded):
     log: LogConfig = field(default_factory=LogConfig)
     quantizer_dropout: float = bounded(0.25, 0, 1)
     precision: Literal["fp32", "bf16"] = "fp32"
+    look_aheads: tuple[int, ...] = ()
     train: Literal["all", "decoder"] = "all"
     compile: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for look_ahead in self.look_aheads:
+            replace(self.model.decoder, look_ahead=look_ahead)  # which says if it cannot
         seconds, hop = self.data.segment_seconds, self.model.hop_length
         samples = seconds * self.model.sample_rate
         whole = round(samples / hop) >= 1 and abs(samples / hop - round(samples / hop)) <= 1e-6

@@ -21,6 +21,7 @@ from codec.audio import AudioReader, resample
 from codec.corpus.manifest import ManifestError, Record, audio_source
 from codec.corpus.scan import read_record
 from codec.errors import CodecError
+from codec.level import factor, gain_of
 from codec.training.config import DataConfig, TrainConfig
 from codec.training.progress import STOPPING, TrainingError
 
@@ -70,10 +71,12 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
                 self.count_bad(record, error)
         else:
             raise ManifestError(f"{MOST_DRAWS} draws in a row cannot be read; prepare the data again")
+        if self.config.normalize:
+            gain *= factor(-gain_of([segment.cpu().numpy()], self.sample_rate))
         skipped, self.skipped = self.skipped, 0
-        factor = (1 / segment.abs().max().clamp(min=1e-9)).clamp(max=gain)
+        scale = (1 / segment.abs().max().clamp(min=1e-9)).clamp(max=gain)
         return {
-            "waveform": (factor * segment)[None],
+            "waveform": (scale * segment)[None],
             "bandwidth": torch.tensor(min(record.bandwidth, self.sample_rate / 2), dtype=torch.float32),
             "index": torch.tensor(index),
             "skipped": torch.tensor(skipped),

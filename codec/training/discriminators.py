@@ -119,7 +119,7 @@ class Discriminators(nn.Module):
 
 
 def split_outputs(outputs: Outputs, batch: int) -> tuple[Outputs, Outputs]:
-    """Split the outputs on one batch of recorded, then decoded speech, ``batch`` items each, into (recorded, decoded)."""
+    """Split the outputs on ``batch`` items of recorded, then those of decoded speech, into (recorded, decoded)."""
     recorded, decoded = (
         [DiscriminatorOutput(o.logits[half], [feature[half] for feature in o.features]) for o in outputs]
         for half in (slice(batch), slice(batch, None))

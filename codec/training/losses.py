@@ -170,6 +170,10 @@ def feature_matching_loss(real: Outputs, fake: Outputs) -> Tensor:
 
 
 def _feature_distance(real: Tensor, fake: Tensor) -> Tensor:
-    """Item by item, so that a batch shared by several processes gives the gradient of the whole."""
+    """Item by item, so that a batch shared by several processes gives the gradient of the whole.
+
+    ``fake`` may hold the items of ``real`` several times over.
+    """
     size = real.float().abs().mean(dim=(1, 2, 3)).clamp(min=FEATURE_FLOOR)
-    return ((real.float() - fake.float()).abs().mean(dim=(1, 2, 3)) / size).mean()
+    difference = real.float() - fake.float().unflatten(0, (-1, len(real)))  # [decoders, B, C, H, W]
+    return (difference.abs().mean(dim=(2, 3, 4)) / size).mean()

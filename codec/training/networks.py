@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from codec.autoencoder import DepthwiseConv
+from codec.autoencoder import Decoder, DepthwiseConv
 from codec.config import CodecConfig, ConfigError, to_dict
-from codec.model import Codec
+from codec.model import Codec, CodecOutput
 from codec.pretrained import DISCRIMINATORS, find_model
 from codec.training.config import OptimizerConfig, TrainConfig
 from codec.training.data import SegmentDataset
@@ -29,15 +29,39 @@ if TYPE_CHECKING:
 MATCHING_BATCHES = 8  # batches of latents that the codebooks are matched to
 MATCHING_INDEX = 2**40  # where those segments lie in the stream: training never gets there
 MUON_ITERATIONS = 3  # of Newton and Schulz, where 5 are usual: on a CPU they are a good part of a step
-ENDS = {"encoder.stages.0.0.linear.weight", "decoder.head.output.weight"}  # at the waveform
+ENDS = ("stages.0.0.linear.weight", "head.output.weight")  # at the waveform
+
+
+class JointCodec(Codec):
+    """A codec in training, with further decoders that learn to decode its codes and look other numbers of frames ahead.
+
+    The encoder learns from them all: codes that suit a decoder of little look-ahead hardly cost the other one anything. In
+    training mode the waveform of ``forward`` is ``[decoders * B, 1, T]``, the codec's own decoder first.
+    """
+
+    def __init__(self, config: CodecConfig, look_aheads: tuple[int, ...] = ()) -> None:
+        super().__init__(config)
+        self.others = nn.ModuleList(Decoder(looking_ahead(config, look_ahead)) for look_ahead in look_aheads)
+
+    def forward(self, waveform: Tensor, *args: Any, **settings: Any) -> CodecOutput:
+        output = super().forward(waveform, *args, **settings)
+        if self.training:
+            others = [decoder(output.quantized)[..., : waveform.shape[-1]] for decoder in self.others]
+            output.waveform = torch.cat([output.waveform, *others])
+        return output
+
+
+def looking_ahead(config: CodecConfig, look_ahead: int) -> CodecConfig:
+    """The codec with a decoder that looks so many frames ahead."""
+    return replace(config, decoder=replace(config.decoder, look_ahead=look_ahead))
 
 
 @dataclass
 class Networks:
     """What is trained, and how."""
 
-    codec: Codec
-    average: Codec
+    codec: JointCodec
+    average: JointCodec
     discriminators: Discriminators
     optimizers: dict[str, Optimizer]  # of the codec, see codec_optimizers, and "discriminator_optimizer"
     codec_step: nn.Module  # the codec, prepared for many processes
@@ -64,7 +88,7 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
         ModelError: there is no such model.
     """
     torch.manual_seed(config.seed)
-    codec = Codec(config.model)
+    codec = JointCodec(config.model, config.look_aheads)
     quantizer_matched = init is not None and start_codec(codec, Codec.from_pretrained(init), init)
     discriminators = Discriminators(config.discriminator)
     if init is not None and config.phases.adversarial >= 0:
@@ -106,7 +130,8 @@ def codec_optimizers(codec: Codec, settings: OptimizerConfig) -> dict[str, Optim
         return {"optimizer": adamw(trained.values(), settings)}
     if not hasattr(torch.optim, "Muon"):
         raise ConfigError(f"optimizer.muon_learning_rate needs torch >= 2.9, not {torch.__version__}; set it to 0")
-    hidden = {name for name, p in trained.items() if p.ndim == 2 and name.startswith(("encoder.", "decoder."))} - ENDS
+    inside = (name for name, p in trained.items() if p.ndim == 2 and not name.startswith("quantizer."))
+    hidden = {name for name in inside if not name.endswith(ENDS)}
     muon = torch.optim.Muon(  # its steps scaled to the size of AdamW's: Liu et al., arXiv 2502.16982, section 2.2
         [p for name, p in trained.items() if name in hidden],
         lr=settings.muon_learning_rate,
@@ -137,7 +162,7 @@ def set_learning_rates(optimizers: dict[str, Optimizer], settings: OptimizerConf
             group["lr"] = share * peaks[name]
 
 
-def start_codec(codec: Codec, source: Codec, name: str) -> bool:
+def start_codec(codec: JointCodec, source: Codec, name: str) -> bool:
     """Copy the weights of ``source``; returns whether they include the quantizer's, which fit only an equal one.
 
     Blocks that ``source`` lacks begin as the identity, so the deeper codec starts where the other one stands.
@@ -148,7 +173,8 @@ def start_codec(codec: Codec, source: Codec, name: str) -> bool:
     if not _can_grow(source.config, codec.config):
         raise ConfigError(f"{name} has another architecture; only quantizer, look_ahead and added blocks may differ")
     copy_blocks(codec.encoder, source.encoder)
-    copy_blocks(codec.decoder, source.decoder)
+    for decoder in (codec.decoder, *codec.others):
+        copy_blocks(decoder, source.decoder)
     same_quantizer = source.config.quantizer == codec.config.quantizer
     if same_quantizer:
         codec.quantizer.load_state_dict(source.quantizer.state_dict())

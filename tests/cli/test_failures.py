@@ -59,7 +59,7 @@ def header(tiny_model_folder: Path) -> Header:
         (["decode", "truncated.codes", "x.wav"], "truncated: 1 of 1 blocks are missing; no block is intact"),
         (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
         (["decode", "good.codes", "good.codes/x.wav"], "error: good.codes/x.wav: Not a directory"),
-        (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz-live-v2, "),
+        (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz-live-v3, "),
         (["info", "folder"], "error: folder is not a model folder"),
     ],
     ids=lambda value: "-".join(value)[:60] if isinstance(value, list) else "",

@@ -9,6 +9,8 @@ import torch
 from runs import QUANTIZED, one_error, recipe, state, train
 from safetensors.torch import load_file
 
+from codec.model import Codec
+
 TWO_STEPS = ("phases.steps=2", *QUANTIZED)
 
 
@@ -44,6 +46,20 @@ def test_export_takes_the_mean_of_runs_from_one_model(
     (stranger / "config.json").write_text(json.dumps(wider))
     assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
     assert "trained another architecture" in one_error(capsys) and not (tmp_path / "no").exists()
+
+
+def test_export_takes_a_further_decoder(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, model, live = tmp_path / "run", tmp_path / "model", tmp_path / "live"
+    assert train(corpus, run, *TWO_STEPS, "look_aheads=[2]", "phases.adversarial=0") == 0
+    assert recipe("export", run, model) == 0 and recipe("export", run, live, "--look-ahead", 2) == 0
+    capsys.readouterr()
+    whole, early = Codec.from_pretrained(model), Codec.from_pretrained(live)
+    assert early.config.decoder.look_ahead == 2 and early.fingerprint == whole.fingerprint
+    trained = state(run, 2, "average")
+    for name, weight in early.decoder.named_parameters():
+        assert torch.equal(weight, trained[f"others.0.{name}"]), name
+    assert recipe("export", run, tmp_path / "no", "--look-ahead", 3) == 1
+    assert "no further decoder of look-ahead 3: (2,)" in one_error(capsys)
 
 
 def test_exports_are_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

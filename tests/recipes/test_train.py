@@ -212,6 +212,7 @@ def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: P
         "losses.weights.adversarial=1.0",
         "losses.weights.feature_matching=1.0",
         "log.valid_every=1",
+        "look_aheads=[2]",
     )
     one, two, model = tmp_path / "one", tmp_path / "two", tmp_path / "model"
     assert train(corpus, tmp_path / "start", "phases.steps=1", *QUANTIZED) == 0

@@ -9,7 +9,7 @@ from codec.autoencoder import DepthwiseConv
 from codec.config import CodecConfig, ConfigError
 from codec.model import Codec
 from codec.training.config import OptimizerConfig
-from codec.training.networks import codec_optimizers, copy_blocks, set_learning_rates, start_codec
+from codec.training.networks import JointCodec, codec_optimizers, copy_blocks, set_learning_rates, start_codec
 
 
 def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecConfig) -> None:
@@ -20,7 +20,7 @@ def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecCon
         encoder=replace(tiny_config.encoder, depths=depths),
         decoder=replace(tiny_config.decoder, depth=tiny_config.decoder.depth + 2),
     )
-    grown = Codec(deeper)
+    grown = JointCodec(deeper)
     assert start_codec(grown, source, "mine")
     assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in source.parameters())
     waveform = 0.1 * torch.randn(2, 1, 10 * source.hop_length)
@@ -35,12 +35,25 @@ def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecCon
 def test_of_another_quantizer_it_takes_the_networks_alone(tiny_config: CodecConfig) -> None:
     source = Codec(tiny_config)
     quantizer = replace(tiny_config.quantizer, codebook_size=2 * source.codebook_size)
-    larger = Codec(replace(tiny_config, quantizer=quantizer))
+    larger = JointCodec(replace(tiny_config, quantizer=quantizer))
     assert not start_codec(larger, source, "mine")
     assert all(torch.equal(p, q) for p, q in zip(larger.decoder.parameters(), source.decoder.parameters(), strict=True))
-    other = Codec(replace(tiny_config, latent_dim=2 * tiny_config.latent_dim))
+    other = JointCodec(replace(tiny_config, latent_dim=2 * tiny_config.latent_dim))
     with pytest.raises(ConfigError, match=r"^mine has another architecture.* added blocks may differ"):
         start_codec(other, source, "mine")
+
+
+def test_further_decoders_learn_to_decode_the_same_codes(tiny_config: CodecConfig) -> None:
+    source, joint = Codec(tiny_config), JointCodec(tiny_config, (2, 3))
+    assert start_codec(joint, source, "mine")
+    waveform = 0.1 * torch.randn(2, 1, 12 * source.hop_length - 5)
+    output = joint.train()(waveform)
+    for decoder, decoded in zip([joint.decoder, *joint.others], output.waveform.split(2), strict=True):
+        assert torch.equal(decoded, decoder(output.quantized)[..., : waveform.shape[-1]])
+        gradient = torch.autograd.grad(decoded.square().sum(), joint.encoder.output.weight, retain_graph=True)[0]
+        assert gradient.abs().max() > 0
+    assert [decoder.context.right for decoder in joint.others] == [2, 3]
+    assert len(joint.eval()(waveform).waveform) == 2  # in use there is one
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -58,7 +71,7 @@ def test_an_encoder_that_looks_less_far_loses_the_future_of_its_last_blocks(tiny
     """And nothing else: its codes have the same meaning."""
     encoder = replace(tiny_config.encoder, depths=(1, 1, 3))
     source = Codec(replace(tiny_config, encoder=encoder))
-    early = Codec(replace(source.config, encoder=replace(encoder, look_ahead=source.encoder.context.right - 5)))
+    early = JointCodec(replace(source.config, encoder=replace(encoder, look_ahead=source.encoder.context.right - 5)))
     assert start_codec(early, source, "mine") and early.fingerprint == source.fingerprint
     waveform = 0.1 * torch.randn(1, 1, 40 * source.hop_length)
     assert not torch.allclose(early.encoder(waveform), source.encoder(waveform), atol=1e-4)
