@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 CLIPS = [HERE.parent / "assets" / name for name in ("vctk-p228-0006.flac", "librispeech-5339-0001.flac")]
 SHIPPED = ("speech-24khz-live-v3", "speech-24khz-single-v3", "speech-24khz-v3")
-FORMER = ("speech-24khz", "speech-24khz-single")  # shipped once: their weights lie here, and nothing is written anew
+FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
 PIECE = 8000  # samples of a clip that the tiny models see
 PHASES = ("phases.steps=20", "phases.autoencoder=6", "phases.ramp=4", "phases.adversarial=12")
 LOGGING = ("log.scalars_every=1", "log.valid_every=20", "log.checkpoint_every=20", "data.workers=0")

@@ -31,7 +31,9 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("name", shipped_models())
 def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
-    path = ROOT / "recipes" / "default" / f"{name.replace('-live', '')}.yaml"  # a live decoder is trained beside the other
+    path = (
+        ROOT / "recipes" / "default" / f"{name.replace('-live', '')}.yaml"
+    )  # a live decoder is trained beside the other
     assert "\nbase:" not in path.read_text()
     model = from_dict(CodecConfig, json.loads((find_model(name) / "config.json").read_text()))
     config = load_train_config(path)
