@@ -97,7 +97,7 @@ class Corpus:
 def build(corpus: Corpus) -> Any:
     """A LlamaForCausalLM with random weights, in which embedding and head share ``RANK`` numbers for each id.
 
-    An hour of speech meets few of 65,536 codes often enough to learn them from nothing. So the numbers of a code start as
+    An hour of speech meets few of 262,144 codes often enough to learn them from nothing. So the numbers of a code start as
     functions of the codec's own vector that make near codes alike: random Fourier features (Rahimi and Recht 2007).
     """
     from transformers import LlamaConfig, LlamaForCausalLM
