@@ -259,10 +259,11 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
     from matplotlib.figure import Figure
 
     cells = [r for r in results if r["study"] == "filling" and r["seed"] == 0]
+    cells = [r for r in cells if (r["quantizer"], r["start"]) != ("ema_vq", "after")]  # untrained it is plain VQ
     spectra = [r["measured"]["directions"]["variance"] for r in cells if r["start"] == "after"]
     if not spectra:
         return
-    spectrum, rates, places = spectra[0], range(4, 90), range(1, len(spectra[0]) + 1)
+    spectrum, rates, places = spectra[0], range(12, 90), range(1, len(spectra[0]) + 1)
     figure = Figure((10.2, 4.2), layout="tight")
     left, right = figure.subplots(1, 2)
     least = losses(water_filling(spectrum, 13), spectrum)
