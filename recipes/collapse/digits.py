@@ -1,10 +1,11 @@
 """SimVQ where there is no codec: the quantizer of a small autoencoder of images, scikit-learn's handwritten digits.
 
-    python recipes/collapse/digits.py [--quantizer simvq|vq] [--codes 1024] [--warmup 0] [--steps 1500]
+    python recipes/collapse/digits.py [--quantizer simvq|vq] [--codes 1024] [--warmup 0] [--steps 1500] [--weight 0.1]
 
 SimVQ starts by itself from the first batch. ``--quantizer vq`` is the usual table, for comparison. With ``--warmup`` the
-first steps are without quantizer, and then either is matched to the latents. Prints how many codes the images use, and the
-reconstruction's error, also on images that were not trained on.
+first steps are without quantizer, and then either is matched to the latents. With too large a ``--weight`` of the
+quantizer's loss the encoder shrinks its latents, with too small a one they outgrow the codes. Prints how many codes the
+images use, and the reconstruction's error, also on images that were not trained on.
 scikit-learn comes with librosa (the extra "eval"): 1,797 images of 8 x 8 pixels.
 """
 
@@ -25,7 +26,6 @@ from codec.quantizers import QUANTIZERS, Quantizer, SimVQ
 
 HELD_OUT = 297  # images
 WIDTH = 64
-LOSS = 0.1  # weight of the quantizer's loss: at 1 it outweighs the error of pixels, and the encoder shrinks its latents
 
 
 def encoder() -> nn.Sequential:
@@ -60,7 +60,7 @@ def train(args: argparse.Namespace) -> int:
         quantized, _, loss = quantizer(latents) if step >= args.warmup else (latents, None, 0.0)
         error = F.mse_loss(decode(quantized), batch)
         optimizer.zero_grad()
-        (error + LOSS * loss).backward()
+        (error + args.weight * loss).backward()
         optimizer.step()
     model.eval()
     for name, group in {"trained on": images, "held out": held_out}.items():
@@ -73,7 +73,7 @@ def train(args: argparse.Namespace) -> int:
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument("--quantizer", choices=["simvq", "vq"], default="simvq")
-    for name, default in {"codes": 1024, "warmup": 0, "steps": 1500, "seed": 0}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
+    for name, default in {"codes": 1024, "warmup": 0, "steps": 1500, "seed": 0, "weight": 0.1}.items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
     args = parser.parse_args()
     sys.exit(run_command("digits.py", lambda: train(args)))

@@ -5,8 +5,8 @@
     python recipes/collapse/report.py recipes/collapse/results.jsonl runs/more --into recipes/collapse     # more cells
 
 Writes results.jsonl (one line per cell, without its curves) and filling.png, and prints the tables, or puts each between the
-marks ``<!-- table NAME -->`` and ``<!-- end -->`` of the Markdown pages that stand in the folder. Of a cell that comes twice
-the later one counts.
+marks ``<!-- table NAME -->`` and ``<!-- end -->`` of the Markdown pages that stand in the folder, as also that of its
+toys.json (toys.py). Of a cell that comes twice the later one counts.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ COLUMNS: list[Column] = [
     ("CPU s", lambda result: result.get("cpu_seconds"), "{:.0f}"),
 ]
 FILLING: list[Column] = [
-    *COLUMNS[:2],
+    COLUMNS[0],
+    ("at most", lambda r: min(1.0, r["measured"]["stages"][0]["frames"] / r["codebook_size"]), "{:.1%}"),
+    COLUMNS[1],
     ("dim. latents", measured("effective_dimension", "latents"), "{:.1f}"),
     ("dim. codes", measured("effective_dimension", "quantized"), "{:.1f}"),
     ("carried", lambda result: kept(result)[0], "{:.1f}"),
@@ -209,7 +211,7 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
         "others": table(of(others, first), ("codebook_size", "quantizer")),
         "residual": table(stacks, ("quantizer", "start"), [*by_stage, COLUMNS[3], *COLUMNS[6:]]),
         "starts at 13 bits": table([r for r in bits if r["bits"] == 13], ("start", "quantizer"),
-                                   [c for c in FILLING if c[0] != "without"]),
+                                   [c for c in FILLING if c[0] not in ("at most", "without")]),
         "water": water_table([r for r in bits if r["seed"] == 0 and r["start"] == "after" and r["quantizer"] != "ema_vq"]),
         "filling": table([r for r in bits if r["seed"] == 0], ("bits", "start", "quantizer"), FILLING),
         "runs": "\n\n".join(runs_line(part) for part in (results, longer, filling) if part),
@@ -227,6 +229,15 @@ def water_table(cells: Sequence[Result]) -> str:
         rows.append([f"{bits:.0f}", *needs, least, lost.get(False, "-"), lost.get(True, "-")])
     heads = ("bits", "above water", "as heard", "a Gaussian must lose", "plain VQ loses", "SimVQ loses")
     return markdown(heads, rows)
+
+
+def experts_table(rows: Sequence[dict[str, Any]]) -> str:
+    """The mixtures of experts in toys.json, whose values are mean, lowest and highest."""
+    names = {"router": "the router's rows, frozen", "experts": "the experts"}
+    forms = {"usage": "{:.1%} ({:.1%} to {:.1%})", "error": "{:.3f} ({:.3f} to {:.3f})"}
+    cells = [[names.get(row["shared"], row["shared"]), *(form.format(*row[name]) for name, form in forms.items())]
+             for row in rows]  # fmt: skip
+    return markdown(("one map shared by", "experts in use", "relative error"), cells)
 
 
 def runs_line(results: Sequence[Result]) -> str:
@@ -248,10 +259,11 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
     from matplotlib.figure import Figure
 
     cells = [r for r in results if r["study"] == "filling" and r["seed"] == 0]
+    cells = [r for r in cells if (r["quantizer"], r["start"]) != ("ema_vq", "after")]  # untrained it is plain VQ
     spectra = [r["measured"]["directions"]["variance"] for r in cells if r["start"] == "after"]
     if not spectra:
         return
-    spectrum, rates, places = spectra[0], range(4, 90), range(1, len(spectra[0]) + 1)
+    spectrum, rates, places = spectra[0], range(12, 90), range(1, len(spectra[0]) + 1)
     figure = Figure((10.2, 4.2), layout="tight")
     left, right = figure.subplots(1, 2)
     least = losses(water_filling(spectrum, 13), spectrum)
@@ -299,7 +311,9 @@ def write_report(places: Sequence[Path], into: Path | None) -> int:
     with atomic_write(into / "results.jsonl") as temporary:
         kept_of_cells = ({name: value for name, value in result.items() if name != "curve"} for result in results)
         temporary.write_text("".join(json.dumps(cell) + "\n" for cell in kept_of_cells), encoding="utf-8")
-    bodies, pages = tables(results), sorted(into.glob("*.md"))
+    bodies, pages, toys = tables(results), sorted(into.glob("*.md")), into / "toys.json"
+    if toys.is_file():  # toys.py writes it
+        bodies["experts"] = experts_table(json.loads(toys.read_text(encoding="utf-8"))["mixture"])
     for page in pages:
         text = filled(page.read_text(encoding="utf-8"), bodies)
         with atomic_write(page) as temporary:

@@ -31,16 +31,17 @@ def quantizer(request: pytest.FixtureRequest) -> Any:
     return quantizer
 
 
-def test_torch_is_all_it_needs() -> None:
-    """Everything else that the package depends on, and its configuration, may be missing."""
+def test_torch_and_two_gigabytes_are_all_it_needs() -> None:
+    """Everything else that the package depends on, and its configuration, may be missing; 262,144 codes fit."""
     code = """if True:
-        import sys
+        import resource, sys
         for name in ("soundfile", "soxr", "safetensors", "tqdm", "jinja2", "codec.config", "codec.model", "codec.audio"):
             sys.modules[name] = None
         import torch
         from codec.quantizers import ResidualSimVQ, SimVQ
-        quantized, codes, loss = SimVQ(codebook_size=64)(torch.randn(2, 256, 50))
-        loss.backward()
+        quantized, codes, loss = SimVQ(codebook_size=262_144)(torch.randn(2, 256, 1000, requires_grad=True))
+        (loss + quantized.square().mean()).backward()
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**21  # KiB, where Linux counts
     """
     subprocess.run([sys.executable, "-c", code], check=True)
 

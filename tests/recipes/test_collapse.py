@@ -115,14 +115,18 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: 
 
     filling = tmp_path / "filling.jsonl"
     filling.write_text(kept.replace('"study": "tiny"', '"study": "filling"'), encoding="utf-8")
-    (page / "README.md").write_text("<!-- table filling -->\n<!-- end -->\n", encoding="utf-8")
+    marks = "<!-- table {} -->\n<!-- end -->\n"
+    (page / "README.md").write_text(marks.format("filling") + marks.format("experts"), encoding="utf-8")
+    mixture = {"shared": "experts", "usage": [0.5, 0.25, 0.75], "error": [0.1, 0.05, 0.2]}
+    (page / "toys.json").write_text(json.dumps({"mixture": [mixture]}), encoding="utf-8")
     assert report.main([str(filling), "--into", str(page)]) == 0
-    assert "| 5 | after | plain VQ | 1 |" in (page / "README.md").read_text(encoding="utf-8")
+    text = (page / "README.md").read_text(encoding="utf-8")
+    assert "| 5 | after | plain VQ | 1 |" in text and "| the experts | 50.0% (25.0% to 75.0%) | 0.100" in text
 
     config.write_text(yaml.safe_dump(TINY | {"steps": 4}), encoding="utf-8")
     assert run.main(arguments) == 1, "results of another study are not taken for this one's"
     assert "is a result of other settings" in one_error(capsys)
-    assert {path.name for path in page.iterdir()} == {"README.md", "results.jsonl", "filling.png"}
+    assert {path.name for path in page.iterdir()} == {"README.md", "results.jsonl", "filling.png", "toys.json"}
 
 
 @pytest.mark.parametrize("bits", [0.5, 6, 60])
