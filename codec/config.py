@@ -166,6 +166,8 @@ class EncoderConfig:
         require(len(self.widths) == n, f"widths must have {n} entries, one per stride")
         require(len(self.depths) == n, f"depths must have {n} entries, one per stride")
         require(self.kernel_size % 2 == 1, "kernel_size must be odd")
+        if self.look_ahead is not None:
+            set_whole(self, ConfigError, look_ahead=(0, 2**16))
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,8 @@ class DecoderConfig:
         set_whole(self, ConfigError, width=WIDTHS, depth=DEPTHS, kernel_size=KERNELS, n_fft=(2, 2**20))
         require(self.kernel_size % 2 == 1, "kernel_size must be odd")
         centred = self.depth * (self.kernel_size // 2)
-        require(0 <= (self.look_ahead or 0) <= centred, f"look_ahead must be from 0 to {centred}, half of the filters")
+        if self.look_ahead is not None:
+            set_whole(self, ConfigError, look_ahead=(0, centred))
 
 
 @dataclass(frozen=True)

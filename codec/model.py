@@ -30,7 +30,7 @@ class CodecOutput:
 
     waveform: Tensor  # [B, 1, T], as long as the input
     latents: Tensor  # [B, D, N], before quantization
-    quantized: Tensor  # what is decoded: the latents themselves without quantization
+    quantized: Tensor  # [B, D, N], what is decoded; without quantization the latents themselves
     codes: Tensor | None = None  # int64 [B, K, N]
     commitment_loss: Tensor | None = None  # [B, K]; see QuantizerOutput
     codebook_loss: Tensor | None = None

@@ -35,14 +35,24 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: i
         return
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[Future[Result]] = deque()
-        for item in items:
-            ahead.append(pool.submit(work, item))
+    pool, ahead, source = ThreadPoolExecutor(threads), deque[Future[Result]](), iter(items)
+    failure: Exception | None = None
+    try:
+        while failure is None:
+            try:
+                ahead.append(pool.submit(work, next(source)))
+            except StopIteration:
+                break
+            except Exception as error:  # told after the results of what came before
+                failure = error
             if len(ahead) > threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
+        if failure is not None:
+            raise failure
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 @contextmanager

@@ -77,7 +77,9 @@ class Trained:
         config, weights = from_dict(TrainConfig, values), module_tensors(tensors, "average")
         if look_ahead is not None:
             if look_ahead not in config.look_aheads:
-                raise ExportError(f"{run} has no further decoder of look-ahead {look_ahead}: {config.look_aheads}")
+                raise ExportError(
+                    f"{run} has no further decoder of look-ahead {look_ahead}; its look_aheads are {list(config.look_aheads)}"
+                )
             other = f"others.{config.look_aheads.index(look_ahead)}."
             weights |= {f"decoder.{key.removeprefix(other)}": weights[key] for key in weights if key.startswith(other)}
             config = replace(config, model=looking_ahead(config.model, look_ahead))

@@ -290,21 +290,25 @@ def check_same_networks(config: TrainConfig, path: Path) -> None:
     """Compare the networks with those of the run's config.json: a sample rate, say, changes no shape of a weight.
 
     Raises:
-        CheckpointError: a field of model or discriminator differs, or the file is damaged.
+        CheckpointError: look_aheads or a field of model or discriminator differs, or the file is damaged.
     """
     networks = {section: getattr(config, section) for section in ("model", "discriminator")}
     try:
         values = read_json(path) if path.is_file() else {}
         if not isinstance(values, dict):
             raise ConfigError("not a JSON object")
-        before = {name: from_dict(type(now), values[name], name) for name, now in networks.items() if name in values}
+        before: dict[str, Any] = {
+            name: from_dict(type(now), values[name], name) for name, now in networks.items() if name in values
+        }
     except CodecError as error:
         raise CheckpointError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
+    if values:  # their order says which decoder looks how far
+        before["look_aheads"] = tuple(values.get("look_aheads", ()))
     for section in before:
-        for name, old, new in differences(section, before[section], networks[section]):
+        for name, old, new in differences(section, before[section], getattr(config, section)):
             raise CheckpointError(
                 f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
-                "own model and discriminator settings, or another --out"
+                "own settings of it, or another --out"
             )
 
 

@@ -17,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+import codec.autoencoder
 import codec.base
 from codec import CodecError
-from codec.autoencoder import Linear
+from codec.autoencoder import ONEDNN, Linear
 from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.model import Codec
 from codec.pretrained import ModelError
@@ -97,12 +98,15 @@ def test_windows_leave_no_seam_and_latents_lie_between(model: Codec, monkeypatch
 
 
 @pytest.mark.parametrize("rows", [1, 15, 16, 100])
-def test_a_linear_layer_is_torchs_however_it_is_computed(rows: int) -> None:
+def test_a_linear_layer_is_torchs_however_it_is_computed(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of order in memory as well; with gradients, and in half precision where that is asked for."""
-    layer, x = Linear(24, 40), torch.randn(24, 2, rows).permute(1, 2, 0)
-    expected = torch.nn.functional.linear(x, layer.weight, layer.bias)
+    layer, x = Linear(24, 40), torch.randn(24, 1, rows).permute(1, 2, 0)
+    expected, calls = torch.nn.functional.linear(x, layer.weight, layer.bias), []
+    if ONEDNN is not None:
+        monkeypatch.setattr(codec.autoencoder, "ONEDNN", lambda *args: calls.append(len(args[0])) or ONEDNN(*args))
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected)
+        assert calls == [128] * (rows >= 16 and ONEDNN is not None)
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
         assert layer.double()(x.double()).dtype == torch.float64

@@ -23,6 +23,7 @@ from codec.workers import available_cores
 
 Session = Any  # onnxruntime's
 MOST_THREADS = 2**16  # far beyond any use
+DEFAULT_THREADS = 8  # at most: each holds the activations of a window, some 110 MB
 
 
 class OnnxCodec(CodecBase[NDArray[Any]]):
@@ -41,7 +42,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         self.config, self.name, self.bits = config, name, bits
         self.num_quantizers, self.codebook_size = config.num_quantizers, config.quantizer.codebook_size
         self._weights = weights
-        threads = available_cores() if num_threads is None else num_threads
+        threads = min(available_cores(), DEFAULT_THREADS) if num_threads is None else num_threads
         self._num_threads = whole_number("num_threads", threads, 1, MOST_THREADS)
 
     @classmethod
@@ -54,7 +55,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
             bits: 32, or 8: the inner matrix products take activations rounded to 8 bits, which is faster and changes some
                 codes; speech sounds the same.
             num_threads: windows of long signals and items of batches computed side by side, each on one thread, with the same
-                results for any number; by default as many as there are cores.
+                results for any number; by default as many as there are cores, 8 at most. Streams take one.
 
         Raises:
             ModelError: no such model, its files cannot be used, or onnxruntime is missing; says what to do.

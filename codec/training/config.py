@@ -221,9 +221,10 @@ class TrainConfig(Bounded):
     """Everything that decides a training run.
 
     Attributes:
-        quantizer_dropout: share of the items that train with a random number of stages.
+        quantizer_dropout: share of the items that train with a random number of stages, on a logarithmic scale.
         precision: bf16 means autocast of the networks; quantizer and losses stay float32.
-        look_aheads: of further decoders, in frames, that learn to decode the same codes: ``export.py --look-ahead``.
+        look_aheads: of further decoders, in frames, that learn to decode the same codes: ``export.py --look-ahead``. Training
+            shows mean losses over all decoders, validation those of the model's own.
         train: ``decoder`` holds encoder and quantizer as --init gives them, so that codes keep their meaning.
         compile: torch.compile of the codec's forward pass.
         seed: of every random choice.
@@ -245,6 +246,11 @@ class TrainConfig(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(not (self.look_aheads and self.model.causal), "look_aheads: a causal model looks 0 frames ahead")
+        require(
+            len(set(self.look_aheads)) == len(self.look_aheads),
+            f"look_aheads must differ, not {list(self.look_aheads)}",
+        )
         for look_ahead in self.look_aheads:
             replace(self.model.decoder, look_ahead=look_ahead)  # which says if it cannot
         seconds, hop = self.data.segment_seconds, self.model.hop_length

@@ -66,13 +66,13 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             self.tried.add(record.id)
             try:
                 segment = self.cut(number, position)
+                if self.config.normalize:
+                    gain *= factor(-gain_of([segment.cpu().numpy()], self.sample_rate))
                 break
             except (OSError, CodecError) as error:
                 self.count_bad(record, error)
         else:
             raise ManifestError(f"{MOST_DRAWS} draws in a row cannot be read; prepare the data again")
-        if self.config.normalize:
-            gain *= factor(-gain_of([segment.cpu().numpy()], self.sample_rate))
         skipped, self.skipped = self.skipped, 0
         scale = (1 / segment.abs().max().clamp(min=1e-9)).clamp(max=gain)
         return {

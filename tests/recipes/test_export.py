@@ -56,10 +56,11 @@ def test_export_takes_a_further_decoder(corpus: Path, tmp_path: Path, capsys: py
     whole, early = Codec.from_pretrained(model), Codec.from_pretrained(live)
     assert early.config.decoder.look_ahead == 2 and early.fingerprint == whole.fingerprint
     trained = state(run, 2, "average")
+    assert torch.equal(whole.decoder.head.output.weight, trained["decoder.head.output.weight"])
     for name, weight in early.decoder.named_parameters():
         assert torch.equal(weight, trained[f"others.0.{name}"]), name
     assert recipe("export", run, tmp_path / "no", "--look-ahead", 3) == 1
-    assert "no further decoder of look-ahead 3: (2,)" in one_error(capsys)
+    assert "no further decoder of look-ahead 3; its look_aheads are [2]" in one_error(capsys)
 
 
 def test_exports_are_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -64,6 +64,7 @@ def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
         ("discriminator.band_edges=[0.5, 0.25]", "band_edges must rise and leave each band a bin of"),
         ("discriminator={resolutions: [8], band_edges: [0.1]}", "band_edges must rise and leave each band a bin of 8"),
         ("look_aheads=[99]", "look_ahead must be from 0 to"),
+        ("look_aheads=[2, 2]", r"look_aheads must differ, not \[2, 2\]"),
         ("nonsense", "KEY=VALUE"),
         ("seed=[", "not YAML"),
     ],
