@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from codec.corpus.manifest import ManifestError, Record
+from codec.level import LEVEL_DB
 from codec.training import tracking
 from codec.training.config import DataConfig, TrainConfig
 from codec.training.data import ResidentDataset, SegmentDataset, batches, draw_weights, read_segment
@@ -38,6 +39,16 @@ def test_segments_depend_on_seed_and_index_alone(records: list[Record]) -> None:
     item = a[3]
     assert item["waveform"].shape == (1, 12000) and item["waveform"].dtype == torch.float32
     assert item["waveform"].abs().max() <= 1
+
+
+def test_segments_are_brought_to_one_level(records: list[Record]) -> None:
+    """That at which speech is encoded, whatever the file's; a peak beyond all use is one bad file."""
+    soundfile.write(records[0].path, 20 * soundfile.read(records[1].path)[0], 24000, "FLOAT")
+    config = DataConfig(segment_seconds=0.2, normalize=True, gain_db=(0.0, 0.0), max_bad_fraction=1.0)
+    dataset = SegmentDataset(records, 24000, config, seed=0)
+    for index in range(20):
+        assert 10 * dataset[index]["waveform"].square().mean().log10() == pytest.approx(LEVEL_DB, abs=0.1)
+    assert dataset.bad == {"a"}
 
 
 def test_utterances_are_drawn_by_duration(records: list[Record]) -> None:
