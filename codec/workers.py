@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from codec.errors import EXIT_INTERRUPTED, CodecError
 
@@ -128,9 +128,11 @@ def _say(done: tuple[Any, Said]) -> Any:
     return result
 
 
-def _end(_signal: int, _frame: FrameType | None) -> NoReturn:
+def _end(_signal: int, _frame: FrameType | None) -> None:
     """Leave by the way on which temporary files are removed."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the pool sends another
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
+        return  # the pool sends another, which came before it was ignored: raised on that way it would leave the files
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where the exception is lost it would be shown with its traceback
     if hasattr(signal, "alarm"):
         signal.alarm(5)  # ends this process where the exception is lost, as inside a callback of the garbage collector
