@@ -144,12 +144,10 @@ class Codec(nn.Module, CodecBase[Tensor]):
         return self.quantizer.embed(self._checked_codes(codes, "[B, K, N]").to(self.device))
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
-        """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding."""
         count = self._checked_count(num_quantizers, self.num_quantizers)
         return StreamingEncoder(self.encoder, self.quantizer, batch_size, count, self.hop_length)
 
     def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingDecoder:
-        """Decodes a batch of codes chunk by chunk; together the waveform of :meth:`decode`, but for rounding."""
         count = self._checked_count(num_quantizers, self.num_quantizers)
         return StreamingDecoder(self.decoder, self.quantizer, batch_size, count)
 
