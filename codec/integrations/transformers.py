@@ -4,11 +4,10 @@ Importing this file registers it: ``AutoModel``, ``AutoConfig`` and ``AutoFeatur
 ``CodecModel.from_codec("speech-24khz").save_pretrained(folder)`` has written. The model is for use, without gradients; all
 else that a Codec can do, ``model.codec`` does.
 
-Of the checks that transformers 5.24.0 runs on its own models (``ModelTesterMixin`` and ``ConfigTester`` in ``tests`` of its
-source package, with ``all_model_classes = (CodecModel,)`` and a tiny architecture) 67 pass, though some of these find
-nothing to check; 93 are skipped and 6 fail. Five ask for hidden states, attentions or embeddings, which it has not; the tests
-of ``EncodecModel`` leave them out too. One wants two new models to have equal buffers, while SimVQ's basis is drawn. The
-checks of export and generation are not in that package and were not run.
+It was tried with the checks that transformers 5.24.0 runs on its own models (``ModelTesterMixin`` and ``ConfigTester`` in
+``tests`` of its source package, with ``all_model_classes = (CodecModel,)`` and a tiny architecture). Those fail that ask for
+hidden states, attentions or embeddings, which it has not (the tests of ``EncodecModel`` leave them out too), and one that
+wants two new models to have equal buffers, while SimVQ's basis is drawn.
 """
 
 from __future__ import annotations
