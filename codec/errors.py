@@ -73,6 +73,13 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(EXIT_USAGE)
 
 
+def positive(text: str) -> int:
+    """A whole number of at least 1, for a Parser."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
+
+
 def legible(text: str) -> str:
     """The text, whoever wrote it, as one line for a terminal: control characters escaped, the middle of a long one cut."""
     line = " ".join((text if len(text) <= 1000 else f"{text[:500]} [...] {text[-500:]}").split())

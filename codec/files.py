@@ -86,7 +86,12 @@ def read_json(path: str | Path) -> Any:
         raise CodecError(f"not JSON ({error})") from None
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all. Errors as :func:`atomic_write`."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, value: Any, indent: int = 1) -> None:
     """Write ``value`` as JSON, whole or not at all. Errors as :func:`atomic_write`."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=indent, ensure_ascii=False) + "\n")

@@ -41,7 +41,7 @@ from codec.cli.live import CHUNK_SECONDS
 from codec.container import Writer
 from codec.corpus.manifest import read_manifest
 from codec.corpus.scan import read_record
-from codec.errors import EXIT_OK, CodecError, Parser, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, positive, run_command
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
 from codec.training.config import load_train_config
@@ -53,16 +53,6 @@ PUSHES = 20  # timed together
 WAV_HEAD = 44  # bytes
 COMMAND = "from codec.cli.commands import {}_main as main; raise SystemExit(main())"
 Way = tuple[Callable[[], Any], Callable[[Any], object]]  # encode ten seconds; decode what that gave
-
-
-class BenchmarkError(CodecError):
-    """A program that was to be measured failed, and has said why."""
-
-
-def positive(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
-    return number
 
 
 def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -127,7 +117,7 @@ def against_encodec(model: str, rounds: int, all_of_them: bool) -> None:
     """Encode and decode ten seconds by each library that runs a model, and by other codecs."""
     codec = Codec.from_pretrained(model)
     if codec.sample_rate != 24000:
-        raise BenchmarkError(f"{model} is of {codec.sample_rate} Hz; the other codecs are of 24000")
+        raise CodecError(f"{model} is of {codec.sample_rate} Hz; the other codecs are of 24000")
     samples = np.random.default_rng(0).standard_normal(SECONDS * 24000, np.float32) * np.float32(0.1)
     ways = peers(samples, all_of_them)
     reference, threads = next(iter(ways)), torch.get_num_threads()
@@ -176,7 +166,7 @@ def first_sound(codec: CodecBase[Any], backend: str, threads: int) -> float:
         assert process.stdin is not None and process.stdout is not None
         writer = Writer(process.stdin, codec.header(None, codec.sample_rate))
         if len(process.stdout.read(WAV_HEAD)) < WAV_HEAD:  # comes when the weights are loaded
-            raise BenchmarkError("codec-decode failed")
+            raise CodecError("codec-decode failed")
         time.sleep(1)  # ONNX Runtime builds its session
         start = time.perf_counter()
         writer.write(np.ones((codec.num_quantizers, math.ceil(CHUNK_SECONDS * codec.frame_rate)), np.int64))
@@ -197,7 +187,7 @@ def run(threads: int, *arguments: str) -> float:
     process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise BenchmarkError(f"python {' '.join(arguments)} failed")
+        raise CodecError(f"python {' '.join(arguments)} failed")
     return usage.ru_maxrss / 1024
 
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from codec.config import from_dict
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.evaluation.results import Results
-from codec.files import atomic_write
+from codec.files import atomic_write, write_text
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS
 from codec.training.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
@@ -40,10 +40,6 @@ from codec.training.networks import looking_ahead
 from codec.weights import Bits
 
 WRITTEN = ("config.json", "model.safetensors", "README.md", DISCRIMINATORS)
-
-
-class ExportError(CodecError):
-    """What keeps a model from being exported; the message says how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +73,7 @@ class Trained:
         config, weights = from_dict(TrainConfig, values), module_tensors(tensors, "average")
         if look_ahead is not None:
             if look_ahead not in config.look_aheads:
-                raise ExportError(
+                raise CodecError(
                     f"{run} has no further decoder of look-ahead {look_ahead}; its look_aheads are {list(config.look_aheads)}"
                 )
             other = f"others.{config.look_aheads.index(look_ahead)}."
@@ -91,7 +87,7 @@ def build_codec(runs: list[Trained], name: str) -> Codec:
     """The codec with the mean of the runs' weights.
 
     Raises:
-        ExportError: of another architecture, or with other tensors that no training changes, as random tables are: such
+        CodecError: of another architecture, or with other tensors that no training changes, as random tables are: such
             runs did not begin from one model, and the mean of their weights means nothing.
     """
     first, *others = runs
@@ -99,43 +95,31 @@ def build_codec(runs: list[Trained], name: str) -> Codec:
     trained = dict(codec.named_parameters())
     for other in others:
         if other.config.model != first.config.model:
-            raise ExportError(f"{other.run} trained another architecture than {first.run}")
+            raise CodecError(f"{other.run} trained another architecture than {first.run}")
         for key, tensor in first.weights.items():
             if key not in trained and not torch.equal(other.weights[key], tensor):
                 why = "they did not begin from one model, or the quantizer trains by running means, which have none"
-                raise ExportError(f"{other.run} has another {key} than {first.run}: {why}")
+                raise CodecError(f"{other.run} has another {key} than {first.run}: {why}")
     means = {key: torch.stack([run.weights[key] for run in runs]).mean(dim=0) for key in trained}
     codec.load_state_dict(first.weights | means)
     return codec
 
 
 def read_json(path: Path) -> Any:
-    """Raises ExportError where a file of the run is no JSON."""
+    """Raises CodecError where a file of the run is no JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ExportError(f"{path} is damaged: {error}") from None
+        raise CodecError(f"{path} is damaged: {error}") from None
 
 
 def refuse_existing(out: Path) -> None:
-    """Raises ExportError where an export would overwrite a file."""
+    """Raises CodecError where an export would overwrite a file."""
     if out.exists() and not out.is_dir():
-        raise ExportError(f"{out} is a file; give a folder")
+        raise CodecError(f"{out} is a file; give a folder")
     for path in (out / name for name in WRITTEN):
         if path.exists():
-            raise ExportError(f"{path} exists; --force overwrites it")
-
-
-def read_evaluation(report: Path) -> Results:
-    """What codec-evaluate wrote into the folder of a report on a model.
-
-    Raises:
-        ReportError, ExportError: it is no such folder.
-    """
-    results = Results.read(report)
-    if results.model is None:
-        raise ExportError(f"{report} is not the report that codec-evaluate makes of a model")
-    return results
+            raise CodecError(f"{path} exists; --force overwrites it")
 
 
 def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) -> str:
@@ -195,8 +179,8 @@ def _table(results: Results) -> list[str]:
     lines = [f"| kbit/s | {' | '.join(labels)} |", "|---" * (len(names) + 1) + "|"]
     for system in results.systems:
         if system.kind == "model":
-            digits = {name: results.metrics[name].digits for name in names}
-            cells = [system.results[name].text(f".{digits[name]}f", " ({low} to {high})") for name in names]
+            forms = {name: f".{results.metrics[name].digits}f" for name in names}
+            cells = [system.results[name].text(form, " ({low} to {high})") for name, form in forms.items()]
             lines.append(f"| {system.kbps:g} | {' | '.join(cells)} |")
     manifest, interval = results.manifest, results.interval
     speakers = f" of {manifest.speakers} speakers" if manifest.speakers else ""
@@ -215,16 +199,17 @@ def export(args: argparse.Namespace) -> int:
     """Write the model and its card; returns the exit code."""
     if not args.force:
         refuse_existing(args.out)
-    evaluation = read_evaluation(args.evaluation) if args.evaluation else None  # before anything is written
+    evaluation = Results.read(args.evaluation) if args.evaluation else None  # before anything is written
+    if evaluation and evaluation.model is None:
+        raise CodecError(f"{args.evaluation} is not the report that codec-evaluate makes of a model")
     chosen = [(args.run, args.checkpoint), *((run, None) for run in args.average_with)]
     runs = [Trained.read(run, checkpoint, args.look_ahead) for run, checkpoint in chosen]
     codec = build_codec(runs, args.out.name)
     if evaluation and read_json(args.evaluation / "run.json")["weights"] != weights_hash(codec, args.bits, args.base):
-        raise ExportError("the evaluation is of another model; run codec-evaluate on this export first")
+        raise CodecError("the evaluation is of another model; run codec-evaluate on this export first")
     card = model_card(runs, codec, evaluation)
     codec.save_pretrained(args.out, bits=args.bits, base=args.base)
-    with atomic_write(args.out / "README.md") as temporary:
-        temporary.write_text(card, encoding="utf-8")
+    write_text(args.out / "README.md", card)
     (args.out / DISCRIMINATORS).unlink(missing_ok=True)  # those of another run would be trained on with
     if args.with_discriminator:
         discriminators = module_tensors(read_checkpoint(runs[0].checkpoint)[0], "discriminators")

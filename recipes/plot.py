@@ -23,10 +23,6 @@ CURVES += ["codebook/usage_*", "codebook/perplexity_*", "latents/effective_dimen
 Curve = tuple[list[int], list[float]]
 
 
-class PlotError(CodecError):
-    """The curves cannot be drawn; the message says why."""
-
-
 def read_curves(run: Path, pattern: str) -> dict[str, Curve]:
     """Steps and values of the scalars of a run that match a pattern, by name."""
     curves: dict[str, Curve] = {}
@@ -49,7 +45,7 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
     for axis, pattern in zip(axes.flat, patterns, strict=False):
         curves_of = {run: read_curves(run, pattern) for run in runs}
         if not any(curves_of.values()):
-            raise PlotError(f"no curve is named {pattern} in {', '.join(map(str, runs))}")
+            raise CodecError(f"no curve is named {pattern} in {', '.join(map(str, runs))}")
         for index, (run, curves) in enumerate(curves_of.items()):
             for stage, points in enumerate(curves.values()):
                 label = {"label": run.name} if stage == 0 else {}
@@ -67,13 +63,13 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
 def draw(args: argparse.Namespace) -> int:
     """Write the picture; returns the exit code."""
     if args.out.exists() and not args.force:
-        raise PlotError(f"{args.out} exists; --force overwrites it")
+        raise CodecError(f"{args.out} exists; --force overwrites it")
     missing = [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]
     if missing:
-        raise PlotError(f"no metrics.jsonl in {', '.join(missing)}")
+        raise CodecError(f"no metrics.jsonl in {', '.join(missing)}")
     usual = [name for name in CURVES if any(read_curves(run, name) for run in args.runs)]
     if not (args.curves or usual):
-        raise PlotError(f"no curve yet in {', '.join(map(str, args.runs))}")
+        raise CodecError(f"no curve yet in {', '.join(map(str, args.runs))}")
     plot(args.runs, args.curves or usual, args.out)
     print(args.out)
     return EXIT_OK

@@ -20,10 +20,6 @@ METRICS = ["pesq", "stoi"]
 Line = list[tuple[float, Result]]  # x, and what to draw there
 
 
-class PlotError(CodecError):
-    """What keeps the reports from being drawn; the message is one line for the user."""
-
-
 def lines_of(reports: Sequence[tuple[int, Results]], metric: str, by_step: bool) -> dict[str, Line]:
     """A metric against steps, a line per bitrate of the model, or against the files' bitrate, a line per family."""
     lines: dict[str, Line] = {}
@@ -74,15 +70,15 @@ def main() -> int:
 def plot(args: argparse.Namespace) -> int:
     """Read the reports and draw them. Returns the exit code."""
     if args.out.exists() and not args.force:
-        raise PlotError(f"{args.out} exists; --force overwrites it")
+        raise CodecError(f"{args.out} exists; --force overwrites it")
     single = len(args.reports) == 1 and "=" not in args.reports[0]
     parts = [("0", "=", args.reports[0])] if single else [text.partition("=") for text in args.reports]
     if odd := ["".join(each) for each in parts if not (each[1] and each[0].isdigit())]:
-        raise PlotError(f"several reports are given as STEP=REPORT, not {odd[0]!r}")
+        raise CodecError(f"several reports are given as STEP=REPORT, not {odd[0]!r}")
     reports = [(int(step), Results.read(Path(folder))) for step, _, folder in parts]
     first = reports[0][1]
     if missing := [name for name in args.metrics if name not in first.metrics]:
-        raise PlotError(f"{parts[0][2]} has no metric {missing[0]}; it has {', '.join(first.metrics)}")
+        raise CodecError(f"{parts[0][2]} has no metric {missing[0]}; it has {', '.join(first.metrics)}")
     panels = {first.metrics[name].label: lines_of(reports, name, not single) for name in args.metrics}
     draw(panels, "kbit/s" if single else "training step", single, args.out)
     print(args.out)

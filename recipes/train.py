@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codec.config import ConfigError, from_dict, to_dict
+from codec.config import ConfigError, from_dict, require, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import read_json, write_json
@@ -46,7 +46,6 @@ from codec.training.checkpoint import (
 )
 from codec.training.config import TrainConfig, load_train_config
 from codec.training.data import SegmentDataset, batches, end_readers
-from codec.training.discriminators import split_outputs
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
 from codec.training.networks import Networks, build_networks, set_learning_rates, start_quantizer, update_average
 from codec.training.progress import Clock, Counters, StopSignal, of_first_process
@@ -187,8 +186,7 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
         )
         decoded = torch.cat(decoders)
         outputs = networks.discriminators_step(torch.cat([recorded, decoded.detach()]))
-        real, fake = split_outputs(outputs, count)
-        loss = discriminator_loss(real, fake)
+        loss = discriminator_loss(outputs, count)
         logged["loss/discriminator"] = loss.detach()
         optimizers = [networks.optimizers["discriminator_optimizer"]]
         logged["gradient_norm/discriminator"] = update(run, loss, networks.discriminators_step, optimizers, batch)
@@ -292,18 +290,16 @@ def check_same_networks(config: TrainConfig, path: Path) -> None:
     Raises:
         CheckpointError: look_aheads or a field of model or discriminator differs, or the file is damaged.
     """
-    networks = {section: getattr(config, section) for section in ("model", "discriminator")}
+    networks: dict[str, Any] = {"model": config.model, "discriminator": config.discriminator}
     try:
         values = read_json(path) if path.is_file() else {}
-        if not isinstance(values, dict):
-            raise ConfigError("not a JSON object")
-        before: dict[str, Any] = {
-            name: from_dict(type(now), values[name], name) for name, now in networks.items() if name in values
-        }
+        require(isinstance(values, dict), "not a JSON object")
+        before = {name: from_dict(type(now), values[name], name) for name, now in networks.items() if name in values}
     except CodecError as error:
         raise CheckpointError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
     if values:  # their order says which decoder looks how far
-        before["look_aheads"] = tuple(values.get("look_aheads", ()))
+        look_aheads = values.get("look_aheads", [])
+        before["look_aheads"] = tuple(look_aheads) if isinstance(look_aheads, list) else look_aheads
     for section in before:
         for name, old, new in differences(section, before[section], getattr(config, section)):
             raise CheckpointError(
@@ -417,10 +413,9 @@ def parse_arguments() -> argparse.Namespace:
     overrides = "override fields of the configuration, as --set phases.steps=1000 data.workers=2"
     option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=overrides)
     option("--resume", action="store_true", help="go on from the run's last checkpoint (otherwise the same command)")
-    start = (
-        "start from an exported model (fine-tuning), without autoencoder phase; of one with another quantizer it takes "
-    )
-    start += "encoder and decoder, of one exported with them the discriminators; the configuration may have more blocks"
+    start = "start from an exported model (fine-tuning), without autoencoder phase; of one with another quantizer it "
+    start += "takes encoder and decoder, of one exported with them the discriminators; the configuration may have more "
+    start += "blocks"
     option("--init", metavar="MODEL", help=start)
     leg = "a leg of a long run: from the last checkpoint, if there is one, for so many minutes; the same command again is "
     option("--minutes", type=float, metavar="M", help=leg + "the next leg")

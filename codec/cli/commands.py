@@ -12,7 +12,7 @@ from typing import Any
 
 from codec.cli.backends import BACKENDS, load_codec
 from codec.cli.jobs import Failures, Job, Worker, plan_jobs, run_jobs
-from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, run_command, say
+from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, positive, run_command, say
 
 ENVIRONMENT = "--environment"  # among the names of codec-info; no FILE is called so: behind -- it is ./--environment
 log = logging.getLogger("codec")  # with what is said of audio files
@@ -67,7 +67,7 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
     _add_transfer_arguments(parser, source, target, model="the shipped one")
     parser.add_argument(
-        "--channel", type=_positive, metavar="N", help="encode this channel, from 1 on, not the mean of all"
+        "--channel", type=positive, metavar="N", help="encode this channel, from 1 on, not the mean of all"
     )
     about = (
         "keep the level of the input, as live pipes do (default: files are brought to one level, and back when decoded)"
@@ -121,7 +121,7 @@ def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str
     )
     add(
         "--workers",
-        type=_positive,
+        type=positive,
         default=1,
         metavar="N",
         help="processes for several inputs, of one thread each (default: 1)",
@@ -131,12 +131,6 @@ def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str
 def _add_backend(parser: Parser) -> None:
     about = "the library that runs models (default: torch if it is installed, else onnx)"
     parser.add_argument("--backend", choices=BACKENDS, help=about)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
 
 
 def _not_empty(text: str) -> str:

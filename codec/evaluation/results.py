@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from codec.config import from_dict, to_dict
 from codec.errors import CodecError
-from codec.files import atomic_write
+from codec.files import atomic_write, write_text
 
 FORMAT = 1
 WORST = 10  # utterances that a report marks and lets one listen to
@@ -245,8 +245,7 @@ class Results:
     def write(self, folder: Path) -> None:
         """Write ``metrics.json`` into ``folder``."""
         text = json.dumps(to_dict(self), indent=1, ensure_ascii=False, allow_nan=False)
-        with atomic_write(folder / "metrics.json") as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(folder / "metrics.json", text + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> Results:

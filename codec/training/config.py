@@ -247,10 +247,8 @@ class TrainConfig(Bounded):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(not (self.look_aheads and self.model.causal), "look_aheads: a causal model looks 0 frames ahead")
-        require(
-            len(set(self.look_aheads)) == len(self.look_aheads),
-            f"look_aheads must differ, not {list(self.look_aheads)}",
-        )
+        different = len(set(self.look_aheads)) == len(self.look_aheads)
+        require(different, f"look_aheads must differ, not {list(self.look_aheads)}")
         for look_ahead in self.look_aheads:
             replace(self.model.decoder, look_ahead=look_ahead)  # which says if it cannot
         seconds, hop = self.data.segment_seconds, self.model.hop_length
@@ -279,10 +277,10 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
         OSError: the file or its base cannot be read.
     """
     path = Path(path)
-    values = _read_yaml(path)
+    values = read_yaml(path)
     if "base" in values:
         base = str(values.pop("base"))
-        below = _read_yaml(path.parent / base)
+        below = read_yaml(path.parent / base)
         require("base" not in below, f"{path}: its base {base} has a base itself; extend a file that stands alone")
         values = _merge(below, values)
     for override in overrides:
@@ -298,7 +296,8 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; a ConfigError, which names the file, if it holds none."""
     values = _parse_yaml(path.read_bytes(), str(path))
     require(isinstance(values, dict), f"{path} must hold a mapping")
     return values

@@ -105,26 +105,15 @@ class Discriminators(nn.Module):
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
-        self.members = nn.ModuleList(
-            [PeriodDiscriminator(p, config.period_channels, config.period_max_channels) for p in config.periods]
-            + [
-                ResolutionDiscriminator(n, config.resolution_channels, config.resolution_stride, config.band_edges)
-                for n in config.resolutions
-            ]
-        )
+        widths = config.period_channels, config.period_max_channels
+        periods = [PeriodDiscriminator(period, *widths) for period in config.periods]
+        shape = config.resolution_channels, config.resolution_stride, config.band_edges
+        resolutions = [ResolutionDiscriminator(n_fft, *shape) for n_fft in config.resolutions]
+        self.members = nn.ModuleList([*periods, *resolutions])
 
     def forward(self, waveform: Tensor) -> Outputs:
         """``[B, 1, T]`` -> one output per discriminator."""
         return [member(waveform) for member in self.members]
-
-
-def split_outputs(outputs: Outputs, batch: int) -> tuple[Outputs, Outputs]:
-    """Split the outputs on ``batch`` items of recorded, then those of decoded speech, into (recorded, decoded)."""
-    recorded, decoded = (
-        [DiscriminatorOutput(o.logits[half], [feature[half] for feature in o.features]) for o in outputs]
-        for half in (slice(batch), slice(batch, None))
-    )
-    return recorded, decoded
 
 
 def _convolution(before: int, after: int, kernel: tuple[int, int], stride: tuple[int, int]) -> nn.Module:
@@ -135,5 +124,4 @@ def _convolution(before: int, after: int, kernel: tuple[int, int], stride: tuple
     layer = nn.Conv2d(before, after, kernel, stride, padding=(kernel[0] // 2, kernel[1] // 2))
     nn.init.kaiming_normal_(layer.weight, a=SLOPE)
     nn.init.constant_(layer.get_parameter("bias"), 0)
-    normed: nn.Module = weight_norm(layer)
-    return normed
+    return weight_norm(layer)

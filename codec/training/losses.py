@@ -133,16 +133,14 @@ def _compressed(spectrum: Planes, exponent: float) -> Planes:
 # ---- adversarial ------------------------------------------------------------------------------------------------------
 
 
-def discriminator_loss(real: Outputs, fake: Outputs) -> Tensor:
-    """What the discriminators minimize; ``fake`` are their outputs on detached decoded speech.
+def discriminator_loss(outputs: Outputs, recorded: int) -> Tensor:
+    """What the discriminators minimize; ``outputs`` are on so many items recorded, then on detached decoded speech.
 
     ``1/K sum_k mean max(0, 1 - D_k(x)) + mean max(0, 1 + D_k(x'))``: the hinge loss (Lim and Ye, arXiv 1705.02894; for
     codecs SoundStream, arXiv 2107.03312).
     """
-    terms = [
-        F.relu(1 - r.logits.float()).mean() + F.relu(1 + f.logits.float()).mean()
-        for r, f in zip(real, fake, strict=True)
-    ]
+    logits = [output.logits.float() for output in outputs]
+    terms = [F.relu(1 - each[:recorded]).mean() + F.relu(1 + each[recorded:]).mean() for each in logits]
     return torch.stack(terms).mean()
 
 

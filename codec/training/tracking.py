@@ -16,7 +16,7 @@ from torch import Tensor
 from codec.audio import AudioReader, resample
 from codec.corpus.manifest import Record, audio_source
 from codec.errors import one_line
-from codec.files import atomic_write
+from codec.files import write_text
 from codec.health import CodebookCounter
 from codec.model import Codec
 from codec.spectral import mel_decibels
@@ -44,8 +44,7 @@ class Tracker:
         folder.mkdir(parents=True, exist_ok=True)
         self._metrics = folder / "metrics.jsonl"
         kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
-        with atomic_write(self._metrics) as temporary:
-            temporary.write_text("".join(json.dumps(point) + "\n" for point in kept), encoding="utf-8")
+        write_text(self._metrics, "".join(json.dumps(point) + "\n" for point in kept))
         self._failed = False  # a line that failed may have broken off
         self.writer: Any = None  # TensorBoard's, where there is somebody to show pictures and speech to
         if logger == "tensorboard":

@@ -43,8 +43,7 @@ def latents(count: int, mean: float) -> Tensor:
 def build(name: str, codes: int) -> nn.Module:
     """A quantizer of latents ``[N, DIM]``, or with theirs ``[1, N, DIM]``."""
     if name == "theirs":
-        theirs: nn.Module = importlib.import_module(THEIRS).SimVQ(dim=DIM, codebook_size=codes)
-        return theirs
+        return importlib.import_module(THEIRS).SimVQ(dim=DIM, codebook_size=codes)
     return SimVQ(DIM, codes, DIM, channel_first=False, init="first_batch" if name == "ours" else None)
 
 

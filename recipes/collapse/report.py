@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
-from codec.files import atomic_write
+from codec.files import atomic_write, write_text
 
 Result = dict[str, Any]
 Column = tuple[str, Callable[[Result], float | None], str]
@@ -39,10 +39,6 @@ UNCOMMITTED = {"fsq", "lfq", "lattice_vq", "factorised_vq"}  # nothing pulls the
 COLOURS = {"vq": "tab:red", "ema_vq": "tab:orange", "simvq": "tab:blue", "fsq": "tab:green"}
 
 
-class ResultError(CodecError):
-    """A place holds no results; the message says where they come from."""
-
-
 def read_results(places: Sequence[Path]) -> list[Result]:
     """The cells of folders of result files, and of files with one line per cell; of two of one name and study the later."""
     results: dict[tuple[Any, ...], Result] = {}
@@ -55,10 +51,10 @@ def read_results(places: Sequence[Path]) -> list[Result]:
                     key = tuple(result[name] for name in ("study", "quantizer", "codebook_size", "start", "seed"))
                     _ = result["measured"]["stages"][0]
                 except (ValueError, LookupError, TypeError):
-                    raise ResultError(f"{path} is no result of recipes/collapse/run.py") from None
+                    raise CodecError(f"{path} is no result of recipes/collapse/run.py") from None
                 results[key] = result
         if not files:
-            raise ResultError(f"no result files in {place}; recipes/collapse/run.py writes them")
+            raise CodecError(f"no result files in {place}; recipes/collapse/run.py writes them")
     return list(results.values())
 
 
@@ -308,16 +304,13 @@ def write_report(places: Sequence[Path], into: Path | None) -> int:
     results = read_results(places)
     into = into or (places[0] if places[0].is_dir() else places[0].parent)
     draw_filling(results, into / "filling.png")
-    with atomic_write(into / "results.jsonl") as temporary:
-        kept_of_cells = ({name: value for name, value in result.items() if name != "curve"} for result in results)
-        temporary.write_text("".join(json.dumps(cell) + "\n" for cell in kept_of_cells), encoding="utf-8")
+    cells = ({name: value for name, value in result.items() if name != "curve"} for result in results)
+    write_text(into / "results.jsonl", "".join(json.dumps(cell) + "\n" for cell in cells))
     bodies, pages, toys = tables(results), sorted(into.glob("*.md")), into / "toys.json"
     if toys.is_file():  # toys.py writes it
         bodies["experts"] = experts_table(json.loads(toys.read_text(encoding="utf-8"))["mixture"])
     for page in pages:
-        text = filled(page.read_text(encoding="utf-8"), bodies)
-        with atomic_write(page) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(page, filled(page.read_text(encoding="utf-8"), bodies))
     if not pages:
         print("\n\n".join(f"{name}\n{body}" for name, body in bodies.items()))
     return EXIT_OK

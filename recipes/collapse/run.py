@@ -34,16 +34,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, to_dict
+from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, require, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import Parser, run_command
 from codec.evaluation.metrics import MetricError, Pair, mel_distance, pesq_wb
-from codec.files import atomic_write
+from codec.files import atomic_write, write_text
 from codec.health import CodebookCounter, effective_dimension, stage_health
 from codec.model import Codec
 from codec.quantizers import QUANTIZERS
 from codec.spectral import log_mel, planes
-from codec.training.config import DataConfig, LossConfig
+from codec.training.config import DataConfig, LossConfig, read_yaml
 from codec.training.data import SegmentDataset
 from codec.training.losses import SpectralLoss
 
@@ -106,13 +106,12 @@ class StudyConfig:
     window: int = 50
 
     def __post_init__(self) -> None:
-        unknown_terms = self.weights.keys() - WEIGHTS.keys()
-        if unknown_terms:
-            raise ConfigError(f"weights: unknown term {sorted(unknown_terms)[0]}; there are {', '.join(WEIGHTS)}")
+        unknown = sorted(self.weights.keys() - WEIGHTS.keys())
+        require(not unknown, f"weights: unknown term {', '.join(unknown)}; there are {', '.join(WEIGHTS)}")
         object.__setattr__(self, "weights", WEIGHTS | self.weights)
         for name, quantizer in self.quantizers.items():
-            if quantizer.kind not in QUANTIZERS:
-                raise ConfigError(f"quantizers.{name}.kind: {quantizer.kind} is none of {', '.join(QUANTIZERS)}")
+            kinds = ", ".join(QUANTIZERS)
+            require(quantizer.kind in QUANTIZERS, f"quantizers.{name}.kind: {quantizer.kind} is none of {kinds}")
         for group in self.cells:
             unknown = [name for name in group.quantizers if name not in self.quantizers]
             unknown += [start for start in group.starts if start not in STARTS]
@@ -141,13 +140,11 @@ def load_study(path: Path) -> StudyConfig:
     Raises:
         ConfigError: not YAML, unknown key, wrong type, a cell of an unknown quantizer.
     """
-    import yaml
-
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such configuration; essential.yaml beside this script is one")
+    require(path.is_file(), f"{path}: no such configuration; essential.yaml beside this script is one")
+    values = read_yaml(path)
     try:
-        return from_dict(StudyConfig, yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (yaml.YAMLError, ConfigError) as error:
+        return from_dict(StudyConfig, values)
+    except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
@@ -209,10 +206,8 @@ class Study:
             output = codec(waveform, quantize=quantize)
             terms = self.loss(output.waveform, waveform, bandwidth)
             if quantize:
-                terms |= {
-                    "commitment": output.commitment_loss.sum(1).mean(),
-                    "codebook": output.codebook_loss.sum(1).mean(),
-                }
+                terms["commitment"] = output.commitment_loss.sum(1).mean()
+                terms["codebook"] = output.codebook_loss.sum(1).mean()
             total = sum(config.weights[name] * term for name, term in terms.items())
             optimizer.zero_grad()
             total.backward()
@@ -227,8 +222,8 @@ class Study:
         if not steps:
             return networks(codec)
         c = self.config
-        model = to_dict(c.model, retired=True)
-        decides = [model, c.batch_size, c.segment_seconds, steps, c.learning_rate, c.ramp, self.data]
+        training = [c.batch_size, c.segment_seconds, steps, c.learning_rate, c.ramp]
+        decides = [to_dict(c.model, retired=True), *training, self.data]
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         path = self.out / f"warmup-{key}-seed{seed}.safetensors"
         if not path.is_file():
@@ -318,11 +313,9 @@ class Study:
             counter.add(output.codes)
             error += float((output.quantized - z).square().sum())
             power += float((z - z.mean(dim=(0, 2), keepdim=True)).square().sum())
-            if start == 0:
-                told = z[:TOLD]
             if start < 80:
-                latents.append(z.transpose(1, 2).flatten(0, 1))
-                chosen.append(output.quantized.transpose(1, 2).flatten(0, 1))
+                latents.append(z)
+                chosen.append(output.quantized)
             if start < config.listen_segments:
                 for kind, carried in (("", output.quantized), ("_continuous", z)):
                     decoded = codec.decoder(carried)[..., : waveform.shape[-1]].cpu()
@@ -335,16 +328,17 @@ class Study:
                             continue
                         for name, value in values.items():
                             scores[name + kind].append(value)
+        z, q = (torch.cat(parts).transpose(1, 2).flatten(0, 1) for parts in (latents, chosen))  # [M, D]
         table = getattr(codec.quantizer, "codebook", None)
         return {
             "stages": [vars(stage_health(counts)) for counts in counter.counts],
             "quantization_error": error / max(power, 1e-12),
             "effective_dimension": {
-                "latents": effective_dimension(torch.cat(latents)),
-                "quantized": effective_dimension(torch.cat(chosen)),
+                "latents": effective_dimension(z),
+                "quantized": effective_dimension(q),
                 "codebook": effective_dimension(table) if isinstance(table, Tensor) else None,
             },
-            "directions": self.directions(codec, told, torch.cat(latents), torch.cat(chosen)),
+            "directions": self.directions(codec, latents[0][:TOLD], z, q),
             **{name: float(np.mean(values)) if values else None for name, values in scores.items()},
             "scored": len(scores["pesq"]), "not_scored": failed,
         }  # fmt: skip
@@ -408,8 +402,7 @@ def run_study(args: argparse.Namespace) -> int:
         if study.is_done(cell, path):
             continue
         result = study.run(cell)
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(result) + "\n")
         stage = result["measured"]["stages"][0]
         health = f"usage {stage['usage']:.4f}, perplexity {stage['perplexity']:.0f}"
         print(f"{cell.name}: {health}, mel {result['measured']['mel']}, {result['cpu_seconds']:.0f} CPU s", flush=True)
@@ -424,9 +417,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", metavar="TEXT", default="", help="only cells whose name holds TEXT")
     args = parser.parse_args(argv)
-    return run_command(
-        "run.py", lambda: run_study(args), interrupted="the same command goes on after the last whole cell"
-    )
+    return run_command("run.py", lambda: run_study(args), "the same command goes on after the last whole cell")
 
 
 if __name__ == "__main__":

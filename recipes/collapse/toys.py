@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
 from codec.errors import EXIT_OK, Parser, run_command
-from codec.files import atomic_write
+from codec.files import atomic_write, write_text
 from codec.health import stage_health
 from codec.quantizers import build_quantizer
 
@@ -52,9 +52,8 @@ def drifting(count: int, dim: int, progress: float, generator: torch.Generator) 
 def follow(settings: dict[str, Any], dim: int, seed: int, steps: int) -> dict[str, float]:
     """Start from the latents, train the codes while the latents drift; ``usage`` and relative ``error`` at the end."""
     torch.manual_seed(seed)
-    quantizer = build_quantizer(
-        QuantizerConfig(codebook_size=CODES, codebook_dim=dim, num_quantizers=1, **settings), dim
-    )
+    config = QuantizerConfig(codebook_size=CODES, codebook_dim=dim, num_quantizers=1, **settings)
+    quantizer = build_quantizer(config, dim)
     generator = torch.Generator().manual_seed(seed)
     quantizer.initialize(drifting(4 * CODES, dim, 0.0, generator))
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=3e-3)
@@ -157,9 +156,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     draw(maps, args.out / "maps.png")
     numbers = {"steps": args.steps, "seeds": SEEDS, "maps": maps, "mixture": mixtures}
-    with atomic_write(args.out / "toys.json") as temporary:
-        lines = json.dumps(numbers | {"cpu_seconds": round(time.process_time() - began)}, indent=None)
-        temporary.write_text(lines.replace('{"map"', '\n {"map"').replace('{"shared"', '\n {"shared"') + "\n")
+    lines = json.dumps(numbers | {"cpu_seconds": round(time.process_time() - began)})
+    write_text(args.out / "toys.json", lines.replace('{"map"', '\n {"map"').replace('{"shared"', '\n {"shared"') + "\n")
     return EXIT_OK
 
 

@@ -32,11 +32,10 @@ from torch import Tensor, nn
 
 from codec.audio import resample
 from codec.cli.jobs import files_below
-from codec.config import whole_number
 from codec.corpus.manifest import ManifestError, Record, parse_record, read_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, BadFile, PrepareError, read_record, report_bad
 from codec.corpus.shards import key_of, walk
-from codec.errors import EXIT_OK, CodecError, Parser, legible, one_line, run_command, say
+from codec.errors import EXIT_OK, CodecError, Parser, legible, one_line, positive, run_command, say
 from codec.files import atomic_write
 from codec.level import LEVEL_DB, check_peak, gain_of
 from codec.model import Codec
@@ -225,11 +224,6 @@ def tokenize(args: argparse.Namespace) -> int:
     print(f"{out}: {len(records) - len(bad)} utterances, {hours:.2f} h, {len(bad)} skipped")
     print(f"this run: {seconds / 3600:.2f} h, {rate:.1f} hours of audio per hour, its start included")
     return EXIT_OK
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    return whole_number("it", int(text), 1, 10**9)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

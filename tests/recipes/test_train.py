@@ -92,6 +92,9 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, capsys
         (adamw / "config.json").write_text(text)
         assert train(corpus, adamw, *one_step, "phases.steps=2", flags=("--resume",)) == 1
         assert f"{adamw / 'config.json'} is damaged: " in one_error(capsys)
+    (adamw / "config.json").write_text('{"look_aheads": 2}')
+    assert train(corpus, adamw, *one_step, "phases.steps=2", flags=("--resume",)) == 1
+    assert "look_aheads differs, 2 there and () here" in one_error(capsys)
 
 
 def test_a_run_as_long_as_a_time(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -116,7 +116,9 @@ def test_hinge_losses() -> None:
         ((0.0,), (0.0,), 2.0),
         ((0.5, -1.0), (0.25, -3.0), ((0.5 + 1.25) + (2.0 + 0.0)) / 2),
     ):
-        assert discriminator_loss(scores(*real), scores(*fake)).item() == pytest.approx(expected)
+        pairs = zip(scores(*real), scores(*fake), strict=True)
+        outputs = [DiscriminatorOutput(torch.cat([r.logits, f.logits]), []) for r, f in pairs]
+        assert discriminator_loss(outputs, recorded=2).item() == pytest.approx(expected)
     for fake, expected in (((1.0,), 0.0), ((4.0,), 0.0), ((-0.5, 0.5), (1.5 + 0.5) / 2)):
         assert generator_loss(scores(*fake)).item() == pytest.approx(expected)
 
@@ -177,7 +179,8 @@ def test_generator_losses_reach_the_waveform(config: DiscriminatorConfig) -> Non
 def test_discriminator_loss_trains_every_parameter(config: DiscriminatorConfig) -> None:
     torch.manual_seed(0)
     discriminators = Discriminators(config)
-    discriminator_loss(discriminators(quiet_noise()), discriminators(quiet_noise())).backward()
+    both = torch.cat([quiet_noise(), quiet_noise()])
+    discriminator_loss(discriminators(both), len(both) // 2).backward()
     for name, parameter in discriminators.named_parameters():
         assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
         # the two hinges pull the last bias up and down alike while every logit lies inside the margin
