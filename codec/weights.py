@@ -46,14 +46,14 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
         stored = _stored(name, tensor.detach().cpu().contiguous(), bits)
         if not all(key in there and torch.equal(part, there[key]) for key, part in stored.items()):
             tensors |= stored  # a matrix and its step together
-    metadata[CHECKSUM] = data_checksum(save(tensors))
-    data = save(tensors, metadata)
-    size = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:size])
-    header["__metadata__"] = metadata  # in one order, where safetensors takes any
+    data = save(tensors)
+    start = 8 + int.from_bytes(data[:8], "little")
+    metadata[CHECKSUM] = data_checksum(data)
+    header = {"__metadata__": metadata, **json.loads(data[8:start])}  # here: safetensors writes it in any order
     text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(data[:8] + text.ljust(size - 8) + data[size:])
+        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
 
 
 class Outline(TorchFunctionMode):
