@@ -88,10 +88,6 @@ class Codec(nn.Module, CodecBase[Tensor]):
     def decoder_context(self) -> Context:
         return self.decoder.context
 
-    @property
-    def look_aheads(self) -> tuple[int, int]:
-        return self.streaming_encoder().look_ahead, self.streaming_decoder().look_ahead
-
     # ---- training -------------------------------------------------------------------------------------------------
 
     def forward(
