@@ -412,7 +412,7 @@ class CodecBase(Generic[Signal]):
         raise CodecError("exact=False runs with torch only")
 
     def _decoded_at_once(self, codes: Signal, samples: list[int]) -> Signal:
-        """What ``decode`` gives for codes ``[B, k, N]``, all items computed together."""
+        """Waveform ``[B, 1, T]`` of codes ``[B, k, N]``, all items computed together; T is the longest item's."""
         raise CodecError("exact=False runs with torch only")
 
 

@@ -187,7 +187,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         waveform = torch.cat([*map(stream.push, parts), stream.flush()], dim=-1)[..., : max(samples)]
         if not waveform.isfinite().all():
             raise CodecError("the model gives NaN or infinity: its weights cannot be right")
-        return waveform * (torch.arange(max(samples), device=waveform.device) < lengths.to(waveform.device))
+        return waveform
 
     @staticmethod
     def _frames_at_once(rows: int) -> int:

@@ -174,7 +174,6 @@ class StreamingEncoder(_Stream):
         missing = -self.state["rest"].shape[-1] % self.hop_length + self.delay * self.hop_length + 1
         codes = self.push(self.state["rest"].new_zeros(self.batch_size, 1, missing), [0] * self.batch_size)
         self.state["flushed"] = torch.ones_like(self.state["flushed"])
-        self.state["rest"] = self.state["rest"][..., :0]
         return codes
 
 
