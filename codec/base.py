@@ -153,9 +153,9 @@ class CodecBase(Generic[Signal]):
         """
         items = self._items(waveform, sample_rate, lengths)
         items = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
-        if not exact:
-            return self._encoded_at_once(items, self._checked_count(num_quantizers, self.num_quantizers))
         count = self._checked_count(num_quantizers, self.num_quantizers)
+        if not exact:
+            return self._encoded_at_once(items, count)
         codes = [self._codes_of(frames, count) for frames in self._frame_windows(*([item] for item in items))]
         sizes = [self.num_frames(len(item)) for item in items]
         return self._batch(self._divided(codes, sizes), max(sizes))
@@ -214,9 +214,22 @@ class CodecBase(Generic[Signal]):
         yield from self._waveform_windows(self._decoded, checked)
 
     def _mono_items(self, waveform: Any, sample_rate: int, lengths: Any) -> tuple[list[Signal], int]:
-        """Every item of a batch as float32 ``[T]``, without its padding, and the sample rate."""
-        mono, rate = self._checked_waveform(waveform), whole_number("sample_rate", sample_rate, *RATES)
-        return [item[:length] for item, length in zip(mono, checked_lengths(lengths, *mono.shape), strict=True)], rate
+        """Every item of a batch as float32 ``[T]``, without its padding, and the sample rate.
+
+        The samples themselves are checked later, block by block.
+        """
+        shape = list(getattr(waveform, "shape", ()))
+        if len(shape) == 1 or (len(shape) == 2 and (shape[0] == 1 or shape[0] <= FEW_CHANNELS < shape[1])):
+            waveform = waveform[(None,) * (3 - len(shape))]
+        others = f", or [T], or [C, T] of at most {FEW_CHANNELS} channels"
+        waveform = self._floats(waveform, "waveform", "[B, C, T]", others)
+        batch, channels, samples = waveform.shape
+        if channels > MOST_CHANNELS and channels > samples:
+            advice = "if it is [B, T, C], give waveform.swapaxes(1, 2)"
+            raise CodecError(f"waveform would be {channels} channels of {samples} samples; {advice}")
+        rate = whole_number("sample_rate", sample_rate, *RATES)
+        sizes = checked_lengths(lengths, batch, samples)
+        return [item[:size] for item, size in zip(waveform.mean(1), sizes, strict=True)], rate
 
     def _items(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
         """The same at the model's rate."""
@@ -327,19 +340,6 @@ class CodecBase(Generic[Signal]):
         assert array is not None
         return array
 
-    def _checked_waveform(self, waveform: Any) -> Signal:
-        """As float32 mono ``[B, T]``; its values are checked later, block by block."""
-        shape = list(getattr(waveform, "shape", ()))
-        if len(shape) == 1 or (len(shape) == 2 and (shape[0] == 1 or shape[0] <= FEW_CHANNELS < shape[1])):
-            waveform = waveform[(None,) * (3 - len(shape))]
-        others = f", or [T], or [C, T] of at most {FEW_CHANNELS} channels"
-        waveform = self._floats(waveform, "waveform", "[B, C, T]", others)
-        _, channels, samples = waveform.shape
-        if channels > MOST_CHANNELS and channels > samples:
-            advice = "if it is [B, T, C], give waveform.swapaxes(1, 2)"
-            raise CodecError(f"waveform would be {channels} channels of {samples} samples; {advice}")
-        return waveform.mean(1)
-
     def _checked_block(self, values: Any) -> Signal:
         """As float32 ``[T]``."""
         block = self._floats(values, "a block", "[T]")
@@ -362,6 +362,10 @@ class CodecBase(Generic[Signal]):
     _noun: str  # what it calls an array
     _num_threads = 1  # windows computed side by side
     _divisor = 1  # see _windows
+    _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
+    _encoded: Callable[[Signal], Signal]  # what the encoder makes [..., n] of a window [T]
+    _codes_of: Callable[[Signal, int], Signal]  # the first so many codes [K, n] of frames [..., n] that _encoded gave
+    _decoded: Callable[[Signal], Signal]  # the waveform [T] of a window of codes [k, n]
 
     @property
     def num_parameters(self) -> int:
@@ -381,7 +385,7 @@ class CodecBase(Generic[Signal]):
     @property
     def look_aheads(self) -> tuple[int, int]:
         """By how many samples the encoder's and the decoder's streams lag behind their input."""
-        raise NotImplementedError
+        return self.streaming_encoder().look_ahead, self.streaming_decoder().look_ahead
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
         """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding.
@@ -407,28 +411,12 @@ class CodecBase(Generic[Signal]):
         """The values as float32, or as int64; None if they are no array of floats, or of integers."""
         raise NotImplementedError
 
-    def _padded(self, signal: Signal, count: int) -> Signal:
-        """With so many zeros behind the last axis."""
-        raise NotImplementedError
-
-    def _encoded(self, window: Signal) -> Signal:
-        """What the encoder makes ``[..., n]`` of ``[T]``."""
-        raise NotImplementedError
-
-    def _codes_of(self, frames: Signal, count: int) -> Signal:
-        """The first ``count`` codes ``[K, n]`` of frames ``[..., n]`` that ``_encoded`` gave."""
-        raise NotImplementedError
-
-    def _decoded(self, codes: Signal) -> Signal:
-        """The waveform ``[T]`` of a window of codes ``[k, n]``."""
-        raise NotImplementedError
-
     def _encoded_at_once(self, items: list[Signal], count: int) -> Signal:
         """What ``encode`` gives for ``items`` of ``[T]``, all of them computed together."""
         raise CodecError("exact=False runs with torch only")
 
     def _decoded_at_once(self, codes: Signal, samples: list[int]) -> Signal:
-        """What ``decode`` gives for codes ``[B, k, N]``, all items computed together."""
+        """Waveform ``[B, 1, T]`` of codes ``[B, k, N]``, all items computed together; T is the longest item's."""
         raise CodecError("exact=False runs with torch only")
 
 

@@ -88,10 +88,6 @@ class Codec(nn.Module, CodecBase[Tensor]):
     def decoder_context(self) -> Context:
         return self.decoder.context
 
-    @property
-    def look_aheads(self) -> tuple[int, int]:
-        return self.streaming_encoder().look_ahead, self.streaming_decoder().look_ahead
-
     # ---- training -------------------------------------------------------------------------------------------------
 
     def forward(
@@ -189,7 +185,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         waveform = torch.cat([*map(stream.push, parts), stream.flush()], dim=-1)[..., : max(samples)]
         if not waveform.isfinite().all():
             raise CodecError("the model gives NaN or infinity: its weights cannot be right")
-        return waveform * (torch.arange(max(samples), device=waveform.device) < lengths.to(waveform.device))
+        return waveform
 
     @staticmethod
     def _frames_at_once(rows: int) -> int:

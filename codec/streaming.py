@@ -157,9 +157,8 @@ class StreamingEncoder(_Stream):
             ends = torch.tensor(lengths, device=self.device)[:, None]
             own = torch.arange(count, device=self.device) < ends
             joined = torch.cat([rest, samples.to(self.device, torch.float32) * own[:, None]], dim=-1)
-            frames = self.state["age"] - (-(ends + rest.shape[-1]) // hop)
-            ending = (ends < count) & (self.state["total"] == FOREVER)
-            self.state["total"] = torch.where(ending, frames, self.state["total"])
+            frames = self.state["age"] - (-(ends + rest.shape[-1]) // hop)  # of a row that ends in this chunk
+            self.state["total"] = torch.minimum(self.state["total"], torch.where(ends < count, frames, FOREVER))
             new = joined.shape[-1] // hop
             self.state["rest"] = joined[..., new * hop :]
             if not new:
@@ -175,7 +174,6 @@ class StreamingEncoder(_Stream):
         missing = -self.state["rest"].shape[-1] % self.hop_length + self.delay * self.hop_length + 1
         codes = self.push(self.state["rest"].new_zeros(self.batch_size, 1, missing), [0] * self.batch_size)
         self.state["flushed"] = torch.ones_like(self.state["flushed"])
-        self.state["rest"] = self.state["rest"][..., :0]
         return codes
 
 
@@ -233,15 +231,12 @@ class StreamingDecoder(_Stream):
 
     def _with_bounds(self, there: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Age and total ``[B, 1]`` of rows that may begin or end within this chunk."""
-        age, total = self.state["age"], self.state["total"]
         place = torch.arange(count, device=self.device)
         first = torch.where(there, place, count).amin(dim=1, keepdim=True)
-        waiting = (age == 0) & (total == FOREVER)
-        age = torch.where(waiting, age - first, age)
+        age = torch.where(self.state["age"] == 0, -first, self.state["age"])  # a row begins with its first frame
         index = age + place  # [B, n]
-        gone = ~there & (index >= 0) & (index < total)
-        end = torch.where(gone, index, FOREVER).amin(dim=1, keepdim=True)
-        total = torch.minimum(total, end)
+        end = torch.where((index >= 0) & ~there, index, FOREVER).amin(dim=1, keepdim=True)
+        total = torch.minimum(self.state["total"], end)
         again = (there & (index >= total)).any(dim=1)
         if bool(again.any()):
             raise CodecError(f"row {int(again.nonzero()[0])} has ended: reset it before its next frame")

@@ -14,19 +14,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from codec import pretrained
 from codec.files import atomic_write
-from codec.pretrained import (
-    BASE,
-    CHECKSUM,
-    STEP,
-    ModelError,
-    check_data,
-    data_checksum,
-    find_model,
-    refused,
-    shipped_name,
-    weight_files,
-)
+from codec.pretrained import STEP, ModelError
 from codec.quantizers.base import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
@@ -38,22 +28,22 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
     """Write ``state``, whole or not at all; for ``bits`` and ``base`` see :meth:`codec.Codec.save_pretrained`."""
     metadata, there, tensors = {"format": "pt"}, dict[str, Tensor](), dict[str, Tensor]()
     if base is not None:
-        if shipped_name(base) is None:
+        if pretrained.shipped_name(base) is None:
             raise ModelError(f"{base!r} is no shipped model, and no other is found where this is loaded")
-        metadata[BASE] = find_model(base).name
-        there = load_file(find_model(base) / "model.safetensors")
+        metadata[pretrained.BASE] = pretrained.find_model(base).name
+        there = load_file(pretrained.find_model(base) / "model.safetensors")
     for name, tensor in state.items():
         stored = _stored(name, tensor.detach().cpu().contiguous(), bits)
         if not all(key in there and torch.equal(part, there[key]) for key, part in stored.items()):
             tensors |= stored  # a matrix and its step together
-    metadata[CHECKSUM] = data_checksum(save(tensors))
-    data = save(tensors, metadata)
-    size = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:size])
-    header["__metadata__"] = metadata  # in one order, where safetensors takes any
+    data = save(tensors)
+    start = 8 + int.from_bytes(data[:8], "little")
+    metadata[pretrained.CHECKSUM] = pretrained.data_checksum(data)
+    header = {"__metadata__": metadata, **json.loads(data[8:start])}  # here: safetensors writes it in any order
     text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(data[:8] + text.ljust(size - 8) + data[size:])
+        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
 
 
 class Outline(TorchFunctionMode):
@@ -82,16 +72,14 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state, files = model.state_dict(), dict[str, Any]()  # which file holds a tensor
     try:
         with ExitStack() as stack:
-            sources = weight_files(path)
-            for source in sources:
+            for source in pretrained.weight_files(path):
+                pretrained.check_data(source, source.read_bytes())
                 file = stack.enter_context(safe_open(source, framework="pt"))
                 files |= {name: file for name in file.keys() if name.removesuffix(STEP) not in files}  # noqa: SIM118
             _check_fit(state, files, path)
-            for source in sources:
-                check_data(source, source.read_bytes())
             tensors = {name: file.get_tensor(name) for name, file in files.items()}
     except (SafetensorError, OSError) as error:
-        raise refused(path, error) from None
+        raise pretrained.refused(path, error) from None
     loaded = {}
     for name, tensor in state.items():
         value, step = tensors[name], tensors.get(name + STEP)
@@ -103,9 +91,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _check_fit(state: Mapping[str, Tensor], files: Mapping[str, Any], path: Path) -> None:
-    names = files.keys()
-    steps = {name for name in names if name.endswith(STEP) and name.removesuffix(STEP) in names}
-    missing, foreign = sorted(state.keys() - names), sorted(names - state.keys() - steps)
+    missing = sorted(state.keys() - files.keys())
+    foreign = sorted(files.keys() - state.keys() - {name + STEP for name in state})
     if missing or foreign:
         both = f"missing {', '.join(missing) or 'nothing'}; not part of the model {', '.join(foreign) or 'nothing'}"
         raise ModelError(f"{path} does not fit its config.json: {both}")
@@ -114,7 +101,7 @@ def _check_fit(state: Mapping[str, Tensor], files: Mapping[str, Any], path: Path
         shape, kind = stored.get_shape(), stored.get_dtype()
         if shape != list(tensor.shape):
             raise ModelError(f"{path}: {name} is {shape}, config.json says {list(tensor.shape)}")
-        kinds = ("I8",) if name + STEP in steps else FLOATS if tensor.is_floating_point() else ("I64",)
+        kinds = ("I8",) if name + STEP in files else FLOATS if tensor.is_floating_point() else ("I64",)
         if kind not in kinds:
             raise ModelError(f"{path}: {name} must be of type {' or '.join(kinds)}, not {kind}; int8 has a {STEP}")
         if kind == "I8" and (step := files[name + STEP].get_slice(name + STEP).get_shape()) != [*shape[:1], 1]:

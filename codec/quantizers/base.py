@@ -22,11 +22,10 @@ TABLE_TYPE = torch.float8_e4m3fn  # random numbers need few bits: stored so, a f
 COMMITMENT = 0.25  # weight of the commitment loss in ``QuantizerOutput.loss``: beta of arXiv 1711.00937
 
 
-def one_of(**options: tuple[Any, ...]) -> None:
-    """Refuse, as a CodecError, an option whose value (first) is none of those that it may have (the others)."""
-    for name, (value, *known) in options.items():
-        if value not in known:
-            raise CodecError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
+def one_of(name: str, value: Any, *known: Any) -> None:
+    """Refuse, as a CodecError, an option whose value is none of the known ones."""
+    if value not in known:
+        raise CodecError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
 
 
 @dataclass
@@ -66,7 +65,7 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(self, dim: int, codebook_size: int, channel_first: bool = True, init: Init = None) -> None:
         super().__init__()
-        one_of(init=(init, "first_batch", None))
+        one_of("init", init, "first_batch", None)
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
         self._awaits_start = init is not None
         if init is not None:

@@ -60,15 +60,16 @@ class SimVQ(Quantizer):
         channel_first: bool = True,
         init: Init = "first_batch",
     ) -> None:
-        kind = "frozen" if isinstance(basis, Tensor) else basis
-        one_of(basis=(kind, "frozen", "learnable", "data"), map=(map, "dense", "diagonal"))
-        one_of(gradient=(gradient, "ste", "rotation"))
-        # drawn first: a seed gives one table whatever the projections
-        given = basis.detach().clone() if isinstance(basis, Tensor) else None
-        table = base.random_table(codebook_size, codebook_dim) if given is None else given
+        if isinstance(basis, Tensor):
+            table, basis = basis.detach().clone(), "frozen"
+        else:  # drawn first: a seed gives one table whatever the projections
+            table = base.random_table(codebook_size, codebook_dim)
+        one_of("basis", basis, "frozen", "learnable", "data")
+        one_of("map", map, "dense", "diagonal")
+        one_of("gradient", gradient, "ste", "rotation")
         super().__init__(dim, len(table), channel_first, init)
-        self.gradient, self.diagonal, self.from_data, d = gradient, map == "diagonal", kind == "data", table.shape[1]
-        if kind == "learnable":
+        self.gradient, self.diagonal, self.from_data, d = gradient, map == "diagonal", basis == "data", table.shape[1]
+        if basis == "learnable":
             self.basis = nn.Parameter(table)
         else:
             self.register_buffer("basis", table)
