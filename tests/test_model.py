@@ -20,7 +20,7 @@ from torch import Tensor
 import codec.autoencoder
 import codec.base
 from codec import CodecError
-from codec.autoencoder import ONEDNN, Linear
+from codec.autoencoder import Linear
 from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.model import Codec
 from codec.pretrained import ModelError
@@ -97,16 +97,19 @@ def test_windows_leave_no_seam_and_latents_lie_between(model: Codec, monkeypatch
     assert not torch.equal(model.decode_latents(latents.double()), audio)  # quantization loses something
 
 
+@pytest.mark.parametrize("product", [None, getattr(torch.ops.mkldnn, "_linear_pointwise", None)])
 @pytest.mark.parametrize("rows", [1, 15, 16, 100])
-def test_a_linear_layer_is_torchs_however_it_is_computed(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linear_layer_is_torchs_however_it_is_computed(
+    rows: int, product: Callable[..., Tensor] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Out of order in memory as well; with gradients, and in half precision where that is asked for."""
     layer, x = Linear(24, 40), torch.randn(24, 1, rows).permute(1, 2, 0)
     expected, calls = torch.nn.functional.linear(x, layer.weight, layer.bias), []
-    if ONEDNN is not None:
-        monkeypatch.setattr(codec.autoencoder, "ONEDNN", lambda *args: calls.append(len(args[0])) or ONEDNN(*args))
+    counted = product and (lambda *args: calls.append(len(args[0])) or product(*args))
+    monkeypatch.setattr(codec.autoencoder, "ONEDNN", counted)
     with torch.no_grad():
         torch.testing.assert_close(layer(x), expected)
-        assert calls == [128] * (rows >= 16 and ONEDNN is not None)
+        assert calls == [128] * (rows >= 16 and product is not None)
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
         assert layer.double()(x.double()).dtype == torch.float64

@@ -24,12 +24,13 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
     missing = graph("Mod", graph("Neg", length), graph.constant([config.hop_length]))
     x = graph("Pad", "waveform", graph("Concat", graph.constant([0] * 5), missing, axis=0))
     x = net.begin(graph("Reshape", x, net.rows(1)), "waveform", config.hop_length)
-    channels = 1
+    channels, per_frame = 1, config.hop_length
     stages = zip(encoder.strides, encoder.widths, config.encoder_look_aheads(), strict=True)
     for i, (stride, width, shares) in enumerate(stages):
         x = net.downsample(x, f"encoder.stages.{i}.0.linear", stride, channels, width)
+        per_frame //= stride
         for j, right in enumerate(shares, start=1):
-            x = net.block(x, f"encoder.stages.{i}.{j}", width, encoder.kernel_size, right)
+            x = net.block(x, f"encoder.stages.{i}.{j}", width, encoder.kernel_size, right, per_frame)
         channels = width
     x = net.linear(net.norm(x, "encoder.norm", channels), "encoder.output", channels, config.latent_dim)
     codes = net.search(x)  # K x [B * N]

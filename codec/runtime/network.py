@@ -79,7 +79,7 @@ class Network:
             matrix = matrix if step is None else matrix * step
             matrix = matrix if scale is None else matrix * scale[:, None]
             rows = graph.constant(matrix, f"{name}.weight")
-            return graph("Gemm", x, rows, graph.constant(bias, f"{name}.bias"), transB=1, name=name)
+            return graph("Gemm", x, rows, graph.constant(bias, f"{name}.bias"), transB=1)
         if step is None:  # as codec/weights.py stores it
             step = np.maximum(np.abs(matrix).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
             matrix = np.rint(matrix / step).astype(np.int8)
@@ -89,15 +89,22 @@ class Network:
         product = graph("MatMulInteger", integers, columns, f"{integers}.2")
         product = graph("Cast", product, to=1)
         product = graph("Mul", product, graph("Mul", f"{integers}.1", graph.constant(step, f"{name}.step")))
-        return graph("Add", product, graph.constant(bias, f"{name}.bias"), name=name)
+        return graph("Add", product, graph.constant(bias, f"{name}.bias"))
 
     def norm(self, x: str, name: str, channels: int) -> str:
         scale = self.graph.constant(self.weights.read(f"{name}.weight", channels), f"{name}.weight")
         bias = self.graph.constant(self.weights.read(f"{name}.bias", channels), f"{name}.bias")
-        return self.graph("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON, name=name)
+        return self.graph("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON)
 
-    def block(self, x: str, name: str, channels: int, kernel_size: int, right: int) -> str:
-        """A ConvNeXt block that looks ``right`` frames ahead."""
+    def pieces(self, x: str, count: int) -> list[str]:
+        """Rows in so many pieces."""
+        return [x] if count == 1 else self._split(x, count, axis=0)
+
+    def block(self, x: str, name: str, channels: int, kernel_size: int, right: int, per_frame: int = 1) -> str:
+        """A ConvNeXt block that looks ``right`` rows ahead; ``per_frame`` rows are a frame.
+
+        Where a frame is many rows, piece by piece: what is four times as wide then stays in the processor's cache.
+        """
         graph, w, left = self.graph, self.weights, kernel_size - 1 - right
         self.layers.append((left, right, 1))
         kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, kernel_size)[:, :, 0]
@@ -107,10 +114,14 @@ class Network:
         around = self.around(columns, left, right, 2, channels)
         y = graph("Conv", around, kernels, bias, group=channels)
         y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 1]), self.rows(channels))
-        y = self.norm(y, f"{name}.norm", channels)
-        y = graph("Gelu", self.linear(y, f"{name}.expand", channels, 4 * channels))
-        y = self.linear(y, f"{name}.project", 4 * channels, channels, w.read(f"{name}.scale", channels))
+        done = [self.perceptron(piece, name, channels) for piece in self.pieces(y, per_frame)]
+        y = graph("Concat", *done, axis=0) if done[1:] else done[0]
         return self.inside(graph("Add", self.center(x, around, left, right), y, name=name))
+
+    def perceptron(self, x: str, name: str, channels: int) -> str:
+        y = self.norm(x, f"{name}.norm", channels)
+        y = self.graph("Gelu", self.linear(y, f"{name}.expand", channels, 4 * channels))
+        return self.linear(y, f"{name}.project", 4 * channels, channels, self.weights.read(f"{name}.scale", channels))
 
     def downsample(self, x: str, name: str, stride: int, inner: int, outer: int) -> str:
         """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
@@ -188,7 +199,7 @@ class Network:
         half = overlap // 2  # hops of a centred window on either side of a frame
         self.layers.append((overlap - 1, 0, 1) if config.decoder_look_ahead[1] else (half, half, 1))
         x = self.linear(x, "decoder.head.output", config.decoder.width, 2 * bins)
-        log_magnitude, phase = self._split(x, [bins, bins], axis=1)
+        log_magnitude, phase = self._split(x, 2, axis=1)
         limit = graph.constant(np.float32(math.log(100.0)))
         magnitude = graph("Exp", graph("Min", log_magnitude, limit))
         parts = [graph("Mul", magnitude, graph(op, phase)) for op in ("Cos", "Sin")]
@@ -231,15 +242,15 @@ class Network:
         """``[B, N, overlap, hop] -> [B, N + overlap - 1, hop]``: the sum of the parts, each one hop later."""
         graph = self.graph
         total = ""
-        for shift, part in enumerate(self._split(frames, [1] * overlap, axis=2)):
+        for shift, part in enumerate(self._split(frames, overlap, axis=2)):
             part = graph("Squeeze", part, graph.constant([2]))
             part = graph("Pad", part, graph.constant([0, shift, 0, 0, overlap - 1 - shift, 0]))
             total = graph("Add", total, part) if total else part
         return total
 
-    def _split(self, x: str, sizes: list[int], axis: int) -> list[str]:
-        name = self.graph("Split", x, self.graph.constant(sizes), axis=axis, outputs=len(sizes))
-        return [name, *(f"{name}.{i}" for i in range(1, len(sizes)))]
+    def _split(self, x: str, count: int, axis: int) -> list[str]:
+        name = self.graph("Split", x, axis=axis, outputs=count, num_outputs=count)
+        return [name, *(f"{name}.{i}" for i in range(1, count))]
 
     def _stage(self, index: int) -> Stage:
         return Stage.read(self.config, self.weights, index)

@@ -66,6 +66,9 @@ class StreamingNetwork(Network):
         rows = graph("Shape", x)
         return graph("Reshape", graph("Transpose", center, perm=[0, 2, 1]), rows)
 
+    def pieces(self, x: str, count: int) -> list[str]:
+        return [x]  # chunks are short
+
     def inside(self, x: str) -> str:
         graph = self.graph
         exists = graph("Reshape", self._exists(self.per_frame, self.delay), graph.constant([-1, 1]))
