@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import sys
 import textwrap
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from codec.cli.backends import load_codec
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, one_line
 from codec.pretrained import ModelError
 
 if TYPE_CHECKING:
-    from codec.cli.transfer import FileDecoder, FileEncoder
+    from codec.base import CodecBase
 
 STREAM = Path("-")
 log = logging.getLogger(__name__)
@@ -30,7 +32,6 @@ class Job:
     source: Path
     target: Path
     clashes: bool = False  # another input has the same target
-    overwrite: bool = False  # what is at the target, or appears there meanwhile
 
     @property
     def source_name(self) -> str:
@@ -128,22 +129,34 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-@dataclass
-class Worker:
-    """Does jobs one by one; each process has one.
+class Worker(ABC):
+    """Does the jobs of a command one by one; each process has one.
 
     Attributes:
-        make: gives what does a job, once.
-        skip_existing: targets that are what the job gives are left alone.
+        args: of the command.
     """
 
-    make: Callable[[], FileEncoder | FileDecoder]
-    force: bool
-    skip_existing: bool
+    def __init__(self, args: argparse.Namespace, num_threads: int | None) -> None:
+        self.args, self._num_threads = args, num_threads
+        self._models: dict[str, CodecBase[Any]] = {}
 
-    @cached_property
-    def _transfer(self) -> FileEncoder | FileDecoder:
-        return self.make()
+    @abstractmethod
+    def prepare(self) -> None:
+        """Load what all jobs need."""
+
+    @abstractmethod
+    def is_done(self, job: Job) -> bool:
+        """Whether the target, a file, is what the job gives."""
+
+    @abstractmethod
+    def convert(self, job: Job) -> None:
+        """Do the job. What a user can mend is a CodecError or an OSError."""
+
+    def load(self, model: str) -> CodecBase[Any]:
+        """A model by its name, loaded once."""
+        if model not in self._models:
+            self._models[model] = load_codec(model, self.args.backend, self.args.device, self._num_threads)
+        return self._models[model]
 
     def __call__(self, job: Job) -> bool | Exception:
         """Whether there was anything to do, or why it cannot be done.
@@ -152,15 +165,15 @@ class Worker:
             ModelError: a model or device that cannot be used, by any of the jobs.
             CodecError: likewise a number of quantizers.
         """
-        transfer = self._transfer
+        self.prepare()
         try:
             if job.clashes:
                 raise UsageError(f"{job.source} is not the only input for {job.target}; rename it, or take another -o")
-            existing = self.skip_existing and STREAM not in (job.source, job.target) and job.target.is_file()
-            if existing and transfer.is_done(job):
+            existing = self.args.skip_existing and STREAM not in (job.source, job.target) and job.target.is_file()
+            if existing and self.is_done(job):
                 return False
-            _check_target(job, self.force, existing)
-            transfer(replace(job, overwrite=self.force))
+            _check_target(job, self.args.force, existing)
+            self.convert(job)
         except (BrokenPipeError, ModelError):
             raise  # whoever reads stdout has gone; or no job can be done
         except (CodecError, OSError) as error:
