@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import signal
 import struct
 from collections.abc import Iterable, Iterator
@@ -53,7 +54,7 @@ class PcmPipe:
         self._stream, self._channel, self._claimed = stream, channel, claimed
         self._width = channels * coding[1] // 8  # bytes of a sample of all channels
         self._format = {"samplerate": sample_rate, "channels": channels, "subtype": SUBTYPES[coding], **RAW}
-        self._stopped = self._waiting = False
+        self._stopped = False
 
     @classmethod
     def from_wav(cls, stream: BinaryIO, channel: int | None) -> tuple[PcmPipe | None, bytes]:
@@ -88,8 +89,8 @@ class PcmPipe:
             left = (self._claimed - self.num_samples) * self._width
             least = min(left, math.ceil(CHUNK_SECONDS * self.sample_rate) * self._width)
             while len(data) < least and not ended:
-                data += (more := self._receive(int(min(READ_BYTES, left - len(data)))))
-                ended = not more
+                more = self._stream.read1(int(min(READ_BYTES, left - len(data))))  # type: ignore[attr-defined]
+                data, ended = data + more, not more
             whole = len(data) // self._width
             ended = ended or whole * self._width == left
             self.num_samples += whole
@@ -103,23 +104,13 @@ class PcmPipe:
         if not self.num_samples:
             raise AudioError(f"{self.name} holds no samples")
 
-    def _receive(self, size: int) -> bytes:
-        self._waiting = True
-        try:
-            return b"" if self._stopped else self._stream.read1(size)  # type: ignore[attr-defined]
-        except KeyboardInterrupt:
-            return b""
-        finally:
-            self._waiting = False
-
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
         """Where ctrl-C or a polite kill would interrupt, what has come is all there is; interrupts at the end instead."""
 
         def stop(_number: int, _frame: FrameType | None) -> None:
             self._stopped = True
-            if self._waiting:
-                raise KeyboardInterrupt
+            os.dup2(os.open(os.devnull, os.O_RDONLY), self._stream.fileno())  # a read that waits ends, too
 
         numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
         before = {each: signal.signal(each, stop) for each in numbers if signal.getsignal(each) != signal.SIG_IGN}
