@@ -194,7 +194,7 @@ def _transfer(
         raise UsageError("--bitrate must be positive")
     jobs = plan_jobs(args.paths, args.output_dir, source_suffixes, target_suffixes)
     workers = min(args.workers, len(jobs))
-    return run_jobs(jobs, kind(args, num_threads=1 if workers > 1 else None), workers)
+    return run_jobs(jobs, kind(args, alone=workers == 1), workers)
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -9,10 +9,10 @@ import sys
 import textwrap
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from codec.cli.backends import load_codec
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, one_line
@@ -21,6 +21,7 @@ from codec.pretrained import ModelError
 if TYPE_CHECKING:
     from codec.base import CodecBase
 
+Signal = TypeVar("Signal", bound=Any)  # numpy's array or torch's tensor
 STREAM = Path("-")
 log = logging.getLogger(__name__)
 
@@ -134,10 +135,11 @@ class Worker(ABC):
 
     Attributes:
         args: of the command.
+        alone: whether no other process works beside this one.
     """
 
-    def __init__(self, args: argparse.Namespace, num_threads: int | None) -> None:
-        self.args, self._num_threads = args, num_threads
+    def __init__(self, args: argparse.Namespace, alone: bool) -> None:
+        self.args, self.alone = args, alone
         self._models: dict[str, CodecBase[Any]] = {}
 
     @abstractmethod
@@ -155,8 +157,21 @@ class Worker(ABC):
     def load(self, model: str) -> CodecBase[Any]:
         """A model by its name, loaded once."""
         if model not in self._models:
-            self._models[model] = load_codec(model, self.args.backend, self.args.device, self._num_threads)
+            num_threads = None if self.alone else 1
+            self._models[model] = load_codec(model, self.args.backend, self.args.device, num_threads)
         return self._models[model]
+
+    def followed(self, blocks: Iterable[Signal], rate: float, seconds: float) -> Iterator[Signal]:
+        """The blocks ``[..., n]`` of a file, of so many values per second; of a long one with a bar, on terminals only."""
+        if seconds <= 60 or not self.alone:
+            yield from blocks
+            return
+        from tqdm import tqdm  # here: short files do not wait for it
+
+        with tqdm(total=round(seconds), unit=" s", leave=False, disable=None) as bar:
+            for block in blocks:
+                yield block
+                bar.update(block.shape[-1] / rate)
 
     def __call__(self, job: Job) -> bool | Exception:
         """Whether there was anything to do, or why it cannot be done.

@@ -84,12 +84,10 @@ class FileEncoder(Worker):
                 with _stdout() as stream:
                     encode_live(self.codec, reader, samples, stream, header)
                 return
-            seconds = reader.claimed_samples / reader.sample_rate
-            with _output(job, self.args.force) as path, _seconds_bar(seconds) as done:
-                codes = []
-                for window in self.codec.encode_blocks((scale * block for block in samples), self.num_quantizers):
-                    codes.append(self.codec.to_numpy(window).astype(np.uint32))
-                    done(window.shape[-1] / self.codec.frame_rate)
+            with _output(job, self.args.force) as path:
+                windows = self.codec.encode_blocks((scale * block for block in samples), self.num_quantizers)
+                windows = self.followed(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
+                codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
                 header = replace(header, num_samples=reader.num_samples)
                 path.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
@@ -159,12 +157,12 @@ class FileDecoder(Worker):
                 audio = decode_live(codec, kept, count) if live else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
-            with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as done:
+            with self._writer(job, rate, live, header) as writer:
                 signal = _salvaged(header, codes.blocks(), decode) if self.args.salvage else decode(codes.intact())
                 signal = _cut(signal, codes, codec.sample_rate)
-                for block in _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate):
+                signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
+                for block in self.followed(signal, rate, header.duration):
                     writer.write(block)
-                    done(len(block) / rate)
 
     @contextmanager
     def _writer(self, job: Job, rate: int, live: bool, header: Header) -> Iterator[AudioWriter | WavPipe]:
@@ -280,17 +278,3 @@ def _output(job: Job, overwrite: bool) -> Iterator[Path]:
         yield path
         with open(path, "rb") as file, _stdout() as stream:
             shutil.copyfileobj(file, stream)
-
-
-@contextmanager
-def _seconds_bar(seconds: float) -> Iterator[Callable[[float], object]]:
-    """A bar over the seconds of one long file, on terminals only; it is told of seconds that are done."""
-    if seconds <= 60:
-        yield lambda _: None
-        return
-    from multiprocessing import parent_process  # here: short files wait for neither
-
-    from tqdm import tqdm
-
-    with tqdm(total=round(seconds), unit=" s", leave=False, disable=None if parent_process() is None else True) as bar:
-        yield bar.update
