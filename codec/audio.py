@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
@@ -140,13 +140,15 @@ class _AvFile:
         form = None
         read = reached = 0.0  # s: the end by the lengths of all frames, and by the time that the last one bears
         try:
-            for frame in self._frames():
-                if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                    resampler = av.AudioResampler("fltp", self._layout, self.samplerate)
-                seconds, time = frame.samples / frame.sample_rate, frame.time or 0.0
-                read, reached = (read or time) + seconds, time + seconds
-                for block in resampler.resample(frame):
-                    yield block.to_ndarray().T
+            for packet in self._container.demux(self._stream):
+                self._stray -= packet.size
+                for frame in packet.decode():
+                    if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                        resampler = av.AudioResampler("fltp", self._layout, self.samplerate)
+                    seconds, time = frame.samples / frame.sample_rate, frame.time or 0.0
+                    read, reached = (read or time) + seconds, time + seconds
+                    for block in resampler.resample(frame):
+                        yield block.to_ndarray().T
         except av.FFmpegError as error:
             raise AudioError(f"{self._name} is damaged ({error.strerror})") from None
         if reached < (promised := self._promised_seconds()) - AV_SLACK:
@@ -156,11 +158,6 @@ class _AvFile:
         if self._container.format.name == "aac" and self._stray:
             text = "%s: %d bytes in it are no AAC frames, so some audio may be missing; %.1f s are read"
             log.warning(text, self._name, self._stray, read)
-
-    def _frames(self) -> Iterator[Any]:
-        for packet in self._container.demux(self._stream):
-            self._stray -= packet.size
-            yield from packet.decode()
 
     def _promised_seconds(self) -> float:
         """The length that the header tells exactly, else 0; that of a file with pictures need not be that of its audio."""
