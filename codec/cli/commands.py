@@ -105,7 +105,7 @@ def info_main(argv: Sequence[str] | None = None) -> int:
 
 def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str) -> None:
     add, add_rate = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}")
+    add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}; missing folders are made")
     add("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")
     add_rate("--bitrate", type=float, metavar="KBPS", help="use as many quantizers as fit into this, in kbit/s")
     add_rate("--num-quantizers", type=int, metavar="K", help="use the first K quantizers (default: all)")
