@@ -8,10 +8,14 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING
 
 from codec.cli.backends import BACKENDS
-from codec.cli.jobs import Failures, Worker, plan_jobs, run_jobs
+from codec.cli.jobs import Failures, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, run_command, say
+
+if TYPE_CHECKING:
+    from codec.cli.transfer import Worker
 
 ENVIRONMENT = "--environment"  # among the names of codec-info; no FILE is called so: behind -- it is ./--environment
 log = logging.getLogger("codec")  # with what is said of audio files

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import sys
 import textwrap
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import NoReturn
 
-from codec.cli.backends import load_codec
-from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, one_line
-from codec.pretrained import ModelError
+from codec.errors import EXIT_FAILURE, EXIT_OK, UsageError, one_line
 
-if TYPE_CHECKING:
-    from codec.base import CodecBase
-
-Signal = TypeVar("Signal", bound=Any)  # numpy's array or torch's tensor
 STREAM = Path("-")
 log = logging.getLogger(__name__)
 
@@ -130,82 +122,19 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-class Worker(ABC):
-    """Does the jobs of a command one by one; each process has one.
-
-    Attributes:
-        args: of the command.
-        alone: whether no other process works beside this one.
-    """
-
-    def __init__(self, args: argparse.Namespace, alone: bool) -> None:
-        self.args, self.alone = args, alone
-        self._models: dict[str, CodecBase[Any]] = {}
-
-    @abstractmethod
-    def prepare(self) -> None:
-        """Load what all jobs need."""
-
-    @abstractmethod
-    def is_done(self, job: Job) -> bool:
-        """Whether the target, a file, is what the job gives."""
-
-    @abstractmethod
-    def convert(self, job: Job) -> None:
-        """Do the job. What a user can mend is a CodecError or an OSError."""
-
-    def load(self, model: str) -> CodecBase[Any]:
-        """A model by its name, loaded once."""
-        if model not in self._models:
-            num_threads = None if self.alone else 1
-            self._models[model] = load_codec(model, self.args.backend, self.args.device, num_threads)
-        return self._models[model]
-
-    def followed(self, blocks: Iterable[Signal], rate: float, seconds: float) -> Iterator[Signal]:
-        """The blocks ``[..., n]`` of a file, of so many values per second; of a long one with a bar, on terminals only."""
-        if seconds <= 60 or not self.alone:
-            yield from blocks
-            return
-        from tqdm import tqdm  # here: short files do not wait for it
-
-        with tqdm(total=round(seconds), unit=" s", leave=False, disable=None) as bar:
-            for block in blocks:
-                yield block
-                bar.update(block.shape[-1] / rate)
-
-    def __call__(self, job: Job) -> bool | Exception:
-        """Whether there was anything to do, or why it cannot be done.
-
-        Raises:
-            ModelError: a model or device that cannot be used, by any of the jobs.
-            CodecError: likewise a number of quantizers.
-        """
-        self.prepare()
-        try:
-            if job.clashes:
-                raise UsageError(f"{job.source} is not the only input for {job.target}; rename it, or take another -o")
-            existing = self.args.skip_existing and STREAM not in (job.source, job.target) and job.target.is_file()
-            if existing and self.is_done(job):
-                return False
-            _check_target(job, self.args.force, existing)
-            self.convert(job)
-        except (BrokenPipeError, ModelError):
-            raise  # whoever reads stdout has gone; or no job can be done
-        except (CodecError, OSError) as error:
-            return error
-        return True
-
-
-def run_jobs(jobs: Sequence[Job], worker: Worker, workers: int) -> int:
+def run_jobs(jobs: Sequence[Job], work: Callable[[Job], bool | Exception], workers: int) -> int:
     """Do the jobs in so many processes, going on after a failure, with a bar if there are several; returns the exit code.
 
+    Args:
+        work: tells of a job whether there was anything to do, or why it cannot be done; what it raises ends all.
+
     Raises:
-        CodecError: see :class:`Worker`; or a process was killed.
+        CodecError: a process was killed.
     """
     from codec.workers import spread
 
     failures, there = Failures(), 0
-    with spread(worker, jobs, workers) as results:
+    with spread(work, jobs, workers) as results:
         if len(jobs) > 1:
             from tqdm import tqdm  # here: one file does not wait for it
 
@@ -220,18 +149,6 @@ def run_jobs(jobs: Sequence[Job], worker: Worker, workers: int) -> int:
         counts = {"files done": len(jobs) - there - failures.count, "there already": there, "failed": failures.count}
         log.info(", ".join(f"{what}: {count}" for what, count in counts.items() if count or what == "files done"))
     return EXIT_FAILURE if failures.count else EXIT_OK
-
-
-def _check_target(job: Job, force: bool, differs: bool) -> None:
-    if job.target == STREAM or not job.target.exists():
-        return
-    if job.target.is_dir():
-        raise IsADirectoryError(f"{job.target} is a folder")
-    if not force:
-        advice = "--force overwrites it" if differs else "--force overwrites it, --skip-existing leaves it"
-        raise FileExistsError(f"{job.target} exists{' but is not what this gives' if differs else ''}; {advice}")
-    if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
-        raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
 
 
 class Failures:

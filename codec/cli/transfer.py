@@ -8,29 +8,110 @@ import logging
 import shutil
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, TypeVar, cast
 
 import numpy as np
 
 from codec import container
 from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
 from codec.base import CodecBase
-from codec.cli.jobs import STREAM, Job, Worker
+from codec.cli.backends import load_codec
+from codec.cli.jobs import STREAM, Job
 from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live
 from codec.container import Codes, ContainerError, Damage, Header, Reader
-from codec.errors import CodecError
+from codec.errors import CodecError, UsageError
 from codec.files import atomic_write
 from codec.level import factor, gain_of
-from codec.pretrained import DEFAULT_MODEL, shipped_name
+from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_name
 
 # what files of versions 1 and 2 call their model
 FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
+Signal = TypeVar("Signal", bound=Any)  # numpy's array or torch's tensor
 log = logging.getLogger(__name__)
+
+
+class Worker(ABC):
+    """Does the jobs of a command one by one; each process has one.
+
+    Attributes:
+        args: of the command.
+        alone: whether no other process works beside this one.
+    """
+
+    def __init__(self, args: argparse.Namespace, alone: bool) -> None:
+        self.args, self.alone = args, alone
+        self._models: dict[str, CodecBase[Any]] = {}
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Load what all jobs need."""
+
+    @abstractmethod
+    def is_done(self, job: Job) -> bool:
+        """Whether the target, a file, is what the job gives."""
+
+    @abstractmethod
+    def convert(self, job: Job) -> None:
+        """Do the job. What a user can mend is a CodecError or an OSError."""
+
+    def load(self, model: str) -> CodecBase[Any]:
+        """A model by its name, loaded once."""
+        if model not in self._models:
+            num_threads = None if self.alone else 1
+            self._models[model] = load_codec(model, self.args.backend, self.args.device, num_threads)
+        return self._models[model]
+
+    def followed(self, blocks: Iterable[Signal], rate: float, seconds: float) -> Iterator[Signal]:
+        """The blocks ``[..., n]`` of a file, of so many values per second; of a long one with a bar, on terminals only."""
+        if seconds <= 60 or not self.alone:
+            yield from blocks
+            return
+        from tqdm import tqdm  # here: short files do not wait for it
+
+        with tqdm(total=round(seconds), unit=" s", leave=False, disable=None) as bar:
+            for block in blocks:
+                yield block
+                bar.update(block.shape[-1] / rate)
+
+    def __call__(self, job: Job) -> bool | Exception:
+        """Whether there was anything to do, or why it cannot be done.
+
+        Raises:
+            ModelError: a model or device that cannot be used, by any of the jobs.
+            CodecError: likewise a number of quantizers.
+        """
+        self.prepare()
+        try:
+            if job.clashes:
+                raise UsageError(f"{job.source} is not the only input for {job.target}; rename it, or take another -o")
+            existing = self.args.skip_existing and STREAM not in (job.source, job.target) and job.target.is_file()
+            if existing and self.is_done(job):
+                return False
+            _check_target(job, self.args.force, existing)
+            self.convert(job)
+        except (BrokenPipeError, ModelError):
+            raise  # whoever reads stdout has gone; or no job can be done
+        except (CodecError, OSError) as error:
+            return error
+        return True
+
+
+def _check_target(job: Job, force: bool, differs: bool) -> None:
+    if job.target == STREAM or not job.target.exists():
+        return
+    if job.target.is_dir():
+        raise IsADirectoryError(f"{job.target} is a folder")
+    if not force:
+        advice = "--force overwrites it" if differs else "--force overwrites it, --skip-existing leaves it"
+        raise FileExistsError(f"{job.target} exists{' but is not what this gives' if differs else ''}; {advice}")
+    if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
+        raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
 
 
 def _chosen(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> int:
