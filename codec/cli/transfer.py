@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
 from codec import container
 from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
-from codec.base import CodecBase
+from codec.base import CodecBase, Signal
 from codec.cli.backends import load_codec
 from codec.cli.jobs import STREAM, Job
 from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live
@@ -32,7 +32,6 @@ from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_name
 
 # what files of versions 1 and 2 call their model
 FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
-Signal = TypeVar("Signal", bound=Any)  # numpy's array or torch's tensor
 log = logging.getLogger(__name__)
 
 
@@ -90,10 +89,8 @@ class Worker(ABC):
         try:
             if job.clashes:
                 raise UsageError(f"{job.source} is not the only input for {job.target}; rename it, or take another -o")
-            existing = self.args.skip_existing and STREAM not in (job.source, job.target) and job.target.is_file()
-            if existing and self.is_done(job):
+            if job.target != STREAM and job.target.exists() and self._stays(job):
                 return False
-            _check_target(job, self.args.force, existing)
             self.convert(job)
         except (BrokenPipeError, ModelError):
             raise  # whoever reads stdout has gone; or no job can be done
@@ -101,17 +98,19 @@ class Worker(ABC):
             return error
         return True
 
-
-def _check_target(job: Job, force: bool, differs: bool) -> None:
-    if job.target == STREAM or not job.target.exists():
-        return
-    if job.target.is_dir():
-        raise IsADirectoryError(f"{job.target} is a folder")
-    if not force:
-        advice = "--force overwrites it" if differs else "--force overwrites it, --skip-existing leaves it"
-        raise FileExistsError(f"{job.target} exists{' but is not what this gives' if differs else ''}; {advice}")
-    if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
-        raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
+    def _stays(self, job: Job) -> bool:
+        """Whether what is at the target is what the job gives, and to be left; an OSError if it may not be replaced."""
+        compared = self.args.skip_existing and job.source != STREAM and job.target.is_file()
+        if compared and self.is_done(job):
+            return True
+        if job.target.is_dir():
+            raise IsADirectoryError(f"{job.target} is a folder")
+        if not self.args.force:
+            advice = "--force overwrites it" if compared else "--force overwrites it, --skip-existing leaves it"
+            raise FileExistsError(f"{job.target} exists{' but is not what this gives' if compared else ''}; {advice}")
+        if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
+            raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
+        return False
 
 
 def _chosen(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> int:
