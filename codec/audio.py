@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 import soundfile
@@ -140,13 +140,15 @@ class _AvFile:
         form = None
         read = reached = 0.0  # s: the end by the lengths of all frames, and by the time that the last one bears
         try:
-            for frame in self._frames():
-                if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                    resampler = av.AudioResampler("fltp", self._layout, self.samplerate)
-                seconds, time = frame.samples / frame.sample_rate, frame.time or 0.0
-                read, reached = (read or time) + seconds, time + seconds
-                for block in resampler.resample(frame):
-                    yield block.to_ndarray().T
+            for packet in self._container.demux(self._stream):
+                self._stray -= packet.size
+                for frame in packet.decode():
+                    if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
+                        resampler = av.AudioResampler("fltp", self._layout, self.samplerate)
+                    seconds, time = frame.samples / frame.sample_rate, frame.time or 0.0
+                    read, reached = (read or time) + seconds, time + seconds
+                    for block in resampler.resample(frame):
+                        yield block.to_ndarray().T
         except av.FFmpegError as error:
             raise AudioError(f"{self._name} is damaged ({error.strerror})") from None
         if reached < (promised := self._promised_seconds()) - AV_SLACK:
@@ -156,11 +158,6 @@ class _AvFile:
         if self._container.format.name == "aac" and self._stray:
             text = "%s: %d bytes in it are no AAC frames, so some audio may be missing; %.1f s are read"
             log.warning(text, self._name, self._stray, read)
-
-    def _frames(self) -> Iterator[Any]:
-        for packet in self._container.demux(self._stream):
-            self._stray -= packet.size
-            yield from packet.decode()
 
     def _promised_seconds(self) -> float:
         """The length that the header tells exactly, else 0; that of a file with pictures need not be that of its audio."""
@@ -200,11 +197,10 @@ class AudioReader(AbstractContextManager["AudioReader"]):
                     raise AudioError(f"{self.name}: raw samples tell no sample rate; convert it to WAV or FLAC first")
                 path = stack.enter_context(open(path, "rb"))
             self._parts = find_parts(path, self.name)
-            self._decoder: _SequentialFile | _AvFile | None = self._open(self._parts[0])
-            decoder = stack.enter_context(closing(self._decoder))
+            with closing(self._open(self._parts[0])) as decoder:
+                self.sample_rate: int = decoder.samplerate
+                self.channels: int = decoder.channels
             self._stack = stack.pop_all()
-        self.sample_rate: int = decoder.samplerate
-        self.channels: int = decoder.channels
         self.claimed_samples: int = (self._parts[0].num_samples or 0) if len(self._parts) == 1 else 0
 
     def __exit__(self, *_: object) -> None:
@@ -240,8 +236,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         """
         self._begin()
         for part in self._parts:
-            with closing(self._open(part) if self._decoder is None else self._decoder) as decoder:
-                self._decoder = None
+            with closing(self._open(part)) as decoder:
                 for block in resample_blocks(self._decoded(part, decoder), decoder.samplerate, self.sample_rate):
                     self.num_samples += len(block)
                     yield block
@@ -256,18 +251,16 @@ class AudioReader(AbstractContextManager["AudioReader"]):
     def segment(self, start: int, num_samples: int) -> Block:
         """The mono samples ``[num_samples]`` from ``start`` on, quickly where a format allows; errors as :meth:`blocks`."""
         position, stream, samples = 0, self.blocks(), np.zeros(0, np.float32)
-        if (
-            len(self._parts) == 1
-            and isinstance(self._decoder, _SequentialFile)
-            and super(_SequentialFile, self._decoder).seekable()
-        ):
-            position = max(0, start - MP3_LEAD * (self._decoder.format == "MP3"))
-            try:
-                self._decoder.seek(position)
-                block = self._decoder.read(start + num_samples - position, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise self._damage(error) from None
-            stream = iter([self._mono(block)])
+        with closing(self._open(self._parts[0])) as decoder:
+            alone = len(self._parts) == 1
+            if alone and isinstance(decoder, _SequentialFile) and super(_SequentialFile, decoder).seekable():
+                position = max(0, start - MP3_LEAD * (decoder.format == "MP3"))
+                try:
+                    decoder.seek(position)
+                    block = decoder.read(start + num_samples - position, dtype="float32", always_2d=True)
+                except soundfile.LibsndfileError as error:
+                    raise self._damage(error) from None
+                stream = iter([self._mono(block)])
         while len(samples) < num_samples and (block := next(stream, None)) is not None:
             samples = np.concatenate([samples, block[max(0, start - position) :]])
             position += len(block)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from codec.errors import UsageError, one_line
@@ -12,7 +11,6 @@ if TYPE_CHECKING:
     from codec.base import CodecBase
 
 BACKENDS = ("torch", "onnx")
-Load = Callable[[str], "CodecBase[Any]"]  # a model by its name
 
 
 def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads: int | None = None) -> CodecBase[Any]:

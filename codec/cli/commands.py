@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
-from codec.cli.backends import BACKENDS, load_codec
-from codec.cli.jobs import Failures, Job, Worker, plan_jobs, run_jobs
+from codec.cli.backends import BACKENDS
+from codec.cli.jobs import Failures, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, positive, run_command, say
+
+if TYPE_CHECKING:
+    from codec.cli.transfer import Worker
 
 ENVIRONMENT = "--environment"  # among the names of codec-info; no FILE is called so: behind -- it is ./--environment
 log = logging.getLogger("codec")  # with what is said of audio files
@@ -106,7 +109,7 @@ def info_main(argv: Sequence[str] | None = None) -> int:
 
 def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str) -> None:
     add, add_rate = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}")
+    add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}; missing folders are made")
     add("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")
     add_rate("--bitrate", type=float, metavar="KBPS", help="use as many quantizers as fit into this, in kbit/s")
     add_rate("--num-quantizers", type=int, metavar="K", help="use the first K quantizers (default: all)")
@@ -161,40 +164,35 @@ def _after_two_dashes(argv: Sequence[str]) -> list[str]:
 
 def _encode(args: argparse.Namespace) -> int:
     from codec.audio import audio_suffixes
-
-    jobs = _jobs(args, audio_suffixes(), [".codes"])
     from codec.cli.transfer import FileEncoder
 
-    return _transfer(args, jobs, FileEncoder, args.channel, args.raw, not args.no_normalize)
+    return _transfer(args, FileEncoder, audio_suffixes(), [".codes"])
 
 
 def _decode(args: argparse.Namespace) -> int:
     from codec.audio import WRITTEN
+    from codec.cli.transfer import FileDecoder
 
     if args.format is not None and args.output_dir is None:
         raise UsageError("--format goes with -o; the suffix of OUTPUT tells its format")
     suffix = "." + (args.format or "wav").lower().lstrip(".")
     if suffix not in WRITTEN:
         raise UsageError(f"--format {args.format}: not written here; take wav, flac, ogg, mp3 or opus")
-    jobs = _jobs(args, {".codes"}, [suffix, *WRITTEN])
-    from codec.cli.transfer import FileDecoder
-
-    return _transfer(args, jobs, FileDecoder, args.native_rate, args.salvage, bool(args.raw))
+    return _transfer(args, FileDecoder, {".codes"}, [suffix, *WRITTEN])
 
 
-def _jobs(args: argparse.Namespace, source_suffixes: Collection[str], target_suffixes: Sequence[str]) -> list[Job]:
+def _transfer(
+    args: argparse.Namespace, kind: type[Worker], source_suffixes: Collection[str], target_suffixes: Sequence[str]
+) -> int:
     if args.raw is not None and args.paths != ["-", "-"]:
         raise UsageError("--raw goes with - -, from stdin to stdout; files hold their sample rate")
-    return plan_jobs(args.paths, args.output_dir, source_suffixes, target_suffixes)
-
-
-def _transfer(args: argparse.Namespace, jobs: Sequence[Job], kind: Callable[..., Any], *how: object) -> int:
-    from codec.cli.transfer import QuantizerChoice
-
+    if args.num_quantizers is not None and args.num_quantizers < 1:
+        raise UsageError("--num-quantizers must be at least 1")
+    if args.bitrate is not None and not 0 < args.bitrate < math.inf:
+        raise UsageError("--bitrate must be positive")
+    jobs = plan_jobs(args.paths, args.output_dir, source_suffixes, target_suffixes)
     workers = min(args.workers, len(jobs))
-    load = partial(load_codec, backend=args.backend, device=args.device, num_threads=1 if workers > 1 else None)
-    make = partial(kind, load, args.model, QuantizerChoice(args.num_quantizers, args.bitrate), *how)
-    return run_jobs(jobs, Worker(make, args.force, args.skip_existing), workers)
+    return run_jobs(jobs, kind(args, alone=workers == 1), workers)
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -8,16 +8,11 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
-from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, UsageError, one_line
-from codec.pretrained import ModelError
-
-if TYPE_CHECKING:
-    from codec.cli.transfer import FileDecoder, FileEncoder
+from codec.errors import EXIT_FAILURE, EXIT_OK, UsageError, one_line
 
 STREAM = Path("-")
 log = logging.getLogger(__name__)
@@ -30,7 +25,6 @@ class Job:
     source: Path
     target: Path
     clashes: bool = False  # another input has the same target
-    overwrite: bool = False  # what is at the target, or appears there meanwhile
 
     @property
     def source_name(self) -> str:
@@ -128,56 +122,19 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-@dataclass
-class Worker:
-    """Does jobs one by one; each process has one.
-
-    Attributes:
-        make: gives what does a job, once.
-        skip_existing: targets that are what the job gives are left alone.
-    """
-
-    make: Callable[[], FileEncoder | FileDecoder]
-    force: bool
-    skip_existing: bool
-
-    @cached_property
-    def _transfer(self) -> FileEncoder | FileDecoder:
-        return self.make()
-
-    def __call__(self, job: Job) -> bool | Exception:
-        """Whether there was anything to do, or why it cannot be done.
-
-        Raises:
-            ModelError: a model or device that cannot be used, by any of the jobs.
-            CodecError: likewise a number of quantizers.
-        """
-        transfer = self._transfer
-        try:
-            if job.clashes:
-                raise UsageError(f"{job.source} is not the only input for {job.target}; rename it, or take another -o")
-            existing = self.skip_existing and STREAM not in (job.source, job.target) and job.target.is_file()
-            if existing and transfer.is_done(job):
-                return False
-            _check_target(job, self.force, existing)
-            transfer(replace(job, overwrite=self.force))
-        except (BrokenPipeError, ModelError):
-            raise  # whoever reads stdout has gone; or no job can be done
-        except (CodecError, OSError) as error:
-            return error
-        return True
-
-
-def run_jobs(jobs: Sequence[Job], worker: Worker, workers: int) -> int:
+def run_jobs(jobs: Sequence[Job], work: Callable[[Job], bool | Exception], workers: int) -> int:
     """Do the jobs in so many processes, going on after a failure, with a bar if there are several; returns the exit code.
 
+    Args:
+        work: tells of a job whether there was anything to do, or why it cannot be done; what it raises ends all.
+
     Raises:
-        CodecError: see :class:`Worker`; or a process was killed.
+        CodecError: a process was killed.
     """
     from codec.workers import spread
 
     failures, there = Failures(), 0
-    with spread(worker, jobs, workers) as results:
+    with spread(work, jobs, workers) as results:
         if len(jobs) > 1:
             from tqdm import tqdm  # here: one file does not wait for it
 
@@ -192,18 +149,6 @@ def run_jobs(jobs: Sequence[Job], worker: Worker, workers: int) -> int:
         counts = {"files done": len(jobs) - there - failures.count, "there already": there, "failed": failures.count}
         log.info(", ".join(f"{what}: {count}" for what, count in counts.items() if count or what == "files done"))
     return EXIT_FAILURE if failures.count else EXIT_OK
-
-
-def _check_target(job: Job, force: bool, differs: bool) -> None:
-    if job.target == STREAM or not job.target.exists():
-        return
-    if job.target.is_dir():
-        raise IsADirectoryError(f"{job.target} is a folder")
-    if not force:
-        advice = "--force overwrites it" if differs else "--force overwrites it, --skip-existing leaves it"
-        raise FileExistsError(f"{job.target} exists{' but is not what this gives' if differs else ''}; {advice}")
-    if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
-        raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
 
 
 class Failures:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import signal
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any, BinaryIO
 
@@ -28,32 +30,19 @@ EXTENSIBLE = 0xFFFE  # the true coding of such a WAV file stands further on
 SUBTYPES = {(1, bits): f"PCM_{bits}" for bits in (16, 24, 32)} | {(1, 8): "PCM_U8", (3, 32): "FLOAT", (3, 64): "DOUBLE"}
 
 
+@dataclass
 class PcmPipe:
-    """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here.
+    """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here."""
 
-    Args:
-        stream: at the first sample, little-endian, channels interleaved.
-        channel: the one to read, counted from 1; by default the mean of all.
-        coding: one of ``SUBTYPES``.
-        claimed: samples per channel, if their number is known.
-    """
-
+    stream: BinaryIO  # at the first sample, little-endian, channels interleaved
+    sample_rate: int
+    channel: int | None  # the one to read, counted from 1; by default the mean of all
+    channels: int = 1
+    coding: tuple[int, int] = (1, 16)  # one of ``SUBTYPES``
+    claimed: float = math.inf  # samples per channel, if their number is known
+    num_samples: int = 0  # read so far
+    stopped: bool = False  # by a signal
     name = "stdin"
-
-    def __init__(
-        self,
-        stream: BinaryIO,
-        sample_rate: int,
-        channel: int | None,
-        channels: int = 1,
-        coding: tuple[int, int] = (1, 16),
-        claimed: float = math.inf,
-    ) -> None:
-        self.sample_rate, self.channels, self.num_samples = sample_rate, channels, 0
-        self._stream, self._channel, self._claimed = stream, channel, claimed
-        self._width = channels * coding[1] // 8  # bytes of a sample of all channels
-        self._format = {"samplerate": sample_rate, "channels": channels, "subtype": SUBTYPES[coding], **RAW}
-        self._stopped = self._waiting = False
 
     @classmethod
     def from_wav(cls, stream: BinaryIO, channel: int | None) -> tuple[PcmPipe | None, bytes]:
@@ -81,45 +70,37 @@ class PcmPipe:
         Raises:
             AudioError: the pipe ends before its header says, or brings no samples; no such channel.
         """
-        if not 1 <= (self._channel or 1) <= self.channels:
-            raise AudioError(f"{self.name} has no channel {self._channel}, only {self.channels}")
+        if not 1 <= (self.channel or 1) <= self.channels:
+            raise AudioError(f"{self.name} has no channel {self.channel}, only {self.channels}")
+        kind = {"samplerate": self.sample_rate, "channels": self.channels, "subtype": SUBTYPES[self.coding], **RAW}
+        width = self.channels * self.coding[1] // 8  # bytes of a sample of all channels
         data, ended = b"", False
         while not ended:
-            left = (self._claimed - self.num_samples) * self._width
-            least = min(left, math.ceil(CHUNK_SECONDS * self.sample_rate) * self._width)
+            left = (self.claimed - self.num_samples) * width
+            least = min(left, math.ceil(CHUNK_SECONDS * self.sample_rate) * width)
             while len(data) < least and not ended:
-                data += (more := self._receive(int(min(READ_BYTES, left - len(data)))))
-                ended = not more
-            whole = len(data) // self._width
-            ended = ended or whole * self._width == left
+                more = self.stream.read1(int(min(READ_BYTES, left - len(data))))  # type: ignore[attr-defined]
+                data, ended = data + more, not more
+            whole = len(data) // width
+            ended = ended or whole * width == left
             self.num_samples += whole
             if whole:
-                raw = io.BytesIO(data[: whole * self._width])
-                samples, _ = soundfile.read(raw, dtype="float32", always_2d=True, **self._format)
-                yield samples[:, self._channel - 1] if self._channel else samples.mean(axis=1, dtype=np.float32)
-            data = data[whole * self._width :]
-        if self.num_samples < self._claimed < math.inf and not self._stopped:
-            raise incomplete(self.name, self.num_samples, self._claimed, "samples")
+                raw = io.BytesIO(data[: whole * width])
+                samples, _ = soundfile.read(raw, dtype="float32", always_2d=True, **kind)
+                yield samples[:, self.channel - 1] if self.channel else samples.mean(axis=1, dtype=np.float32)
+            data = data[whole * width :]
+        if self.num_samples < self.claimed < math.inf and not self.stopped:
+            raise incomplete(self.name, self.num_samples, self.claimed, "samples")
         if not self.num_samples:
             raise AudioError(f"{self.name} holds no samples")
-
-    def _receive(self, size: int) -> bytes:
-        self._waiting = True
-        try:
-            return b"" if self._stopped else self._stream.read1(size)  # type: ignore[attr-defined]
-        except KeyboardInterrupt:
-            return b""
-        finally:
-            self._waiting = False
 
     @contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
         """Where ctrl-C or a polite kill would interrupt, what has come is all there is; interrupts at the end instead."""
 
         def stop(_number: int, _frame: FrameType | None) -> None:
-            self._stopped = True
-            if self._waiting:
-                raise KeyboardInterrupt
+            self.stopped = True
+            os.dup2(os.open(os.devnull, os.O_RDONLY), self.stream.fileno())  # a read that waits ends, too
 
         numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
         before = {each: signal.signal(each, stop) for each in numbers if signal.getsignal(each) != signal.SIG_IGN}
@@ -128,7 +109,7 @@ class PcmPipe:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-        if self._stopped:
+        if self.stopped:
             raise KeyboardInterrupt
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
+import argparse
 import itertools
 import logging
-import math
 import shutil
 import sys
 import tempfile
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -20,75 +20,129 @@ import numpy as np
 
 from codec import container
 from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
-from codec.base import CodecBase
-from codec.cli.backends import Load
+from codec.base import CodecBase, Signal
+from codec.cli.backends import load_codec
 from codec.cli.jobs import STREAM, Job
 from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live
 from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import CodecError, UsageError
 from codec.files import atomic_write
 from codec.level import factor, gain_of
-from codec.pretrained import DEFAULT_MODEL, shipped_name
+from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_name
 
 # what files of versions 1 and 2 call their model
 FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class QuantizerChoice:
-    """How many quantizers to use: a number, or as many as fit into a bitrate in kbit/s, or all."""
+class Worker(ABC):
+    """Does the jobs of a command one by one; each process has one.
 
-    number: int | None
-    kbps: float | None
-
-    def __post_init__(self) -> None:
-        if self.number is not None and self.number < 1:
-            raise UsageError("--num-quantizers must be at least 1")
-        if self.kbps is not None and not 0 < self.kbps < math.inf:
-            raise UsageError("--bitrate must be positive")
-
-    def count(self, num_quantizers: int, bitrate: float) -> int:
-        """How many of ``num_quantizers``, which together take ``bitrate`` bit/s; a bitrate other than asked for is said."""
-        if self.number is not None:
-            if self.number > num_quantizers:
-                raise CodecError(f"--num-quantizers {self.number}: there are only {num_quantizers}")
-            return self.number
-        if self.kbps is None:
-            return num_quantizers
-        one = bitrate / num_quantizers
-        count = min(int(self.kbps * 1000 / one + 1e-6), num_quantizers)
-        if count < 1:
-            raise CodecError(f"--bitrate {self.kbps:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
-        text = f"using {count} of {num_quantizers} quantizers, {count * one / 1000:g} kbit/s"
-        if abs(count * one - self.kbps * 1000) > 1:
-            log.info(text, extra={"once": text})
-        return count
-
-
-class FileEncoder:
-    """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
-
-    WAV that goes from a pipe to stdout is encoded live; with ``raw_rate``, stdin holds 16-bit
-    samples of one channel at this rate in Hz, without a header. Files are brought to one level unless ``normalize`` is False;
-    the level of a pipe is not known before its end. What a user can mend is a CodecError or an OSError.
+    Attributes:
+        args: of the command.
+        alone: whether no other process works beside this one.
     """
 
-    def __init__(
-        self,
-        load: Load,
-        model: str | None,
-        choice: QuantizerChoice,
-        channel: int | None = None,
-        raw_rate: int | None = None,
-        normalize: bool = True,
-    ) -> None:
-        self.channel, self.raw_rate, self.normalize = channel, raw_rate, normalize
-        self.codec = load(model or DEFAULT_MODEL)
-        self.num_quantizers = choice.count(self.codec.num_quantizers, self.codec.bitrate)
+    def __init__(self, args: argparse.Namespace, alone: bool) -> None:
+        self.args, self.alone = args, alone
+        self._models: dict[str, CodecBase[Any]] = {}
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Load what all jobs need."""
+
+    @abstractmethod
+    def is_done(self, job: Job) -> bool:
+        """Whether the target, a file, is what the job gives."""
+
+    @abstractmethod
+    def convert(self, job: Job) -> None:
+        """Do the job. What a user can mend is a CodecError or an OSError."""
+
+    def load(self, model: str) -> CodecBase[Any]:
+        """A model by its name, loaded once."""
+        if model not in self._models:
+            num_threads = None if self.alone else 1
+            self._models[model] = load_codec(model, self.args.backend, self.args.device, num_threads)
+        return self._models[model]
+
+    def followed(self, blocks: Iterable[Signal], rate: float, seconds: float) -> Iterator[Signal]:
+        """The blocks ``[..., n]`` of a file, of so many values per second; of a long one with a bar, on terminals only."""
+        if seconds <= 60 or not self.alone:
+            yield from blocks
+            return
+        from tqdm import tqdm  # here: short files do not wait for it
+
+        with tqdm(total=round(seconds), unit=" s", leave=False, disable=None) as bar:
+            for block in blocks:
+                yield block
+                bar.update(block.shape[-1] / rate)
+
+    def __call__(self, job: Job) -> bool | Exception:
+        """Whether there was anything to do, or why it cannot be done.
+
+        Raises:
+            ModelError: a model or device that cannot be used, by any of the jobs.
+            CodecError: likewise a number of quantizers.
+        """
+        self.prepare()
+        try:
+            if job.clashes:
+                raise UsageError(f"{job.source} is not the only input for {job.target}; rename it, or take another -o")
+            if job.target != STREAM and job.target.exists() and self._stays(job):
+                return False
+            self.convert(job)
+        except (BrokenPipeError, ModelError):
+            raise  # whoever reads stdout has gone; or no job can be done
+        except (CodecError, OSError) as error:
+            return error
+        return True
+
+    def _stays(self, job: Job) -> bool:
+        """Whether what is at the target is what the job gives, and to be left; an OSError if it may not be replaced."""
+        compared = self.args.skip_existing and job.source != STREAM and job.target.is_file()
+        if compared and self.is_done(job):
+            return True
+        if job.target.is_dir():
+            raise IsADirectoryError(f"{job.target} is a folder")
+        if not self.args.force:
+            advice = "--force overwrites it" if compared else "--force overwrites it, --skip-existing leaves it"
+            raise FileExistsError(f"{job.target} exists{' but is not what this gives' if compared else ''}; {advice}")
+        if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
+            raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
+        return False
+
+
+def _chosen(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> int:
+    """How many quantizers to use, of so many that take ``bitrate`` bit/s together; a bitrate other than asked for is said."""
+    if args.num_quantizers is not None:
+        if args.num_quantizers > num_quantizers:
+            raise CodecError(f"--num-quantizers {args.num_quantizers}: there are only {num_quantizers}")
+        return int(args.num_quantizers)
+    if args.bitrate is None:
+        return num_quantizers
+    one = bitrate / num_quantizers
+    count = min(int(args.bitrate * 1000 / one + 1e-6), num_quantizers)
+    if count < 1:
+        raise CodecError(f"--bitrate {args.bitrate:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
+    text = f"using {count} of {num_quantizers} quantizers, {count * one / 1000:g} kbit/s"
+    if abs(count * one - args.bitrate * 1000) > 1:
+        log.info(text, extra={"once": text})
+    return count
+
+
+class FileEncoder(Worker):
+    """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
+
+    WAV that goes from a pipe to stdout is encoded live, and so are raw samples of one channel, 16 bits each. Files are
+    brought to one level unless they are to keep theirs; the level of a pipe is not known before its end.
+    """
+
+    def prepare(self) -> None:
+        self.codec = self.load(self.args.model or DEFAULT_MODEL)
+        self.num_quantizers = _chosen(self.args, self.codec.num_quantizers, self.codec.bitrate)
 
     def is_done(self, job: Job) -> bool:
-        """Whether the target is an intact file of this model, with as many quantizers and the input's sample rate."""
         with self._open(job) as reader:
             try:
                 there, _ = container.read(job.target)
@@ -97,31 +151,29 @@ class FileEncoder:
             count, gain_db = self.num_quantizers, self._gain_of(reader)
             return there == self.codec.header(there.num_samples, reader.sample_rate, count, gain_db)
 
-    def __call__(self, job: Job) -> None:
-        """Encode one audio file."""
+    def convert(self, job: Job) -> None:
         with self._open(job) as reader:
             gain_db = self._gain_of(reader)
             # made before the long work, in case something in it is wrong
             header = self.codec.header(None, reader.sample_rate, self.num_quantizers, gain_db)
             scale = np.float32(factor(-gain_db))
             samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
-            if self.channel is None and reader.channels > 1:
+            if self.args.channel is None and reader.channels > 1:
                 log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
             if isinstance(reader, PcmPipe):
-                with _named(job.target_name):
-                    encode_live(self.codec, reader, samples, sys.stdout.buffer, header)
+                with _stdout() as stream:
+                    encode_live(self.codec, reader, samples, stream, header)
                 return
-            with _output(job) as output, _seconds_bar(reader.claimed_samples / reader.sample_rate) as done:
-                codes = []
-                for window in self.codec.encode_blocks((scale * block for block in samples), self.num_quantizers):
-                    codes.append(self.codec.to_numpy(window).astype(np.uint32))
-                    done(window.shape[-1] / self.codec.frame_rate)
+            with _output(job, self.args.force) as path:
+                windows = self.codec.encode_blocks((scale * block for block in samples), self.num_quantizers)
+                windows = self.followed(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
+                codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
                 header = replace(header, num_samples=reader.num_samples)
-                output.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
+                path.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
     def _gain_of(self, reader: AudioReader | PcmPipe) -> float:
         """For which a file is read a first time."""
-        if isinstance(reader, PcmPipe) or not self.normalize:
+        if isinstance(reader, PcmPipe) or self.args.no_normalize:
             return 0.0
         return gain_of(reader.blocks(), reader.sample_rate)
 
@@ -129,53 +181,41 @@ class FileEncoder:
     def _open(self, job: Job) -> Iterator[AudioReader | PcmPipe]:
         """An audio file, or samples as they come; all else from stdin or a pipe is copied first, as formats need seeking."""
         pipe, head = None, b""
-        if self.raw_rate is not None:
-            pipe = PcmPipe(sys.stdin.buffer, self.raw_rate, self.channel)
+        if self.args.raw is not None:
+            pipe = PcmPipe(sys.stdin.buffer, self.args.raw, self.args.channel)
         elif _is_piped(job):
-            pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.channel)
+            pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.args.channel)
         if pipe is not None:
             with pipe.stopped_by_signals():
                 yield pipe
         elif not (job.source == STREAM or job.source.is_fifo()):
-            with AudioReader(job.source, channel=self.channel) as reader:
+            with AudioReader(job.source, channel=self.args.channel) as reader:
                 yield reader
         else:
             with tempfile.TemporaryFile() as copy, _open_bytes(job) as rest:
                 copy.write(head)
                 shutil.copyfileobj(rest, copy)
-                with AudioReader(copy, job.source_name, self.channel) as reader:
+                with AudioReader(copy, job.source_name, self.args.channel) as reader:
                     yield reader
 
 
-class FileDecoder:
+class FileDecoder(Worker):
     """Decodes ``.codes`` files with one model, or, without one, each with the shipped model that it names.
 
-    Audio has the original's sample rate, or with ``native_rate`` the model's; ``salvage`` is for damaged files. Codes whose
-    length is not known before their end are decoded live from a pipe to stdout; with ``raw`` all are, without a header.
-    What a user can mend is a CodecError or an OSError.
+    Codes whose length is not known before their end are decoded live from a pipe to stdout, and so are all that become raw
+    samples.
     """
 
-    def __init__(
-        self,
-        load: Load,
-        model: str | None,
-        choice: QuantizerChoice,
-        native_rate: bool,
-        salvage: bool,
-        raw: bool = False,
-    ) -> None:
-        self.model, self.choice, self.native_rate, self.salvage, self.raw = model, choice, native_rate, salvage, raw
-        self._load = functools.cache(load)
-        if model is not None:
-            self._load(model)
+    def prepare(self) -> None:
+        if self.args.model is not None:
+            self.load(self.args.model)
 
     def is_done(self, job: Job) -> bool:
-        """Whether the target is audio of one channel, of the sample rate and length that decoding gives."""
         with _open_bytes(job) as stream:
             codes = Reader(stream)
             if codes.header.num_samples is None:
                 deque(codes.blocks(), 0)  # the end tells
-        rate = codes.header.sample_rate if self.native_rate else codes.header.original_sample_rate
+        rate = codes.header.sample_rate if self.args.native_rate else codes.header.original_sample_rate
         try:
             with AudioReader(job.target) as reader:
                 samples = sum(map(len, reader.blocks()))
@@ -183,46 +223,48 @@ class FileDecoder:
         except AudioError:
             return False
 
-    def __call__(self, job: Job) -> None:
-        """Decode one ``.codes`` file."""
+    def convert(self, job: Job) -> None:
         with _open_bytes(job) as stream:
             codes = Reader(stream)
             header = codes.header
             codec = self._codec_for(header)
-            count = self.choice.count(header.num_quantizers, header.bitrate)
-            rate = codec.sample_rate if self.native_rate else header.original_sample_rate
-            live = self.raw or (header.num_samples is None and _is_piped(job))
+            count = _chosen(self.args, header.num_quantizers, header.bitrate)
+            rate = codec.sample_rate if self.args.native_rate else header.original_sample_rate
+            live = self.args.raw or (header.num_samples is None and _is_piped(job))
 
             def decode(blocks: Iterable[Codes]) -> Iterator[Block]:
                 kept = (block[:count] for block in blocks)
                 audio = decode_live(codec, kept, count) if live else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
-            with self._writer(job, rate, live, header) as writer, _seconds_bar(header.duration) as done:
-                signal = _salvaged(header, codes.blocks(), decode) if self.salvage else decode(codes.intact())
+            with self._writer(job, rate, live, header) as writer:
+                signal = _salvaged(header, codes.blocks(), decode) if self.args.salvage else decode(codes.intact())
                 signal = _cut(signal, codes, codec.sample_rate)
-                for block in _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate):
+                signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
+                for block in self.followed(signal, rate, header.duration):
                     writer.write(block)
-                    done(len(block) / rate)
 
     @contextmanager
     def _writer(self, job: Job, rate: int, live: bool, header: Header) -> Iterator[AudioWriter | WavPipe]:
         if live:
-            with _named(job.target_name):
-                yield WavPipe(sys.stdout.buffer, rate, self.raw)
+            with _stdout() as stream:
+                yield WavPipe(stream, rate, self.args.raw)
             return
-        with _output(job) as output, AudioWriter(output, rate, _length(header, rate) or 0, job.target_name) as writer:
+        with (
+            _output(job, self.args.force) as output,
+            AudioWriter(output, rate, _length(header, rate) or 0, job.target_name) as writer,
+        ):
             yield writer
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
         former = header.model.replace("-live", "")  # two decoders of the same codes
         right = f"tests/golden/{former} in the repository" if former in FORMER else None
-        if self.model is None and shipped_name(header.model) is None:
+        if self.args.model is None and shipped_name(header.model) is None:
             raise ContainerError(
                 f"made with model {header.model!r}, which is not a shipped one; give {right or 'it'} with --model"
             )
-        codec = self._load(self.model or header.model)
+        codec = self.load(self.args.model or header.model)
         own = replace(codec.header(header.num_samples, header.original_sample_rate), gain_db=header.gain_db)
         if own.fingerprint != header.fingerprint:
             raise ContainerError(
@@ -290,16 +332,17 @@ def _open_bytes(job: Job) -> AbstractContextManager[IO[bytes]]:
 
 
 @contextmanager
-def _named(name: str) -> Iterator[None]:
-    """Errors of a file that has no name of its own name this one."""
+def _stdout() -> Iterator[IO[bytes]]:
+    """It, for errors that name it."""
     try:
-        yield
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
     except OSError as error:
-        raise OSError(error.errno, error.strerror, name) from None
+        raise OSError(error.errno, error.strerror, "stdout") from None
 
 
 @contextmanager
-def _output(job: Job) -> Iterator[Path]:
+def _output(job: Job, overwrite: bool) -> Iterator[Path]:
     """Where to write: a temporary file that becomes the target, or goes to stdout, once it is whole.
 
     It is made at once, so that a place that cannot be written to is known before the long work.
@@ -307,27 +350,11 @@ def _output(job: Job) -> Iterator[Path]:
     if job.target != STREAM:
         with suppress(FileExistsError):  # a file where the folder should be: the next line says so
             job.target.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(job.target, replace=job.overwrite) as temporary:
+        with atomic_write(job.target, replace=overwrite) as temporary:
             yield temporary
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdout.wav"
         yield path
-        with _named(job.target_name):
-            with open(path, "rb") as file:
-                shutil.copyfileobj(file, sys.stdout.buffer)
-            sys.stdout.buffer.flush()
-
-
-@contextmanager
-def _seconds_bar(seconds: float) -> Iterator[Callable[[float], object]]:
-    """A bar over the seconds of one long file, on terminals only; it is told of seconds that are done."""
-    if seconds <= 60:
-        yield lambda _: None
-        return
-    from multiprocessing import parent_process  # here: short files wait for neither
-
-    from tqdm import tqdm
-
-    with tqdm(total=round(seconds), unit=" s", leave=False, disable=None if parent_process() is None else True) as bar:
-        yield bar.update
+        with open(path, "rb") as file, _stdout() as stream:
+            shutil.copyfileobj(file, stream)
