@@ -221,7 +221,8 @@ class AudioReader(AbstractContextManager["AudioReader"]):
                 ) from None
         if not 1 <= (self._channel or 1) <= decoder.channels:
             decoder.close()
-            raise AudioError(f"{self.name} has no channel {self._channel}, only {decoder.channels}")
+            lack = f"channel {self._channel}, only {decoder.channels}" if self._channel else "channel that can be read"
+            raise AudioError(f"{self.name} has no {lack}")
         if part.num_samples is None:
             part.num_samples = decoder.frames
         return decoder

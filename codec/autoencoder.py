@@ -85,7 +85,7 @@ class Layer(nn.Module):
         strides.
         """
         joined, count = torch.cat([held, x], dim=1), x.shape[1]
-        return self.inside(joined[:, : self.left + count + self.right]), joined[:, count:]
+        return self.inside(joined[:, : self.left + count + self.right]), joined[:, count:].clone()
 
 
 class DepthwiseConv(Layer):
@@ -215,7 +215,7 @@ class ISTFTHead(Layer):
         others = self.overlap - 1  # further hops that a frame's window covers beside its own
         self.left, self.right = (others, 0) if causal else (-(-others // 2), -(-others // 2))
         self.channels, self.output = channels, Linear(channels, n_fft + 2)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         windows = self.window.square().expand(1, x.shape[1], -1)
@@ -234,7 +234,7 @@ class ISTFTHead(Layer):
         count = x.shape[1] * self.hop_length
         sums = F.pad(held, (0, count)) + self._overlap_add(parts.flatten(0, 1)).unflatten(0, held.shape[:2])
         audio, envelope = sums[..., :count].unbind(1)
-        return self._ratio(audio, envelope), sums[..., count:]
+        return self._ratio(audio, envelope), sums[..., count:].clone()
 
     def _ratio(self, audio: Tensor, envelope: Tensor) -> Tensor:
         """Sums of windowed frames ``[B, N * hop]`` over those of squared windows."""

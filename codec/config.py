@@ -213,6 +213,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         set_whole(self, ConfigError, width=WIDTHS, depth=DEPTHS, kernel_size=KERNELS, n_fft=(2, 2**20))
         require(self.kernel_size % 2 == 1, "kernel_size must be odd")
+        require(self.n_fft % 2 == 0, "n_fft must be even")
         centred = self.depth * (self.kernel_size // 2)
         if self.look_ahead is not None:
             set_whole(self, ConfigError, look_ahead=(0, centred))

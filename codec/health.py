@@ -135,16 +135,16 @@ class HealthMonitor:
         self.latents = Moments(quantizer.dim)
 
     def __enter__(self) -> HealthMonitor:
-        self._hook = self.quantizer.register_forward_hook(self._watch)
+        self._hook = self.quantizer.register_forward_hook(self._watch, with_kwargs=True)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._hook.remove()
 
-    def _watch(self, _: object, inputs: tuple[Tensor, ...], output: QuantizerOutput) -> None:
+    def _watch(self, _: object, inputs: tuple[Tensor, ...], named: dict[str, Tensor], output: QuantizerOutput) -> None:
         codes = self.quantizer.points(output.codes)  # [B, N, K]
         self._counter.add(codes.transpose(1, 2))
-        self.latents.add(self.quantizer.points(inputs[0])[codes[..., 0] >= 0])
+        self.latents.add(self.quantizer.points(named.get("latents", *inputs[:1]))[codes[..., 0] >= 0])
 
     @property
     def stages(self) -> list[StageHealth]:

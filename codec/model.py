@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from codec.streaming import StreamingDecoder, StreamingEncoder
 from codec.weights import Bits, Outline, load_weights, save_weights
 
 FRAMES_AT_ONCE = 2**15  # of a whole batch: bounds the memory of what is computed at once
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -79,6 +82,10 @@ class Codec(nn.Module, CodecBase[Tensor]):
         if writes != self._hashed[0]:  # the tensors are held, so that no other one can take their places
             self._hashed = writes, tensors, self._fingerprint_of(tensor.cpu().numpy() for tensor in tensors)
         return self._hashed[-1]
+
+    def train(self, mode: bool = True) -> Self:
+        self._hashed = None, [], ""  # writes through ``.data``, as averages of weights are put in, are not counted
+        return super().train(mode)
 
     @property
     def encoder_context(self) -> Context:

@@ -93,6 +93,7 @@ class _Stream:
             raise CodecError("the stream was flushed: reset all rows")
         elif "rest" in self.state and self.state["rest"].shape[-1]:
             raise CodecError("single rows are reset between whole frames only: push the rest of this frame first")
+        self.state = self.state_dict()  # what was made in inference mode cannot be written to outside of it
         for name, tensor in self.state.items():
             tensor[chosen] = FOREVER if name == "total" else 0
 
@@ -155,12 +156,12 @@ class StreamingEncoder(_Stream):
         lengths = checked_lengths(lengths, self.batch_size, count, least=0)
         with exact(self.encoder.output.weight):
             ends = torch.tensor(lengths, device=self.device)[:, None]
-            own = torch.arange(count, device=self.device) < ends
+            own = (torch.arange(count, device=self.device) < ends) & (self.state["total"] == FOREVER)
             joined = torch.cat([rest, samples.to(self.device, torch.float32) * own[:, None]], dim=-1)
             frames = self.state["age"] - (-(ends + rest.shape[-1]) // hop)  # of a row that ends in this chunk
             self.state["total"] = torch.minimum(self.state["total"], torch.where(ends < count, frames, FOREVER))
             new = joined.shape[-1] // hop
-            self.state["rest"] = joined[..., new * hop :]
+            self.state["rest"] = joined[..., new * hop :].clone()  # a view would hold all of them
             if not new:
                 return self._given(ends.new_zeros(self.batch_size, self.num_quantizers, 0), own[:, :0], 0)
             x = joined[..., : new * hop].transpose(1, 2) * self._inside(new * hop, 0, hop)[..., None]

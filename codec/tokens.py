@@ -15,7 +15,7 @@ here raises CodecError for what is no array of integers of the shape, or no whol
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
@@ -88,7 +88,8 @@ def flatten(codes: Ids, codebook_size: int, first_id: int = 0) -> Ids:
     """
     values = clean(_array(codes, "codes", "[..., K, N]"), codebook_size)
     *batch, count, frames = values.shape
-    first = TokenLayout(count, codebook_size, first_id).first_id + codebook_size * np.arange(count)  # of each stage
+    layout = TokenLayout(count, codebook_size, first_id)
+    first = layout.first_id + layout.codebook_size * np.arange(count)  # of each stage
     return _like((values + first[:, None]).swapaxes(-1, -2).reshape(*batch, frames * count), codes)
 
 
@@ -97,15 +98,15 @@ def unflatten(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: in
 
     Part of a frame is a CodecError, and so is an id that is no code of the stage whose place it takes.
     """
-    count = TokenLayout(num_quantizers, codebook_size, first_id).num_quantizers
+    count, size, first_id = astuple(TokenLayout(num_quantizers, codebook_size, first_id))
     ids = _array(tokens, "tokens", "[..., N * K]")
     *batch, length = ids.shape
     if length % count:
         raise CodecError(f"{length} tokens are not whole frames of {count}")
-    stages, codes = np.divmod(ids.reshape(*batch, length // count, count) - first_id, codebook_size)
+    stages, codes = np.divmod(ids.reshape(*batch, length // count, count) - first_id, size)
     for place in np.argwhere((stages != np.arange(count)).reshape(ids.shape)).tolist():
-        low = first_id + place[-1] % count * codebook_size
-        allowed = f"ids of stage {place[-1] % count + 1} of {count} are {low} to {low + codebook_size - 1}"
+        low = first_id + place[-1] % count * size
+        allowed = f"ids of stage {place[-1] % count + 1} of {count} are {low} to {low + size - 1}"
         raise CodecError(f"token {place} is {ids[tuple(place)]}, but {allowed}")
     return _like(codes.swapaxes(-1, -2), tokens)
 
@@ -121,17 +122,17 @@ def resync(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int =
     """
     if invalid == "refuse":
         return unflatten(tokens, num_quantizers, codebook_size, first_id)
-    stop = TokenLayout(num_quantizers, codebook_size, first_id).special_ids["begin"]
-    ids, order = _array(tokens, "tokens", "[L]"), np.arange(num_quantizers)
-    places = np.flatnonzero((ids >= first_id) & (ids < stop))
-    stages, codes = np.divmod(ids[places] - first_id, codebook_size)
-    windows = np.lib.stride_tricks.sliding_window_view(np.append(stages, 0 * order - 1), num_quantizers)
+    count, size, first_id = astuple(TokenLayout(num_quantizers, codebook_size, first_id))
+    ids, order = _array(tokens, "tokens", "[L]"), np.arange(count)
+    places = np.flatnonzero((ids >= first_id) & (ids < first_id + count * size))
+    stages, codes = np.divmod(ids[places] - first_id, size)
+    windows = np.lib.stride_tricks.sliding_window_view(np.append(stages, 0 * order - 1), count)
     frames = np.flatnonzero((windows == order).all(axis=-1))[:, None] + order  # [N, K], which of the codes
     begins, ends = np.append(places[frames[:, 0]], len(ids)), np.append(0, places[frames[:, -1]] + 1)
-    lost = (2 * (begins - ends) + num_quantizers) // (2 * num_quantizers)  # frames before each and after the last
-    masked = np.full((num_quantizers, len(frames) + lost.sum()), -1)
+    lost = (2 * (begins - ends) + count) // (2 * count)  # frames before each and after the last
+    masked = np.full((count, len(frames) + lost.sum()), -1)
     masked[:, np.arange(len(frames)) + lost[:-1].cumsum()] = codes[frames].T
-    return _like(clean(masked, codebook_size, invalid), tokens)
+    return _like(clean(masked, size, invalid), tokens)
 
 
 def clean(codes: Ids, codebook_size: int, invalid: Invalid = "refuse") -> Ids:

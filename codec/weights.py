@@ -84,7 +84,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     for name, tensor in state.items():
         value, step = tensors[name], tensors.get(name + STEP)
         value = value if step is None else value.float() * step
-        loaded[name] = value.to(tensor.dtype, copy=True)  # what safetensors gives are the file's own pages
+        kind = torch.float32 if tensor.is_floating_point() else tensor.dtype  # whatever torch's default is
+        loaded[name] = value.to(kind, copy=True)  # what safetensors gives are the file's own pages
         if not loaded[name].isfinite().all():
             raise ModelError(f"{path}: {name} holds NaN or infinity")
     model.load_state_dict(loaded, assign=True)

@@ -24,6 +24,7 @@ from codec.container import Codes, Header, Writer
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
 CHUNK_SECONDS = 0.1
 READ_BYTES = 2**16  # most that is read at once
+MOST_CHANNELS = 1024  # that libsndfile takes
 RAW = {"format": "RAW", "endian": "LITTLE"}
 EXTENSIBLE = 0xFFFE  # the true coding of such a WAV file stands further on
 # libsndfile's names, by the coding and bits of a WAV file
@@ -59,7 +60,8 @@ class PcmPipe:
             head, about = head + content, content if chunk[:4] == b"fmt " else about
         tag, channels, rate, _, width, bits = struct.unpack("<HHIIHH", about[:16].ljust(16, b"\0"))
         coding = (int.from_bytes(about[24:26], "little") if tag == EXTENSIBLE else tag, bits)
-        if chunk[:4] != b"data" or coding not in SUBTYPES or not channels or width != channels * bits // 8:
+        fits = 0 < channels <= MOST_CHANNELS and width == channels * bits // 8
+        if chunk[:4] != b"data" or coding not in SUBTYPES or not fits:
             return None, head
         unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
         return cls(stream, rate, channel, channels, coding, math.inf if unknown else size // width), head
@@ -91,7 +93,7 @@ class PcmPipe:
             data = data[whole * width :]
         if self.num_samples < self.claimed < math.inf and not self.stopped:
             raise incomplete(self.name, self.num_samples, self.claimed, "samples")
-        if not self.num_samples:
+        if not self.num_samples and not self.stopped:
             raise AudioError(f"{self.name} holds no samples")
 
     @contextmanager

@@ -136,7 +136,9 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         bandwidth: float | None = None,
         num_quantizers: int | None = None,
     ) -> CodecModelOutput:
-        """Codes of waveforms, and the waveforms ``[B, 1, T]`` that these decode to."""
+        """Codes of waveforms ``[B, C, T]``, and the waveforms ``[B, 1, T]`` that these decode to."""
+        if input_values.ndim != 3:
+            raise CodecError(f"input_values must be a tensor [B, C, T], not {list(input_values.shape)}")
         if padding_mask is None:
             padding_mask = input_values.new_ones(len(input_values), input_values.shape[-1])
         codes = self.encode(input_values, padding_mask, bandwidth, num_quantizers, return_dict=True).audio_codes

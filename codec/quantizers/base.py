@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,16 +97,21 @@ class Quantizer(nn.Module, ABC):
         item, so that ``dropout`` draws once for all of it.
 
         Raises:
-            CodecError: latents of another width; a first batch that does not vary.
+            CodecError: latents of another width; a first batch that does not vary; stages that there are not; a quantizer
+                in half or double precision, which would give other codes.
         """
         count = self.num_quantizers if num_quantizers is None else num_quantizers
+        if not 1 <= count <= self.num_quantizers:
+            raise CodecError(f"num_quantizers must be from 1 to {self.num_quantizers}, not {count}")
+        if any(parameter.dtype != torch.float32 for parameter in itertools.islice(self.parameters(), 1)):
+            raise CodecError("a quantizer computes in float32: use quantizer.float(), and autocast around the model")
         if self._awaits_start and self.training:
             if not self.started:
                 self.initialize(latents, mask)
             self._awaits_start = False  # looked at once: reading the buffer waits for the GPU
         frames = self._frames(latents, mask)
         with torch.autocast(frames.device.type, enabled=False):  # in half precision codes change places
-            output = self.quantize(frames.float(), count, dropout)
+            output = self.quantize(frames.float(), count, dropout if self.training else 0.0)
         output.quantized = self._shaped(output.quantized, latents, mask, 0.0)
         output.codes = self._shaped(output.codes, latents, mask, -1)
         return output
@@ -145,6 +151,8 @@ class Quantizer(nn.Module, ABC):
         """Latents or codes ``[B, N, C]``; with a mask ``[1, M, C]``."""
         last = values.movedim(1, -1) if self.channel_first and values.ndim > 2 else values
         if mask is not None:
+            if mask.dtype != torch.bool:
+                raise CodecError(f"mask must be of bool, not {mask.dtype}: use mask.bool()")
             return last[mask][None]
         return last.flatten(1, -2) if values.ndim > 2 else last[None]
 
@@ -225,9 +233,11 @@ def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:
     return value + (turned - turned.detach())
 
 
-def projection(in_dim: int, out_dim: int) -> nn.Module:
-    """A linear layer around a lookup that is narrower than the latents; the identity where both widths are equal."""
-    return nn.Identity() if in_dim == out_dim else nn.Linear(in_dim, out_dim)
+def projections(dim: int, codebook_dim: int) -> tuple[nn.Module, nn.Module]:
+    """Linear layers into and out of a lookup of another width than the latents; identities where the widths are equal."""
+    if codebook_dim == dim:
+        return nn.Identity(), nn.Identity()
+    return nn.Linear(dim, codebook_dim), nn.Linear(codebook_dim, dim)
 
 
 def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Tensor) -> Tensor:
@@ -242,7 +252,8 @@ def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Te
         return points
     mean = points.mean(dim=0)
     vectors = torch.linalg.eigh(torch.cov(points.t(), correction=0)).eigenvectors
-    components = vectors[:, -project_in.out_features :].flip(1)  # [D, d], largest first
+    components = vectors[:, -project_in.out_features :].flip(1)  # [D, at most d], largest first
+    components = F.pad(components, (0, project_in.out_features - components.shape[1]))  # [D, d]: beyond D all are zero
     project_in.weight.copy_(components.t())
     project_in.bias.copy_(-(mean @ components))
     project_out.weight.copy_(components)

@@ -53,9 +53,13 @@ def _pair(state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def _single(tensors: tuple[Tensor, ...], **settings: Any) -> SimVQ:
+    if tensors[0].shape[1:] != tensors[1].shape[1:]:
+        raise CodecError(f"weight must be [D, d] for a table [V, d], not {list(tensors[1].shape)}")
     table, weight, bias = tensors if len(tensors) == 3 else (*tensors, tensors[1].new_zeros(len(tensors[1])))
     if table.shape[1] != len(weight):
         table, weight, bias = table @ weight.t() + bias, torch.eye(len(weight)), torch.zeros_like(bias)
     quantizer = SimVQ(len(weight), basis=table.float().cpu(), init=None, **settings).eval()
+    if quantizer.bias is None or quantizer.weight.shape != weight.shape:
+        raise CodecError("what is converted has a dense map and a bias: leave map and map_bias out")
     quantizer.load_state_dict(quantizer.state_dict() | {"weight": weight.t(), "bias": bias})
     return quantizer

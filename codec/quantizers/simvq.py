@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from torch.nn import functional as F
 
 from codec.quantizers import base
 from codec.quantizers.base import Gradient, Init, Quantizer, QuantizerOutput, one_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class SimVQ(Quantizer):
@@ -75,7 +78,7 @@ class SimVQ(Quantizer):
             self.register_buffer("basis", table)
         self.weight = nn.Parameter(torch.ones(d) if self.diagonal else torch.eye(d))
         self.bias = nn.Parameter(torch.zeros(d)) if map_bias else None
-        self.project_in, self.project_out = base.projection(dim, d), base.projection(d, dim)
+        self.project_in, self.project_out = base.projections(dim, d)
         self._cached: tuple[object, Tensor] | None = None  # see ``codebook``
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
@@ -101,6 +104,10 @@ class SimVQ(Quantizer):
         """``C W + b`` for rows of the basis, ``[..., d] -> [..., d]``."""
         mapped = rows * self.weight if self.diagonal else rows @ self.weight
         return mapped if self.bias is None else mapped + self.bias
+
+    def train(self, mode: bool = True) -> Self:
+        self._cached = None  # writes through ``.data``, as averages of weights are put in, leave no trace
+        return super().train(mode)
 
     @property
     def codebook(self) -> Tensor:

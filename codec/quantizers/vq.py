@@ -33,8 +33,7 @@ class Compared(Quantizer):
         super().__init__(dim, codebook_size)
         self.gradient = gradient
         self.add_table(codebook_dim)  # drawn before the projections, as SimVQ's basis
-        self.project_in = base.projection(dim, codebook_dim)
-        self.project_out = base.projection(codebook_dim, dim)
+        self.project_in, self.project_out = base.projections(dim, codebook_dim)
 
     def add_table(self, codebook_dim: int) -> None:
         """Register what stores the points."""

@@ -65,6 +65,6 @@ def build_decoder(net: Network, whole: bool = True) -> bytes:
 
 
 def _refuse_unread(weights: Weights, but: str) -> None:
-    names = sorted(name for name in weights.unread if not name.startswith(but))
+    names = sorted(name for name in weights.unread.copy() if not name.startswith(but))
     if names:
         raise ModelError(f"{weights.path} does not fit its config.json: not part of the model {', '.join(names)}")

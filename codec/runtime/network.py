@@ -229,6 +229,7 @@ class Network:
             squares = graph("Expand", graph.constant(np.square(window)[None, None]), shape)
             envelope, start = self.overlap_add(squares, overlap), (overlap - 1) * hop // 2
         shape = graph("Concat", self.batch, graph.constant([1, -1]), axis=0)
+        envelope = graph("Max", envelope, graph.constant(np.float32(1e-11)))  # nothing is divided by 0
         audio = graph("Reshape", graph("Div", audio, envelope), shape)
         stop = start - (overlap - 1) * hop
         axes, first, last = graph.constant([2]), graph.constant([start]), graph.constant([stop])

@@ -174,8 +174,7 @@ class Stream:
             CodecError: another shape or type, NaN, codes that the model does not have, or the stream was flushed; the
                 state is as before.
         """
-        if self._flushed:
-            raise CodecError("the stream was flushed: reset it before the next chunk")
+        self._check_open()
         chunk = native(signal, integers=not self._encodes)
         if chunk is None or chunk.ndim != 3 or chunk.shape[:2] != self._input.shape[:2]:
             kind, (batch, rows, _) = "float" if self._encodes else "int64", self._input.shape
@@ -192,6 +191,7 @@ class Stream:
 
     def flush(self) -> NDArray[Any]:
         """End the signals here; the rest of the output."""
+        self._check_open()
         total = self._frames - (-self._rest.shape[-1] // self._unit)
         self._flushed, self._state["total"] = True, np.full_like(self._state["total"], total)
         before = max(self._given, 0)
@@ -199,6 +199,10 @@ class Stream:
         missing = frames * self._unit - self._rest.shape[-1]
         rest = self._through(np.pad(self._rest, [(0, 0), (0, 0), (0, missing)]))
         return rest[..., : total * self._per_frame - before]
+
+    def _check_open(self) -> None:
+        if self._flushed:
+            raise CodecError("the stream was flushed: reset it before the next chunk")
 
     def _through(self, signal: NDArray[Any]) -> NDArray[Any]:
         """What the graph makes of whole frames."""
