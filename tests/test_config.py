@@ -30,6 +30,7 @@ from codec.errors import CodecError
         ({"encoder": {"look_ahead": 2}, "causal": True}, "encoder.look_ahead must be from 0 to 0, not 2"),
         ({"encoder": {"widths": [8, -1, 8]}}, "encoder: widths must be from 1 to 65536, not -1"),
         ({"decoder": {"kernel_size": 6}}, "kernel_size must be odd"),
+        ({"decoder": {"n_fft": 45}}, "n_fft must be even"),
         ({"decoder": {"n_fft": 2**30}}, "decoder: n_fft must be from 2 to 1048576"),
         ({"causal": [[[[[[[["deep"]]]]]]]]}, r"causal must be of type bool, not \[\[\["),
     ],

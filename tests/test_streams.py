@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from codec import Codec, CodecConfig
+from codec.base import FOREVER
 from codec.config import DecoderConfig, EncoderConfig
 from codec.errors import CodecError
 from codec.streaming import StreamingDecoder, StreamingEncoder
@@ -79,7 +80,7 @@ def test_nothing_waits_longer_than_the_look_ahead(codec: Codec) -> None:
 def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:
     """Row 0 is one long signal; row 1 a short one, then after a reset another."""
     long, first, second = speech(4), speech(5, 4000 - 50), speech(6, 8000)
-    row = torch.cat([first, torch.zeros(LENGTH - 4000 - 8000 + 50), second])
+    row = torch.cat([first, speech(7, LENGTH - 4000 - 8000 + 50), second])  # what comes after the end is passed over
     batch = torch.stack([long, row])[:, None]
     encoder = codec.streaming_encoder(batch_size=2)
     outputs = [encoder.push(batch[..., :4000], [4000, len(first)]), encoder.push(batch[..., 4000:8000])]
@@ -101,6 +102,17 @@ def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:
     expected = torch.cat([codec.decode(part[None])[0, 0] for part in ends])
     assert torch.allclose(samples[1][there[1]], expected, atol=1e-5)
     assert not samples[~there].any()
+
+
+def test_a_state_holds_no_more_than_it_says(codec: Codec) -> None:
+    """Not the activations of the whole last chunk; and what was made in inference mode is reset outside of it."""
+    encoder, decoder = codec.streaming_encoder(), codec.streaming_decoder()
+    with torch.inference_mode():
+        decoder.push(encoder.push(speech(1, 8010)[None, None]))
+    for stream in (encoder, decoder):
+        assert all(t.untyped_storage().nbytes() == t.numel() * t.element_size() for t in stream.state.values())
+        stream.reset()
+        assert stream.state["total"].item() == FOREVER
 
 
 def test_a_state_can_be_kept_copied_and_gone_back_to(codec: Codec) -> None:

@@ -119,6 +119,12 @@ def test_masked_frames_keep_the_times() -> None:
     assert undelay(stopped_early).tolist() == CODES[:, :2].tolist()
 
 
+def test_whole_numbers_of_any_kind_are_taken() -> None:
+    ids = flatten(CODES, 10.0, torch.tensor(5))
+    assert ids.dtype == np.int64 and unflatten(ids, np.float32(2), 10.0, 5).tolist() == CODES.tolist()
+    assert resync(ids, 2.0, torch.tensor(10), 5.0).tolist() == CODES.tolist()
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -37,6 +37,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     _library, _noun = np, "array"
     _divisor = 2
+    _made_of: tuple[Any, ...]  # what from_pretrained was given
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
         self.config, self.name, self.bits = config, name, bits
@@ -66,7 +67,13 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         if config.quantizer.kind not in ("simvq", "residual_simvq"):
             raise ModelError(f"{folder} has the quantizer {config.quantizer.kind}, which runs with torch only")
         _onnxruntime()  # before the long work
-        return cls(config, Weights(folder / "model.safetensors"), name, bits, num_threads)
+        codec = cls(config, Weights(folder / "model.safetensors"), name, bits, num_threads)
+        codec._made_of = model, bits, num_threads
+        return codec
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, in other processes too, are loaded anew."""
+        return OnnxCodec.from_pretrained, self._made_of
 
     @cached_property
     def fingerprint(self) -> str:

@@ -132,6 +132,39 @@ def test_options_that_there_are_not(option: str, known: str) -> None:
         SimVQ(**SMALL, **{option: "other"})
 
 
+def test_bad_arguments_are_named() -> None:
+    quantizer, x = ResidualSimVQ(dim=DIM, num_quantizers=2, codebook_size=16, codebook_dim=4, init=None), latents(1, 9)
+    for arguments, message in (
+        ({"mask": torch.ones(1, 9, dtype=torch.int64)}, "mask must be of bool, not torch.int64"),
+        ({"num_quantizers": 3}, "num_quantizers must be from 1 to 2, not 3"),
+    ):
+        with pytest.raises(CodecError, match=message):
+            quantizer(x.transpose(1, 2), **arguments)
+    with pytest.raises(CodecError, match=r"computes in float32: use quantizer\.float\(\)"):
+        quantizer.half()(x.transpose(1, 2))
+    for source, settings, message in (
+        ((torch.randn(9, 3), torch.randn(3, 5)), {}, r"weight must be \[D, d\] for a table"),
+        ((torch.randn(9, 3), torch.randn(3, 3)), {"map_bias": False}, "leave map and map_bias out"),
+        ((torch.randn(9, 3), torch.randn(3, 3)), {"map": "diagonal"}, "leave map and map_bias out"),
+    ):
+        with pytest.raises(CodecError, match=message):
+            convert(source, **settings)
+
+
+def test_a_codebook_of_averaged_weights_is_computed_anew() -> None:
+    """Averages are usually written through ``.data``, which torch does not count."""
+    quantizer = SimVQ(**SMALL, init=None).eval()
+    before = quantizer.codebook
+    quantizer.weight.data.mul_(2)
+    torch.testing.assert_close(quantizer.eval().codebook, 2 * before)
+
+
+def test_a_lookup_may_be_wider_than_the_latents() -> None:
+    quantizer = SimVQ(dim=4, codebook_size=512, codebook_dim=16)
+    output = quantizer(torch.randn(1, 4, 4000))
+    assert len(output.codes.unique()) > 400
+
+
 @pytest.mark.parametrize("width", [DIM, 5])
 @pytest.mark.parametrize("layout", ["vector-quantize-pytorch", "the paper's", "a pair"])
 def test_codes_of_other_layouts_are_equal(layout: str, width: int) -> None:

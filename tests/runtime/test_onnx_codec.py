@@ -1,6 +1,7 @@
 """OnnxCodec gives what Codec gives, without torch, whatever the length; and says in one line what is wrong."""
 
 import dataclasses
+import pickle
 import shutil
 import threading
 from collections.abc import Iterator
@@ -87,6 +88,7 @@ def test_what_it_says_of_itself(pair: tuple[Codec, OnnxCodec]) -> None:
     assert onnx.bitrate == codec.bitrate and onnx.fingerprint == codec.fingerprint
     assert onnx.num_parameters == codec.num_parameters
     assert onnx.header(1000, 16000, 1) == codec.header(1000, 16000, 1)
+    assert pickle.loads(pickle.dumps(onnx)).fingerprint == onnx.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,8 @@ def test_chunks_make_the_whole(tiny_config: CodecConfig, changes: dict[str, Any]
         for stream in (encoder, decoder):
             with pytest.raises(CodecError, match="was flushed"):
                 stream.push(np.zeros((2, 1, 5), np.float32))
+            with pytest.raises(CodecError, match="was flushed"):
+                stream.flush()
             stream.reset()
     for stream, chunk, message in (
         (encoder, np.zeros((2, 1, 5), np.int64), r"must be an array float \[2, 1, n\], not int64"),
