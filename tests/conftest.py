@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 from hypothesis import settings
-from loading import SPEECH, load_script
+from loading import SPEECH, Said, load_script
 from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
@@ -59,6 +59,36 @@ def speech(request: pytest.FixtureRequest) -> tuple[NDArray[np.float32], int]:
     """Samples ``[T]`` of a real clip and their rate in Hz: 2.7 s at 24 kHz, then 3.0 s at 16 kHz."""
     samples, rate = soundfile.read(request.param, dtype="float32")
     return samples, rate
+
+
+@pytest.fixture
+def stderr(capsys: pytest.CaptureFixture[str]) -> Said:
+    """``stderr()`` is what was said there since it was asked last."""
+    return lambda: capsys.readouterr().err
+
+
+@pytest.fixture
+def one_line(stderr: Said) -> Said:
+    """``one_line()`` is what was said on stderr, which must be one line and no traceback."""
+
+    def read() -> str:
+        said = stderr()
+        assert said.count("\n") == 1 and "Traceback" not in said, said
+        return said
+
+    return read
+
+
+@pytest.fixture
+def one_error(stderr: Said) -> Said:
+    """``one_error()`` is the one line of stderr that is an error; warnings may stand before it."""
+
+    def read() -> str:
+        (line,) = [line for line in stderr().splitlines() if "error: " in line]
+        assert len(line) < 600
+        return line
+
+    return read
 
 
 @pytest.fixture(scope="session")

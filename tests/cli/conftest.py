@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from shell import MAINS, RATE, Run, Said, Samples
+from shell import MAINS, RATE, Run, Samples
 
 
 @pytest.fixture(autouse=True)
@@ -28,18 +28,6 @@ def run(tiny_model_folder: Path) -> Run:
             return exit.code
 
     return call
-
-
-@pytest.fixture
-def one_line(capsys: pytest.CaptureFixture[str]) -> Said:
-    """``one_line()`` is what was said on stderr, which must be one line and no traceback."""
-
-    def read() -> str:
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "Traceback" not in said, said
-        return said
-
-    return read
 
 
 @pytest.fixture(scope="session")

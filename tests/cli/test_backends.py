@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from shell import RATE, Run, Said, Samples
+from loading import Said
+from shell import RATE, Run, Samples
 
 from codec import container
 from codec.cli.info import environment

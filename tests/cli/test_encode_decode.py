@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import SPEECH
+from loading import SPEECH, Said
 from shell import RATE, Run, Samples, names
 
 from codec import Codec, container
@@ -61,17 +61,17 @@ def test_files_equal_what_the_library_gives(
     assert np.abs(decoded - np.clip(expected, -1, 1)).max() <= 1.5 / 32768
 
 
-def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
+def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, stderr: Said) -> None:
     sound = sound[:RATE]
     for name in ("a", "b"):
         soundfile.write(f"{name}.wav", np.stack([sound, sound], axis=1), RATE)
     assert run("encode", "a.wav", "b.wav", "-o", "out") == 0  # said once
-    said = capsys.readouterr().err
+    said = stderr()
     assert said == "codec-encode: a.wav: 2 channels mixed down to one\ncodec-encode: files done: 2\n"
     soundfile.write("opposite.wav", np.stack([sound, -sound], axis=1), RATE)
     soundfile.write("second.wav", -sound, RATE)
     assert run("encode", "opposite.wav", "a.codes", "--channel", 2) == run("encode", "second.wav", "b.codes") == 0
-    assert Path("a.codes").read_bytes() == Path("b.codes").read_bytes() and capsys.readouterr().err == ""
+    assert Path("a.codes").read_bytes() == Path("b.codes").read_bytes() and stderr() == ""
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,10 @@ def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, capsys: py
     ],
     ids=str,
 )
-def test_bitrates(
-    run: Run, sound: Samples, capsys: pytest.CaptureFixture[str], option: list[object], num_quantizers: int, line: str
-) -> None:
+def test_bitrates(run: Run, sound: Samples, stderr: Said, option: list[object], num_quantizers: int, line: str) -> None:
     soundfile.write("in.wav", sound[:RATE], RATE)
     assert run("encode", "in.wav", *option, "some.codes") == 0  # options may stand between INPUT and OUTPUT
-    assert capsys.readouterr().err == (line and f"codec-encode: {line}")
+    assert stderr() == (line and f"codec-encode: {line}")
     assert run("encode", "in.wav", "all.codes") == 0
     header, codes = container.read("some.codes")
     np.testing.assert_array_equal(codes, container.read("all.codes")[1][:num_quantizers])
@@ -97,7 +95,7 @@ def test_bitrates(
     assert run("decode", "some.codes", "some.wav") == 0
     Path("again.codes").write_bytes(Path("all.codes").read_bytes())
     assert run("decode", "all.codes", "again.codes", "-o", "out", *option) == 0
-    said = capsys.readouterr().err
+    said = stderr()
     assert said == (line and f"codec-decode: {line}") + "codec-decode: files done: 2\n"  # once, not per file
     assert Path("some.wav").read_bytes() == Path("out/all.wav").read_bytes() == Path("out/again.wav").read_bytes()
 

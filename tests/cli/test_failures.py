@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import full_disk
-from shell import HOP, RATE, Run, Said, names, process
+from loading import Said, full_disk
+from shell import HOP, RATE, Run, names, process
 
 from codec import Codec, container
 from codec.cli.commands import decode_main
@@ -136,16 +136,16 @@ SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # block
 
 
 @pytest.mark.parametrize("case", SALVAGED)
-def test_salvage(run: Run, encoded: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_salvage(run: Run, encoded: Path, stderr: Said, case: str) -> None:
     """Intact blocks are decoded as ever, the time of damaged ones passes in silence, a missing end is left out."""
     assert run("decode", encoded, "whole.wav") == 0
     blocks, end, more, lines = SALVAGED[case]
     damage(encoded, blocks, end, more)
     assert run("decode", encoded, "out.wav") == 1
     advice = f"{lines[0].partition(';')[0]}; --salvage decodes the intact blocks"
-    assert capsys.readouterr().err == f"codec-decode: error: in.codes: {advice}\n" and not Path("out.wav").exists()
+    assert stderr() == f"codec-decode: error: in.codes: {advice}\n" and not Path("out.wav").exists()
     assert run("decode", encoded, "out.wav", "--salvage") == 0
-    assert capsys.readouterr().err.splitlines() == [f"codec-decode: {line}" for line in lines]
+    assert stderr().splitlines() == [f"codec-decode: {line}" for line in lines]
     whole, saved = soundfile.read("whole.wav")[0], soundfile.read("out.wav")[0]
     size = BLOCK_FRAMES * HOP
     assert len(saved) == {"truncated": size, "both": 15 * size}.get(case, len(whole))

@@ -12,7 +12,8 @@ from typing import IO
 import numpy as np
 import pytest
 import soundfile
-from shell import RATE, Run, Said, Samples, process
+from loading import Said
+from shell import RATE, Run, Samples, process
 
 from codec import Codec, container
 from codec.cli.backends import BACKENDS
@@ -144,20 +145,18 @@ def test_what_is_wrong_with_the_input(
     assert f"stdin: {said[bool(out)]}" in one_line()
 
 
-def test_damage_of_a_stream(
-    run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damage_of_a_stream(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
     _, coded = through(monkeypatch, run, "encode", wav(sound[:RATE]))
     _, whole = through(monkeypatch, run, "decode", coded)
     head = len(container.pack_header(Reader(io.BytesIO(coded)).header))
     flipped = bytearray(coded)
     flipped[head + 300] ^= 1
     assert through(monkeypatch, run, "decode", bytes(flipped))[0] == 1
-    assert "is damaged (its checksum is wrong); --salvage decodes" in capsys.readouterr().err
+    assert "is damaged (its checksum is wrong); --salvage decodes" in stderr()
     code, out = through(monkeypatch, run, "decode", bytes(flipped), "--salvage")
-    assert code == 0 and len(out) == len(whole) and "s of silence instead" in capsys.readouterr().err
+    assert code == 0 and len(out) == len(whole) and "s of silence instead" in stderr()
     code, out = through(monkeypatch, run, "decode", coded[:-50], "--salvage")
-    assert code == 0 and "truncated: its end is missing; the output ends there" in capsys.readouterr().err
+    assert code == 0 and "truncated: its end is missing; the output ends there" in stderr()
     assert out[: len(out) // 2] == whole[: len(out) // 2]
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from loading import ROOT, load_script, tar
+from loading import ROOT, Said, load_script, tar
 
 from codec.corpus.manifest import ManifestError, Record, read_manifest
 from codec.corpus.scan import read_record
@@ -245,9 +245,7 @@ def test_shards_can_be_read_where_they_lie(shard: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [(), ("--in-place",)], ids=str)
-def test_a_shard_is_read_to_its_end_or_refused(
-    mode: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_shard_is_read_to_its_end_or_refused(mode: tuple[str, ...], tmp_path: Path, one_line: Said) -> None:
     """tarfile takes what it cannot read for the end of the archive."""
     shard, out = write_shard(tmp_path / "s.tar", speech_files(*"abcd")), tmp_path / "out"
     whole, other = shard.read_bytes(), write_shard(tmp_path / "t.tar", speech_files("e")).read_bytes()
@@ -267,9 +265,8 @@ def test_a_shard_is_read_to_its_end_or_refused(
     for name, content in damaged.items():
         shard.write_bytes(content)
         assert prepare("shards", shard, "--out", out, *mode) == 1, name
-        error = capsys.readouterr().err
-        assert error.startswith(f"prepare.py: error: {shard} is no tar file, or a damaged one ("), name
-        assert error.count("\n") == 1 and not list(out.glob("*.jsonl")), name
+        assert one_line().startswith(f"prepare.py: error: {shard} is no tar file, or a damaged one ("), name
+        assert not list(out.glob("*.jsonl")), name
     least = whole[: end + 1024] + bytes(1024)  # two blocks of zeros end an archive
     for content, keys in ((whole + other, "abcde"), (least, "abcd"), (least + other, "abcde")):
         shard.write_bytes(content)
@@ -318,10 +315,10 @@ USAGE = {
 
 
 @pytest.mark.parametrize("command", USAGE)
-def test_bad_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_usage(command: str, stderr: Said) -> None:
     with pytest.raises(SystemExit, match="2"):
         prepare(*command.split(), "--out", "out")
-    assert USAGE[command] in capsys.readouterr().err.splitlines()[-1]
+    assert USAGE[command] in stderr().splitlines()[-1]
 
 
 @pytest.mark.parametrize(
@@ -352,7 +349,7 @@ def test_bad_usage(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_user_errors_are_one_line(
-    command: str, message: str, shard: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str, message: str, shard: Path, monkeypatch: pytest.MonkeyPatch, stderr: Said
 ) -> None:
     monkeypatch.chdir(shard.parent)
     Path("with_r/LibriTTS_R/dev-other").mkdir(parents=True)
@@ -367,6 +364,6 @@ def test_user_errors_are_one_line(
     write_shard(Path("hard_link.tar"), {}, **{"a.wav": tarfile.LNKTYPE})
     write_shard(Path("valid.tar"), speech_files("a", "b") | {"b.json": b'{"split": "valid"}'})
     assert prepare(*command.split(), "--out", "out") == 1
-    *skipped, error = capsys.readouterr().err.splitlines()
+    *skipped, error = stderr().splitlines()
     assert error.startswith("prepare.py: error: ") and message in error and "[Errno" not in error
     assert all(line.startswith("skipped ") for line in skipped)

@@ -19,7 +19,7 @@ import pystoi
 import pytest
 import soundfile
 import torch
-from loading import SPEECH, load_script
+from loading import SPEECH, Said, load_script
 from torch import Tensor
 
 from codec import Codec, container
@@ -228,16 +228,14 @@ def test_every_system_is_loaded_once_and_nothing_is_coded_twice(
     assert summary["health"]["latents"]["frames"] == summary["health"]["stages"][0]["frames"] > 0
 
 
-def test_where_every_utterance_fails_there_is_a_report(
-    tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_where_every_utterance_fails_there_is_a_report(tiny_model_folder: Path, tmp_path: Path, stderr: Said) -> None:
     """Whose names are no formulas for a spreadsheet."""
     facts, gone, out = {"speaker": "@s", "source": "+1"}, str(tmp_path / "gone.wav"), tmp_path / "r"
     records = [Record(name, gone, 16000, 16000, **facts) for name in ("=cmd|' /C calc'!A0", "'a")]
     write_manifest(tmp_path / "m.jsonl", records)
     command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--metrics", "mel"]
     assert evaluate_main([*command, "--baselines", "--workers", "1", "--out", str(out)]) == 1
-    assert "no metric has a value for any of the 2 utterances; the report says why" in capsys.readouterr().err
+    assert "no metric has a value for any of the 2 utterances; the report says why" in stderr()
     assert (out / "index.html").exists()
     names = [line.split(",")[:3] for line in (out / "per_file.csv").read_text().splitlines()[1:]]
     assert names[0] == ["'=cmd|' /C calc'!A0", "'@s", "'+1"] and names[-1][0] == "'a"
@@ -245,11 +243,10 @@ def test_where_every_utterance_fails_there_is_a_report(
     assert {(row.id, row.speaker, row.source) for row in rows} == {(r.id, r.speaker, r.source) for r in records}
 
 
-def test_names_that_are_not_utf8_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_names_that_are_not_utf8_are_one_line(tmp_path: Path, one_line: Said) -> None:
     write_manifest(tmp_path / "m.jsonl", [Record("a\udcff", "a\udcff.wav", 16000, 16000)])
     assert evaluate_main(["--manifest", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "r")]) == 1
-    error = capsys.readouterr().err
-    assert len(error.splitlines()) == 1 and "m.jsonl: id, speaker or source of 'a" in error
+    assert "m.jsonl: id, speaker or source of 'a" in one_line()
 
 
 class TestResuming:
@@ -276,7 +273,7 @@ class TestResuming:
         assert "3 of 5 utterances were measured before" in capsys.readouterr().out
         assert [each["id"] for each in summary_of(out)["examples"]] == ["short", "silent", "a", "b"]
 
-    def test_does_not_mix_evaluations(self, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_does_not_mix_evaluations(self, manifest: Path, tmp_path: Path, stderr: Said) -> None:
         """Nor those of files that have changed."""
         (tmp_path / "copies").mkdir()
         shutil.copy(manifest.parent / "a.flac", tmp_path / "copies")
@@ -284,10 +281,10 @@ class TestResuming:
         command += ["--reconstructions", f"copy={tmp_path / 'copies'}"]
         out = ["--out", str(tmp_path / "r")]
         assert evaluate_main([*command, "--out", str(manifest.parent)]) == 1
-        assert "not empty and no evaluation" in capsys.readouterr().err
+        assert "not empty and no evaluation" in stderr()
         assert evaluate_main(command + out) == 0
         shutil.copy(manifest.parent / "b.flac", tmp_path / "copies")
-        assert evaluate_main(command + out) == 1 and "something else" in capsys.readouterr().err
+        assert evaluate_main(command + out) == 1 and "something else" in stderr()
         assert evaluate_main([*command, *out, "--force"]) == 0
         assert results(tmp_path / "r", "folder-copy")["mel"]["n"] == 2
 
@@ -329,11 +326,11 @@ def test_examples_are_evenly_spaced() -> None:
     ],
 )
 def test_wrong_use_is_one_line(
-    arguments: list[str], message: str, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, command: list[str], tmp_path: Path, stderr: Said
 ) -> None:
     base = [*command[:4], "--workers", "1", "--baselines", "--out", str(tmp_path / "r")]
     assert evaluate_main([*base, *arguments]) == 1
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    error = stderr().strip().splitlines()[-1]
     assert error.startswith("codec-evaluate: error: ") and message in error
     assert not (tmp_path / "r").exists()
 
@@ -370,12 +367,10 @@ class TestCompare:
         assert better["pesq"]["difference"]["mean"] == pytest.approx(gap) and not better["pesq"]["clear"]
         assert (better["mel"]["share_better"], better["mel"]["difference"]["n"], better["mel"]["unpaired"]) == (1, 2, 0)
 
-    def test_what_cannot_be_compared_is_said(
-        self, report: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_what_cannot_be_compared_is_said(self, report: Path, tmp_path: Path, stderr: Said) -> None:
         assert compare_main([str(report), str(report), "--pair", "opus-6:model-3"]) == 1
         assert compare_main([str(report), str(tmp_path)]) == 1
-        said = capsys.readouterr().err
+        said = stderr()
         assert "no system opus-6" in said and "no finished report" in said
 
 
@@ -494,13 +489,13 @@ def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
 
 
 def test_reports_are_drawn_against_bitrate_and_steps(
-    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: Said
 ) -> None:
     main = load_script("recipes/plot_reports.py").main
     for reports in ([str(report)], [f"0={report}", f"100={report}"]):
         out = tmp_path / f"{len(reports)}.png"
         monkeypatch.setattr("sys.argv", ["plot_reports.py", *reports, "--out", str(out)])
         assert main() == 0 and out.read_bytes().startswith(b"\x89PNG")
-        assert main() == 1 and capsys.readouterr().err.endswith("--force overwrites it\n")
+        assert main() == 1 and stderr().endswith("--force overwrites it\n")
     monkeypatch.setattr("sys.argv", ["plot_reports.py", str(tmp_path), "--out", str(tmp_path / "none.png")])
-    assert main() == 1 and "is no finished report" in capsys.readouterr().err
+    assert main() == 1 and "is no finished report" in stderr()

@@ -90,15 +90,9 @@ def seeds(target: str) -> list[bytes]:
                 for frames, stages, size in ((0, 1, 2), (3, 1, 65536), (10, 8, 1024), (1030, 2, 3))
             ]
     noise = (0.1 * rng.standard_normal((9000, 2))).astype(np.float32)
-    kinds = [
-        ("WAV", "PCM_16"),
-        ("WAV", "FLOAT"),
-        ("WAV", "IMA_ADPCM"),
-        ("FLAC", "PCM_16"),
-        ("OGG", "VORBIS"),
-        ("OGG", "OPUS"),
-    ]
-    kinds += [("MP3", "MPEG_LAYER_III"), ("AIFF", "PCM_24"), ("W64", "PCM_16"), ("RF64", "PCM_16"), ("CAF", "ALAC_16")]
+    kinds = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("FLAC", "PCM_16")]
+    kinds += [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
+    kinds += [("AIFF", "PCM_24"), ("W64", "PCM_16"), ("RF64", "PCM_16"), ("CAF", "ALAC_16")]
     files = []
     for index, (kind, subtype) in enumerate(kinds):
         file = io.BytesIO()

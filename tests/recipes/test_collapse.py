@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from loading import load_script
-from runs import one_error
+from loading import Said, load_script
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
@@ -68,7 +67,7 @@ def test_the_formula_is_what_a_step_does(bias: bool) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
     arguments = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(out)]
@@ -125,7 +124,7 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: 
 
     config.write_text(yaml.safe_dump(TINY | {"steps": 4}), encoding="utf-8")
     assert run.main(arguments) == 1, "results of another study are not taken for this one's"
-    assert "is a result of other settings" in one_error(capsys)
+    assert "is a result of other settings" in one_error()
     assert {path.name for path in page.iterdir()} == {"README.md", "results.jsonl", "filling.png", "toys.json"}
 
 
@@ -216,7 +215,7 @@ def test_a_step_of_the_page_is_a_step_of_the_project(page: Any, kind: str, name:
     torch.testing.assert_close(torch.tensor(table).view(-1, 2), plane.table_of(quantizer).float(), atol=1e-5, rtol=1e-5)
 
 
-def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     config, file = tmp_path / "study.yaml", tmp_path / "file"
     for wrong, message in (
         ({"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}, "vqq is neither"),
@@ -238,7 +237,7 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pyt
         (report.main, [str(file)], "is no result"),
     ):
         assert main(arguments) == 1
-        assert message in one_error(capsys)
+        assert message in one_error()
 
 
 @pytest.mark.slow

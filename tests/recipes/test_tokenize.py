@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
-from loading import load_script, tar
-from runs import RECIPES, one_error, start
+from loading import Said, load_script, tar
+from runs import RECIPES, start
 
 from codec import Codec
 from codec.corpus.manifest import read_manifest, write_manifest
@@ -42,7 +42,7 @@ def contents(out: Path) -> dict[str, bytes]:
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    tokenize: Any, corpus: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tokenize: Any, corpus: Path, tiny_model_folder: Path, tmp_path: Path, one_error: Said
 ) -> None:
     """The second shard waits for a pipe into which nobody writes, so the kill comes between the first and the third."""
     records = read_manifest(corpus / "train.jsonl")
@@ -87,7 +87,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         assert (row["num_samples"], row["num_quantizers"]) == (16000, 3), "at the model's rate"
 
     assert tokenize.main([*arguments(tiny_model_folder, whole, manifest), "--num-quantizers", "2"]) == 1
-    assert "take another --out" in one_error(capsys)
+    assert "take another --out" in one_error()
     assert sorted(contents(whole)) == [*SHARDS, "skipped.tsv"]
 
 

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import load_script
-from runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, one_error, recipe, start, state, train
+from loading import Said, load_script
+from runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, recipe, start, state, train
 from safetensors.torch import load_file
 
 from codec.cli.commands import decode_main, encode_main
@@ -65,7 +65,9 @@ def test_resume_is_exact_to_the_bit(corpus: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(middle[name], a[name]) for name in a if name.startswith("codec/"))
 
 
-def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_resumed_is_one_line(
+    corpus: Path, tmp_path: Path, one_error: Said, capsys: pytest.CaptureFixture[str]
+) -> None:
     one_step = ("phases.steps=1", *QUANTIZED)
     adamw, muon = tmp_path / "adamw", tmp_path / "muon"
     assert train(corpus, adamw, *one_step) == 0 and train(corpus, muon, *one_step, MUON) == 0
@@ -84,26 +86,19 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, capsys
         (tmp_path / "none", "seed=0", "no checkpoint in"),
     ):
         assert train(corpus, run, *one_step, "phases.steps=2", change, flags=("--resume",)) == 1
-        assert message in one_error(capsys)
+        assert message in one_error()
     assert train(corpus, adamw, *one_step, "phases.steps=2") == 1
-    assert "holds a run already; continue it with --resume or choose another --out" in one_error(capsys)
+    assert "holds a run already; continue it with --resume or choose another --out" in one_error()
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
     for text in ('{"model": {}, "mod', "5", '{"model": {"latent_dim": "wide"}}'):
         (adamw / "config.json").write_text(text)
         assert train(corpus, adamw, *one_step, "phases.steps=2", flags=("--resume",)) == 1
-        assert f"{adamw / 'config.json'} is damaged: " in one_error(capsys)
+        assert f"{adamw / 'config.json'} is damaged: " in one_error()
 
 
 def test_a_run_as_long_as_a_time(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The learning rate comes down by the clock; what is held in memory is drawn from as files are."""
-    settings = (
-        *QUANTIZED,
-        *LONG,
-        "phases.minutes=0.05",
-        "log.scalars_every=1",
-        "optimizer.warmup_steps=1",
-        "data.resident=true",
-    )
+    settings = (*QUANTIZED, *LONG, "phases.minutes=0.05", "log.scalars_every=1", "data.resident=true")
     assert train(corpus, tmp_path, *settings) == 0
     assert "; the run ends after 0.05 minutes" in capsys.readouterr().out
     rates = [point["learning_rate"] for point in read_scalars(tmp_path / "metrics.jsonl") if "learning_rate" in point]
@@ -133,13 +128,7 @@ def test_processes_whose_clocks_differ_end_together(corpus: Path, tmp_path: Path
         "import os, runpy, time\nclock, speed = time.monotonic, 1 + int(os.environ['RANK'])\n"
         f"time.monotonic = lambda: speed * clock()\nrunpy.run_path({str(RECIPES / 'train.py')!r}, run_name='__main__')\n"
     )
-    settings = (
-        *QUANTIZED,
-        "phases.steps=100000",
-        "phases.minutes=0.05",
-        "log.valid_every=100000",
-        "log.scalars_every=1",
-    )
+    settings = (*QUANTIZED, *LONG, "phases.minutes=0.05", "log.scalars_every=1")
     args = [*command(corpus, tmp_path / "run", *settings, launcher=TWO_PROCESSES), *QUIET]
     args[args.index(str(RECIPES / "train.py"))] = str(script)
     assert "\ndone at step " in finish(start(args))[0]
@@ -296,18 +285,16 @@ def test_a_signal_to_the_whole_group_stops_and_saves(corpus: Path, tmp_path: Pat
     assert (tmp_path / "checkpoints" / f"step_{int(stopped.split()[3].rstrip(':')):08d}").is_dir()
 
 
-def test_an_interrupt_before_training_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_interrupt_before_training_is_one_line(monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(load_script("recipes/train.py"), "load_train_config", interrupted)
     assert recipe("train", "--config", DEBUG) == 130
-    assert capsys.readouterr().err == "train.py: interrupted; training had not begun\n"
+    assert stderr() == "train.py: interrupted; training had not begun\n"
 
 
-def test_a_run_starts_from_an_exported_model(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_starts_from_an_exported_model(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     """With another quantizer: encoder, decoder and discriminators as they were, the codebook from the data."""
     run, model = tmp_path / "run", tmp_path / "model"
     assert train(corpus, run, "phases.steps=2", "phases.adversarial=2") == 0
@@ -327,10 +314,10 @@ def test_a_run_starts_from_an_exported_model(corpus: Path, tmp_path: Path, capsy
         ("model.decoder.depth=1", "only quantizer, look_ahead and added blocks may differ"),
     ):
         assert train(corpus, tmp_path / "unlike", change, flags=flags) == 1
-        assert message in one_error(capsys)
+        assert message in one_error()
 
 
-def test_a_decoder_is_trained_on_fixed_codes(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_decoder_is_trained_on_fixed_codes(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     settings = ("phases.steps=2", "phases.autoencoder=0", "phases.adversarial=0", "train=decoder", MUON)
     run, model = tmp_path / "run", tmp_path / "model"
     assert train(corpus, tmp_path / "start", "phases.steps=1", *QUANTIZED) == 0
@@ -346,10 +333,10 @@ def test_a_decoder_is_trained_on_fixed_codes(corpus: Path, tmp_path: Path, capsy
     other = "model.quantizer.codebook_size=64"
     for flags in ((), ("--init", str(model))):
         assert train(corpus, tmp_path / "none", *settings, other, flags=flags) == 1
-        assert "train.py: error: train: decoder needs --init with a model of" in one_error(capsys)
+        assert "train.py: error: train: decoder needs --init with a model of" in one_error()
 
 
-def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     soundfile.write(tmp_path / "silent.wav", np.zeros(24000), 24000)
     write_manifest(tmp_path / "silent.jsonl", [Record("silent", str(tmp_path / "silent.wav"), 24000, 24000)])
     write_manifest(
@@ -367,13 +354,11 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, capsys: pytest.Capt
         ((silent, *QUANTIZED, "model.quantizer.kind=residual_vq"), "the latents do not vary: the input is"),
     ):
         assert train(corpus, tmp_path / "run", *settings) == 1
-        assert message in one_error(capsys)
+        assert message in one_error()
 
 
 @pytest.mark.parametrize("package", ["yaml", "accelerate", "the folder accelerate"])
-def test_a_missing_extra_is_named(
-    package: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_missing_extra_is_named(package: str, monkeypatch: pytest.MonkeyPatch, one_error: Said) -> None:
     load_script("recipes/train.py")
     name, module = package.split()[-1], None
     if name != package:  # beside the script, where Python takes it for a package
@@ -382,5 +367,5 @@ def test_a_missing_extra_is_named(
         monkeypatch.delitem(sys.modules, "accelerate.utils")
     monkeypatch.setitem(sys.modules, name, module)
     assert recipe("train", "--config", DEBUG) == 1
-    said = one_error(capsys)
+    said = one_error()
     assert said.startswith(f"train.py: error: the package {name} is missing") and "[train]" in said
