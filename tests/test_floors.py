@@ -2,12 +2,10 @@
 
 import ast
 import inspect
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from loading import ROOT
+from loading import ROOT, python
 
 import codec
 from codec.base import CodecBase
@@ -78,8 +76,7 @@ def test_importing_is_cheap() -> None:
     modules = "codec, codec.cli.commands, codec.container, codec.corpus.manifest, codec.evaluation.page.report"
     code = f"import sys, {modules}, codec.tokens, numpy; codec.tokens.flatten(numpy.zeros((2, 3), int), 4); "
     code += "print('torch' in sys.modules, 'soundfile' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert python(code).stdout.split() == ["False", "False"]
 
 
 @pytest.mark.parametrize(
@@ -98,5 +95,5 @@ def test_scripts_say_what_they_lack(path: Path, torch: str, message: str, tmp_pa
     (tmp_path / "torch.py").write_text(f"raise {torch}")
     code = f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = [{str(path)!r}, '--help']; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python(code)
     assert not done.returncode or done.stderr == f"{path.name}: error: {message}\n"

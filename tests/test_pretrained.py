@@ -79,10 +79,8 @@ def test_a_second_decoder_holds_no_weight_twice(tmp_path: Path) -> None:
     live.save_pretrained(tmp_path, bits=8, base="speech-24khz")
     again = Codec.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in live.state_dict().items())
-    damaged = (
-        (tmp_path / "model.safetensors").read_bytes().replace(b'"base":"speech-24khz-v3"', b'"base":"speech-24khz-v9"')
-    )
-    (tmp_path / "model.safetensors").write_bytes(damaged)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"base":"speech-24khz-v3"', b'"base":"speech-24khz-v9"'))
     for load in (Codec.from_pretrained, OnnxCodec.from_pretrained):
         with pytest.raises(ModelError, match="goes with the shipped model 'speech-24khz-v9', which this version"):
             load(tmp_path)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loading import LOOKS
 from torch import Tensor
 
 from codec import Codec, CodecConfig
@@ -16,13 +17,10 @@ from codec.errors import CodecError
 from codec.streaming import StreamingDecoder, StreamingEncoder
 
 LENGTH = 16000  # 200 frames of the tiny model
-CONFIGS: dict[str, dict[str, Any]] = {
-    "centred": {},
-    "causal": {"causal": True},
-    "deeper": {"decoder": DecoderConfig(width=16, depth=5, n_fft=160)},
-    "two ahead": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=2)},
-    "three ahead": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=3)},
+CONFIGS = LOOKS | {
     "early codes": {"encoder": EncoderConfig((4, 4, 5), (8, 16, 16), (1, 1, 3), look_ahead=6)},
+    "deeper": {"decoder": DecoderConfig(width=16, depth=5, n_fft=160)},
+    "the window alone": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=2)},
 }
 
 

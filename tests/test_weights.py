@@ -1,8 +1,6 @@
 """A model's file in fewer bits: what is rounded, what keeps its values, and what cannot be read."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from loading import python
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -218,13 +217,9 @@ def test_a_configuration_of_another_size_builds_nothing(model: Codec, tmp_path: 
     refusal(tmp_path, r"model\.safetensors.*config\.json")
 
 
-# ---- the outline of a model -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_an_outline_loads_no_compiler(tiny_model_folder: Path) -> None:
     """Operations on the meta device do, which would take longer than loading the model."""
     code = f"import sys; from codec import Codec; Codec.from_pretrained({str(tiny_model_folder)!r})\n"
     code += "print([name for name in ('torch._dynamo', 'sympy') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert python(code).stdout == "[]\n"

@@ -7,7 +7,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from loading import ROOT
+from loading import ROOT, python
 
 
 @pytest.mark.slow
@@ -24,4 +24,4 @@ def test_what_is_in_it(tmp_path: Path) -> None:
     for name, target in commands["console_scripts"].items():
         module, _, function = target.partition(":")
         code = f"from {module} import {function} as main; main(['--version'])"
-        assert subprocess.check_output([sys.executable, "-c", code], text=True).startswith(name)
+        assert python(code).stdout.startswith(name)

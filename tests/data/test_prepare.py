@@ -334,8 +334,6 @@ def test_bad_usage(command: str, stderr: Said) -> None:
         ("folder --root with_r", "no audio in"),
         ("folder --root in --split-by speaker", "too few speakers: 1 cannot be split into 2"),
         ("folder --root in --min-seconds 9", "no usable file in"),
-        ("shards nowhere.tar", "nowhere.tar: No such file or directory"),
-        ("shards latin1.txt", "latin1.txt is no tar file, or a damaged one"),
         ("shards half.tar.gz", "half.tar.gz is no tar file, or a damaged one"),
         ("shards json.tar", "no utterance can be used: all 1 were skipped"),
         ("shards one.tar.gz --in-place", "one.tar.gz is compressed, so it cannot be read in place"),

@@ -1,12 +1,11 @@
 """SimVQ in somebody else's model: torch alone, any layout, masks, the start by itself, layouts of other implementations."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from loading import python
 from torch import Tensor, distributed, nn
 
 from codec.errors import CodecError
@@ -43,7 +42,8 @@ def test_torch_and_two_gigabytes_are_all_it_needs() -> None:
         (loss + quantized.square().mean()).backward()
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2**21  # KiB, where Linux counts
     """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    done = python(code)
+    assert done.returncode == 0, done.stderr
 
 
 def test_layouts_agree(quantizer: Any) -> None:

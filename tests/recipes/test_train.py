@@ -197,13 +197,8 @@ def test_discriminators_see_their_share_and_no_more_than_the_recordings_bandwidt
 def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: Path, trained: str) -> None:
     """After one step Adam's first moment is (1 - beta1) times the clipped gradient; it must be that of the whole batch."""
     settings = ("phases.steps=1", "phases.autoencoder=0", "phases.adversarial=0", "quantizer_dropout=0.0")
-    settings += (
-        f"train={trained}",
-        "losses.weights.adversarial=1.0",
-        "losses.weights.feature_matching=1.0",
-        "log.valid_every=1",
-        "look_aheads=[2]",
-    )
+    settings += ("losses.weights.adversarial=1.0", "losses.weights.feature_matching=1.0")
+    settings += (f"train={trained}", "log.valid_every=1", "look_aheads=[2]")
     one, two, model = tmp_path / "one", tmp_path / "two", tmp_path / "model"
     assert train(corpus, tmp_path / "start", "phases.steps=1", *QUANTIZED) == 0
     assert recipe("export", tmp_path / "start", model) == 0
@@ -339,16 +334,12 @@ def test_a_decoder_is_trained_on_fixed_codes(corpus: Path, tmp_path: Path, one_e
 def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     soundfile.write(tmp_path / "silent.wav", np.zeros(24000), 24000)
     write_manifest(tmp_path / "silent.jsonl", [Record("silent", str(tmp_path / "silent.wav"), 24000, 24000)])
-    write_manifest(
-        tmp_path / "gone.jsonl", [Record(f"{i}", str(tmp_path / f"{i}.wav"), 24000, 24000) for i in range(3)]
-    )
+    write_manifest(tmp_path / "gone.jsonl", [Record(name, f"{name}.wav", 24000, 24000) for name in "abc"])
     gone, silent = (f"data.train=[{tmp_path}/{name}.jsonl]" for name in ("gone", "silent"))
     for settings, message in (
-        (("model.sample_rat=1",), "unknown key model.sample_rat"),
         (("data.train=[nowhere.jsonl]",), "nowhere.jsonl"),
         (("data.valid=[]",), "data.valid: no utterance in an empty list; give a manifest"),
         (("--config", "nowhere.yaml"), "nowhere.yaml: No such file or directory"),
-        ((gone, "data.workers=0"), "3 of 3 files tried cannot be read"),
         ((gone, "data.workers=1"), "3 of 3 files tried cannot be read"),
         ((silent, *QUANTIZED), "the latents do not vary: the input is silent or"),
         ((silent, *QUANTIZED, "model.quantizer.kind=residual_vq"), "the latents do not vary: the input is"),

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loading import LOOKS
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from codec import Codec, CodecConfig
 from codec.base import WINDOW_FRAMES
-from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
+from codec.config import QuantizerConfig
 from codec.errors import CodecError
 from codec.pretrained import ModelError, shipped_models
 from codec.runtime import OnnxCodec
@@ -89,19 +90,14 @@ def test_what_it_says_of_itself(pair: tuple[Codec, OnnxCodec]) -> None:
     assert onnx.header(1000, 16000, 1) == codec.header(1000, 16000, 1)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"causal": True},
-        {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=3)},  # a centred window, and a frame more
-        {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=1)},  # a window that looks back
-        {"encoder": EncoderConfig((4, 5, 4), (8, 8, 16), (1, 1, 3), look_ahead=7)},
-        {"latent_dim": 4},  # the codebook's own width: no projections
-        {"quantizer": QuantizerConfig("simvq", 1, 32, 4, map="diagonal", map_bias=False)},
-        {"quantizer": QuantizerConfig("simvq", 1, 9000, 4)},  # searched in several tiles
-    ],
-    ids=["causal", "look-ahead", "short look-ahead", "early codes", "no projections", "diagonal", "tiles"],
-)
+SHAPES = LOOKS | {
+    "no projections": {"latent_dim": 4},  # the codebook's own width
+    "diagonal": {"quantizer": QuantizerConfig("simvq", 1, 32, 4, map="diagonal", map_bias=False)},
+    "tiles": {"quantizer": QuantizerConfig("simvq", 1, 9000, 4)},  # searched in several tiles
+}
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("bits", [32, 8])
 def test_every_shape_of_model(tiny_config: CodecConfig, changes: dict[str, object], bits: int, tmp_path: Path) -> None:
     codec, onnx = random_model(dataclasses.replace(tiny_config, **changes), tmp_path, bits)

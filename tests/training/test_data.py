@@ -93,8 +93,6 @@ def test_bad_files_are_skipped_and_too_many_stop_the_run(
     with pytest.raises(ManifestError, match="cannot be read"):
         for index in range(200):
             dataset[index]
-    with pytest.raises(ManifestError, match="cannot be read"):
-        SegmentDataset(bad[:1], 24000, config, seed=0)[0]
     with pytest.raises(ManifestError, match="empty"):
         SegmentDataset([], 24000, config, seed=0)
 
@@ -113,9 +111,8 @@ def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, record
             torch.testing.assert_close(value, dataset[index][name], atol=1e-4, rtol=0)
     bad = [Record(f"{i}", str(tmp_path / "bad.wav"), 24000, 24000) for i in range(4)]
     good = [replace(records[2], id=f"good{i}") for i in range(5)]
-    few, many = (
-        SegmentDataset([*bad, *good], 24000, DataConfig(max_bad_fraction=f, workers=0), 0) for f in (0.5, 0.01)
-    )
+    limits = [DataConfig(max_bad_fraction=share, workers=0) for share in (0.5, 0.01)]
+    few, many = (SegmentDataset([*bad, *good], 24000, config, seed=0) for config in limits)
     ResidentDataset(few, torch.device("cpu"))
     with pytest.raises(ManifestError, match="4 of 9 files tried cannot be read"):
         ResidentDataset(many, torch.device("cpu"))

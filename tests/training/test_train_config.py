@@ -72,9 +72,8 @@ def test_config_mistakes_are_named(override: str, message: str) -> None:
 
 
 def test_a_file_extends_one_other() -> None:
-    whole, decoder = (
-        load_train_config(ROOT / "recipes" / "default" / f"{n}.yaml") for n in ("speech-24khz-v3", "decoder")
-    )
+    folder = ROOT / "recipes" / "default"
+    whole, decoder = (load_train_config(folder / f"{name}.yaml") for name in ("speech-24khz-v3", "decoder"))
     assert decoder.model == whole.model and decoder.losses == whole.losses
     assert decoder.optimizer.hold == 0.4 and decoder.optimizer.warmup_steps == whole.optimizer.warmup_steps
 
