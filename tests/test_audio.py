@@ -70,9 +70,7 @@ def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
         ("a.ogg", 1, 200_001, r"a\.ogg.*200001 Hz.*take \.wav"),
     ],
 )
-def test_what_is_not_saved_leaves_the_file_alone(
-    tmp_path: Path, name: str, items: int, rate: int, message: str
-) -> None:
+def test_what_is_not_saved(tmp_path: Path, name: str, items: int, rate: int, message: str) -> None:
     (tmp_path / name).write_bytes(b"old")
     for waveform, text in ((torch.zeros(items, 80), message), (torch.full((80,), torch.nan), "holds NaN")):
         with pytest.raises(AudioError, match=text):

@@ -19,6 +19,7 @@ from codec.errors import CodecError
         ({"encoder": {"widths": [1, 2]}}, "encoder: widths must have 3 entries"),
         ({"decoder": {"kind": "upsampling"}}, "decoder.kind must be one of 'istft'"),
         ({"decoder": {"n_fft": 1000}}, "decoder.n_fft must be a multiple"),
+        ({"decoder": {"strides": [8, 5, 4]}}, "unknown key decoder.strides"),  # an option that is gone
         ({"quantizer": {"codebook_size": 1}}, "codebook_size must be from 2 to 4294967295, not 1"),
         ({"latent_dim": 10**4000}, "latent_dim must be from 1 to 65536"),
         ({"encoder": {"strides": [1] * 17}}, "strides must have 1 to 16 entries"),

@@ -192,21 +192,18 @@ BAD_CODES: list[Any] = [
     *[None, "codes", 5, [[0] * 10, [0] * 9], [["0"] * 10] * 2, np.zeros((2, 10), bool), {1: 2}],
     torch.zeros(2, 10, dtype=torch.int64, device="meta"),
 ]
-BAD_HEADERS: list[Any] = [None, 5, "header", {}, make(10, num_samples=None)[0]]
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for codes in BAD_CODES:
         with pytest.raises(ContainerError, match=r"codes (must be|cannot be taken)"):
             dumps(HEADER, codes)
-    for header in BAD_HEADERS:
+    for header in ({}, make(10, num_samples=None)[0]):
         with pytest.raises(ContainerError, match="the header must be a Header of a known length"):
             container.write(tmp_path / "a", header, CODES)
     assert list(tmp_path.iterdir()) == []
-    not_bytes: list[Any] = [None, 5, "SVQC", [1], 1.5]
-    for value in not_bytes:
-        with pytest.raises(ContainerError, match="as bytes, not"):
-            loads(value)
+    with pytest.raises(ContainerError, match="as bytes, not"):
+        loads("SVQC")  # type: ignore[arg-type]
     for call in (lambda: container.read(5), lambda: container.write(5, HEADER, CODES)):  # type: ignore[arg-type, func-returns-value]
         with pytest.raises(CodecError, match="a path must be"):
             call()

@@ -2,7 +2,6 @@
 
 import os
 import stat
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -109,9 +108,7 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path, umask: int, replac
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("early", [True, False])
-def test_a_file_that_comes_meanwhile_is_kept_if_asked(
-    tmp_path: Path, links: bool, early: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_comes_meanwhile(tmp_path: Path, links: bool, early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not links:  # as on FAT
         monkeypatch.setattr(files.os, "link", lambda *_: os.stat("/nowhere"))
     target = tmp_path / "out.txt"
@@ -133,13 +130,9 @@ def test_a_file_that_comes_meanwhile_is_kept_if_asked(
 def test_an_endless_file_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.touch()
-    os.truncate(path, 20 * 10**9)
-    tracemalloc.start()
+    os.truncate(path, 2 * 10**12)  # more than any memory
     with pytest.raises(CodecError, match="larger than 1 MiB"):
         read_json(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 5e6
     os.truncate(path, 0)
     write_json(path, [1, {"ü": None}])
     assert read_json(path) == [1, {"ü": None}]

@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -108,7 +107,7 @@ def test_a_linear_layer_is_torchs_however_it_is_computed(rows: int, monkeypatch:
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
         assert layer.double()(x.double()).dtype == torch.float64
-    assert torch.autograd.gradcheck(layer, x.double().requires_grad_())
+    assert torch.autograd.gradcheck(layer, x.double().requires_grad_(), fast_mode=True)
 
 
 @settings(max_examples=150, deadline=None)
@@ -205,8 +204,6 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.encode(torch.zeros(800, dtype=torch.complex64), 8000), "float tensor"),
         (lambda m: m.encode(torch.zeros(1, 24000, 2), 8000), r"24000 channels of 2 samples.*swapaxes\(1, 2\)"),
         (lambda m: m.encode(torch.zeros(0), 8000), "empty"),
-        (lambda m: m.encode(np.full(800, np.nan), 8000), "NaN"),
-        (lambda m: m.encode(torch.full((8000,), 32767.0), 8000), "reaches 32767; divide"),
         (lambda m: m.encode(MONO, 0), "sample_rate must be from 1000 to 768000"),
         (lambda m: m.encode(MONO, 8000, num_quantizers=4), "from 1 to 3"),
         (lambda m: m.encode(MONO, 8000, lengths=[801]), "from 1 to 800"),
@@ -312,24 +309,6 @@ def test_fingerprint_follows_what_codes_mean(model: Codec, monkeypatch: pytest.M
     fingerprint = model.fingerprint
     monkeypatch.delattr(hashlib, "sha256")
     assert model.fingerprint == fingerprint  # not computed again
-
-
-def test_options_that_are_gone_stay_in_old_configurations_and_in_fingerprints(tmp_path: Path) -> None:
-    model = make(CONFIGS["causal"])
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert list(config["decoder"]) == ["kind", "width", "depth", "kernel_size", "n_fft"]
-    config["decoder"] |= {"strides": [8, 5, 8], "widths": [128, 64, 32], "depths": [2, 1, 1]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert Codec.from_pretrained(tmp_path).fingerprint == model.fingerprint
-    hashed = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for tensor in model.quantizer.codebook_state():
-        hashed.update(tensor.detach().numpy().tobytes())
-    assert hashed.hexdigest() == model.fingerprint
-    config["decoder"]["strides"] = [4, 5, 4]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"unknown key decoder\.strides"):
-        Codec.from_pretrained(tmp_path)
 
 
 def test_hub_ids_are_fetched_by_revision_and_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,12 +15,11 @@ from codec.tokens import TokenLayout, clean, delay, flatten, resync, undelay, un
 
 CODES = np.array([[0, 1, 2], [9, 8, 7]])  # 2 stages of 10 codes, 3 frames
 TOKENS = [0, 19, 1, 18, 2, 17]
+Drawn = tuple[TokenLayout, NDArray[Any]]
 
 
 @st.composite
-def layouts_and_codes(
-    draw: st.DrawFn, least_stages: int = 1, least_frames: int = 0
-) -> tuple[TokenLayout, NDArray[Any]]:
+def layouts_and_codes(draw: st.DrawFn, least_stages: int = 1, least_frames: int = 0) -> Drawn:
     layout = TokenLayout(draw(st.integers(least_stages, 5)), draw(st.integers(1, 40)), draw(st.integers(0, 9)))
     frames = draw(st.integers(least_frames, 6))
     values = st.lists(st.integers(0, layout.codebook_size - 1), min_size=frames, max_size=frames)
@@ -39,11 +38,9 @@ def test_known_answers() -> None:
 
 @settings(deadline=None)
 @given(layouts_and_codes(), st.integers(0, 3), st.booleans(), st.booleans())
-def test_every_round_trip(
-    layout_and_codes: tuple[TokenLayout, NDArray[Any]], pads: int, begun: bool, tensors: bool
-) -> None:
+def test_every_round_trip(drawn: Drawn, pads: int, begun: bool, tensors: bool) -> None:
     """Arrays give arrays and tensors give tensors, of int64."""
-    layout, array = layout_and_codes
+    layout, array = drawn
     codes: Any = torch.from_numpy(array.astype(np.int16)) if tensors else array
     sizes = layout.num_quantizers, layout.codebook_size, layout.first_id
     tokens, wrapped = flatten(codes, *sizes[1:]), layout.to_tokens(codes)
@@ -69,10 +66,8 @@ def test_every_round_trip(
 
 @settings(deadline=None)
 @given(layouts_and_codes(least_stages=2, least_frames=1), st.data())
-def test_a_missing_token_costs_its_frame_and_an_id_that_is_no_code_nothing(
-    layout_and_codes: tuple[TokenLayout, NDArray[Any]], data: st.DataObject
-) -> None:
-    layout, codes = layout_and_codes
+def test_a_missing_token_costs_its_frame_and_an_id_that_is_no_code_nothing(drawn: Drawn, data: st.DataObject) -> None:
+    layout, codes = drawn
     tokens = layout.to_tokens(codes)
     place = data.draw(st.integers(1, len(tokens) - 2))
     frame = (place - 1) // layout.num_quantizers
@@ -89,11 +84,9 @@ def test_a_missing_token_costs_its_frame_and_an_id_that_is_no_code_nothing(
 
 @settings(deadline=None)
 @given(layouts_and_codes(least_frames=1), st.data())
-def test_a_spurious_token_costs_its_frame(
-    layout_and_codes: tuple[TokenLayout, NDArray[Any]], data: st.DataObject
-) -> None:
+def test_a_spurious_token_costs_its_frame(drawn: Drawn, data: st.DataObject) -> None:
     """In a stage's own place it cannot be told from the right one; the other frames are as they were all the same."""
-    layout, codes = layout_and_codes
+    layout, codes = drawn
     tokens = flatten(codes, layout.codebook_size, layout.first_id)
     place = data.draw(st.integers(0, len(tokens)))
     stop = layout.special_ids["begin"]

@@ -200,9 +200,7 @@ def test_an_interrupt_while_libsndfile_reads_from_python(interruptible: None, on
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(("command", "number"), [("encode", signal.SIGINT), ("decode", signal.SIGTERM)])
-def test_an_interrupted_run_leaves_nothing(
-    run: Run, one_line: Said, header: Header, command: str, number: signal.Signals
-) -> None:
+def test_an_interrupt_leaves_nothing(run: Run, one_line: Said, header: Header, command: str, number: int) -> None:
     source, target = ("hour.wav", "out.codes") if command == "encode" else ("hour.codes", "out.wav")
     header = replace(header, num_samples=3600 * RATE)
     if command == "encode":

@@ -156,9 +156,7 @@ def test_unpack_refuses_bad_archives(content: bytes, message: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("source", "inside"), [("libritts", False), ("libritts-r", True)])
-def test_libritts_download(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, inside: bool
-) -> None:
+def test_download(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, inside: bool) -> None:
     corpus, name, audio = libritts.CORPORA[source], "84_121123_000007_000001", io.BytesIO()
     soundfile.write(audio, np.zeros(24000), 24000, format="WAV")
     speech = {f"{corpus.folder}/dev-clean/84/121123/{name}.wav": audio.getvalue()}

@@ -219,9 +219,8 @@ def test_shards_are_unpacked_once_and_what_cannot_be_used_is_named(shard: Path, 
     assert "skipped one.tar:typed: speaker must be of type str" in done.stderr
     assert "skipped one.tar:listed: no JSON object\n" in done.stderr
     kept, again = out / "audio/a.wav", out / "audio/b.wav"
-    assert read_manifest(out / "train.jsonl") == [
-        Record("a", str(kept), 16000, 16000, "of a", "train", bandwidth_hz=7000)
-    ]
+    record = Record("a", str(kept), 16000, 16000, "of a", "train", bandwidth_hz=7000)
+    assert read_manifest(out / "train.jsonl") == [record]
     samples, _ = soundfile.read(kept, always_2d=True)
     assert samples.shape == (16000, 1) and np.allclose(samples, 0.25, atol=1e-4)
     before = kept.stat().st_mtime_ns

@@ -187,9 +187,7 @@ class TestReport:
             ("per_file.csv", "model-3,1", "model-3,one", "per_file.csv: could not convert"),
         ],
     )
-    def test_that_is_damaged_is_said_so(
-        self, name: str, old: str, new: str, message: str, report: Path, tmp_path: Path
-    ) -> None:
+    def test_that_is_damaged(self, name: str, old: str, new: str, message: str, report: Path, tmp_path: Path) -> None:
         for each in ("metrics.json", "per_file.csv"):
             shutil.copy(report / each, tmp_path)
         text = (tmp_path / name).read_text(encoding="utf-8")
@@ -199,10 +197,8 @@ class TestReport:
             Report(tmp_path)
 
 
-def test_every_system_is_loaded_once_and_nothing_is_coded_twice(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Nor do odd files end an evaluation, or the health rest on latents of what the model refused."""
+def test_every_system_is_loaded_once(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And nothing is coded twice. Odd files end nothing, and the health rests on no latents of what was refused."""
     calls: Counter[str] = Counter()
     for name in ("from_pretrained", "encode", "decode"):
         original = getattr(Codec, name)
@@ -250,10 +246,8 @@ def test_names_that_are_not_utf8_are_one_line(tmp_path: Path, one_line: Said) ->
 
 
 class TestResuming:
-    def test_goes_on_after_a_kill_in_the_middle_of_a_line(
-        self, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        """And keeps to listen to the two that have a value, and the examples."""
+    def test_goes_on_after_a_kill(self, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        """In the middle of a line; what is kept to listen to are the two that have a value, and the examples."""
         out = tmp_path / "r"
         command = [*command, "--out", str(out), "--metrics", "mel", "lines", "--no-stability"]
         assert evaluate_main(command) == 0
@@ -289,9 +283,7 @@ class TestResuming:
         assert results(tmp_path / "r", "folder-copy")["mel"]["n"] == 2
 
     @pytest.mark.slow
-    def test_several_processes_end_with_a_signal_and_give_the_same(
-        self, report: Path, command: list[str], tmp_path: Path
-    ) -> None:
+    def test_several_processes_end_with_a_signal(self, report: Path, command: list[str], tmp_path: Path) -> None:
         code = "from codec.evaluation.commands import evaluate_main as m; raise SystemExit(m())"
         arguments = [sys.executable, "-c", code, *command, "--workers", "2", "--out", str(tmp_path / "r")]
         arguments += ["--metrics", "pesq", "stoi", "estoi", "mel", "lsd", "--no-stability"]
@@ -325,12 +317,10 @@ def test_examples_are_evenly_spaced() -> None:
         (["--reconstructions", "a b=.", "--reconstructions", "a-b=."], "two systems would both be called folder-a-b"),
     ],
 )
-def test_wrong_use_is_one_line(
-    arguments: list[str], message: str, command: list[str], tmp_path: Path, stderr: Said
-) -> None:
+def test_wrong_use(arguments: list[str], message: str, command: list[str], tmp_path: Path, one_error: Said) -> None:
     base = [*command[:4], "--workers", "1", "--baselines", "--out", str(tmp_path / "r")]
     assert evaluate_main([*base, *arguments]) == 1
-    error = stderr().strip().splitlines()[-1]
+    error = one_error()
     assert error.startswith("codec-evaluate: error: ") and message in error
     assert not (tmp_path / "r").exists()
 

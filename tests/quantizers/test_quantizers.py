@@ -277,9 +277,7 @@ def test_examples_in_docstrings(module: object) -> None:
 
 
 @pytest.mark.parametrize("tile", [(256, 2048), (7, 11), (7, 300), (64, 100), (500, 1)])
-def test_nearest_equals_the_definition_with_ties_to_the_lowest_index(
-    monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]
-) -> None:
+def test_nearest_with_ties_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]) -> None:
     monkeypatch.setattr(base, "CPU_TILE", tile)
     generator = torch.Generator().manual_seed(3)
     points, codebook = (4 * torch.randn(n, 6, generator=generator).round() for n in (500, 100))  # no sum is rounded

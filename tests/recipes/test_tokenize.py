@@ -41,10 +41,8 @@ def contents(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(
-    tokenize: Any, corpus: Path, tiny_model_folder: Path, tmp_path: Path, one_error: Said
-) -> None:
-    """The second shard waits for a pipe into which nobody writes, so the kill comes between the first and the third."""
+def test_kill_and_resume(tokenize: Any, corpus: Path, tiny_model_folder: Path, tmp_path: Path, one_error: Said) -> None:
+    """To the same bytes. The second shard waits for a pipe into which nobody writes, so the kill comes before the third."""
     records = read_manifest(corpus / "train.jsonl")
     bad, gate = tmp_path / "bad.wav", tmp_path / "gate.wav"
     bad.write_bytes(b"no audio")
@@ -91,9 +89,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert sorted(contents(whole)) == [*SHARDS, "skipped.tsv"]
 
 
-def test_what_is_computed_at_once_is_what_each_has_alone(
-    tokenize: Any, corpus: Path, tiny_model_folder: Path, tmp_path: Path
-) -> None:
+def test_batches_equal_single_items(tokenize: Any, corpus: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
     """As on a GPU, but for rounding: utterances of unequal lengths, of which one cannot be read."""
     assert list(tokenize.batches([50, 11, 10, 49, 200], 100)) == [[2, 1], [3, 0], [4]]
     records = read_manifest(corpus / "train.jsonl")

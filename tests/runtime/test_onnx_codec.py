@@ -151,10 +151,8 @@ def test_memory_is_that_of_a_window_for_each_thread(tiny_model_folder: Path, thr
 
 
 @pytest.mark.parametrize("bits", [32, 8])
-def test_two_threads_work_at_once_and_give_the_same(
-    tiny_model_folder: Path, bits: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Windows of a long item, and items of a batch."""
+def test_two_threads_give_the_same(tiny_model_folder: Path, bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And work at once, on windows of a long item and on items of a batch."""
     one, two = (OnnxCodec.from_pretrained(tiny_model_folder, bits, threads) for threads in (1, 2))
     frames = [WINDOW_FRAMES * 5 // 2, WINDOW_FRAMES // 4]  # a window and three of the rest; one
     lengths = [count * one.hop_length - 7 for count in [*frames, *frames[1:] * 3]]
@@ -200,8 +198,6 @@ def test_weights_of_another_model_are_refused(tiny_config: CodecConfig, tmp_path
     onnx = OnnxCodec.from_pretrained(tmp_path / "own")
     with pytest.raises(ModelError, match=r"encoder\.output\.bias is \[12\], config\.json says \[16\]"):
         onnx.encode(np.zeros(400, np.float32), 16000)
-    with pytest.raises(ModelError, match=r"config\.json says"):
-        onnx.decode(np.zeros((1, 3, 5), np.int64))
 
 
 def test_other_quantizers_need_torch(tiny_config: CodecConfig, tmp_path: Path) -> None:

@@ -78,9 +78,7 @@ def test_segments_are_resampled_without_edges(records: list[Record]) -> None:
     assert short[:4800].any() and not short[4800:].any()
 
 
-def test_bad_files_are_skipped_and_too_many_stop_the_run(
-    tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_too_many_bad_files_end_a_run(tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture) -> None:
     config = DataConfig(segment_seconds=0.1)
     (tmp_path / "bad.wav").write_bytes(b"no audio")
     bad = [Record(f"bad{i}", str(tmp_path / "bad.wav"), 24000, 24000) for i in range(6)]
