@@ -43,28 +43,13 @@ def header_bytes(
     size: int = 32,
     name: bytes = b"x",
     hop: int = 320,
-    version: int = 2,
     gain: float = 0.0,
     added: bytes = b"",
 ) -> bytes:
     """A header written without the module under test."""
-    fixed = b"SVQC" + bytes([version]) + bytes(16)
-    fixed += struct.pack("<IIQHBI", 24000, 24000, num_samples, hop, stages, size)
-    if version == 2:
-        fixed += struct.pack("<fH", gain, len(added))
+    numbers = (24000, 24000, num_samples, hop, stages, size, gain, len(added))
+    fixed = b"SVQC\2" + bytes(16) + struct.pack("<IIQHBIfH", *numbers)
     return with_checksum(fixed + bytes([len(name)]) + name + added)
-
-
-def version_1(header: Header, codes: Codes) -> bytes:
-    """A file as the first version wrote it, without the module under test."""
-    digits = "".join(f"{code:0{header.bits_per_code}b}" for frame in codes.T for code in frame)
-    size = 1024 * header.num_quantizers * header.bits_per_code  # bits of a block
-    blocks = [digits[at : at + size] for at in range(0, len(digits), size)]
-    sizes = [-(-len(block) // 8) for block in blocks]  # bytes
-    packed = [int(b.ljust(8 * size, "0"), 2).to_bytes(size, "big") for b, size in zip(blocks, sizes, strict=True)]
-    assert header.num_samples is not None
-    numbers = header.num_samples, header.num_quantizers, header.codebook_size, header.model.encode()
-    return header_bytes(*numbers, hop=header.hop_length, version=1) + b"".join(map(with_checksum, packed))
 
 
 def stream_bytes(header: Header, codes: Codes, sizes: list[int]) -> bytes:
@@ -99,7 +84,7 @@ def read_by_documentation(data: bytes) -> tuple[list[int], str, list[list[int]]]
         assert "1" not in digits[count * stages * bits :]
         frames.extend(codes[i : i + stages] for i in range(0, len(codes), stages))
 
-    assert data[:4] == b"SVQC" and data[4] == 2 and data[44:50] == bytes(6)
+    assert data[:4] == b"SVQC" and data[4] == 2 and data[48:50] == bytes(2)
     fields = [(21, 25), (25, 29), (29, 37), (37, 39), (39, 40), (40, 44)]
     rate, original, samples, hop, stages, size = numbers = [number(*field) for field in fields]
     at = 51 + data[50]
@@ -142,14 +127,11 @@ def test_round_trip(size: int, stages: int, frames: int, seed: int, sizes: list[
         again, read = loads(data)
         assert again == header and read.dtype == np.int64
         np.testing.assert_array_equal(read, codes)
-    header = dataclasses.replace(header, fingerprint="0" * 32, gain_db=0)
-    again, read = loads(version_1(header, codes))
-    assert again == header and np.array_equal(read, codes)
     header, codes = (header, codes) if frames < 300 else make(257, stages, size)  # each bit is a step of Python's
     for data in (dumps(header, codes), stream_bytes(header, codes, sizes)):
         numbers, name, read_slowly = read_by_documentation(data)
         assert numbers == [24000, 24000, header.num_samples, 320, stages, size] and name == "default"
-        assert read_slowly == codes.T.tolist()
+        assert read_slowly == codes.T.tolist() and struct.unpack("<f", data[44:48]) == (header.gain_db,)
 
 
 @settings(deadline=None)
@@ -169,6 +151,8 @@ def test_golden_files_of_every_version() -> None:
     (codes,) = reader.intact()
     assert (reader.version, reader.header, reader.num_blocks) == (1, GOLDEN_HEADER, 1)
     np.testing.assert_array_equal(codes, GOLDEN_CODES)
+    header, codes = loads((ASSETS / "long_v1.codes").read_bytes())
+    assert header == make(1030, fingerprint="0" * 32)[0] and np.array_equal(codes, make(1030)[1])
     header = dataclasses.replace(GOLDEN_HEADER, gain_db=-1.5)
     known, open_ended = [(ASSETS / name).read_bytes() for name in ("golden_v2.codes", "golden_v2_stream.codes")]
     assert dumps(header, GOLDEN_CODES) == known and stream_bytes(header, GOLDEN_CODES, [2, 3]) == open_ended
@@ -248,7 +232,7 @@ def test_headers_that_cannot_be_are_refused(field: str, value: object) -> None:
 
 
 FILES = {
-    "version 1": version_1(*make(1030)),
+    "version 1": (ASSETS / "long_v1.codes").read_bytes(),  # of two blocks
     "known length": dumps(*make(BLOCK_FRAMES + 6)),
     "stream": stream_bytes(*make(60), [10, 20, 5]),
 }
@@ -293,7 +277,6 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
         (b"SV", "not a .codes file"),
         (b"SVQC\x03" + bytes(100), "version 3.*reads versions 1 to 2"),
         (b"SVQC\x02" + bytes(10), "truncated in the header"),
-        (header_bytes(2**64 - 1, version=1), "num_samples must be"),
         (header_bytes(2**64 - 1), "truncated: its end is missing; no block is intact"),
         (header_bytes(2**64 - 1) + b"\1\2\3", "the head of block 1 is damaged"),
         (header_bytes(2**64 - 1) + bytes(15), "the end is damaged"),

@@ -166,16 +166,14 @@ def test_a_flushed_stream_wants_a_reset(codec: Codec) -> None:
     encoder.push(torch.zeros(2, 1, 79))
     with pytest.raises(CodecError, match="between whole frames"):
         encoder.reset([0])
-    bad_rows: list[Any] = [[2], [-1], ["0"], 0]
-    for rows in bad_rows:
+    for rows in ([2], [-1], 0):
         with pytest.raises(CodecError, match="rows must be"):
             encoder.reset(rows)
 
 
 def test_no_such_batch_and_no_such_state(codec: Codec) -> None:
-    batch_sizes: list[Any] = ["x", 0, 1.5, None, 2**40]
     for stream in (codec.streaming_encoder, codec.streaming_decoder):
-        for batch_size in batch_sizes:
+        for batch_size in (0, 2**40):
             with pytest.raises(CodecError, match="batch_size must be"):
                 stream(batch_size)
     encoder = codec.streaming_encoder()

@@ -337,7 +337,6 @@ def test_bad_usage(command: str, stderr: Said) -> None:
         ("shards json.tar", "no utterance can be used: all 1 were skipped"),
         ("shards one.tar.gz --in-place", "one.tar.gz is compressed, so it cannot be read in place"),
         ("shards up.tar", "up.tar holds '../evil.wav', which would be unpacked elsewhere"),
-        ("shards root.tar", "root.tar holds '/evil.wav', which would be unpacked elsewhere"),
         ("shards link.tar", "link.tar holds a link or a special file, 'a.wav'"),
         ("shards hard_link.tar --in-place", "hard_link.tar holds a link or a special file, 'a.wav'"),
         ("shards valid.tar --hold-out 1", "the shards have a split valid already"),
@@ -356,7 +355,6 @@ def test_user_errors_are_one_line(
     write_folder(Path("in"), ["only"])
     write_shard(Path("json.tar"), {"a.json": b"no JSON"})
     write_shard(Path("up.tar"), {"../evil.wav": b""})
-    write_shard(Path("root.tar"), {"/evil.wav": b""})
     write_shard(Path("link.tar"), {}, **{"a.wav": tarfile.SYMTYPE})
     write_shard(Path("hard_link.tar"), {}, **{"a.wav": tarfile.LNKTYPE})
     write_shard(Path("valid.tar"), speech_files("a", "b") | {"b.json": b'{"split": "valid"}'})

@@ -39,8 +39,6 @@ def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str, speec
 
 def test_known_values(speech: tuple[np.ndarray, int]) -> None:
     x, rate = speech
-    assert metrics.pesq_wb(Pair(x, x, rate)) == pytest.approx(4.64, abs=0.01)
-    assert metrics.stoi(Pair(x, x, rate)) == pytest.approx(1, abs=1e-4)
     for snr in (20, 0):
         assert metrics.si_sdr(Pair(x, with_noise(x, snr), rate)) == pytest.approx(snr, abs=0.3)
     assert metrics.si_sdr(Pair(x, 3 * with_noise(x, 20), rate)) == pytest.approx(20, abs=0.3)

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -209,12 +208,10 @@ def test_other_quantizers_need_torch(tiny_config: CodecConfig, tmp_path: Path) -
 
 def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_folder: Path) -> None:
     """The checks are those of Codec (``tests/test_model.py``); here is what arrays have of their own."""
-    bad_waveforms: list[Any] = [np.zeros(100, np.int16), np.zeros(100, complex), torch.zeros(100), [0.0] * 100]
-    for waveform in bad_waveforms:
+    for waveform in (np.zeros(100, np.int16), np.zeros(100, complex), torch.zeros(100), [0.0] * 100):
         with pytest.raises(CodecError, match="must be a float array"):
             tiny[1].encode(waveform, 16000)
-    bad_codes: list[Any] = [np.zeros((1, 3, 5), np.float32), torch.zeros(1, 3, 5, dtype=torch.int64), [[0] * 5] * 3]
-    for codes in bad_codes:
+    for codes in (np.zeros((1, 3, 5), np.float32), torch.zeros(1, 3, 5, dtype=torch.int64), [[0] * 5] * 3):
         with pytest.raises(CodecError, match="codes must be integers"):
             tiny[1].decode(codes)
     with pytest.raises(CodecError, match="waveform holds NaN"):
