@@ -307,9 +307,6 @@ def test_segments(data: bytes) -> None:
             reader.segment(start, 2000)
 
 
-# ---- channels ---------------------------------------------------------------------------------------------------------
-
-
 def test_channels_that_cancel(caplog: pytest.LogCaptureFixture) -> None:
     for other, loss in ((-NOISE, np.inf), (-0.9 * NOISE, 26.0)):
         stereo = encoded("WAV", np.stack([NOISE, other], 1), subtype="FLOAT")

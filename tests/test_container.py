@@ -169,7 +169,6 @@ def test_what_later_programs_add_is_passed_over() -> None:
 
 # ---- what cannot be written -----------------------------------------------------------------------------------------
 
-
 HEADER, CODES = make(10)
 BAD_CODES: list[Any] = [
     *[np.zeros((2, 9), int), np.zeros((1, 10), int), np.full((2, 10), -1), np.full((2, 10), 32), np.zeros((2, 10))],
@@ -229,7 +228,6 @@ def test_headers_that_cannot_be_are_refused(field: str, value: object) -> None:
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
-
 
 FILES = {
     "version 1": (ASSETS / "long_v1.codes").read_bytes(),  # of two blocks

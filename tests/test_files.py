@@ -124,9 +124,6 @@ def test_a_file_that_comes_meanwhile(tmp_path: Path, links: bool, early: bool, m
     assert target.read_text() == "ours" and list(tmp_path.iterdir()) == [target]
 
 
-# ---- JSON -----------------------------------------------------------------------------------------------------------
-
-
 def test_an_endless_file_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.touch()

@@ -19,7 +19,6 @@ from codec.runtime import OnnxCodec
 
 Speech = tuple[NDArray[np.float32], int]
 
-
 # name: quantizers, codebook size, bit/s, and the least PESQ-WB and STOI of two short clips
 SHIPPED = {
     "speech-24khz-live-v3": (8, 1024, 6000, 2.5, 0.88),

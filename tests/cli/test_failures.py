@@ -28,9 +28,9 @@ from codec.errors import run_command
 
 
 @pytest.fixture
-def header(tiny_model_folder: Path) -> Header:
+def header(codec: Codec) -> Header:
     """Of ten frames of the tiny model."""
-    return Codec.from_pretrained(tiny_model_folder).header(800, RATE)
+    return codec.header(800, RATE)
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,6 @@ def ids(manifest: Path) -> list[str]:
 
 # --- LibriTTS and LibriTTS-R -----------------------------------------------------------------------------------------
 
-
 UTTERANCES = ("19_198_000000_000000", "19_198_000001_000000", "26_495_000000_000000", "26_495_000002_000003")
 
 
@@ -121,13 +120,7 @@ def write_folder(root: Path, speakers: Sequence[str], files: int = 2) -> None:
             write_audio(root / speaker / "deeper" / f"{number}.wav", sample_rate=16000)
 
 
-def split_of_ids(out: Path) -> dict[str, str]:
-    return {record.id: record.split for path in out.glob("*.jsonl") for record in read_manifest(path)}
-
-
-def test_folder_is_split_by_whole_speakers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_folder_is_split_by_whole_speakers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_folder(tmp_path / "in", [f"s{i}" for i in range(6)])
     (tmp_path / "in/s0/broken.wav").write_bytes(b"RIFF")
     arguments = ("--dev-fraction", "0.02", "--test-fraction", "0.3", "--licence", "CC0-1.0", "--language", "de")
@@ -141,7 +134,7 @@ def test_folder_is_split_by_whole_speakers(
     assert notes == {("mine", "de", "CC0-1.0", 16000)}
     said = capsys.readouterr().out
     assert "split by speaker with seed 0: 3 train, 1 dev, 2 test" in said and "files skipped: 1" in said
-    assert "broken.wav" in caplog.text and "broken.wav" in (tmp_path / "m/skipped.tsv").read_text()
+    assert "broken.wav" in (tmp_path / "m/skipped.tsv").read_text()
 
 
 @pytest.mark.parametrize(
@@ -177,8 +170,9 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path) -> None:
     done = run_script("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--speaker-from", "none")
     assert done.returncode == 0 and "split by file with seed 0: 5 train, 1 dev, 0 test" in done.stdout, done.stderr
     assert "test.jsonl is of an earlier run" in done.stderr
-    assert sorted(split_of_ids(tmp_path / "m")) == ["a/b/y.opus", odd, "x.FLAC", "x.flac", "x.mp3", "x.ogg"]
-    for record in (record for split in ("train", "dev") for record in read_manifest(tmp_path / f"m/{split}.jsonl")):
+    records = [record for split in ("train", "dev") for record in read_manifest(tmp_path / f"m/{split}.jsonl")]
+    assert sorted(record.id for record in records) == ["a/b/y.opus", odd, "x.FLAC", "x.flac", "x.mp3", "x.ogg"]
+    for record in records:
         assert record.speaker == "" and read_segment(record, 0.0, 100, record.sample_rate).shape == (100,)
     assert b"bad\xe9.wav\tis empty" in (tmp_path / "m/skipped.tsv").read_bytes()
 
@@ -300,7 +294,6 @@ def test_speakers_are_held_out_by_name() -> None:
 
 # --- mistakes --------------------------------------------------------------------------------------------------------
 
-
 USAGE = {
     "libritts --root in --download": "--download needs --splits",
     "libritts --root in --limit 0": "--limit must be at least 1",
@@ -344,9 +337,7 @@ def test_bad_usage(command: str, stderr: Said) -> None:
         ("shards one.tar --hold-out 1", "--hold-out 1: of train, one side would be empty"),
     ],
 )
-def test_user_errors_are_one_line(
-    command: str, message: str, shard: Path, monkeypatch: pytest.MonkeyPatch, stderr: Said
-) -> None:
+def test_user_errors(command: str, message: str, shard: Path, monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
     monkeypatch.chdir(shard.parent)
     Path("with_r/LibriTTS_R/dev-other").mkdir(parents=True)
     Path("latin1.txt").write_bytes(b"caf\xe9" * 200)

@@ -394,24 +394,20 @@ class TestAlignment:
         assert systems.find_delay(np.zeros(3, np.float32), np.zeros(2, np.float32), 8000) == 0
 
 
-class SignCodec:
-    """Codes are the signs of the frames' means: gain changes nothing, the decoder gives the signs back."""
+def test_stability_counts_changed_codes() -> None:
+    """Of a codec whose codes are the signs of the frames' means, whatever the gain."""
 
-    sample_rate, hop_length = 8000, 100
+    def encode(waveform: Tensor, sample_rate: int, num_quantizers: int) -> tuple[Tensor, float]:
+        padded = torch.nn.functional.pad(waveform.flatten(), (0, -waveform.numel() % 100))
+        return (padded.reshape(-1, 100).mean(dim=1) > 0).long()[None], 0.0
 
-    def encode(self, waveform: Tensor, sample_rate: int, num_quantizers: int) -> Tensor:
-        flat = torch.nn.functional.pad(waveform.flatten(), (0, -waveform.numel() % 100))
-        return (flat.reshape(-1, 100).mean(dim=1) > 0).long()[None, None]
-
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(codes: Tensor) -> Tensor:
         return (2.0 * codes.double() - 1).repeat_interleave(100, dim=2)
 
-
-def test_stability_counts_changed_codes() -> None:
-    codec: Any = SignCodec()
-    family: Any = SimpleNamespace(codec=codec, encode=lambda *args: (codec.encode(*args)[0], 0.0))
+    codec = SimpleNamespace(sample_rate=8000, hop_length=100, decode=decode)
+    family: Any = SimpleNamespace(codec=codec, encode=encode)
     alternating = torch.tensor([1.0, -1.0]).repeat(20).repeat_interleave(100)
-    codes = codec.encode(alternating, 8000, 1)[0]
+    codes, _ = encode(alternating, 8000, 1)
     shares = changed_codes(family, alternating, codes)
     assert pytest.approx(0.5, abs=0.1) == shares.pop("shift_half")[0]  # means of zero
     assert shares == {key: [0.0] for key in ("shift_quarter", "scale", "slice", "again")}
@@ -461,9 +457,7 @@ def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
     assert outcomes(family, noise, 16000, "one/001.wav", "/corpus/one/001.wav") == ["no such file in the folder"]
 
 
-def test_reports_are_drawn_against_bitrate_and_steps(
-    report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: Said
-) -> None:
+def test_reports_are_plotted(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
     main = load_script("recipes/plot_reports.py").main
     for reports in ([str(report)], [f"0={report}", f"100={report}"]):
         out = tmp_path / f"{len(reports)}.png"

@@ -97,7 +97,6 @@ def test_pesq_is_not_asked_where_it_could_run_out_of_room(speech: tuple[np.ndarr
 
 # ---- artefacts of decoders on made-up sounds -------------------------------------------------------------------------
 
-
 RATE = 24000
 TIME = np.arange(2 * RATE) / RATE
 RNG = np.random.default_rng(0)

@@ -169,14 +169,6 @@ def test_no_sideways_scroll(width: int, chromium: webdriver.Chrome, tmp_path: Pa
         assert box.rect["x"] >= 0 and box.rect["x"] + box.rect["width"] <= width
 
 
-def test_a_table_fades_where_there_is_more_to_scroll_to(page: webdriver.Chrome) -> None:
-    box = page.find_element(By.CSS_SELECTOR, "#files .scroll")
-    faded = "return getComputedStyle(arguments[0]).maskImage !== 'none'"
-    WebDriverWait(page, WAIT).until(lambda driver: driver.execute_script(faded, box))
-    page.execute_script("arguments[0].scrollLeft = 1e6", box)
-    WebDriverWait(page, WAIT).until_not(lambda driver: driver.execute_script(faded, box))
-
-
 def test_reads_without_script(chromium: webdriver.Chrome, report: Path) -> None:
     chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:

@@ -177,13 +177,6 @@ def test_projections_start_as_principal_components() -> None:
     torch.testing.assert_close(lost, values[:-4].sum(), rtol=1e-3, atol=1e-3)
 
 
-def test_one_stage_equals_simvq_exactly() -> None:
-    single, stack = make("simvq"), make("residual_simvq", num_quantizers=1)
-    stack.stages[0].load_state_dict(single.state_dict())
-    for name, tensor in vars(single(latents())).items():
-        assert torch.equal(tensor, getattr(stack(latents()), name)), name
-
-
 def test_each_stage_lowers_the_error_and_a_prefix_decodes() -> None:
     stack = started(make("residual_simvq"))
     x = latents(4, 100)

@@ -17,7 +17,7 @@ from selenium.webdriver.support.ui import Select
 
 from codec.config import ConfigError
 from codec.corpus.manifest import Record
-from codec.quantizers import SimVQ, build_quantizer
+from codec.quantizers import build_quantizer
 
 plane = load_script("recipes/collapse/plane.py")
 report = load_script("recipes/collapse/report.py")
@@ -41,29 +41,11 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_formula_is_what_a_step_does(bias: bool) -> None:
-    """Delta e_i = -lr * c_i sum_j c_j^T g_j for every code, selected or not; a bias adds -lr * sum_j g_j."""
-    torch.manual_seed(0)
-    quantizer = SimVQ(6, 200, 6, map_bias=bias, init=None).double()
-    latents = torch.randn(2, 6, 15, dtype=torch.float64)
-    z = latents.transpose(1, 2).flatten(0, 1)
-    before = quantizer.map_basis(quantizer.basis).detach()
-    output = quantizer(latents)
-    codes = output.codes.flatten()
-    table = before.clone().requires_grad_()
-    (z - table[codes]).square().mean().backward()  # the same loss, as a function of the table
-    output.codebook_loss.mean().backward()
-    torch.optim.SGD(quantizer.parameters(), lr=0.3).step()
-    moved = quantizer.map_basis(quantizer.basis).detach() - before
-    gradients = 2 * (before[codes] - z) / z.numel()
-    expected = plane.predicted_move(quantizer.basis, codes, gradients, 0.3)
-    if bias:
-        expected = expected - 0.3 * gradients.sum(dim=0)
-    torch.testing.assert_close(moved, expected, atol=1e-7, rtol=1e-5)
-    assert len(codes.unique()) < 31 and (moved.norm(dim=1) > 1e-6).all(), "unselected codes move too"
-    selected = torch.zeros_like(before).index_add_(0, codes, gradients)
-    torch.testing.assert_close(table.grad, selected, atol=1e-7, rtol=1e-5)  # what plain VQ would step along
+def test_the_formula_is_what_a_step_does(tmp_path: Path) -> None:
+    """And a step moves every code of SimVQ, of plain VQ the selected one."""
+    numbers = plane.one_step(tmp_path / "step.png")
+    assert numbers["formula_largest_deviation"] < 1e-5 * numbers["largest_move"]
+    assert numbers["simvq_moved"] == 1.0 and numbers["vq_moved"] == pytest.approx(1 / 60)
 
 
 @pytest.mark.slow
@@ -155,8 +137,6 @@ def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
     numbers = json.loads((tmp_path / "plane.json").read_text(encoding="utf-8"))
     assert numbers["plane"]["cloud simvq"]["moved"] == 1.0 and numbers["plane"]["cloud vq"]["moved"] < 0.5
     assert numbers["plane"]["cloud simvq"]["usage"] > 1.5 * numbers["plane"]["cloud vq"]["usage"]
-    assert numbers["one_step"]["vq_moved"] == pytest.approx(1 / 60) and numbers["one_step"]["simvq_moved"] == 1.0
-    assert numbers["one_step"]["formula_largest_deviation"] < 1e-5 * numbers["one_step"]["largest_move"] * 60
     assert len(numbers["remedies"]["rows"]) == 16
     assert {path.name for path in tmp_path.iterdir()} == {"plane.gif", "step.png", "remedies.png", "plane.json"}
     assert (tmp_path / "plane.gif").read_bytes()[:3] == b"GIF"

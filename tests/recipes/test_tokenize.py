@@ -114,10 +114,8 @@ def test_folders_and_tar_shards_hold_what_a_manifest_lists(tokenize: Any, corpus
     shutil.copy(corpus / "0.wav", tmp_path / "anna" / "2021" / "a.wav")
     shutil.copy(corpus / "1.wav", tmp_path / "b.wav")
     folder = tokenize.find_records([tmp_path])
-    assert [(r.id, r.speaker, r.path) for r in folder] == [
-        ("anna/2021/a.wav", "anna", f"{tmp_path}/anna/2021/a.wav"),
-        ("b.wav", "", f"{tmp_path}/b.wav"),
-    ]
+    assert [(r.id, r.speaker) for r in folder] == [("anna/2021/a.wav", "anna"), ("b.wav", "")]
+    assert [r.path for r in folder] == [f"{tmp_path}/{r.id}" for r in folder]
     shard = tmp_path / "shard.tar"
     shard.write_bytes(tar({"x/0.wav": (corpus / "0.wav").read_bytes(), "x/0.json": b'{"speaker": "eve"}'}))
     (record,) = tokenize.find_records([shard])
@@ -125,10 +123,6 @@ def test_folders_and_tar_shards_hold_what_a_manifest_lists(tokenize: Any, corpus
     assert np.array_equal(tokenize.read_record(record)[0], soundfile.read(corpus / "0.wav", dtype="float32")[0])
     with pytest.raises(PrepareError, match="'x/0' stands 2 times"):
         tokenize.find_records([shard, shard])
-    data = bytearray(shard.read_bytes())
+    data = shard.read_bytes()
     shard.write_bytes(data + data)  # one behind another: no utterance of the second is lost
     assert [(r.id, r.offset) for r in tokenize.in_tar(shard)] == [("x/0", at + record.offset) for at in (0, len(data))]
-    for damaged in (data[: 1024 + 48000], data[:49000] + b"\1" + data[49001:]):  # cut short; a header
-        shard.write_bytes(damaged)
-        with pytest.raises(PrepareError, match="damaged"):
-            tokenize.find_records([shard])

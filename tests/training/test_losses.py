@@ -137,7 +137,6 @@ def test_feature_matching_averages_items_layers_and_discriminators() -> None:
 
 # ---- gradients through discriminators of both families ---------------------------------------------------------------
 
-
 PERIODS = DiscriminatorConfig(periods=(2, 7), period_channels=2, period_max_channels=8, resolutions=())
 RESOLUTIONS = DiscriminatorConfig(periods=(), resolutions=(256, 512), resolution_channels=4, band_edges=(0.25,))
 FAMILIES = pytest.mark.parametrize("config", [PERIODS, RESOLUTIONS], ids=["periods", "resolutions"])

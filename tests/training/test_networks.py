@@ -15,11 +15,8 @@ from codec.training.networks import JointCodec, codec_optimizers, copy_blocks, s
 def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecConfig) -> None:
     source = Codec(tiny_config).eval()
     depths = tuple(depth + extra for extra, depth in enumerate(tiny_config.encoder.depths))
-    deeper = replace(
-        tiny_config,
-        encoder=replace(tiny_config.encoder, depths=depths),
-        decoder=replace(tiny_config.decoder, depth=tiny_config.decoder.depth + 2),
-    )
+    encoder = replace(tiny_config.encoder, depths=depths)
+    deeper = replace(tiny_config, encoder=encoder, decoder=replace(tiny_config.decoder, depth=3))
     grown = JointCodec(deeper)
     assert start_codec(grown, source, "mine")
     assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in source.parameters())
@@ -70,7 +67,6 @@ def test_an_encoder_that_looks_less_far_loses_the_future_of_its_last_blocks(tiny
 
 
 # ---- which optimizer trains what, and how fast -----------------------------------------------------------------------
-
 
 HAS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
 SETTINGS = OptimizerConfig(muon_learning_rate=0.01, weight_decay=0.0)
