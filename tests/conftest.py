@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 from hypothesis import settings
-from loading import SPEECH, Said, load_script
+from loading import SPEECH, Said, load_script, resize
 from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
@@ -116,8 +116,6 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def phone(chromium: Any) -> Iterator[Any]:
     """The browser as a phone, 390 pixels wide; nothing that a test does may leave a word on the console."""
-    chromium.get_log("browser")
-    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    resize(chromium, 390)
     yield chromium
     assert chromium.get_log("browser") == []

@@ -59,6 +59,13 @@ def tar(members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w", **links: by
     return buffer.getvalue()
 
 
+def resize(browser: Any, width: int) -> None:
+    """Make it a phone if it is narrow; what stood on its console is forgotten."""
+    browser.get_log("browser")
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
 @contextmanager
 def full_disk(size: int) -> Iterator[None]:
     """Where no file grows beyond so many bytes."""

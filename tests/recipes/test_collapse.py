@@ -207,7 +207,6 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, one_error: 
         (run.main, [*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
         (run.main, [*good, "--out", str(file)], "exists"),
         (run.main, [*good, "--only", "nothing"], "no cell of"),
-        (run.main, [*good, "--device", "cuda:77"], "use --device cpu"),
         (report.main, [str(tmp_path)], "no result files"),
         (report.main, [str(file)], "is no result"),
     ):

@@ -39,8 +39,7 @@ class Stream:
         names = [entry.name for entry in self.session.get_outputs()]
         outputs = dict(zip(names, self.session.run(None, {name: signal, **self.state}), strict=True))
         self.state |= {key.removeprefix("next_"): value for key, value in outputs.items() if key.startswith("next_")}
-        signal = outputs["codes" if name == "waveform" else "waveform"]
-        return signal
+        return outputs["codes" if name == "waveform" else "waveform"]
 
 
 @pytest.mark.parametrize("changes", LOOKS.values(), ids=LOOKS)
