@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import torch
 from hypothesis import settings
-from loading import SPEECH, load_script
+from loading import SPEECH, Said, load_script, resize
 from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
@@ -61,6 +61,36 @@ def speech(request: pytest.FixtureRequest) -> tuple[NDArray[np.float32], int]:
     return samples, rate
 
 
+@pytest.fixture
+def stderr(capsys: pytest.CaptureFixture[str]) -> Said:
+    """``stderr()`` is what was said there since it was asked last."""
+    return lambda: capsys.readouterr().err
+
+
+@pytest.fixture
+def one_line(stderr: Said) -> Said:
+    """``one_line()`` is what was said on stderr, which must be one line and no traceback."""
+
+    def read() -> str:
+        said = stderr()
+        assert said.count("\n") == 1 and "Traceback" not in said, said
+        return said
+
+    return read
+
+
+@pytest.fixture
+def one_error(stderr: Said) -> Said:
+    """``one_error()`` is the one line of stderr that is an error; warnings may stand before it."""
+
+    def read() -> str:
+        (line,) = [line for line in stderr().splitlines() if "error: " in line]
+        assert len(line) < 600
+        return line
+
+    return read
+
+
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A headless browser, with selenium's ``webdriver`` to drive it; its microphone gives beeps."""
@@ -86,8 +116,6 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 @pytest.fixture
 def phone(chromium: Any) -> Iterator[Any]:
     """The browser as a phone, 390 pixels wide; nothing that a test does may leave a word on the console."""
-    chromium.get_log("browser")
-    size = {"width": 390, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    resize(chromium, 390)
     yield chromium
     assert chromium.get_log("browser") == []

@@ -2,19 +2,31 @@
 
 import importlib.util
 import io
+import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
+from codec.config import DecoderConfig, EncoderConfig
+
+Said = Callable[[], str]  # gives what was said, see conftest.py
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "tests" / "assets"
 SPEECH = {24000: ASSETS / "vctk-p228-0006.flac", 16000: ASSETS / "librispeech-5339-0001.flac"}
+
+LOOKS: dict[str, dict[str, Any]] = {  # changes of the tiny model's configuration, by how far it looks ahead
+    "centred": {},
+    "causal": {"causal": True},
+    "a frame beyond the window": {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=3)},
+    "a window that looks back": {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=1)},
+    "early codes": {"encoder": EncoderConfig((4, 5, 4), (8, 8, 16), (1, 1, 3), look_ahead=7)},
+}
 
 
 def load_script(path: str) -> ModuleType:
@@ -26,6 +38,11 @@ def load_script(path: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)  # first, since dataclasses look their module up
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
+    """A Python process of its own that ran ``code``."""
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
 
 
 def tar(members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w", **links: bytes) -> bytes:
@@ -40,6 +57,13 @@ def tar(members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w", **links: by
                 member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def resize(browser: Any, width: int) -> None:
+    """Make it a phone if it is narrow; what stood on its console is forgotten."""
+    browser.get_log("browser")
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
 
 
 @contextmanager

@@ -29,9 +29,9 @@ def sine(hertz: float, rate: int, seconds: float = 1.0, amplitude: float = 0.5) 
 
 
 @pytest.mark.parametrize("suffix", WRITTEN)
-@pytest.mark.parametrize("length", [1, 319, 24001])
+@pytest.mark.parametrize("length", [1, 319, 24_001, 300_001])  # more than a block of 10 s
 def test_write_and_read(tmp_path: Path, suffix: str, length: int, speech: tuple[Samples, int]) -> None:
-    samples, rate = speech[0][4000 : 4000 + length], speech[1]
+    samples, rate = np.resize(speech[0][4000:], length), speech[1]
     path = tmp_path / f"a{suffix.upper()}"
     with AudioWriter(path, rate) as writer:
         for block in np.array_split(samples, 3):
@@ -42,17 +42,6 @@ def test_write_and_read(tmp_path: Path, suffix: str, length: int, speech: tuple[
         assert np.abs(again - samples).max() <= 0.5 / 32768
     elif length > 10_000:
         assert np.corrcoef(again, samples)[0, 1] > 0.95
-
-
-@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3", "a.opus"])
-def test_long_files_come_in_blocks(tmp_path: Path, name: str) -> None:
-    samples = sine(440, 8000, 25)
-    with AudioWriter(tmp_path / name, 8000) as writer:
-        writer.write(samples)
-    with AudioReader(tmp_path / name) as reader:
-        blocks = list(reader.blocks())
-    assert [len(block) for block in blocks] == [80_000, 80_000, 40_000]
-    np.testing.assert_allclose(np.concatenate(blocks)[800:-800], samples[800:-800], atol=0.08)
 
 
 def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
@@ -81,9 +70,7 @@ def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
         ("a.ogg", 1, 200_001, r"a\.ogg.*200001 Hz.*take \.wav"),
     ],
 )
-def test_what_is_not_saved_leaves_the_file_as_it_was(
-    tmp_path: Path, name: str, items: int, rate: int, message: str
-) -> None:
+def test_what_is_not_saved(tmp_path: Path, name: str, items: int, rate: int, message: str) -> None:
     (tmp_path / name).write_bytes(b"old")
     for waveform, text in ((torch.zeros(items, 80), message), (torch.full((80,), torch.nan), "holds NaN")):
         with pytest.raises(AudioError, match=text):
@@ -103,8 +90,6 @@ def test_what_is_not_finite_is_refused(values: list[float]) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.wav", b"", "is empty"),
-        ("text.wav", b"hello, world\n" * 100, "is not audio that libsndfile reads"),
         ("zeros.flac", bytes(5000), "is not audio that libsndfile reads"),
         ("list", b"ffconcat version 1.0\nfile a.wav\n", "is not audio"),  # FFmpeg would follow it
         ("list.m3u", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.ts\n", "is not audio"),
@@ -116,15 +101,6 @@ def test_what_is_not_audio(tmp_path: Path, name: str, content: bytes, message: s
     with pytest.raises(AudioError, match=message) as error:
         read_samples(tmp_path / name)
     assert name in str(error.value)
-
-
-def test_missing_files(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.wav"):
-        AudioReader(tmp_path / "nowhere.wav")
-    with pytest.raises(IsADirectoryError):
-        AudioReader(tmp_path)
-    with pytest.raises(FileNotFoundError):
-        AudioWriter(tmp_path / "missing" / "a.wav", 24000)
 
 
 # ---- headers that do not say what the file holds ----------------------------------------------------------------------
@@ -143,11 +119,9 @@ ID3V1 = b"TAG" + bytes(125)
 APE_FOOT = b"APETAGEX" + b"".join(number.to_bytes(4, "little") for number in (2000, 332, 1, 0)) + bytes(8)
 
 
-def encoded(
-    file_format: str, samples: Samples = NOISE, rate: int = 24000, subtype: str = "PCM_16", **kind: Any
-) -> bytes:
+def encoded(form: str, samples: Samples = NOISE, rate: int = 24000, subtype: str = "PCM_16", **kind: Any) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, samples, rate, format=file_format, subtype=subtype, **kind)
+    soundfile.write(file, samples, rate, format=form, subtype=subtype, **kind)
     return file.getvalue()
 
 
@@ -333,9 +307,6 @@ def test_segments(data: bytes) -> None:
             reader.segment(start, 2000)
 
 
-# ---- channels ---------------------------------------------------------------------------------------------------------
-
-
 def test_channels_that_cancel(caplog: pytest.LogCaptureFixture) -> None:
     for other, loss in ((-NOISE, np.inf), (-0.9 * NOISE, 26.0)):
         stereo = encoded("WAV", np.stack([NOISE, other], 1), subtype="FLOAT")
@@ -385,17 +356,12 @@ def test_formats_by_pyav(
         np.testing.assert_allclose(reader.segment(rate, 1000), samples[rate : rate + 1000], atol=1e-6)
     assert not caplog.text
     if container != "wav":  # one behind the other, and junk in between
-        assert (
-            len(decoded(data + data)) == 2 * len(samples)
-            if container == "mp4"
-            else 2 * rate < len(decoded(data + data))
-        )
+        twice = len(decoded(data + data))
+        assert twice == 2 * len(samples) if container == "mp4" else twice > 2 * rate
     if container == "adts":
         middle = data.index(data[:2], len(data) // 2)
-        assert (
-            len(decoded(data[:middle] + bytes(3000) + data[middle:])) > 0
-            and "bytes in it are no AAC frames" in caplog.text
-        )
+        decoded(data[:middle] + bytes(3000) + data[middle:])
+        assert "bytes in it are no AAC frames" in caplog.text
     with pytest.raises(AudioError, match=r"^a file is (damaged|not audio that libsndfile reads, nor PyAV)"):
         decoded(data[: len(data) // 2])
     if container != "wav":

@@ -11,23 +11,20 @@ from codec.errors import CodecError
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sample_rat": 1}, "unknown key sample_rat; known are sample_rate"),
-        ({"encoder": {"stride": [8]}}, "unknown key encoder.stride"),
-        ({"sample_rate": "24000"}, "sample_rate must be of type int, not '24000'"),
+        ({"encoder": {"stride": [8]}}, "unknown key encoder.stride; known are strides"),
         ({"causal": 1}, "causal must be of type bool"),
         ({"encoder": {"strides": [8, "5", 8]}}, r"encoder.strides\[1\] must be of type int"),
         ({"encoder": {"strides": 320}}, "encoder.strides must be a list"),
         ({"encoder": [1]}, "encoder must be a mapping"),
         ({"encoder": {"widths": [1, 2]}}, "encoder: widths must have 3 entries"),
         ({"decoder": {"kind": "upsampling"}}, "decoder.kind must be one of 'istft'"),
-        ({"decoder": {"strides": [8, 5, 4]}}, "unknown key decoder.strides"),  # an option that is gone
         ({"decoder": {"n_fft": 1000}}, "decoder.n_fft must be a multiple"),
+        ({"decoder": {"strides": [8, 5, 4]}}, "unknown key decoder.strides"),  # an option that is gone
         ({"quantizer": {"codebook_size": 1}}, "codebook_size must be from 2 to 4294967295, not 1"),
         ({"latent_dim": 10**4000}, "latent_dim must be from 1 to 65536"),
         ({"encoder": {"strides": [1] * 17}}, "strides must have 1 to 16 entries"),
         ({"encoder": {"strides": [2**16, 1, 1]}}, "hop length, .*, must be below 65536, not 65536"),
         ({"encoder": {"look_ahead": 1}}, "^encoder.look_ahead must be from 2 to 14, not 1"),
-        ({"encoder": {"look_ahead": 2}, "causal": True}, "encoder.look_ahead must be from 0 to 0, not 2"),
         ({"encoder": {"widths": [8, -1, 8]}}, "encoder: widths must be from 1 to 65536, not -1"),
         ({"decoder": {"kernel_size": 6}}, "kernel_size must be odd"),
         ({"decoder": {"n_fft": 45}}, "n_fft must be even"),

@@ -43,29 +43,13 @@ def header_bytes(
     size: int = 32,
     name: bytes = b"x",
     hop: int = 320,
-    version: int = 2,
     gain: float = 0.0,
     added: bytes = b"",
 ) -> bytes:
     """A header written without the module under test."""
-    fixed = b"SVQC" + bytes([version]) + bytes(16)
-    fixed += struct.pack("<IIQHBI", 24000, 24000, num_samples, hop, stages, size)
-    if version == 2:
-        fixed += struct.pack("<fH", gain, len(added))
+    numbers = (24000, 24000, num_samples, hop, stages, size, gain, len(added))
+    fixed = b"SVQC\2" + bytes(16) + struct.pack("<IIQHBIfH", *numbers)
     return with_checksum(fixed + bytes([len(name)]) + name + added)
-
-
-def version_1(header: Header, codes: Codes) -> bytes:
-    """A file as the first version wrote it, without the module under test."""
-    digits = "".join(f"{code:0{header.bits_per_code}b}" for frame in codes.T for code in frame)
-    size = 1024 * header.num_quantizers * header.bits_per_code  # bits of a block
-    blocks = [digits[at : at + size] for at in range(0, len(digits), size)]
-    packed = [
-        int(block.ljust(-(-len(block) // 8) * 8, "0"), 2).to_bytes(-(-len(block) // 8), "big") for block in blocks
-    ]
-    assert header.num_samples is not None
-    numbers = header.num_samples, header.num_quantizers, header.codebook_size, header.model.encode()
-    return header_bytes(*numbers, hop=header.hop_length, version=1) + b"".join(map(with_checksum, packed))
 
 
 def stream_bytes(header: Header, codes: Codes, sizes: list[int]) -> bytes:
@@ -100,7 +84,7 @@ def read_by_documentation(data: bytes) -> tuple[list[int], str, list[list[int]]]
         assert "1" not in digits[count * stages * bits :]
         frames.extend(codes[i : i + stages] for i in range(0, len(codes), stages))
 
-    assert data[:4] == b"SVQC" and data[4] == 2 and data[44:50] == bytes(6)
+    assert data[:4] == b"SVQC" and data[4] == 2 and data[48:50] == bytes(2)
     fields = [(21, 25), (25, 29), (29, 37), (37, 39), (39, 40), (40, 44)]
     rate, original, samples, hop, stages, size = numbers = [number(*field) for field in fields]
     at = 51 + data[50]
@@ -143,14 +127,11 @@ def test_round_trip(size: int, stages: int, frames: int, seed: int, sizes: list[
         again, read = loads(data)
         assert again == header and read.dtype == np.int64
         np.testing.assert_array_equal(read, codes)
-    header = dataclasses.replace(header, fingerprint="0" * 32, gain_db=0)
-    again, read = loads(version_1(header, codes))
-    assert again == header and np.array_equal(read, codes)
     header, codes = (header, codes) if frames < 300 else make(257, stages, size)  # each bit is a step of Python's
     for data in (dumps(header, codes), stream_bytes(header, codes, sizes)):
         numbers, name, read_slowly = read_by_documentation(data)
         assert numbers == [24000, 24000, header.num_samples, 320, stages, size] and name == "default"
-        assert read_slowly == codes.T.tolist()
+        assert read_slowly == codes.T.tolist() and struct.unpack("<f", data[44:48]) == (header.gain_db,)
 
 
 @settings(deadline=None)
@@ -170,6 +151,8 @@ def test_golden_files_of_every_version() -> None:
     (codes,) = reader.intact()
     assert (reader.version, reader.header, reader.num_blocks) == (1, GOLDEN_HEADER, 1)
     np.testing.assert_array_equal(codes, GOLDEN_CODES)
+    header, codes = loads((ASSETS / "long_v1.codes").read_bytes())
+    assert header == make(1030, fingerprint="0" * 32)[0] and np.array_equal(codes, make(1030)[1])
     header = dataclasses.replace(GOLDEN_HEADER, gain_db=-1.5)
     known, open_ended = [(ASSETS / name).read_bytes() for name in ("golden_v2.codes", "golden_v2_stream.codes")]
     assert dumps(header, GOLDEN_CODES) == known and stream_bytes(header, GOLDEN_CODES, [2, 3]) == open_ended
@@ -186,28 +169,24 @@ def test_what_later_programs_add_is_passed_over() -> None:
 
 # ---- what cannot be written -----------------------------------------------------------------------------------------
 
-
 HEADER, CODES = make(10)
 BAD_CODES: list[Any] = [
     *[np.zeros((2, 9), int), np.zeros((1, 10), int), np.full((2, 10), -1), np.full((2, 10), 32), np.zeros((2, 10))],
     *[None, "codes", 5, [[0] * 10, [0] * 9], [["0"] * 10] * 2, np.zeros((2, 10), bool), {1: 2}],
     torch.zeros(2, 10, dtype=torch.int64, device="meta"),
 ]
-BAD_HEADERS: list[Any] = [None, 5, "header", {}, make(10, num_samples=None)[0]]
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     for codes in BAD_CODES:
         with pytest.raises(ContainerError, match=r"codes (must be|cannot be taken)"):
             dumps(HEADER, codes)
-    for header in BAD_HEADERS:
+    for header in ({}, make(10, num_samples=None)[0]):
         with pytest.raises(ContainerError, match="the header must be a Header of a known length"):
             container.write(tmp_path / "a", header, CODES)
     assert list(tmp_path.iterdir()) == []
-    not_bytes: list[Any] = [None, 5, "SVQC", [1], 1.5]
-    for value in not_bytes:
-        with pytest.raises(ContainerError, match="as bytes, not"):
-            loads(value)
+    with pytest.raises(ContainerError, match="as bytes, not"):
+        loads("SVQC")  # type: ignore[arg-type]
     for call in (lambda: container.read(5), lambda: container.write(5, HEADER, CODES)):  # type: ignore[arg-type, func-returns-value]
         with pytest.raises(CodecError, match="a path must be"):
             call()
@@ -222,12 +201,6 @@ def test_a_writer_refuses_what_does_not_fit() -> None:
     with pytest.raises(ContainerError, match="num_samples must be"):
         writer.end(-1, CODES[:, :0])
     writer.end(3200, CODES[:, 4:])
-
-
-def test_numbers_of_other_libraries_are_taken() -> None:
-    header, codes = make(10)
-    again = dataclasses.replace(header, sample_rate=torch.tensor(24000), hop_length=np.int64(320), num_samples=3200.0)
-    assert again == header and dumps(again, codes.astype(np.uint8)) == dumps(header, torch.from_numpy(codes))
 
 
 @pytest.mark.parametrize(
@@ -250,9 +223,8 @@ def test_headers_that_cannot_be_are_refused(field: str, value: object) -> None:
 
 # ---- damage ---------------------------------------------------------------------------------------------------------
 
-
 FILES = {
-    "version 1": version_1(*make(1030)),
+    "version 1": (ASSETS / "long_v1.codes").read_bytes(),  # of two blocks
     "known length": dumps(*make(BLOCK_FRAMES + 6)),
     "stream": stream_bytes(*make(60), [10, 20, 5]),
 }
@@ -294,13 +266,9 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "empty"),
         (b"SV", "not a .codes file"),
-        (b"RIFF$\x00\x00\x00WAVEfmt " * 9, "not a .codes file"),
         (b"SVQC\x03" + bytes(100), "version 3.*reads versions 1 to 2"),
         (b"SVQC\x02" + bytes(10), "truncated in the header"),
-        (header_bytes(2**64 - 1, version=1), "num_samples must be"),
-        (header_bytes(gain=math.nan), "gain_db must be"),
         (header_bytes(2**64 - 1), "truncated: its end is missing; no block is intact"),
         (header_bytes(2**64 - 1) + b"\1\2\3", "the head of block 1 is damaged"),
         (header_bytes(2**64 - 1) + bytes(15), "the end is damaged"),
@@ -310,7 +278,6 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
         (header_bytes(), "1 of 1 blocks are missing"),
         (dumps(*make(10)) + b"\x00", "bytes follow the last block"),
         (header_bytes(name=b"\xff\xfe"), "not UTF-8"),
-        (header_bytes(name=b"\x1b[2J"), "not printable"),
         (header_bytes(hop=0), "hop_length must be"),
         (header_bytes(size=3, stages=1) + with_checksum(b"\xc0"), "beyond the codebook"),
         (header_bytes(size=4, stages=1) + with_checksum(b"\xc1"), "bits beyond the codes"),
@@ -341,12 +308,3 @@ def test_memory_is_little_more_than_that_of_the_codes() -> None:
         assert peak_of(lambda: list(Reader(io.BytesIO(data)).blocks())) < 10e6  # noqa: B023
         with pytest.raises(ContainerError, match="blocks are missing"):
             loads(data)
-
-
-def test_a_stream_without_its_end_is_as_long_as_what_came() -> None:
-    header, codes = make(30, original_sample_rate=48000, num_samples=19200)
-    reader = Reader(io.BytesIO(stream_bytes(header, codes, [10, 10])[:-30]))
-    *blocks, damage = reader.blocks()
-    np.testing.assert_array_equal(np.concatenate(blocks, axis=1), codes[:, :20])  # type: ignore[arg-type]
-    assert damage == Damage(0, "truncated: its end is missing", truncated=True)
-    assert reader.header == dataclasses.replace(header, num_samples=20 * 640)

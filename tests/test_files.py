@@ -2,7 +2,6 @@
 
 import os
 import stat
-import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -38,21 +37,10 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: B
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_errors_name_the_target(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    (tmp_path / "folder").mkdir()
-    for target, kind in [
-        (tmp_path / "missing" / "out.txt", FileNotFoundError),
-        (tmp_path / "file" / "out.txt", NotADirectoryError),
-        (tmp_path / "folder", IsADirectoryError),
-    ]:
-        with pytest.raises(kind) as error, atomic_write(target) as temporary:
-            temporary.write_text("new")
-        assert error.value.filename == str(target)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+def test_errors_of_another_file_name_that_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as error, atomic_write(tmp_path / "out.txt"):
         (tmp_path / "other").read_bytes()
-    assert str(error.value.filename) == str(tmp_path / "other")  # of another file it stays
+    assert str(error.value.filename) == str(tmp_path / "other")
 
 
 # ---- what stands in the way -----------------------------------------------------------------------------------------
@@ -120,9 +108,7 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path, umask: int, replac
 
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("early", [True, False])
-def test_a_file_that_comes_meanwhile_is_kept_if_asked(
-    tmp_path: Path, links: bool, early: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_comes_meanwhile(tmp_path: Path, links: bool, early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not links:  # as on FAT
         monkeypatch.setattr(files.os, "link", lambda *_: os.stat("/nowhere"))
     target = tmp_path / "out.txt"
@@ -138,19 +124,12 @@ def test_a_file_that_comes_meanwhile_is_kept_if_asked(
     assert target.read_text() == "ours" and list(tmp_path.iterdir()) == [target]
 
 
-# ---- JSON -----------------------------------------------------------------------------------------------------------
-
-
 def test_an_endless_file_is_not_read_whole(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.touch()
-    os.truncate(path, 20 * 10**9)
-    tracemalloc.start()
+    os.truncate(path, 2 * 10**12)  # more than any memory
     with pytest.raises(CodecError, match="larger than 1 MiB"):
         read_json(path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 5e6
     os.truncate(path, 0)
     write_json(path, [1, {"ü": None}])
     assert read_json(path) == [1, {"ü": None}]

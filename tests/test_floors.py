@@ -1,13 +1,15 @@
-"""Imports go down the floors, heavy packages are lazy, importing is cheap; and the public names are those promised."""
+"""Imports go down the floors, heavy packages are lazy; the public names are those promised, the wheel holds all of it."""
 
 import ast
+import configparser
 import inspect
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
-from loading import ROOT
+from loading import ROOT, python
 
 import codec
 from codec.base import CodecBase
@@ -78,8 +80,7 @@ def test_importing_is_cheap() -> None:
     modules = "codec, codec.cli.commands, codec.container, codec.corpus.manifest, codec.evaluation.page.report"
     code = f"import sys, {modules}, codec.tokens, numpy; codec.tokens.flatten(numpy.zeros((2, 3), int), 4); "
     code += "print('torch' in sys.modules, 'soundfile' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert python(code).stdout.split() == ["False", "False"]
 
 
 @pytest.mark.parametrize(
@@ -98,5 +99,23 @@ def test_scripts_say_what_they_lack(path: Path, torch: str, message: str, tmp_pa
     (tmp_path / "torch.py").write_text(f"raise {torch}")
     code = f"import runpy, sys; sys.path.insert(0, {str(tmp_path)!r}); sys.argv = [{str(path)!r}, '--help']; "
     code += "runpy.run_path(sys.argv[0], run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = python(code)
     assert not done.returncode or done.stderr == f"{path.name}: error: {message}\n"
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_all_of_it(tmp_path: Path) -> None:
+    """The models and the templates of the page too, and its commands start."""
+    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)]
+    subprocess.run(build, check=True, capture_output=True, text=True)
+    wheel = zipfile.ZipFile(next(tmp_path.glob("*.whl")))
+    names = {name for name in wheel.namelist() if ".dist-info" not in name}
+    package = (path for path in (ROOT / "codec").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    assert names == {path.relative_to(ROOT).as_posix() for path in package}
+    assert {"codec/py.typed", "codec/pretrained/speech-24khz-v3/model.safetensors"} <= names
+    commands = configparser.ConfigParser()
+    commands.read_string(wheel.read(next(n for n in wheel.namelist() if n.endswith("/entry_points.txt"))).decode())
+    for name, target in commands["console_scripts"].items():
+        module, _, function = target.partition(":")
+        code = f"from {module} import {function} as main; main(['--version'])"
+        assert python(code).stdout.startswith(name)

@@ -1,7 +1,5 @@
 """The gain of a signal: by its active speech, in whatever blocks, and nothing made of silence."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

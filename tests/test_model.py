@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import hashlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,10 +27,8 @@ from codec.pretrained import ModelError
 ENCODER = EncoderConfig(strides=(4, 5, 4), widths=(8, 12, 16), depths=(1, 1, 2))
 QUANTIZER = QuantizerConfig(num_quantizers=3, codebook_size=50, codebook_dim=4)
 DECODER = DecoderConfig(width=16, depth=2, n_fft=320)
-CONFIGS = {
-    name: CodecConfig(8000, 16, causal, ENCODER, QUANTIZER, DECODER)
-    for name, causal in (("both_sides", False), ("causal", True))
-}
+BOTH_SIDES = CodecConfig(8000, 16, False, ENCODER, QUANTIZER, DECODER)
+CONFIGS = {"both_sides": BOTH_SIDES, "causal": dataclasses.replace(BOTH_SIDES, causal=True)}
 
 
 def make(config: CodecConfig) -> Codec:
@@ -113,7 +110,7 @@ def test_a_linear_layer_is_torchs_however_it_is_computed(
         with torch.autocast("cpu", torch.bfloat16):
             assert layer(x).dtype == torch.bfloat16
         assert layer.double()(x.double()).dtype == torch.float64
-    assert torch.autograd.gradcheck(layer, x.double().requires_grad_())
+    assert torch.autograd.gradcheck(layer, x.double().requires_grad_(), fast_mode=True)
 
 
 @settings(max_examples=150, deadline=None)
@@ -124,10 +121,8 @@ def test_a_linear_layer_is_torchs_however_it_is_computed(
     unit=st.integers(1, 3),
     divisor=st.integers(1, 3),
 )
-def test_windows_hold_every_frame_once_with_its_context(
-    pieces: list[int], size: int, context: Context, unit: int, divisor: int
-) -> None:
-    """However the signal comes in; it is filled up with zeros."""
+def test_windows_hold_every_frame_once(pieces: list[int], size: int, context: Context, unit: int, divisor: int) -> None:
+    """With its context, however the signal comes in; it is filled up with zeros."""
     frames = -(-sum(pieces) // unit)
     signal = torch.arange(1, sum(pieces) + 1)
     padded = torch.cat([signal, signal.new_zeros(frames * unit - len(signal))])
@@ -212,17 +207,10 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.encode(torch.zeros(800, dtype=torch.complex64), 8000), "float tensor"),
         (lambda m: m.encode(torch.zeros(1, 24000, 2), 8000), r"24000 channels of 2 samples.*swapaxes\(1, 2\)"),
         (lambda m: m.encode(torch.zeros(0), 8000), "empty"),
-        (lambda m: m.encode(np.full(800, np.nan), 8000), "NaN"),
-        (lambda m: m.encode(torch.full((8000,), 32767.0), 8000), "reaches 32767; divide"),
         (lambda m: m.encode(MONO, 0), "sample_rate must be from 1000 to 768000"),
-        (lambda m: m.encode(MONO, "44100"), "sample_rate must be a whole number from.*'44100'"),
         (lambda m: m.encode(MONO, 8000, num_quantizers=4), "from 1 to 3"),
         (lambda m: m.encode(MONO, 8000, lengths=[801]), "from 1 to 800"),
-        (lambda m: m.encode(MONO, 8000, lengths=["1"]), "lengths must be a whole number from 1 to 800"),
-        (
-            lambda m: m.encode(MONO, 8000, gain_db=[0.0, 0.0]),
-            "gain_db must be a number from -200 to 200, or one for each of 1 items",
-        ),
+        (lambda m: m.encode(MONO, 8000, gain_db=[0.0, 0.0]), "from -200 to 200, or one for each of 1 items"),
         (lambda m: m.decode(CODES, gain_db=float("nan")), "gain_db must be .*, not nan"),
         (lambda m: m.decode(CODES, gain_db="6"), "gain_db must be .*, not '6'"),
         (lambda m: m.gain_of(torch.full((800,), 32767.0), 8000), "reaches 32767; divide"),
@@ -248,13 +236,10 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m(torch.zeros(1, 2, 800)), r"float tensor \[B, 1, T\], not torch.float32 \[1, 2, 800\]"),
         (lambda m: m(MONO, num_quantizers=0), "from 1 to 3"),
         (lambda m: m.num_frames(-5), "num_samples must be from 0"),
-        (lambda m: m.header(800, "8000"), "original_sample_rate must be a whole number"),
         (lambda m: m.header(800, 8000, 4), "from 1 to 3"),
         (lambda m: m.bitrate_of(4), "from 1 to 3"),
         (lambda m: Codec("speech-24khz"), "takes a CodecConfig, not 'speech-24khz'"),
         (lambda m: Codec.from_pretrained(None), "a path must be a string"),
-        (lambda m: Codec.from_pretrained("a\0b"), "a path must be a string"),
-        (lambda m: Codec.from_pretrained("nonsense"), "speech-24khz"),
         (lambda m: Codec.from_pretrained("someone/something"), "hub"),
         (lambda m: m.save_pretrained("x", bits="8"), "bits must be 32, 16 or 8"),
         (lambda m: m.save_pretrained(__file__), "is a file; save_pretrained takes a folder"),
@@ -329,24 +314,6 @@ def test_fingerprint_follows_what_codes_mean(model: Codec, monkeypatch: pytest.M
     assert model.fingerprint == fingerprint  # not computed again
 
 
-def test_options_that_are_gone_stay_in_old_configurations_and_in_fingerprints(tmp_path: Path) -> None:
-    model = make(CONFIGS["causal"])
-    model.save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    assert list(config["decoder"]) == ["kind", "width", "depth", "kernel_size", "n_fft"]
-    config["decoder"] |= {"strides": [8, 5, 8], "widths": [128, 64, 32], "depths": [2, 1, 1]}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    assert Codec.from_pretrained(tmp_path).fingerprint == model.fingerprint
-    hashed = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for tensor in model.quantizer.codebook_state():
-        hashed.update(tensor.detach().numpy().tobytes())
-    assert hashed.hexdigest() == model.fingerprint
-    config["decoder"]["strides"] = [4, 5, 4]
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ModelError, match=r"unknown key decoder\.strides"):
-        Codec.from_pretrained(tmp_path)
-
-
 def test_hub_ids_are_fetched_by_revision_and_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(CONFIGS["causal"]).save_pretrained(tmp_path / "snapshot")
     asked = []
@@ -360,9 +327,7 @@ def test_hub_ids_are_fetched_by_revision_and_keep_their_name(tmp_path: Path, mon
     monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
     assert Codec.from_pretrained("owner/name@v2").name == "owner/name@v2"
     assert asked == [("owner/name", "v2", ["config.json", "model.safetensors"])]
-    with pytest.raises(
-        ModelError, match=r"no folder 'owner/gone', and the hub does not give it either: no connection$"
-    ):
+    with pytest.raises(ModelError, match=r"'owner/gone', and the hub does not give it either: no connection$"):
         Codec.from_pretrained("owner/gone")
     (tmp_path / "snapshot/model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"is not a model folder: it lacks model.safetensors"):

@@ -19,7 +19,6 @@ from codec.runtime import OnnxCodec
 
 Speech = tuple[NDArray[np.float32], int]
 
-
 # name: quantizers, codebook size, bit/s, and the least PESQ-WB and STOI of two short clips
 SHIPPED = {
     "speech-24khz-live-v3": (8, 1024, 6000, 2.5, 0.88),
@@ -79,10 +78,8 @@ def test_a_second_decoder_holds_no_weight_twice(tmp_path: Path) -> None:
     live.save_pretrained(tmp_path, bits=8, base="speech-24khz")
     again = Codec.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in live.state_dict().items())
-    damaged = (
-        (tmp_path / "model.safetensors").read_bytes().replace(b'"base":"speech-24khz-v3"', b'"base":"speech-24khz-v9"')
-    )
-    (tmp_path / "model.safetensors").write_bytes(damaged)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"base":"speech-24khz-v3"', b'"base":"speech-24khz-v9"'))
     for load in (Codec.from_pretrained, OnnxCodec.from_pretrained):
         with pytest.raises(ModelError, match="goes with the shipped model 'speech-24khz-v9', which this version"):
             load(tmp_path)
@@ -91,12 +88,7 @@ def test_a_second_decoder_holds_no_weight_twice(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_speech_stays_intelligible(model: Codec, speech: Speech) -> None:
     samples, rate = speech
-    codes = model.encode(torch.from_numpy(samples), rate)
-    scores = []
-    for count in sorted({model.num_quantizers, 1}, reverse=True):
-        audio = resample(model.decode(codes, num_quantizers=count)[0, 0].numpy(), model.sample_rate, rate)
-        pair = Pair(samples, audio[: len(samples)], rate)
-        scores.append((pesq_wb(pair), stoi(pair)))
+    decoded = model.decode(model.encode(samples, rate))[0, 0].numpy()
+    pair = Pair(samples, resample(decoded, model.sample_rate, rate)[: len(samples)], rate)
     *_, least_pesq, least_stoi = SHIPPED[model.name]
-    assert scores[0][0] > least_pesq and scores[0][1] > least_stoi
-    assert scores[0] >= scores[-1] and scores[-1][1] > 0.5
+    assert pesq_wb(pair) > least_pesq and stoi(pair) > least_stoi

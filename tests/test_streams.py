@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from loading import LOOKS
 from torch import Tensor
 
 from codec import Codec, CodecConfig
@@ -17,13 +18,10 @@ from codec.errors import CodecError
 from codec.streaming import StreamingDecoder, StreamingEncoder
 
 LENGTH = 16000  # 200 frames of the tiny model
-CONFIGS: dict[str, dict[str, Any]] = {
-    "centred": {},
-    "causal": {"causal": True},
-    "deeper": {"decoder": DecoderConfig(width=16, depth=5, n_fft=160)},
-    "two ahead": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=2)},
-    "three ahead": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=3)},
+CONFIGS = LOOKS | {
     "early codes": {"encoder": EncoderConfig((4, 4, 5), (8, 16, 16), (1, 1, 3), look_ahead=6)},
+    "deeper": {"decoder": DecoderConfig(width=16, depth=5, n_fft=160)},
+    "the window alone": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=2)},
 }
 
 
@@ -131,13 +129,11 @@ CODES = torch.zeros(1, 3, 5, dtype=torch.int64)
 BAD_SAMPLES: list[tuple[Any, Any, str]] = [
     (torch.zeros(3, 1, 80), None, "B = 2"),
     (torch.zeros(2, 2, 80), None, r"\[B, 1, T\]"),
-    (torch.zeros(2, 1, 80, dtype=torch.int64), None, "float tensor"),
     (torch.full((2, 1, 80), torch.nan), None, "NaN"),
     (torch.full((2, 1, 80), 32767.0), None, r"in \[-1, 1\], but"),
     (np.zeros((2, 1, 80), np.float32), None, "float tensor.*not ndarray"),
     (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
     (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
-    (torch.zeros(2, 1, 80), ["80", 80], "lengths must be a whole number"),
     (torch.zeros(2, 1, 80), 80, "lengths must be a list"),
 ]
 BAD_CODES: list[tuple[Any, str]] = [
@@ -182,16 +178,14 @@ def test_a_flushed_stream_wants_a_reset(codec: Codec) -> None:
     encoder.push(torch.zeros(2, 1, 79))
     with pytest.raises(CodecError, match="between whole frames"):
         encoder.reset([0])
-    bad_rows: list[Any] = [[2], [-1], ["0"], 0]
-    for rows in bad_rows:
+    for rows in ([2], [-1], 0):
         with pytest.raises(CodecError, match="rows must be"):
             encoder.reset(rows)
 
 
 def test_no_such_batch_and_no_such_state(codec: Codec) -> None:
-    batch_sizes: list[Any] = ["x", 0, 1.5, None, 2**40]
     for stream in (codec.streaming_encoder, codec.streaming_decoder):
-        for batch_size in batch_sizes:
+        for batch_size in (0, 2**40):
             with pytest.raises(CodecError, match="batch_size must be"):
                 stream(batch_size)
     encoder = codec.streaming_encoder()

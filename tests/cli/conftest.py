@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from shell import MAINS, RATE, Run, Said, Samples
+from shell import MAINS, RATE, Run, Samples
+
+from codec import Codec
 
 
 @pytest.fixture(autouse=True)
@@ -31,15 +33,9 @@ def run(tiny_model_folder: Path) -> Run:
 
 
 @pytest.fixture
-def one_line(capsys: pytest.CaptureFixture[str]) -> Said:
-    """``one_line()`` is what was said on stderr, which must be one line and no traceback."""
-
-    def read() -> str:
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "Traceback" not in said, said
-        return said
-
-    return read
+def codec(tiny_model_folder: Path) -> Codec:
+    """The tiny model."""
+    return Codec.from_pretrained(tiny_model_folder)
 
 
 @pytest.fixture(scope="session")

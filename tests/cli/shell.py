@@ -11,7 +11,6 @@ from codec.cli.commands import decode_main, encode_main, info_main
 
 Samples = NDArray[np.float32]
 Run = Callable[..., int]
-Said = Callable[[], str]
 
 HOP, RATE = 80, 16000  # of the tiny model
 MAINS = {"encode": encode_main, "decode": decode_main, "info": info_main}

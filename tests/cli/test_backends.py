@@ -1,6 +1,5 @@
 """The commands run on torch or on ONNX Runtime, whatever of both is here, and say in one line what is missing."""
 
-import subprocess
 import sys
 from importlib.abc import MetaPathFinder
 from pathlib import Path
@@ -8,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from shell import RATE, Run, Said, Samples
+from loading import Said, python
+from shell import RATE, Run, Samples
 
 from codec import container
 from codec.cli.info import environment
@@ -36,13 +36,11 @@ pytest.importorskip("onnxruntime")
 def test_without_torch(tiny_model_folder: Path, run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
     """The same codes and audio as with it."""
     soundfile.write("in.wav", sound, RATE)
-    arguments = [sys.executable, "-c", WITHOUT_TORCH, str(tiny_model_folder)]
-    done = subprocess.run(arguments, capture_output=True, text=True)
+    done = python(WITHOUT_TORCH, tiny_model_folder)
     assert done.returncode == 0, done.stderr
     needs, said = done.stderr.splitlines(keepends=True)
-    assert needs == NEEDS_TORCH and said.startswith(
-        "codec.load needs torch: pip install torch; without it, codec.runtime"
-    )
+    assert needs == NEEDS_TORCH
+    assert said.startswith("codec.load needs torch: pip install torch; without it, codec.runtime")
     assert run("encode", "in.wav", "torch.codes", "--backend", "torch") == 0
     assert run("decode", "onnx.codes", "torch.wav", "--backend", "torch") == 0
     (header, codes), (reference_header, reference) = container.read("onnx.codes"), container.read("torch.codes")
@@ -61,15 +59,13 @@ class Broken(MetaPathFinder):
             raise ImportError("libtorch_cpu.so: cannot open shared object file")
 
 
-@pytest.mark.parametrize("backend", [[], ["--backend", "torch"]], ids=str)
-def test_a_broken_torch(
-    run: Run, encoded: Path, one_line: Said, monkeypatch: pytest.MonkeyPatch, backend: list[str]
-) -> None:
+def test_a_broken_torch(run: Run, encoded: Path, one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-    assert run("encode", encoded.with_suffix(".wav"), "x.codes", *backend) == 1
     reason = "torch cannot be used (libtorch_cpu.so: cannot open shared object file)"
-    assert one_line() == f"codec-encode: error: {reason}; install it again, or take --backend onnx\n"
+    for backend in ([], ["--backend", "torch"]):
+        assert run("encode", "in.wav", "x.codes", *backend) == 1
+        assert one_line() == f"codec-encode: error: {reason}; install it again, or take --backend onnx\n"
     assert reason in environment()["devices"]
     assert run("encode", "in.wav", "x.codes", "--backend", "onnx") == 0
 

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
-from loading import SPEECH
+from loading import SPEECH, Said
 from shell import RATE, Run, Samples, names
 
 from codec import Codec, container
@@ -17,15 +16,7 @@ from codec import Codec, container
 
 @pytest.mark.parametrize(
     ("length", "rate", "channels"),
-    [
-        (1, 16000, 1),
-        (81, 16000, 1),
-        (40_959, 16000, 1),
-        (7, 11025, 1),
-        (1, 44100, 2),
-        (44_101, 44100, 2),
-        (9001, 96000, 3),
-    ],
+    [(1, 16000, 1), (81, 16000, 1), (40_959, 16000, 1), (7, 11025, 1), (44_101, 44100, 2), (9001, 96000, 3)],
 )
 def test_exactly_as_many_samples(run: Run, length: int, rate: int, channels: int) -> None:
     noise = np.random.default_rng(length).uniform(-0.3, 0.3, (length, channels))
@@ -39,19 +30,16 @@ def test_exactly_as_many_samples(run: Run, length: int, rate: int, channels: int
     assert (native.frames, native.samplerate) == (-(-length * RATE // rate), RATE)
 
 
-@pytest.mark.parametrize("options", [[], ["--no-normalize"]], ids=str)
 @pytest.mark.parametrize("source", [SPEECH[24000], "long.wav"], ids=["speech", "long"])
-def test_files_equal_what_the_library_gives(
-    run: Run, sound: Samples, source: str, options: list[str], tiny_model_folder: Path
-) -> None:
+@pytest.mark.parametrize("options", [[], ["--no-normalize"]], ids=str)
+def test_files_equal_the_library(run: Run, sound: Samples, source: str, options: list[str], codec: Codec) -> None:
     """Blocks of a long file leave no seam."""
     soundfile.write("long.wav", sound, RATE, subtype="FLOAT")
     assert run("encode", source, "out.codes", *options) == 0
     assert run("decode", "out.codes", "out.wav", "--native-rate") == 0
     samples, rate = soundfile.read(source, dtype="float32")
-    codec = Codec.from_pretrained(tiny_model_folder)
     gain_db = 0.0 if options else codec.gain_of(samples, rate)[0]
-    codes = codec.encode(torch.from_numpy(samples), rate, gain_db=gain_db)
+    codes = codec.encode(samples, rate, gain_db=gain_db)
     header, stored = container.read("out.codes")
     np.testing.assert_array_equal(stored, codes[0].numpy())
     assert header.model == "tiny" and codec.fingerprint.startswith(header.fingerprint)
@@ -61,17 +49,17 @@ def test_files_equal_what_the_library_gives(
     assert np.abs(decoded - np.clip(expected, -1, 1)).max() <= 1.5 / 32768
 
 
-def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
+def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, stderr: Said) -> None:
     sound = sound[:RATE]
     for name in ("a", "b"):
         soundfile.write(f"{name}.wav", np.stack([sound, sound], axis=1), RATE)
     assert run("encode", "a.wav", "b.wav", "-o", "out") == 0  # said once
-    said = capsys.readouterr().err
+    said = stderr()
     assert said == "codec-encode: a.wav: 2 channels mixed down to one\ncodec-encode: files done: 2\n"
     soundfile.write("opposite.wav", np.stack([sound, -sound], axis=1), RATE)
     soundfile.write("second.wav", -sound, RATE)
     assert run("encode", "opposite.wav", "a.codes", "--channel", 2) == run("encode", "second.wav", "b.codes") == 0
-    assert Path("a.codes").read_bytes() == Path("b.codes").read_bytes() and capsys.readouterr().err == ""
+    assert Path("a.codes").read_bytes() == Path("b.codes").read_bytes() and stderr() == ""
 
 
 @pytest.mark.parametrize(
@@ -84,12 +72,10 @@ def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, capsys: py
     ],
     ids=str,
 )
-def test_bitrates(
-    run: Run, sound: Samples, capsys: pytest.CaptureFixture[str], option: list[object], num_quantizers: int, line: str
-) -> None:
+def test_bitrates(run: Run, sound: Samples, stderr: Said, option: list[object], num_quantizers: int, line: str) -> None:
     soundfile.write("in.wav", sound[:RATE], RATE)
     assert run("encode", "in.wav", *option, "some.codes") == 0  # options may stand between INPUT and OUTPUT
-    assert capsys.readouterr().err == (line and f"codec-encode: {line}")
+    assert stderr() == (line and f"codec-encode: {line}")
     assert run("encode", "in.wav", "all.codes") == 0
     header, codes = container.read("some.codes")
     np.testing.assert_array_equal(codes, container.read("all.codes")[1][:num_quantizers])
@@ -97,7 +83,7 @@ def test_bitrates(
     assert run("decode", "some.codes", "some.wav") == 0
     Path("again.codes").write_bytes(Path("all.codes").read_bytes())
     assert run("decode", "all.codes", "again.codes", "-o", "out", *option) == 0
-    said = capsys.readouterr().err
+    said = stderr()
     assert said == (line and f"codec-decode: {line}") + "codec-decode: files done: 2\n"  # once, not per file
     assert Path("some.wav").read_bytes() == Path("out/all.wav").read_bytes() == Path("out/again.wav").read_bytes()
 

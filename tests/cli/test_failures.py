@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import full_disk
-from shell import HOP, RATE, Run, Said, names, process
+from loading import Said, full_disk
+from shell import HOP, RATE, Run, names, process
 
 from codec import Codec, container
 from codec.cli.commands import decode_main
@@ -28,9 +28,9 @@ from codec.errors import run_command
 
 
 @pytest.fixture
-def header(tiny_model_folder: Path) -> Header:
+def header(codec: Codec) -> Header:
     """Of ten frames of the tiny model."""
-    return Codec.from_pretrained(tiny_model_folder).header(800, RATE)
+    return codec.header(800, RATE)
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,6 @@ def header(tiny_model_folder: Path) -> Header:
         (["encode", "text.wav", "x.codes"], "error: text.wav is not audio"),
         (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
         (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
-        (["encode", "slow.wav", "x.codes"], "slow.wav: original_sample_rate must be from 1000 to 768000, not 10"),
         (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
         (["encode", "in.wav", "text.wav/x.codes"], "error: text.wav/x.codes: Not a directory"),
         (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
@@ -49,11 +48,7 @@ def header(tiny_model_folder: Path) -> Header:
         (["encode", "in.wav", "x.codes", "--bitrate", "0.9"], "error: --bitrate 0.9: the lowest is 1 kbit/s"),
         (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: device nonsense cannot be used here"),
         (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
-        (
-            ["decode", "good.codes", "x.wav", "--num-quantizers", "4"],
-            "good.codes: --num-quantizers 4: there are only 3",
-        ),
-        (["decode", "cd.codes", "x.opus"], "error: x.opus: Opus has no sample rate 44100 Hz; take .wav"),
+        (["decode", "good.codes", "x.wav", "--num-quantizers", "4"], "good.codes: --num-quantizers 4: there are only"),
         (["decode", "foreign.codes", "x.wav"], f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', finge"),
         (["decode", "other_hop.codes", "x.wav"], "other_hop.codes: the header contradicts the model that it names"),
         (["decode", "truncated.codes", "x.wav"], "truncated: 1 of 1 blocks are missing; no block is intact"),
@@ -70,7 +65,6 @@ def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: l
     Path("empty.wav").touch()
     Path("folder").mkdir()
     soundfile.write("in.wav", np.zeros(800), RATE)
-    soundfile.write("slow.wav", np.zeros(100), 10)
     soundfile.write("integers.wav", np.full(800, 32767.0), RATE, subtype="FLOAT")
     data = container.dumps(header, np.zeros((3, 10), int))
     Path("good.codes").write_bytes(data)
@@ -78,7 +72,6 @@ def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: l
     Path("absurd.codes").write_bytes(container.pack_header(replace(header, num_samples=2**60)) + bytes(100))
     container.write("other_hop.codes", replace(header, hop_length=2 * HOP), np.zeros((3, 5), int))
     container.write("foreign.codes", replace(header, fingerprint="0" * 32), np.zeros((3, 10), int))
-    container.write("cd.codes", replace(header, original_sample_rate=44100), np.zeros((3, 4), int))
     before = names()
     assert run(*args) == 1
     said = one_line()
@@ -102,15 +95,10 @@ def test_a_bug_is_a_traceback_and_too_little_memory_is_one_line(
     assert names() == ["in.codes", "in.wav"]
 
 
-def test_without_a_model_option(one_line: Said, header: Header) -> None:
-    """A model that is not shipped must be given, and a device that cannot be used ends the run."""
+def test_a_model_that_is_not_shipped_must_be_given(one_line: Said, header: Header) -> None:
     container.write("tiny.codes", header, np.zeros((3, 10), int))
     assert decode_main(["tiny.codes", "a.wav"]) == 1
     assert "tiny.codes: made with model 'tiny', which is not a shipped one; give it with --model" in one_line()
-    for name in ("a.codes", "b.codes"):
-        container.write(name, replace(header, model="speech-24khz"), np.zeros((3, 10), int))
-    assert decode_main(["a.codes", "b.codes", "-o", "out", "--device", "gpu"]) == 1
-    assert "codec-decode: error: device gpu cannot be used here" in one_line()
 
 
 # ---- damaged files --------------------------------------------------------------------------------------------------
@@ -136,16 +124,16 @@ SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # block
 
 
 @pytest.mark.parametrize("case", SALVAGED)
-def test_salvage(run: Run, encoded: Path, capsys: pytest.CaptureFixture[str], case: str) -> None:
+def test_salvage(run: Run, encoded: Path, stderr: Said, case: str) -> None:
     """Intact blocks are decoded as ever, the time of damaged ones passes in silence, a missing end is left out."""
     assert run("decode", encoded, "whole.wav") == 0
     blocks, end, more, lines = SALVAGED[case]
     damage(encoded, blocks, end, more)
     assert run("decode", encoded, "out.wav") == 1
     advice = f"{lines[0].partition(';')[0]}; --salvage decodes the intact blocks"
-    assert capsys.readouterr().err == f"codec-decode: error: in.codes: {advice}\n" and not Path("out.wav").exists()
+    assert stderr() == f"codec-decode: error: in.codes: {advice}\n" and not Path("out.wav").exists()
     assert run("decode", encoded, "out.wav", "--salvage") == 0
-    assert capsys.readouterr().err.splitlines() == [f"codec-decode: {line}" for line in lines]
+    assert stderr().splitlines() == [f"codec-decode: {line}" for line in lines]
     whole, saved = soundfile.read("whole.wav")[0], soundfile.read("out.wav")[0]
     size = BLOCK_FRAMES * HOP
     assert len(saved) == {"truncated": size, "both": 15 * size}.get(case, len(whole))
@@ -162,14 +150,10 @@ def test_salvage(run: Run, encoded: Path, capsys: pytest.CaptureFixture[str], ca
 
 def test_a_full_disk(run: Run, encoded: Path, one_line: Said) -> None:
     Path("out.wav").write_text("mine")
-    for args in (
-        ["encode", "in.wav", "out.codes"],
-        ["decode", "in.codes", "out.wav"],
-        ["decode", "in.codes", "out.flac"],
-    ):
+    for command, source, target in (("encode", "in.wav", "out.codes"), ("decode", "in.codes", "out.wav")):
         with full_disk(5000):
-            assert run(*args, "--force") == 1
-        assert one_line().startswith(f"codec-{args[0]}: error: {args[2]}")
+            assert run(command, source, target, "--force") == 1
+        assert one_line().startswith(f"codec-{command}: error: {target}")
     assert names() == ["in.codes", "in.wav", "out.wav"] and Path("out.wav").read_text() == "mine"
 
 
@@ -206,17 +190,10 @@ def test_an_interrupt_while_libsndfile_reads_from_python(interruptible: None, on
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize(("command", "number"), [("encode", signal.SIGINT), ("decode", signal.SIGTERM)])
-def test_an_interrupted_run_leaves_nothing(
-    run: Run, one_line: Said, header: Header, command: str, number: signal.Signals
-) -> None:
-    source, target = ("hour.wav", "out.codes") if command == "encode" else ("hour.codes", "out.wav")
-    header = replace(header, num_samples=3600 * RATE)
-    if command == "encode":
-        soundfile.write(source, np.zeros(header.num_samples, np.int16), RATE)
-    else:
-        container.write(source, header, np.zeros((3, header.num_frames), int))
-    Path(target).write_text("mine")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_nothing(run: Run, one_line: Said, number: int) -> None:
+    soundfile.write("hour.wav", np.zeros(3600 * RATE, np.int16), RATE)
+    Path("out.codes").write_text("mine")
     finished = threading.Event()
 
     def interrupt() -> None:
@@ -231,12 +208,12 @@ def test_an_interrupted_run_leaves_nothing(
     thread = threading.Thread(target=interrupt)
     thread.start()
     try:
-        assert run(command, "--force", source, target) == 130
+        assert run("encode", "--force", "hour.wav", "out.codes") == 130
     finally:
         finished.set()
         thread.join()
-    assert one_line() == f"codec-{command}: interrupted; nothing half-written is left\n"
-    assert names() == sorted([source, target]) and Path(target).read_text() == "mine"
+    assert one_line() == "codec-encode: interrupted; nothing half-written is left\n"
+    assert names() == ["hour.wav", "out.codes"] and Path("out.codes").read_text() == "mine"
 
 
 # ---- streams --------------------------------------------------------------------------------------------------------

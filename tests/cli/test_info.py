@@ -2,14 +2,13 @@
 
 import json
 import platform
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from loading import python
 from shell import MAINS, RATE, Run
 
 import codec
@@ -17,7 +16,6 @@ from codec.errors import install
 
 
 def test_info(run: Run, capsys: pytest.CaptureFixture[str], tiny_model_folder: Path) -> None:
-    assert run("info", "") == 1 and "is not a model folder" in capsys.readouterr().err
     soundfile.write("in.wav", np.zeros(22050), 44100)
     assert run("encode", "in.wav", "out.codes", "--num-quantizers", 2) == 0
     assert run("info", "--json", "out.codes", tiny_model_folder) == 0
@@ -68,10 +66,7 @@ def test_environment(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: 
 def test_help_and_version_come_without_torch(command: str) -> None:
     code = "import sys; from codec.cli.commands import {0}_main as main\n"
     code += "try: main(sys.argv[1:])\nfinally: assert {{'torch', 'numpy', 'soundfile'}}.isdisjoint(sys.modules)"
-    help, version = (
-        subprocess.check_output([sys.executable, "-c", code.format(command), option], text=True)
-        for option in ("--help", "--version")
-    )
+    help, version = (python(code.format(command), option).stdout for option in ("--help", "--version"))
     for part in (f"usage: codec-{command}", f"examples:\n  codec-{command} ", "exit codes: 0 done"):
         assert part in help
     assert max(map(len, help.splitlines())) < 120

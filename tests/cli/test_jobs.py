@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from shell import RATE, Run, Said, Samples, names, process
+from loading import Said
+from shell import RATE, Run, Samples, names, process
 
-from codec import container
 from codec.errors import CodecError
 from codec.workers import spread
 
 
-def test_a_folder_is_mirrored(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_is_mirrored(run: Run, stderr: Said) -> None:
     for name in ("a.wav", "deep/b.FLAC", "deep/er/c.ogg", ".hidden/d.wav", "._a.wav", "notes.txt", "v1.2.wav"):
         path = Path("speech") / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def test_a_folder_is_mirrored(run: Run, capsys: pytest.CaptureFixture[str]) -> N
         else:
             soundfile.write(path, np.zeros(500), RATE)
     assert run("encode", "speech", "-o", "codes") == 0
-    said = capsys.readouterr().err
+    said = stderr()
     assert said == "codec-encode: speech: files of other kinds passed over: 1\ncodec-encode: files done: 4\n"
     assert names("codes") == ["a.codes", "deep/b.codes", "deep/er/c.codes", "v1.2.codes"]
     assert run("decode", "codes", "-o", "again", "--format", "flac") == 0
@@ -35,13 +35,13 @@ def test_a_folder_is_mirrored(run: Run, capsys: pytest.CaptureFixture[str]) -> N
     assert names("flat") == ["a.wav", "b.wav", "er/c.wav"]
 
 
-def test_what_fails_is_named_and_stops_no_other(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_fails_is_named_and_stops_no_other(run: Run, stderr: Said) -> None:
     Path("in").mkdir()
     for name in ("in/a.wav", "in/b.wav", "in/b.flac", "in/c.wav"):
         soundfile.write(name, np.zeros(500), RATE)
     Path("in/d.wav").write_text("no audio")
     assert run("encode", "in", "in/a.wav", "-o", "out") == 1  # a.wav twice is no clash
-    said = capsys.readouterr().err.splitlines()
+    said = stderr().splitlines()
     for line, name in zip(said, ("in/b.flac", "in/b.wav"), strict=False):
         assert line.startswith(f"codec-encode: error: {name} is not the only input for out/b.codes; rename it")
     assert said[2].startswith("codec-encode: error: in/d.wav is not audio")
@@ -85,7 +85,7 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
 
 
 @pytest.mark.slow
-def test_several_processes(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
+def test_several_processes(run: Run, sound: Samples, stderr: Said) -> None:
     """Files, lines and exit code are what one process gives, and so is an error that ends all."""
     Path("in").mkdir()
     for name in "abcd":
@@ -99,12 +99,12 @@ def test_several_processes(run: Run, sound: Samples, capsys: pytest.CaptureFixtu
         again = run("encode", "in", "-o", "codes", "--bitrate", 2.5, "--skip-existing", "--workers", number)
         audio = run("decode", "codes", "-o", "out", "--force", "--workers", number)
         assert (codes, again, audio) == (1, 1, 0)
-        said.append(capsys.readouterr().err)
+        said.append(stderr())
         content.append([Path(folder, name).read_bytes() for folder in ("codes", "out") for name in names(folder)])
     assert said[0] == said[1] and "there already: 3, failed: 4" in said[0] and content[0] == content[1]
     for option, code in ((["--bitrate", 0.1], 1), (["--device", "nonsense"], 1)):
         assert run("encode", "in", "-o", "codes", "--workers", 2, *option) == code
-        assert capsys.readouterr().err.count("\n") == 1
+        assert stderr().count("\n") == 1
 
 
 @pytest.mark.slow
@@ -128,8 +128,8 @@ def test_a_process_that_is_killed() -> None:
         next(results)
 
 
-def test_links(run: Run, capsys: pytest.CaptureFixture[str], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """To folders they are named, to nothing they fail, to files they are what they lead to, on both sides."""
+def test_links(run: Run, stderr: Said, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """To folders they are named, to nothing they fail, to files they are what they lead to."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     soundfile.write(elsewhere / "z.wav", np.zeros(100), RATE)
     Path("in").mkdir()
@@ -137,15 +137,11 @@ def test_links(run: Run, capsys: pytest.CaptureFixture[str], tmp_path_factory: p
     Path("in/folder").symlink_to(elsewhere)
     Path("in/b.wav").symlink_to("a.wav")
     assert run("encode", "in", "-o", "out") == 0
-    assert "in: links to folders not followed: 1; give them by name" in capsys.readouterr().err
+    assert "in: links to folders not followed: 1; give them by name" in stderr()
     assert names("out") == ["a.codes", "b.codes"]
     Path("in/lost.wav").symlink_to("nowhere.wav")
     assert run("encode", "in", "-o", "out", "--force") == 1
-    assert "in/lost.wav: No such file" in capsys.readouterr().err
-    Path("real.codes").write_bytes(b"old")
-    Path("link.codes").symlink_to("real.codes")
-    assert run("encode", "in/a.wav", "link.codes", "--force") == 0
-    assert Path("link.codes").is_symlink() and container.read("real.codes")[0].num_samples == 100
+    assert "in/lost.wav: No such file" in stderr()
 
 
 def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None:
@@ -176,7 +172,6 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
         (["encode", "sub", "out.codes"], "sub is a folder; give -o DIR"),
         (["encode", "in.wav", "dir.codes"], "dir.codes is a folder; give -o dir.codes"),
         (["encode", "-", "-o", "out"], "stdin has no name"),
-        (["encode", "dir.codes", "-o", "out"], "no audio file in dir.codes"),
         (["decode", "dir.codes", "-o", "out"], "no .codes file in dir.codes"),
         (["encode", "in.wav", "-o", "in.wav"], "-o in.wav is a file"),
         (["encode", "", "-o", "out"], "a path is empty"),

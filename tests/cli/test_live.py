@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -12,34 +13,37 @@ from typing import IO
 import numpy as np
 import pytest
 import soundfile
-from shell import RATE, Run, Said, Samples, process
+from loading import Said
+from shell import RATE, Run, Samples, process
 
 from codec import Codec, container
 from codec.cli.backends import BACKENDS
 from codec.container import Reader, Writer
 
+Piped = Callable[..., tuple[int, bytes]]
+
 
 class _Pipe(io.BytesIO):
-    """Stands for stdin or stdout; as a pipe, it gives at most ``most`` bytes at once."""
-
-    most = 1000
+    """Stands for stdin or stdout; as a pipe, it gives at most 1000 bytes at once."""
 
     def seekable(self) -> bool:
         return False
 
     def read1(self, size: int | None = -1, /) -> bytes:
-        return super().read1(min(size or 0, self.most))
+        return super().read1(min(size or 0, 1000))
 
 
-def through(
-    monkeypatch: pytest.MonkeyPatch, run: Run, command: str, data: bytes, *options: object
-) -> tuple[int, bytes]:
-    """Exit code and stdout of ``command - -``."""
-    out = io.BytesIO()
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(_Pipe(data)))
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
-    code = run(command, "-", "-", *options)
-    return code, out.getvalue()
+@pytest.fixture
+def piped(monkeypatch: pytest.MonkeyPatch, run: Run) -> Piped:
+    """``piped("encode", data)`` gives the exit code and the stdout of ``codec-encode - -``."""
+
+    def call(command: str, data: bytes, *options: object) -> tuple[int, bytes]:
+        out = io.BytesIO()
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(_Pipe(data)))
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out))
+        return run(command, "-", "-", *options), out.getvalue()
+
+    return call
 
 
 def wav(samples: Samples, rate: int = RATE, subtype: str = "PCM_16") -> bytes:
@@ -63,57 +67,56 @@ def unknown_length(data: bytes, size: bytes = b"\xff\xff\xff\xff") -> bytes:
     ],
 )
 def test_codes_are_those_of_the_file(
-    run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, rate: int, channels: int, subtype: str, backend: str
+    run: Run, sound: Samples, piped: Piped, rate: int, channels: int, subtype: str, backend: str
 ) -> None:
     samples, options = sound[: 30_001 * channels].reshape(-1, channels), ("--backend", backend)
     data = wav(samples, rate, subtype)
     Path("in.wav").write_bytes(data)
     assert run("encode", "in.wav", "file.codes", "--no-normalize", *options) == 0
     header, codes = container.read("file.codes")
-    for piped in (data, unknown_length(data), unknown_length(data, bytes(4)), unknown_length(data, b"\0\xff\xff\x7f")):
-        code, out = through(monkeypatch, run, "encode", piped, *options)
+    sizes = (b"\xff\xff\xff\xff", bytes(4), b"\0\xff\xff\x7f")
+    for stream in (data, *(unknown_length(data, size) for size in sizes)):
+        code, out = piped("encode", stream, *options)
         again, live = container.loads(out)
         assert code == 0 and again == header
         np.testing.assert_array_equal(live, codes)
         assert len(list(Reader(io.BytesIO(out)).blocks())) > 4
 
 
-def test_what_is_no_wav_is_read_as_a_whole(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_wav_is_read_as_a_whole(run: Run, sound: Samples, piped: Piped) -> None:
     soundfile.write("in.flac", sound[:RATE], RATE)
     Path("-").write_text("a file with this name is not meant")
     assert run("encode", "in.flac", "file.codes") == run("decode", "file.codes", "file.wav") == 0
-    _, codes = through(monkeypatch, run, "encode", Path("in.flac").read_bytes())
+    _, codes = piped("encode", Path("in.flac").read_bytes())
     assert codes == Path("file.codes").read_bytes()
-    assert through(monkeypatch, run, "decode", codes) == (0, Path("file.wav").read_bytes())
+    assert piped("decode", codes) == (0, Path("file.wav").read_bytes())
 
 
-def test_raw_samples(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, one_line: Said) -> None:
+def test_raw_samples(run: Run, sound: Samples, piped: Piped, one_line: Said) -> None:
     data = wav(sound[:20_000])
     raw = data[data.index(b"data") + 8 :]
-    code, out = through(monkeypatch, run, "encode", raw, "--raw", RATE)
-    assert (code, out) == through(monkeypatch, run, "encode", data) and code == 0
-    code, decoded = through(monkeypatch, run, "decode", out, "--raw")
-    code_of_wav, with_head = through(monkeypatch, run, "decode", out)
+    code, out = piped("encode", raw, "--raw", RATE)
+    assert (code, out) == piped("encode", data) and code == 0
+    code, decoded = piped("decode", out, "--raw")
+    code_of_wav, with_head = piped("decode", out)
     assert code == code_of_wav == 0 and with_head[44:] == decoded and len(decoded) == len(raw)
     for bad in (["a.wav", "b.codes", "--raw", 8000], ["-", "b.codes", "--raw", 0]):
         assert run("encode", *bad) == 2
         assert "--raw goes with - -" in one_line()
-    assert through(monkeypatch, run, "encode", raw, "--raw", 0)[0] == 1
+    assert piped("encode", raw, "--raw", 0)[0] == 1
     assert "stdin: original_sample_rate must be from 1000" in one_line()
 
 
 @pytest.mark.parametrize(("rate", "backend"), [(RATE, "torch"), (RATE, "onnx"), (44100, "torch")])
-def test_audio_is_that_of_the_file(
-    run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, rate: int, backend: str
-) -> None:
+def test_audio_is_that_of_the_file(run: Run, sound: Samples, piped: Piped, rate: int, backend: str) -> None:
     """Also from a file whose length stands at its end."""
-    code, coded = through(monkeypatch, run, "encode", wav(sound[:30_001], rate))
+    code, coded = piped("encode", wav(sound[:30_001], rate))
     Path("live.codes").write_bytes(coded)
     container.write("whole.codes", *container.loads(coded))
     assert run("decode", "whole.codes", "whole.wav") == run("decode", "live.codes", "file.wav") == code == 0
     assert Path("whole.wav").read_bytes() == Path("file.wav").read_bytes()
     assert run("decode", "live.codes", "-o", ".", "--skip-existing") == run("decode", "live.codes", "-o", ".") - 1 == 0
-    code, out = through(monkeypatch, run, "decode", coded, "--backend", backend)
+    code, out = piped("decode", coded, "--backend", backend)
     Path("live.wav").write_bytes(out)
     assert code == 0 and run("encode", "live.wav", "again.codes") == 0  # its unknown length is understood
     expected, decoded = soundfile.read("whole.wav")[0], np.frombuffer(out[44:], "<i2") / 32768
@@ -133,31 +136,27 @@ def test_audio_is_that_of_the_file(
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
-def test_what_is_wrong_with_the_input(
-    run: Run, monkeypatch: pytest.MonkeyPatch, one_line: Said, data: bytes, message: str
-) -> None:
+def test_what_is_wrong_with_the_input(run: Run, piped: Piped, one_line: Said, data: bytes, message: str) -> None:
     """One line; and what went out has no end, so that whoever reads it knows."""
-    code, out = through(monkeypatch, run, "encode", data)
+    code, out = piped("encode", data)
     assert code == 1 and message in one_line()
-    assert through(monkeypatch, run, "decode", out or data)[0] == 1
+    assert piped("decode", out or data)[0] == 1
     said = {True: "truncated: its end is missing", False: "not a .codes file" if data else "the file is empty"}
     assert f"stdin: {said[bool(out)]}" in one_line()
 
 
-def test_damage_of_a_stream(
-    run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    _, coded = through(monkeypatch, run, "encode", wav(sound[:RATE]))
-    _, whole = through(monkeypatch, run, "decode", coded)
+def test_damage_of_a_stream(run: Run, sound: Samples, piped: Piped, stderr: Said) -> None:
+    _, coded = piped("encode", wav(sound[:RATE]))
+    _, whole = piped("decode", coded)
     head = len(container.pack_header(Reader(io.BytesIO(coded)).header))
     flipped = bytearray(coded)
     flipped[head + 300] ^= 1
-    assert through(monkeypatch, run, "decode", bytes(flipped))[0] == 1
-    assert "is damaged (its checksum is wrong); --salvage decodes" in capsys.readouterr().err
-    code, out = through(monkeypatch, run, "decode", bytes(flipped), "--salvage")
-    assert code == 0 and len(out) == len(whole) and "s of silence instead" in capsys.readouterr().err
-    code, out = through(monkeypatch, run, "decode", coded[:-50], "--salvage")
-    assert code == 0 and "truncated: its end is missing; the output ends there" in capsys.readouterr().err
+    assert piped("decode", bytes(flipped))[0] == 1
+    assert "is damaged (its checksum is wrong); --salvage decodes" in stderr()
+    code, out = piped("decode", bytes(flipped), "--salvage")
+    assert code == 0 and len(out) == len(whole) and "s of silence instead" in stderr()
+    code, out = piped("decode", coded[:-50], "--salvage")
+    assert code == 0 and "truncated: its end is missing; the output ends there" in stderr()
     assert out[: len(out) // 2] == whole[: len(out) // 2]
 
 

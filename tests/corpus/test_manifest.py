@@ -16,9 +16,7 @@ PATHS = ("../../elsewhere/evil", "/tmp/evil", "x" * 51, "a\\u0000")  # in place 
     [
         ("not json", "m.jsonl:2: not a manifest record"),
         ('{"id": "x"}', "m.jsonl:2: not a manifest record"),
-        ('{"id": "x", "path": "p", "num_samples": "5", "sample_rate": 1}', "num_samples must be of type int"),
         ('{"id": "x", "path": "p", "num_samples": 0, "sample_rate": 1}', "at least 1"),
-        ("[1]", "m.jsonl:2"),
         ('{"id": "x", "path": "p", "num_samples": 9, "sample_rate": 9, "num_bytes": -5}', "must not be negative"),
         ('{"id": "x", "path": "", "num_samples": 9, "sample_rate": 9}', "must not be empty"),
         ('{"id": "a", "path": "p", "num_samples": 9, "sample_rate": 9}', "m.jsonl:2: id 'a' again, after line 1"),
@@ -30,7 +28,7 @@ PATHS = ("../../elsewhere/evil", "/tmp/evil", "x" * 51, "a\\u0000")  # in place 
         (GOOD[:-1] + ', "speaker": ' + "[" * 600 + "]" * 600 + "}", "m.jsonl:2"),  # deeper than some Pythons print
         ("[" * 200_000, "maximum recursion depth"),
     ],
-    ids=range(18),
+    ids=range(16),
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     record = Record("a", str(tmp_path / "a.wav"), 24000, 16000, speaker="s")

@@ -8,26 +8,8 @@ import pytest
 import soundfile
 from loading import ASSETS
 
-from codec.evaluation.metrics import (
-    METRICS,
-    STEP,
-    MetricError,
-    Pair,
-    is_wide,
-    level_error,
-    lines,
-    log_spectral_distance,
-    mean_spectrum,
-    mel_distance,
-    onset_blur,
-    pesq_wb,
-    pitch_rmse,
-    pitch_track,
-    ripple,
-    si_sdr,
-    stoi,
-    voicing_f1,
-)
+from codec.evaluation import metrics
+from codec.evaluation.metrics import METRICS, STEP, MetricError, Pair, mean_spectrum
 
 
 @pytest.fixture(scope="module")
@@ -57,16 +39,14 @@ def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str, speec
 
 def test_known_values(speech: tuple[np.ndarray, int]) -> None:
     x, rate = speech
-    assert pesq_wb(Pair(x, x, rate)) == pytest.approx(4.64, abs=0.01)
-    assert stoi(Pair(x, x, rate)) == pytest.approx(1, abs=1e-4)
     for snr in (20, 0):
-        assert si_sdr(Pair(x, with_noise(x, snr), rate)) == pytest.approx(snr, abs=0.3)
-    assert si_sdr(Pair(x, 3 * with_noise(x, 20), rate)) == pytest.approx(20, abs=0.3)
+        assert metrics.si_sdr(Pair(x, with_noise(x, snr), rate)) == pytest.approx(snr, abs=0.3)
+    assert metrics.si_sdr(Pair(x, 3 * with_noise(x, 20), rate)) == pytest.approx(20, abs=0.3)
     noise = 0.05 * np.random.default_rng(0).standard_normal(48000).astype(np.float32)
-    assert mel_distance(Pair(noise, 2 * noise, 24000)) == pytest.approx(np.log(2), abs=1e-3)
-    assert log_spectral_distance(Pair(noise, 2 * noise, 24000)) == pytest.approx(20 * np.log10(2), abs=0.02)
+    assert metrics.mel_distance(Pair(noise, 2 * noise, 24000)) == pytest.approx(np.log(2), abs=1e-3)
+    assert metrics.log_spectral_distance(Pair(noise, 2 * noise, 24000)) == pytest.approx(20 * np.log10(2), abs=0.02)
     with pytest.raises(ValueError, match="one length"):
-        stoi(Pair(x, x[:-1], rate))
+        metrics.stoi(Pair(x, x[:-1], rate))
 
 
 def harmonic(frequency: float, seconds: float, rate: int = 16000) -> np.ndarray:
@@ -76,46 +56,46 @@ def harmonic(frequency: float, seconds: float, rate: int = 16000) -> np.ndarray:
 
 def test_pitch_and_voicing_of_known_sounds() -> None:
     silence = 1e-4 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
-    low, high = (pitch_track(np.concatenate([harmonic(f, 1.0), silence]), 16000) for f in (150.0, 160.0))
+    low, high = (metrics.pitch_track(np.concatenate([harmonic(f, 1.0), silence]), 16000) for f in (150.0, 160.0))
     voiced = ~np.isnan(low)
     assert voiced[10:90].all() and not voiced[110:].any()
     assert np.nanmedian(low) == pytest.approx(150, rel=0.01)
-    assert voicing_f1(low, high) > 0.97 and pitch_rmse(low, high) == pytest.approx(10, abs=1.5)
+    assert metrics.voicing_f1(low, high) > 0.97 and metrics.pitch_rmse(low, high) == pytest.approx(10, abs=1.5)
     nothing = np.nan
     reference, estimate = np.array([100.0, 100.0, 100.0, nothing]), np.array([100.0, nothing, 100.0, 100.0])
-    assert voicing_f1(reference, estimate) == pytest.approx(2 / 3)  # 2 hits, 3 voiced in each
+    assert metrics.voicing_f1(reference, estimate) == pytest.approx(2 / 3)  # 2 hits, 3 voiced in each
     unvoiced = np.full(4, nothing)
     with pytest.raises(MetricError, match="no voiced frame"):
-        voicing_f1(unvoiced, estimate)
+        metrics.voicing_f1(unvoiced, estimate)
     with pytest.raises(MetricError, match="voiced in both"):
-        pitch_rmse(reference, unvoiced)
+        metrics.pitch_rmse(reference, unvoiced)
 
 
 def test_log_spectral_distance_leaves_out_what_nobody_hears() -> None:
     noise = 0.1 * np.random.default_rng(0).standard_normal(24000).astype(np.float32)
     padded, louder = (np.concatenate([part, np.zeros(24000, np.float32)]) for part in (noise, 2 * noise))
-    assert log_spectral_distance(Pair(padded, louder, 24000)) == pytest.approx(20 * np.log10(2), abs=0.2)
+    assert metrics.log_spectral_distance(Pair(padded, louder, 24000)) == pytest.approx(20 * np.log10(2), abs=0.2)
     faint = np.full(24000, 2.0**-15, np.float32)
     faint[::2] *= -1
     with pytest.raises(MetricError, match="above the floor"):
-        log_spectral_distance(Pair(1e-2 * faint, 1e-2 * faint, 24000))
+        metrics.log_spectral_distance(Pair(1e-2 * faint, 1e-2 * faint, 24000))
 
 
 def test_pesq_is_not_asked_where_it_could_run_out_of_room(speech: tuple[np.ndarray, int]) -> None:
     x, rate = speech
     rng = np.random.default_rng(0)
     with pytest.raises(MetricError, match="longer than 60 s"):
-        pesq_wb(Pair(np.ones(16000 * 61, np.float32), np.ones(16000 * 61, np.float32), 16000))
+        metrics.pesq_wb(Pair(np.ones(16000 * 61, np.float32), np.ones(16000 * 61, np.float32), 16000))
     burst = np.concatenate([0.1 * rng.standard_normal(4000), np.zeros(6000)]).astype(np.float32)
     with pytest.raises(MetricError, match="bursts"):
-        pesq_wb(Pair(np.tile(burst, 70), np.tile(burst, 70), 16000))  # 44 s; with 90 of them it ends the process
+        bursts = np.tile(burst, 70)  # 44 s; with 90 of them it ends the process
+        metrics.pesq_wb(Pair(bursts, bursts, 16000))
     lengths = -(-25 * rate // len(x))
     long = np.tile(x, lengths)
-    assert len(long) > 20 * rate and pesq_wb(Pair(long, long, rate)) == pytest.approx(4.64, abs=0.02)
+    assert len(long) > 20 * rate and metrics.pesq_wb(Pair(long, long, rate)) == pytest.approx(4.64, abs=0.02)
 
 
 # ---- artefacts of decoders on made-up sounds -------------------------------------------------------------------------
-
 
 RATE = 24000
 TIME = np.arange(2 * RATE) / RATE
@@ -139,33 +119,33 @@ def test_lines_are_counted_in_the_mean_of_many_frames() -> None:
     sweep = 0.05 * np.sin(2 * np.pi * (7500 + 500 * TIME) * TIME)
     sines = [0.01 * np.sin(2 * np.pi * frequency * TIME) for frequency in (5000, 9000, 9075, 11850)]
     for moving in (NOISE, NOISE + sweep, NOISE + sines[0]):
-        assert len(lines(mean_spectrum(moving, RATE), recorded)) == 0
-    assert lines(mean_spectrum(NOISE + sines[1], RATE), recorded) == pytest.approx([9000])
+        assert len(metrics.lines(mean_spectrum(moving, RATE), recorded)) == 0
+    assert metrics.lines(mean_spectrum(NOISE + sines[1], RATE), recorded) == pytest.approx([9000])
     decoded = NOISE + sum(sines)
-    assert lines(mean_spectrum(decoded, RATE), recorded) == pytest.approx([9000, 9075, 11850])
+    assert metrics.lines(mean_spectrum(decoded, RATE), recorded) == pytest.approx([9000, 9075, 11850])
     whistling = mean_spectrum(NOISE + sines[2], RATE)
-    assert lines(mean_spectrum(decoded, RATE), whistling) == pytest.approx([9000, 11850])
+    assert metrics.lines(mean_spectrum(decoded, RATE), whistling) == pytest.approx([9000, 11850])
     slower = [mean_spectrum(x, 22050) for x in (decoded, NOISE)]
-    assert lines(*slower) == pytest.approx([frequency * 22050 / RATE for frequency in (9000, 9075, 11850)], abs=STEP)
+    assert metrics.lines(*slower) == pytest.approx([f * 22050 / RATE for f in (9000, 9075, 11850)], abs=STEP)
 
 
 def test_a_mean_spectrum_is_power_relative_to_a_full_scale_sine() -> None:
     spectrum = mean_spectrum(0.1 * np.sin(2 * np.pi * 1000 * TIME), RATE)
     assert len(spectrum) * STEP == pytest.approx(RATE / 2, abs=2 * STEP) and np.argmax(spectrum) * STEP == 1000
     assert 10 * np.log10(spectrum.max()) == pytest.approx(-20, abs=0.5)
-    assert is_wide(mean_spectrum(NOISE, RATE)) and not is_wide(spectrum)
-    assert is_wide(mean_spectrum(NOISE[:10], RATE)) and not is_wide(mean_spectrum(NOISE, 16000))
+    assert metrics.is_wide(mean_spectrum(NOISE, RATE)) and not metrics.is_wide(spectrum)
+    assert metrics.is_wide(mean_spectrum(NOISE[:10], RATE)) and not metrics.is_wide(mean_spectrum(NOISE, 16000))
 
 
 def test_ripple_falls_as_noise_fills_the_gaps_between_harmonics() -> None:
     clear = voice(1.3)
-    values = [value(ripple, clear, voice(1.3, noise)) for noise in (0.02, 0.1, 0.5)]
+    values = [value(metrics.ripple, clear, voice(1.3, noise)) for noise in (0.02, 0.1, 0.5)]
     assert values[0] == 0 and -3 > values[1] > values[2] + 3
-    assert value(ripple, voice(1.3, 0.5), clear) == pytest.approx(-values[2])
-    assert value(ripple, clear, 0.3 * clear) == pytest.approx(0, abs=0.05)  # of no level
-    assert value(ripple, clear, voice(1.31)) == pytest.approx(0, abs=0.5)  # nor of a pitch that is slightly off
+    assert value(metrics.ripple, voice(1.3, 0.5), clear) == pytest.approx(-values[2])
+    assert value(metrics.ripple, clear, 0.3 * clear) == pytest.approx(0, abs=0.05)  # of no level
+    assert value(metrics.ripple, clear, voice(1.31)) == pytest.approx(0, abs=0.5)  # nor of a pitch that is slightly off
     with pytest.raises(MetricError, match="no voiced frame"):
-        value(ripple, NOISE, NOISE)
+        value(metrics.ripple, NOISE, NOISE)
 
 
 def test_energy_ahead_of_onsets() -> None:
@@ -175,18 +155,19 @@ def test_energy_ahead_of_onsets() -> None:
     clear = (pieces + 10 ** (-30 / 20) * RNG.standard_normal(pieces.shape)).flatten()
     early = np.zeros_like(pieces)
     early[:, RATE // 8 - RATE // 50 : RATE // 8] = 0.1 * RNG.standard_normal((8, RATE // 50))
-    assert value(onset_blur, clear, clear + early.flatten()) == pytest.approx(10 * np.log10(11), abs=0.5)
-    assert value(onset_blur, clear + early.flatten(), clear) == pytest.approx(-10 * np.log10(11), abs=1.5)
+    assert value(metrics.onset_blur, clear, clear + early.flatten()) == pytest.approx(10 * np.log10(11), abs=0.5)
+    assert value(metrics.onset_blur, clear + early.flatten(), clear) == pytest.approx(-10 * np.log10(11), abs=1.5)
     silent = pieces.flatten()
-    assert value(onset_blur, silent, silent + early.flatten()) == pytest.approx(30, abs=0.5)  # from the floor of -50 dB
-    assert value(onset_blur, silent, 0.3 * (silent + early.flatten())) == pytest.approx(30, abs=0.5)
+    late = silent + early.flatten()
+    assert value(metrics.onset_blur, silent, late) == pytest.approx(30, abs=0.5)  # from the floor of -50 dB
+    assert value(metrics.onset_blur, silent, 0.3 * late) == pytest.approx(30, abs=0.5)
     with pytest.raises(MetricError, match="no onset"):
-        value(onset_blur, NOISE, NOISE)
+        value(metrics.onset_blur, NOISE, NOISE)
 
 
 def test_level_error_is_the_gain_of_what_is_spoken() -> None:
     """Whatever lies in the pauses."""
     spoken = NOISE * (np.arange(len(TIME)) % 9600 < 4800)
     quieter = spoken * 10 ** (-3 / 20)
-    assert value(level_error, spoken, quieter) == pytest.approx(-3, abs=1e-4)
-    assert value(level_error, spoken, quieter + 0.5 * NOISE * (spoken == 0)) == pytest.approx(-3, abs=0.01)
+    assert value(metrics.level_error, spoken, quieter) == pytest.approx(-3, abs=1e-4)
+    assert value(metrics.level_error, spoken, quieter + 0.5 * NOISE * (spoken == 0)) == pytest.approx(-3, abs=0.01)

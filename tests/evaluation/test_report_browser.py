@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from loading import resize
 from report_folder import EXAMPLES, METRICS, NASTY, make_report, make_results
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -14,7 +15,6 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 from codec.evaluation.results import Absent, Manifest
 
 pytestmark = pytest.mark.slow
-WAIT = 30  # seconds, for a busy machine; nothing here takes long
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +30,7 @@ def page(chromium: webdriver.Chrome, report: Path) -> webdriver.Chrome:
 
 
 def opened(chromium: webdriver.Chrome, report: Path, width: int) -> webdriver.Chrome:
-    chromium.get_log("browser")
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 600}
-    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    resize(chromium, width)
     chromium.get("about:blank")  # so that a fragment of the last test is forgotten
     chromium.get(report.as_uri())
     return chromium
@@ -144,7 +142,7 @@ def test_a_link_to_an_example_opens_it(page: webdriver.Chrome) -> None:
     assert second.get_attribute("open") is None
     page.find_element(By.ID, "files-find").send_keys("file-0002")
     page.find_element(By.LINK_TEXT, "file-0002").click()
-    WebDriverWait(page, WAIT).until(lambda _: second.get_attribute("open") is not None)
+    WebDriverWait(page, 30).until(lambda _: second.get_attribute("open") is not None)
 
 
 @pytest.mark.parametrize("width", [390, 1280])
@@ -167,14 +165,6 @@ def test_no_sideways_scroll(width: int, chromium: webdriver.Chrome, tmp_path: Pa
     assert page.execute_script(over) == 0
     for box in page.find_elements(By.CSS_SELECTOR, "svg.plot, audio, img"):
         assert box.rect["x"] >= 0 and box.rect["x"] + box.rect["width"] <= width
-
-
-def test_a_table_fades_where_there_is_more_to_scroll_to(page: webdriver.Chrome) -> None:
-    box = page.find_element(By.CSS_SELECTOR, "#files .scroll")
-    faded = "return getComputedStyle(arguments[0]).maskImage !== 'none'"
-    WebDriverWait(page, WAIT).until(lambda driver: driver.execute_script(faded, box))
-    page.execute_script("arguments[0].scrollLeft = 1e6", box)
-    WebDriverWait(page, WAIT).until_not(lambda driver: driver.execute_script(faded, box))
 
 
 def test_reads_without_script(chromium: webdriver.Chrome, report: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import SPEECH
+from loading import SPEECH, Said
 
 from codec import Codec
 from codec.errors import install
@@ -17,11 +17,10 @@ from codec.integrations.gradio import HEIGHT, WIDTH, build, demo_main, hear, spe
 RATE = 24000
 
 
-def test_without_gradio(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_gradio(monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert demo_main([]) == 1
-    line = f"codec-demo: error: the package gradio is missing: {install('demo')}\n"
-    assert capsys.readouterr().err == line
+    assert stderr() == f"codec-demo: error: the package gradio is missing: {install('demo')}\n"
 
 
 def test_every_bitrate_is_heard_and_seen(tiny_model_folder: Path) -> None:

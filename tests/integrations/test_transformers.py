@@ -52,14 +52,11 @@ def items() -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("kind", ["residual_simvq", "simvq", "fsq"])
-def test_a_folder_comes_back_by_the_auto_classes(
-    integration: Any, tiny_config: CodecConfig, tmp_path: Path, kind: str
-) -> None:
+def test_a_folder_comes_back(integration: Any, tiny_config: CodecConfig, tmp_path: Path, kind: str) -> None:
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-    quantizer = QuantizerConfig(
-        kind, **({} if kind == "fsq" else {"codebook_dim": 4}), codebook_size=64, num_quantizers=1
-    )
+    fields = {} if kind == "fsq" else {"codebook_dim": 4}
+    quantizer = QuantizerConfig(kind, codebook_size=64, num_quantizers=1, **fields)
     config = CodecConfig(**{**vars(tiny_config), "quantizer": quantizer})
     codec = Codec(config, name="tiny")
     model = integration.CodecModel.from_codec(codec)

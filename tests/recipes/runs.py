@@ -46,13 +46,6 @@ def train(corpus: Path, run: Path, *settings: str, flags: tuple[str, ...] = ()) 
     return recipe("train", *arguments(corpus, run, *settings), *QUIET, *flags)
 
 
-def one_error(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of stderr that is an error; warnings may stand before it."""
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
-    assert len(line) < 600
-    return line
-
-
 def command(corpus: Path, run: Path, *settings: str, launcher: tuple[str, ...] = ()) -> list[str]:
     """The command line of a run in a process of its own, or in those that a launcher starts."""
     return [sys.executable, *launcher, str(RECIPES / "train.py"), *arguments(corpus, run, *settings)]

@@ -10,15 +10,14 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from loading import load_script
-from runs import one_error
+from loading import Said, load_script
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
 from codec.config import ConfigError
 from codec.corpus.manifest import Record
-from codec.quantizers import SimVQ, build_quantizer
+from codec.quantizers import build_quantizer
 
 plane = load_script("recipes/collapse/plane.py")
 report = load_script("recipes/collapse/report.py")
@@ -42,33 +41,15 @@ TINY = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_the_formula_is_what_a_step_does(bias: bool) -> None:
-    """Delta e_i = -lr * c_i sum_j c_j^T g_j for every code, selected or not; a bias adds -lr * sum_j g_j."""
-    torch.manual_seed(0)
-    quantizer = SimVQ(6, 200, 6, map_bias=bias, init=None).double()
-    latents = torch.randn(2, 6, 15, dtype=torch.float64)
-    z = latents.transpose(1, 2).flatten(0, 1)
-    before = quantizer.map_basis(quantizer.basis).detach()
-    output = quantizer(latents)
-    codes = output.codes.flatten()
-    table = before.clone().requires_grad_()
-    (z - table[codes]).square().mean().backward()  # the same loss, as a function of the table
-    output.codebook_loss.mean().backward()
-    torch.optim.SGD(quantizer.parameters(), lr=0.3).step()
-    moved = quantizer.map_basis(quantizer.basis).detach() - before
-    gradients = 2 * (before[codes] - z) / z.numel()
-    expected = plane.predicted_move(quantizer.basis, codes, gradients, 0.3)
-    if bias:
-        expected = expected - 0.3 * gradients.sum(dim=0)
-    torch.testing.assert_close(moved, expected, atol=1e-7, rtol=1e-5)
-    assert len(codes.unique()) < 31 and (moved.norm(dim=1) > 1e-6).all(), "unselected codes move too"
-    selected = torch.zeros_like(before).index_add_(0, codes, gradients)
-    torch.testing.assert_close(table.grad, selected, atol=1e-7, rtol=1e-5)  # what plain VQ would step along
+def test_the_formula_is_what_a_step_does(tmp_path: Path) -> None:
+    """And a step moves every code of SimVQ, of plain VQ the selected one."""
+    numbers = plane.one_step(tmp_path / "step.png")
+    assert numbers["formula_largest_deviation"] < 1e-5 * numbers["largest_move"]
+    assert numbers["simvq_moved"] == 1.0 and numbers["vq_moved"] == pytest.approx(1 / 60)
 
 
 @pytest.mark.slow
-def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
     config.write_text(yaml.safe_dump(TINY), encoding="utf-8")
     arguments = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(out)]
@@ -88,18 +69,14 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: 
     vq = json.loads(again["vq-32-default-seed0.json"])
     assert vq["curve"]["codes_in_step"][0] == result["curve"]["codes_in_step"][0], "both start with the same codes"
     assert vq["curve"]["mel"][0] == result["curve"]["mel"][0]
-    steps = {
-        name: json.loads(again[f"{name}-seed0.json"])["steps"]
-        for name in ("residual_simvq-32-scratch", "vq-32-first_batch")
-    }
-    assert set(steps.values()) == {5}
+    for name in ("residual_simvq-32-scratch", "vq-32-first_batch"):
+        assert json.loads(again[f"{name}-seed0.json"])["steps"] == 5
     after = json.loads(again["vq-32-after-seed0.json"])
     assert after["steps"] == 0 and after["first_step"] == 5 and after["measured"]["mel"] != vq["measured"]["mel"]
     directions = after["measured"]["directions"]
     assert directions["variance"] == sorted(directions["variance"], reverse=True) and min(directions["heard"]) > 0
-    assert all(
-        error <= 1.001 * variance for error, variance in zip(directions["error"], directions["variance"], strict=True)
-    )
+    for error, variance in zip(directions["error"], directions["variance"], strict=True):
+        assert error <= 1.001 * variance
 
     page = tmp_path / "page"
     page.mkdir()
@@ -125,15 +102,14 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, capsys: 
 
     config.write_text(yaml.safe_dump(TINY | {"steps": 4}), encoding="utf-8")
     assert run.main(arguments) == 1, "results of another study are not taken for this one's"
-    assert "is a result of other settings" in one_error(capsys)
+    assert "is a result of other settings" in one_error()
     assert {path.name for path in page.iterdir()} == {"README.md", "results.jsonl", "filling.png", "toys.json"}
 
 
 @pytest.mark.parametrize("bits", [0.5, 6, 60])
 def test_water_filling_spends_the_bits_on_what_rises_above_the_level(bits: float) -> None:
-    spectrum = (
-        (torch.randn(12, generator=torch.Generator().manual_seed(0)).double() * 3).exp().sort(descending=True).values
-    )
+    torch.manual_seed(0)
+    spectrum = (3 * torch.randn(12).double()).exp().sort(descending=True).values
     error = torch.tensor(report.water_filling(spectrum.tolist(), bits), dtype=torch.float64)
     assert float((spectrum / error).log2().sum() / 2) == pytest.approx(bits)
     torch.testing.assert_close(error, spectrum.clamp(max=float(error.max())))
@@ -161,8 +137,6 @@ def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
     numbers = json.loads((tmp_path / "plane.json").read_text(encoding="utf-8"))
     assert numbers["plane"]["cloud simvq"]["moved"] == 1.0 and numbers["plane"]["cloud vq"]["moved"] < 0.5
     assert numbers["plane"]["cloud simvq"]["usage"] > 1.5 * numbers["plane"]["cloud vq"]["usage"]
-    assert numbers["one_step"]["vq_moved"] == pytest.approx(1 / 60) and numbers["one_step"]["simvq_moved"] == 1.0
-    assert numbers["one_step"]["formula_largest_deviation"] < 1e-5 * numbers["one_step"]["largest_move"] * 60
     assert len(numbers["remedies"]["rows"]) == 16
     assert {path.name for path in tmp_path.iterdir()} == {"plane.gif", "step.png", "remedies.png", "plane.json"}
     assert (tmp_path / "plane.gif").read_bytes()[:3] == b"GIF"
@@ -216,7 +190,7 @@ def test_a_step_of_the_page_is_a_step_of_the_project(page: Any, kind: str, name:
     torch.testing.assert_close(torch.tensor(table).view(-1, 2), plane.table_of(quantizer).float(), atol=1e-5, rtol=1e-5)
 
 
-def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     config, file = tmp_path / "study.yaml", tmp_path / "file"
     for wrong, message in (
         ({"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}, "vqq is neither"),
@@ -233,12 +207,11 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, capsys: pyt
         (run.main, [*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
         (run.main, [*good, "--out", str(file)], "exists"),
         (run.main, [*good, "--only", "nothing"], "no cell of"),
-        (run.main, [*good, "--device", "cuda:77"], "use --device cpu"),
         (report.main, [str(tmp_path)], "no result files"),
         (report.main, [str(file)], "is no result"),
     ):
         assert main(arguments) == 1
-        assert message in one_error(capsys)
+        assert message in one_error()
 
 
 @pytest.mark.slow

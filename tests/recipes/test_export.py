@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import QUANTIZED, one_error, recipe, state, train
+from loading import Said
+from runs import QUANTIZED, recipe, state, train
 from safetensors.torch import load_file
 
 from codec.model import Codec
@@ -22,9 +23,7 @@ def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_export_takes_the_mean_of_runs_from_one_model(
-    corpus: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export_takes_the_mean_of_runs_from_one_model(corpus: Path, run: Path, tmp_path: Path, one_error: Said) -> None:
     one, other, mean = tmp_path / "one", tmp_path / "other", tmp_path / "mean"
     assert recipe("export", run, tmp_path / "model") == 0
     for seed, tuned in enumerate((one, other), 5):
@@ -40,19 +39,18 @@ def test_export_takes_the_mean_of_runs_from_one_model(
     stranger = tmp_path / "stranger"
     assert train(corpus, stranger, *TWO_STEPS, "seed=9") == 0
     assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
-    assert "did not begin from one model" in one_error(capsys)
+    assert "did not begin from one model" in one_error()
     wider = json.loads((stranger / "config.json").read_text())
     wider["model"]["decoder"]["width"] += 8
     (stranger / "config.json").write_text(json.dumps(wider))
     assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
-    assert "trained another architecture" in one_error(capsys) and not (tmp_path / "no").exists()
+    assert "trained another architecture" in one_error() and not (tmp_path / "no").exists()
 
 
-def test_export_takes_a_further_decoder(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_takes_a_further_decoder(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     run, model, live = tmp_path / "run", tmp_path / "model", tmp_path / "live"
     assert train(corpus, run, *TWO_STEPS, "look_aheads=[2]", "phases.adversarial=0") == 0
     assert recipe("export", run, model) == 0 and recipe("export", run, live, "--look-ahead", 2) == 0
-    capsys.readouterr()
     whole, early = Codec.from_pretrained(model), Codec.from_pretrained(live)
     assert early.config.decoder.look_ahead == 2 and early.fingerprint == whole.fingerprint
     trained = state(run, 2, "average")
@@ -60,13 +58,13 @@ def test_export_takes_a_further_decoder(corpus: Path, tmp_path: Path, capsys: py
     for name, weight in early.decoder.named_parameters():
         assert torch.equal(weight, trained[f"others.0.{name}"]), name
     assert recipe("export", run, tmp_path / "no", "--look-ahead", 3) == 1
-    assert "no further decoder of look-ahead 3; its look_aheads are [2]" in one_error(capsys)
+    assert "no further decoder of look-ahead 3; its look_aheads are [2]" in one_error()
 
 
-def test_exports_are_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_exports_are_not_overwritten(run: Path, tmp_path: Path, one_error: Said) -> None:
     model = tmp_path / "model"
     assert recipe("export", run, model, "--evaluation", tmp_path / "nowhere") == 1
-    assert "nowhere is no finished report" in one_error(capsys)
+    assert "nowhere is no finished report" in one_error()
     assert not model.exists()
     earlier = tmp_path / "earlier"  # a run of an earlier version, whose configuration holds settings that have gone
     shutil.copytree(run, earlier)
@@ -76,24 +74,24 @@ def test_exports_are_not_overwritten(run: Path, tmp_path: Path, capsys: pytest.C
     assert recipe("export", earlier, model) == 0
     (model / "README.md").write_text("mine")
     assert recipe("export", run, model) == 1
-    assert one_error(capsys) == f"export.py: error: {model}/config.json exists; --force overwrites it"
+    assert one_error() == f"export.py: error: {model}/config.json exists; --force overwrites it"
     assert (model / "README.md").read_text() == "mine"
     assert recipe("export", run, model, "--force") == 0
     assert (model / "README.md").read_text() != "mine"
     assert recipe("export", run, model / "README.md") == 1
-    assert "README.md is a file; give a folder" in one_error(capsys)
+    assert "README.md is a file; give a folder" in one_error()
 
 
 @pytest.mark.slow
-def test_curves_are_drawn_as_far_as_they_go(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_curves_are_drawn_as_far_as_they_go(run: Path, tmp_path: Path, one_error: Said) -> None:
     few, picture = tmp_path / "few", tmp_path / "curves.png"
     few.mkdir()
     (few / "metrics.jsonl").write_text('{"step": 1, "loss/mel": 0.5}\n{"step": 2, "lo')  # no stft, broken off
     assert recipe("plot", few, "--out", picture) == 0
     assert recipe("plot", few, "--curves", "lossmel", "--out", tmp_path / "none.png") == 1
-    assert "no curve is named lossmel" in one_error(capsys) and not (tmp_path / "none.png").exists()
+    assert "no curve is named lossmel" in one_error() and not (tmp_path / "none.png").exists()
     picture.write_text("mine")
     assert recipe("plot", run, "--out", picture) == 1
-    assert f"{picture} exists; --force overwrites it" in one_error(capsys) and picture.read_text() == "mine"
+    assert f"{picture} exists; --force overwrites it" in one_error() and picture.read_text() == "mine"
     assert recipe("plot", run, "--curves", "codebook/usage_*", "--out", picture, "--force") == 0
     assert picture.read_bytes().startswith(b"\x89PNG")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import ROOT, SPEECH
+from loading import ROOT, SPEECH, Said
 from safetensors.numpy import load_file, save_file
 
 from codec import Codec
@@ -72,24 +72,14 @@ def test_golden_tensors_and_their_checker(tiny_model_folder: Path, tmp_path: Pat
     assert check(output_waveform=audio[..., 1:]).returncode == 1
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nonsense", "OUT"], "no model 'nonsense'"),
-        (["MODEL", "FILE"], "is a file; give a folder"),
-        (["MODEL", "FULL"], "exists; --force overwrites it"),
-        (["MODEL", "OUT", "--golden", "SHORT"], "is shorter than 2 s"),
-    ],
-)
-def test_mistakes_are_one_line(
-    arguments: list[str], message: str, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").touch()
+def test_mistakes_are_one_line(tiny_model_folder: Path, tmp_path: Path, one_line: Said) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "encoder.onnx").touch()
     soundfile.write(tmp_path / "short.wav", np.zeros(16000), 16000)
-    paths = {"MODEL": tiny_model_folder, "OUT": tmp_path / "out", "FILE": tmp_path / "file", "FULL": tmp_path / "full"}
-    paths["SHORT"] = tmp_path / "short.wav"
-    assert export_main([str(paths.get(argument, argument)) for argument in arguments]) == 1
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    for out, options, message in (
+        ("short.wav", [], "is a file; give a folder"),
+        ("full", [], "exists; --force overwrites it"),
+        ("out", ["--golden", str(tmp_path / "short.wav")], "is shorter than 2 s"),
+    ):
+        assert export_main([str(tiny_model_folder), str(tmp_path / out), *options]) == 1
+        assert message in one_line()

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from loading import LOOKS
 from numpy.typing import NDArray
 
 from codec import Codec, CodecConfig
-from codec.config import DecoderConfig, EncoderConfig
 from codec.errors import CodecError
 from codec.runtime import OnnxCodec
 from codec.runtime.export import export_main
@@ -39,21 +39,10 @@ class Stream:
         names = [entry.name for entry in self.session.get_outputs()]
         outputs = dict(zip(names, self.session.run(None, {name: signal, **self.state}), strict=True))
         self.state |= {key.removeprefix("next_"): value for key, value in outputs.items() if key.startswith("next_")}
-        signal = outputs["codes" if name == "waveform" else "waveform"]
-        return signal
+        return outputs["codes" if name == "waveform" else "waveform"]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"causal": True},
-        {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=3)},
-        {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=1)},
-        {"encoder": EncoderConfig((4, 5, 4), (8, 8, 16), (1, 1, 3), look_ahead=7)},
-    ],
-    ids=["centred", "causal", "look-ahead", "short look-ahead", "early codes"],
-)
+@pytest.mark.parametrize("changes", LOOKS.values(), ids=LOOKS)
 def test_chunks_make_the_whole(tiny_config: CodecConfig, changes: dict[str, Any], tmp_path: Path) -> None:
     """Two signals of different lengths, in chunks of one frame and more."""
     model, out = tmp_path / "model", tmp_path / "out"

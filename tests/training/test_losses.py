@@ -64,9 +64,7 @@ def test_an_exponent_makes_weak_components_count() -> None:
 
 def test_on_the_mel_scale_the_upper_bins_count_less() -> None:
     linear, mel = (spectral(phase_scale=scale) for scale in ("linear", "mel"))
-    lower = low_pass(
-        NOISE, torch.tensor([6000 / 0.92] * 2), RATE
-    )  # the upper half of the bins is wrong, the lower right
+    lower = low_pass(NOISE, torch.tensor([6000 / 0.92] * 2), RATE)  # only the upper half of the bins is wrong
     assert linear(lower, NOISE, FULL)["stft"].item() == pytest.approx(0.5, abs=0.03)
     share = 1 - float(hz_to_mel(torch.tensor(6000.0)) / hz_to_mel(torch.tensor(12000.0)))
     assert mel(lower, NOISE, FULL)["stft"].item() == pytest.approx(share, abs=0.03)
@@ -140,7 +138,6 @@ def test_feature_matching_averages_items_layers_and_discriminators() -> None:
 
 
 # ---- gradients through discriminators of both families ---------------------------------------------------------------
-
 
 PERIODS = DiscriminatorConfig(periods=(2, 7), period_channels=2, period_max_channels=8, resolutions=())
 RESOLUTIONS = DiscriminatorConfig(periods=(), resolutions=(256, 512), resolution_channels=4, band_edges=(0.25,))

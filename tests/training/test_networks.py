@@ -15,11 +15,8 @@ from codec.training.networks import JointCodec, codec_optimizers, copy_blocks, s
 def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecConfig) -> None:
     source = Codec(tiny_config).eval()
     depths = tuple(depth + extra for extra, depth in enumerate(tiny_config.encoder.depths))
-    deeper = replace(
-        tiny_config,
-        encoder=replace(tiny_config.encoder, depths=depths),
-        decoder=replace(tiny_config.decoder, depth=tiny_config.decoder.depth + 2),
-    )
+    encoder = replace(tiny_config.encoder, depths=depths)
+    deeper = replace(tiny_config, encoder=encoder, decoder=replace(tiny_config.decoder, depth=3))
     grown = JointCodec(deeper)
     assert start_codec(grown, source, "mine")
     assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in source.parameters())
@@ -30,17 +27,6 @@ def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecCon
     scales = [p for name, p in grown.named_parameters() if name.endswith("scale")]
     assert len(scales) == sum(depths) + deeper.decoder.depth
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in scales)  # so that they can leave it
-
-
-def test_of_another_quantizer_it_takes_the_networks_alone(tiny_config: CodecConfig) -> None:
-    source = Codec(tiny_config)
-    quantizer = replace(tiny_config.quantizer, codebook_size=2 * source.codebook_size)
-    larger = JointCodec(replace(tiny_config, quantizer=quantizer))
-    assert not start_codec(larger, source, "mine")
-    assert all(torch.equal(p, q) for p, q in zip(larger.decoder.parameters(), source.decoder.parameters(), strict=True))
-    other = JointCodec(replace(tiny_config, latent_dim=2 * tiny_config.latent_dim))
-    with pytest.raises(ConfigError, match=r"^mine has another architecture.* added blocks may differ"):
-        start_codec(other, source, "mine")
 
 
 def test_further_decoders_learn_to_decode_the_same_codes(tiny_config: CodecConfig) -> None:
@@ -82,22 +68,17 @@ def test_an_encoder_that_looks_less_far_loses_the_future_of_its_last_blocks(tiny
 
 # ---- which optimizer trains what, and how fast -----------------------------------------------------------------------
 
-
 HAS_MUON = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
 SETTINGS = OptimizerConfig(muon_learning_rate=0.01, weight_decay=0.0)
 
 
 @HAS_MUON
-def test_muon_takes_the_hidden_matrices_and_adamw_all_else(
-    tiny_config: CodecConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_muon_takes_the_hidden_matrices_alone(tiny_config: CodecConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     codec = Codec(tiny_config)
     names = {id(p): name for name, p in codec.named_parameters()}
-    optimizers = codec_optimizers(codec, SETTINGS)
-    taken = {
-        kind: {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
-        for kind, optimizer in optimizers.items()
-    }
+    taken = {}
+    for kind, optimizer in codec_optimizers(codec, SETTINGS).items():
+        taken[kind] = {names[id(p)] for group in optimizer.param_groups for p in group["params"]}
     assert taken["optimizer"] | taken["matrix_optimizer"] == set(names.values())
     assert not taken["optimizer"] & taken["matrix_optimizer"]
     matrices = {"encoder.stages.1.0.linear.weight", "encoder.output.weight", "decoder.blocks.0.expand.weight"}

@@ -59,10 +59,8 @@ def test_what_cannot_be_written_is_said_once(
                 tracker.writer.file_writer.event_writer._async_writer._worker.join(0.05)
         tracker.close()
     assert tracker.writer is None
-    assert [message.partition(",")[0] for message in sorted(caplog.messages)] == [
-        "nothing more goes to TensorBoard",
-        "points are missing from now on",
-    ]
+    said = [message.partition(",")[0] for message in sorted(caplog.messages)]
+    assert said == ["nothing more goes to TensorBoard", "points are missing from now on"]
     (tmp_path / "run").mkdir(exist_ok=True)
     tracker.scalars({"x": 51}, 51)
     assert read_scalars(tmp_path / "run" / "metrics.jsonl") == [{"step": 51, "x": 51}]

@@ -31,9 +31,8 @@ def test_shipped_configs_are_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("name", shipped_models())
 def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
-    path = (
-        ROOT / "recipes" / "default" / f"{name.replace('-live', '')}.yaml"
-    )  # a live decoder is trained beside the other
+    trained = name.replace("-live", "")  # a live decoder is trained beside the other
+    path = ROOT / "recipes" / "default" / f"{trained}.yaml"
     assert "\nbase:" not in path.read_text()
     model = from_dict(CodecConfig, json.loads((find_model(name) / "config.json").read_text()))
     config = load_train_config(path)
@@ -43,7 +42,6 @@ def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("model.encoder.stride=[8]", "unknown key model.encoder.stride"),
         ("optimizer.learning_rate=5e-4", "YAML reads 5e-4 as text"),
         ("data.segment_seconds=0.41", "no multiple of the hop"),
         ("losses.weights.gan=2.0", "weights: unknown term gan"),
@@ -55,7 +53,6 @@ def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
         ("losses={weights: {envelope: 1.0}, envelope_windows: []}", "envelope_windows must be among windows"),
         ("optimizer.learning_rate=-1.0", "learning_rate must be from 1e-15 to 10, not -1"),
         ("log.audio_examples=-1", "audio_examples must be 0 or more, not -1"),
-        ("data.train=x.jsonl", "data.train must be a list"),
         ("discriminator={periods: [], resolutions: []}", "must not both be empty"),
         ("discriminator.periods=[2, 0]", "periods must be 1 or more, not 0"),
         ("discriminator.period_max_channels=1", "period_max_channels must be [0-9]+ or more, not 1"),
@@ -75,9 +72,8 @@ def test_config_mistakes_are_named(override: str, message: str) -> None:
 
 
 def test_a_file_extends_one_other() -> None:
-    whole, decoder = (
-        load_train_config(ROOT / "recipes" / "default" / f"{n}.yaml") for n in ("speech-24khz-v3", "decoder")
-    )
+    folder = ROOT / "recipes" / "default"
+    whole, decoder = (load_train_config(folder / f"{name}.yaml") for name in ("speech-24khz-v3", "decoder"))
     assert decoder.model == whole.model and decoder.losses == whole.losses
     assert decoder.optimizer.hold == 0.4 and decoder.optimizer.warmup_steps == whole.optimizer.warmup_steps
 
