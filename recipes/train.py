@@ -176,6 +176,7 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
         waveform, quantize=quantize, quantizer_dropout=config.quantizer_dropout if quantize else 0.0
     )
     logged: dict[str, Tensor] = {}
+    all_finite = True
 
     if adversarial:
         count = max(1, round(config.discriminator.batch_share * len(waveform)))
@@ -189,7 +190,8 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
         loss = discriminator_loss(outputs, count)
         logged["loss/discriminator"] = loss.detach()
         optimizers = [networks.optimizers["discriminator_optimizer"]]
-        logged["gradient_norm/discriminator"] = update(run, loss, networks.discriminators_step, optimizers, batch)
+        norm, all_finite = update(run, loss, networks.discriminators_step, optimizers, batch)
+        logged["gradient_norm/discriminator"] = norm
 
     copies = len(output.waveform) // len(waveform)  # one for each decoder
     terms = run.spectral(output.waveform, waveform.repeat(copies, 1, 1), batch["bandwidth"].repeat(copies))
@@ -212,34 +214,33 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
             total = total + 0.0 * parameter.sum()
     logged |= {f"loss/{name}": term.detach() for name, term in terms.items()}
     logged |= {f"weighted/{name}": term.detach() for name, term in weighted.items()} | {"loss/total": total.detach()}
-    norm = update(run, total, networks.codec_step, networks.codec_optimizers, batch)
+    norm, finite = update(run, total, networks.codec_step, networks.codec_optimizers, batch)
     logged["gradient_norm/codec"] = norm
-    if torch.isfinite(norm):
+    if finite:
         update_average(networks, config.optimizer.ema_decay, step)
+    run.counters.judge_step(all_finite and finite, config.optimizer.max_bad_steps)
     return logged, output
 
 
 def update(
     run: Run, loss: Tensor, module: nn.Module, optimizers: list[torch.optim.Optimizer], batch: dict[str, Tensor]
-) -> Tensor:
-    """Step along the clipped gradient, or skip and count one that is not finite; returns its norm before clipping.
+) -> tuple[Tensor, bool]:
+    """Step along the clipped gradient, or skip one that is not finite; returns its norm before clipping, and if it is finite.
 
     The norm is that of the averaged gradient, so all processes skip together.
     """
-    counters, settings = run.counters, run.config.optimizer
     for optimizer in optimizers:
         optimizer.zero_grad()
     run.accelerator.backward(loss)
-    norm = run.accelerator.clip_grad_norm_(module.parameters(), settings.clip_norm)
+    norm = run.accelerator.clip_grad_norm_(module.parameters(), run.config.optimizer.clip_norm)
     assert isinstance(norm, Tensor)
-    if torch.isfinite(norm):
+    finite = bool(torch.isfinite(norm))
+    if finite:
         for optimizer in optimizers:
             optimizer.step()
-        counters.bad_in_a_row = 0
-        return norm.detach()
-    logging.warning("step %d skipped: gradient not finite; segments %s", counters.step, batch["index"].tolist())
-    counters.skip_step(settings.max_bad_steps)
-    return norm.detach()
+    else:
+        logging.warning("step %d skipped: gradient not finite; segments %s", run.counters.step, batch["index"].tolist())
+    return norm.detach(), finite
 
 
 # ---- before the first step --------------------------------------------------------------------------------------------

@@ -36,12 +36,15 @@ class Counters:
     best_loss: float | None = None
     seconds: float = 0.0  # of training, over all legs
 
-    def skip_step(self, most: int) -> None:
-        """Count a step without a finite gradient.
+    def judge_step(self, finite: bool, most: int) -> None:
+        """Count a step if any of its gradients was not ``finite``.
 
         Raises:
             TrainingError: it is the ``most``-th in a row.
         """
+        if finite:
+            self.bad_in_a_row = 0
+            return
         self.bad_steps += 1
         self.bad_in_a_row += 1
         if self.bad_in_a_row >= most:
