@@ -113,8 +113,8 @@ def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Those of a run that were written to the end, oldest first."""
-    return sorted(path for path in folder.glob("step_*") if (path / META).is_file())
+    """Those of a run that were written to the end, oldest first; copies under other names are none."""
+    return sorted(path for path in folder.glob("step_" + 8 * "[0-9]") if (path / META).is_file())
 
 
 def latest_checkpoint(folder: Path) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from codec.audio import AudioReader, resample
-from codec.corpus.manifest import Record, audio_source
-from codec.errors import one_line
+from codec.corpus.manifest import ManifestError, Record, audio_source
+from codec.errors import CodecError, one_line
 from codec.files import write_text
 from codec.health import CodebookCounter
 from codec.model import Codec
@@ -111,15 +111,29 @@ def read_speech(record: Record, sample_rate: int) -> Tensor:
     return torch.from_numpy(resample(samples, reader.sample_rate, sample_rate))
 
 
+def readable(records: Iterable[Record], codec: Codec) -> Iterator[tuple[Record, Tensor]]:
+    """Each with its speech ``[1, 1, T]`` on the codec's device; those that cannot be read are skipped, as in training."""
+    for record in records:
+        try:
+            speech = read_speech(record, codec.sample_rate)
+        except (OSError, CodecError) as error:
+            log.warning("skipped %s: %s", record.path, error)
+        else:
+            yield record, speech.to(codec.device)[None, None]
+
+
 @torch.no_grad()
 def validate(
     codec: Codec, records: list[Record], spectral: SpectralLoss, quantize: bool, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Mean losses and codebook health over all utterances; every process takes its share, each utterance counts once."""
+    """Mean losses and codebook health over all utterances; every process takes its share, each utterance counts once.
+
+    Raises:
+        ManifestError: none of them can be read.
+    """
     counter = CodebookCounter(codec.num_quantizers, codec.codebook_size)
     sums = torch.zeros(len(spectral.terms) + 1, dtype=torch.float64)  # of each term, and the number of utterances
-    for record in records[accelerator.process_index :: accelerator.num_processes]:
-        waveform = read_speech(record, codec.sample_rate).to(codec.device)[None, None]
+    for record, waveform in readable(records[accelerator.process_index :: accelerator.num_processes], codec):
         output = codec(waveform, quantize=quantize)
         bandwidth = torch.tensor([min(record.bandwidth, codec.sample_rate / 2)], device=codec.device)
         terms = spectral(output.waveform, waveform, bandwidth)
@@ -127,6 +141,8 @@ def validate(
         if output.codes is not None:
             counter.add(output.codes)
     *totals, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").cpu()
+    if not count:
+        raise ManifestError(f"data.valid: none of {len(records)} files can be read; prepare the data again")
     values = {f"valid/{name}": float(total / count) for name, total in zip(spectral.terms, totals, strict=True)}
     values["valid/utterances"] = float(count)
     if quantize:
@@ -149,9 +165,8 @@ def show_examples(
     codec: Codec, records: list[Record], tracker: Tracker, quantize: bool, step: int, first: bool
 ) -> None:
     """Fixed utterances: the reference once, the reconstruction each time."""
-    for index, record in enumerate(records):
-        waveform = read_speech(record, codec.sample_rate).to(codec.device)
+    for index, (_, waveform) in enumerate(readable(records, codec)):
         if first:
-            tracker.speech(f"{index}_reference", waveform.cpu(), codec.sample_rate, 0)
-        decoded = codec(waveform[None, None], quantize=quantize).waveform[0, 0].clamp(-1, 1)
+            tracker.speech(f"{index}_reference", waveform[0, 0].cpu(), codec.sample_rate, 0)
+        decoded = codec(waveform, quantize=quantize).waveform[0, 0].clamp(-1, 1)
         tracker.speech(f"{index}_decoded", decoded.cpu(), codec.sample_rate, step)

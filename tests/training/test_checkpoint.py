@@ -18,11 +18,12 @@ def test_checkpoints_are_whole_and_the_newest_and_the_best_are_kept(tmp_path: Pa
         latest_checkpoint(tmp_path)
     for step in range(1, 6):
         save_checkpoint(tmp_path, step, {"codec": LAYER}, {}, {})
-    killed = tmp_path / "step_00000007"
+    killed, copied = tmp_path / "step_00000007", tmp_path / "step_00000002_copy"
     killed.mkdir()
+    (tmp_path / "step_00000002").rename(copied)
     assert latest_checkpoint(tmp_path).name == "step_00000005"
     checkpoint.prune_checkpoints(tmp_path, 2, "step_00000001")
-    names = ["step_00000001", "step_00000004", "step_00000005"]
+    names = ["step_00000001", copied.name, "step_00000004", "step_00000005"]
     assert sorted(path.name for path in tmp_path.iterdir() if path != killed) == names
     assert save_checkpoint(tmp_path, 7, {"codec": LAYER}, {}, {}) == latest_checkpoint(tmp_path) == killed
 

@@ -9,11 +9,14 @@ import soundfile
 import torch
 from accelerate import Accelerator
 
+from codec.config import CodecConfig
 from codec.corpus.manifest import ManifestError, Record
 from codec.level import LEVEL_DB
+from codec.model import Codec
 from codec.training import tracking
-from codec.training.config import DataConfig, TrainConfig
+from codec.training.config import DataConfig, LossConfig, TrainConfig
 from codec.training.data import ResidentDataset, SegmentDataset, batches, draw_weights, read_segment
+from codec.training.losses import SpectralLoss
 from codec.training.progress import TrainingError
 
 
@@ -125,3 +128,14 @@ def test_validation_cuts_a_long_utterance(tmp_path: Path, monkeypatch: pytest.Mo
         soundfile.write(tmp_path / "x.wav", samples[:num_samples], 8000, subtype="FLOAT")
         speech = tracking.read_speech(Record("x", str(tmp_path / "x.wav"), num_samples, 8000), 8000)
         assert torch.equal(speech, torch.from_numpy(samples[: min(num_samples, 12 * 8000)]))
+
+
+def test_validation_skips_what_cannot_be_read(
+    tiny_config: CodecConfig, records: list[Record], caplog: pytest.LogCaptureFixture
+) -> None:
+    accelerator, spectral = Accelerator(cpu=True), SpectralLoss(tiny_config.sample_rate, LossConfig())
+    gone = replace(records[0], path="gone.wav")
+    values = tracking.validate(Codec(tiny_config), [gone, records[1]], spectral, False, accelerator)
+    assert values["valid/utterances"] == 1 and values["valid/mel"] > 0 and "skipped gone.wav" in caplog.text
+    with pytest.raises(ManifestError, match="none of 1 files can be read"):
+        tracking.validate(Codec(tiny_config), [gone], spectral, False, accelerator)
