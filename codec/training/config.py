@@ -10,9 +10,10 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-from codec.config import CodecConfig, ConfigError, from_dict, require
+from codec.config import CodecConfig, ConfigError, from_dict, require, shown
 
 BELOW_ONE = 0.999999
+SEEDS, LARGEST = (0, 2**32 - 1), 3e38  # LARGEST: of float32
 WEIGHTS = dict(  # of the loss terms, unless a configuration says otherwise
     mel=1.0, stft=1.0, envelope=0.0, commitment=0.1, codebook=0.4, adversarial=0.05, feature_matching=0.1
 )
@@ -31,8 +32,9 @@ class Bounded:
         for each in (each for each in fields(self) if "bounds" in each.metadata):
             (low, high), value = each.metadata["bounds"], getattr(self, each.name)
             allowed = f"{low:g} or more" if high == inf else f"from {low:g} to {high:g}"
+            value = tuple(value.values()) if isinstance(value, dict) else value
             for number in value if isinstance(value, tuple) else (value,):
-                require(low <= number <= high, f"{each.name} must be {allowed}, not {number:g}")
+                require(low <= number <= high, f"{each.name} must be {allowed}, not {shown(number)}")
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class PhaseConfig(Bounded):
         minutes: length of the run by the clock, all its legs together; ``steps`` then only bounds it. 0: by ``steps``.
     """
 
-    steps: int = bounded(4600, 1)
+    steps: int = bounded(4600, 1, 99_999_999)  # the digits in a checkpoint's name
     autoencoder: int = bounded(500, 0)
     ramp: int = bounded(150, 0)
     adversarial: int = bounded(-1, -1)
@@ -111,7 +113,7 @@ class LossConfig(Bounded):
         phase_scale: the frequency scale whose equal steps count alike in that term: ``linear`` (every bin) or ``mel``.
     """
 
-    weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
+    weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS), metadata={"bounds": (0, LARGEST)})
     windows: tuple[int, ...] = (128, 256, 512, 1024, 2048)
     mels: tuple[int, ...] = bounded((16, 32, 64, 80, 128), 1)
     phase_windows: tuple[int, ...] = (256, 512, 1024)
@@ -123,8 +125,6 @@ class LossConfig(Bounded):
         super().__post_init__()
         unknown = ", ".join(sorted(self.weights.keys() - WEIGHTS.keys()))
         require(not unknown, f"weights: unknown term {unknown}; known are {', '.join(WEIGHTS)}")
-        for name, weight in self.weights.items():
-            require(0 <= weight < inf, f"weights.{name} must be a number from 0 on, not {weight}")
         object.__setattr__(self, "weights", WEIGHTS | self.weights)
         quarters = bool(self.windows) and all(n_fft >= 4 and n_fft % 4 == 0 for n_fft in self.windows)
         require(quarters, f"windows must be multiples of 4, at least one, not {list(self.windows)}")
@@ -242,7 +242,7 @@ class TrainConfig(Bounded):
     look_aheads: tuple[int, ...] = ()
     train: Literal["all", "decoder"] = "all"
     compile: bool = False
-    seed: int = 0
+    seed: int = bounded(0, *SEEDS)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -255,6 +255,8 @@ class TrainConfig(Bounded):
         samples = seconds * self.model.sample_rate
         whole = round(samples / hop) >= 1 and abs(samples / hop - round(samples / hop)) <= 1e-6
         require(whole, f"data.segment_seconds {seconds:g} is {samples:g} samples, no multiple of the hop length {hop}")
+        longest = max(self.discriminator.periods, default=1)
+        require(longest <= samples, f"discriminator.periods: {longest} is longer than a segment of {samples:g} samples")
 
     def learning_rate(self, step: int, seconds: float = 0.0) -> float:
         """Share of the peak learning rate at ``step`` (0-based): from the step alone, unless the run is as long as a time."""
@@ -308,7 +310,7 @@ def _parse_yaml(text: str | bytes, where: str) -> Any:
 
     try:
         return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2026-13-45
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
 
 

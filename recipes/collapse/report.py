@@ -180,9 +180,8 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     results = [r for r in results if r not in longer + filling]
     filling.sort(key=lambda r: (bits_of(r), list(START_NAMES).index(r["start"])))
     bits = [r | {"bits": round(bits_of(r))} for r in filling]
-    single, stacks = (
-        [r for r in results if (len(r["measured"]["stages"]) > 1) == stacked] for stacked in (False, True)
-    )
+    single = [r for r in results if len(r["measured"]["stages"]) == 1]
+    stacks = [r for r in results if len(r["measured"]["stages"]) > 1]
     most = max((len(r["measured"]["stages"]) for r in stacks), default=0)
     by_stage: list[Column] = [(f"stage {i + 1}", measured("stages", i, "usage"), "{:.1%}") for i in range(most)]
     default = [r for r in single if r["start"] == "default"]
@@ -221,10 +220,8 @@ def water_table(cells: Sequence[Result]) -> str:
         group = [r for r in cells if bits_of(r) == bits]
         lost = {"simvq" in r["quantizer"]: f"{kept(r)[1]:.1%}" for r in group if r["quantizer"].endswith("vq")}
         needs = [str(above_water(group[0], name)) for name in ("variance", "heard")]
-        least = f"{predicted(group[0])[1]:.1%}"
-        rows.append([f"{bits:.0f}", *needs, least, lost.get(False, "-"), lost.get(True, "-")])
-    heads = ("bits", "above water", "as heard", "a Gaussian must lose", "plain VQ loses", "SimVQ loses")
-    return markdown(heads, rows)
+        rows.append([f"{bits:.0f}", *needs, f"{predicted(group[0])[1]:.1%}", lost.get(False, "-"), lost.get(True, "-")])
+    return markdown(("bits", "above water", "as heard", "a Gaussian must lose", "plain VQ loses", "SimVQ loses"), rows)
 
 
 def experts_table(rows: Sequence[dict[str, Any]]) -> str:

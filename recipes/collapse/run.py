@@ -43,7 +43,7 @@ from codec.health import CodebookCounter, effective_dimension, stage_health
 from codec.model import Codec
 from codec.quantizers import QUANTIZERS
 from codec.spectral import log_mel, planes
-from codec.training.config import DataConfig, LossConfig, read_yaml
+from codec.training.config import LARGEST, SEEDS, Bounded, DataConfig, LossConfig, bounded, read_yaml
 from codec.training.data import SegmentDataset
 from codec.training.losses import SpectralLoss
 
@@ -58,17 +58,17 @@ WEIGHTS = {"mel": 1.0, "stft": 1.0, "commitment": 0.1, "codebook": 0.4}
 
 
 @dataclass(frozen=True)
-class CellGroup:
+class CellGroup(Bounded):
     """Cells: every quantizer with every codebook size, start and seed, in this order of loops, seeds outermost."""
 
     quantizers: tuple[str, ...]
     codebook_sizes: tuple[int, ...]
     starts: tuple[str, ...] = ("default",)
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = bounded((0,), *SEEDS)
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(Bounded):
     """The study.
 
     Attributes:
@@ -91,27 +91,29 @@ class StudyConfig:
     model: CodecConfig
     quantizers: dict[str, QuantizerConfig]
     cells: tuple[CellGroup, ...]
-    batch_size: int = 8
-    segment_seconds: float = 0.5
-    warmup: int = 200
-    steps: int = 400
-    learning_rate: float = 1e-3
-    ramp: int = 50
-    weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS))
-    held_out: int = 10
-    measure_segments: int = 400
-    measure_seconds: float = 4.0
-    listen_segments: int = 40
-    match_segments: int = 400
-    window: int = 50
+    batch_size: int = bounded(8, 1)
+    segment_seconds: float = bounded(0.5, 0.001, 3600)
+    warmup: int = bounded(200, 0)
+    steps: int = bounded(400, 1)
+    learning_rate: float = bounded(1e-3, 1e-15, 10)
+    ramp: int = bounded(50, 1)
+    weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS), metadata={"bounds": (0, LARGEST)})
+    held_out: int = bounded(10, 1)
+    measure_segments: int = bounded(400, 1)
+    measure_seconds: float = bounded(4.0, 0.001, 3600)
+    listen_segments: int = bounded(40, 0)
+    match_segments: int = bounded(400, 0)
+    window: int = bounded(50, 1)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         unknown = sorted(self.weights.keys() - WEIGHTS.keys())
         require(not unknown, f"weights: unknown term {', '.join(unknown)}; there are {', '.join(WEIGHTS)}")
         object.__setattr__(self, "weights", WEIGHTS | self.weights)
-        for name, quantizer in self.quantizers.items():
-            kinds = ", ".join(QUANTIZERS)
-            require(quantizer.kind in QUANTIZERS, f"quantizers.{name}.kind: {quantizer.kind} is none of {kinds}")
+        for name, each in self.quantizers.items():
+            require(each.kind in QUANTIZERS, f"quantizers.{name}.kind: {each.kind} is none of {', '.join(QUANTIZERS)}")
+            require("/" not in name, f"quantizers.{name}: the name is part of a file's, which holds no /")
+        require(bool(cells_of(self)), "cells: there are none")
         for group in self.cells:
             unknown = [name for name in group.quantizers if name not in self.quantizers]
             unknown += [start for start in group.starts if start not in STARTS]
@@ -384,8 +386,7 @@ def usable_device(name: str) -> str:
 
 def networks(codec: Codec) -> dict[str, Tensor]:
     """Encoder's and decoder's tensors."""
-    state = codec.state_dict().items()
-    return {k: v.detach().cpu().clone() for k, v in state if not k.startswith("quantizer.")}
+    return {k: v.detach().cpu().clone() for k, v in codec.state_dict().items() if not k.startswith("quantizer.")}
 
 
 def run_study(args: argparse.Namespace) -> int:

@@ -195,6 +195,10 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, one_error: 
     for wrong, message in (
         ({"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}, "vqq is neither"),
         ({"weights": {"mell": 1.0}}, "unknown term mell"),
+        ({"weights": {"mel": -1.0}}, "weights must be from 0 to"),
+        ({"held_out": 0}, "held_out must be 1 or more, not 0"),
+        ({"quantizers": TINY["quantizers"] | {"a/b": {"kind": "vq"}}}, "holds no /"),
+        ({"cells": []}, "cells: there are none"),
         ({"quantizers": TINY["quantizers"] | {"vq": {"kind": "vqq"}}}, "vqq is none of"),
     ):
         config.write_text(yaml.safe_dump(TINY | wrong), encoding="utf-8")

@@ -62,7 +62,11 @@ def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
         ("discriminator={resolutions: [8], band_edges: [0.1]}", "band_edges must rise and leave each band a bin of 8"),
         ("look_aheads=[99]", "look_ahead must be from 0 to"),
         ("look_aheads=[2, 2]", r"look_aheads must differ, not \[2, 2\]"),
+        ("discriminator.periods=[2, 20000]", "periods: 20000 is longer than a segment of"),
+        ("seed=-1", "seed must be from 0 to"),
+        ("phases.steps=1000000000000000", "steps must be from 1 to"),
         ("nonsense", "KEY=VALUE"),
+        ("data.train=[2026-13-45]", "not YAML"),
         ("seed=[", "not YAML"),
     ],
 )
