@@ -58,9 +58,9 @@ class Trained:
 
         ``look_ahead`` chooses among the run's further decoders.
         """
-        if not (run / "config.json").is_file():
-            raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json")
-        values = read_json(run / "config.json")
+        values = read_json(run / "config.json") if (run / "config.json").is_file() else None
+        if not isinstance(values, dict) or not all(isinstance(values.get(n), dict) for n in ("losses", "optimizer")):
+            raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json of one")
         values["losses"].pop("adversarial", None)  # of runs made while there were several forms and schedules
         values["optimizer"].pop("schedule", None)
         path = latest_checkpoint(run / CHECKPOINTS)
@@ -71,6 +71,8 @@ class Trained:
         path = run / CHECKPOINTS / (checkpoint or path.name)
         tensors, meta = read_checkpoint(path)
         config, weights = from_dict(TrainConfig, values), module_tensors(tensors, "average")
+        if meta["step"] <= config.phases.autoencoder:
+            raise CheckpointError(f"{path} has no quantizer yet: it comes after {config.phases.autoencoder} steps")
         if look_ahead is not None:
             if look_ahead not in config.look_aheads:
                 raise CodecError(
@@ -96,6 +98,9 @@ def build_codec(runs: list[Trained], name: str) -> Codec:
     for other in others:
         if other.config.model != first.config.model:
             raise CodecError(f"{other.run} trained another architecture than {first.run}")
+        seeds = [c.seed if c.phases.autoencoder else None for c in (first.config, other.config)]  # None: with --init
+        if seeds[0] != seeds[1]:
+            raise CodecError(f"{other.run} did not begin from one model with {first.run}, but from another seed")
         for key, tensor in first.weights.items():
             if key not in trained and not torch.equal(other.weights[key], tensor):
                 why = "they did not begin from one model, or the quantizer trains by running means, which have none"
@@ -156,9 +161,8 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
 
 def _steps(run: Trained) -> str:
     data, phases = run.config.data, run.config.phases
-    discriminators = "no discriminators"
-    if 0 <= phases.adversarial < run.step:
-        discriminators = f"discriminators from step {phases.adversarial}"
+    adversarial = 0 <= phases.adversarial < run.step
+    discriminators = f"discriminators from step {phases.adversarial}" if adversarial else "no discriminators"
     return (
         f"{run.step} steps of {data.batch_size} segments of {data.segment_seconds:g} s, "
         f"{phases.autoencoder} of them without quantizer; {discriminators}. Seed {run.config.seed}."

@@ -11,6 +11,7 @@ from runs import QUANTIZED, recipe, state, train
 from safetensors.torch import load_file
 
 from codec.model import Codec
+from codec.pretrained import find_model
 
 TWO_STEPS = ("phases.steps=2", *QUANTIZED)
 
@@ -41,6 +42,15 @@ def test_export_takes_the_mean_of_runs_from_one_model(corpus: Path, run: Path, t
     assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
     assert "did not begin from one model" in one_error()
     wider = json.loads((stranger / "config.json").read_text())
+    for autoencoder, message in (
+        (1, "did not begin from one model with"),
+        (2, "has no quantizer yet: it comes after 2"),
+    ):
+        wider["phases"]["autoencoder"] = autoencoder
+        (stranger / "config.json").write_text(json.dumps(wider))
+        assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
+        assert message in one_error(capsys)
+    wider["phases"]["autoencoder"] = 0
     wider["model"]["decoder"]["width"] += 8
     (stranger / "config.json").write_text(json.dumps(wider))
     assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
@@ -66,6 +76,8 @@ def test_exports_are_not_overwritten(run: Path, tmp_path: Path, one_error: Said)
     assert recipe("export", run, model, "--evaluation", tmp_path / "nowhere") == 1
     assert "nowhere is no finished report" in one_error()
     assert not model.exists()
+    assert recipe("export", find_model("speech-24khz"), model) == 1
+    assert " is not the folder of a training run" in one_error(capsys)
     earlier = tmp_path / "earlier"  # a run of an earlier version, whose configuration holds settings that have gone
     shutil.copytree(run, earlier)
     config = json.loads((run / "config.json").read_text())
