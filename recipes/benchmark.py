@@ -278,10 +278,8 @@ def training(config: str, overrides: list[str], threads: int) -> None:
         lines = read_scalars(Path(folder) / "run" / "metrics.jsonl")
     laps = [line for line in lines if line["step"] > 20 and "speed/data_wait_share" in line]
     speed = statistics.median(line["speed/audio_seconds_per_second"] for line in laps)
-    wait = statistics.median(line["speed/data_wait_share"] for line in laps)
-    print(
-        f"training on {threads} threads: {speed:.1f} s of audio per second; {100 * wait:.1f} % of the time waits for data"
-    )
+    wait = 100 * statistics.median(line["speed/data_wait_share"] for line in laps)
+    print(f"training on {threads} threads: {speed:.1f} s of audio per second; {wait:.1f} % of the time waits for data")
 
 
 def measure(args: argparse.Namespace) -> int:

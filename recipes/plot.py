@@ -64,8 +64,7 @@ def draw(args: argparse.Namespace) -> int:
     """Write the picture; returns the exit code."""
     if args.out.exists() and not args.force:
         raise CodecError(f"{args.out} exists; --force overwrites it")
-    missing = [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]
-    if missing:
+    if missing := [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]:
         raise CodecError(f"no metrics.jsonl in {', '.join(missing)}")
     usual = [name for name in CURVES if any(read_curves(run, name) for run in args.runs)]
     if not (args.curves or usual):

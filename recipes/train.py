@@ -257,11 +257,10 @@ def set_up(args: argparse.Namespace) -> Run:
     data, world = config.data, accelerator.num_processes
     if data.batch_size % world:
         raise ConfigError(f"data.batch_size {data.batch_size} cannot be shared evenly by {world} processes")
-    level = logging.WARNING if accelerator.is_main_process else logging.ERROR
-    logging.basicConfig(format="%(message)s", level=level)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING if accelerator.is_main_process else logging.ERROR)
     checkpoint = start_from(args.out, args.resume, args.minutes is not None, accelerator)
     if checkpoint is not None:
-        check_same_networks(config, args.out / "config.json")
+        check_same_networks(config, args.out / "config.json", int(checkpoint.name.removeprefix("step_")))
     records = [record for path in data.train for record in read_manifest(path)]
     valid = [record for path in data.valid for record in read_manifest(path)][: data.valid_limit or None]
     if not valid:
@@ -285,17 +284,18 @@ def set_up(args: argparse.Namespace) -> Run:
     return run
 
 
-def check_same_networks(config: TrainConfig, path: Path) -> None:
+def check_same_networks(config: TrainConfig, path: Path, step: int) -> None:
     """Compare the networks with those of the run's config.json: a sample rate, say, changes no shape of a weight.
 
     Raises:
-        CheckpointError: look_aheads or a field of model or discriminator differs, or the file is damaged.
+        CheckpointError: look_aheads or a field of model or discriminator differs, or phases.autoencoder, if the phase was
+            over before ``step`` there or here, or the file is damaged.
     """
-    networks: dict[str, Any] = {"model": config.model, "discriminator": config.discriminator}
+    sections: dict[str, Any] = {"model": config.model, "discriminator": config.discriminator, "phases": config.phases}
     try:
         values = read_json(path) if path.is_file() else {}
         require(isinstance(values, dict), "not a JSON object")
-        before = {name: from_dict(type(now), values[name], name) for name, now in networks.items() if name in values}
+        before = {name: from_dict(type(now), values[name], name) for name, now in sections.items() if name in values}
     except CodecError as error:
         raise CheckpointError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
     if values:  # their order says which decoder looks how far
@@ -303,9 +303,11 @@ def check_same_networks(config: TrainConfig, path: Path) -> None:
         before["look_aheads"] = tuple(look_aheads) if isinstance(look_aheads, list) else look_aheads
     for section in before:
         for name, old, new in differences(section, before[section], getattr(config, section)):
+            if section == "phases" and (name != "phases.autoencoder" or step <= min(old, new)):
+                continue  # what lies ahead may change; a quantizer is not matched twice, nor used unmatched
             raise CheckpointError(
                 f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
-                "own settings of it, or another --out"
+                "own settings of it, and its --init, or another --out"
             )
 
 
@@ -383,10 +385,9 @@ def report_pace(run: Run, seconds: float) -> None:
     phases, step = run.config.phases, run.counters.step
     if run.tracker is None or run.bar is None or step == phases.steps:
         return
-    duration = timedelta(seconds=round(seconds * (phases.steps - step)))
-    rest = f"{phases.steps - step} more take {duration} h at that speed"
-    if phases.minutes:
-        rest = f"the run ends after {phases.minutes:g} minutes, whatever its step"
+    left, rest = phases.steps - step, f"the run ends after {phases.minutes:g} minutes, whatever its step"
+    if not phases.minutes:
+        rest = f"{left} more take {timedelta(seconds=round(seconds * left))} h at that speed"
     run.bar.write(f"step {step} took {seconds:.2f} s; {rest}")
     sys.stdout.flush()
 
@@ -423,7 +424,7 @@ def parse_arguments() -> argparse.Namespace:
     option("--logger", choices=["tensorboard", "none"], default="tensorboard")
     option("--cpu", action="store_true", help="do not use a GPU that is there")
     args = parser.parse_args()
-    if args.minutes is not None and args.minutes <= 0:
+    if args.minutes is not None and not args.minutes > 0:  # nan is neither
         parser.error("--minutes must be positive")
     args.out = args.out or Path("runs") / args.config.stem
     return args

@@ -42,11 +42,8 @@ class Counters:
         Raises:
             TrainingError: it is the ``most``-th in a row.
         """
-        if finite:
-            self.bad_in_a_row = 0
-            return
-        self.bad_steps += 1
-        self.bad_in_a_row += 1
+        self.bad_steps += not finite
+        self.bad_in_a_row = 0 if finite else self.bad_in_a_row + 1
         if self.bad_in_a_row >= most:
             raise TrainingError(
                 f"{self.bad_in_a_row} steps in a row had no finite gradient; resume from an earlier checkpoint with a "

@@ -74,6 +74,7 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, one_er
         (adamw, "model.latent_dim=48", "does not fit this configuration: "),
         (adamw, "model.sample_rate=16000", "model.sample_rate differs, 24000 there and 16000"),
         (adamw, "look_aheads=[2]", "look_aheads differs, () there and (2,) here"),
+        (adamw, "phases.autoencoder=2", "phases.autoencoder differs, 0 there and 2 here"),
         (adamw, MUON, "optimizer.muon_learning_rate stays above 0, or stays 0"),
         (muon, "seed=0", "holds the state of other optimizers"),
         (tmp_path / "none", "seed=0", "no checkpoint in"),
@@ -287,7 +288,7 @@ def test_an_interrupt_before_training_is_one_line(monkeypatch: pytest.MonkeyPatc
 def test_a_run_starts_from_an_exported_model(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     """With another quantizer: encoder, decoder and discriminators as they were, the codebook from the data."""
     run, model = tmp_path / "run", tmp_path / "model"
-    assert train(corpus, run, "phases.steps=2", "phases.adversarial=2") == 0
+    assert train(corpus, run, "phases.steps=3", "phases.adversarial=2") == 0
     assert recipe("export", run, model, "--with-discriminator") == 0
     flags, single = ("--init", str(model)), tmp_path / "single"
     other = ("model.quantizer.kind=simvq", "model.quantizer.num_quantizers=1", "optimizer.learning_rate=1.0e-12")
