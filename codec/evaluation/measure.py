@@ -102,10 +102,14 @@ def read_utterance(record: Record) -> tuple[Record, Waveform]:
 
     Raises CodecError where it is no audio or longer than two minutes, OSError where it is not there.
     """
+    too_long = CodecError(f"longer than {LONGEST} s; cut it into utterances")
     if record.duration > LONGEST:
-        raise CodecError(f"longer than {LONGEST} s; cut it into utterances")
+        raise too_long
     waveform, sample_rate = read_record(record)
-    return replace(record, sample_rate=sample_rate, num_samples=len(waveform)), waveform
+    record = replace(record, sample_rate=sample_rate, num_samples=len(waveform))
+    if record.duration > LONGEST:  # the manifest was wrong
+        raise too_long
+    return record, waveform
 
 
 @dataclass
@@ -140,7 +144,7 @@ class Measurer:
             if not isinstance(outcome, str):
                 soundfile.write(audio / f"{system}.flac", to_pcm(outcome.waveform), record.sample_rate)
             cells[system] = self._cells(record, waveform, outcome)
-        if "lines" in self.plan.metrics and len(waveform):
+        if "lines" in self.plan.metrics and waveform.any():  # digital silence has no bandwidth
             self._write_spectra(index, record, waveform, outcomes)
         first = outcomes[0]  # of the model, with most quantizers, where there is a model
         if not isinstance(first, str) and first.coded is not None and first.codes is not None:

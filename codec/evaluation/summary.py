@@ -22,7 +22,7 @@ from codec.evaluation import results as schema
 from codec.evaluation.codebooks import model_health
 from codec.evaluation.compare import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.measure import CHANGES, KNOWN, Cell, Measured, Plan
-from codec.evaluation.metrics import METRICS, SILENT, STEP, Array, is_wide, lines
+from codec.evaluation.metrics import METRICS, SHORTEST, SILENT, STEP, Array, is_wide, lines
 from codec.evaluation.results import Result, Results, Row, Spectra, Stability, System
 from codec.evaluation.runner import software_versions, spaced
 from codec.evaluation.systems import ALIGNMENT, Family, ModelFamily
@@ -104,7 +104,7 @@ def _mean_spectra(plan: Plan, systems: Sequence[System], measured: Sequence[Meas
     """Mean power ``[F]`` over the wide-band files, weighted by seconds, and their number: by system, REFERENCE first."""
     sums: dict[str, tuple[Array, float, int]] = {}
     for each in measured:
-        if not plan.spectra(each.index).exists():
+        if each.seconds < SHORTEST or not plan.spectra(each.index).exists():
             continue
         powers = 10 ** (np.load(plan.spectra(each.index)).astype(np.float64) / 10)
         for name, power in zip([REFERENCE, *(system.id for system in systems)], powers, strict=True):

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from codec import Codec, container
 from codec.corpus.manifest import Record, write_manifest
+from codec.errors import CodecError
 from codec.evaluation import systems
 from codec.evaluation.commands import compare_main, evaluate_main
 from codec.evaluation.compare import Report, bootstrap_mean, compare
-from codec.evaluation.measure import KNOWN, EvaluationError, changed_codes
+from codec.evaluation.measure import KNOWN, EvaluationError, changed_codes, read_utterance
 from codec.evaluation.metrics import COSTS
 from codec.evaluation.results import Estimate, ReportError, Results, read_rows, write_rows
 from codec.evaluation.runner import present_metrics, spaced
@@ -47,9 +48,9 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         soundfile.write(folder / f"{name}.flac", samples, rate)
         origin = {"speaker": f"s{name}", "source": f"corpus {name}"}
         records.append(Record(name, str(folder / f"{name}.flac"), len(samples), rate, **origin))
-    for name, useless in (("short", samples[8000:8160]), ("silent", np.zeros(rate, np.float32))):
-        soundfile.write(folder / f"{name}.flac", useless, rate)
-        records.append(Record(name, str(folder / f"{name}.flac"), len(useless), rate))
+    for name, useless in (("short", samples[8000:8240]), ("silent", np.zeros(24000, np.float32))):
+        soundfile.write(folder / f"{name}.flac", useless, 24000)
+        records.append(Record(name, str(folder / f"{name}.flac"), len(useless), 24000))
     records.append(Record("gone", str(folder / "gone.flac"), 16000, 16000))
     write_manifest(folder / "dev.jsonl", records)
     return folder / "dev.jsonl"
@@ -220,6 +221,12 @@ def test_where_every_utterance_fails_there_is_a_report(tiny_model_folder: Path, 
     assert names[0] == ["'=cmd|' /C calc'!A0", "'@s", "'+1"] and names[-1][0] == "'a"
     rows = read_rows(out, Results.read(out))
     assert {(row.id, row.speaker, row.source) for row in rows} == {(r.id, r.speaker, r.source) for r in records}
+
+
+def test_a_manifest_that_is_wrong_lets_no_long_file_through(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", np.zeros(121 * 8000), 8000)
+    with pytest.raises(CodecError, match="longer than 120 s"):
+        read_utterance(Record("long", str(tmp_path / "long.wav"), 8000, 8000))
 
 
 def test_names_that_are_not_utf8_are_one_line(tmp_path: Path, one_line: Said) -> None:
