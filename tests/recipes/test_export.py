@@ -49,7 +49,7 @@ def test_export_takes_the_mean_of_runs_from_one_model(corpus: Path, run: Path, t
         wider["phases"]["autoencoder"] = autoencoder
         (stranger / "config.json").write_text(json.dumps(wider))
         assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
-        assert message in one_error(capsys)
+        assert message in one_error()
     wider["phases"]["autoencoder"] = 0
     wider["model"]["decoder"]["width"] += 8
     (stranger / "config.json").write_text(json.dumps(wider))
@@ -77,7 +77,7 @@ def test_exports_are_not_overwritten(run: Path, tmp_path: Path, one_error: Said)
     assert "nowhere is no finished report" in one_error()
     assert not model.exists()
     assert recipe("export", find_model("speech-24khz"), model) == 1
-    assert " is not the folder of a training run" in one_error(capsys)
+    assert " is not the folder of a training run" in one_error()
     earlier = tmp_path / "earlier"  # a run of an earlier version, whose configuration holds settings that have gone
     shutil.copytree(run, earlier)
     config = json.loads((run / "config.json").read_text())
