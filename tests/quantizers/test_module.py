@@ -30,6 +30,7 @@ def quantizer(request: pytest.FixtureRequest) -> Any:
     return quantizer
 
 
+@pytest.mark.slow
 def test_torch_and_two_gigabytes_are_all_it_needs() -> None:
     """Everything else that the package depends on, and its configuration, may be missing; 262,144 codes fit."""
     code = """if True:
