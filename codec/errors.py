@@ -89,7 +89,8 @@ def legible(text: str) -> str:
 def install(extra: str) -> str:
     """How to install an extra of this package: beside torch, without it, or in a checkout that is not installed."""
     if not _installed("torch"):  # the extra would bring it
-        return "pip install " + " ".join(package for package, its in EXTRAS.items() if its == extra)
+        names = (package for package, its in EXTRAS.items() if its == extra)
+        return "pip install " + " ".join(names).replace("yaml", "PyYAML")
     return f"pip install '{DISTRIBUTION}[{extra}]'" if _installed(DISTRIBUTION) else f"pip install -e '.[{extra}]'"
 
 

@@ -83,16 +83,16 @@ class Worker(ABC):
 
         Raises:
             ModelError: a model or device that cannot be used, by any of the jobs.
-            CodecError: likewise a number of quantizers.
+            CodecError: likewise a number of quantizers, or a device that the backend lacks.
         """
         self.prepare()
         try:
             if job.clashes:
-                raise UsageError(f"{job.source} is not the only input for {job.target}; rename it, or take another -o")
+                raise CodecError(f"{job.source} is not the only input for {job.target}; rename it, or encode it by itself")
             if job.target != STREAM and job.target.exists() and self._stays(job):
                 return False
             self.convert(job)
-        except (BrokenPipeError, ModelError):
+        except (BrokenPipeError, ModelError, UsageError):
             raise  # whoever reads stdout has gone; or no job can be done
         except (CodecError, OSError) as error:
             return error
@@ -180,6 +180,8 @@ class FileEncoder(Worker):
     @contextmanager
     def _open(self, job: Job) -> Iterator[AudioReader | PcmPipe]:
         """An audio file, or samples as they come; all else from stdin or a pipe is copied first, as formats need seeking."""
+        if job.source.suffix.lower() == ".codes":
+            raise CodecError(f"{job.source} holds codes already; codec-decode makes audio of them")
         pipe, head = None, b""
         if self.args.raw is not None:
             pipe = PcmPipe(sys.stdin.buffer, self.args.raw, self.args.channel)
@@ -238,7 +240,8 @@ class FileDecoder(Worker):
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
             with self._writer(job, rate, live, header) as writer:
-                signal = _salvaged(header, codes.blocks(), decode) if self.args.salvage else decode(codes.intact())
+                salvage, name = self.args.salvage, job.source_name
+                signal = _salvaged(name, header, codes.blocks(), decode) if salvage else decode(codes.intact())
                 signal = _cut(signal, codes, codec.sample_rate)
                 signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
                 for block in self.followed(signal, rate, header.duration):
@@ -267,9 +270,10 @@ class FileDecoder(Worker):
         codec = self.load(self.args.model or header.model)
         own = replace(codec.header(header.num_samples, header.original_sample_rate), gain_db=header.gain_db)
         if own.fingerprint != header.fingerprint:
+            instead = f"give {right or 'the right one'} with --model, or leave --model out if it is shipped"
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
-                f"this is {codec.name!r}, fingerprint {own.fingerprint}; give {right or 'the right one'} with --model"
+                f"this is {codec.name!r}, fingerprint {own.fingerprint}; {instead}"
             )
         if header != replace(own, model=header.model, num_quantizers=min(header.num_quantizers, own.num_quantizers)):
             raise ContainerError("the header contradicts the model that it names")
@@ -293,7 +297,10 @@ def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
 
 
 def _salvaged(
-    header: Header, blocks: Iterable[Codes | Damage], decode: Callable[[Iterable[Codes]], Iterator[Block]]
+    name: str,
+    header: Header,
+    blocks: Iterable[Codes | Damage],
+    decode: Callable[[Iterable[Codes]], Iterator[Block]],
 ) -> Iterator[Block]:
     """Decode each run of intact blocks by itself; the time of a damaged one passes in silence, a missing end is left out.
 
@@ -319,7 +326,7 @@ def _salvaged(
             effect = f"the output ends {seconds:.1f} s early" if seconds else "the output ends there"
         else:
             effect = f"{seconds:.1f} s of silence instead" if seconds else "they are left out"
-        log.info("%s; %s", loss.reason, effect)
+        log.info("%s: %s; %s", name, loss.reason, effect)
 
 
 def _is_piped(job: Job) -> bool:

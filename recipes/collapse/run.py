@@ -62,7 +62,7 @@ class CellGroup(Bounded):
     """Cells: every quantizer with every codebook size, start and seed, in this order of loops, seeds outermost."""
 
     quantizers: tuple[str, ...]
-    codebook_sizes: tuple[int, ...]
+    codebook_sizes: tuple[int, ...] = field(metadata={"bounds": (2, 2**32 - 1)})
     starts: tuple[str, ...] = ("default",)
     seeds: tuple[int, ...] = bounded((0,), *SEEDS)
 

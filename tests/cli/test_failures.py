@@ -39,6 +39,7 @@ def header(codec: Codec) -> Header:
         (["encode", "text.wav", "x.codes"], "error: text.wav is not audio"),
         (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
         (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
+        (["encode", "good.codes", "x.codes"], "error: good.codes holds codes already; codec-decode makes audio of them"),
         (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
         (["encode", "in.wav", "text.wav/x.codes"], "error: text.wav/x.codes: Not a directory"),
         (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
@@ -133,7 +134,7 @@ def test_salvage(run: Run, encoded: Path, stderr: Said, case: str) -> None:
     advice = f"{lines[0].partition(';')[0]}; --salvage decodes the intact blocks"
     assert stderr() == f"codec-decode: error: in.codes: {advice}\n" and not Path("out.wav").exists()
     assert run("decode", encoded, "out.wav", "--salvage") == 0
-    assert stderr().splitlines() == [f"codec-decode: {line}" for line in lines]
+    assert stderr().splitlines() == [f"codec-decode: in.codes: {line}" for line in lines]
     whole, saved = soundfile.read("whole.wav")[0], soundfile.read("out.wav")[0]
     size = BLOCK_FRAMES * HOP
     assert len(saved) == {"truncated": size, "both": 15 * size}.get(case, len(whole))

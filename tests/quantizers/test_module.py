@@ -76,6 +76,7 @@ def test_padding_enters_nothing(quantizer: Any) -> None:
         assert torch.equal(getattr(output, name), getattr(alone, name)), name
     assert (output.codes.transpose(1, 2)[~mask] == -1).all() and (output.quantized.transpose(1, 2)[~mask] == 0).all()
     assert health.stages[0].frames == 72 and health.latents.count == 72
+    assert f"{len(health.stages)}" in str(health).splitlines()[-2] and "72 frames" in str(health)
     torch.testing.assert_close(quantizer.eval().decode(output.codes), output.quantized)
     state = {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
     quantizer.initialize(padded, mask)
