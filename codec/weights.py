@@ -1,15 +1,13 @@
-"""The file of a model's weights: safetensors, with 32, 16 or 8 bits per weight."""
+"""Writing a model's weights, as safetensors with 32, 16 or 8 bits per weight, and giving them to its modules."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -17,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 from codec import pretrained
 from codec.files import atomic_write
 from codec.pretrained import STEP, ModelError
+from codec.pretrained.weights import Weights
 from codec.quantizers.base import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
-FLOATS = ("F32", "F16", "BF16", "F64", "F8_E4M3")  # as safetensors calls types
 SHORTEST_ROW = 64  # matrices of shorter rows are not worth one step per row
 
 
@@ -64,49 +62,17 @@ class Outline(TorchFunctionMode):
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Give a model that was built in an :class:`Outline` the tensors of the file, once all names and shapes agree.
+    """Give a model that was built in an :class:`Outline` the tensors of the file.
 
     Raises:
-        ModelError: they do not, or the file is damaged, holds NaN, or cannot be read.
+        ModelError: names, shapes or types do not fit, or the file is damaged, holds NaN, or cannot be read.
     """
-    state, files = model.state_dict(), dict[str, Any]()  # which file holds a tensor
-    try:
-        with ExitStack() as stack:
-            for source in pretrained.weight_files(path):
-                pretrained.check_data(source, source.read_bytes())
-                file = stack.enter_context(safe_open(source, framework="pt"))
-                files |= {name: file for name in file.keys() if name.removesuffix(STEP) not in files}  # noqa: SIM118
-            _check_fit(state, files, path)
-            tensors = {name: file.get_tensor(name) for name, file in files.items()}
-    except (SafetensorError, OSError) as error:
-        raise pretrained.refused(path, error) from None
-    loaded = {}
-    for name, tensor in state.items():
-        value, step = tensors[name], tensors.get(name + STEP)
-        value = value if step is None else value.float() * step
-        kind = torch.float32 if tensor.is_floating_point() else tensor.dtype  # whatever torch's default is
-        loaded[name] = value.to(kind, copy=True)  # what safetensors gives are the file's own pages
-        if not loaded[name].isfinite().all():
-            raise ModelError(f"{path}: {name} holds NaN or infinity")
+    weights, loaded = Weights(path), dict[str, Tensor]()
+    for name, tensor in model.state_dict().items():
+        read = weights.read if tensor.is_floating_point() else weights.integers
+        loaded[name] = torch.tensor(read(name, *tensor.shape))
+    weights.refuse_unread()
     model.load_state_dict(loaded, assign=True)
-
-
-def _check_fit(state: Mapping[str, Tensor], files: Mapping[str, Any], path: Path) -> None:
-    missing = sorted(state.keys() - files.keys())
-    foreign = sorted(files.keys() - state.keys() - {name + STEP for name in state})
-    if missing or foreign:
-        both = f"missing {', '.join(missing) or 'nothing'}; not part of the model {', '.join(foreign) or 'nothing'}"
-        raise ModelError(f"{path} does not fit its config.json: {both}")
-    for name, tensor in state.items():
-        stored = files[name].get_slice(name)
-        shape, kind = stored.get_shape(), stored.get_dtype()
-        if shape != list(tensor.shape):
-            raise ModelError(f"{path}: {name} is {shape}, config.json says {list(tensor.shape)}")
-        kinds = ("I8",) if name + STEP in files else FLOATS if tensor.is_floating_point() else ("I64",)
-        if kind not in kinds:
-            raise ModelError(f"{path}: {name} must be of type {' or '.join(kinds)}, not {kind}; int8 has a {STEP}")
-        if kind == "I8" and (step := files[name + STEP].get_slice(name + STEP).get_shape()) != [*shape[:1], 1]:
-            raise ModelError(f"{path}: {name + STEP} is {step}, not one number per row of {shape}")
 
 
 def _stored(name: str, tensor: Tensor, bits: Bits) -> dict[str, Tensor]:

@@ -137,9 +137,9 @@ def test_damage_is_named(model: Codec, tmp_path: Path, bits: Bits) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        (WIDE + STEP, None, rf"{WIDE} must be of type F32 .*, not I8; int8 has a \.step"),
+        (WIDE + STEP, None, rf"missing {WIDE}\.step"),
         (NARROW + STEP, lambda _: torch.ones(16, 1), NARROW),
-        (WIDE + STEP, lambda _: torch.ones(3), r"\.step is \[3\], not one number per row"),
+        (WIDE + STEP, lambda _: torch.ones(3), r"\.step is \[3\]"),
         (WIDE + STEP, lambda _: torch.full((256, 1), 3e38), f"{WIDE} holds NaN or infinity"),
         (NARROW, lambda _: torch.full((8, 8), 1e300, dtype=torch.float64), f"{NARROW} holds NaN or infinity"),
         (NARROW, lambda t: torch.cat([t[1:], t[:1] * torch.nan]), f"{NARROW} holds NaN or infinity"),
@@ -178,7 +178,7 @@ BOTH, WEIGHTS, CONFIGURATION = ("model.safetensors", "config.json"), ("model.saf
         (BOTH, WEB_PAGES, "a web page"),
         (BOTH, [None], "lacks {name}"),
         (WEIGHTS, NO_WEIGHTS, "{name} cannot be used: "),
-        (WEIGHTS, [(2).to_bytes(8, "little") + b"{}"], "{name}.* missing decoder"),
+        (WEIGHTS, [(2).to_bytes(8, "little") + b"{}"], "{name}.* missing encoder"),
         (CONFIGURATION, NO_CONFIGURATIONS, "{name} cannot be used"),
     ],
     ids=["pointer", "web page", "absent", "no weights", "no tensor", "no configuration"],
@@ -192,7 +192,7 @@ def test_what_came_in_place_of_a_file_is_named(
             (tmp_path / name).unlink()
             if content is not None:
                 (tmp_path / name).write_bytes(content)
-            others = [] if message.endswith("missing decoder") else [OnnxCodec]  # which reads tensors as it needs them
+            others = [] if message.endswith("missing encoder") else [OnnxCodec]  # which reads tensors as it needs them
             assert name in refusal(tmp_path, message.format(name=name), *others)
 
 

@@ -88,7 +88,9 @@ class Worker(ABC):
         self.prepare()
         try:
             if job.clashes:
-                raise CodecError(f"{job.source} is not the only input for {job.target}; rename it, or encode it by itself")
+                raise CodecError(
+                    f"{job.source} is not the only input for {job.target}; rename it, or encode it by itself"
+                )
             if job.target != STREAM and job.target.exists() and self._stays(job):
                 return False
             self.convert(job)

@@ -15,10 +15,10 @@ from codec.config import CodecConfig, Context, reach, whole_number
 from codec.container import Codes
 from codec.errors import CodecError, one_line
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
+from codec.pretrained.weights import Floats, Weights
 from codec.runtime.graphs import build_decoder, build_encoder
 from codec.runtime.network import Network, codebook_state
 from codec.runtime.streams import Stream, StreamingNetwork
-from codec.runtime.weights import Floats, Weights
 from codec.workers import available_cores
 
 Session = Any  # onnxruntime's

@@ -6,9 +6,7 @@ Batch and length are free. There are no complex numbers: the inverse STFT is a m
 from __future__ import annotations
 
 from codec.config import spread
-from codec.pretrained import ModelError
 from codec.runtime.network import Network
-from codec.runtime.weights import Weights
 
 
 def build_encoder(net: Network, whole: bool = True) -> bytes:
@@ -36,7 +34,7 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
     codes = net.search(x)  # K x [B * N]
     rows = graph("Concat", *(graph("Unsqueeze", item, graph.constant([1])) for item in codes), axis=1)
     net.give_codes(graph("Transpose", net.batches(rows, len(codes)), perm=[0, 2, 1]))
-    _refuse_unread(net.weights, but="decoder.")
+    net.weights.refuse_unread(but="decoder.")
     return graph.serialize(
         {"waveform": ("float32", ("batch", 1, "samples")), **net.inputs},
         {"codes": ("int64", ("batch", len(codes), "frames")), **net.outputs},
@@ -56,15 +54,9 @@ def build_decoder(net: Network, whole: bool = True) -> bytes:
         x = net.block(x, f"decoder.blocks.{j}", decoder.width, decoder.kernel_size, right)
     frames, window = net.inverse_transform(net.norm(x, "decoder.norm", decoder.width))
     net.give_waveform(frames, window)
-    _refuse_unread(net.weights, but="encoder.")
+    net.weights.refuse_unread(but="encoder.")
     return net.graph.serialize(
         {"codes": ("int64", ("batch", config.num_quantizers, "frames")), **net.inputs},
         {"waveform": ("float32", ("batch", 1, "samples")), **net.outputs},
         whole,
     )
-
-
-def _refuse_unread(weights: Weights, but: str) -> None:
-    names = sorted(name for name in weights.unread.copy() if not name.startswith(but))
-    if names:
-        raise ModelError(f"{weights.path} does not fit its config.json: not part of the model {', '.join(names)}")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from codec.config import CodecConfig
+from codec.pretrained.weights import Floats, Weights
 from codec.runtime.proto import Graph, Shape
-from codec.runtime.weights import Floats, Weights
 
 # Layers that stay in float32 where the others take 8 bits: their rounding costs most codes and most SNR, and little time.
 EXACT = ("encoder.stages.0.", "encoder.output.", "decoder.input.", "decoder.head.")

@@ -19,8 +19,8 @@ from codec.base import FOREVER, MOST_ROWS, kind_of, native
 from codec.config import CodecConfig, whole_number
 from codec.errors import CodecError
 from codec.level import check_peak
+from codec.pretrained.weights import Floats, Weights
 from codec.runtime.network import END, Network
-from codec.runtime.weights import Floats, Weights
 
 FLOAT = 1  # TensorProto.DataType
 TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}  # ONNX Runtime's names

@@ -1,4 +1,4 @@
-"""Reading a model's weights without torch: the format of ``codec/weights.py`` as numpy arrays."""
+"""Reading a model's weights, as numpy arrays: safetensors as ``codec/weights.py`` writes them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ _EXPONENT, _MANTISSA = _BYTE >> 3 & 15, _BYTE & 7
 # float8 e4m3fn (Micikevicius et al. 2022, arXiv 2209.05433): the value of each byte; no infinities, and 0x7F is NaN
 _SIZE = np.where(_EXPONENT == 0, _MANTISSA * 2.0**-9, (8 + _MANTISSA) * 2.0 ** (_EXPONENT - 10))
 FLOAT8 = np.where(_BYTE & 127 == 127, np.nan, np.where(_BYTE > 127, -_SIZE, _SIZE)).astype(np.float32)
-FLOATS = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}  # as safetensors calls types, and numpy
+# as safetensors calls types, and numpy; the last two are brought to float32 by hand
+FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "F8_E4M3": "u1"}
 
 
 class Weights:
@@ -69,28 +70,37 @@ class Weights:
         Raises:
             ModelError: there is none of this name, shape and type, or it holds NaN.
         """
-        tensor = self._raw(name, shape)
-        step = self._raw(name + STEP, (*shape[:1], 1)) if tensor.dtype == np.int8 else None
-        if not np.isfinite(tensor if step is None else step).all():
+        with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+            tensor = self._raw(name, shape, FLOATS | {"I8": "i1"})
+            step = self._raw(name + STEP, (*shape[:1], 1), FLOATS) if tensor.dtype == np.int8 else None
+            largest = tensor if step is None else 128 * step
+        if not np.isfinite(largest).all():
             raise ModelError(f"{self.path}: {name} holds NaN or infinity")
         return tensor, step
 
-    def _raw(self, name: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    def integers(self, name: str, *shape: int) -> NDArray[np.int64]:
+        """A tensor of this shape in int64; a ModelError if there is none."""
+        return self._raw(name, shape, {"I64": "<i8"})
+
+    def refuse_unread(self, but: str = " ") -> None:
+        """A ModelError if there are tensors that nobody asked for, unless their names begin with ``but``."""
+        names = sorted(name for name in self.unread.copy() if not name.startswith(but))
+        if names:
+            raise ModelError(f"{self.path} does not fit its config.json: not part of the model {', '.join(names)}")
+
+    def _raw(self, name: str, shape: tuple[int, ...], types: dict[str, str]) -> NDArray[Any]:
         if name not in self._tensors:
             raise ModelError(f"{self.path} does not fit its config.json: missing {name}")
         self.unread.discard(name)
         tensor = self._tensors[name]
-        kind, data = tensor["dtype"], tensor["data"]
+        kind = tensor["dtype"]
         if tuple(tensor["shape"]) != shape:
             raise ModelError(f"{self.path}: {name} is {tensor['shape']}, config.json says {list(shape)}")
+        if kind not in types:
+            raise ModelError(f"{self.path}: {name} must be of type {' or '.join(types)}, not {kind}")
+        values = np.frombuffer(tensor["data"], types[kind]).reshape(shape)
         if kind == "F8_E4M3":
-            return FLOAT8[np.frombuffer(data, np.uint8)].reshape(shape)
+            return FLOAT8[values]
         if kind == "BF16":  # the upper half of a float32
-            return (np.frombuffer(data, "<u2").astype(np.uint32) << 16).view(np.float32).reshape(shape)
-        if kind == "I8" and not name.endswith(STEP):
-            return np.frombuffer(data, np.int8).reshape(shape)
-        if kind not in FLOATS:
-            raise ModelError(
-                f"{self.path}: {name} must be of type {', '.join(FLOATS)}, BF16, F8_E4M3 or I8, not {kind}"
-            )
-        return np.frombuffer(data, FLOATS[kind]).reshape(shape).astype(np.float32)
+            return (values.astype(np.uint32) << 16).view(np.float32)
+        return values.astype(np.float32) if kind in FLOATS else values
