@@ -18,6 +18,7 @@ Any other ``ValueError`` or ``RuntimeError``, as numpy and torch raise them, is 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import signal
 import sys
@@ -142,6 +143,8 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     for polite in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
             signal.signal(polite, _interrupt)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be any bytes
     try:
         return work()
     except UsageError as error:

@@ -87,9 +87,22 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text in UTF-8, whole or not at all. Errors as :func:`atomic_write`."""
+    """Write a text in UTF-8, whole or not at all. Errors as :func:`atomic_write`.
+
+    Names of files that are not UTF-8 become escapes, which JSON reads back.
+    """
     with atomic_write(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def save_picture(figure: Any, path: Path, force: bool = True) -> None:
+    """Write a figure of matplotlib in the format of the suffix; without ``force`` a file that exists is a CodecError."""
+    if path.exists() and not force:
+        raise CodecError(f"{path} exists; --force overwrites it")
+    if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+        raise CodecError(f"{path}: pictures are not written as {path.suffix!r}; take .png, .pdf or .svg")
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=80)
 
 
 def write_json(path: str | Path, value: Any, indent: int = 1) -> None:

@@ -177,7 +177,7 @@ def _array(ids: Any, name: str, shape: str) -> NDArray[np.int64]:
         raise CodecError(f"{name} must be a numpy array or a tensor of integers {shape}, not {type(ids).__name__}")
     axes = shape.count(",") + ("..." not in shape)
     fits = ids.ndim >= axes if "..." in shape else ids.ndim == axes
-    if "int" not in str(ids.dtype) or not fits or 0 in ids.shape[-axes:-1]:
+    if "int" not in getattr(ids.dtype, "name", str(ids.dtype)) or not fits or 0 in ids.shape[-axes:-1]:
         raise CodecError(f"{name} must be integers {shape}, not {ids.dtype} {list(ids.shape)}")
     return (ids.cpu().numpy() if is_tensor else ids).astype(np.int64)
 

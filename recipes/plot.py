@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
-from codec.files import atomic_write
+from codec.files import save_picture
 from codec.training.tracking import read_scalars
 
 CURVES = ["loss/mel", "loss/stft", "loss/commitment", "valid/mel", "valid/stft", "learning_rate"]
@@ -34,7 +34,7 @@ def read_curves(run: Path, pattern: str) -> dict[str, Curve]:
     return curves
 
 
-def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
+def plot(runs: list[Path], patterns: list[str], out: Path, force: bool) -> None:
     """Draw one picture with a panel per pattern; a run keeps its color, the curves of one pattern grow paler."""
     from matplotlib.figure import Figure
 
@@ -56,20 +56,17 @@ def plot(runs: list[Path], patterns: list[str], out: Path) -> None:
     for axis in axes.flat[len(patterns) :]:
         axis.remove()
     axes.flat[0].legend()
-    with atomic_write(out) as temporary:
-        figure.savefig(temporary, dpi=80)
+    save_picture(figure, out, force)
 
 
 def draw(args: argparse.Namespace) -> int:
     """Write the picture; returns the exit code."""
-    if args.out.exists() and not args.force:
-        raise CodecError(f"{args.out} exists; --force overwrites it")
     if missing := [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]:
         raise CodecError(f"no metrics.jsonl in {', '.join(missing)}")
     usual = [name for name in CURVES if any(read_curves(run, name) for run in args.runs)]
     if not (args.curves or usual):
         raise CodecError(f"no curve yet in {', '.join(map(str, args.runs))}")
-    plot(args.runs, args.curves or usual, args.out)
+    plot(args.runs, args.curves or usual, args.out, args.force)
     print(args.out)
     return EXIT_OK
 

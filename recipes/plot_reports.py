@@ -14,9 +14,8 @@ from pathlib import Path
 
 from codec.errors import CodecError, Parser, run_command
 from codec.evaluation.results import Result, Results
-from codec.files import atomic_write
+from codec.files import save_picture
 
-METRICS = ["pesq", "stoi"]
 Line = list[tuple[float, Result]]  # x, and what to draw there
 
 
@@ -32,7 +31,7 @@ def lines_of(reports: Sequence[tuple[int, Results]], metric: str, by_step: bool)
     return {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items()}
 
 
-def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path) -> None:
+def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path, force: bool) -> None:
     """One panel per metric; bars are intervals."""
     from matplotlib.figure import Figure
 
@@ -53,14 +52,13 @@ def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path)
             axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes.flat[0].legend()
-    with atomic_write(out) as temporary:
-        figure.savefig(temporary, dpi=80)
+    save_picture(figure, out, force)
 
 
 def main() -> int:
     parser = Parser(description=__doc__)
     parser.add_argument("reports", nargs="+", metavar="REPORT", help="one folder, or STEP=REPORT several times")
-    parser.add_argument("--metrics", nargs="+", default=METRICS, metavar="NAME")
+    parser.add_argument("--metrics", nargs="+", default=["pesq", "stoi"], metavar="NAME")
     parser.add_argument("--out", type=Path, default=Path("quality.png"))
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
     args = parser.parse_args()
@@ -69,18 +67,18 @@ def main() -> int:
 
 def plot(args: argparse.Namespace) -> int:
     """Read the reports and draw them. Returns the exit code."""
-    if args.out.exists() and not args.force:
-        raise CodecError(f"{args.out} exists; --force overwrites it")
     single = len(args.reports) == 1 and "=" not in args.reports[0]
     parts = [("0", "=", args.reports[0])] if single else [text.partition("=") for text in args.reports]
-    if odd := ["".join(each) for each in parts if not (each[1] and each[0].isdigit())]:
+    if odd := ["".join(each) for each in parts if not (each[1] and each[0].isdecimal())]:
         raise CodecError(f"several reports are given as STEP=REPORT, not {odd[0]!r}")
     reports = [(int(step), Results.read(Path(folder))) for step, _, folder in parts]
-    first = reports[0][1]
-    if missing := [name for name in args.metrics if name not in first.metrics]:
-        raise CodecError(f"{parts[0][2]} has no metric {missing[0]}; it has {', '.join(first.metrics)}")
-    panels = {first.metrics[name].label: lines_of(reports, name, not single) for name in args.metrics}
-    draw(panels, "kbit/s" if single else "training step", single, args.out)
+    for (_, _, folder), (_, results) in zip(parts, reports, strict=True):
+        if missing := [name for name in args.metrics if name not in results.metrics]:
+            raise CodecError(f"{folder} has no metric {missing[0]}; it has {', '.join(results.metrics)}")
+    panels = {reports[0][1].metrics[name].label: lines_of(reports, name, not single) for name in args.metrics}
+    if empty := [label for label, lines in panels.items() if not lines]:
+        raise CodecError(f"no {'system with a bitrate' if single else 'model'} has a value of {empty[0]}")
+    draw(panels, "kbit/s" if single else "training step", single, args.out, args.force)
     print(args.out)
     return 0
 

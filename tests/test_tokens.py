@@ -145,3 +145,9 @@ def test_whole_numbers_of_any_kind_are_taken() -> None:
 def test_what_is_no_code_is_named(call: Callable[[], Any], message: str) -> None:
     with pytest.raises(CodecError, match=message):
         call()
+
+
+def test_integers_of_any_byte_order() -> None:
+    """As files of other machines hold them."""
+    for kind in (">i4", "<i4", ">u2"):
+        assert flatten(np.array([[1, 2], [0, 3]], kind), 4).tolist() == [1, 4, 2, 7]

@@ -114,7 +114,7 @@ def read_manifest(path: str | Path) -> list[Record]:
     folder = path.parent.resolve()
     records: list[Record] = []
     lines: dict[str, int] = {}  # id -> its line
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:  # names of files may be any bytes
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # names of files may be any bytes
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
 from codec.corpus.scan import PrepareError
-from codec.errors import one_line
+from codec.errors import CodecError, one_line
 
 Taken = TypeVar("Taken")
 BLOCK, RECORD = 512, 10240  # bytes of a tar file; two blocks of zeros end it, which most programs extend to a record
@@ -55,8 +55,15 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
                     return
                 file.seek(end)
                 start, archive = end, tarfile.TarFile(fileobj=file)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-        if getattr(error, "filename", None):
+    except (
+        tarfile.TarError,
+        EOFError,
+        ValueError,
+        zlib.error,
+        lzma.LZMAError,
+        OSError,
+    ) as error:  # ValueError: of a number
+        if isinstance(error, CodecError) or getattr(error, "filename", None):
             raise
         reason = one_line(error).partition(":")[0]
         raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None

@@ -91,7 +91,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.num_quantizers and not model:
         raise CodecError("--num-quantizers goes with a model")
     metrics, absent = present_metrics(args.metrics)
-    classical, missing = present_programs(args.baselines)
+    classical, missing = present_programs(list(dict.fromkeys(args.baselines)))
     plan = Plan(
         model=model,
         num_quantizers=tuple(args.num_quantizers or ()),
@@ -107,7 +107,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         say(f"absent: {item.name} ({item.reason})")
     if plan.stability or not args.metrics:
         say(COSTLY)
-    workers, families = args.workers or available_cores(), plan.families()
+    workers, families = min(args.workers or available_cores(), len(records)), plan.families()
     prepare_folder(plan, families, records, args.force)
     measured, absent = evaluate(plan, families, records, workers, args.examples), [*absent, *missing]
     say("summing up ...")
@@ -124,7 +124,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _folders(texts: Sequence[str]) -> dict[str, tuple[str, float | None]]:
     folders: dict[str, tuple[str, float | None]] = {}
     for text in texts:
-        parts = re.fullmatch(r"([^=@]+)(?:@(\d+(?:\.\d+)?))?=(.+)", text)
+        parts = re.fullmatch(r"([^=@\ud800-\udfff]+)(?:@(\d{1,6}(?:\.\d{1,6})?))?=(.+)", text)
         if not parts or parts[1] in folders:
             raise CodecError(f"--reconstructions takes NAME=DIR or NAME@KBPS=DIR, every NAME once, not {text!r}")
         folders[parts[1]] = str(Path(parts[3]).resolve()), float(parts[2]) if parts[2] else None

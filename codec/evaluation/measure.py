@@ -10,19 +10,20 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
 from codec.audio import resample
+from codec.config import RATES, whole_number
 from codec.corpus.manifest import Record
 from codec.corpus.scan import read_record
 from codec.errors import CodecError, one_line
 from codec.evaluation.metrics import COSTS, LINES, METRICS, SILENT, MetricError, Pair, Waveform, mean_spectrum
-from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, to_pcm
+from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, write_pcm
 from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
+FLAC_HIGHEST = 655_350  # Hz
 KNOWN = {name: each.about for name, each in METRICS.items()} | {"lines": LINES} | COSTS  # what can be asked for
 
 CHANGES = {  # of the input, which a listener would not call one, but under which codes change
@@ -106,6 +107,7 @@ def read_utterance(record: Record) -> tuple[Record, Waveform]:
     if record.duration > LONGEST:
         raise too_long
     waveform, sample_rate = read_record(record)
+    whole_number("sample_rate", sample_rate, RATES[0], FLAC_HIGHEST)
     record = replace(record, sample_rate=sample_rate, num_samples=len(waveform))
     if record.duration > LONGEST:  # the manifest was wrong
         raise too_long
@@ -137,12 +139,12 @@ class Measurer:
             reason = "reference unreadable: " + one_line(error).removeprefix(record.path).lstrip(": ")
             outcomes += [reason] * len(systems)
         else:
-            soundfile.write(audio / "reference.flac", to_pcm(waveform), record.sample_rate)
+            write_pcm(audio / "reference.flac", waveform, record.sample_rate)
             outcomes += [outcome for family in self.families for outcome in family.reconstruct(record, waveform)]
         cells = {}
         for system, outcome in zip(systems, outcomes, strict=True):
             if not isinstance(outcome, str):
-                soundfile.write(audio / f"{system}.flac", to_pcm(outcome.waveform), record.sample_rate)
+                write_pcm(audio / f"{system}.flac", outcome.waveform, record.sample_rate)
             cells[system] = self._cells(record, waveform, outcome)
         if "lines" in self.plan.metrics and waveform.any():  # digital silence has no bandwidth
             self._write_spectra(index, record, waveform, outcomes)

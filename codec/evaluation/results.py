@@ -319,6 +319,6 @@ def _reading(folder: Path, name: str) -> Iterator[Path]:
         yield folder / name
     except (FileNotFoundError, NotADirectoryError):
         raise ReportError(f"{folder} is no finished report: it has no {name}; codec-evaluate makes one") from None
-    except (KeyError, ValueError) as error:  # of json, of float(), and ConfigError
+    except (KeyError, TypeError, ValueError, RecursionError, csv.Error) as error:  # ConfigError is a ValueError
         said = f" has no {error}" if isinstance(error, KeyError) else f": {error}"
         raise ReportError(f"{folder / name}{said}; make the report again with codec-evaluate") from None

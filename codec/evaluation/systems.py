@@ -6,6 +6,7 @@ A family has ``systems`` that differ in bitrate only. Its ``reconstruct`` turns 
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -133,12 +134,10 @@ class FolderFamily:
         except (CodecError, OSError) as error:
             yield f"unreadable: {type(error).__name__}"
             return
-        alike = abs(len(samples) - len(waveform)) <= max(0.2 * record.sample_rate, 0.05 * len(waveform))
-        yield (
-            Reconstruction(align(waveform, samples, record.sample_rate))
-            if alike
-            else "another length than the reference"
-        )
+        if abs(len(samples) - len(waveform)) > max(0.2 * record.sample_rate, 0.05 * len(waveform)):
+            yield "another length than the reference"
+        else:
+            yield Reconstruction(align(waveform, samples, record.sample_rate))
 
     def _files_of(self, record: Record) -> list[Path]:
         """Files at the place that the id names (with or without an audio suffix of its own), or named like the audio."""
@@ -188,7 +187,7 @@ class OpusFamily(ProgramFamily):
         self.systems = [System(f"opus-{b}", f"Opus {b} kbit/s", "Opus", "opus", float(b), how) for b in kbps]
 
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
-        soundfile.write(folder / "in.wav", to_pcm(waveform), record.sample_rate)
+        write_pcm(folder / "in.wav", waveform, record.sample_rate)
         options = ("--quiet", "--padding", "0", "--bitrate", f"{system.kbps:g}")
         run_program("opusenc", *options, folder / "in.wav", folder / "out.opus")
         run_program("opusdec", "--quiet", "--rate", "48000", folder / "out.opus", folder / "out.wav")
@@ -241,6 +240,13 @@ def run_program(*command: str | Path) -> str:
 def to_pcm(waveform: Waveform) -> NDArray[np.int16]:
     """16-bit samples, clipped at full scale."""
     return np.clip(np.round(waveform * 2**15), -(2**15), 2**15 - 1).astype("<i2")
+
+
+def write_pcm(path: Path, waveform: Waveform, sample_rate: int) -> None:
+    """Write WAV or FLAC of 16 bits; libsndfile itself takes only paths in UTF-8, and does not say that a disk is full."""
+    data = io.BytesIO()
+    soundfile.write(data, to_pcm(waveform), sample_rate, format=path.suffix[1:])
+    path.write_bytes(data.getvalue())
 
 
 def fit(waveform: Waveform, length: int) -> Waveform:

@@ -146,7 +146,8 @@ class CodecModel(PreTrainedAudioTokenizerBase):
 
     def get_audio_codes_mask(self, padding_mask: Tensor) -> Tensor:
         """Bool ``[B, N]``: which frames of ``audio_codes`` are of the items themselves, by the mask of the waveforms."""
-        frames = -(-padding_mask.sum(dim=-1).reshape(-1, 1) // self.config.hop_length)  # [B, 1]
+        samples = torch.tensor(_lengths(padding_mask), device=padding_mask.device)[:, None]  # [B, 1]
+        frames = -(-samples // self.config.hop_length)
         return torch.arange(int(frames.max()), device=frames.device) < frames
 
     def _count(self, bandwidth: float) -> int:

@@ -15,11 +15,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from codec.cli.jobs import files_below
 from codec.corpus.manifest import Record, summary, write_manifest
 from codec.corpus.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad
 from codec.errors import EXIT_OK, Parser, run_command, say
@@ -31,11 +31,7 @@ def find_audio(root: Path) -> list[Path]:
     """Every audio file below ``root``, sorted by its path."""
     if not root.is_dir():
         raise PrepareError(f"no such folder: {root}")
-    paths: list[Path] = []
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        audio = (name for name in names if not name.startswith(".") and Path(name).suffix.lower() in AUDIO_SUFFIXES)
-        paths.extend(Path(folder, name) for name in audio)
+    paths = files_below(root, AUDIO_SUFFIXES)
     if not paths:
         raise PrepareError(f"no audio in {root}: looked for {', '.join(sorted(AUDIO_SUFFIXES))}")
     return sorted(paths, key=lambda path: path.as_posix())

@@ -181,7 +181,7 @@ def read_excluded(files: Sequence[Path]) -> set[str]:
     lines: list[str] = []
     for file in files:
         try:
-            lines += (line.strip() for line in file.read_text(encoding="utf-8").splitlines())
+            lines += (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
         except UnicodeDecodeError as error:
             raise PrepareError(f"{file} is no list of utterances: {error}") from None
     return {line.rsplit("/", 1)[-1].removesuffix(".wav") for line in lines if line and not line.startswith("#")}

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
 from codec.errors import EXIT_OK, Parser, run_command
-from codec.files import atomic_write, write_json
+from codec.files import atomic_write, save_picture, write_json
 from codec.health import effective_dimension, stage_health
 from codec.quantizers import Quantizer, SimVQ, build_quantizer
 
@@ -183,8 +183,7 @@ def one_step(path: Path) -> dict[str, float]:
         axis.set(xticks=[], yticks=[])
         axis.set_aspect("equal")
     axes[0].legend(loc="lower right", fontsize=8, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=80)
+    save_picture(figure, path)
     return numbers
 
 
@@ -289,8 +288,7 @@ def draw_remedies(path: Path, rows: list[dict[str, Any]]) -> None:
         axis.set_xticks(range(4), labels)
         axis.set(title=f"{'weak' if weak else 'strong'} encoder: {what}", ylim=(0, 1.12), yticks=[0, 0.5, 1])
     axes[0][0].legend(fontsize=8, loc="upper left", ncols=2, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=80)
+    save_picture(figure, path)
 
 
 def draw_plane(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
-from codec.files import atomic_write, write_text
+from codec.files import save_picture, write_text
 
 Result = dict[str, Any]
 Column = tuple[str, Callable[[Result], float | None], str]
@@ -286,8 +286,7 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
     right.set_xticks(bits, [str(count) for count in bits])
     right.minorticks_off()
     right.legend(fontsize=8, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=80)
+    save_picture(figure, path)
 
 
 def filled(text: str, bodies: dict[str, str]) -> str:

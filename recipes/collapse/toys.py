@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from codec.config import QuantizerConfig
 from codec.errors import EXIT_OK, Parser, run_command
-from codec.files import atomic_write, write_text
+from codec.files import save_picture, write_text
 from codec.health import stage_health
 from codec.quantizers import build_quantizer
 
@@ -139,8 +139,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set(xlabel="dimensions of the codes", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize=8, frameon=False)
-    with atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=80)
+    save_picture(figure, path)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -53,7 +53,8 @@ def find_records(inputs: Sequence[Path]) -> list[Record]:
     """
     records: list[Record] = []
     for path in map(Path.absolute, inputs):
-        records += in_folder(path) if path.is_dir() else in_tar(path) if path.suffix == ".tar" else read_manifest(path)
+        is_tar = path.suffix in (".tar", ".gz", ".tgz")
+        records += in_folder(path) if path.is_dir() else in_tar(path) if is_tar else read_manifest(path)
     for name, times in Counter(record.id for record in records).items():
         if times > 1:
             raise PrepareError(f"id {name!r} stands {times} times in the input; leave one out, or write a manifest")
@@ -85,7 +86,7 @@ def in_tar(path: Path) -> list[Record]:
             except ManifestError as error:
                 raise PrepareError(f"{path}: {member.name}: {error}; pack it again") from None
         elif suffix in AUDIO_SUFFIXES:
-            records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=member.size))
+            records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=member.size or 1))
 
     deque(walk(path, True, take), 0)
     return [replace(record, speaker=speakers.get(record.id, "")) for record in records]
@@ -105,7 +106,7 @@ class Tokenizer:
         assert self.codec.fingerprint == facts["fingerprint"], "the workers' model is another one"
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
-        """Write the shard ``{"name", "records"}``; returns its name and its seconds of audio."""
+        """Write the shard ``{"name", "records"}``; returns its name, its seconds of audio, and why it was not written."""
         import pyarrow as pa
         from pyarrow import parquet
 
@@ -115,10 +116,13 @@ class Tokenizer:
         rows = list(self.rows(pickle.loads(shard["records"]), skipped))
         seconds = sum(row["duration"] for row in rows)
         note = json.dumps(self.facts | {"seconds": seconds, "skipped": skipped})
-        with atomic_write(self.out / shard["name"]) as temporary:
-            table = pa.Table.from_pylist(rows, pa.schema(kinds, {"codec": note}))
-            parquet.write_table(table, temporary, compression="zstd")
-        return {"name": shard["name"], "seconds": seconds}
+        table, why = pa.Table.from_pylist(rows, pa.schema(kinds, {"codec": note})), ""
+        try:
+            with atomic_write(self.out / shard["name"]) as temporary:
+                parquet.write_table(table, temporary, compression="zstd")
+        except OSError as error:  # of a full disk; Ray would show a traceback of its own
+            why = one_line(error)
+        return {"name": shard["name"], "seconds": seconds, "error": why}
 
     def rows(self, records: list[Record], skipped: list[tuple[str, str]]) -> Iterator[dict[str, Any]]:
         """What the shard says of each utterance, in their order; what cannot be read is named in ``skipped``."""
@@ -130,7 +134,7 @@ class Tokenizer:
                 gain_db = gain_of([samples], rate)
                 waveform = resample(samples, rate, self.codec.sample_rate)
                 check_peak(float(abs(waveform).max()))
-            except (CodecError, FileNotFoundError, PermissionError) as error:  # others are no fault of the file
+            except (CodecError, FileNotFoundError, PermissionError, IsADirectoryError) as error:  # not of the machine
                 place = f"{record.path}:{name}" if record.num_bytes else record.path
                 skipped.append((place, one_line(error).removeprefix(f"{legible(record.path)} ")))
                 continue
@@ -173,9 +177,12 @@ def batches(lengths: list[int], most: int) -> Iterator[list[int]]:
 
 def facts_of(shard: Path) -> dict[str, Any]:
     """What a shard says of itself."""
-    from pyarrow import parquet
+    from pyarrow import ArrowInvalid, parquet
 
-    return dict(json.loads(parquet.read_schema(shard).metadata[b"codec"]))
+    try:
+        return dict(json.loads(parquet.read_schema(shard).metadata[b"codec"]))
+    except (ArrowInvalid, KeyError, TypeError):
+        raise PrepareError(f"{shard} is no shard of codes, or a damaged one; remove it to have it made anew") from None
 
 
 def work(shards: list[dict[str, Any]], args: argparse.Namespace, *settings: object) -> Iterator[dict[str, Any]]:
@@ -203,7 +210,7 @@ def tokenize(args: argparse.Namespace) -> int:
     facts = {"model": codec.name, "fingerprint": codec.fingerprint, "sample_rate": codec.sample_rate}
     facts |= {"hop_length": codec.hop_length, "codebook_size": codec.codebook_size, "num_quantizers": count}
     facts |= {"level_db": LEVEL_DB}  # of active speech before the encoder
-    facts["input"] = hashlib.sha256(json.dumps([facts, size, [r.id for r in records]]).encode()).hexdigest()
+    facts["input"] = hashlib.sha256(json.dumps([facts, size, [(r.id, r.path) for r in records]]).encode()).hexdigest()
     shards = {f"codes-{i // size:05d}.parquet": records[i : i + size] for i in range(0, len(records), size)}
     out.mkdir(parents=True, exist_ok=True)
     for half in out.glob(".codes-*.tmp.parquet"):  # of a killed run
@@ -215,6 +222,8 @@ def tokenize(args: argparse.Namespace) -> int:
     say(f"{len(shards)} shards, {len(missing)} of them to do")
     start, seconds = time.monotonic(), 0.0
     for done, row in enumerate(work(missing, args, args.model, args.device, out, facts) if missing else (), start=1):
+        if row["error"]:
+            raise PrepareError(row["error"])
         seconds += row["seconds"]
         say(f"{row['name']}: {done} of {len(missing)}, {seconds / (time.monotonic() - start):.1f} h/h")
     every = [facts_of(out / name) for name in shards]

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from codec.audio import AudioReader, AudioWriter
 from codec.corpus.manifest import audio_source, read_manifest, summary
-from codec.errors import EXIT_OK, CodecError, Parser, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, positive, run_command
 from codec.files import atomic_write, write_json
 from codec.model import Codec
 from codec.tokens import TokenLayout, resync
@@ -52,12 +52,13 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     codec, codes = Codec.from_pretrained(args.model), {}
     if codec.num_quantizers > 1:
         raise CodecError(f"{args.model} has {codec.num_quantizers} codes per frame; take a model of one")
-    for record in tqdm(records, unit=" utt", disable=None):
+    names = [record.id.encode(errors="backslashreplace").decode() for record in records]  # safetensors takes no others
+    for name, record in zip(names, tqdm(records, unit=" utt", disable=None), strict=True):
         with AudioReader(audio_source(record), record.id) as reader:
             waveform = torch.cat([torch.from_numpy(block) for block in reader.blocks()])
             gain_db = codec.gain_of(waveform, reader.sample_rate)  # whoever speaks, one level
-            codes[record.id] = codec.encode(waveform, reader.sample_rate, gain_db=gain_db)[0].int()
-    texts = {record.id: record.text for record in records}
+            codes[name] = codec.encode(waveform, reader.sample_rate, gain_db=gain_db)[0].int()
+    texts = {name: record.text for name, record in zip(names, records, strict=True)}
     facts = {"model": args.model, "fingerprint": codec.fingerprint, "texts": json.dumps(texts)}
     args.run.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.run / "tokens.safetensors") as temporary:
@@ -82,7 +83,7 @@ class Corpus:
 
     def prompt(self, text: str) -> Tensor:
         """Ids ``[L]`` of what stands before the codes."""
-        return torch.tensor([*text.encode(), self.layout.special_ids["begin"]])
+        return torch.tensor([*text.encode(errors="surrogateescape"), self.layout.special_ids["begin"]])
 
     def batch(self, names: list[str]) -> tuple[Tensor, Tensor]:
         """Ids ``[B, L]``, padded at the end, and for each the next one to learn, -100 where there is none."""
@@ -191,6 +192,8 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
     corpus, rows = Corpus(args.run), []
     if args.text and not any(corpus.texts.values()):
         raise CodecError("--text: the corpus had no texts, so the model cannot read; leave it out")
+    if not (0 < args.seconds < math.inf and 0 <= args.prompt_seconds < math.inf):
+        raise CodecError("--seconds must be above 0, and --prompt-seconds not negative")
     lm, rate = build(corpus), corpus.codec.frame_rate
     load_model(lm, args.run / "lm.safetensors")
     begin, end, pad = corpus.layout.special_ids.values()
@@ -200,7 +203,7 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
         with AudioWriter(args.run / f"{number}.wav", corpus.codec.sample_rate) as writer:
             speaker = Speaker(corpus.codec, writer, len(codes) * corpus.codec.hop_length)
             written = lm.generate(
-                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=round(args.seconds * rate),
+                prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max(1, round(args.seconds * rate)),
                 do_sample=True, top_k=0, eos_token_id=end, pad_token_id=pad, streamer=speaker,  # from all ids
             )[0, prompt.shape[1] :]  # fmt: skip
             valid, ended = int(((written >= TEXT_IDS) & (written < begin)).sum()), int((written == end).any())
@@ -231,11 +234,11 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("--speaker", help="default: all of the manifest")
             command.add_argument("--model", default="speech-24khz-single")
         elif work is train:
-            command.add_argument("--steps", type=int, default=200, help=f"of {BATCH} utterances")
+            command.add_argument("--steps", type=positive, default=200, help=f"of {BATCH} utterances")
         else:
             command.add_argument("--text", help="default: that of held-out utterances")
             command.add_argument("--prompt-seconds", type=float, default=0.0, help="of theirs, to go on from")
-            command.add_argument("--count", type=int, default=1, help="files to write")
+            command.add_argument("--count", type=positive, default=1, help="files to write")
             command.add_argument("--seconds", type=float, default=5.0, help="the most to write after the prompt")
     args = parser.parse_args(argv)
 

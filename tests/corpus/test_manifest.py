@@ -33,7 +33,10 @@ PATHS = ("../../elsewhere/evil", "/tmp/evil", "x" * 51, "a\\u0000")  # in place 
 def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     record = Record("a", str(tmp_path / "a.wav"), 24000, 16000, speaker="s")
     write_manifest(tmp_path / "m.jsonl", [record])
-    assert read_manifest(tmp_path / "m.jsonl") == [record]
+    text = (tmp_path / "m.jsonl").read_text()
+    for other in ("\ufeff" + text, text.replace("\n", "\r\n\r\n"), text):  # as editors on Windows leave it
+        (tmp_path / "m.jsonl").write_text(other, encoding="utf-8", newline="")
+        assert read_manifest(tmp_path / "m.jsonl") == [record]
     assert json.loads((tmp_path / "m.jsonl").read_text())["path"] == "a.wav"
     with open(tmp_path / "m.jsonl", "a") as file:
         file.write(line + "\n")

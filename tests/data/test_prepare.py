@@ -1,5 +1,6 @@
 """The prepare scripts of data/, each on a small synthetic tree of its corpus's layout."""
 
+import errno
 import gzip
 import io
 import json
@@ -171,6 +172,24 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.C
     assert b"bad\xe9.wav\tis empty" in (tmp_path / "m/skipped.tsv").read_bytes()
 
 
+def test_nothing_of_a_folder_is_lost_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
+    """A subfolder that cannot be read is an error, and a pipe, which would never end, no audio."""
+    write_audio(tmp_path / "in/a/x.wav")
+    write_audio(tmp_path / "in/b/y.wav")
+    os.mkfifo(tmp_path / "in/pipe.wav")
+    assert folder.find_audio(tmp_path / "in") == [tmp_path / "in/a/x.wav", tmp_path / "in/b/y.wav"]
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:  # permissions do not hold root back
+        if str(path).endswith("b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr("os.scandir", refuse)
+    assert prepare("folder", "--root", tmp_path / "in", "--out", tmp_path / "m") == 1
+    assert stderr() == f"prepare.py: error: {tmp_path / 'in/b'}: Permission denied\n" and not (tmp_path / "m").exists()
+
+
 # --- tar shards ------------------------------------------------------------------------------------------------------
 
 
@@ -239,10 +258,14 @@ def test_a_shard_is_read_to_its_end_or_refused(mode: tuple[str, ...], tmp_path: 
     whole, other = shard.read_bytes(), write_shard(tmp_path / "t.tar", speech_files("e")).read_bytes()
     with tarfile.open(shard) as tar:
         begin, end = (tar.getmember(name).offset for name in ("c.wav", "d.json"))
+    member = tarfile.TarInfo("e.wav")
+    member.pax_headers = {"GNU.sparse.map": "0,x", "GNU.sparse.size": "9"}
+    sparse = member.tobuf(tarfile.PAX_FORMAT)
     damaged = {
         "checksum": whole[: begin + 148] + b"999999" + whole[begin + 154 :],
         "zeroed header": whole[:begin] + bytes(512) + whole[begin + 512 :],
         "zeroed utterance": whole[:begin] + bytes(end - begin) + whole[end:],
+        "number of a sparse file": sparse + bytes(1024),
         "zeros to the end": whole[:512] + bytes(len(whole) - 512),
         "cut between": whole[:begin],
         "cut in a header": whole[: begin + 100],

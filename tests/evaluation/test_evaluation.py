@@ -471,5 +471,56 @@ def test_reports_are_plotted(report: Path, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr("sys.argv", ["plot_reports.py", *reports, "--out", str(out)])
         assert main() == 0 and out.read_bytes().startswith(b"\x89PNG")
         assert main() == 1 and stderr().endswith("--force overwrites it\n")
-    monkeypatch.setattr("sys.argv", ["plot_reports.py", str(tmp_path), "--out", str(tmp_path / "none.png")])
-    assert main() == 1 and "is no finished report" in stderr()
+    for arguments, message in (
+        ([str(tmp_path), "--out", str(tmp_path / "none.png")], "is no finished report"),
+        ([str(report), "--out", str(tmp_path / "none.txt")], "pictures are not written as '.txt'; take .png"),
+        ([f"\u00b2={report}"], "several reports are given as STEP=REPORT"),
+    ):
+        monkeypatch.setattr("sys.argv", ["plot_reports.py", *arguments])
+        assert main() == 1 and message in stderr()
+    assert not list(tmp_path.glob("*none*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("metrics.json", "[]"), ("metrics.json", "[" * 100_000), ("per_file.csv", "a")]
+)
+def test_damaged_reports_are_one_line(report: Path, tmp_path: Path, name: str, content: str, one_line: Said) -> None:
+    for each in ("metrics.json", "per_file.csv"):
+        shutil.copy(report / each, tmp_path)
+    with open(tmp_path / name, "a" if name == "per_file.csv" else "w", encoding="utf-8") as file:
+        file.write(content)
+    assert compare_main([str(report), str(tmp_path)]) == 1
+    assert "make the report again with codec-evaluate" in one_line()
+
+
+def test_rates_that_nothing_takes_are_a_reason(tmp_path: Path) -> None:
+    """One file of them ended an evaluation of thousands."""
+    for rate in (8, 768_000):
+        soundfile.write(tmp_path / "x.wav", np.zeros(rate), rate)
+        with pytest.raises(CodecError, match=f"sample_rate must be from 1000 to 655350, not {rate}"):
+            read_utterance(Record("x", str(tmp_path / "x.wav"), rate, rate))
+
+
+def test_names_that_are_not_utf8_reach_a_report(
+    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As older systems left them: of the folder, the manifest and the reconstructions."""
+    odd, out = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9", b"out\xff"))
+    odd.mkdir()
+    shutil.copy(manifest.parent / "a.flac", odd)
+    write_manifest(odd / os.fsdecode(b"\xe9.jsonl"), [Record("a", str(odd / "a.flac"), 64000, 16000)])
+    arguments = ["--manifest", str(odd / os.fsdecode(b"\xe9.jsonl")), "--model", "none", "--metrics", "mel"]
+    arguments += ["--baselines", "--workers", "1000000000", "--reconstructions", f"copy={odd}", "--out", str(out)]
+    for _ in range(2):
+        assert evaluate_main(arguments) == 0, "and again"
+    assert Results.read(out).manifest.name == os.fsdecode(b"\xe9.jsonl")
+    assert "out" in capsys.readouterr().out and list(out.glob("audio/000000/*.png"))
+    monkeypatch.setattr("sys.argv", ["plot_reports.py", f"1={out}", "--metrics", "mel"])
+    assert load_script("recipes/plot_reports.py").main() == 1
+    assert "no model has a value of mel distance" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.flac").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        systems.write_pcm(tmp_path / "x.flac", np.zeros(24000, np.float32), 24000)

@@ -1,6 +1,7 @@
 """Tokenizing a corpus: what comes out, also of a run that was killed, and of every kind of input."""
 
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from loading import Said, load_script, tar
 from runs import RECIPES, start
 
 from codec import Codec
+from codec.audio import AudioError
 from codec.corpus.manifest import read_manifest, write_manifest
 from codec.corpus.scan import PrepareError
 
@@ -86,7 +88,14 @@ def test_kill_and_resume(tokenize: Any, corpus: Path, tiny_model_folder: Path, t
 
     assert tokenize.main([*arguments(tiny_model_folder, whole, manifest), "--num-quantizers", "2"]) == 1
     assert "take another --out" in one_error()
+    write_manifest(manifest, [replace(record, path=str(corpus / "0.wav")) for record in records])
+    assert tokenize.main(arguments(tiny_model_folder, whole, manifest)) == 1, "other files of the same ids"
+    assert "take another --out" in one_error()
     assert sorted(contents(whole)) == [*SHARDS, "skipped.tsv"]
+    write_manifest(manifest, records)
+    (whole / SHARDS[1]).write_bytes(contents(whole)[SHARDS[1]][:100])
+    assert tokenize.main(arguments(tiny_model_folder, whole, manifest)) == 1
+    assert "or a damaged one; remove it" in one_error()
 
 
 def test_batches_equal_single_items(tokenize: Any, corpus: Path, tiny_model_folder: Path, tmp_path: Path) -> None:
@@ -105,6 +114,9 @@ def test_batches_equal_single_items(tokenize: Any, corpus: Path, tiny_model_fold
         skipped: list[Any] = []
         results.append(list(worker.rows(records, skipped)))
         assert [place for place, _ in skipped] == [str(tmp_path / "1.wav")]
+    worker.out = tmp_path / "gone"
+    error = worker({"name": "x.parquet", "records": pickle.dumps([])})["error"]
+    assert error == f"{tmp_path / 'gone/x.parquet'}: No such file or directory"
     for alone, together in zip(*results, strict=True):
         assert np.array_equal(alone.pop("codes"), together.pop("codes")) and alone == together
 
@@ -121,6 +133,14 @@ def test_folders_and_tar_shards_hold_what_a_manifest_lists(tokenize: Any, corpus
     (record,) = tokenize.find_records([shard])
     assert (record.id, record.speaker) == ("x/0", "eve")
     assert np.array_equal(tokenize.read_record(record)[0], soundfile.read(corpus / "0.wav", dtype="float32")[0])
+    empty = tmp_path / "empty.tar"
+    empty.write_bytes(tar({"1.wav": b"", "2.wav": (corpus / "0.wav").read_bytes()}))
+    with pytest.raises(AudioError, match="is not audio"):
+        tokenize.read_record(tokenize.find_records([empty])[0])
+    packed = tmp_path / "shard.tar.gz"
+    packed.write_bytes(tar({"x/0.wav": b"x"}, "w:gz"))
+    with pytest.raises(PrepareError, match="is compressed, so it cannot be read in place; decompress it first"):
+        tokenize.find_records([packed])
     with pytest.raises(PrepareError, match="'x/0' stands 2 times"):
         tokenize.find_records([shard, shard])
     data = shard.read_bytes()

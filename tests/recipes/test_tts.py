@@ -1,6 +1,7 @@
 """The TTS recipe in small: manifest to tokens, a few steps, speech while it is written."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from loading import ASSETS, SPEECH, Said, load_script
 
 from codec import Codec, audio
-from codec.corpus.manifest import Record, write_manifest
+from codec.corpus.manifest import Record, read_manifest, write_manifest
 from codec.tokens import TokenLayout
 
 pytest.importorskip("transformers")
@@ -61,6 +62,20 @@ def test_a_corpus_becomes_tokens_a_model_and_speech(manifest: Path, tmp_path: Pa
     spoken, rate = audio.load(run / "0.wav")
     assert rate == 24000 and spoken.shape[-1] / rate == pytest.approx(38 / 75 + report["audio_seconds"])
     assert 0 < report["valid_ids"] <= 1 and 0 < report["of_it_decoding"] < report["cpu_seconds_per_second"]
+
+
+@pytest.mark.slow
+def test_ids_and_texts_may_be_any_bytes(manifest: Path, tmp_path: Path) -> None:
+    records = [replace(r, id=f"{r.id}\udce9", text="\udce9") for r in read_manifest(manifest)[1:3]]
+    write_manifest(tmp_path / "odd.jsonl", records)
+    assert tts.main(["prepare", str(tmp_path / "run"), "--manifest", str(tmp_path / "odd.jsonl")]) == 0
+    corpus = tts.Corpus(tmp_path / "run")
+    assert corpus.batch(corpus.train)[0][0, 0] == 0xE9
+    for seconds in (["--seconds", "nan"], ["--prompt-seconds", "-1"]):
+        assert tts.main(["generate", str(tmp_path / "run"), *seconds]) == 1
+    for count in (["train", str(tmp_path), "--steps", "0"], ["generate", str(tmp_path), "--count", "0"]):
+        with pytest.raises(SystemExit):
+            tts.main(count)
 
 
 @pytest.mark.slow

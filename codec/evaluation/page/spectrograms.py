@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 
+from codec.audio import read_samples
 from codec.evaluation.results import Example, Results, Row
 from codec.spectral import hz_to_mel, mel_decibels
 
@@ -55,9 +55,8 @@ def spectrograms(paths: Sequence[Path]) -> tuple[list[bytes], int]:
 
     Half of it is the images' upper edge; the first file has the top of their colour scale.
     """
-    rate = soundfile.info(paths[0]).samplerate
-    sounds = (torch.from_numpy(soundfile.read(path, dtype="float32")[0]) for path in paths)
-    loudness = [mel_decibels(sound, rate, WIDTH, HEIGHT).numpy() for sound in sounds]
+    sounds, (rate, *_) = zip(*map(read_samples, paths), strict=True)
+    loudness = [mel_decibels(torch.from_numpy(sound), rate, WIDTH, HEIGHT).numpy() for sound in sounds]
     top = loudness[0].max()
     return [_png(np.clip((image - top) / RANGE_DB + 1, 0, 1)) for image in loudness], rate
 
