@@ -55,14 +55,8 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
                     return
                 file.seek(end)
                 start, archive = end, tarfile.TarFile(fileobj=file)
-    except (
-        tarfile.TarError,
-        EOFError,
-        ValueError,
-        zlib.error,
-        lzma.LZMAError,
-        OSError,
-    ) as error:  # ValueError: of a number
+    except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
+        # ValueError: of a number in a header
         if isinstance(error, CodecError) or getattr(error, "filename", None):
             raise
         reason = one_line(error).partition(":")[0]
