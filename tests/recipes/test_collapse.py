@@ -196,7 +196,7 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, one_error: 
         ({"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}, "vqq is neither"),
         ({"weights": {"mell": 1.0}}, "unknown term mell"),
         ({"weights": {"mel": -1.0}}, "weights must be from 0 to"),
-        ({"cells": [{"quantizers": ["vq"], "codebook_sizes": [0]}]}, "codebook_sizes must be from 2 to 4.29497e.09, not 0"),
+        ({"cells": [{"quantizers": ["vq"], "codebook_sizes": [0]}]}, "sizes must be from 2 to 4.29497e.09, not 0"),
         ({"held_out": 0}, "held_out must be 1 or more, not 0"),
         ({"quantizers": TINY["quantizers"] | {"a/b": {"kind": "vq"}}}, "holds no /"),
         ({"cells": []}, "cells: there are none"),
