@@ -17,7 +17,7 @@ from loading import Said, load_script, tar
 from codec.corpus.manifest import ManifestError, Record, read_manifest
 from codec.corpus.scan import read_record
 from codec.training.config import DataConfig
-from codec.training.data import SegmentDataset, read_segment
+from codec.training.data import SegmentDataset
 
 SCRIPTS = {name: load_script(f"data/{name}/prepare.py") for name in ("libritts", "folder", "shards")}
 folder, shards = SCRIPTS["folder"], SCRIPTS["shards"]
@@ -167,7 +167,7 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.C
     records = [record for split in ("train", "dev") for record in read_manifest(tmp_path / f"m/{split}.jsonl")]
     assert sorted(record.id for record in records) == ["a/b/y.opus", odd, "x.FLAC", "x.flac", "x.mp3", "x.ogg"]
     for record in records:
-        assert record.speaker == "" and read_segment(record, 0.0, 100, record.sample_rate).shape == (100,)
+        assert record.speaker == "" and len(read_record(record)[0]) >= record.num_samples
     assert b"bad\xe9.wav\tis empty" in (tmp_path / "m/skipped.tsv").read_bytes()
 
 

@@ -95,7 +95,7 @@ def test_muon_takes_the_hidden_matrices_alone(tiny_config: CodecConfig, monkeypa
 def test_muons_steps_have_the_size_of_adamws(tiny_config: CodecConfig) -> None:
     codec = Codec(tiny_config)
     optimizers = codec_optimizers(codec, SETTINGS)
-    set_learning_rates(optimizers, SETTINGS, 0.5)
+    set_learning_rates(optimizers, 0.5)
     weight = codec.get_parameter("decoder.blocks.0.expand.weight")
     before = weight.detach().clone()
     for parameter in codec.parameters():
