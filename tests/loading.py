@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import signal
 import subprocess
 import sys
 import tarfile
@@ -14,6 +15,7 @@ from typing import Any, Literal
 import pytest
 
 from codec.config import DecoderConfig, EncoderConfig
+from codec.errors import STOPPING
 
 Said = Callable[[], str]  # gives what was said, see conftest.py
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,6 +40,19 @@ def load_script(path: str) -> ModuleType:
         sys.modules[name] = importlib.util.module_from_spec(spec)  # first, since dataclasses look their module up
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def recipe(name: str, *args: object) -> int:
+    """The exit code of a script's main, called in this process with these arguments."""
+    script = load_script(f"recipes/{name}.py")
+    handlers = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGCHLD)}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+            return script.main()  # type: ignore[no-any-return]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:

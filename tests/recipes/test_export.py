@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from loading import Said
-from runs import QUANTIZED, recipe, state, train
+from loading import Said, recipe
+from runs import QUANTIZED, state, train
 from safetensors.torch import load_file
 
 from codec.model import Codec

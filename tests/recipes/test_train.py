@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import Said, load_script
-from runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, recipe, start, state, train
+from loading import Said, load_script, recipe
+from runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, start, state, train
 from safetensors.torch import load_file
 
 from codec.cli.commands import decode_main, encode_main
