@@ -13,6 +13,8 @@ from types import ModuleType
 from typing import Any, Literal
 
 import pytest
+import soundfile
+from numpy.typing import NDArray
 
 from codec.config import DecoderConfig, EncoderConfig
 from codec.errors import STOPPING
@@ -58,6 +60,13 @@ def recipe(name: str, *args: object) -> int:
 def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     """A Python process of its own that ran ``code``."""
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+
+
+def encoded(samples: NDArray[Any], rate: int = 16000, form: str = "WAV", **kind: Any) -> bytes:
+    """The samples ``[T]`` or ``[T, C]`` as an audio file."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=form, **kind)
+    return file.getvalue()
 
 
 def tar(members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w", **links: bytes) -> bytes:

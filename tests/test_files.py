@@ -24,23 +24,21 @@ def test_success_replaces(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError("broken"), OSError(28, "No space left on device")])
+FAILURES = [KeyboardInterrupt(), ValueError("broken"), OSError(28, "No space left"), FileNotFoundError(2, "No", "it")]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: BaseException) -> None:
+    """An error without a file's name gets the target's; one of another file keeps that one's."""
     target = tmp_path / "out.txt"
     target.write_text("old")
     with pytest.raises(type(failure)) as error, atomic_write(target) as temporary:
         temporary.write_text("half")
         raise failure
-    if isinstance(failure, OSError):  # one without a file's name gets the target's
-        assert isinstance(error.value, OSError) and error.value.filename == str(target)
+    if isinstance(error.value, OSError):
+        assert error.value.filename == ("it" if isinstance(failure, FileNotFoundError) else str(target))
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_errors_of_another_file_name_that_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as error, atomic_write(tmp_path / "out.txt"):
-        (tmp_path / "other").read_bytes()
-    assert str(error.value.filename) == str(tmp_path / "other")
 
 
 # ---- what stands in the way -----------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The prepare scripts of data/, each on a small synthetic tree of its corpus's layout."""
 
 import gzip
-import io
 import json
 import os
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from loading import Said, load_script, tar
+from loading import Said, encoded, load_script, tar
 
 from codec.corpus.manifest import ManifestError, Record, read_manifest
 from codec.corpus.scan import read_record
@@ -180,21 +179,18 @@ def write_shard(path: Path, members: dict[str, bytes], **links: bytes) -> Path:
 
 
 def speech_files(*keys: str) -> dict[str, bytes]:
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.zeros(1600), 16000, format="WAV")
-    return {name: text for key in keys for name, text in ((f"{key}.wav", buffer.getvalue()), (f"{key}.json", b"{}"))}
+    silence = encoded(np.zeros(1600))
+    return {name: text for key in keys for name, text in ((f"{key}.wav", silence), (f"{key}.json", b"{}"))}
 
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     """Two utterances, and between them one whose audio cannot be decoded, and two of mistaken metadata."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, np.full((16000, 2), 0.25), 16000, format="FLAC")
-    members = {}
+    members, audio = {}, encoded(np.full((16000, 2), 0.25), form="FLAC")
     for key in ("a", "broken", "typed", "listed", "b"):
         meta = {"speaker": f"of {key}", "split": "dev" if key == "b" else "train", "bandwidth_hz": 7000, "note": 1}
         wrong: dict[str, object] = {"typed": meta | {"speaker": 1}, "listed": [1]}
-        members[f"{key}.flac"] = b"no audio" if key == "broken" else buffer.getvalue()
+        members[f"{key}.flac"] = b"no audio" if key == "broken" else audio
         members[f"{key}.json"] = json.dumps(wrong.get(key, meta)).encode()
     return write_shard(tmp_path / "one.tar", members)
 

@@ -12,7 +12,6 @@ from codec.config import CodecConfig, ConfigError, from_dict
 from codec.model import Codec
 from codec.pretrained import find_model, shipped_models
 from codec.training.config import TrainConfig, load_train_config
-from codec.training.losses import SpectralLoss
 from codec.training.networks import looking_ahead
 
 FOLDERS = [ROOT / "recipes" / name for name in ("default", "libritts")]
@@ -99,12 +98,6 @@ def test_the_processes_of_every_launch_file_share_the_batch_evenly(path: Path) -
     batch_size = load_train_config(path).data.batch_size
     assert len(counts) == 4
     assert all(batch_size % count == 0 for count in counts.values() if path != DEBUG or count == 1)  # debug: for a CPU
-
-
-def test_terms_without_weight_are_not_computed() -> None:
-    other = ["losses.weights={stft: 0.0, envelope: 0.5}", "losses.windows=[512]", "losses.mels=[64]"]
-    for overrides, terms in (([], {"mel", "stft"}), (other, {"mel", "envelope"})):
-        assert set(SpectralLoss(24000, load_train_config(DEBUG, overrides).losses).terms) == terms
 
 
 def test_learning_rate_warms_up_twice_and_falls_to_its_end() -> None:
