@@ -40,8 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def tiny_config() -> CodecConfig:
     """16 kHz, 200 frames/s, three quantizers of 32 codes: 3 kbit/s. A window is 2.6 s, a block of a file 1.3 s."""
-    config: CodecConfig = load_script("tests/golden/make.py").tiny_config("residual_simvq")
-    return config
+    return load_script("tests/golden/make.py").tiny_config("residual_simvq")
 
 
 @pytest.fixture(scope="session")

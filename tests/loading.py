@@ -38,7 +38,6 @@ def load_script(path: str) -> ModuleType:
     name = path.removesuffix(".py").replace("/", "_")
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, ROOT / path)
-        assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)  # first, since dataclasses look their module up
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]

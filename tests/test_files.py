@@ -44,25 +44,15 @@ def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: B
 # ---- what stands in the way -----------------------------------------------------------------------------------------
 
 
-def special(path: Path, kind: str) -> Path:
-    """A file of this kind at ``path``: a pipe, or a link to what it says."""
-    if kind.endswith("pipe"):
-        os.mkfifo(path.with_name("pipe"))
-    if kind == "pipe":
-        return path.with_name("pipe")
-    target = {"link to a pipe": "pipe", "link to a device": "/dev/null", "link to itself": path.name, "circle": "other"}
-    path.symlink_to(target.get(kind, "."))
-    if kind == "circle":
-        path.with_name("other").symlink_to(path.name)
-    return path
-
-
-@pytest.mark.parametrize(
-    "kind", ["pipe", "link to a pipe", "link to a device", "link to itself", "circle", "link to a folder"]
-)
 @pytest.mark.parametrize("replace", [True, False])
-def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str, replace: bool) -> None:
-    target = special(tmp_path / "out.txt", kind)
+@pytest.mark.parametrize("leads_to", [None, "pipe", "/dev/null", "out.txt", "circle", "."])
+def test_what_is_no_file_is_never_replaced(tmp_path: Path, leads_to: str | None, replace: bool) -> None:
+    """A pipe, and links to it, to a device, to themselves, and to a folder."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("out.txt")
+    target = tmp_path / ("out.txt" if leads_to else "pipe")
+    if leads_to:
+        target.symlink_to(leads_to)
     before = {path.name: path.lstat().st_ino for path in tmp_path.iterdir()}
     with pytest.raises(OSError) as error, atomic_write(target, replace):
         pytest.fail("the work was begun")

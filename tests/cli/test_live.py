@@ -167,8 +167,7 @@ def start(command: str, model: Path, *options: str, **streams: IO[bytes] | int) 
 def test_sound_comes_out_before_the_input_ends(sound: Samples, tiny_model_folder: Path, backend: str) -> None:
     data, options = unknown_length(encoded(sound[:RATE])), ("--backend", backend)
     encoder = start("encode", tiny_model_folder, *options)
-    with encoder, start("decode", tiny_model_folder, *options, stdin=encoder.stdout) as decoder:  # type: ignore[arg-type]
-        assert encoder.stdin and decoder.stdout and encoder.stderr and decoder.stderr
+    with encoder, start("decode", tiny_model_folder, *options, stdin=encoder.stdout) as decoder:
         encoder.stdin.write(data[: 44 + RATE])  # half a second
         encoder.stdin.flush()
         first = decoder.stdout.read(44 + 2 * 4000)  # a quarter of a second of sound; the rest has not been written
@@ -184,7 +183,6 @@ def test_sound_comes_out_before_the_input_ends(sound: Samples, tiny_model_folder
 def test_an_interrupted_stream_is_ended(sound: Samples, tiny_model_folder: Path) -> None:
     data = unknown_length(encoded(sound[:RATE]))
     with start("encode", tiny_model_folder) as encoder:
-        assert encoder.stdin and encoder.stdout and encoder.stderr
         encoder.stdin.write(data)
         encoder.stdin.flush()
         reader = Reader(encoder.stdout)
@@ -209,7 +207,6 @@ def test_a_consumer_that_goes_ends_it_quietly(sound: Samples, tiny_model_folder:
         writer.write(np.zeros((3, 2000), int))
         data = stream.getvalue()
     with start(command, tiny_model_folder) as child:
-        assert child.stdin and child.stdout and child.stderr
 
         def feed(pipe: IO[bytes]) -> None:
             with suppress(BrokenPipeError), pipe:

@@ -170,7 +170,7 @@ def test_least_report(tmp_path: Path) -> None:
 
 
 def test_spectrograms_show_a_tone_where_it_is(tmp_path: Path) -> None:
-    """And silence is dark."""
+    """And silence is dark; of any length they have one size."""
     tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(24000) / 24000)
     for name, samples in (("a.wav", tone), ("silent.wav", 0 * tone)):
         soundfile.write(tmp_path / name, samples, 24000)
@@ -178,13 +178,10 @@ def test_spectrograms_show_a_tone_where_it_is(tmp_path: Path) -> None:
     loud, silent = (np.asarray(Image.open(BytesIO(image))) for image in images)
     assert abs((160 - loud[:, 240].argmax()) / 160 - height_of(1000, 24000)) < 0.02
     assert rate == 24000 and loud.max() == 63 and silent.max() == 0
-
-
-@pytest.mark.parametrize("samples", [1, 100, 24000 * 70])
-def test_spectrograms_of_any_length(samples: int, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "a.wav", np.zeros(samples), 24000)
-    (image,), _ = spectrograms([tmp_path / "a.wav"])
-    assert np.asarray(Image.open(BytesIO(image))).shape == (160, 480)
+    for samples in (1, 100, 24000 * 70):
+        soundfile.write(tmp_path / "a.wav", np.zeros(samples), 24000)
+        (image,), _ = spectrograms([tmp_path / "a.wav"])
+        assert np.asarray(Image.open(BytesIO(image))).shape == (160, 480)
 
 
 def test_numbers() -> None:

@@ -15,13 +15,15 @@ import torch
 
 from codec import Codec, CodecConfig, container
 from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
+from codec.corpus.manifest import Record, write_manifest
 from codec.evaluation.commands import evaluate_main
 from codec.quantizers import QUANTIZERS
 
 HERE = Path(__file__).parent
-sys.path.append(str(HERE.parent))  # for a script of its own; of the tests' modules
-ROOT = HERE.parents[1]
-CLIPS = [HERE.parent / "assets" / name for name in ("vctk-p228-0006.flac", "librispeech-5339-0001.flac")]
+sys.path.append(str(HERE.parent))  # where it is a script, and not one of the tests' modules
+from loading import ROOT, SPEECH, recipe  # noqa: E402
+
+CLIPS = [*SPEECH.values()]  # of 24 kHz, and of 16 kHz
 SHIPPED = ("speech-24khz-live-v3", "speech-24khz-single-v3", "speech-24khz-v3")
 FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
 PIECE = 8000  # samples of a clip that the tiny models see
@@ -81,20 +83,16 @@ def write_shipped(name: str) -> None:
 
 def write_corpus(folder: Path) -> Path:
     """A manifest of both clips."""
-    lines = []
+    manifest, records = folder / "manifest.jsonl", []
     for path in CLIPS:
-        info = soundfile.info(path)
-        facts = {"id": path.stem, "path": str(path), "num_samples": info.frames, "sample_rate": info.samplerate}
-        lines.append(json.dumps(facts | {"speaker": path.stem, "source": path.stem.split("-")[0]}) + "\n")
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("".join(lines))
+        info, source = soundfile.info(path), path.stem.split("-")[0]
+        records.append(Record(path.stem, str(path), info.frames, info.samplerate, path.stem, source=source))
+    write_manifest(manifest, records)
     return manifest
 
 
 def training_losses(folder: Path) -> list[dict[str, float]]:
     """Scalars of 20 steps of the debug recipe through all its phases, one thread."""
-    from loading import recipe
-
     manifest, config = write_corpus(folder), ROOT / "recipes" / "libritts" / "debug.yaml"
     settings = (f"data.train=[{manifest}]", f"data.valid=[{manifest}]", *PHASES, *LOGGING)
     command = ("--config", config, "--out", folder / "run", "--cpu", "--logger", "none", "--set", *settings)

@@ -280,6 +280,7 @@ def test_nearest_with_ties_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_rotation_takes_the_point_to_its_code_and_keeps_angles() -> None:
+    """And is finite at zero and between opposites."""
     generator = torch.Generator().manual_seed(0)
     z, e, gradient = torch.randn(3, 5, generator=generator, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda v: pass_gradient(v, e, "rotation"), z)
@@ -289,9 +290,6 @@ def test_rotation_takes_the_point_to_its_code_and_keeps_angles() -> None:
     assert torch.det(rotation) > 0.99
     pulled = jacobian.t() @ gradient  # what z gets makes with z the angle that the gradient makes with the code
     torch.testing.assert_close(F.cosine_similarity(pulled, z, dim=0), F.cosine_similarity(gradient, e, dim=0))
-
-
-def test_rotation_is_finite_at_zero_and_between_opposites() -> None:
     z = torch.tensor([[0.0, 0.0], [1.0, 2.0]], requires_grad=True)
     e = torch.tensor([[1.0, 0.0], [-1.0, -2.0]])
     out = pass_gradient(z, e, "rotation")

@@ -174,8 +174,12 @@ def test_weights_of_every_float_type(tiny_model_folder: Path, tmp_path: Path, dt
     np.testing.assert_allclose(onnx.decode(codes), codec.decode(codes).numpy(), atol=1e-5)
 
 
-def test_weights_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: Path) -> None:
-    """When they are needed: those of another model, and NaN."""
+def test_models_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: Path) -> None:
+    """Another quantizer at once; when they are needed, the weights of another model, and NaN."""
+    quantizer = QuantizerConfig("residual_vq", 2, 16, 4)
+    Codec(dataclasses.replace(tiny_config, quantizer=quantizer)).save_pretrained(tmp_path / "vq")
+    with pytest.raises(ModelError, match="the quantizer residual_vq, which runs with torch only"):
+        OnnxCodec.from_pretrained(tmp_path / "vq")
     codec = Codec(tiny_config)
     codec.decoder.input.bias.data[3] = torch.nan
     codec.save_pretrained(tmp_path / "own")
@@ -186,13 +190,6 @@ def test_weights_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: 
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "own" / "model.safetensors")
     with pytest.raises(ModelError, match=r"encoder\.output\.bias is \[12\], config\.json says \[16\]"):
         OnnxCodec.from_pretrained(tmp_path / "own").encode(np.zeros(400, np.float32), 16000)
-
-
-def test_other_quantizers_need_torch(tiny_config: CodecConfig, tmp_path: Path) -> None:
-    quantizer = QuantizerConfig("residual_vq", 2, 16, 4)
-    Codec(dataclasses.replace(tiny_config, quantizer=quantizer)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="the quantizer residual_vq, which runs with torch only"):
-        OnnxCodec.from_pretrained(tmp_path)
 
 
 def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_folder: Path) -> None:
