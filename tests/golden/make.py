@@ -17,6 +17,7 @@ from codec import Codec, CodecConfig, container
 from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.corpus.manifest import Record, write_manifest
 from codec.evaluation.commands import evaluate_main
+from codec.pretrained import shipped_models
 from codec.quantizers import QUANTIZERS
 
 HERE = Path(__file__).parent
@@ -24,7 +25,7 @@ sys.path.append(str(HERE.parent))  # where it is a script, and not one of the te
 from loading import ROOT, SPEECH, recipe  # noqa: E402
 
 CLIPS = [*SPEECH.values()]  # of 24 kHz, and of 16 kHz
-SHIPPED = ("speech-24khz-live-v3", "speech-24khz-single-v3", "speech-24khz-v3")
+SHIPPED = shipped_models()
 FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
 PIECE = 8000  # samples of a clip that the tiny models see
 PHASES = ("phases.steps=20", "phases.autoencoder=6", "phases.ramp=4", "phases.adversarial=12")

@@ -156,12 +156,6 @@ def test_a_codebook_of_averaged_weights_is_computed_anew() -> None:
     torch.testing.assert_close(quantizer.eval().codebook, 2 * before)
 
 
-def test_a_lookup_may_be_wider_than_the_latents() -> None:
-    quantizer = SimVQ(dim=4, codebook_size=512, codebook_dim=16)
-    output = quantizer(torch.randn(1, 4, 4000))
-    assert len(output.codes.unique()) > 400
-
-
 @pytest.mark.parametrize("width", [DIM, 5])
 @pytest.mark.parametrize("layout", ["vector-quantize-pytorch", "the paper's", "a pair"])
 def test_codes_of_other_layouts_are_equal(layout: str, width: int) -> None:

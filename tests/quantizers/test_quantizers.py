@@ -23,10 +23,11 @@ VARIANTS: dict[str, dict[str, object]] = {
     "learnable": {"basis": "learnable"},
     "diagonal": {"map": "diagonal"},
     "no_bias": {"map_bias": False},
+    "wider": {"codebook_dim": DIM + 4},  # than the latents
 }
 SIMVQ = ("simvq", "residual_simvq")
 GRIDS = ("fsq", "lfq", "lattice_vq")
-VARIANTS_OF = {kind: [*VARIANTS][: 6 if kind in SIMVQ else 1 if kind in GRIDS else 3] for kind in QUANTIZERS}
+VARIANTS_OF = {kind: [*VARIANTS][: 7 if kind in SIMVQ else 1 if kind in GRIDS else 3] for kind in QUANTIZERS}
 
 
 def make(kind: str, variant: str = "default", **fields: object) -> Any:

@@ -74,14 +74,11 @@ def test_config_mistakes_are_named(override: str, message: str) -> None:
         load_train_config(DEBUG, [override])
 
 
-def test_a_file_extends_one_other() -> None:
+def test_a_file_extends_one_other_and_mistaken_ones_are_named(tmp_path: Path) -> None:
     folder = ROOT / "recipes" / "default"
     whole, decoder = (load_train_config(folder / f"{name}.yaml") for name in ("speech-24khz-v3", "decoder"))
     assert decoder.model == whole.model and decoder.losses == whole.losses
     assert decoder.optimizer.hold == 0.4 and decoder.optimizer.warmup_steps == whole.optimizer.warmup_steps
-
-
-def test_mistaken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("base: c.yaml\n")
     for base in ("a.yaml", "b.yaml"):
         (tmp_path / "a.yaml").write_text(f"base: {base}\n")
