@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import soundfile
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from codec.config import DecoderConfig, EncoderConfig
 from codec.errors import STOPPING
 
+Speech = tuple[NDArray[np.float32], int]  # samples, and their rate in Hz
 Said = Callable[[], str]  # gives what was said, see conftest.py
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "tests" / "assets"

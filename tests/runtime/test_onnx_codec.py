@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loading import LOOKS
+from loading import LOOKS, Speech
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
@@ -23,18 +23,12 @@ from codec.pretrained import ModelError, shipped_models
 from codec.runtime import OnnxCodec
 
 pytest.importorskip("onnxruntime")
-Speech = tuple[NDArray[np.float32], int]
 MOST_TURNED = 0.0005  # share of codes that rounding may turn
 
 
 @pytest.fixture(scope="module", params=shipped_models())
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def pair(name: str) -> tuple[Codec, OnnxCodec]:
-    return Codec.from_pretrained(name), OnnxCodec.from_pretrained(name, num_threads=1)
+def pair(request: pytest.FixtureRequest) -> tuple[Codec, OnnxCodec]:
+    return Codec.from_pretrained(request.param), OnnxCodec.from_pretrained(request.param, num_threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +54,10 @@ def test_speech(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
 
 
 @pytest.mark.slow
-def test_eight_bits_keep_the_audio_close(name: str, speech: Speech) -> None:
+def test_eight_bits_keep_the_audio_close(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
     """Codes of the first stage are mostly the same; audio of the same codes differs by less than -30 dB."""
     samples, rate = speech
-    exact, rounded = OnnxCodec.from_pretrained(name), OnnxCodec.from_pretrained(name, bits=8)
+    exact, rounded = pair[1], OnnxCodec.from_pretrained(pair[0].name, bits=8)
     codes = exact.encode(samples, rate)
     assert np.mean(rounded.encode(samples, rate, 1) != codes[:, :1]) < 0.15
     audio = exact.decode(codes)
