@@ -31,6 +31,7 @@ from typing import Any, NoReturn
 from codec import __version__
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
+STOPPING = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # there is no SIGHUP on Windows
 
 DISTRIBUTION = "simvq-codec"  # what pip calls this package
 EXTRAS = {  # package -> the extra of this one that brings it; heavy packages are imported where they are used
@@ -140,7 +141,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     A polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out, and ``interrupted``
     is said.
     """
-    for polite in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+    for polite in STOPPING:
         if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
             signal.signal(polite, _interrupt)
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -48,7 +48,7 @@ from codec.training.config import TrainConfig, load_train_config
 from codec.training.data import SegmentDataset, batches, end_readers
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
 from codec.training.networks import Networks, build_networks, set_learning_rates, start_quantizer, update_average
-from codec.training.progress import Clock, Counters, StopSignal, of_first_process
+from codec.training.progress import Clock, Counters, StopSignal, of_every_process
 from codec.training.tracking import LONGEST, Tracker, codebook_scalars, show_examples, validate
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def train(args: argparse.Namespace) -> int:
         return EXIT_OK
     stop.listen()
     bar = begin_record(run, args.logger)
-    stream = batches(config, run.dataset, counters.step, accelerator)
+    stream = batches(run.dataset, range(counters.step, config.phases.steps), accelerator)
     before, began = counters.seconds, time.monotonic()
     counter, clock = CodebookCounter(networks.codec.num_quantizers, networks.codec.codebook_size), Clock()
 
@@ -123,18 +123,18 @@ def train(args: argparse.Namespace) -> int:
         counters.skipped_files += int(segments["skipped"].sum())  # before they are on a GPU: the sum would wait for it
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in segments.items()}
         if counters.step == config.phases.autoencoder and not networks.quantizer_matched:
-            start_quantizer(networks, run.dataset, config.data.batch_size, accelerator.device)
-        set_learning_rates(networks.optimizers, config.optimizer, config.learning_rate(counters.step, counters.seconds))
+            start_quantizer(networks, run.dataset)
+        set_learning_rates(networks.optimizers, config.learning_rate(counters.step, counters.seconds))
         torch.manual_seed(hash((config.seed, counters.step, accelerator.process_index)))
         logged, output = train_step(run, batch)
         counters.step += 1
         counters.seconds = before + time.monotonic() - began
         if config.phases.minutes:  # they decide on the learning rate and the end
-            counters.seconds = of_first_process(counters.seconds, accelerator)
+            counters.seconds = of_every_process(counters.seconds, accelerator)[0]
         bar.update()
         if not stop.begun:
             stop.begun = True
-            report_pace(run, clock.busy)
+            report_pace(run, counters.seconds - before - clock.waited)
         if output.codes is not None:
             counter.add(output.codes)
         if counters.step % config.log.scalars_every == 0:
@@ -172,6 +172,7 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
     waveform, weights = batch["waveform"], config.losses.weights
     quantize = step >= config.phases.autoencoder
     adversarial = 0 <= config.phases.adversarial <= step
+    *codec_optimizers, discriminator_optimizer = networks.optimizers.values()
     output: CodecOutput = networks.codec_step(
         waveform, quantize=quantize, quantizer_dropout=config.quantizer_dropout if quantize else 0.0
     )
@@ -189,8 +190,7 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
         outputs = networks.discriminators_step(torch.cat([recorded, decoded.detach()]))
         loss = discriminator_loss(outputs, count)
         logged["loss/discriminator"] = loss.detach()
-        optimizers = [networks.optimizers["discriminator_optimizer"]]
-        norm, all_finite = update(run, loss, networks.discriminators_step, optimizers, batch)
+        norm, all_finite = update(run, loss, networks.discriminators_step, [discriminator_optimizer], batch)
         logged["gradient_norm/discriminator"] = norm
 
     copies = len(output.waveform) // len(waveform)  # one for each decoder
@@ -214,7 +214,7 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
             total = total + 0.0 * parameter.sum()
     logged |= {f"loss/{name}": term.detach() for name, term in terms.items()}
     logged |= {f"weighted/{name}": term.detach() for name, term in weighted.items()} | {"loss/total": total.detach()}
-    norm, finite = update(run, total, networks.codec_step, networks.codec_optimizers, batch)
+    norm, finite = update(run, total, networks.codec_step, codec_optimizers, batch)
     logged["gradient_norm/codec"] = norm
     if finite:
         update_average(networks, config.optimizer.ema_decay, step)

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import soundfile
 import torch
 from hypothesis import settings
-from loading import SPEECH, Said, load_script, resize
-from numpy.typing import NDArray
+from loading import SPEECH, Said, Speech, load_script, resize
 
 from codec import Codec, CodecConfig
 
@@ -40,8 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def tiny_config() -> CodecConfig:
     """16 kHz, 200 frames/s, three quantizers of 32 codes: 3 kbit/s. A window is 2.6 s, a block of a file 1.3 s."""
-    config: CodecConfig = load_script("tests/golden/make.py").tiny_config("residual_simvq")
-    return config
+    return load_script("tests/golden/make.py").tiny_config("residual_simvq")
 
 
 @pytest.fixture(scope="session")
@@ -55,7 +52,7 @@ def tiny_model_folder(tiny_config: CodecConfig, tmp_path_factory: pytest.TempPat
 
 
 @pytest.fixture(params=SPEECH.values(), ids=lambda path: path.stem)
-def speech(request: pytest.FixtureRequest) -> tuple[NDArray[np.float32], int]:
+def speech(request: pytest.FixtureRequest) -> Speech:
     """Samples ``[T]`` of a real clip and their rate in Hz: 2.7 s at 24 kHz, then 3.0 s at 16 kHz."""
     samples, rate = soundfile.read(request.param, dtype="float32")
     return samples, rate

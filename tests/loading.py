@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import signal
 import subprocess
 import sys
 import tarfile
@@ -11,10 +12,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
 import pytest
+import soundfile
+from numpy.typing import NDArray
 
 from codec.config import DecoderConfig, EncoderConfig
+from codec.errors import STOPPING
 
+Speech = tuple[NDArray[np.float32], int]  # samples, and their rate in Hz
 Said = Callable[[], str]  # gives what was said, see conftest.py
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "tests" / "assets"
@@ -34,15 +40,34 @@ def load_script(path: str) -> ModuleType:
     name = path.removesuffix(".py").replace("/", "_")
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, ROOT / path)
-        assert spec is not None and spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)  # first, since dataclasses look their module up
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
 
 
+def recipe(name: str, *args: object) -> int:
+    """The exit code of a script's main, called in this process with these arguments."""
+    script = load_script(f"recipes/{name}.py")
+    handlers = {number: signal.getsignal(number) for number in (*STOPPING, signal.SIGCHLD)}
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
+            return script.main()  # type: ignore[no-any-return]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     """A Python process of its own that ran ``code``."""
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+
+
+def encoded(samples: NDArray[Any], rate: int = 16000, form: str = "WAV", **kind: Any) -> bytes:
+    """The samples ``[T]`` or ``[T, C]`` as an audio file."""
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format=form, **kind)
+    return file.getvalue()
 
 
 def tar(members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w", **links: bytes) -> bytes:

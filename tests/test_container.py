@@ -37,17 +37,10 @@ def with_checksum(data: bytes) -> bytes:
     return data + struct.pack("<I", zlib.crc32(data))
 
 
-def header_bytes(
-    num_samples: int = 320,
-    stages: int = 2,
-    size: int = 32,
-    name: bytes = b"x",
-    hop: int = 320,
-    gain: float = 0.0,
-    added: bytes = b"",
-) -> bytes:
-    """A header written without the module under test."""
-    numbers = (24000, 24000, num_samples, hop, stages, size, gain, len(added))
+def header_bytes(num_samples: int = 320, name: bytes = b"x", added: bytes = b"", **facts: float) -> bytes:
+    """A header written without the module under test; ``facts`` are hop, stages, size and gain."""
+    facts = {"hop": 320, "stages": 2, "size": 32, "gain": 0.0} | facts
+    numbers = (24000, 24000, num_samples, *facts.values(), len(added))
     fixed = b"SVQC\2" + bytes(16) + struct.pack("<IIQHBIfH", *numbers)
     return with_checksum(fixed + bytes([len(name)]) + name + added)
 
@@ -134,13 +127,11 @@ def test_round_trip(size: int, stages: int, frames: int, seed: int, sizes: list[
         assert read_slowly == codes.T.tolist() and struct.unpack("<f", data[44:48]) == (header.gain_db,)
 
 
+RATES = st.integers(1000, 768_000)
+
+
 @settings(deadline=None)
-@given(
-    samples=st.integers(0, 200_000),
-    original=st.integers(1000, 768_000),
-    rate=st.integers(1000, 768_000),
-    hop=st.integers(1, 65535),
-)
+@given(samples=st.integers(0, 200_000), original=RATES, rate=RATES, hop=st.integers(1, 65535))
 def test_number_of_frames(samples: int, original: int, rate: int, hop: int) -> None:
     header, _ = make(0, num_samples=samples, original_sample_rate=original, sample_rate=rate, hop_length=hop)
     assert header.num_frames == math.ceil(Fraction(math.ceil(Fraction(samples * rate, original)), hop))

@@ -24,47 +24,35 @@ def test_success_replaces(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.parametrize("failure", [KeyboardInterrupt(), ValueError("broken"), OSError(28, "No space left on device")])
+FAILURES = [KeyboardInterrupt(), ValueError("broken"), OSError(28, "No space left"), FileNotFoundError(2, "No", "it")]
+
+
+@pytest.mark.parametrize("failure", FAILURES, ids=repr)
 def test_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path, failure: BaseException) -> None:
+    """An error without a file's name gets the target's; one of another file keeps that one's."""
     target = tmp_path / "out.txt"
     target.write_text("old")
     with pytest.raises(type(failure)) as error, atomic_write(target) as temporary:
         temporary.write_text("half")
         raise failure
-    if isinstance(failure, OSError):  # one without a file's name gets the target's
-        assert isinstance(error.value, OSError) and error.value.filename == str(target)
+    if isinstance(error.value, OSError):
+        assert error.value.filename == ("it" if isinstance(failure, FileNotFoundError) else str(target))
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_errors_of_another_file_name_that_one(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as error, atomic_write(tmp_path / "out.txt"):
-        (tmp_path / "other").read_bytes()
-    assert str(error.value.filename) == str(tmp_path / "other")
 
 
 # ---- what stands in the way -----------------------------------------------------------------------------------------
 
 
-def special(path: Path, kind: str) -> Path:
-    """A file of this kind at ``path``: a pipe, or a link to what it says."""
-    if kind.endswith("pipe"):
-        os.mkfifo(path.with_name("pipe"))
-    if kind == "pipe":
-        return path.with_name("pipe")
-    target = {"link to a pipe": "pipe", "link to a device": "/dev/null", "link to itself": path.name, "circle": "other"}
-    path.symlink_to(target.get(kind, "."))
-    if kind == "circle":
-        path.with_name("other").symlink_to(path.name)
-    return path
-
-
-@pytest.mark.parametrize(
-    "kind", ["pipe", "link to a pipe", "link to a device", "link to itself", "circle", "link to a folder"]
-)
 @pytest.mark.parametrize("replace", [True, False])
-def test_what_is_no_file_is_never_replaced(tmp_path: Path, kind: str, replace: bool) -> None:
-    target = special(tmp_path / "out.txt", kind)
+@pytest.mark.parametrize("leads_to", [None, "pipe", "/dev/null", "out.txt", "circle", "."])
+def test_what_is_no_file_is_never_replaced(tmp_path: Path, leads_to: str | None, replace: bool) -> None:
+    """A pipe, and links to it, to a device, to themselves, and to a folder."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "circle").symlink_to("out.txt")
+    target = tmp_path / ("out.txt" if leads_to else "pipe")
+    if leads_to:
+        target.symlink_to(leads_to)
     before = {path.name: path.lstat().st_ino for path in tmp_path.iterdir()}
     with pytest.raises(OSError) as error, atomic_write(target, replace):
         pytest.fail("the work was begun")

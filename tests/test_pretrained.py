@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import ROOT
-from numpy.typing import NDArray
+from loading import SPEECH, Speech
 from safetensors import safe_open
 
 from codec import Codec, container
@@ -16,8 +15,6 @@ from codec.cli.commands import decode_main, encode_main
 from codec.evaluation.metrics import Pair, pesq_wb, stoi
 from codec.pretrained import ModelError, find_model, shipped_models
 from codec.runtime import OnnxCodec
-
-Speech = tuple[NDArray[np.float32], int]
 
 # name: quantizers, codebook size, bit/s, and the least PESQ-WB and STOI of two short clips
 SHIPPED = {
@@ -53,11 +50,10 @@ def test_size_rates_and_card(model: Codec) -> None:
 @pytest.mark.slow
 def test_files_tell_their_model(tmp_path: Path) -> None:
     """A .codes file names its model with the version; two decoders of the same codes are not mistaken for another model."""
-    source = ROOT / "tests" / "assets" / "vctk-p228-0006.flac"
     decoded = {}
     for name in ("speech-24khz", "speech-24khz-single"):
         codes, audio = tmp_path / f"{name}.codes", tmp_path / f"{name}.wav"
-        assert encode_main([str(source), str(codes), "--model", name]) == 0
+        assert encode_main([str(SPEECH[24000]), str(codes), "--model", name]) == 0
         assert container.read(codes)[0].model == f"{name}-v3"
         for model in ("", *shipped_models()):
             code = decode_main([str(codes), str(audio), "--force", *(["--model", model] if model else [])])

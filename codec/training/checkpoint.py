@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from codec.errors import CodecError
 from codec.files import atomic_write, write_json
+from codec.training.progress import of_every_process
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -61,8 +62,7 @@ def load_checkpoint(checkpoint: Path, modules: Modules, optimizers: Optimizers) 
     tensors, meta = read_checkpoint(checkpoint)
     expected = {f"{name}/{key}": t.shape for name, module in modules.items() for key, t in module.state_dict().items()}
     stored = {key: t.shape for key, t in tensors.items() if key.partition("/")[0] in modules}
-    other = sorted(key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key))
-    if other:
+    if other := sorted({key for key, _ in expected.items() ^ stored.items()}):
         raise CheckpointError(
             f"{checkpoint} does not fit this configuration: {len(other)} tensors are missing, foreign or of another shape "
             f"({', '.join(other[:3])}{', ...' if len(other) > 3 else ''}); take the run's own model and discriminator "
@@ -78,8 +78,7 @@ def load_checkpoint(checkpoint: Path, modules: Modules, optimizers: Optimizers) 
     for name, module in modules.items():
         module.load_state_dict(module_tensors(tensors, name))
     for name, optimizer in optimizers.items():
-        groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": states[name], "param_groups": groups})
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": states[name]})
     return meta
 
 
@@ -138,8 +137,7 @@ def start_from(run: Path, resume: bool, legs: bool, accelerator: Accelerator) ->
     folder = run / CHECKPOINTS
     checkpoints = whole_checkpoints(folder)
     step = int(checkpoints[-1].name.removeprefix("step_")) if checkpoints else -1
-    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
-    if len(set(steps)) > 1:
+    if len(set(steps := of_every_process(step, accelerator))) > 1:
         where = ", ".join(str(step) if step >= 0 else "none" for step in steps)
         raise CheckpointError(
             f"--out {run} must lie on a disk that all machines share: the processes see checkpoints of step {where}"

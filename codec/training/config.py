@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
-from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +18,7 @@ WEIGHTS = dict(  # of the loss terms, unless a configuration says otherwise
 )
 
 
-def bounded(default: Any, low: float, high: float = inf) -> Any:
+def bounded(default: Any, low: float, high: float = math.inf) -> Any:
     """A field that holds a number, or several, from ``low`` to ``high``."""
     return field(default=default, metadata={"bounds": (low, high)})
 
@@ -31,7 +30,7 @@ class Bounded:
     def __post_init__(self) -> None:
         for each in (each for each in fields(self) if "bounds" in each.metadata):
             (low, high), value = each.metadata["bounds"], getattr(self, each.name)
-            allowed = f"{low:g} or more" if high == inf else f"from {low:g} to {high:g}"
+            allowed = f"{low:g} or more" if high == math.inf else f"from {low:g} to {high:g}"
             value = tuple(value.values()) if isinstance(value, dict) else value
             for number in value if isinstance(value, tuple) else (value,):
                 require(low <= number <= high, f"{each.name} must be {allowed}, not {shown(number)}")
@@ -92,8 +91,9 @@ class PhaseConfig(Bounded):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        early = 0 <= self.adversarial < self.autoencoder
-        require(not early, "adversarial training must not begin before the quantizer")
+        require(
+            not 0 <= self.adversarial < self.autoencoder, "adversarial training must not begin before the quantizer"
+        )
 
     def progress(self, step: int, seconds: float) -> float:
         """Share of the run that is over at ``step``, after so many seconds of training."""
@@ -269,7 +269,7 @@ class TrainConfig(Bounded):
         return share * (optimizer.final_ratio + (1 - optimizer.final_ratio) * cosine)
 
 
-def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML configuration; ``overrides`` are ``key.path=value``, the value in YAML.
 
     A file may extend one other that stands alone: ``base: other.yaml``, relative to itself.
@@ -278,7 +278,6 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
         ConfigError: not YAML, unknown key, wrong type, values that contradict each other, or a base with a base.
         OSError: the file or its base cannot be read.
     """
-    path = Path(path)
     values = read_yaml(path)
     if "base" in values:
         base = str(values.pop("base"))

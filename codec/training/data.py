@@ -8,22 +8,20 @@ import multiprocessing
 import signal
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from multiprocessing.pool import ThreadPool
 from typing import TYPE_CHECKING
 
 import numpy as np
-import soxr
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from codec.audio import AudioReader, resample
 from codec.corpus.manifest import ManifestError, Record, audio_source
 from codec.corpus.scan import read_record
-from codec.errors import CodecError
+from codec.errors import STOPPING, CodecError
 from codec.level import factor, gain_of
-from codec.training.config import DataConfig, TrainConfig
-from codec.training.progress import STOPPING, TrainingError
+from codec.training.config import DataConfig
+from codec.training.progress import TrainingError
+from codec.workers import in_threads
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -83,8 +81,22 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         }
 
     def cut(self, number: int, position: float) -> Tensor:
-        """A segment ``[T]`` of the record of this number, given where in it it starts (0 to 1)."""
-        return torch.from_numpy(read_segment(self.records[number], position, self.num_samples, self.sample_rate))
+        """A segment ``[T]`` of the record of this number, mixed down to mono and resampled; zeros after the end.
+
+        ``position`` in [0, 1) chooses the start among all that keep the segment inside the file. A margin is read and cut off
+        on both sides, so that the resampler never sees an edge inside the segment.
+        """
+        record = self.records[number]
+        with AudioReader(audio_source(record), record.path) as reader:
+            rate, total = reader.sample_rate, reader.claimed_samples or record.num_samples
+            length = math.ceil(self.num_samples * rate / self.sample_rate)
+            start = int(position * (max(total - length, 0) + 1))
+            margin = 0 if rate == self.sample_rate else rate // 50
+            before = min(margin, start)
+            samples = reader.segment(start - before, min(before + length + margin, total - start + before))
+        samples = resample(samples, rate, self.sample_rate)
+        samples = samples[round(before * self.sample_rate / rate) :][: self.num_samples]
+        return torch.from_numpy(np.pad(samples, (0, self.num_samples - len(samples))))
 
     def count_bad(self, record: Record, error: object) -> None:
         """Note a file that cannot be read.
@@ -113,25 +125,6 @@ def draw_weights(records: Sequence[Record], max_speaker_hours: float) -> list[fl
     return [record.duration * min(1.0, most / spoken[record.speaker or record.id]) for record in records]
 
 
-def read_segment(record: Record, position: float, num_samples: int, sample_rate: int) -> NDArray[np.float32]:
-    """``num_samples`` at ``sample_rate`` from a file, mixed down to mono and resampled; zeros after the end.
-
-    ``position`` in [0, 1) chooses the start among all that keep the segment inside the file. A margin is read and cut off
-    on both sides, so that the resampler never sees an edge inside the segment.
-    """
-    with AudioReader(audio_source(record), record.path) as reader:
-        rate, total = reader.sample_rate, reader.claimed_samples or record.num_samples
-        length = math.ceil(num_samples * rate / sample_rate)
-        start = int(position * (max(total - length, 0) + 1))
-        margin = 0 if rate == sample_rate else rate // 50
-        before = min(margin, start)
-        samples = reader.segment(start - before, min(before + length + margin, total - start + before))
-    if rate != sample_rate:
-        samples = soxr.resample(samples, rate, sample_rate)
-    samples = samples[round(before * sample_rate / rate) :][:num_samples]
-    return np.pad(samples, (0, num_samples - len(samples))).astype(np.float32)
-
-
 class ResidentDataset(SegmentDataset):
     """The segments of another dataset, to 16 bits, cut from speech that is read once and lies in the memory of a device.
 
@@ -143,22 +136,18 @@ class ResidentDataset(SegmentDataset):
     def __init__(self, dataset: SegmentDataset, device: torch.device) -> None:
         super().__init__(dataset.records, dataset.sample_rate, dataset.config, dataset.seed)
         self.tried |= {each.id for each in self.records}  # bad ones may stand together, and the first ones may be bad
-        self.utterances: list[Tensor] = []
-        weights = np.diff(self.ends, prepend=0.0)
-        with ThreadPool(max(self.config.workers, 1)) as pool:  # decoding and resampling are not held up by Python
-            for number, samples in enumerate(pool.imap(self._whole, self.records)):
-                if isinstance(samples, Exception):
-                    self.count_bad(self.records[number], samples)
-                    samples, weights[number] = torch.zeros(0, dtype=torch.int16), 0.0
-                self.utterances.append(samples.to(device))
-        self.ends = np.cumsum(weights)
+        threads = max(self.config.workers, 1)  # decoding and resampling are not held up by Python
+        self.utterances = [samples.to(device) for samples in in_threads(self._whole, self.records, threads)]
+        readable = [len(samples) > 0 for samples in self.utterances]
+        self.ends, self.skipped = np.cumsum(np.diff(self.ends, prepend=0.0) * readable), readable.count(False)
 
-    def _whole(self, record: Record) -> Tensor | Exception:
-        """An utterance as 16-bit samples ``[T]``, or why it cannot be read."""
+    def _whole(self, record: Record) -> Tensor:
+        """An utterance as 16-bit samples ``[T]``, none where it cannot be read."""
         try:
             samples = resample(*read_record(record), self.sample_rate)
         except (OSError, CodecError) as error:
-            return error
+            self.count_bad(record, error)
+            samples = np.zeros(0, np.float32)
         return torch.from_numpy((samples.clip(-1, 1) * FULL_SCALE).round().astype(np.int16))
 
     def cut(self, number: int, position: float) -> Tensor:
@@ -168,22 +157,21 @@ class ResidentDataset(SegmentDataset):
         return torch.nn.functional.pad(segment, (0, self.num_samples - len(segment)))
 
 
-def batches(
-    config: TrainConfig, dataset: SegmentDataset, first: int, accelerator: Accelerator
-) -> Iterator[dict[str, Tensor]]:
-    """Yield this process's share of every batch from step ``first`` on.
+def batches(dataset: SegmentDataset, steps: range, accelerator: Accelerator) -> Iterator[dict[str, Tensor]]:
+    """Yield this process's share of the batch of each step.
 
     Raises:
         ManifestError: too many files cannot be read.
         TrainingError: the readers lack shared memory.
     """
-    rank, share = accelerator.process_index, config.data.batch_size // accelerator.num_processes
-    starts = (step * config.data.batch_size + rank * share for step in range(first, config.phases.steps))
+    config, rank = dataset.config, accelerator.process_index
+    share = config.batch_size // accelerator.num_processes
+    starts = (step * config.batch_size + rank * share for step in steps)
     indices = (list(range(start, start + share)) for start in starts)
-    workers = 0 if config.data.resident else config.data.workers
+    workers = 0 if config.resident else config.workers
     try:
         yield from torch.utils.data.DataLoader(
-            ResidentDataset(dataset, accelerator.device) if config.data.resident else dataset,
+            ResidentDataset(dataset, accelerator.device) if config.resident else dataset,
             batch_sampler=indices,
             num_workers=workers,
             prefetch_factor=8 if workers else None,

@@ -61,7 +61,6 @@ class SpectralLoss(nn.Module):
             tables[f"edges_{n_fft}"] = spectral.mel_edges(sample_rate, n_mels)[2:]
             tables[f"bins_{n_fft}"] = spectral.bin_frequencies(sample_rate, n_fft)
             tables[f"widths_{n_fft}"] = _bin_widths(sample_rate, n_fft, config.phase_scale)
-        for n_fft in self.terms.get("envelope", ()):
             tables[f"envelope_filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, ENVELOPE_BANDS)
         for name, table in tables.items():  # they move with the module between devices, and are no part of its state
             self.register_buffer(name, table, persistent=False)
@@ -113,11 +112,10 @@ def _mean_over_bands(values: Tensor, edges: Tensor, bandwidth: Tensor) -> Tensor
 
 def _bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -> Tensor:
     """How much each bin counts, ``[n_fft // 2 + 1]``, of sum 1."""
-    if scale == "linear":
-        return torch.full((n_fft // 2 + 1,), 1 / (n_fft // 2 + 1))
-    frequencies = spectral.bin_frequencies(sample_rate, n_fft)
-    half = sample_rate / n_fft / 2
-    widths = spectral.hz_to_mel(frequencies + half) - spectral.hz_to_mel(frequencies - half)
+    frequencies, half = spectral.bin_frequencies(sample_rate, n_fft), sample_rate / n_fft / 2
+    widths = torch.ones_like(frequencies)
+    if scale == "mel":
+        widths = spectral.hz_to_mel(frequencies + half) - spectral.hz_to_mel(frequencies - half)
     return widths / widths.sum()
 
 
@@ -156,22 +154,18 @@ def generator_loss(fake: Outputs) -> Tensor:
 def feature_matching_loss(real: Outputs, fake: Outputs) -> Tensor:
     """Distance of the hidden activations, relative to their mean size on recorded speech.
 
-    ``1/K sum_k 1/L_k sum_l mean |F_kl(x) - F_kl(x')| / mean |F_kl(x)|`` for each item, both means over its activations;
-    then the mean over items. It averages over a discriminator's L_k layers, then over discriminators (EnCodec, arXiv
-    2210.13438, eq. 2). The logits do not count, and the recorded speech's activations are a target without gradient.
+    ``1/K sum_k 1/L_k sum_l mean |F_kl(x) - F_kl(x')| / mean |F_kl(x)|`` for each item, both means over its activations, so
+    that a batch shared by several processes gives the gradient of the whole; then the mean over items. It averages over a
+    discriminator's L_k layers, then over discriminators (EnCodec, arXiv 2210.13438, eq. 2). The logits do not count, and the
+    recorded speech's activations are a target without gradient. ``fake`` may hold the items of ``real`` several times over.
     """
     terms = []
-    for r, f in zip(real, fake, strict=True):
-        layers = [_feature_distance(fr.detach(), ff) for fr, ff in zip(r.features, f.features, strict=True)]
+    for recorded, decoded in zip(real, fake, strict=True):
+        layers = []
+        for x, y in zip(recorded.features, decoded.features, strict=True):
+            target = x.detach().float()
+            size = target.abs().mean(dim=(1, 2, 3)).clamp(min=FEATURE_FLOOR)
+            difference = target - y.float().unflatten(0, (-1, len(x)))  # [decoders, B, C, H, W]
+            layers.append((difference.abs().mean(dim=(2, 3, 4)) / size).mean())
         terms.append(torch.stack(layers).mean())
     return torch.stack(terms).mean()
-
-
-def _feature_distance(real: Tensor, fake: Tensor) -> Tensor:
-    """Item by item, so that a batch shared by several processes gives the gradient of the whole.
-
-    ``fake`` may hold the items of ``real`` several times over.
-    """
-    size = real.float().abs().mean(dim=(1, 2, 3)).clamp(min=FEATURE_FLOOR)
-    difference = real.float() - fake.float().unflatten(0, (-1, len(real)))  # [decoders, B, C, H, W]
-    return (difference.abs().mean(dim=(2, 3, 4)) / size).mean()

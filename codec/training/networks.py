@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from codec.autoencoder import Decoder, DepthwiseConv
-from codec.config import CodecConfig, ConfigError, to_dict
+from codec.config import CodecConfig, ConfigError
 from codec.model import Codec, CodecOutput
 from codec.pretrained import DISCRIMINATORS, find_model
 from codec.training.config import OptimizerConfig, TrainConfig
@@ -63,7 +63,7 @@ class Networks:
     codec: JointCodec
     average: JointCodec
     discriminators: Discriminators
-    optimizers: dict[str, Optimizer]  # of the codec, see codec_optimizers, and "discriminator_optimizer"
+    optimizers: dict[str, Optimizer]  # of the codec, see codec_optimizers, then "discriminator_optimizer"
     codec_step: nn.Module  # the codec, prepared for many processes
     discriminators_step: nn.Module
     quantizer_matched: bool  # the codebooks came with the weights and fit their latents already
@@ -71,10 +71,6 @@ class Networks:
     @property
     def modules(self) -> dict[str, nn.Module]:
         return {"codec": self.codec, "average": self.average, "discriminators": self.discriminators}
-
-    @property
-    def codec_optimizers(self) -> list[Optimizer]:
-        return [optimizer for name, optimizer in self.optimizers.items() if name != "discriminator_optimizer"]
 
 
 def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | None) -> Networks:
@@ -101,22 +97,17 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
             fixed.requires_grad_(False).eval()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:
+        # the averaging over processes would warn of a depthwise filter's strides, which are those of channels-last
+        # activations; in memory they are one with the usual ones, as all but two dimensions have size 1
         for filters in (p for p in codec.parameters() if p.ndim == 4 and p.requires_grad):
-            filters.register_hook(_plainly_strided)
+            filters.register_hook(lambda gradient: gradient.flatten().view(gradient.shape))
     optimizers = codec_optimizers(codec, config.optimizer)
-    optimizers |= {"discriminator_optimizer": adamw(discriminators.parameters(), config.optimizer)}
+    rate = config.optimizer.discriminator_learning_rate
+    optimizers["discriminator_optimizer"] = adamw(discriminators.parameters(), config.optimizer, rate)
     forward = torch.compile(codec) if config.compile else codec
     codec_step, discriminators_step, *prepared = accelerator.prepare(forward, discriminators, *optimizers.values())
     optimizers = dict(zip(optimizers, prepared, strict=True))
     return Networks(codec, average, discriminators, optimizers, codec_step, discriminators_step, quantizer_matched)
-
-
-def _plainly_strided(gradient: Tensor) -> Tensor:
-    """The same values with the usual strides: the averaging over processes would warn of a depthwise filter's own.
-
-    They are those of channels-last activations. In memory the two are one, as all but two dimensions have size 1.
-    """
-    return gradient.flatten().view(gradient.shape)
 
 
 def codec_optimizers(codec: Codec, settings: OptimizerConfig) -> dict[str, Optimizer]:
@@ -127,39 +118,37 @@ def codec_optimizers(codec: Codec, settings: OptimizerConfig) -> dict[str, Optim
     """
     trained = {name: p for name, p in codec.named_parameters() if p.requires_grad}
     if not settings.muon_learning_rate:
-        return {"optimizer": adamw(trained.values(), settings)}
+        return {"optimizer": adamw(trained.values(), settings, settings.learning_rate)}
     if not hasattr(torch.optim, "Muon"):
         raise ConfigError(f"optimizer.muon_learning_rate needs torch >= 2.9, not {torch.__version__}; set it to 0")
-    inside = (name for name, p in trained.items() if p.ndim == 2 and not name.startswith("quantizer."))
-    hidden = {name for name in inside if not name.endswith(ENDS)}
+    inside = {name: p for name, p in trained.items() if p.ndim == 2 and not name.startswith("quantizer.")}
+    hidden = {name: p for name, p in inside.items() if not name.endswith(ENDS)}
     muon = torch.optim.Muon(  # its steps scaled to the size of AdamW's: Liu et al., arXiv 2502.16982, section 2.2
-        [p for name, p in trained.items() if name in hidden],
+        hidden.values(),
         lr=settings.muon_learning_rate,
         weight_decay=settings.weight_decay,
         ns_steps=MUON_ITERATIONS,
         adjust_lr_fn="match_rms_adamw",
     )
     others = [p for name, p in trained.items() if name not in hidden]
-    return {"optimizer": adamw(others, settings), "matrix_optimizer": muon}
+    return {"optimizer": adamw(others, settings, settings.learning_rate), "matrix_optimizer": muon}
 
 
-def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerConfig) -> torch.optim.AdamW:
+def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerConfig, learning_rate: float) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices and filters, not on biases, norms and scales."""
     parameters = list(parameters)
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas)
+    return torch.optim.AdamW(groups, lr=learning_rate, betas=settings.betas)
 
 
-def set_learning_rates(optimizers: dict[str, Optimizer], settings: OptimizerConfig, share: float) -> None:
+def set_learning_rates(optimizers: dict[str, Optimizer], share: float) -> None:
     """Set every rate to this share of its peak: from the step alone, so nothing to restore and nothing to step twice."""
-    peaks = {"optimizer": settings.learning_rate, "matrix_optimizer": settings.muon_learning_rate}
-    peaks["discriminator_optimizer"] = settings.discriminator_learning_rate
-    for name, optimizer in optimizers.items():
+    for optimizer in optimizers.values():
         for group in optimizer.param_groups:
-            group["lr"] = share * peaks[name]
+            group["lr"] = share * optimizer.defaults["lr"]
 
 
 def start_codec(codec: JointCodec, source: Codec, name: str) -> bool:
@@ -183,13 +172,12 @@ def start_codec(codec: JointCodec, source: Codec, name: str) -> bool:
 
 def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
     """Whether ``target`` is ``source`` but for its quantizer, how far it looks ahead, and more blocks of the same width."""
-    depths, others = [], []
-    for config in (source, target):
-        values = to_dict(config) | {"quantizer": None}
-        depths.append([values["decoder"].pop("depth"), *values["encoder"].pop("depths")])
-        for part in (values["encoder"], values["decoder"]):
-            part.pop("look_ahead", None)  # copy_blocks shifts the filters
-        others.append(values)
+    free = {"depths": None, "depth": None, "look_ahead": None}  # copy_blocks shifts the filters
+    others = [
+        vars(c) | {"quantizer": None, "encoder": vars(c.encoder) | free, "decoder": vars(c.decoder) | free}
+        for c in (source, target)
+    ]
+    depths = [(c.decoder.depth, *c.encoder.depths) for c in (source, target)]
     return others[0] == others[1] and all(old <= new for old, new in zip(*depths, strict=True))
 
 
@@ -230,16 +218,16 @@ def start_discriminators(discriminators: Discriminators, path: Path) -> None:
 
 
 @torch.no_grad()
-def start_quantizer(networks: Networks, dataset: SegmentDataset, batch_size: int, device: torch.device) -> None:
+def start_quantizer(networks: Networks, dataset: SegmentDataset) -> None:
     """Match the codebooks to the latents of segments that training does not see; the same on every process.
 
     Raises:
         CodecError: the latents do not vary, so there is nothing to match.
     """
-    latents = []
+    latents, batch_size = [], dataset.config.batch_size
     for first in range(MATCHING_INDEX, MATCHING_INDEX + MATCHING_BATCHES * batch_size, batch_size):
         waveform = torch.stack([dataset[index]["waveform"] for index in range(first, first + batch_size)])
-        latents.append(networks.codec.encoder(waveform.to(device)))
+        latents.append(networks.codec.encoder(waveform.to(networks.codec.device)))
     networks.codec.quantizer.initialize(torch.cat(latents))
     networks.average.quantizer.load_state_dict(networks.codec.quantizer.state_dict())
 

@@ -12,12 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from codec.errors import CodecError
+from codec.errors import STOPPING, CodecError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-STOPPING = (signal.SIGTERM, signal.SIGINT, getattr(signal, "SIGHUP", signal.SIGTERM))  # there is no SIGHUP on Windows
 
 
 class TrainingError(CodecError):
@@ -70,18 +68,14 @@ class StopSignal:
     def anywhere(self, accelerator: Accelerator) -> bool:
         """Whether any process was asked to stop, so that all of them do."""
         asked = self.asked or (self.begun and time.monotonic() > self.deadline)
-        if accelerator.num_processes == 1:
-            return asked
-        flag = torch.tensor([float(asked)], device=accelerator.device)
-        return bool(accelerator.reduce(flag, "sum").item() > 0)
+        return any(of_every_process(int(asked), accelerator))
 
 
-def of_first_process(value: float, accelerator: Accelerator) -> float:
-    """The number that the first process has, for all: where each went by its own clock, they would part."""
+def of_every_process(number: float, accelerator: Accelerator) -> list[float]:
+    """The number of each process, the first one's first; where each went by its own, they would part."""
     if accelerator.num_processes == 1:
-        return value
-    shared = torch.tensor([value * accelerator.is_main_process], device=accelerator.device)
-    return float(accelerator.reduce(shared, "sum").item())
+        return [number]
+    return accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist()
 
 
 @dataclass
@@ -99,11 +93,6 @@ class Clock:
         yield
         self.waited += time.perf_counter() - start
         self.batches += 1
-
-    @property
-    def busy(self) -> float:
-        """Seconds since the last lap without the waiting."""
-        return time.perf_counter() - self.started - self.waited
 
     def lap(self, batch_seconds: float) -> dict[str, float]:
         """Speed since the last lap, over all processes; ``batch_seconds`` of speech make a batch."""

@@ -104,22 +104,20 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}\n")]
 
 
-def read_speech(record: Record, sample_rate: int) -> Tensor:
-    """An utterance ``[T]``, of a longer one its first ``LONGEST`` seconds."""
-    with AudioReader(audio_source(record), record.path) as reader:
-        samples = reader.segment(0, min(reader.claimed_samples or record.num_samples, LONGEST * reader.sample_rate))
-    return torch.from_numpy(resample(samples, reader.sample_rate, sample_rate))
-
-
 def readable(records: Iterable[Record], codec: Codec) -> Iterator[tuple[Record, Tensor]]:
-    """Each with its speech ``[1, 1, T]`` on the codec's device; those that cannot be read are skipped, as in training."""
+    """Each with its speech ``[1, 1, T]`` on the codec's device, of a longer one the first ``LONGEST`` seconds.
+
+    Those that cannot be read are skipped, as in training.
+    """
     for record in records:
         try:
-            speech = read_speech(record, codec.sample_rate)
+            with AudioReader(audio_source(record), record.path) as reader:
+                length = min(reader.claimed_samples or record.num_samples, LONGEST * reader.sample_rate)
+                samples = resample(reader.segment(0, length), reader.sample_rate, codec.sample_rate)
         except (OSError, CodecError) as error:
             log.warning("skipped %s: %s", record.path, error)
         else:
-            yield record, speech.to(codec.device)[None, None]
+            yield record, torch.from_numpy(samples).to(codec.device)[None, None]
 
 
 @torch.no_grad()

@@ -77,8 +77,3 @@ def test_neither_is_there(run: Run, encoded: Path, one_line: Said, monkeypatch: 
     message = "to run models without torch, onnxruntime is needed: pip install onnxruntime"
     assert one_line() == f"codec-decode: error: {message}\n"
     assert environment()["devices"] == "cpu"
-
-
-def test_onnx_has_no_devices(run: Run, encoded: Path, one_line: Said) -> None:
-    assert run("decode", encoded, "x.wav", "--backend", "onnx", "--device", "cuda") == 2
-    assert "--device cuda needs torch; ONNX Runtime computes on the CPU" in one_line()

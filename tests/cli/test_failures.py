@@ -39,10 +39,7 @@ def header(codec: Codec) -> Header:
         (["encode", "text.wav", "x.codes"], "error: text.wav is not audio"),
         (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
         (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
-        (
-            ["encode", "good.codes", "x.codes"],
-            "error: good.codes holds codes already; codec-decode makes audio of them",
-        ),
+        (["encode", "good.codes", "x.codes"], "good.codes holds codes already; codec-decode makes audio of them"),
         (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
         (["encode", "in.wav", "text.wav/x.codes"], "error: text.wav/x.codes: Not a directory"),
         (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),

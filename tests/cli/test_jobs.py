@@ -184,6 +184,7 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
         (["encode", "sub", "-o", "out", "--workers", 0], "argument --workers: must be at least 1"),
         (["decode", "a.codes", "a.raw"], "OUTPUT must end in an audio suffix"),
         (["info", "-"], "reads files, not stdin"),
+        (["encode", "in.wav", "a.codes", "--backend", "onnx", "--device", "cuda"], "--device cuda needs torch; ONNX"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
 )

@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 import pytest
 import soundfile
-from loading import Said
+from loading import Said, encoded
 from shell import RATE, Run, Samples, process
 
 from codec import Codec, container
@@ -46,12 +46,6 @@ def piped(monkeypatch: pytest.MonkeyPatch, run: Run) -> Piped:
     return call
 
 
-def wav(samples: Samples, rate: int = RATE, subtype: str = "PCM_16") -> bytes:
-    data = io.BytesIO()
-    soundfile.write(data, samples, rate, subtype, format="WAV")
-    return data.getvalue()
-
-
 def unknown_length(data: bytes, size: bytes = b"\xff\xff\xff\xff") -> bytes:
     """A WAV file as it is written to a pipe."""
     at = data.index(b"data") + 4
@@ -70,7 +64,7 @@ def test_codes_are_those_of_the_file(
     run: Run, sound: Samples, piped: Piped, rate: int, channels: int, subtype: str, backend: str
 ) -> None:
     samples, options = sound[: 30_001 * channels].reshape(-1, channels), ("--backend", backend)
-    data = wav(samples, rate, subtype)
+    data = encoded(samples, rate, subtype=subtype)
     Path("in.wav").write_bytes(data)
     assert run("encode", "in.wav", "file.codes", "--no-normalize", *options) == 0
     header, codes = container.read("file.codes")
@@ -93,7 +87,7 @@ def test_what_is_no_wav_is_read_as_a_whole(run: Run, sound: Samples, piped: Pipe
 
 
 def test_raw_samples(run: Run, sound: Samples, piped: Piped, one_line: Said) -> None:
-    data = wav(sound[:20_000])
+    data = encoded(sound[:20_000])
     raw = data[data.index(b"data") + 8 :]
     code, out = piped("encode", raw, "--raw", RATE)
     assert (code, out) == piped("encode", data) and code == 0
@@ -110,7 +104,7 @@ def test_raw_samples(run: Run, sound: Samples, piped: Piped, one_line: Said) -> 
 @pytest.mark.parametrize(("rate", "backend"), [(RATE, "torch"), (RATE, "onnx"), (44100, "torch")])
 def test_audio_is_that_of_the_file(run: Run, sound: Samples, piped: Piped, rate: int, backend: str) -> None:
     """Also from a file whose length stands at its end."""
-    code, coded = piped("encode", wav(sound[:30_001], rate))
+    code, coded = piped("encode", encoded(sound[:30_001], rate))
     Path("live.codes").write_bytes(coded)
     container.write("whole.codes", *container.loads(coded))
     assert run("decode", "whole.codes", "whole.wav") == run("decode", "live.codes", "file.wav") == code == 0
@@ -127,10 +121,10 @@ def test_audio_is_that_of_the_file(run: Run, sound: Samples, piped: Piped, rate:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (wav(np.zeros(9000, np.float32))[:-100], "stdin is damaged: only 8,950 of 9,000 samples can be read"),
-        (wav(np.zeros(0, np.float32)), "stdin holds no samples"),
-        (wav(np.full(9000, np.nan, np.float32), subtype="FLOAT"), "stdin: waveform holds NaN"),
-        (wav(np.full(9000, 32767, np.float32), subtype="FLOAT"), "stdin: waveform must be in [-1, 1]"),
+        (encoded(np.zeros(9000, np.float32))[:-100], "stdin is damaged: only 8,950 of 9,000 samples can be read"),
+        (encoded(np.zeros(0, np.float32)), "stdin holds no samples"),
+        (encoded(np.full(9000, np.nan, np.float32), subtype="FLOAT"), "stdin: waveform holds NaN"),
+        (encoded(np.full(9000, 32767, np.float32), subtype="FLOAT"), "stdin: waveform must be in [-1, 1]"),
         (b"RIFF", "stdin is not audio that libsndfile reads"),
         (b"", "stdin is empty"),
     ],
@@ -146,7 +140,7 @@ def test_what_is_wrong_with_the_input(run: Run, piped: Piped, one_line: Said, da
 
 
 def test_damage_of_a_stream(run: Run, sound: Samples, piped: Piped, stderr: Said) -> None:
-    _, coded = piped("encode", wav(sound[:RATE]))
+    _, coded = piped("encode", encoded(sound[:RATE]))
     _, whole = piped("decode", coded)
     head = len(container.pack_header(Reader(io.BytesIO(coded)).header))
     flipped = bytearray(coded)
@@ -171,10 +165,9 @@ def start(command: str, model: Path, *options: str, **streams: IO[bytes] | int) 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_sound_comes_out_before_the_input_ends(sound: Samples, tiny_model_folder: Path, backend: str) -> None:
-    data, options = unknown_length(wav(sound[:RATE])), ("--backend", backend)
+    data, options = unknown_length(encoded(sound[:RATE])), ("--backend", backend)
     encoder = start("encode", tiny_model_folder, *options)
-    with encoder, start("decode", tiny_model_folder, *options, stdin=encoder.stdout) as decoder:  # type: ignore[arg-type]
-        assert encoder.stdin and decoder.stdout and encoder.stderr and decoder.stderr
+    with encoder, start("decode", tiny_model_folder, *options, stdin=encoder.stdout) as decoder:
         encoder.stdin.write(data[: 44 + RATE])  # half a second
         encoder.stdin.flush()
         first = decoder.stdout.read(44 + 2 * 4000)  # a quarter of a second of sound; the rest has not been written
@@ -188,9 +181,8 @@ def test_sound_comes_out_before_the_input_ends(sound: Samples, tiny_model_folder
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_an_interrupted_stream_is_ended(sound: Samples, tiny_model_folder: Path) -> None:
-    data = unknown_length(wav(sound[:RATE]))
+    data = unknown_length(encoded(sound[:RATE]))
     with start("encode", tiny_model_folder) as encoder:
-        assert encoder.stdin and encoder.stdout and encoder.stderr
         encoder.stdin.write(data)
         encoder.stdin.flush()
         reader = Reader(encoder.stdout)
@@ -207,7 +199,7 @@ def test_an_interrupted_stream_is_ended(sound: Samples, tiny_model_folder: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["encode", "decode"])
 def test_a_consumer_that_goes_ends_it_quietly(sound: Samples, tiny_model_folder: Path, command: str) -> None:
-    data, head = unknown_length(wav(sound)), 44
+    data, head = unknown_length(encoded(sound)), 44
     if command == "decode":
         stream = io.BytesIO()
         writer = Writer(stream, Codec.from_pretrained(tiny_model_folder).header(None, RATE))
@@ -215,7 +207,6 @@ def test_a_consumer_that_goes_ends_it_quietly(sound: Samples, tiny_model_folder:
         writer.write(np.zeros((3, 2000), int))
         data = stream.getvalue()
     with start(command, tiny_model_folder) as child:
-        assert child.stdin and child.stdout and child.stderr
 
         def feed(pipe: IO[bytes]) -> None:
             with suppress(BrokenPipeError), pipe:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import io
 import re
 import shutil
 import tarfile
@@ -13,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
-from loading import load_script, tar
+from loading import encoded, load_script, tar
 
 from codec.corpus.fetch import FetchError, fetch, unpack
 from codec.corpus.manifest import read_manifest
@@ -27,14 +25,11 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
         self.files: dict[str, bytes] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.resumes = True  # answers Range requests
         self.breaks_after: int | None = None  # bytes of an answer's body that are sent before the connection ends
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -65,11 +60,9 @@ class Handler(BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+        threading.Thread(target=running.serve_forever, args=[0.01]).start()  # seconds between looks whether to end
         yield running
         running.shutdown()
-        thread.join()
 
 
 CONTENT = bytes(range(256)) * 40
@@ -157,9 +150,8 @@ def test_unpack_refuses_bad_archives(content: bytes, message: str, tmp_path: Pat
 
 @pytest.mark.parametrize(("source", "inside"), [("libritts", False), ("libritts-r", True)])
 def test_download(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, inside: bool) -> None:
-    corpus, name, audio = libritts.CORPORA[source], "84_121123_000007_000001", io.BytesIO()
-    soundfile.write(audio, np.zeros(24000), 24000, format="WAV")
-    speech = {f"{corpus.folder}/dev-clean/84/121123/{name}.wav": audio.getvalue()}
+    corpus, name = libritts.CORPORA[source], "84_121123_000007_000001"
+    speech = {f"{corpus.folder}/dev-clean/84/121123/{name}.wav": encoded(np.zeros(24000), 24000)}
     content = tar(speech | {f"{corpus.folder}/NOTE": b""}, "w:gz")
     remote = f"/{corpus.resource}/{corpus.archives['dev-clean']}"
     server.files[remote] = content

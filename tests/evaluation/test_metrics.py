@@ -11,11 +11,7 @@ from loading import ASSETS
 from codec.evaluation import metrics
 from codec.evaluation.metrics import METRICS, STEP, MetricError, Pair, mean_spectrum
 
-
-@pytest.fixture(scope="module")
-def speech() -> tuple[np.ndarray, int]:
-    samples, rate = soundfile.read(ASSETS / "example.wav", dtype="float32")
-    return samples, rate
+SPEECH, SPEECH_RATE = soundfile.read(ASSETS / "example.wav", dtype="float32")
 
 
 def with_noise(x: np.ndarray, snr: float) -> np.ndarray:
@@ -27,9 +23,9 @@ HERE = [name for name, (about, _) in METRICS.items() if not about.package or fin
 
 
 @pytest.mark.parametrize("name", HERE)
-def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str, speech: tuple[np.ndarray, int]) -> None:
+def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str) -> None:
     """And has a reason instead of a value for 10 ms, or for silence."""
-    (about, compute), rate, x = METRICS[name], speech[1], speech[0][: 3 * speech[1] // 2]
+    (about, compute), rate, x = METRICS[name], SPEECH_RATE, SPEECH[: 3 * SPEECH_RATE // 2]
     same, worse = (about.goodness(compute(Pair(x, estimate, rate))) for estimate in (x, with_noise(x, 0)))
     assert same > worse
     for useless in (x[:240], np.zeros(24000, np.float32)):
@@ -37,8 +33,8 @@ def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str, speec
             compute(Pair(useless, useless, rate))
 
 
-def test_known_values(speech: tuple[np.ndarray, int]) -> None:
-    x, rate = speech
+def test_known_values() -> None:
+    x, rate = SPEECH, SPEECH_RATE
     for snr in (20, 0):
         assert metrics.si_sdr(Pair(x, with_noise(x, snr), rate)) == pytest.approx(snr, abs=0.3)
     assert metrics.si_sdr(Pair(x, 3 * with_noise(x, 20), rate)) == pytest.approx(20, abs=0.3)
@@ -81,8 +77,8 @@ def test_log_spectral_distance_leaves_out_what_nobody_hears() -> None:
         metrics.log_spectral_distance(Pair(1e-2 * faint, 1e-2 * faint, 24000))
 
 
-def test_pesq_is_not_asked_where_it_could_run_out_of_room(speech: tuple[np.ndarray, int]) -> None:
-    x, rate = speech
+def test_pesq_is_not_asked_where_it_could_run_out_of_room() -> None:
+    x, rate = SPEECH, SPEECH_RATE
     rng = np.random.default_rng(0)
     with pytest.raises(MetricError, match="longer than 60 s"):
         metrics.pesq_wb(Pair(np.ones(16000 * 61, np.float32), np.ones(16000 * 61, np.float32), 16000))

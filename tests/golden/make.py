@@ -4,9 +4,7 @@ python tests/golden/make.py        only for a change of behaviour that is meant,
 """
 
 import json
-import os
 import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -17,12 +15,17 @@ import torch
 
 from codec import Codec, CodecConfig, container
 from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
+from codec.corpus.manifest import Record, write_manifest
+from codec.evaluation.commands import evaluate_main
+from codec.pretrained import shipped_models
 from codec.quantizers import QUANTIZERS
 
 HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
-CLIPS = [HERE.parent / "assets" / name for name in ("vctk-p228-0006.flac", "librispeech-5339-0001.flac")]
-SHIPPED = ("speech-24khz-live-v3", "speech-24khz-single-v3", "speech-24khz-v3")
+sys.path.append(str(HERE.parent))  # where it is a script, and not one of the tests' modules
+from loading import ROOT, SPEECH, recipe  # noqa: E402
+
+CLIPS = [*SPEECH.values()]  # of 24 kHz, and of 16 kHz
+SHIPPED = shipped_models()
 FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
 PIECE = 8000  # samples of a clip that the tiny models see
 PHASES = ("phases.steps=20", "phases.autoencoder=6", "phases.ramp=4", "phases.adversarial=12")
@@ -81,38 +84,29 @@ def write_shipped(name: str) -> None:
 
 def write_corpus(folder: Path) -> Path:
     """A manifest of both clips."""
-    lines = []
+    manifest, records = folder / "manifest.jsonl", []
     for path in CLIPS:
-        info = soundfile.info(path)
-        facts = {"id": path.stem, "path": str(path), "num_samples": info.frames, "sample_rate": info.samplerate}
-        lines.append(json.dumps(facts | {"speaker": path.stem, "source": path.stem.split("-")[0]}) + "\n")
-    manifest = folder / "manifest.jsonl"
-    manifest.write_text("".join(lines))
+        info, source = soundfile.info(path), path.stem.split("-")[0]
+        records.append(Record(path.stem, str(path), info.frames, info.samplerate, path.stem, source=source))
+    write_manifest(manifest, records)
     return manifest
-
-
-def run(*command: str) -> None:
-    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
 
 
 def training_losses(folder: Path) -> list[dict[str, float]]:
     """Scalars of 20 steps of the debug recipe through all its phases, one thread."""
-    manifest = write_corpus(folder)
-    data = (f"data.train=[{manifest}]", f"data.valid=[{manifest}]")
-    command = [sys.executable, str(ROOT / "recipes" / "train.py"), "--config"]
-    command += [str(ROOT / "recipes" / "libritts" / "debug.yaml"), "--out", str(folder / "run"), "--cpu"]
-    run(*command, "--logger", "none", "--set", *data, *PHASES, *LOGGING)
+    manifest, config = write_corpus(folder), ROOT / "recipes" / "libritts" / "debug.yaml"
+    settings = (f"data.train=[{manifest}]", f"data.valid=[{manifest}]", *PHASES, *LOGGING)
+    command = ("--config", config, "--out", folder / "run", "--cpu", "--logger", "none", "--set", *settings)
+    assert recipe("train", *command) == 0
     points = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in point.items() if k == "step" or k.startswith("loss/")} for point in points]
 
 
 def report_numbers(folder: Path) -> dict[str, Any]:
     """The parts of metrics.json that follow from the model and the speech, of the tiny default model."""
-    manifest = write_corpus(folder)
-    program = "import sys; from codec.evaluation.commands import evaluate_main; sys.exit(evaluate_main())"
-    command = [sys.executable, "-c", program, "--manifest", str(manifest), "--out", str(folder / "report")]
+    command = ["--manifest", str(write_corpus(folder)), "--out", str(folder / "report"), "--workers", "1"]
     command += ["--model", str(HERE / "residual_simvq"), "--num-quantizers", "3", "1", "--baselines", "--no-normalize"]
-    run(*command, "--workers", "1", "--metrics", *METRICS)
+    assert evaluate_main([*command, "--metrics", *METRICS]) == 0
     summary = json.loads((folder / "report" / "metrics.json").read_text())
     systems = {s["id"]: {"results": s["results"], "by_source": s["by_source"]} for s in summary["systems"]}
     return {"systems": systems} | {key: summary[key] for key in ("health", "stability", "model")}

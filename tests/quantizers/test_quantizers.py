@@ -23,10 +23,11 @@ VARIANTS: dict[str, dict[str, object]] = {
     "learnable": {"basis": "learnable"},
     "diagonal": {"map": "diagonal"},
     "no_bias": {"map_bias": False},
+    "wider": {"codebook_dim": DIM + 4},  # than the latents
 }
 SIMVQ = ("simvq", "residual_simvq")
 GRIDS = ("fsq", "lfq", "lattice_vq")
-VARIANTS_OF = {kind: [*VARIANTS][: 6 if kind in SIMVQ else 1 if kind in GRIDS else 3] for kind in QUANTIZERS}
+VARIANTS_OF = {kind: [*VARIANTS][: 7 if kind in SIMVQ else 1 if kind in GRIDS else 3] for kind in QUANTIZERS}
 
 
 def make(kind: str, variant: str = "default", **fields: object) -> Any:
@@ -280,6 +281,7 @@ def test_nearest_with_ties_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_rotation_takes_the_point_to_its_code_and_keeps_angles() -> None:
+    """And is finite at zero and between opposites."""
     generator = torch.Generator().manual_seed(0)
     z, e, gradient = torch.randn(3, 5, generator=generator, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(lambda v: pass_gradient(v, e, "rotation"), z)
@@ -289,9 +291,6 @@ def test_rotation_takes_the_point_to_its_code_and_keeps_angles() -> None:
     assert torch.det(rotation) > 0.99
     pulled = jacobian.t() @ gradient  # what z gets makes with z the angle that the gradient makes with the code
     torch.testing.assert_close(F.cosine_similarity(pulled, z, dim=0), F.cosine_similarity(gradient, e, dim=0))
-
-
-def test_rotation_is_finite_at_zero_and_between_opposites() -> None:
     z = torch.tensor([[0.0, 0.0], [1.0, 2.0]], requires_grad=True)
     e = torch.tensor([[1.0, 0.0], [-1.0, -2.0]])
     out = pass_gradient(z, e, "rotation")

@@ -1,14 +1,12 @@
 """Training runs of a few steps for the tests of the recipes: in this process, which is quick, or in one of their own."""
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
-from loading import load_script
+from loading import recipe
 
 from codec.training.checkpoint import module_tensors, read_checkpoint
 
@@ -19,26 +17,12 @@ SHORT += ("log.scalars_every=2", "log.valid_every=4", "log.checkpoint_every=4", 
 SHORT += ("optimizer.warmup_steps=1",)
 QUANTIZED = ("phases.autoencoder=0", "phases.adversarial=-1")
 QUIET = ("--logger", "none")
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 
 
 def arguments(corpus: Path, run: Path, *settings: str) -> list[str]:
     """Of train.py, for the debug configuration on a corpus."""
     paths = [f"data.train=[{corpus}/train.jsonl]", f"data.valid=[{corpus}/dev.jsonl]"]
     return ["--config", str(DEBUG), "--out", str(run), "--cpu", "--set", *paths, *SHORT, *settings]
-
-
-def recipe(name: str, *args: object) -> int:
-    """The exit code of a script's main, called in this process with these arguments."""
-    script = load_script(f"recipes/{name}.py")
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [f"{name}.py", *map(str, args)])
-            return script.main()  # type: ignore[no-any-return]
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def train(corpus: Path, run: Path, *settings: str, flags: tuple[str, ...] = ()) -> int:

@@ -2,15 +2,13 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from loading import Said, load_script
+from loading import Said, load_script, python
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
@@ -196,10 +194,7 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, one_error: 
         ({"cells": [{"quantizers": ["vqq"], "codebook_sizes": [32]}]}, "vqq is neither"),
         ({"weights": {"mell": 1.0}}, "unknown term mell"),
         ({"weights": {"mel": -1.0}}, "weights must be from 0 to"),
-        (
-            {"cells": [{"quantizers": ["vq"], "codebook_sizes": [0]}]},
-            "codebook_sizes must be from 2 to 4.29497e.09, not 0",
-        ),
+        ({"cells": [{"quantizers": ["vq"], "codebook_sizes": [0]}]}, "sizes must be from 2 to 4.29497e.09, not 0"),
         ({"held_out": 0}, "held_out must be 1 or more, not 0"),
         ({"quantizers": TINY["quantizers"] | {"a/b": {"kind": "vq"}}}, "holds no /"),
         ({"cells": []}, "cells: there are none"),
@@ -224,7 +219,6 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, one_error: 
 
 @pytest.mark.slow
 def test_digits_says_how_many_codes_are_used() -> None:
-    command = [sys.executable, str(Path(run.__file__).with_name("digits.py")), "--codes", "32", "--steps", "30"]
-    done = subprocess.run([*command, "--warmup", "2"], capture_output=True, text=True, check=True)
-    lines = done.stdout.splitlines()
+    script = Path(run.__file__).with_name("digits.py").read_text(encoding="utf-8")
+    lines = python(script, "--codes", 32, "--steps", 30, "--warmup", 2).stdout.splitlines()
     assert lines[3].startswith("held out: error 0.") and "of 32 codes used in 4,752 frames" in lines[4]

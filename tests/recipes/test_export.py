@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from loading import Said
-from runs import QUANTIZED, recipe, state, train
+from loading import Said, recipe
+from runs import QUANTIZED, state, train
 from safetensors.torch import load_file
 
 from codec.model import Codec
@@ -39,22 +39,16 @@ def test_export_takes_the_mean_of_runs_from_one_model(corpus: Path, run: Path, t
 
     stranger = tmp_path / "stranger"
     assert train(corpus, stranger, *TWO_STEPS, "seed=9") == 0
-    assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
-    assert "did not begin from one model" in one_error()
-    wider = json.loads((stranger / "config.json").read_text())
-    for autoencoder, message in (
-        (1, "did not begin from one model with"),
-        (2, "has no quantizer yet: it comes after 2"),
+    config = json.loads((stranger / "config.json").read_text())
+    for section, change, message in (
+        ("phases", {}, "did not begin from one model"),
+        ("phases", {"autoencoder": 1}, "did not begin from one model with"),
+        ("phases", {"autoencoder": 2}, "has no quantizer yet: it comes after 2"),
+        ("model", {"latent_dim": 40}, "trained another architecture"),
     ):
-        wider["phases"]["autoencoder"] = autoencoder
-        (stranger / "config.json").write_text(json.dumps(wider))
+        (stranger / "config.json").write_text(json.dumps(config | {section: config[section] | change}))
         assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
-        assert message in one_error()
-    wider["phases"]["autoencoder"] = 0
-    wider["model"]["decoder"]["width"] += 8
-    (stranger / "config.json").write_text(json.dumps(wider))
-    assert recipe("export", one, tmp_path / "no", "--average-with", stranger) == 1
-    assert "trained another architecture" in one_error() and not (tmp_path / "no").exists()
+        assert message in one_error() and not (tmp_path / "no").exists()
 
 
 def test_export_takes_a_further_decoder(corpus: Path, tmp_path: Path, one_error: Said) -> None:

@@ -8,13 +8,9 @@ import sys
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import yaml
 from loading import ROOT
-
-from codec.corpus.manifest import Record, write_manifest
 
 DOCUMENTED = [("multi_gpu", "simvq_8k")]
 CONFIGS = sorted(path.stem for path in (ROOT / "recipes" / "libritts").glob("*.yaml"))
@@ -37,12 +33,9 @@ def begin(rank: int, count: int, port: int, arguments: list[str], log: Path) -> 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="processes are forked off one that has torch")
-def test_every_pair_starts(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_every_pair_starts(corpus: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Processes on the CPU stand in for the GPUs, and small networks for the real ones; with --long all pairs, not one."""
-    rng = np.random.default_rng(0)
-    soundfile.write(tmp_path / "a.wav", 0.1 * rng.standard_normal(48000), 24000)
-    write_manifest(tmp_path / "m.jsonl", [Record("a", str(tmp_path / "a.wav"), 48000, 24000)])
-    data = [f"data.{split}=[{tmp_path / 'm.jsonl'}]" for split in ("train", "valid")]
+    data = [f"data.{split}=[{corpus}/dev.jsonl]" for split in ("train", "valid")]
     launches = sorted(path.stem for path in (ROOT / "recipes" / "accelerate").glob("*.yaml"))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["accelerate", "codec.training.networks", "tqdm"])

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import Said, load_script
-from runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, recipe, start, state, train
+from loading import Said, load_script, recipe
+from runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, start, state, train
 from safetensors.torch import load_file
 
 from codec.cli.commands import decode_main, encode_main
 from codec.corpus.manifest import Record, write_manifest
 from codec.training.checkpoint import latest_checkpoint, whole_checkpoints
-from codec.training.config import TrainConfig, load_train_config
+from codec.training.config import load_train_config
 from codec.training.losses import SpectralLoss
 from codec.training.progress import TrainingError
 from codec.training.tracking import read_scalars
@@ -141,19 +141,18 @@ def test_a_quantizer_without_parameters_is_trained_around_and_averaged(corpus: P
     assert tables and all(torch.equal(codec[name], average[name]) for name in tables)
 
 
-def in_process_run(script: Any, config: TrainConfig, step: int = 0) -> Any:
-    """A run of the script in this process, without data."""
-    accelerator = accelerate.Accelerator(cpu=True)
+def adversarial_run(*settings: str, step: int = 0) -> tuple[Any, Any]:
+    """The script, and a run of it in this process, without data and with discriminators from the start."""
+    script, accelerator = load_script("recipes/train.py"), accelerate.Accelerator(cpu=True)
+    config = load_train_config(DEBUG, ["phases.autoencoder=0", "phases.adversarial=0", *settings])
     networks = script.build_networks(config, accelerator, None)
     spectral, counters = SpectralLoss(config.model.sample_rate, config.losses), script.Counters(step=step)
-    return script.Run(config, accelerator, Path("unused"), networks, spectral, None, [], counters)
+    return script, script.Run(config, accelerator, Path("unused"), networks, spectral, None, [], counters)
 
 
 def test_a_non_finite_step_changes_nothing_and_many_stop_the_run(caplog: pytest.LogCaptureFixture) -> None:
     """Of the codec's, while the discriminators' gradient is finite all along."""
-    script = load_script("recipes/train.py")
-    settings = ["phases.autoencoder=0", "phases.adversarial=0", "optimizer.max_bad_steps=3"]
-    run = in_process_run(script, load_train_config(DEBUG, settings), step=7)
+    script, run = adversarial_run("optimizer.max_bad_steps=3", step=7)
     batch = {"waveform": 0.1 * torch.randn(2, 1, 9600), "bandwidth": torch.full((2,), 12000.0)}
     batch |= {"index": torch.tensor([70, 71])}
     weight, counters = run.networks.codec.decoder.head.output.weight, run.counters
@@ -174,9 +173,7 @@ def test_a_non_finite_step_changes_nothing_and_many_stop_the_run(caplog: pytest.
 @pytest.mark.parametrize(("share", "count"), [(1.0, 4), (0.5, 2)])
 def test_discriminators_see_their_share_and_no_more_than_the_recordings_bandwidth(share: float, count: int) -> None:
     """Neither of the recorded nor of the decoded speech: what a fresh decoder puts above must not give it away."""
-    script = load_script("recipes/train.py")
-    settings = ["phases.autoencoder=0", "phases.adversarial=0", f"discriminator.batch_share={share}"]
-    run = in_process_run(script, load_train_config(DEBUG, settings))
+    script, run = adversarial_run(f"discriminator.batch_share={share}")
     seen: list[torch.Tensor] = []
     run.networks.discriminators.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     batch = {"waveform": 0.1 * torch.randn(4, 1, 9600), "bandwidth": torch.tensor([8000.0, 12000.0] * 2)}

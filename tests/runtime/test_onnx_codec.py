@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loading import LOOKS
+from loading import LOOKS, Speech
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
@@ -23,34 +23,17 @@ from codec.pretrained import ModelError, shipped_models
 from codec.runtime import OnnxCodec
 
 pytest.importorskip("onnxruntime")
-Speech = tuple[NDArray[np.float32], int]
 MOST_TURNED = 0.0005  # share of codes that rounding may turn
 
 
 @pytest.fixture(scope="module", params=shipped_models())
-def name(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture(scope="module")
-def pair(name: str) -> tuple[Codec, OnnxCodec]:
-    return Codec.from_pretrained(name), OnnxCodec.from_pretrained(name, num_threads=1)
+def pair(request: pytest.FixtureRequest) -> tuple[Codec, OnnxCodec]:
+    return Codec.from_pretrained(request.param), OnnxCodec.from_pretrained(request.param, num_threads=1)
 
 
 @pytest.fixture(scope="module")
 def tiny(tiny_model_folder: Path) -> tuple[Codec, OnnxCodec]:
     return Codec.from_pretrained(tiny_model_folder), OnnxCodec.from_pretrained(tiny_model_folder, num_threads=1)
-
-
-def random_model(config: CodecConfig, folder: Path, bits: int = 32) -> tuple[Codec, OnnxCodec]:
-    """A model whose every weight is random, scales and biases too, on both backends."""
-    with torch.random.fork_rng():
-        torch.manual_seed(1)
-        codec = Codec(config).eval()
-        for parameter in codec.parameters():
-            parameter.data += 0.1 * torch.randn_like(parameter)
-    codec.save_pretrained(folder, bits)
-    return Codec.from_pretrained(folder), OnnxCodec.from_pretrained(folder, num_threads=1)
 
 
 # ---- equal to torch ---------------------------------------------------------------------------------------------------
@@ -71,10 +54,10 @@ def test_speech(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
 
 
 @pytest.mark.slow
-def test_eight_bits_keep_the_audio_close(name: str, speech: Speech) -> None:
+def test_eight_bits_keep_the_audio_close(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
     """Codes of the first stage are mostly the same; audio of the same codes differs by less than -30 dB."""
     samples, rate = speech
-    exact, rounded = OnnxCodec.from_pretrained(name), OnnxCodec.from_pretrained(name, bits=8)
+    exact, rounded = pair[1], OnnxCodec.from_pretrained(pair[0].name, bits=8)
     codes = exact.encode(samples, rate)
     assert np.mean(rounded.encode(samples, rate, 1) != codes[:, :1]) < 0.15
     audio = exact.decode(codes)
@@ -91,7 +74,14 @@ SHAPES = LOOKS | {
 @pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("bits", [32, 8])
 def test_every_shape_of_model(tiny_config: CodecConfig, changes: dict[str, object], bits: int, tmp_path: Path) -> None:
-    codec, onnx = random_model(dataclasses.replace(tiny_config, **changes), tmp_path, bits)
+    """Every weight is random, scales and biases too."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Codec(dataclasses.replace(tiny_config, **changes))
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path, bits)
+    codec, onnx = Codec.from_pretrained(tmp_path), OnnxCodec.from_pretrained(tmp_path, num_threads=1)
     signal = 0.3 * np.sin(np.arange(2 * WINDOW_FRAMES * 80 + 9000) ** 1.1 / 50).astype(np.float32)  # three windows
     reference = codec.encode(torch.from_numpy(signal), 16000)
     assert np.mean(onnx.encode(signal, 16000) != reference.numpy()) <= 0.002  # random tables lie close together
@@ -174,8 +164,12 @@ def test_weights_of_every_float_type(tiny_model_folder: Path, tmp_path: Path, dt
     np.testing.assert_allclose(onnx.decode(codes), codec.decode(codes).numpy(), atol=1e-5)
 
 
-def test_weights_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: Path) -> None:
-    """When they are needed: those of another model, and NaN."""
+def test_models_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: Path) -> None:
+    """Another quantizer at once; when they are needed, the weights of another model, and NaN."""
+    quantizer = QuantizerConfig("residual_vq", 2, 16, 4)
+    Codec(dataclasses.replace(tiny_config, quantizer=quantizer)).save_pretrained(tmp_path / "vq")
+    with pytest.raises(ModelError, match="the quantizer residual_vq, which runs with torch only"):
+        OnnxCodec.from_pretrained(tmp_path / "vq")
     codec = Codec(tiny_config)
     codec.decoder.input.bias.data[3] = torch.nan
     codec.save_pretrained(tmp_path / "own")
@@ -186,13 +180,6 @@ def test_weights_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: 
     (tmp_path / "other" / "model.safetensors").replace(tmp_path / "own" / "model.safetensors")
     with pytest.raises(ModelError, match=r"encoder\.output\.bias is \[12\], config\.json says \[16\]"):
         OnnxCodec.from_pretrained(tmp_path / "own").encode(np.zeros(400, np.float32), 16000)
-
-
-def test_other_quantizers_need_torch(tiny_config: CodecConfig, tmp_path: Path) -> None:
-    quantizer = QuantizerConfig("residual_vq", 2, 16, 4)
-    Codec(dataclasses.replace(tiny_config, quantizer=quantizer)).save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match="the quantizer residual_vq, which runs with torch only"):
-        OnnxCodec.from_pretrained(tmp_path)
 
 
 def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_folder: Path) -> None:

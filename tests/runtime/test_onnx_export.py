@@ -2,14 +2,13 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import ROOT, SPEECH, Said
+from loading import ROOT, SPEECH, Said, python
 from safetensors.numpy import load_file, save_file
 
 from codec import Codec
@@ -63,8 +62,7 @@ def test_golden_tensors_and_their_checker(tiny_model_folder: Path, tmp_path: Pat
 
     def check(**mine: np.ndarray) -> subprocess.CompletedProcess[str]:
         save_file({name.replace("_", "."): tensor for name, tensor in mine.items()}, tmp_path / "mine.safetensors")
-        command = [sys.executable, ROOT / "recipes" / "check_golden.py", tmp_path, tmp_path / "mine.safetensors"]
-        return subprocess.run(command, capture_output=True, text=True)
+        return python((ROOT / "recipes" / "check_golden.py").read_text(), tmp_path, tmp_path / "mine.safetensors")
 
     good = check(output_codes=codes, output_waveform=audio)
     assert good.returncode == 0 and good.stdout.count("ok ") == 2, good.stdout + good.stderr

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,8 @@ from codec.corpus.manifest import ManifestError, Record
 from codec.level import LEVEL_DB
 from codec.model import Codec
 from codec.training import tracking
-from codec.training.config import DataConfig, LossConfig, TrainConfig
-from codec.training.data import ResidentDataset, SegmentDataset, batches, draw_weights, read_segment
+from codec.training.config import DataConfig, LossConfig
+from codec.training.data import ResidentDataset, SegmentDataset, batches, draw_weights
 from codec.training.losses import SpectralLoss
 from codec.training.progress import TrainingError
 
@@ -57,15 +59,16 @@ def test_a_speaker_beyond_the_cap_is_drawn_less_often() -> None:
 
 
 def test_segments_are_resampled_without_edges(records: list[Record]) -> None:
+    dataset = SegmentDataset(records, 24000, DataConfig(segment_seconds=0.5), seed=0)
     for position in (0.0, 0.4, 0.999):
-        segment = read_segment(records[1], position, 12000, 24000)
+        segment = dataset.cut(1, position).numpy()
         assert segment.shape == (12000,)
         inner = np.abs(segment[200:-200])
         assert inner.max() == pytest.approx(0.5, rel=0.01)
         spectrum = np.abs(np.fft.rfft(segment * np.hanning(12000)))
         assert np.argmax(spectrum) * 2 == pytest.approx(440, abs=2)
         assert spectrum[600:].max() < 1e-3 * spectrum.max()  # a click at an edge would spread
-    short = read_segment(records[2], 0.5, 12000, 24000)
+    short = dataset.cut(2, 0.5)
     assert short[:4800].any() and not short[4800:].any()
 
 
@@ -116,18 +119,20 @@ def test_too_little_shared_memory_is_said_so(records: list[Record], message: str
         def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
             raise RuntimeError(message)
 
-    config = TrainConfig(data=DataConfig(workers=0))
+    dataset = Reader(records, 24000, DataConfig(workers=0), seed=0)
     with pytest.raises(TrainingError, match=r"/dev/shm is too small .*--shm-size.*data.workers=0"):
-        next(batches(config, Reader(records, 24000, config.data, seed=0), 0, Accelerator(cpu=True)))
+        next(batches(dataset, range(1), Accelerator(cpu=True)))
 
 
 def test_validation_cuts_a_long_utterance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "LONGEST", 12)  # seconds, beyond the first block that is read
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, 15 * 8000).astype(np.float32)
+    codec: Any = SimpleNamespace(sample_rate=8000, device="cpu")
     for num_samples in (13 * 8000 + 1, 11 * 8000 + 3):
         soundfile.write(tmp_path / "x.wav", samples[:num_samples], 8000, subtype="FLOAT")
-        speech = tracking.read_speech(Record("x", str(tmp_path / "x.wav"), num_samples, 8000), 8000)
-        assert torch.equal(speech, torch.from_numpy(samples[: min(num_samples, 12 * 8000)]))
+        record = Record("x", str(tmp_path / "x.wav"), num_samples, 8000)
+        ((_, speech),) = tracking.readable([record], codec)
+        assert torch.equal(speech[0, 0], torch.from_numpy(samples[: min(num_samples, 12 * 8000)]))
 
 
 def test_validation_skips_what_cannot_be_read(

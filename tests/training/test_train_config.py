@@ -12,7 +12,6 @@ from codec.config import CodecConfig, ConfigError, from_dict
 from codec.model import Codec
 from codec.pretrained import find_model, shipped_models
 from codec.training.config import TrainConfig, load_train_config
-from codec.training.losses import SpectralLoss
 from codec.training.networks import looking_ahead
 
 FOLDERS = [ROOT / "recipes" / name for name in ("default", "libritts")]
@@ -75,14 +74,11 @@ def test_config_mistakes_are_named(override: str, message: str) -> None:
         load_train_config(DEBUG, [override])
 
 
-def test_a_file_extends_one_other() -> None:
+def test_a_file_extends_one_other_and_mistaken_ones_are_named(tmp_path: Path) -> None:
     folder = ROOT / "recipes" / "default"
     whole, decoder = (load_train_config(folder / f"{name}.yaml") for name in ("speech-24khz-v3", "decoder"))
     assert decoder.model == whole.model and decoder.losses == whole.losses
     assert decoder.optimizer.hold == 0.4 and decoder.optimizer.warmup_steps == whole.optimizer.warmup_steps
-
-
-def test_mistaken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("base: c.yaml\n")
     for base in ("a.yaml", "b.yaml"):
         (tmp_path / "a.yaml").write_text(f"base: {base}\n")
@@ -99,12 +95,6 @@ def test_the_processes_of_every_launch_file_share_the_batch_evenly(path: Path) -
     batch_size = load_train_config(path).data.batch_size
     assert len(counts) == 4
     assert all(batch_size % count == 0 for count in counts.values() if path != DEBUG or count == 1)  # debug: for a CPU
-
-
-def test_terms_without_weight_are_not_computed() -> None:
-    other = ["losses.weights={stft: 0.0, envelope: 0.5}", "losses.windows=[512]", "losses.mels=[64]"]
-    for overrides, terms in (([], {"mel", "stft"}), (other, {"mel", "envelope"})):
-        assert set(SpectralLoss(24000, load_train_config(DEBUG, overrides).losses).terms) == terms
 
 
 def test_learning_rate_warms_up_twice_and_falls_to_its_end() -> None:
