@@ -268,7 +268,7 @@ def at_once(model: str, manifest: str, device: str) -> None:
 
 def training(config: str, overrides: list[str], threads: int) -> None:
     """Speed of quantized training steps and the share of their time spent waiting for data, from a short real run."""
-    manifests = json.dumps(load_train_config(Path(config), overrides).data.train)
+    manifests = json.dumps(load_train_config(config, overrides).data.train)
     settings = [*overrides, "phases.steps=60", "phases.autoencoder=0", "log.scalars_every=10"]
     settings += [f"data.valid={manifests}", "data.valid_limit=1"]  # validation is not measured
     sets = [part for setting in settings for part in ("--set", setting)]

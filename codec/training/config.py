@@ -269,7 +269,7 @@ class TrainConfig(Bounded):
         return share * (optimizer.final_ratio + (1 - optimizer.final_ratio) * cosine)
 
 
-def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Read a YAML configuration; ``overrides`` are ``key.path=value``, the value in YAML.
 
     A file may extend one other that stands alone: ``base: other.yaml``, relative to itself.
@@ -278,6 +278,7 @@ def load_train_config(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
         ConfigError: not YAML, unknown key, wrong type, values that contradict each other, or a base with a base.
         OSError: the file or its base cannot be read.
     """
+    path = Path(path)
     values = read_yaml(path)
     if "base" in values:
         base = str(values.pop("base"))
