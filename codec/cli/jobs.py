@@ -27,6 +27,11 @@ class Job:
     clashes: bool = False  # another input has the same target
 
     @property
+    def is_stream(self) -> bool:
+        """Whether the source can be read once only."""
+        return self.source == STREAM or self.source.is_fifo()
+
+    @property
     def source_name(self) -> str:
         return "stdin" if self.source == STREAM else str(self.source)
 

@@ -82,6 +82,9 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
     soundfile.write("in/a.wav", sound[: RATE // 2] / 128, RATE)  # the same codes at another level
     for level in ([], ["--no-normalize"]):
         assert run("encode", "in/a.wav", "-o", "codes", "--skip-existing", *level) == 1
+    assert run("encode", "in/b.wav", "-o", "codes", "--force", "--no-normalize") == 0
+    soundfile.write("in/b.wav", sound[: RATE // 4], RATE)  # of another length
+    assert run("encode", "in/b.wav", "-o", "codes", "--skip-existing", "--no-normalize") == 1
 
 
 @pytest.mark.slow
