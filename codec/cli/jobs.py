@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from codec.errors import EXIT_FAILURE, EXIT_OK, UsageError, one_line
+from codec.errors import EXIT_FAILURE, EXIT_OK, UsageError, legible, one_line
 
 STREAM = Path("-")
 log = logging.getLogger(__name__)
@@ -166,10 +166,10 @@ class Failures:
     def add(self, error: Exception, source: str, *others: str) -> None:
         """Count a failure with ``source``, which is put before a message that names neither it nor one of the ``others``."""
         self.count += 1
-        text = one_line(error)
+        text, source = one_line(error), legible(source)
         names = self._files.setdefault(text, [])
         names.append(source)
-        starts = tuple(f"{name}{end}" for name in (source, *others) for end in ": ")
+        starts = tuple(f"{name}{end}" for name in (source, *map(legible, others)) for end in ": ")
         if len(names) == 1:
             named = text.startswith(starts) or getattr(error, "filename", None)
             log.error("error: %s", text if named else f"{source}: {text}")
