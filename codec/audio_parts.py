@@ -141,7 +141,7 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
     if head[:4] == b".snd":
         return [_sized_part(source, source.start + int.from_bytes(head[4:8], "big"), source.start + 8, AU, {})]
     if (nist := re.match(rb"NIST_1A\s+(\d+)\s", head)) and b"shorten" not in head:
-        number = {key: int(value) for key, value in re.findall(rb"(\w+) -i (\d+)", head)}
+        number = {key: int(value) for key, value in re.findall(rb"(\w+) -\w+ (\d+)", head)}
         size = number.get(b"sample_count", 0) * number.get(b"channel_count", 1) * number.get(b"sample_n_bytes", 2)
         if size > (there := source.end - source.start - int(nist[1])):
             raise incomplete(name, there, size, "bytes of samples")
@@ -171,6 +171,8 @@ LAYOUTS = {
 }
 AU = _Layout(0, 0, 4, "big", 1, 0)
 MP3_IN_WAV = b"\x55\0"
+# AIFF counts so many bytes before its samples with them, and CAF fewer; so many stray ones behind them are padding
+HEAD_BYTES = 8
 
 
 def _chunks(source: _Source, position: int, layout: _Layout) -> Iterator[tuple[bytes, int, int]]:
@@ -214,12 +216,12 @@ def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patch
     for *_, end in _chunks(source, end, layout) if layout.id_bytes else ():  # noqa: B007, B020
         pass
     stray = source.end - end
-    if (size == 0 and stray > 8) or (size > there and any(told in sizes for sizes in UNKNOWN_SIZES)):
+    if (size <= HEAD_BYTES < stray) or (size > there and any(told in sizes for sizes in UNKNOWN_SIZES)):
         true_size = min(there + layout.counted, 256**layout.size_bytes - 1)
         patches = {**patches, size_at: true_size.to_bytes(layout.size_bytes, layout.order)}
     elif size > there:
         raise incomplete(source.name, there, size, "bytes of samples")
-    elif stray > 8:
+    elif stray > HEAD_BYTES:
         note = f"its {size:,} bytes of samples are followed by {stray:,} that belong to no chunk and are left out"
     return source.part(patches, end if note else source.end, note=note)
 

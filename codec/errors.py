@@ -31,7 +31,8 @@ from typing import Any, NoReturn
 from codec import __version__
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
-STOPPING = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))  # there is no SIGHUP on Windows
+STOPPING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # there is no SIGHUP on Windows
+IMPORTING = "<frozen importlib._bootstrap>"  # where Python imports modules
 
 DISTRIBUTION = "simvq-codec"  # what pip calls this package
 EXTRAS = {  # package -> the extra of this one that brings it; heavy packages are imported where they are used
@@ -142,8 +143,10 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     is said.
     """
     for polite in STOPPING:
-        if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
+        if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler, _ignore):  # nohup stays in force
             signal.signal(polite, _interrupt)
+    if sys.stderr is None:  # closed: what is said goes nowhere, not into a file that has got its number
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be any bytes
     try:
@@ -152,6 +155,9 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         say(f"{name}: error: {one_line(error)} (see {name} --help)")
         return EXIT_USAGE
     except KeyboardInterrupt:
+        for polite in STOPPING:  # a second one would harm the way out
+            if signal.getsignal(polite) == _interrupt:
+                signal.signal(polite, _ignore)
         say(f"{name}: interrupted; {interrupted}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -170,11 +176,24 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt; but soon after where libsndfile reads from Python, for it would be lost there."""
-    if any(each.f_code.co_name.startswith("vio_") for each, _ in traceback.walk_stack(frame)):
-        threading.Timer(0.02, _send, [number]).start()
-    else:
+    if not is_postponed(number, frame):
         raise KeyboardInterrupt
+
+
+def is_postponed(number: int, frame: FrameType | None) -> bool:
+    """Whether a signal comes again soon, since an exception would be lost here, or become another error.
+
+    That is where libsndfile reads from Python, or a module is imported.
+    """
+    codes = [each.f_code for each, _ in traceback.walk_stack(frame)]
+    if not any(code.co_name.startswith("vio_") or code.co_filename == IMPORTING for code in codes):
+        return False
+    threading.Timer(0.02, _send, [number]).start()
+    return True
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """A signal after the one that ends all."""
 
 
 def _send(number: int) -> None:
@@ -189,6 +208,5 @@ def say(text: str) -> None:
     """A line on stderr, past a progress bar if there is one."""
     if sys.stderr is None:  # closed: tqdm would write to stdout, among the data
         return
-    text = "\n".join(map(legible, text.split("\n")))
     bars = sys.modules.get("tqdm")
-    (bars.tqdm.write if bars else print)(text, file=sys.stderr)
+    (bars.tqdm.write if bars else print)(legible(text), file=sys.stderr)

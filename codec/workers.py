@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, TypeVar
 
-from codec.errors import EXIT_INTERRUPTED, CodecError
+from codec.errors import EXIT_INTERRUPTED, CodecError, is_postponed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,8 +78,9 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
                 futures = [pool.submit(_do, item) for item in items]
             yield (_say(future.result()) for future in futures)
         except BaseException as error:
-            for process in multiprocessing.active_children():
-                process.terminate()
+            with _without_interrupts():  # nor is this one's word cut short
+                for process in multiprocessing.active_children():
+                    process.terminate()
             if isinstance(error, BrokenProcessPool):
                 raise CodecError("a worker process died (out of memory, or killed); take fewer --workers") from None
             raise
@@ -128,9 +129,9 @@ def _say(done: tuple[Any, Said]) -> Any:
     return result
 
 
-def _end(_signal: int, _frame: FrameType | None) -> None:
+def _end(number: int, frame: FrameType | None) -> None:
     """Leave by the way on which temporary files are removed."""
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN:
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN or is_postponed(number, frame):
         return  # the pool sends another, which came before it was ignored: raised on that way it would leave the files
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where the exception is lost it would be shown with its traceback

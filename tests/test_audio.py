@@ -158,7 +158,7 @@ def flac_claiming(num_samples: int) -> bytes:
 
 
 @pytest.mark.parametrize("file_format", SIZES)
-@pytest.mark.parametrize("size", [0, -1, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 2**63 - 1])
+@pytest.mark.parametrize("size", [0, 8, -1, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 2**63 - 1])
 def test_a_size_that_a_pipe_could_not_know(file_format: str, size: int, caplog: pytest.LogCaptureFixture) -> None:
     data = with_size(file_format, size)
     data = b"BW64" + data[4:] if file_format == "RF64" else data  # the same by another name
@@ -170,6 +170,11 @@ def test_a_size_that_a_pipe_could_not_know(file_format: str, size: int, caplog: 
 def test_no_samples(data: bytes) -> None:
     with pytest.raises(AudioError, match="a file holds no samples"):
         decoded(data)
+
+
+def test_nist_headers_with_numbers_as_text() -> None:
+    """As libsndfile writes them for samples of 8 bits."""
+    assert len(decoded(encoded("NIST", subtype="ULAW"))) == 48_000
 
 
 @pytest.mark.parametrize("file_format", [*SIZES, "WAVEX", "NIST", "SVX", "FLAC", "MP3", "VORBIS", "OPUS"])

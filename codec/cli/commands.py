@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from codec.cli.backends import BACKENDS
 from codec.cli.jobs import Failures, plan_jobs, run_jobs
-from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, positive, run_command, say
+from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, legible, positive, run_command, say
 
 if TYPE_CHECKING:
     from codec.cli.transfer import Worker
@@ -213,7 +213,9 @@ def _info(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(facts))
         else:
-            print(("\n" if index else "") + "\n".join(f"{key:<20} {value}" for key, value in facts.items()))
+            print(
+                ("\n" if index else "") + "\n".join(f"{key:<20} {legible(str(value))}" for key, value in facts.items())
+            )
         damaged = damaged or "damage" in facts
     failures.say_others()
     sys.stdout.flush()

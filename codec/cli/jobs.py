@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from codec.errors import EXIT_FAILURE, EXIT_OK, UsageError, one_line
+from codec.errors import EXIT_FAILURE, EXIT_OK, UsageError, legible, one_line
 
 STREAM = Path("-")
 log = logging.getLogger(__name__)
@@ -25,6 +25,11 @@ class Job:
     source: Path
     target: Path
     clashes: bool = False  # another input has the same target
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the source can be read once only."""
+        return self.source == STREAM or self.source.is_fifo()
 
     @property
     def source_name(self) -> str:
@@ -161,10 +166,10 @@ class Failures:
     def add(self, error: Exception, source: str, *others: str) -> None:
         """Count a failure with ``source``, which is put before a message that names neither it nor one of the ``others``."""
         self.count += 1
-        text = one_line(error)
+        text, source = one_line(error), legible(source)
         names = self._files.setdefault(text, [])
         names.append(source)
-        starts = tuple(f"{name}{end}" for name in (source, *others) for end in ": ")
+        starts = tuple(f"{name}{end}" for name in (source, *map(legible, others)) for end in ": ")
         if len(names) == 1:
             named = text.startswith(starts) or getattr(error, "filename", None)
             log.error("error: %s", text if named else f"{source}: {text}")

@@ -20,6 +20,7 @@ from codec.audio import AudioError, Block
 from codec.audio_parts import UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
+from codec.errors import STOPPING
 
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
 CHUNK_SECONDS = 0.1
@@ -104,8 +105,7 @@ class PcmPipe:
             self.stopped = True
             os.dup2(os.open(os.devnull, os.O_RDONLY), self.stream.fileno())  # a read that waits ends, too
 
-        numbers = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}
-        before = {each: signal.signal(each, stop) for each in numbers if signal.getsignal(each) != signal.SIG_IGN}
+        before = {each: signal.signal(each, stop) for each in STOPPING if signal.getsignal(each) != signal.SIG_IGN}
         try:
             yield
         finally:

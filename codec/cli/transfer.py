@@ -102,7 +102,7 @@ class Worker(ABC):
 
     def _stays(self, job: Job) -> bool:
         """Whether what is at the target is what the job gives, and to be left; an OSError if it may not be replaced."""
-        compared = self.args.skip_existing and job.source != STREAM and job.target.is_file()
+        compared = self.args.skip_existing and not job.is_stream and job.target.is_file()
         if compared and self.is_done(job):
             return True
         if job.target.is_dir():
@@ -151,7 +151,8 @@ class FileEncoder(Worker):
             except ContainerError:
                 return False
             count, gain_db = self.num_quantizers, self._gain_of(reader)
-            return there == self.codec.header(there.num_samples, reader.sample_rate, count, gain_db)
+            num_samples = reader.num_samples or sum(map(len, reader.blocks()))
+            return there == self.codec.header(num_samples, reader.sample_rate, count, gain_db)
 
     def convert(self, job: Job) -> None:
         with self._open(job) as reader:
@@ -192,7 +193,7 @@ class FileEncoder(Worker):
         if pipe is not None:
             with pipe.stopped_by_signals():
                 yield pipe
-        elif not (job.source == STREAM or job.source.is_fifo()):
+        elif not job.is_stream:
             with AudioReader(job.source, channel=self.args.channel) as reader:
                 yield reader
         else:

@@ -1,5 +1,6 @@
 """What goes wrong: one line for what a user can mend, a traceback for a bug, no half-written file, no data lost."""
 
+import importlib
 import io
 import os
 import shlex
@@ -24,7 +25,7 @@ from shell import HOP, RATE, Run, names, process
 from codec import Codec, container
 from codec.cli.commands import decode_main
 from codec.container import BLOCK_FRAMES, Header
-from codec.errors import run_command
+from codec.errors import POLITE, legible, run_command
 
 
 @pytest.fixture
@@ -78,6 +79,22 @@ def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: l
     said = one_line()
     assert message in said and said.startswith(f"codec-{args[0]}: error: ")
     assert names() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such names cannot be")
+@pytest.mark.parametrize("stem", ["a\nb", "two  blanks", "\x1b[31m", os.fsdecode(b"caf\xe9")])
+def test_any_name_is_said_once_on_one_line(
+    run: Run, one_line: Said, header: Header, capsys: pytest.CaptureFixture[str], stem: str
+) -> None:
+    Path(f"{stem}.wav").write_bytes(b"RIFF")
+    assert run("encode", f"{stem}.wav", "-o", "out") == 1
+    assert one_line().startswith(f"codec-encode: error: {legible(stem)}.wav is not audio")
+    with open(f"{stem}.wav", "wb") as file:
+        soundfile.write(file, np.zeros((100, 2)), RATE, format="WAV")
+    assert run("encode", f"{stem}.wav", "-o", "out") == 0
+    assert one_line() == f"codec-encode: {legible(stem)}.wav: 2 channels mixed down to one\n"
+    assert run("info", f"out/{stem}.codes") == 0
+    assert capsys.readouterr().out.splitlines()[0].split(None, 1) == ["file", f"out/{legible(stem)}.codes"]
 
 
 @pytest.mark.parametrize(("command", "source"), [("encode", "in.wav"), ("decode", "in.codes")])
@@ -161,9 +178,36 @@ def test_a_full_disk(run: Run, encoded: Path, one_line: Said) -> None:
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Whoever runs in the background ignores ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {number: signal.getsignal(number) for number in POLITE}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_second_interrupt_changes_nothing(interruptible: None, one_line: Said) -> None:
+    """Neither while the first one is said, nor on the way out; the next command can be interrupted again."""
+    for _ in range(2):
+        assert run_command("x", lambda: signal.raise_signal(signal.SIGINT) or 0) == 130
+        signal.raise_signal(signal.SIGINT)
+        assert one_line() == "x: interrupted; nothing half-written is left\n"
+
+
+def test_an_interrupt_while_a_module_is_imported(
+    interruptible: None, one_line: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Extension modules turn it into an ImportError, as if they were broken."""
+    code = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError"
+    (tmp_path / "torn.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def work() -> int:
+        importlib.import_module("torn")
+        time.sleep(5)
+        return 0
+
+    assert run_command("x", work) == 130
+    assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
 def test_an_interrupt_while_libsndfile_reads_from_python(interruptible: None, one_line: Said) -> None:

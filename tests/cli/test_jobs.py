@@ -51,6 +51,17 @@ def test_what_fails_is_named_and_stops_no_other(run: Run, stderr: Said) -> None:
     assert names("again") == ["c.wav"]
 
 
+def test_a_closed_stderr_stops_nothing(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither for the bar over several files nor for that over a long one."""
+    for name, seconds in (("a.wav", 1), ("b.wav", 61)):
+        soundfile.write(name, np.resize(sound, seconds * RATE), RATE)
+    for paths in (["a.wav", "b.wav", "-o", "out"], ["b.wav", "b.codes"]):
+        monkeypatch.setattr(sys, "stderr", None)
+        assert run("encode", *paths) == 0
+        sys.stderr.close()
+    assert names("out") == ["a.codes", "b.codes"]
+
+
 def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
     """What is there counts if it is what the same command makes; anything else is an error, and stays."""
     Path("in").mkdir()
@@ -82,6 +93,9 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
     soundfile.write("in/a.wav", sound[: RATE // 2] / 128, RATE)  # the same codes at another level
     for level in ([], ["--no-normalize"]):
         assert run("encode", "in/a.wav", "-o", "codes", "--skip-existing", *level) == 1
+    assert run("encode", "in/b.wav", "-o", "codes", "--force", "--no-normalize") == 0
+    soundfile.write("in/b.wav", sound[: RATE // 4], RATE)  # of another length
+    assert run("encode", "in/b.wav", "-o", "codes", "--skip-existing", "--no-normalize") == 1
 
 
 @pytest.mark.slow
