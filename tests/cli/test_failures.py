@@ -197,7 +197,9 @@ def test_an_interrupt_while_a_module_is_imported(
     interruptible: None, one_line: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Extension modules turn it into an ImportError, as if they were broken."""
-    code = "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError"
+    code = (
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError"
+    )
     (tmp_path / "torn.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
 
