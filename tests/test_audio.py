@@ -174,7 +174,7 @@ def test_no_samples(data: bytes) -> None:
 
 def test_nist_headers_with_numbers_as_text() -> None:
     """As libsndfile writes them for samples of 8 bits."""
-    assert len(decoded(encoded("NIST", subtype="ULAW"))) == 48_000
+    assert len(decoded(noise_as("NIST", subtype="ULAW"))) == 48_000
 
 
 @pytest.mark.parametrize("file_format", [*SIZES, "WAVEX", "NIST", "SVX", "FLAC", "MP3", "VORBIS", "OPUS"])

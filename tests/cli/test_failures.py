@@ -25,7 +25,7 @@ from shell import HOP, RATE, Run, names, process
 from codec import Codec, container
 from codec.cli.commands import decode_main
 from codec.container import BLOCK_FRAMES, Header
-from codec.errors import POLITE, legible, run_command
+from codec.errors import STOPPING, legible, run_command
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def test_a_full_disk(run: Run, encoded: Path, one_line: Said) -> None:
 @pytest.fixture
 def interruptible() -> Iterator[None]:
     """Whoever runs in the background ignores ctrl-C."""
-    before = {number: signal.getsignal(number) for number in POLITE}
+    before = {number: signal.getsignal(number) for number in STOPPING}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     for number, handler in before.items():
