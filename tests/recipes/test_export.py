@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from loading import Said, recipe
-from runs import QUANTIZED, state, train
 from safetensors.torch import load_file
+from training_runs import QUANTIZED, state, train
 
 from codec.model import Codec
 from codec.pretrained import find_model

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from loading import Said, load_script, tar
-from runs import RECIPES, start
+from training_runs import RECIPES, start
 
 from codec import Codec
 from codec.audio import AudioError

@@ -18,8 +18,8 @@ import pytest
 import soundfile
 import torch
 from loading import Said, load_script, recipe
-from runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, start, state, train
 from safetensors.torch import load_file
+from training_runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, start, state, train
 
 from codec.cli.commands import decode_main, encode_main
 from codec.corpus.manifest import Record, write_manifest
