@@ -171,7 +171,8 @@ LAYOUTS = {
 }
 AU = _Layout(0, 0, 4, "big", 1, 0)
 MP3_IN_WAV = b"\x55\0"
-# AIFF counts so many bytes before its samples with them, and CAF fewer; so many stray ones behind them are padding
+# a killed writer leaves a size of 8 (AIFF) or 4 (CAF): the bytes before the samples that it counts; up to 8 bytes behind
+# the samples are padding
 HEAD_BYTES = 8
 
 

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from types import FrameType
@@ -32,6 +34,7 @@ from codec import __version__
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 STOPPING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # there is no SIGHUP on Windows
+WAY_OUT = 1.0  # seconds for which an interrupted command is left to end by itself
 IMPORTING = "<frozen importlib._bootstrap>"  # where Python imports modules
 
 DISTRIBUTION = "simvq-codec"  # what pip calls this package
@@ -46,6 +49,9 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
     "ray": "ray",
     "pyarrow": "ray",
 }
+
+
+_interrupted = -math.inf  # when the command was, on the monotonic clock
 
 
 class CodecError(ValueError):
@@ -142,8 +148,10 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     A polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out, and ``interrupted``
     is said.
     """
+    global _interrupted
+    _interrupted = -math.inf
     for polite in STOPPING:
-        if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler, _ignore):  # nohup stays in force
+        if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
             signal.signal(polite, _interrupt)
     if sys.stderr is None:  # closed: what is said goes nowhere, not into a file that has got its number
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
@@ -155,9 +163,6 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         say(f"{name}: error: {one_line(error)} (see {name} --help)")
         return EXIT_USAGE
     except KeyboardInterrupt:
-        for polite in STOPPING:  # a second one would harm the way out
-            if signal.getsignal(polite) == _interrupt:
-                signal.signal(polite, _ignore)
         say(f"{name}: interrupted; {interrupted}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -176,7 +181,10 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    if not is_postponed(number, frame):
+    """Raise KeyboardInterrupt, but not once more while the command ends, whose temporary files would stay."""
+    global _interrupted
+    if time.monotonic() - _interrupted > WAY_OUT and not is_postponed(number, frame):
+        _interrupted = time.monotonic()
         raise KeyboardInterrupt
 
 
@@ -188,12 +196,10 @@ def is_postponed(number: int, frame: FrameType | None) -> bool:
     codes = [each.f_code for each, _ in traceback.walk_stack(frame)]
     if not any(code.co_name.startswith("vio_") or code.co_filename == IMPORTING for code in codes):
         return False
-    threading.Timer(0.02, _send, [number]).start()
+    timer = threading.Timer(0.02, _send, [number])
+    timer.daemon = True  # where the command has ended meanwhile, nothing is left to stop
+    timer.start()
     return True
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """A signal after the one that ends all."""
 
 
 def _send(number: int) -> None:

@@ -83,13 +83,14 @@ class Worker(ABC):
 
         Raises:
             ModelError: a model or device that cannot be used, by any of the jobs.
-            CodecError: likewise a number of quantizers, or a device that the backend lacks.
+            CodecError: likewise a number of quantizers.
+            UsageError: likewise a device that the backend does not have.
         """
         self.prepare()
         try:
             if job.clashes:
                 raise CodecError(
-                    f"{job.source} is not the only input for {job.target}; rename it, or encode it by itself"
+                    f"{job.source} is not the only input for {job.target}; rename it, or convert it by itself"
                 )
             if job.target != STREAM and job.target.exists() and self._stays(job):
                 return False
@@ -108,8 +109,10 @@ class Worker(ABC):
         if job.target.is_dir():
             raise IsADirectoryError(f"{job.target} is a folder")
         if not self.args.force:
-            advice = "--force overwrites it" if compared else "--force overwrites it, --skip-existing leaves it"
-            raise FileExistsError(f"{job.target} exists{' but is not what this gives' if compared else ''}; {advice}")
+            leave = "" if compared or job.is_stream else ", --skip-existing leaves it"
+            raise FileExistsError(
+                f"{job.target} exists{' but is not what this gives' if compared else ''}; --force overwrites it{leave}"
+            )
         if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
             raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
         return False
@@ -151,7 +154,8 @@ class FileEncoder(Worker):
             except ContainerError:
                 return False
             count, gain_db = self.num_quantizers, self._gain_of(reader)
-            num_samples = reader.num_samples or sum(map(len, reader.blocks()))
+            assert isinstance(reader, AudioReader), "pipes are not compared"
+            num_samples = reader.num_samples or reader.claimed_samples or sum(map(len, reader.blocks()))
             return there == self.codec.header(num_samples, reader.sample_rate, count, gain_db)
 
     def convert(self, job: Job) -> None:

@@ -101,13 +101,16 @@ class Measured:
 def read_utterance(record: Record) -> tuple[Record, Waveform]:
     """The waveform ``[T]``, and the record with the length and rate that the file has, whatever the manifest remembers.
 
-    Raises CodecError where it is no audio or longer than two minutes, OSError where it is not there.
+    Raises CodecError where it is no audio, longer than two minutes or of a rate that FLAC, in which the report keeps it,
+    does not take; OSError where it is not there.
     """
     too_long = CodecError(f"longer than {LONGEST} s; cut it into utterances")
     if record.duration > LONGEST:
         raise too_long
     waveform, sample_rate = read_record(record)
     whole_number("sample_rate", sample_rate, RATES[0], FLAC_HIGHEST)
+    if sample_rate >= 2**16 and sample_rate % 10:
+        raise CodecError(f"sample_rate must be a multiple of 10 above 65,535 Hz, not {sample_rate}")
     record = replace(record, sample_rate=sample_rate, num_samples=len(waveform))
     if record.duration > LONGEST:  # the manifest was wrong
         raise too_long

@@ -82,7 +82,7 @@ class Weights:
         """A tensor of this shape in int64; a ModelError if there is none."""
         return self._raw(name, shape, {"I64": "<i8"})
 
-    def refuse_unread(self, but: str = " ") -> None:
+    def refuse_unread(self, but: str | tuple[str, ...] = ()) -> None:
         """A ModelError if there are tensors that nobody asked for, unless their names begin with ``but``."""
         names = sorted(name for name in self.unread.copy() if not name.startswith(but))
         if names:

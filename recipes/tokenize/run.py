@@ -86,7 +86,9 @@ def in_tar(path: Path) -> list[Record]:
             except ManifestError as error:
                 raise PrepareError(f"{path}: {member.name}: {error}; pack it again") from None
         elif suffix in AUDIO_SUFFIXES:
-            records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=member.size or 1))
+            records.append(
+                Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=member.size or 1)
+            )  # 0: all of the tar
 
     deque(walk(path, True, take), 0)
     return [replace(record, speaker=speakers.get(record.id, "")) for record in records]
@@ -177,11 +179,13 @@ def batches(lengths: list[int], most: int) -> Iterator[list[int]]:
 
 def facts_of(shard: Path) -> dict[str, Any]:
     """What a shard says of itself."""
-    from pyarrow import ArrowInvalid, parquet
+    from pyarrow import parquet
 
     try:
         return dict(json.loads(parquet.read_schema(shard).metadata[b"codec"]))
-    except (ArrowInvalid, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own are of the first two kinds
+        if getattr(error, "filename", None):
+            raise
         raise PrepareError(f"{shard} is no shard of codes, or a damaged one; remove it to have it made anew") from None
 
 
@@ -217,7 +221,9 @@ def tokenize(args: argparse.Namespace) -> int:
         half.unlink()
     there = {path.name for path in out.glob("codes-*.parquet")}
     if any(facts_of(out / name)["input"] != facts["input"] for name in there):
-        raise PrepareError(f"{out} holds shards of another input, model or setting; take another --out")
+        raise PrepareError(
+            f"{out} holds shards of another input (its paths count, too), model or setting; take another --out"
+        )
     missing = [{"name": name, "records": pickle.dumps(shards[name])} for name in shards if name not in there]
     say(f"{len(shards)} shards, {len(missing)} of them to do")
     start, seconds = time.monotonic(), 0.0

@@ -186,7 +186,7 @@ def interruptible() -> Iterator[None]:
 
 
 def test_a_second_interrupt_changes_nothing(interruptible: None, one_line: Said) -> None:
-    """Neither while the first one is said, nor on the way out; the next command can be interrupted again."""
+    """On the way out; the next command can be interrupted again."""
     for _ in range(2):
         assert run_command("x", lambda: signal.raise_signal(signal.SIGINT) or 0) == 130
         signal.raise_signal(signal.SIGINT)
