@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from codec.audio import resample
-from codec.config import RATES, whole_number
+from codec.config import RATES
 from codec.corpus.manifest import Record
 from codec.corpus.scan import read_record
 from codec.errors import CodecError, one_line
@@ -23,7 +23,6 @@ from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamil
 from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
-FLAC_HIGHEST = 655_350  # Hz
 KNOWN = {name: each.about for name, each in METRICS.items()} | {"lines": LINES} | COSTS  # what can be asked for
 
 CHANGES = {  # of the input, which a listener would not call one, but under which codes change
@@ -101,16 +100,14 @@ class Measured:
 def read_utterance(record: Record) -> tuple[Record, Waveform]:
     """The waveform ``[T]``, and the record with the length and rate that the file has, whatever the manifest remembers.
 
-    Raises CodecError where it is no audio, longer than two minutes or of a rate that FLAC, in which the report keeps it,
-    does not take; OSError where it is not there.
+    Raises CodecError where it cannot be measured, or kept as FLAC, and OSError where it is not there.
     """
     too_long = CodecError(f"longer than {LONGEST} s; cut it into utterances")
     if record.duration > LONGEST:
         raise too_long
     waveform, sample_rate = read_record(record)
-    whole_number("sample_rate", sample_rate, RATES[0], FLAC_HIGHEST)
-    if sample_rate >= 2**16 and sample_rate % 10:
-        raise CodecError(f"sample_rate must be a multiple of 10 above 65,535 Hz, not {sample_rate}")
+    if not RATES[0] <= sample_rate <= 655_350 or (sample_rate >= 2**16 and sample_rate % 10):  # FLAC takes no others
+        raise CodecError(f"its rate of {sample_rate} Hz is below {RATES[0]}, or none of FLAC's; resample it")
     record = replace(record, sample_rate=sample_rate, num_samples=len(waveform))
     if record.duration > LONGEST:  # the manifest was wrong
         raise too_long
