@@ -497,9 +497,7 @@ def test_rates_that_nothing_takes_are_a_reason(tmp_path: Path) -> None:
     """One file of them ended an evaluation of thousands."""
     for rate in (8, 768_000, 96_001):
         soundfile.write(tmp_path / "x.wav", np.zeros(rate), rate)
-        with pytest.raises(
-            CodecError, match=f"its rate of {rate} Hz is below 1000, or none of FLAC's"
-        ):
+        with pytest.raises(CodecError, match=f"its rate of {rate} Hz is below 1000, or none of FLAC's"):
             read_utterance(Record("x", str(tmp_path / "x.wav"), rate, rate))
 
 
