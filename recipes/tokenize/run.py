@@ -53,8 +53,8 @@ def find_records(inputs: Sequence[Path]) -> list[Record]:
     """
     records: list[Record] = []
     for path in map(Path.absolute, inputs):
-        is_tar = path.suffix in (".tar", ".gz", ".tgz")
-        records += in_folder(path) if path.is_dir() else in_tar(path) if is_tar else read_manifest(path)
+        read = in_folder if path.is_dir() else in_tar if path.suffix in (".tar", ".gz", ".tgz") else read_manifest
+        records += read(path)
     for name, times in Counter(record.id for record in records).items():
         if times > 1:
             raise PrepareError(f"id {name!r} stands {times} times in the input; leave one out, or write a manifest")
@@ -184,9 +184,7 @@ def facts_of(shard: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(parquet.read_schema(shard).metadata[b"codec"]))
     except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's own are of the first two kinds
-        if getattr(error, "filename", None):
-            raise
-        raise PrepareError(f"{shard} is no shard of codes, or a damaged one; remove it to have it made anew") from None
+        raise PrepareError(f"{shard} is no shard, or a damaged one; remove it ({one_line(error)})") from None
 
 
 def work(shards: list[dict[str, Any]], args: argparse.Namespace, *settings: object) -> Iterator[dict[str, Any]]:

@@ -263,7 +263,9 @@ def test_a_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: Path)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_the_whole_group_stops_and_saves(corpus: Path, tmp_path: Path, number: signal.Signals) -> None:
     """A terminal's ctrl-C and its end reach the reading processes too."""
+    before = signal.signal(number, signal.SIG_DFL)  # or the run would leave it ignored, where nohup started the tests
     process = start([*command(corpus, tmp_path, *LONG, "data.workers=2"), *QUIET])
+    signal.signal(number, before)
     wait_for(lambda: whole_checkpoints(tmp_path / "checkpoints"), process)
     os.killpg(process.pid, number)
     output, errors = finish(process)
