@@ -33,7 +33,7 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
     x = net.linear(net.norm(x, "encoder.norm", channels), "encoder.output", channels, config.latent_dim)
     codes = net.search(x)  # K x [B * N]
     rows = graph("Concat", *(graph("Unsqueeze", item, graph.constant([1])) for item in codes), axis=1)
-    net.give_codes(graph("Transpose", net.batches(rows, len(codes)), perm=[0, 2, 1]))
+    net.give_codes(graph("Transpose", net.batches(rows, -1, len(codes)), perm=[0, 2, 1]))
     net.weights.refuse_unread(but="decoder.")
     return graph.serialize(
         {"waveform": ("float32", ("batch", 1, "samples")), **net.inputs},

@@ -1,7 +1,7 @@
 """The layers of a model as operators of an ONNX graph.
 
-Activations are rows ``[B * N, C]``, so that every layer is one matrix product with its bias; only the depthwise convolutions
-see ``[B, C, N]``.
+Activations are rows ``[B * N, C]``, so that every layer is one matrix product with its bias; only where neighbours are seen
+they are pictures ``[B, 1, N, C]``: ONNX Runtime has a fast depthwise convolution for these, and none for ``[B, C, N]``.
 """
 
 from __future__ import annotations
@@ -52,17 +52,18 @@ class Network:
         return self.graph.constant([-1, channels])
 
     def batches(self, x: str, *shape: int) -> str:
-        """Rows as ``[B, N, *shape]``."""
-        return self.graph("Reshape", x, self.graph("Concat", self.batch, self.graph.constant([-1, *shape]), axis=0))
+        """Rows as ``[B, *shape]``, in which -1 stands for what is left."""
+        return self.graph("Reshape", x, self.graph("Concat", self.batch, self.graph.constant(shape), axis=0))
 
-    def around(self, x: str, left: int, right: int, axis: int, channels: int, stride: int = 1) -> str:
-        """``x`` with what stands before and after it along an axis: zeros. ``stride`` is that of the layer's outputs."""
-        pads = [0] * 6
-        pads[axis], pads[axis + 3] = left, right
-        return self.graph("Pad", x, self.graph.constant(pads))
+    def around(self, x: str, left: int, right: int, channels: int, stride: int = 1) -> tuple[str, int, int]:
+        """Rows as ``[B, 1, N, C]`` with what is known before and after them, and how many zeros are missing on both sides.
 
-    def center(self, x: str, around: str, left: int, right: int) -> str:
-        """The rows to which a block adds; ``around [B, C, left + N + right]`` is what it saw."""
+        ``stride`` is that of the layer's outputs.
+        """
+        return self.batches(x, 1, -1, channels), left, right
+
+    def center(self, x: str, around: str, left: int, right: int, channels: int) -> str:
+        """The rows to which a block adds; ``around`` is what it saw of the signal."""
         return x
 
     def inside(self, x: str) -> str:
@@ -107,16 +108,16 @@ class Network:
         """
         graph, w, left = self.graph, self.weights, kernel_size - 1 - right
         self.layers.append((left, right, 1))
-        kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, kernel_size)[:, :, 0]
+        kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, kernel_size)
         kernels = graph.constant(kernel, f"{name}.depthwise.conv.weight")
         bias = graph.constant(w.read(f"{name}.depthwise.conv.bias", channels), f"{name}.depthwise.conv.bias")
-        columns = graph("Transpose", self.batches(x, channels), perm=[0, 2, 1])
-        around = self.around(columns, left, right, 2, channels)
-        y = graph("Conv", around, kernels, bias, group=channels)
-        y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 1]), self.rows(channels))
+        around, before, after = self.around(x, left, right, channels)
+        columns = graph("Transpose", around, perm=[0, 3, 1, 2])
+        y = graph("Conv", columns, kernels, bias, group=channels, pads=[0, before, 0, after])
+        y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 3, 1]), self.rows(channels))
         done = [self.perceptron(piece, name, channels) for piece in self.pieces(y, per_frame)]
         y = graph("Concat", *done, axis=0) if done[1:] else done[0]
-        return self.inside(graph("Add", self.center(x, around, left, right), y, name=name))
+        return self.inside(graph("Add", self.center(x, around, left, right, channels), y, name=name))
 
     def perceptron(self, x: str, name: str, channels: int) -> str:
         y = self.norm(x, f"{name}.norm", channels)
@@ -128,8 +129,9 @@ class Network:
         graph = self.graph
         left = stride if self.config.causal else stride // 2
         self.layers.append((left, stride - left, stride))
-        x = self.around(self.batches(x, inner), left, stride - left, 1, inner, stride)
-        x = self.batches(x, stride * inner)
+        x, before, after = self.around(x, left, stride - left, inner, stride)
+        x = graph("Pad", x, graph.constant([0, 0, before, 0, 0, 0, after, 0]))
+        x = self.batches(x, -1, stride * inner)
         first = graph("Slice", x, graph.constant([0]), graph.constant([-1]), graph.constant([1]))
         second = graph("Slice", x, graph.constant([1]), graph.constant([END]), graph.constant([1]))
         pairs = graph("Reshape", graph("Concat", first, second, axis=2), self.rows(2 * stride * inner))
@@ -177,19 +179,20 @@ class Network:
         return graph("GatherElements", graph("Concat", *codes, axis=1), tile_index, axis=1)
 
     def lookup(self, codes: str) -> str:
-        """Latents of codes ``[B, K, N]``: one product for all stages.
+        """Latents of codes ``[B, K, N]``: one look into one table and one product for all stages.
 
-        Every table has a last row of zeros, which the index -1 takes, and a last column of ones for the bias.
+        Before the codes of each stage stands a row of zeros, for -1; behind their columns one of ones, for the bias.
         """
-        graph, points, ways = self.graph, [], []
-        for i in range(self.config.num_quantizers):
-            stage = self._stage(i)
-            table = np.pad(np.pad(stage.codebook, [(0, 0), (0, 1)], constant_values=1), [(0, 1), (0, 0)])
-            ways += [stage.out.T, stage.out_bias[None]]
-            points.append(graph("Gather", graph.constant(table), graph("Gather", codes, graph.constant(i), axis=1)))
-        joined = graph("Concat", *points, axis=2)  # [B, N, K * (d + 1)]
-        way = np.concatenate(ways)
-        return graph("MatMul", graph("Reshape", joined, self.rows(len(way))), graph.constant(way), name="latents")
+        graph = self.graph
+        stages = [self._stage(i) for i in range(self.config.num_quantizers)]
+        table = np.concatenate([np.pad(stage.codebook, [(0, 0), (0, 1)], constant_values=1) for stage in stages])
+        ways = np.concatenate([part for stage in stages for part in (stage.out.T, stage.out_bias[None])])
+        size = self.config.quantizer.codebook_size
+        table = np.insert(table, np.arange(len(stages)) * size, 0, axis=0)
+        first = graph.constant(np.arange(len(stages))[:, None] * (size + 1) + 1)
+        points = graph("Gather", graph.constant(table), graph("Add", codes, first))  # [B, K, N, d + 1]
+        points = graph("Transpose", points, perm=[0, 2, 1, 3])
+        return graph("MatMul", graph("Reshape", points, self.rows(len(ways))), graph.constant(ways), name="latents")
 
     def inverse_transform(self, x: str) -> tuple[str, Floats]:
         """Windowed frames ``[B, N, overlap, hop]`` and the window; see ISTFTHead in ``codec/autoencoder.py``."""
@@ -214,7 +217,7 @@ class Network:
         steps = (graph.constant([bins - 2]), graph.constant([0]), graph.constant([1]), graph.constant([-1]))
         mirrored = graph("Slice", graph("Sub", even, odd), *steps)
         frames = graph("Concat", graph("Add", even, odd), mirrored, axis=1)
-        return self.batches(frames, overlap, hop), window.astype(np.float32).reshape(overlap, hop)
+        return self.batches(frames, -1, overlap, hop), window.astype(np.float32).reshape(overlap, hop)
 
     def give_waveform(self, frames: str, window: Floats) -> None:
         """Overlap and add ``[B, N, overlap, hop]``, divided by the sum of the squared windows."""

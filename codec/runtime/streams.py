@@ -49,22 +49,26 @@ class StreamingNetwork(Network):
         graph("Add", "age", self.num_frames, name="next_age")
         return self.inside(x)
 
-    def around(self, x: str, left: int, right: int, axis: int, channels: int, stride: int = 1) -> str:
-        graph, ahead = self.graph, -(-right // stride)
+    def around(self, x: str, left: int, right: int, channels: int, stride: int = 1) -> tuple[str, int, int]:
+        """Behind the rows held for this layer, without those whose future is not known yet."""
+        graph, ahead, axis = self.graph, -(-right // stride), self.graph.constant([2])
         wait = -self.delay % stride  # until the late rows come in whole strides
-        held = left + ahead * stride + wait
-        count = graph("Shape", x, start=axis, end=axis + 1)
-        joined = self._with_state(x, count, axis, ("batch", channels, held) if axis == 2 else ("batch", held, channels))
+        count = left + ahead * stride + wait
+        held, place = self._state(("batch", 1, count, channels))
+        joined = graph("Concat", held, self.batches(x, 1, -1, channels), axis=2)
+        graph("Slice", joined, graph.constant([-count or END]), graph.constant([END]), axis, name=place)
         self.delay, self.per_frame = (self.delay + wait) // stride + ahead, self.per_frame // stride
-        end = graph("Add", count, graph.constant([left + right]))
-        return graph("Slice", joined, graph.constant([0]), end, graph.constant([axis]))
+        early = count - left - right
+        if early:
+            joined = graph("Slice", joined, graph.constant([0]), graph.constant([-early]), axis)
+        return joined, 0, 0
 
-    def center(self, x: str, around: str, left: int, right: int) -> str:
+    def center(self, x: str, around: str, left: int, right: int, channels: int) -> str:
         graph = self.graph
-        ends = graph.constant([left]), graph.constant([-right if right else END])
-        center = graph("Slice", around, *ends, graph.constant([2]))
-        rows = graph("Shape", x)
-        return graph("Reshape", graph("Transpose", center, perm=[0, 2, 1]), rows)
+        if not right:
+            return x
+        center = graph("Slice", around, graph.constant([left]), graph.constant([-right]), graph.constant([2]))
+        return graph("Reshape", center, self.rows(channels))
 
     def pieces(self, x: str, count: int) -> list[str]:
         return [x]  # chunks are short
@@ -107,14 +111,6 @@ class StreamingNetwork(Network):
         axis = graph.constant([1])
         graph("Slice", sums, self.num_frames, graph.constant([END]), axis, name=place)
         return graph("Slice", sums, graph.constant([0]), self.num_frames, axis)
-
-    def _with_state(self, x: str, count: str, axis: int, shape: tuple[int | str, ...]) -> str:
-        """What is held, then ``x``; the last of both is held for the next chunk."""
-        graph = self.graph
-        held, place = self._state(shape)
-        joined = graph("Concat", held, x, axis=axis)
-        graph("Slice", joined, count, graph.constant([END]), graph.constant([axis]), name=place)
-        return joined
 
     def _state(self, shape: tuple[int | str, ...]) -> tuple[str, str]:
         """Names of a new state as it comes in and as it goes out."""
