@@ -110,10 +110,13 @@ class _Stream:
         return (index >= 0) & (index < self.state["total"] * per_frame)
 
     def _through_layers(self, x: Tensor, frames: int) -> Tensor:
+        masks: dict[tuple[int, int], Tensor] = {}  # most layers share theirs
         for number, (layer, per_frame, delay) in enumerate(self._layers):
             name = f"layer_{number}"
             x, self.state[name] = layer.push(x, self.state[name])
-            x = x * self._inside(frames * per_frame, delay, per_frame)[..., None]
+            if (per_frame, delay) not in masks:
+                masks[per_frame, delay] = self._inside(frames * per_frame, delay, per_frame)[..., None]
+            x = x * masks[per_frame, delay]
         return x
 
     def _given(self, output: Tensor, valid: Tensor, frames: int) -> Tensor:
