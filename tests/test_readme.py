@@ -12,7 +12,9 @@ from loading import ROOT
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 RECIPES = (ROOT / "recipes" / "README.md").read_text(encoding="utf-8")
 EVALUATION = RECIPES[RECIPES.index("## Evaluation") :]
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT + EVALUATION, flags=re.DOTALL)
+COLLAPSE = (ROOT / "recipes" / "collapse" / "README.md").read_text(encoding="utf-8")
+LAYER = COLLAPSE[COLLAPSE.index("## In a model of yours") : COLLAPSE.index("## Two toys")]
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT + EVALUATION + LAYER, flags=re.DOTALL)
 COMMANDS = [body for kind, body in BLOCKS if kind == "bash" and "venv" not in body and "codec-" in body]
 
 
