@@ -218,7 +218,7 @@ class ISTFTHead(Layer):
         self.causal, self.offset = causal, 0 if causal else (n_fft - hop_length) // 2
         others = self.overlap - 1  # further hops that a frame's window covers beside its own
         self.left, self.right = (others, 0) if causal else (-(-others // 2), -(-others // 2))
-        self.channels, self.output = channels, Linear(channels, n_fft + 2)
+        self.output = Linear(channels, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -282,7 +282,7 @@ class CodecBase(Generic[Signal]):
         last = self._divisor * WINDOW_FRAMES
         for block in itertools.chain(blocks, [None]):
             if block is not None:
-                held = block if held is None else self._join([held, block])
+                held = block if held is None else self._library.concatenate([held, block], -1)
             elif held is not None:
                 held = self._padded(held, -held.shape[-1] % unit)
             else:
@@ -297,12 +297,9 @@ class CodecBase(Generic[Signal]):
                 keep = max(done - context.left, 0)
                 held, start = held[..., (keep - start) * unit :], keep
 
-    def _join(self, parts: list[Signal]) -> Signal:
-        return self._library.concatenate(parts, -1)
-
     def _divided(self, parts: list[Signal], sizes: list[int]) -> list[Signal]:
         """Parts, joined and divided anew into items of these sizes."""
-        joined, ends = self._join(parts), itertools.accumulate(sizes)
+        joined, ends = self._library.concatenate(parts, -1), itertools.accumulate(sizes)
         return [joined[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def _batch(self, items: list[Signal], length: int) -> Signal:

@@ -54,9 +54,9 @@ class StreamingNetwork(Network):
         graph, ahead, axis = self.graph, -(-right // stride), self.graph.constant([2])
         wait = -self.delay % stride  # until the late rows come in whole strides
         count = left + ahead * stride + wait
-        held, place = self._state(("batch", 1, count, channels))
+        held, next_held = self._state(("batch", 1, count, channels))
         joined = graph("Concat", held, self.batches(x, 1, -1, channels), axis=2)
-        graph("Slice", joined, graph.constant([-count or END]), graph.constant([END]), axis, name=place)
+        graph("Slice", joined, graph.constant([-count or END]), graph.constant([END]), axis, name=next_held)
         self.delay, self.per_frame = (self.delay + wait) // stride + ahead, self.per_frame // stride
         early = count - left - right
         if early:
@@ -105,11 +105,11 @@ class StreamingNetwork(Network):
     def _summed(self, frames: str, overlap: int, hop: int) -> str:
         """``[B, n, overlap, hop] -> [B, n, hop]``: final sums; those that later frames add to are held."""
         graph = self.graph
-        rest, place = self._state(("batch", overlap - 1, hop))
+        rest, next_rest = self._state(("batch", overlap - 1, hop))
         later = graph("Concat", graph.constant([0] * 4), self.num_frames, graph.constant([0]), axis=0)
         sums = graph("Add", self.overlap_add(frames, overlap), graph("Pad", rest, later))
         axis = graph.constant([1])
-        graph("Slice", sums, self.num_frames, graph.constant([END]), axis, name=place)
+        graph("Slice", sums, self.num_frames, graph.constant([END]), axis, name=next_rest)
         return graph("Slice", sums, graph.constant([0]), self.num_frames, axis)
 
     def _state(self, shape: tuple[int | str, ...]) -> tuple[str, str]:
