@@ -293,6 +293,16 @@ def reach(layers: Iterable[tuple[int, int, int]]) -> Context:
     return Context(-(-before // step), -(-after // step))
 
 
+def lag(left: int, right: int, stride: int, delay: int) -> tuple[int, int]:
+    """What a layer of a stream holds, in input steps, and how late its output is, if its input is ``delay`` steps late.
+
+    Beside the ``left`` steps before its own it holds what it waits for: all that it looks ahead to, in whole strides; and
+    where a late input begins within a stride, the rest of that stride.
+    """
+    wait, look_ahead = -delay % stride, -(-right // stride)
+    return left + look_ahead * stride + wait, (delay + wait) // stride + look_ahead
+
+
 def spread(look_ahead: int, depth: int) -> list[int]:
     """Frames that each of ``depth`` layers looks ahead where together they do ``look_ahead``: evenly, the first ones more."""
     return [look_ahead // depth + (index < look_ahead % depth) for index in range(depth)]

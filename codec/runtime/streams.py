@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.base import FOREVER, MOST_ROWS, kind_of, native
-from codec.config import CodecConfig, whole_number
+from codec.config import CodecConfig, lag, whole_number
 from codec.errors import CodecError
 from codec.level import check_peak
 from codec.pretrained.weights import Floats, Weights
@@ -51,13 +51,12 @@ class StreamingNetwork(Network):
 
     def around(self, x: str, left: int, right: int, channels: int, stride: int = 1) -> tuple[str, int, int]:
         """Behind the rows held for this layer, without those whose future is not known yet."""
-        graph, ahead, axis = self.graph, -(-right // stride), self.graph.constant([2])
-        wait = -self.delay % stride  # until the late rows come in whole strides
-        count = left + ahead * stride + wait
+        graph, axis = self.graph, self.graph.constant([2])
+        count, self.delay = lag(left, right, stride, self.delay)
+        self.per_frame //= stride
         held, next_held = self._state(("batch", 1, count, channels))
         joined = graph("Concat", held, self.batches(x, 1, -1, channels), axis=2)
         graph("Slice", joined, graph.constant([-count or END]), graph.constant([END]), axis, name=next_held)
-        self.delay, self.per_frame = (self.delay + wait) // stride + ahead, self.per_frame // stride
         early = count - left - right
         if early:
             joined = graph("Slice", joined, graph.constant([0]), graph.constant([-early]), axis)
@@ -177,7 +176,7 @@ class Stream:
             raise CodecError(f"a chunk must be an array {kind} [{batch}, {rows}, n], not {kind_of(signal)}")
         size = self._config.quantizer.codebook_size
         if self._encodes:
-            check_peak(float(np.abs(chunk).max(initial=0)))
+            check_peak(chunk)
         elif chunk.size and not 0 <= chunk.min() <= chunk.max() < size:
             raise CodecError(f"codes must be from 0 to {size - 1}; are they of another model?")
         chunk = np.concatenate([self._rest, chunk], axis=-1)
