@@ -154,7 +154,7 @@ class Stream:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._flushed, self._frames, self._given = False, 0, -self._late  # given: without what precedes the signal
+        self._flushed, self._frames = False, 0  # frames: that the graph was given
         self._rest = self._input  # what is no whole frame yet
         self._state = self._zeros | {"total": self._zeros["total"] + FOREVER}
 
@@ -189,7 +189,7 @@ class Stream:
         self._check_open()
         total = self._frames - (-self._rest.shape[-1] // self._unit)
         self._flushed, self._state["total"] = True, np.full_like(self._state["total"], total)
-        before = max(self._given, 0)
+        before = max(self._frames * self._per_frame - self._late, 0)
         frames = total - self._frames + -(-self._late // self._per_frame)  # what stands behind the end is passed over
         missing = frames * self._unit - self._rest.shape[-1]
         rest = self._through(np.pad(self._rest, [(0, 0), (0, 0), (0, missing)]))
@@ -211,6 +211,6 @@ class Stream:
         changing = [key for key in self._state if key != "total"]
         outputs = self._run([given, *(f"next_{key}" for key in changing)], {name: signal, **self._state})
         self._state |= dict(zip(changing, outputs[1:], strict=True))
-        first = max(-self._given, 0)
-        self._frames, self._given = self._frames + frames, self._given + frames * self._per_frame
+        first = max(self._late - self._frames * self._per_frame, 0)  # what comes before it precedes the signal
+        self._frames += frames
         return outputs[0][:, : self._nothing.shape[1], first:]
