@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from codec.files import atomic_write
 from codec.pretrained import BASE, CHECKSUM, STEP, ModelError, find_model, shipped_name
-from codec.pretrained.weights import Weights, data_checksum
+from codec.pretrained.weights import Weights, parts
 from codec.quantizers.base import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
@@ -33,14 +33,12 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
         stored = _stored(name, tensor.detach().cpu().contiguous(), bits)
         if not all(key in there and torch.equal(part, there[key]) for key, part in stored.items()):
             tensors |= stored  # a matrix and its step together
-    data = save(tensors)
-    start = 8 + int.from_bytes(data[:8], "little")
-    metadata[CHECKSUM] = data_checksum(data)
-    header = {"__metadata__": metadata, **json.loads(data[8:start])}  # here: safetensors writes it in any order
+    header, data, metadata[CHECKSUM] = parts(save(tensors))
+    header = {"__metadata__": metadata, **header}  # here: safetensors writes it in any order
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
+        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 class Outline(TorchFunctionMode):

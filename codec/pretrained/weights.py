@@ -111,19 +111,17 @@ def _opened(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The metadata of a safetensors file, and its tensors as its header describes them, each with its bytes as ``data``."""
     with safe_open(path, framework="numpy") as file:  # finds whatever is wrong in the header
         metadata = file.metadata() or {}
-    data = path.read_bytes()
-    checksum = data_checksum(data)
+    tensors, data, checksum = parts(path.read_bytes())
     if metadata.get(CHECKSUM, checksum) != checksum:
         raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
-    start = 8 + int.from_bytes(data[:8], "little")
-    tensors = json.loads(data[8:start])
     tensors.pop("__metadata__", None)
     for tensor in tensors.values():
-        first, last = tensor["data_offsets"]
-        tensor["data"] = memoryview(data)[start + first : start + last]  # nothing is copied
+        tensor["data"] = data[slice(*tensor["data_offsets"])]
     return metadata, tensors
 
 
-def data_checksum(file: bytes) -> str:
-    """SHA-256 of all bytes behind the header of a safetensors file."""
-    return hashlib.sha256(memoryview(file)[8 + int.from_bytes(file[:8], "little") :]).hexdigest()
+def parts(file: bytes) -> tuple[dict[str, Any], memoryview, str]:
+    """The header of a safetensors file, all bytes behind it, which are not copied, and their SHA-256."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    data = memoryview(file)[start:]
+    return json.loads(file[8:start]), data, hashlib.sha256(data).hexdigest()
