@@ -21,7 +21,7 @@ EXACT = ("encoder.stages.0.", "encoder.output.", "decoder.input.", "decoder.head
 NORM_EPSILON = 1e-6
 CODES_PER_TILE = 4096  # distances held at once per frame: a large table is searched piece by piece
 CODES_PER_GROUP = 256
-FAR = np.float32(1e38)  # a distance that no code has
+FAR = 1e38  # a distance that no code has
 END = 2**62  # of a slice
 
 
@@ -157,8 +157,8 @@ class Network:
         # a column of ones behind z and of |E|^2 behind -2 E: the sum is one product
         squares = np.square(stage.codebook).sum(axis=1, keepdims=True, dtype=np.float32)
         table = np.concatenate([-2 * stage.codebook, squares], axis=1)
-        rows = -len(table) % CODES_PER_GROUP  # to fill up the last group, farther than any code
-        table = np.concatenate([table, np.eye(1, table.shape[1], table.shape[1] - 1, np.float32).repeat(rows, 0) * FAR])
+        table = np.pad(table, [(0, -len(table) % CODES_PER_GROUP), (0, 0)])
+        table[len(squares) :, -1] = FAR  # what fills up the last group is farther than any code
         into = graph.constant(np.pad(stage.into, [(0, 1), (0, 0)]))
         z = graph("Gemm", x, into, graph.constant(np.append(stage.into_bias, np.float32(1))), transB=1)
         least, codes, last = [], [], graph.constant([1])
