@@ -236,7 +236,7 @@ class CodecBase(Generic[Signal]):
         items, rate = self._mono_items(waveform, sample_rate, lengths)
         if rate == self.sample_rate:
             return items
-        return [self._floats(resample(self.to_numpy(x), rate, self.sample_rate), "", "[T]") for x in items]
+        return [self.from_numpy(resample(self.to_numpy(item), rate, self.sample_rate)) for item in items]
 
     def _frame_windows(self, *items: Any) -> Iterator[Signal]:
         """What the encoder gives ``[..., n]``, window by window, of one item after another, each in blocks ``[T]``."""
