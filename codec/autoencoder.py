@@ -66,11 +66,6 @@ class Layer(nn.Module):
     channels: int
     stride: int = 1
 
-    @property
-    def delay(self) -> int:
-        """Output steps by which :meth:`push` lags behind its input: the look-ahead."""
-        return -(-self.right // self.stride)
-
     def forward(self, x: Tensor) -> Tensor:
         return self.inside(F.pad(x, (0, 0, self.left, self.right)))
 
@@ -81,8 +76,7 @@ class Layer(nn.Module):
     def push(self, x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
         """The next ``[B, n * stride, C_in]`` of a stream -> ``[B, n, C_out]``, and the input to hold for the next call.
 
-        ``held`` are the ``left + delay * stride`` input steps before these, and more where the first must wait for whole
-        strides.
+        ``held`` are the input steps before these, as many as :func:`codec.config.lag` says.
         """
         joined, count = torch.cat([held, x], dim=1), x.shape[1]
         return self.inside(joined[:, : self.left + count + self.right]), joined[:, count:].clone()
@@ -218,7 +212,7 @@ class ISTFTHead(Layer):
         self.causal, self.offset = causal, 0 if causal else (n_fft - hop_length) // 2
         others = self.overlap - 1  # further hops that a frame's window covers beside its own
         self.left, self.right = (others, 0) if causal else (-(-others // 2), -(-others // 2))
-        self.channels, self.output = channels, Linear(channels, n_fft + 2)
+        self.output = Linear(channels, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

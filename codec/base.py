@@ -236,7 +236,7 @@ class CodecBase(Generic[Signal]):
         items, rate = self._mono_items(waveform, sample_rate, lengths)
         if rate == self.sample_rate:
             return items
-        return [self._floats(resample(self.to_numpy(x), rate, self.sample_rate), "", "[T]") for x in items]
+        return [self.from_numpy(resample(self.to_numpy(item), rate, self.sample_rate)) for item in items]
 
     def _frame_windows(self, *items: Any) -> Iterator[Signal]:
         """What the encoder gives ``[..., n]``, window by window, of one item after another, each in blocks ``[T]``."""
@@ -282,7 +282,7 @@ class CodecBase(Generic[Signal]):
         last = self._divisor * WINDOW_FRAMES
         for block in itertools.chain(blocks, [None]):
             if block is not None:
-                held = block if held is None else self._join([held, block])
+                held = block if held is None else self._library.concatenate([held, block], -1)
             elif held is not None:
                 held = self._padded(held, -held.shape[-1] % unit)
             else:
@@ -297,12 +297,9 @@ class CodecBase(Generic[Signal]):
                 keep = max(done - context.left, 0)
                 held, start = held[..., (keep - start) * unit :], keep
 
-    def _join(self, parts: list[Signal]) -> Signal:
-        return self._library.concatenate(parts, -1)
-
     def _divided(self, parts: list[Signal], sizes: list[int]) -> list[Signal]:
         """Parts, joined and divided anew into items of these sizes."""
-        joined, ends = self._join(parts), itertools.accumulate(sizes)
+        joined, ends = self._library.concatenate(parts, -1), itertools.accumulate(sizes)
         return [joined[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
     def _batch(self, items: list[Signal], length: int) -> Signal:
@@ -343,7 +340,7 @@ class CodecBase(Generic[Signal]):
     def _checked_block(self, values: Any) -> Signal:
         """As float32 ``[T]``."""
         block = self._floats(values, "a block", "[T]")
-        check_peak(float(abs(block).max()) if len(block) else 0.0)
+        check_peak(block)
         return block
 
     def _each(self, blocks: Any, check: Callable[[Any], Signal]) -> Iterator[Signal]:

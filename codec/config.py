@@ -56,8 +56,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "", ignore_u
     for name, f in known.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"missing key {prefix}{name}")
-    named = ((key, value) for key, value in values.items() if key in known)
-    converted = {key: _convert(hints[key], value, prefix + key, ignore_unknown) for key, value in named}
+    converted = {k: _convert(hints[k], value, prefix + k, ignore_unknown) for k, value in values.items() if k in known}
     try:
         return cls(**converted)
     except ConfigError as error:
@@ -214,9 +213,8 @@ class DecoderConfig:
         set_whole(self, ConfigError, width=WIDTHS, depth=DEPTHS, kernel_size=KERNELS, n_fft=(2, 2**20))
         require(self.kernel_size % 2 == 1, "kernel_size must be odd")
         require(self.n_fft % 2 == 0, "n_fft must be even")
-        centred = self.depth * (self.kernel_size // 2)
-        if self.look_ahead is not None:
-            set_whole(self, ConfigError, look_ahead=(0, centred))
+        if self.look_ahead is not None:  # at most that of centred filters
+            set_whole(self, ConfigError, look_ahead=(0, self.depth * (self.kernel_size // 2)))
 
 
 @dataclass(frozen=True)
@@ -293,6 +291,16 @@ def reach(layers: Iterable[tuple[int, int, int]]) -> Context:
         after += step * right
         step *= stride
     return Context(-(-before // step), -(-after // step))
+
+
+def lag(left: int, right: int, stride: int, delay: int) -> tuple[int, int]:
+    """What a layer of a stream holds, in input steps, and how late its output is, if its input is ``delay`` steps late.
+
+    Beside the ``left`` steps before its own it holds what it waits for: all that it looks ahead to, in whole strides; and
+    where a late input begins within a stride, the rest of that stride.
+    """
+    wait, look_ahead = -delay % stride, -(-right // stride)
+    return left + look_ahead * stride + wait, (delay + wait) // stride + look_ahead
 
 
 def spread(look_ahead: int, depth: int) -> list[int]:

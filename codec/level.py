@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ def gain_of(blocks: Iterable[NDArray[np.float32]], sample_rate: int) -> float:
     size, peak, held, powers = max(sample_rate // FRAMES_PER_SECOND, 1), 0.0, np.zeros(0, np.float32), [np.zeros(1)]
     for block in itertools.chain(blocks, [None]):
         held = np.concatenate([held, np.zeros(-len(held) % size, np.float32) if block is None else block])
-        peak = max(peak, check_peak(float(np.abs(held).max(initial=0.0))))
+        peak = max(peak, check_peak(held))
         whole = len(held) // size * size
         powers.append(np.square(held[:whole].reshape(-1, size), dtype=np.float64).mean(axis=1))
         held = held[whole:]
@@ -44,8 +45,9 @@ def factor(gain_db: float) -> float:
     return math.pow(10, gain_db / 20)
 
 
-def check_peak(peak: float) -> float:
-    """The largest absolute value of a waveform, if it can be; else a CodecError."""
+def check_peak(waveform: Any) -> float:
+    """The largest absolute value of an array or a tensor, 0 of an empty one; a CodecError if it cannot be a waveform's."""
+    peak = float(abs(waveform).max()) if 0 not in waveform.shape else 0.0
     if not math.isfinite(peak):
         raise CodecError("waveform holds NaN or infinity")
     if peak > LARGEST_PEAK:

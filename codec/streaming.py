@@ -10,7 +10,7 @@ from torch import Tensor
 
 from codec.autoencoder import Decoder, Encoder, Layer, exact
 from codec.base import FOREVER, MOST_ROWS, checked_lengths, whole_numbers
-from codec.config import whole_number
+from codec.config import lag, whole_number
 from codec.errors import CodecError
 from codec.level import check_peak
 
@@ -48,10 +48,8 @@ class _Stream:
         self._layers: list[tuple[Layer, int, int]] = []  # with outputs per frame, and delay
         self.delay = 0
         for layer in layers:
-            wait = -self.delay % layer.stride  # until what comes late comes in whole strides
-            held = layer.left + layer.delay * layer.stride + wait
+            held, self.delay = lag(layer.left, layer.right, layer.stride, self.delay)
             self.state[f"layer_{len(self._layers)}"] = weight.new_zeros(batch, held, layer.channels)
-            self.delay = (self.delay + wait) // layer.stride + layer.delay
             per_frame //= layer.stride
             self._layers.append((layer, per_frame, self.delay))
 
@@ -154,7 +152,7 @@ class StreamingEncoder(_Stream):
         fits = isinstance(samples, Tensor) and samples.dim() == 3 and samples.is_floating_point()
         fits = fits and samples.shape[:2] == (self.batch_size, 1)
         self._check_chunk(samples, fits, "samples must be a float tensor [B, 1, T]")
-        check_peak(float(samples.abs().max()) if samples.numel() else 0.0)
+        check_peak(samples)
         count, hop, rest = samples.shape[-1], self.hop_length, self.state["rest"]
         lengths = checked_lengths(lengths, self.batch_size, count, least=0)
         with exact(self.encoder.output.weight):

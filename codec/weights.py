@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from codec import pretrained
 from codec.files import atomic_write
-from codec.pretrained import STEP, ModelError
-from codec.pretrained.weights import Weights
+from codec.pretrained import BASE, CHECKSUM, STEP, ModelError, find_model, shipped_name
+from codec.pretrained.weights import Weights, parts
 from codec.quantizers.base import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
@@ -26,22 +25,20 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
     """Write ``state``, whole or not at all; for ``bits`` and ``base`` see :meth:`codec.Codec.save_pretrained`."""
     metadata, there, tensors = {"format": "pt"}, dict[str, Tensor](), dict[str, Tensor]()
     if base is not None:
-        if pretrained.shipped_name(base) is None:
+        if shipped_name(base) is None:
             raise ModelError(f"{base!r} is no shipped model, and no other is found where this is loaded")
-        metadata[pretrained.BASE] = pretrained.find_model(base).name
-        there = load_file(pretrained.find_model(base) / "model.safetensors")
+        metadata[BASE] = find_model(base).name
+        there = load_file(find_model(base) / "model.safetensors")
     for name, tensor in state.items():
         stored = _stored(name, tensor.detach().cpu().contiguous(), bits)
         if not all(key in there and torch.equal(part, there[key]) for key, part in stored.items()):
             tensors |= stored  # a matrix and its step together
-    data = save(tensors)
-    start = 8 + int.from_bytes(data[:8], "little")
-    metadata[pretrained.CHECKSUM] = pretrained.data_checksum(data)
-    header = {"__metadata__": metadata, **json.loads(data[8:start])}  # here: safetensors writes it in any order
+    header, data, metadata[CHECKSUM] = parts(save(tensors))
+    header = {"__metadata__": metadata, **header}  # here: safetensors writes it in any order
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data[start:])
+        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 class Outline(TorchFunctionMode):

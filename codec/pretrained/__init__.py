@@ -1,10 +1,8 @@
-"""Where models come from: those inside the package, folders, and the hub; and whether their files are what they were."""
+"""Where models come from: those inside the package, folders, and the hub."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 from codec.config import CodecConfig, from_dict
@@ -90,38 +88,3 @@ def refused(path: Path, reason: object) -> ModelError:
     elif head.startswith((b"<!doctype", b"<html", b"<?xml")):
         reason = "it is a web page; download the file itself"
     return ModelError(f"{path} cannot be used: {reason}")
-
-
-def check_data(path: Path, file: bytes) -> None:
-    """Compare the bytes of a valid safetensors file with the checksum in it, if there is one; a ModelError if they differ."""
-    checksum = _metadata(path).get(CHECKSUM)
-    if checksum and checksum != data_checksum(file):
-        raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The safetensors files that hold a model's weights; a tensor that several hold is that of the first.
-
-    A file may leave out what a shipped model has alike, as a second decoder of its codes does, and names that model; a
-    ModelError if there is none of that name.
-    """
-    base = _metadata(path).get(BASE)
-    if base is None:
-        return [path]
-    if base not in shipped_models():
-        raise ModelError(
-            f"{path} goes with the shipped model {base!r}, which this version of the package does not have"
-        )
-    return [path, Path(__file__).parent / base / FILES[1]]
-
-
-def _metadata(path: Path) -> Mapping[str, str]:
-    from safetensors import safe_open  # here: whoever only looks for models needs none
-
-    with safe_open(path, framework="numpy") as file:
-        return file.metadata() or {}
-
-
-def data_checksum(file: bytes) -> str:
-    """SHA-256 of all bytes behind the header of a safetensors file."""
-    return hashlib.sha256(memoryview(file)[8 + int.from_bytes(file[:8], "little") :]).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
-from codec.pretrained import STEP, ModelError, check_data, refused, weight_files
+from codec.pretrained import BASE, CHECKSUM, FILES, STEP, ModelError, find_model, refused, shipped_models
 
 Floats = NDArray[np.float32]
 
@@ -26,29 +28,28 @@ FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "F8_E4M3": "u
 class Weights:
     """The tensors of a ``model.safetensors`` by name.
 
+    A file may leave out what a shipped model has alike, as a second decoder of its codes does, and names that model.
+
     Attributes:
         path: of the file.
         unread: names that were not asked for yet.
 
     Raises:
-        ModelError: the file cannot be read, or is damaged.
+        ModelError: the file cannot be read, or is damaged; or this version has no shipped model of the name in it.
     """
 
     def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError
-
-        self.path, self._tensors = path, dict[str, Any]()
+        self.path = path
         try:
-            for source in weight_files(path):
-                data = source.read_bytes()
-                check_data(source, data)  # safetensors opens the file there, and finds whatever is wrong in its header
-                start = 8 + int.from_bytes(data[:8], "little")
-                tensors = json.loads(data[8:start])
-                tensors.pop("__metadata__", None)
-                for tensor in tensors.values():
-                    first, last = tensor["data_offsets"]
-                    tensor["data"] = memoryview(data)[start + first : start + last]  # nothing is copied
-                self._tensors |= {n: t for n, t in tensors.items() if n.removesuffix(STEP) not in self._tensors}
+            metadata, self._tensors = _opened(path)
+            base = metadata.get(BASE)
+            if base is not None:
+                if base not in shipped_models():
+                    raise ModelError(
+                        f"{path} goes with the shipped model {base!r}, which this version of the package does not have"
+                    )
+                _, others = _opened(find_model(base) / FILES[1])
+                self._tensors |= {n: t for n, t in others.items() if n.removesuffix(STEP) not in self._tensors}
         except (SafetensorError, OSError) as error:
             raise refused(path, error) from None
         self.unread = set(self._tensors)
@@ -104,3 +105,23 @@ class Weights:
         if kind == "BF16":  # the upper half of a float32
             return (values.astype(np.uint32) << 16).view(np.float32)
         return values.astype(np.float32) if kind in FLOATS else values
+
+
+def _opened(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """The metadata of a safetensors file, and its tensors as its header describes them, each with its bytes as ``data``."""
+    with safe_open(path, framework="numpy") as file:  # finds whatever is wrong in the header
+        metadata = file.metadata() or {}
+    tensors, data, checksum = parts(path.read_bytes())
+    if metadata.get(CHECKSUM, checksum) != checksum:
+        raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
+    tensors.pop("__metadata__", None)
+    for tensor in tensors.values():
+        tensor["data"] = data[slice(*tensor["data_offsets"])]
+    return metadata, tensors
+
+
+def parts(file: bytes) -> tuple[dict[str, Any], memoryview, str]:
+    """The header of a safetensors file, all bytes behind it, which are not copied, and their SHA-256."""
+    start = 8 + int.from_bytes(file[:8], "little")
+    data = memoryview(file)[start:]
+    return json.loads(file[8:start]), data, hashlib.sha256(data).hexdigest()

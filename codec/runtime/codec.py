@@ -17,7 +17,7 @@ from codec.errors import CodecError, one_line
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
 from codec.pretrained.weights import Floats, Weights
 from codec.runtime.graphs import build_decoder, build_encoder
-from codec.runtime.network import Network, codebook_state
+from codec.runtime.network import Network, read_stages
 from codec.runtime.streams import Stream, StreamingNetwork
 from codec.workers import available_cores
 
@@ -37,6 +37,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     _library, _noun = np, "array"
     _divisor = 2
+    _array = staticmethod(native)
     _made_of: tuple[Any, ...]  # what from_pretrained was given
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
@@ -77,7 +78,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     @cached_property
     def fingerprint(self) -> str:
-        return self._fingerprint_of(codebook_state(self.config, self._weights))
+        stages = read_stages(self.config, self._weights)
+        return self._fingerprint_of(tensor for stage in stages for tensor in stage.state)
 
     @property
     def num_parameters(self) -> int:
@@ -91,11 +93,6 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
     @property
     def decoder_context(self) -> Context:
         return self._decoder[1]
-
-    @property
-    def look_aheads(self) -> tuple[int, int]:
-        (_, frames), (_, samples) = self.streaming_graphs()
-        return frames * self.hop_length, samples
 
     def encoder_graph(self) -> bytes:
         """An ONNX file: ``waveform`` float ``[B, 1, T]`` -> ``codes`` int64 ``[B, K, N]``; see :func:`build_encoder`."""
@@ -157,9 +154,6 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     def from_numpy(self, array: NDArray[Any]) -> NDArray[Any]:
         return array
-
-    def _array(self, values: Any, integers: bool) -> NDArray[Any] | None:
-        return native(values, integers)
 
     def _padded(self, signal: NDArray[Any], count: int) -> NDArray[Any]:
         return np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, count)])

@@ -6,6 +6,7 @@ import argparse
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,18 +118,15 @@ def golden_files(model: str, audio: Path) -> dict[str, bytes]:
         raise AudioError(f"{audio} is shorter than {GOLDEN_SECONDS} s; give a longer one")
     tensors: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: object, inputs: object, output: torch.Tensor | QuantizerOutput) -> None:
-            if isinstance(output, QuantizerOutput):
-                tensors[name], tensors[f"{name}.codes"] = output.quantized, output.codes
-            else:
-                tensors[name] = output
-
-        return hook
+    def keep(name: str, module: object, inputs: object, output: torch.Tensor | QuantizerOutput) -> None:
+        if isinstance(output, QuantizerOutput):
+            tensors[name], tensors[f"{name}.codes"] = output.quantized, output.codes
+        else:
+            tensors[name] = output
 
     for name, module in codec.named_modules():
         if GOLDEN_MODULES.fullmatch(name):
-            module.register_forward_hook(keep(name))
+            module.register_forward_hook(partial(keep, name))
     with torch.no_grad():
         waveform = torch.from_numpy(samples[:length])[None, None]
         output = codec(waveform)

@@ -7,6 +7,7 @@ they are pictures ``[B, 1, N, C]``: ONNX Runtime has a fast depthwise convolutio
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ EXACT = ("encoder.stages.0.", "encoder.output.", "decoder.input.", "decoder.head
 NORM_EPSILON = 1e-6
 CODES_PER_TILE = 4096  # distances held at once per frame: a large table is searched piece by piece
 CODES_PER_GROUP = 256
-FAR = np.float32(1e38)  # a distance that no code has
+FAR = 1e38  # a distance that no code has
 END = 2**62  # of a slice
 
 
@@ -73,23 +74,21 @@ class Network:
     def linear(self, x: str, name: str, inner: int, outer: int, scale: Floats | None = None) -> str:
         """``x W^T + b``, then times ``scale`` (one factor per output), which goes into W and b."""
         graph, w = self.graph, self.weights
-        bias, (matrix, step) = w.read(f"{name}.bias", outer), w.stored(f"{name}.weight", outer, inner)
-        if scale is not None:
-            bias = bias * scale
+        scale = np.ones(outer, np.float32) if scale is None else scale
+        bias = w.read(f"{name}.bias", outer) * scale
         if self.bits == 32 or f"{name}.".startswith(EXACT):
-            matrix = matrix if step is None else matrix * step
-            matrix = matrix if scale is None else matrix * scale[:, None]
-            rows = graph.constant(matrix, f"{name}.weight")
+            rows = graph.constant(w.read(f"{name}.weight", outer, inner) * scale[:, None], f"{name}.weight")
             return graph("Gemm", x, rows, graph.constant(bias, f"{name}.bias"), transB=1)
+        matrix, step = w.stored(f"{name}.weight", outer, inner)
         if step is None:  # as codec/weights.py stores it
             step = np.maximum(np.abs(matrix).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
             matrix = np.rint(matrix / step).astype(np.int8)
-        step = step[:, 0] if scale is None else step[:, 0] * scale
         integers = graph("DynamicQuantizeLinear", x, outputs=3)
         columns = graph.constant(np.ascontiguousarray(matrix.T), f"{name}.weight")
         product = graph("MatMulInteger", integers, columns, f"{integers}.2")
         product = graph("Cast", product, to=1)
-        product = graph("Mul", product, graph("Mul", f"{integers}.1", graph.constant(step, f"{name}.step")))
+        steps = graph.constant(step[:, 0] * scale, f"{name}.step")
+        product = graph("Mul", product, graph("Mul", f"{integers}.1", steps))
         return graph("Add", product, graph.constant(bias, f"{name}.bias"))
 
     def norm(self, x: str, name: str, channels: int) -> str:
@@ -139,16 +138,14 @@ class Network:
 
     def search(self, residual: str) -> list[str]:
         """Codes ``[B * N]`` of every stage."""
-        graph, before = self.graph, None
+        graph = self.graph
         codes: list[str] = []
-        for i in range(self.config.num_quantizers):
-            stage = self._stage(i)
-            if before is not None:  # what it left over
-                chosen = graph("Gather", graph.constant(before.codebook), codes[-1])
-                quantized = graph("Gemm", chosen, graph.constant(before.out), graph.constant(before.out_bias), transB=1)
-                residual = graph("Sub", residual, quantized)
+        for i, stage in enumerate(read_stages(self.config, self.weights)):
             codes.append(graph("Squeeze", self._nearest(residual, stage), graph.constant([1]), name=f"codes.{i}"))
-            before = stage
+            if i + 1 < self.config.num_quantizers:  # what it leaves over
+                chosen = graph("Gather", graph.constant(stage.codebook), codes[-1])
+                quantized = graph("Gemm", chosen, graph.constant(stage.out), graph.constant(stage.out_bias), transB=1)
+                residual = graph("Sub", residual, quantized)
         return codes
 
     def _nearest(self, x: str, stage: Stage) -> str:
@@ -160,8 +157,8 @@ class Network:
         # a column of ones behind z and of |E|^2 behind -2 E: the sum is one product
         squares = np.square(stage.codebook).sum(axis=1, keepdims=True, dtype=np.float32)
         table = np.concatenate([-2 * stage.codebook, squares], axis=1)
-        rows = -len(table) % CODES_PER_GROUP  # to fill up the last group, farther than any code
-        table = np.concatenate([table, np.eye(1, table.shape[1], table.shape[1] - 1, np.float32).repeat(rows, 0) * FAR])
+        table = np.pad(table, [(0, -len(table) % CODES_PER_GROUP), (0, 0)])
+        table[len(squares) :, -1] = FAR  # what fills up the last group is farther than any code
         into = graph.constant(np.pad(stage.into, [(0, 1), (0, 0)]))
         z = graph("Gemm", x, into, graph.constant(np.append(stage.into_bias, np.float32(1))), transB=1)
         least, codes, last = [], [], graph.constant([1])
@@ -184,7 +181,7 @@ class Network:
         Before the codes of each stage stands a row of zeros, for -1; behind their columns one of ones, for the bias.
         """
         graph = self.graph
-        stages = [self._stage(i) for i in range(self.config.num_quantizers)]
+        stages = list(read_stages(self.config, self.weights))
         table = np.concatenate([np.pad(stage.codebook, [(0, 0), (0, 1)], constant_values=1) for stage in stages])
         ways = np.concatenate([part for stage in stages for part in (stage.out.T, stage.out_bias[None])])
         size = self.config.quantizer.codebook_size
@@ -256,57 +253,39 @@ class Network:
         name = self.graph("Split", x, axis=axis, outputs=count, num_outputs=count)
         return [name, *(f"{name}.{i}" for i in range(1, count))]
 
-    def _stage(self, index: int) -> Stage:
-        return Stage.read(self.config, self.weights, index)
-
 
 @dataclass
 class Stage:
-    """One SimVQ stage: ``codebook [V, d]``, and the projections ``into [d, D]`` and ``out [D, d]`` with their biases."""
+    """One SimVQ stage: ``codebook [V, d]``, and the projections ``into [d, D]`` and ``out [D, d]`` with their biases.
+
+    ``state`` are the tensors that decide what a code means, as ``codec.quantizers`` lists them for the fingerprint.
+    """
 
     codebook: Floats
     into: Floats
     into_bias: Floats
     out: Floats
     out_bias: Floats
-
-    @classmethod
-    def read(cls, config: CodecConfig, weights: Weights, index: int) -> Stage:
-        d, dim, prefix = config.quantizer.codebook_dim, config.latent_dim, _stage_prefix(config, index)
-        basis, *affine = _map(config, weights, prefix)
-        codebook = basis * affine[0] if config.quantizer.map == "diagonal" else basis @ affine[0]
-        codebook = codebook + affine[1] if config.quantizer.map_bias else codebook
-        same, nothing = np.eye(d, dtype=np.float32), np.zeros(d, np.float32)
-        into = _projection(weights, f"{prefix}project_in", d, dim) or (same, nothing)
-        out = _projection(weights, f"{prefix}project_out", dim, d) or (same, nothing)
-        return cls(codebook, *into, *out)
+    state: list[Floats]
 
 
-def codebook_state(config: CodecConfig, weights: Weights) -> list[Floats]:
-    """The tensors that decide what a code means, as ``codec.quantizers`` lists them for the fingerprint."""
-    tensors: list[Floats] = []
+def read_stages(config: CodecConfig, weights: Weights) -> Iterator[Stage]:
+    """The model's stages, one after another."""
+    dim, d, diagonal = config.latent_dim, config.quantizer.codebook_dim, config.quantizer.map == "diagonal"
+    same, nothing = np.eye(d, dtype=np.float32), np.zeros(d, np.float32)
     for index in range(config.num_quantizers):
-        prefix = _stage_prefix(config, index)
-        tensors += _map(config, weights, prefix)
-        tensors += _projection(weights, f"{prefix}project_out", config.latent_dim, config.quantizer.codebook_dim)
-    return tensors
-
-
-def _stage_prefix(config: CodecConfig, index: int) -> str:
-    return f"quantizer.stages.{index}." if config.quantizer.kind == "residual_simvq" else "quantizer."
-
-
-def _map(config: CodecConfig, weights: Weights, prefix: str) -> list[Floats]:
-    """The basis C, the map W, and the bias b if there is one."""
-    quantizer = config.quantizer
-    d = quantizer.codebook_dim
-    shapes = {"basis": (quantizer.codebook_size, d), "weight": (d,) if quantizer.map == "diagonal" else (d, d)}
-    shapes |= {"bias": (d,)} if quantizer.map_bias else {}
-    return [weights.read(prefix + name, *shape) for name, shape in shapes.items()]
-
-
-def _projection(weights: Weights, name: str, outer: int, inner: int) -> list[Floats]:
-    """Matrix and bias; none where the widths are equal."""
-    if outer == inner:
-        return []
-    return [weights.read(f"{name}.weight", outer, inner), weights.read(f"{name}.bias", outer)]
+        prefix = f"quantizer.stages.{index}." if config.quantizer.kind == "residual_simvq" else "quantizer."
+        basis = weights.read(f"{prefix}basis", config.quantizer.codebook_size, d)
+        weight = weights.read(f"{prefix}weight", *((d,) if diagonal else (d, d)))
+        codebook, state = basis * weight if diagonal else basis @ weight, [basis, weight]
+        if config.quantizer.map_bias:
+            bias = weights.read(f"{prefix}bias", d)
+            codebook, state = codebook + bias, [*state, bias]
+        if d == dim:  # there are no projections
+            yield Stage(codebook, same, nothing, same, nothing, state)
+            continue
+        into = weights.read(f"{prefix}project_in.weight", d, dim)
+        into_bias = weights.read(f"{prefix}project_in.bias", d)
+        out = weights.read(f"{prefix}project_out.weight", dim, d)
+        out_bias = weights.read(f"{prefix}project_out.bias", dim)
+        yield Stage(codebook, into, into_bias, out, out_bias, [*state, out, out_bias])

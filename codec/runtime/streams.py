@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.base import FOREVER, MOST_ROWS, kind_of, native
-from codec.config import CodecConfig, whole_number
+from codec.config import CodecConfig, lag, whole_number
 from codec.errors import CodecError
 from codec.level import check_peak
 from codec.pretrained.weights import Floats, Weights
@@ -51,13 +51,12 @@ class StreamingNetwork(Network):
 
     def around(self, x: str, left: int, right: int, channels: int, stride: int = 1) -> tuple[str, int, int]:
         """Behind the rows held for this layer, without those whose future is not known yet."""
-        graph, ahead, axis = self.graph, -(-right // stride), self.graph.constant([2])
-        wait = -self.delay % stride  # until the late rows come in whole strides
-        count = left + ahead * stride + wait
-        held, place = self._state(("batch", 1, count, channels))
+        graph, axis = self.graph, self.graph.constant([2])
+        count, self.delay = lag(left, right, stride, self.delay)
+        self.per_frame //= stride
+        held, next_held = self._state(("batch", 1, count, channels))
         joined = graph("Concat", held, self.batches(x, 1, -1, channels), axis=2)
-        graph("Slice", joined, graph.constant([-count or END]), graph.constant([END]), axis, name=place)
-        self.delay, self.per_frame = (self.delay + wait) // stride + ahead, self.per_frame // stride
+        graph("Slice", joined, graph.constant([-count or END]), graph.constant([END]), axis, name=next_held)
         early = count - left - right
         if early:
             joined = graph("Slice", joined, graph.constant([0]), graph.constant([-early]), axis)
@@ -105,11 +104,11 @@ class StreamingNetwork(Network):
     def _summed(self, frames: str, overlap: int, hop: int) -> str:
         """``[B, n, overlap, hop] -> [B, n, hop]``: final sums; those that later frames add to are held."""
         graph = self.graph
-        rest, place = self._state(("batch", overlap - 1, hop))
+        rest, next_rest = self._state(("batch", overlap - 1, hop))
         later = graph("Concat", graph.constant([0] * 4), self.num_frames, graph.constant([0]), axis=0)
         sums = graph("Add", self.overlap_add(frames, overlap), graph("Pad", rest, later))
         axis = graph.constant([1])
-        graph("Slice", sums, self.num_frames, graph.constant([END]), axis, name=place)
+        graph("Slice", sums, self.num_frames, graph.constant([END]), axis, name=next_rest)
         return graph("Slice", sums, graph.constant([0]), self.num_frames, axis)
 
     def _state(self, shape: tuple[int | str, ...]) -> tuple[str, str]:
@@ -155,7 +154,7 @@ class Stream:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._flushed, self._frames, self._given = False, 0, -self._late  # given: without what precedes the signal
+        self._flushed, self._frames = False, 0  # frames: that the graph was given
         self._rest = self._input  # what is no whole frame yet
         self._state = self._zeros | {"total": self._zeros["total"] + FOREVER}
 
@@ -177,7 +176,7 @@ class Stream:
             raise CodecError(f"a chunk must be an array {kind} [{batch}, {rows}, n], not {kind_of(signal)}")
         size = self._config.quantizer.codebook_size
         if self._encodes:
-            check_peak(float(np.abs(chunk).max(initial=0)))
+            check_peak(chunk)
         elif chunk.size and not 0 <= chunk.min() <= chunk.max() < size:
             raise CodecError(f"codes must be from 0 to {size - 1}; are they of another model?")
         chunk = np.concatenate([self._rest, chunk], axis=-1)
@@ -190,7 +189,7 @@ class Stream:
         self._check_open()
         total = self._frames - (-self._rest.shape[-1] // self._unit)
         self._flushed, self._state["total"] = True, np.full_like(self._state["total"], total)
-        before = max(self._given, 0)
+        before = max(self._frames * self._per_frame - self._late, 0)
         frames = total - self._frames + -(-self._late // self._per_frame)  # what stands behind the end is passed over
         missing = frames * self._unit - self._rest.shape[-1]
         rest = self._through(np.pad(self._rest, [(0, 0), (0, 0), (0, missing)]))
@@ -212,6 +211,6 @@ class Stream:
         changing = [key for key in self._state if key != "total"]
         outputs = self._run([given, *(f"next_{key}" for key in changing)], {name: signal, **self._state})
         self._state |= dict(zip(changing, outputs[1:], strict=True))
-        first = max(-self._given, 0)
-        self._frames, self._given = self._frames + frames, self._given + frames * self._per_frame
+        first = max(self._late - self._frames * self._per_frame, 0)  # what comes before it precedes the signal
+        self._frames += frames
         return outputs[0][:, : self._nothing.shape[1], first:]

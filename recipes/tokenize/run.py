@@ -135,7 +135,7 @@ class Tokenizer:
                 samples, rate = read_record(record)
                 gain_db = gain_of([samples], rate)
                 waveform = resample(samples, rate, self.codec.sample_rate)
-                check_peak(float(abs(waveform).max()))
+                check_peak(waveform)
             except (CodecError, FileNotFoundError, PermissionError, IsADirectoryError) as error:  # not of the machine
                 place = f"{record.path}:{name}" if record.num_bytes else record.path
                 skipped.append((place, one_line(error).removeprefix(f"{legible(record.path)} ")))
