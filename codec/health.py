@@ -162,9 +162,8 @@ class HealthMonitor:
             f"perplexity {stage.perplexity:,.0f}, unseen mass {stage.unseen_mass:.1%}, codebook of {dimension:.1f} dimensions"
             for index, (stage, dimension) in enumerate(zip(self.stages, self.codebook_dimensions, strict=True), start=1)
         ]
-        return "\n".join(
-            [*lines, f"latents of {self.latents.effective_dimension:.1f} in {self.quantizer.dim} dimensions"]
-        )
+        lines.append(f"latents of {self.latents.effective_dimension:.1f} in {self.quantizer.dim} dimensions")
+        return "\n".join(lines)
 
 
 def effective_dimension(points: Tensor) -> float:

@@ -11,7 +11,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -47,9 +47,10 @@ class Worker(ABC):
         self.args, self.alone = args, alone
         self._models: dict[str, CodecBase[Any]] = {}
 
-    @abstractmethod
     def prepare(self) -> None:
-        """Load what all jobs need."""
+        """Load what all jobs need: the model, if the command names it."""
+        if self.args.model is not None:
+            self.load(self.args.model)
 
     @abstractmethod
     def is_done(self, job: Job) -> bool:
@@ -87,11 +88,10 @@ class Worker(ABC):
             UsageError: likewise a device that the backend does not have.
         """
         self.prepare()
+        if job.clashes:
+            reason = f"{job.source} is not the only input for {job.target}; rename it, or convert it by itself"
+            return CodecError(reason)
         try:
-            if job.clashes:
-                raise CodecError(
-                    f"{job.source} is not the only input for {job.target}; rename it, or convert it by itself"
-                )
             if job.target != STREAM and job.target.exists() and self._stays(job):
                 return False
             self.convert(job)
@@ -215,10 +215,6 @@ class FileDecoder(Worker):
     samples.
     """
 
-    def prepare(self) -> None:
-        if self.args.model is not None:
-            self.load(self.args.model)
-
     def is_done(self, job: Job) -> bool:
         with _open_bytes(job) as stream:
             codes = Reader(stream)
@@ -233,7 +229,7 @@ class FileDecoder(Worker):
             return False
 
     def convert(self, job: Job) -> None:
-        with _open_bytes(job) as stream:
+        with _open_bytes(job) as stream, ExitStack() as outputs:
             codes = Reader(stream)
             header = codes.header
             codec = self._codec_for(header)
@@ -246,25 +242,18 @@ class FileDecoder(Worker):
                 audio = decode_live(codec, kept, count) if live else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
-            with self._writer(job, rate, live, header) as writer:
-                salvage, name = self.args.salvage, job.source_name
-                signal = _salvaged(name, header, codes.blocks(), decode) if salvage else decode(codes.intact())
-                signal = _cut(signal, codes, codec.sample_rate)
-                signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
-                for block in self.followed(signal, rate, header.duration):
-                    writer.write(block)
-
-    @contextmanager
-    def _writer(self, job: Job, rate: int, live: bool, header: Header) -> Iterator[AudioWriter | WavPipe]:
-        if live:
-            with _stdout() as stream:
-                yield WavPipe(stream, rate, self.args.raw)
-            return
-        with (
-            _output(job, self.args.force) as output,
-            AudioWriter(output, rate, _length(header, rate) or 0, job.target_name) as writer,
-        ):
-            yield writer
+            writer: AudioWriter | WavPipe
+            if live:
+                writer = WavPipe(outputs.enter_context(_stdout()), rate, self.args.raw)
+            else:
+                path = outputs.enter_context(_output(job, self.args.force))
+                writer = outputs.enter_context(AudioWriter(path, rate, _length(header, rate) or 0, job.target_name))
+            salvage, name = self.args.salvage, job.source_name
+            signal = _salvaged(name, header, codes.blocks(), decode) if salvage else decode(codes.intact())
+            signal = _cut(signal, codes, codec.sample_rate)
+            signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
+            for block in self.followed(signal, rate, header.duration):
+                writer.write(block)
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
@@ -317,14 +306,14 @@ def _salvaged(
     losses: list[Damage] = []  # said at the end: where no block is intact nothing is written, and the error says all
     intact = False
     for damaged, run in itertools.groupby(blocks, lambda block: isinstance(block, Damage)):
-        if not damaged:
+        if damaged:
+            for loss in cast(Iterator[Damage], run):
+                losses.append(loss)
+                if loss.num_frames and not loss.truncated:
+                    yield np.zeros(loss.num_frames * header.hop_length, np.float32)
+        else:
             intact = True
             yield from decode(cast(Iterator[Codes], run))
-            continue
-        for loss in cast(Iterator[Damage], run):
-            losses.append(loss)
-            if loss.num_frames and not loss.truncated:
-                yield np.zeros(loss.num_frames * header.hop_length, np.float32)
     if losses and not intact:
         raise ContainerError(f"{losses[0].reason}; no block is intact")
     for loss in losses:
