@@ -8,7 +8,7 @@ import os
 import signal
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import IO, Any, BinaryIO
@@ -25,11 +25,9 @@ from codec.errors import STOPPING
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
 CHUNK_SECONDS = 0.1
 READ_BYTES = 2**16  # most that is read at once
-MOST_CHANNELS = 1024  # that libsndfile takes
 RAW = {"format": "RAW", "endian": "LITTLE"}
-EXTENSIBLE = 0xFFFE  # the true coding of such a WAV file stands further on
-# libsndfile's names, by the coding and bits of a WAV file
-SUBTYPES = {(1, bits): f"PCM_{bits}" for bits in (16, 24, 32)} | {(1, 8): "PCM_U8", (3, 32): "FLOAT", (3, 64): "DOUBLE"}
+# bytes of a sample, by libsndfile's names for how it is coded
+WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 
 
 @dataclass
@@ -40,7 +38,7 @@ class PcmPipe:
     sample_rate: int
     channel: int | None  # the one to read, counted from 1; by default the mean of all
     channels: int = 1
-    coding: tuple[int, int] = (1, 16)  # one of ``SUBTYPES``
+    subtype: str = "PCM_16"  # one of ``WIDTHS``
     claimed: float = math.inf  # samples per channel, if their number is known
     num_samples: int = 0  # read so far
     stopped: bool = False  # by a signal
@@ -49,7 +47,7 @@ class PcmPipe:
     @classmethod
     def from_wav(cls, stream: BinaryIO, channel: int | None) -> tuple[PcmPipe | None, bytes]:
         """The samples of a WAV file, and its head, which is read; None for what must be read as a whole file."""
-        head, about = stream.read(12), b""
+        head = stream.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return None, head
         while len(head) < READ_BYTES:
@@ -57,15 +55,14 @@ class PcmPipe:
             head, size = head + chunk, int.from_bytes(chunk[4:], "little")
             if len(chunk) < 8 or chunk[:4] == b"data":
                 break
-            content = stream.read(min(size + size % 2, READ_BYTES))
-            head, about = head + content, content if chunk[:4] == b"fmt " else about
-        tag, channels, rate, _, width, bits = struct.unpack("<HHIIHH", about[:16].ljust(16, b"\0"))
-        coding = (int.from_bytes(about[24:26], "little") if tag == EXTENSIBLE else tag, bits)
-        fits = 0 < channels <= MOST_CHANNELS and width == channels * bits // 8
-        if chunk[:4] != b"data" or coding not in SUBTYPES or not fits:
-            return None, head
-        unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
-        return cls(stream, rate, channel, channels, coding, math.inf if unknown else size // width), head
+            head += stream.read(min(size + size % 2, READ_BYTES))
+        with suppress(soundfile.LibsndfileError):  # of a head that says nothing of use
+            about = soundfile.info(io.BytesIO(head))
+            if chunk[:4] == b"data" and about.subtype in WIDTHS:
+                unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
+                claimed = math.inf if unknown else size // (about.channels * WIDTHS[about.subtype])
+                return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed), head
+        return None, head
 
     def blocks(self) -> Iterator[Block]:
         """Mono blocks ``[T]`` as they come, but for the last of ``CHUNK_SECONDS`` at least.
@@ -75,8 +72,8 @@ class PcmPipe:
         """
         if not 1 <= (self.channel or 1) <= self.channels:
             raise AudioError(f"{self.name} has no channel {self.channel}, only {self.channels}")
-        kind = {"samplerate": self.sample_rate, "channels": self.channels, "subtype": SUBTYPES[self.coding], **RAW}
-        width = self.channels * self.coding[1] // 8  # bytes of a sample of all channels
+        kind = {"samplerate": self.sample_rate, "channels": self.channels, "subtype": self.subtype, **RAW}
+        width = self.channels * WIDTHS[self.subtype]  # bytes of a sample of all channels
         data, ended = b"", False
         while not ended:
             left = (self.claimed - self.num_samples) * width
