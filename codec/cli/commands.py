@@ -51,15 +51,16 @@ INFO_EXAMPLES = f"""examples:
 class _Lines(logging.Handler):
     """Writes log records to stderr, past a progress bar; stdout stays free for data."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: str) -> None:
         super().__init__()
+        self.command = command
         self.said: set[str] = set()  # what is said once, of whatever file
 
     def emit(self, record: logging.LogRecord) -> None:
         # a warning is of a file, which may be read twice
         once = getattr(record, "once", record.getMessage() if record.levelno == logging.WARNING else None)
         if once not in self.said:
-            say(self.format(record))
+            say(f"{self.command}: {record.getMessage()}")
         if once is not None:
             self.said.add(once)
 
@@ -130,8 +131,7 @@ def _not_empty(text: str) -> str:
 
 
 def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Namespace], int]) -> int:
-    lines = _Lines()
-    lines.setFormatter(logging.Formatter(f"{parser.prog}: %(message)s"))
+    lines = _Lines(parser.prog)
     log.setLevel(logging.INFO)
     args = parser.parse_intermixed_args(_after_two_dashes(sys.argv[1:] if argv is None else argv))  # options anywhere
     advice = "; --skip-existing goes on" if getattr(args, "output_dir", None) else ""
@@ -200,9 +200,8 @@ def _info(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(facts))
         else:
-            print(
-                ("\n" if index else "") + "\n".join(f"{key:<20} {legible(str(value))}" for key, value in facts.items())
-            )
+            lines = [f"{key:<20} {legible(str(value))}" for key, value in facts.items()]
+            print("\n".join([""] * (index > 0) + lines))
         damaged = damaged or "damage" in facts
     failures.say_others()
     sys.stdout.flush()

@@ -109,10 +109,9 @@ class Worker(ABC):
         if job.target.is_dir():
             raise IsADirectoryError(f"{job.target} is a folder")
         if not self.args.force:
+            other = " but is not what this gives" if compared else ""
             leave = "" if compared or job.is_stream else ", --skip-existing leaves it"
-            raise FileExistsError(
-                f"{job.target} exists{' but is not what this gives' if compared else ''}; --force overwrites it{leave}"
-            )
+            raise FileExistsError(f"{job.target} exists{other}; --force overwrites it{leave}")
         if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
             raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
         return False
@@ -264,14 +263,15 @@ class FileDecoder(Worker):
                 f"made with model {header.model!r}, which is not a shipped one; give {right or 'it'} with --model"
             )
         codec = self.load(self.args.model or header.model)
-        own = replace(codec.header(header.num_samples, header.original_sample_rate), gain_db=header.gain_db)
+        count = min(header.num_quantizers, codec.num_quantizers)
+        own = codec.header(header.num_samples, header.original_sample_rate, count, header.gain_db)
         if own.fingerprint != header.fingerprint:
             instead = f"give {right or 'the right one'} with --model, or leave --model out if it is shipped"
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
                 f"this is {codec.name!r}, fingerprint {own.fingerprint}; {instead}"
             )
-        if header != replace(own, model=header.model, num_quantizers=min(header.num_quantizers, own.num_quantizers)):
+        if header != replace(own, model=header.model):
             raise ContainerError("the header contradicts the model that it names")
         return codec
 
