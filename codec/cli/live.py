@@ -8,9 +8,8 @@ import os
 import signal
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -31,8 +30,11 @@ WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBL
 
 
 @dataclass
-class PcmPipe:
-    """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here."""
+class PcmPipe(AbstractContextManager["PcmPipe"]):
+    """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here.
+
+    Where ctrl-C or a polite kill would interrupt, what has come is all there is; it interrupts at the end instead.
+    """
 
     stream: BinaryIO  # at the first sample, little-endian, channels interleaved
     sample_rate: int
@@ -94,21 +96,19 @@ class PcmPipe:
         if not self.num_samples and not self.stopped:
             raise AudioError(f"{self.name} holds no samples")
 
-    @contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
-        """Where ctrl-C or a polite kill would interrupt, what has come is all there is; interrupts at the end instead."""
+    def __enter__(self) -> PcmPipe:
+        heeded = [each for each in STOPPING if signal.getsignal(each) != signal.SIG_IGN]
+        self._handlers = {each: signal.signal(each, self._stop) for each in heeded}
+        return self
 
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            self.stopped = True
-            os.dup2(os.open(os.devnull, os.O_RDONLY), self.stream.fileno())  # a read that waits ends, too
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+        os.dup2(os.open(os.devnull, os.O_RDONLY), self.stream.fileno())  # a read that waits ends, too
 
-        before = {each: signal.signal(each, stop) for each in STOPPING if signal.getsignal(each) != signal.SIG_IGN}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self.stopped:
+    def __exit__(self, kind: object, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.stopped and kind is None:
             raise KeyboardInterrupt
 
 

@@ -193,11 +193,8 @@ class FileEncoder(Worker):
             pipe = PcmPipe(sys.stdin.buffer, self.args.raw, self.args.channel)
         elif _is_piped(job):
             pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.args.channel)
-        if pipe is not None:
-            with pipe.stopped_by_signals():
-                yield pipe
-        elif not job.is_stream:
-            with AudioReader(job.source, channel=self.args.channel) as reader:
+        if pipe is not None or not job.is_stream:
+            with pipe or AudioReader(job.source, channel=self.args.channel) as reader:
                 yield reader
         else:
             with tempfile.TemporaryFile() as copy, _open_bytes(job) as rest:
