@@ -76,21 +76,17 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
             raise AudioError(f"{self.name} has no channel {self.channel}, only {self.channels}")
         kind = {"samplerate": self.sample_rate, "channels": self.channels, "subtype": self.subtype, **RAW}
         width = self.channels * WIDTHS[self.subtype]  # bytes of a sample of all channels
-        data, ended = b"", False
+        least = math.ceil(CHUNK_SECONDS * self.sample_rate)
+        data, left, ended = b"", self.claimed * width, False
         while not ended:
-            left = (self.claimed - self.num_samples) * width
-            least = min(left, math.ceil(CHUNK_SECONDS * self.sample_rate) * width)
-            while len(data) < least and not ended:
-                more = self.stream.read1(int(min(READ_BYTES, left - len(data))))  # type: ignore[attr-defined]
-                data, ended = data + more, not more
-            whole = len(data) // width
-            ended = ended or whole * width == left
-            self.num_samples += whole
-            if whole:
-                raw = io.BytesIO(data[: whole * width])
+            more = self.stream.read1(int(min(READ_BYTES, left)))  # type: ignore[attr-defined]
+            data, left = data + more, left - len(more)
+            ended, whole = not more or not left, len(data) // width
+            if whole >= (1 if ended else least):
+                self.num_samples += whole
+                raw, data = io.BytesIO(data[: whole * width]), data[whole * width :]
                 samples, _ = soundfile.read(raw, dtype="float32", always_2d=True, **kind)
                 yield samples[:, self.channel - 1] if self.channel else samples.mean(axis=1, dtype=np.float32)
-            data = data[whole * width :]
         if self.num_samples < self.claimed < math.inf and not self.stopped:
             raise incomplete(self.name, self.num_samples, self.claimed, "samples")
         if not self.num_samples and not self.stopped:
