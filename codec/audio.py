@@ -113,9 +113,8 @@ class _AvFile:
         try:
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
         except av.FFmpegError as error:
-            raise AudioError(
-                f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror}); convert it first"
-            ) from None
+            text = f"{name} is not audio that libsndfile reads, nor PyAV ({error.strerror}); convert it first"
+            raise AudioError(text) from None
         streams = [s for s in self._container.streams.audio if s.codec_context and s.codec_context.sample_rate]
         if not streams:
             raise AudioError(f"{name} holds no audio that PyAV decodes")

@@ -133,9 +133,8 @@ def outside(error: BaseException) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__):
             package = str(frame.f_globals.get("__name__")).partition(".")[0]
             if frame.f_code.co_name == "<module>" and package in ("torch", *EXTRAS):  # it was being imported
-                return (
-                    f"the package {package} is installed but cannot be used ({legible(str(error))}): install it again"
-                )
+                reason = legible(str(error))
+                return f"the package {package} is installed but cannot be used ({reason}): install it again"
     full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"  # torch's is a RuntimeError
     if full or "can't allocate memory" in str(error):
         return "out of memory: use shorter pieces, smaller batches or fewer processes"

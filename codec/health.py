@@ -48,16 +48,14 @@ class CodebookCounter:
 def stage_health(counts: Tensor) -> StageHealth:
     """Health of one codebook from how often each entry was hit, ``[V]``."""
     frames = int(counts.sum())
-    if frames == 0:
-        return StageHealth(0, 0.0, 1.0, 0.0, 1.0)
     share = counts[counts > 0].double() / frames
-    entropy = float(-(share * share.log2()).sum())
+    entropy = float((share * -share.log2()).sum())
     return StageHealth(
         frames=frames,
         usage=float((counts > 0).double().mean()),
         perplexity=2.0**entropy,
         normalised_entropy=entropy / math.log2(len(counts)),
-        unseen_mass=float((counts == 1).sum()) / frames,
+        unseen_mass=float((counts == 1).sum()) / frames if frames else 1.0,
     )
 
 
@@ -162,9 +160,8 @@ class HealthMonitor:
             f"perplexity {stage.perplexity:,.0f}, unseen mass {stage.unseen_mass:.1%}, codebook of {dimension:.1f} dimensions"
             for index, (stage, dimension) in enumerate(zip(self.stages, self.codebook_dimensions, strict=True), start=1)
         ]
-        return "\n".join(
-            [*lines, f"latents of {self.latents.effective_dimension:.1f} in {self.quantizer.dim} dimensions"]
-        )
+        lines.append(f"latents of {self.latents.effective_dimension:.1f} in {self.quantizer.dim} dimensions")
+        return "\n".join(lines)
 
 
 def effective_dimension(points: Tensor) -> float:

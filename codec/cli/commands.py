@@ -51,15 +51,16 @@ INFO_EXAMPLES = f"""examples:
 class _Lines(logging.Handler):
     """Writes log records to stderr, past a progress bar; stdout stays free for data."""
 
-    def __init__(self) -> None:
+    def __init__(self, command: str) -> None:
         super().__init__()
+        self.command = command
         self.said: set[str] = set()  # what is said once, of whatever file
 
     def emit(self, record: logging.LogRecord) -> None:
         # a warning is of a file, which may be read twice
         once = getattr(record, "once", record.getMessage() if record.levelno == logging.WARNING else None)
         if once not in self.said:
-            say(self.format(record))
+            say(f"{self.command}: {record.getMessage()}")
         if once is not None:
             self.said.add(once)
 
@@ -69,16 +70,11 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("codec-encode", TRANSFER_USAGE, "Encode speech to .codes files.", ENCODE_EXAMPLES)
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
     _add_transfer_arguments(parser, source, target, model="the shipped one")
-    parser.add_argument(
-        "--channel", type=positive, metavar="N", help="encode this channel, from 1 on, not the mean of all"
-    )
-    about = (
-        "keep the level of the input, as live pipes do (default: files are brought to one level, and back when decoded)"
-    )
-    parser.add_argument("--no-normalize", action="store_true", help=about)
-    parser.add_argument(
-        "--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate"
-    )
+    level = "files are brought to one level, and back when decoded"
+    add = parser.add_argument
+    add("--channel", type=positive, metavar="N", help="encode this channel, from 1 on, not the mean of all")
+    add("--no-normalize", action="store_true", help=f"keep the level of the input, as live pipes do (default: {level})")
+    add("--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate")
     return _run(parser, argv, _encode)
 
 
@@ -109,6 +105,8 @@ def info_main(argv: Sequence[str] | None = None) -> int:
 
 def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str) -> None:
     add, add_rate = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
+    skip = "pass over inputs whose output is there and intact; with --force, others are made anew"
+    workers = "processes for several inputs, of one thread each (default: 1)"
     add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}; missing folders are made")
     add("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")
     add_rate("--bitrate", type=float, metavar="KBPS", help="use as many quantizers as fit into this, in kbit/s")
@@ -117,18 +115,8 @@ def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str
     add("--device", default="cpu", help="torch device, such as cpu or cuda (default: cpu)")
     _add_backend(parser)
     add("--force", action="store_true", help="overwrite existing outputs")
-    add(
-        "--skip-existing",
-        action="store_true",
-        help="pass over inputs whose output is there and intact; with --force, others are made anew",
-    )
-    add(
-        "--workers",
-        type=positive,
-        default=1,
-        metavar="N",
-        help="processes for several inputs, of one thread each (default: 1)",
-    )
+    add("--skip-existing", action="store_true", help=skip)
+    add("--workers", type=positive, default=1, metavar="N", help=workers)
 
 
 def _add_backend(parser: Parser) -> None:
@@ -143,8 +131,7 @@ def _not_empty(text: str) -> str:
 
 
 def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Namespace], int]) -> int:
-    lines = _Lines()
-    lines.setFormatter(logging.Formatter(f"{parser.prog}: %(message)s"))
+    lines = _Lines(parser.prog)
     log.setLevel(logging.INFO)
     args = parser.parse_intermixed_args(_after_two_dashes(sys.argv[1:] if argv is None else argv))  # options anywhere
     advice = "; --skip-existing goes on" if getattr(args, "output_dir", None) else ""
@@ -213,9 +200,8 @@ def _info(args: argparse.Namespace) -> int:
         if args.json:
             print(json.dumps(facts))
         else:
-            print(
-                ("\n" if index else "") + "\n".join(f"{key:<20} {legible(str(value))}" for key, value in facts.items())
-            )
+            lines = [f"{key:<20} {legible(str(value))}" for key, value in facts.items()]
+            print("\n".join([""] * (index > 0) + lines))
         damaged = damaged or "damage" in facts
     failures.say_others()
     sys.stdout.flush()

@@ -26,17 +26,12 @@ def environment() -> dict[str, Any]:
     distributions = importlib.metadata.packages_distributions()
     ways = {package: f"pip install {package}" for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")}
     ways |= {package: install(extra) for package, extra in EXTRAS.items()}
-    return {
-        "codec": __version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "devices": ", ".join(_devices()),
-    } | {
-        package: importlib.metadata.version(distributions[package][0])
-        if package in distributions
-        else f"missing: {way}"
-        for package, way in ways.items()
-    }
+    facts = {"codec": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    facts["devices"] = ", ".join(_devices())
+    for package, way in ways.items():
+        present = distributions.get(package)
+        facts[package] = importlib.metadata.version(present[0]) if present else f"missing: {way}"
+    return facts
 
 
 def _devices() -> list[str]:

@@ -8,9 +8,8 @@ import os
 import signal
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
-from types import FrameType
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -25,22 +24,23 @@ from codec.errors import STOPPING
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
 CHUNK_SECONDS = 0.1
 READ_BYTES = 2**16  # most that is read at once
-MOST_CHANNELS = 1024  # that libsndfile takes
 RAW = {"format": "RAW", "endian": "LITTLE"}
-EXTENSIBLE = 0xFFFE  # the true coding of such a WAV file stands further on
-# libsndfile's names, by the coding and bits of a WAV file
-SUBTYPES = {(1, bits): f"PCM_{bits}" for bits in (16, 24, 32)} | {(1, 8): "PCM_U8", (3, 32): "FLOAT", (3, 64): "DOUBLE"}
+# bytes of a sample, by libsndfile's names for how it is coded
+WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
 
 
 @dataclass
-class PcmPipe:
-    """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here."""
+class PcmPipe(AbstractContextManager["PcmPipe"]):
+    """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here.
+
+    Where ctrl-C or a polite kill would interrupt, what has come is all there is; it interrupts at the end instead.
+    """
 
     stream: BinaryIO  # at the first sample, little-endian, channels interleaved
     sample_rate: int
     channel: int | None  # the one to read, counted from 1; by default the mean of all
     channels: int = 1
-    coding: tuple[int, int] = (1, 16)  # one of ``SUBTYPES``
+    subtype: str = "PCM_16"  # one of ``WIDTHS``
     claimed: float = math.inf  # samples per channel, if their number is known
     num_samples: int = 0  # read so far
     stopped: bool = False  # by a signal
@@ -49,7 +49,7 @@ class PcmPipe:
     @classmethod
     def from_wav(cls, stream: BinaryIO, channel: int | None) -> tuple[PcmPipe | None, bytes]:
         """The samples of a WAV file, and its head, which is read; None for what must be read as a whole file."""
-        head, about = stream.read(12), b""
+        head = stream.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return None, head
         while len(head) < READ_BYTES:
@@ -57,15 +57,14 @@ class PcmPipe:
             head, size = head + chunk, int.from_bytes(chunk[4:], "little")
             if len(chunk) < 8 or chunk[:4] == b"data":
                 break
-            content = stream.read(min(size + size % 2, READ_BYTES))
-            head, about = head + content, content if chunk[:4] == b"fmt " else about
-        tag, channels, rate, _, width, bits = struct.unpack("<HHIIHH", about[:16].ljust(16, b"\0"))
-        coding = (int.from_bytes(about[24:26], "little") if tag == EXTENSIBLE else tag, bits)
-        fits = 0 < channels <= MOST_CHANNELS and width == channels * bits // 8
-        if chunk[:4] != b"data" or coding not in SUBTYPES or not fits:
-            return None, head
-        unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
-        return cls(stream, rate, channel, channels, coding, math.inf if unknown else size // width), head
+            head += stream.read(min(size + size % 2, READ_BYTES))
+        with suppress(soundfile.LibsndfileError):  # of a head that says nothing of use
+            about = soundfile.info(io.BytesIO(head))
+            if chunk[:4] == b"data" and about.subtype in WIDTHS:
+                unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
+                claimed = math.inf if unknown else size // (about.channels * WIDTHS[about.subtype])
+                return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed), head
+        return None, head
 
     def blocks(self) -> Iterator[Block]:
         """Mono blocks ``[T]`` as they come, but for the last of ``CHUNK_SECONDS`` at least.
@@ -75,43 +74,37 @@ class PcmPipe:
         """
         if not 1 <= (self.channel or 1) <= self.channels:
             raise AudioError(f"{self.name} has no channel {self.channel}, only {self.channels}")
-        kind = {"samplerate": self.sample_rate, "channels": self.channels, "subtype": SUBTYPES[self.coding], **RAW}
-        width = self.channels * self.coding[1] // 8  # bytes of a sample of all channels
-        data, ended = b"", False
+        kind = {"samplerate": self.sample_rate, "channels": self.channels, "subtype": self.subtype, **RAW}
+        width = self.channels * WIDTHS[self.subtype]  # bytes of a sample of all channels
+        least = math.ceil(CHUNK_SECONDS * self.sample_rate)
+        data, left, ended = b"", self.claimed * width, False
         while not ended:
-            left = (self.claimed - self.num_samples) * width
-            least = min(left, math.ceil(CHUNK_SECONDS * self.sample_rate) * width)
-            while len(data) < least and not ended:
-                more = self.stream.read1(int(min(READ_BYTES, left - len(data))))  # type: ignore[attr-defined]
-                data, ended = data + more, not more
-            whole = len(data) // width
-            ended = ended or whole * width == left
-            self.num_samples += whole
-            if whole:
-                raw = io.BytesIO(data[: whole * width])
+            more = self.stream.read1(int(min(READ_BYTES, left)))  # type: ignore[attr-defined]
+            data, left = data + more, left - len(more)
+            ended, whole = not more or not left, len(data) // width
+            if whole >= (1 if ended else least):
+                self.num_samples += whole
+                raw, data = io.BytesIO(data[: whole * width]), data[whole * width :]
                 samples, _ = soundfile.read(raw, dtype="float32", always_2d=True, **kind)
                 yield samples[:, self.channel - 1] if self.channel else samples.mean(axis=1, dtype=np.float32)
-            data = data[whole * width :]
         if self.num_samples < self.claimed < math.inf and not self.stopped:
             raise incomplete(self.name, self.num_samples, self.claimed, "samples")
         if not self.num_samples and not self.stopped:
             raise AudioError(f"{self.name} holds no samples")
 
-    @contextmanager
-    def stopped_by_signals(self) -> Iterator[None]:
-        """Where ctrl-C or a polite kill would interrupt, what has come is all there is; interrupts at the end instead."""
+    def __enter__(self) -> PcmPipe:
+        heeded = [each for each in STOPPING if signal.getsignal(each) != signal.SIG_IGN]
+        self._handlers = {each: signal.signal(each, self._stop) for each in heeded}
+        return self
 
-        def stop(_number: int, _frame: FrameType | None) -> None:
-            self.stopped = True
-            os.dup2(os.open(os.devnull, os.O_RDONLY), self.stream.fileno())  # a read that waits ends, too
+    def _stop(self, *_: object) -> None:
+        self.stopped = True
+        os.dup2(os.open(os.devnull, os.O_RDONLY), self.stream.fileno())  # a read that waits ends, too
 
-        before = {each: signal.signal(each, stop) for each in STOPPING if signal.getsignal(each) != signal.SIG_IGN}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self.stopped:
+    def __exit__(self, kind: object, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self.stopped and kind is None:
             raise KeyboardInterrupt
 
 

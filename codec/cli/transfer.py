@@ -11,7 +11,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
@@ -47,9 +47,10 @@ class Worker(ABC):
         self.args, self.alone = args, alone
         self._models: dict[str, CodecBase[Any]] = {}
 
-    @abstractmethod
     def prepare(self) -> None:
-        """Load what all jobs need."""
+        """Load what all jobs need: the model, if the command names it."""
+        if self.args.model is not None:
+            self.load(self.args.model)
 
     @abstractmethod
     def is_done(self, job: Job) -> bool:
@@ -87,11 +88,10 @@ class Worker(ABC):
             UsageError: likewise a device that the backend does not have.
         """
         self.prepare()
+        if job.clashes:
+            reason = f"{job.source} is not the only input for {job.target}; rename it, or convert it by itself"
+            return CodecError(reason)
         try:
-            if job.clashes:
-                raise CodecError(
-                    f"{job.source} is not the only input for {job.target}; rename it, or convert it by itself"
-                )
             if job.target != STREAM and job.target.exists() and self._stays(job):
                 return False
             self.convert(job)
@@ -109,10 +109,9 @@ class Worker(ABC):
         if job.target.is_dir():
             raise IsADirectoryError(f"{job.target} is a folder")
         if not self.args.force:
+            other = " but is not what this gives" if compared else ""
             leave = "" if compared or job.is_stream else ", --skip-existing leaves it"
-            raise FileExistsError(
-                f"{job.target} exists{' but is not what this gives' if compared else ''}; --force overwrites it{leave}"
-            )
+            raise FileExistsError(f"{job.target} exists{other}; --force overwrites it{leave}")
         if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
             raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
         return False
@@ -194,11 +193,8 @@ class FileEncoder(Worker):
             pipe = PcmPipe(sys.stdin.buffer, self.args.raw, self.args.channel)
         elif _is_piped(job):
             pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.args.channel)
-        if pipe is not None:
-            with pipe.stopped_by_signals():
-                yield pipe
-        elif not job.is_stream:
-            with AudioReader(job.source, channel=self.args.channel) as reader:
+        if pipe is not None or not job.is_stream:
+            with pipe or AudioReader(job.source, channel=self.args.channel) as reader:
                 yield reader
         else:
             with tempfile.TemporaryFile() as copy, _open_bytes(job) as rest:
@@ -215,10 +211,6 @@ class FileDecoder(Worker):
     samples.
     """
 
-    def prepare(self) -> None:
-        if self.args.model is not None:
-            self.load(self.args.model)
-
     def is_done(self, job: Job) -> bool:
         with _open_bytes(job) as stream:
             codes = Reader(stream)
@@ -233,7 +225,7 @@ class FileDecoder(Worker):
             return False
 
     def convert(self, job: Job) -> None:
-        with _open_bytes(job) as stream:
+        with _open_bytes(job) as stream, ExitStack() as outputs:
             codes = Reader(stream)
             header = codes.header
             codec = self._codec_for(header)
@@ -246,25 +238,18 @@ class FileDecoder(Worker):
                 audio = decode_live(codec, kept, count) if live else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
-            with self._writer(job, rate, live, header) as writer:
-                salvage, name = self.args.salvage, job.source_name
-                signal = _salvaged(name, header, codes.blocks(), decode) if salvage else decode(codes.intact())
-                signal = _cut(signal, codes, codec.sample_rate)
-                signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
-                for block in self.followed(signal, rate, header.duration):
-                    writer.write(block)
-
-    @contextmanager
-    def _writer(self, job: Job, rate: int, live: bool, header: Header) -> Iterator[AudioWriter | WavPipe]:
-        if live:
-            with _stdout() as stream:
-                yield WavPipe(stream, rate, self.args.raw)
-            return
-        with (
-            _output(job, self.args.force) as output,
-            AudioWriter(output, rate, _length(header, rate) or 0, job.target_name) as writer,
-        ):
-            yield writer
+            writer: AudioWriter | WavPipe
+            if live:
+                writer = WavPipe(outputs.enter_context(_stdout()), rate, self.args.raw)
+            else:
+                path = outputs.enter_context(_output(job, self.args.force))
+                writer = outputs.enter_context(AudioWriter(path, rate, _length(header, rate) or 0, job.target_name))
+            salvage, name = self.args.salvage, job.source_name
+            signal = _salvaged(name, header, codes.blocks(), decode) if salvage else decode(codes.intact())
+            signal = _cut(signal, codes, codec.sample_rate)
+            signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
+            for block in self.followed(signal, rate, header.duration):
+                writer.write(block)
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
@@ -275,14 +260,15 @@ class FileDecoder(Worker):
                 f"made with model {header.model!r}, which is not a shipped one; give {right or 'it'} with --model"
             )
         codec = self.load(self.args.model or header.model)
-        own = replace(codec.header(header.num_samples, header.original_sample_rate), gain_db=header.gain_db)
+        count = min(header.num_quantizers, codec.num_quantizers)
+        own = codec.header(header.num_samples, header.original_sample_rate, count, header.gain_db)
         if own.fingerprint != header.fingerprint:
             instead = f"give {right or 'the right one'} with --model, or leave --model out if it is shipped"
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
                 f"this is {codec.name!r}, fingerprint {own.fingerprint}; {instead}"
             )
-        if header != replace(own, model=header.model, num_quantizers=min(header.num_quantizers, own.num_quantizers)):
+        if header != replace(own, model=header.model):
             raise ContainerError("the header contradicts the model that it names")
         return codec
 
@@ -317,14 +303,14 @@ def _salvaged(
     losses: list[Damage] = []  # said at the end: where no block is intact nothing is written, and the error says all
     intact = False
     for damaged, run in itertools.groupby(blocks, lambda block: isinstance(block, Damage)):
-        if not damaged:
+        if damaged:
+            for loss in cast(Iterator[Damage], run):
+                losses.append(loss)
+                if loss.num_frames and not loss.truncated:
+                    yield np.zeros(loss.num_frames * header.hop_length, np.float32)
+        else:
             intact = True
             yield from decode(cast(Iterator[Codes], run))
-            continue
-        for loss in cast(Iterator[Damage], run):
-            losses.append(loss)
-            if loss.num_frames and not loss.truncated:
-                yield np.zeros(loss.num_frames * header.hop_length, np.float32)
     if losses and not intact:
         raise ContainerError(f"{losses[0].reason}; no block is intact")
     for loss in losses:

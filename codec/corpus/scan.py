@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from codec.audio import AudioError, measure, read_samples
 from codec.corpus.manifest import Record, audio_source
 from codec.errors import CodecError, legible, one_line
 from codec.files import atomic_write
+from codec.workers import in_threads
 
 log = logging.getLogger(__name__)
 
@@ -54,9 +54,8 @@ def probe(
     """
     if limit is not None and limit < len(paths):
         paths = [paths[i * len(paths) // limit] for i in range(limit)]
-    with ThreadPool(THREADS) as pool:
-        probed = pool.imap(lambda path: _probe_file(path, min_seconds), paths, chunksize=16)
-        results = list(tqdm(probed, label, len(paths), unit=" files", disable=None))
+    probed = in_threads(lambda path: _probe_file(path, min_seconds), paths, THREADS)
+    results = list(tqdm(probed, label, len(paths), unit=" files", disable=None))
     good = [result for result in results if isinstance(result, AudioInfo)]
     return good, [result for result in results if isinstance(result, BadFile)]
 
