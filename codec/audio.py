@@ -327,7 +327,7 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
         self.name = name or str(path)
         self._path, self._written = path, 0
         if path.suffix.lower() not in WRITTEN:
-            raise AudioError(f"{self.name}: audio is not written as {path.suffix!r}; take .wav, .flac or .ogg")
+            raise AudioError(f"{self.name}: audio is not written as {path.suffix!r}; take one of {', '.join(WRITTEN)}")
         file_format, subtype = WRITTEN[path.suffix.lower()]
         if file_format == "WAV" and 2 * num_samples > WAV_BYTES:
             file_format = "RF64"

@@ -109,7 +109,7 @@ class Worker(ABC):
         if job.target.is_dir():
             raise IsADirectoryError(f"{job.target} is a folder")
         if not self.args.force:
-            other = " but is not what this gives" if compared else ""
+            other = " but was made otherwise (input, model or bitrate)" if compared else ""
             leave = "" if compared or job.is_stream else ", --skip-existing leaves it"
             raise FileExistsError(f"{job.target} exists{other}; --force overwrites it{leave}")
         if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):

@@ -110,7 +110,7 @@ def read_manifest(path: str | Path) -> list[Record]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"{path}: no such manifest; data/<set>/prepare.py writes one")
+        raise ManifestError(f"{path} does not exist; data/<set>/prepare.py writes manifests")
     folder = path.parent.resolve()
     records: list[Record] = []
     lines: dict[str, int] = {}  # id -> its line

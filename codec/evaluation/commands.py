@@ -26,8 +26,8 @@ COMPARE_EXAMPLES = """examples:
   codec-compare report report --pair opus-6:model-8 --metrics pesq stoi
 """
 HIDDEN = {"lsd", "kbps_entropy", "rtf"}  # metrics that the table in the terminal has no room for
-COSTLY = "most of the time goes into pitch (vuv_f1, f0_rmse), distillmos and token stability: --metrics names others, "
-COSTLY += "--no-stability leaves the last out"
+COSTLY = "pitch, DistillMOS and token stability take most of the time; for a quick look: --metrics pesq stoi mel "
+COSTLY += "--no-stability"
 
 
 def evaluate_main(argv: Sequence[str] | None = None) -> int:

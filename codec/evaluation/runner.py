@@ -43,7 +43,7 @@ def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[
         if not package or find_spec(package):
             present.append(name)
             continue
-        reason = one_line(ModuleNotFoundError(f"package {package} is not installed", name=package))
+        reason = one_line(ModuleNotFoundError(f"package {package} is missing: pip install {package}", name=package))
         if asked:
             raise EvaluationError(f"--metrics {name}: {reason}")
         absent.append(Absent("metric", KNOWN[name].label, reason))

@@ -320,10 +320,10 @@ def test_what_is_not_here_is_said_absent(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(KNOWN, "missing", replace(KNOWN["mel"], package="nowhere"))
     names, absent = present_metrics(None)
     assert {"mel", "rtf"} <= set(names) and "missing" not in names
-    assert "package nowhere is not installed" in {each.reason for each in absent}
+    assert "package nowhere is missing: pip install nowhere" in {each.reason for each in absent}
     programs, absent = present_programs(["opus", "codec2"])
     assert programs == () and "opus-tools" in absent[0].reason and "c2enc" in absent[1].reason
-    with pytest.raises(EvaluationError, match="--metrics missing: package nowhere is not installed"):
+    with pytest.raises(EvaluationError, match="--metrics missing: package nowhere is missing: pip install nowhere"):
         present_metrics(["mel", "missing"])
 
 
