@@ -89,6 +89,8 @@ def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
     for path, name in ((source, "stdin"), (target, "stdout")):
         if path == STREAM and getattr(sys, name) is None:
             raise UsageError(f"{name} is closed")
+    if target == STREAM and sys.stdout.isatty():
+        raise UsageError("stdout is a terminal, which cannot show it; give OUTPUT, or send it to a file or a pipe")
     return Job(source, target)
 
 

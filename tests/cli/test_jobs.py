@@ -186,6 +186,7 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
         (["encode", "sub", "out.codes"], "sub is a folder; give -o DIR"),
         (["encode", "in.wav", "dir.codes"], "dir.codes is a folder; give -o dir.codes"),
         (["encode", "-", "-o", "out"], "stdin has no name"),
+        (["encode", "in.wav", "-"], "stdout is a terminal"),
         (["decode", "dir.codes", "-o", "out"], "no .codes file in dir.codes"),
         (["encode", "in.wav", "-o", "in.wav"], "-o in.wav is a file"),
         (["encode", "", "-o", "out"], "a path is empty"),
@@ -202,7 +203,8 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
 )
-def test_bad_usage(run: Run, one_line: Said, args: list[object], message: str) -> None:
+def test_bad_usage(run: Run, one_line: Said, args: list[object], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     Path("sub").mkdir()
     Path("dir.codes").mkdir()
     for name in ("in.wav", "sub/in.wav"):
