@@ -110,7 +110,7 @@ def read_manifest(path: str | Path) -> list[Record]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ManifestError(f"{path} does not exist; data/<set>/prepare.py writes manifests")
+        raise ManifestError(f"{path} is not there, or is no file; data/<set>/prepare.py writes manifests")
     folder = path.parent.resolve()
     records: list[Record] = []
     lines: dict[str, int] = {}  # id -> its line
