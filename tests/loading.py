@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,6 +62,15 @@ def recipe(name: str, *args: object) -> int:
 def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     """A Python process of its own that ran ``code``."""
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """Wait for what a process that does not end by itself brings about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
 
 
 def encoded(samples: NDArray[Any], rate: int = 16000, form: str = "WAV", **kind: Any) -> bytes:

@@ -34,38 +34,66 @@ def header(codec: Codec) -> Header:
     return codec.header(800, RATE)
 
 
+FAILURES: list[tuple[Any, str]] = [
+    (["encode", "text.wav", "x.codes"], "error: text.wav is not audio"),
+    (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
+    (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
+    (["encode", "good.codes", "x.codes"], "good.codes holds codes already; codec-decode makes audio of them"),
+    (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
+    (["encode", "in.wav", "text.wav/x.codes"], "error: text.wav/x.codes: Not a directory"),
+    (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
+    (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
+    (["encode", "in.wav", "x.codes", "--model", "."], "error: . is not a model folder: it lacks config.json"),
+    (["encode", "in.wav", "x.codes", "--num-quantizers", "4"], "error: --num-quantizers 4: there are only 3"),
+    (["encode", "in.wav", "x.codes", "--bitrate", "0.9"], "error: --bitrate 0.9: the lowest is 1 kbit/s"),
+    (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: device nonsense cannot be used here"),
+    (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
+    (["decode", "good.codes", "x.wav", "--num-quantizers", "4"], "good.codes: --num-quantizers 4: there are only"),
+    (["decode", "foreign.codes", "x.wav"], f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', finge"),
+    (["decode", "other_hop.codes", "x.wav"], "other_hop.codes: the header contradicts the model that it names"),
+    (["decode", "truncated.codes", "x.wav"], "truncated: 1 of 1 blocks are missing; no block is intact"),
+    (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
+    (["decode", "good.codes", "good.codes/x.wav"], "error: good.codes/x.wav: Not a directory"),
+    (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz-live-v3, "),
+    (["info", "folder"], "error: folder is not a model folder"),
+]
+USAGE: list[tuple[Any, str]] = [
+    (["encode", "in.wav"], "give INPUT OUTPUT, or several inputs with -o DIR"),
+    (["encode", "in.wav", "out.wav"], "OUTPUT must end in .codes"),
+    (["encode", "folder", "out.codes"], "folder is a folder; give -o DIR"),
+    (["encode", "in.wav", "dir.codes"], "dir.codes is a folder; give -o dir.codes"),
+    (["encode", "-", "-o", "out"], "stdin has no name"),
+    (["encode", "in.wav", "-"], "stdout is a terminal"),
+    (["decode", "dir.codes", "-o", "out"], "no .codes file in dir.codes"),
+    (["encode", "in.wav", "-o", "in.wav"], "-o in.wav is a file"),
+    (["encode", "", "-o", "out"], "a path is empty"),
+    (["encode", "in.wav", "a.codes", "--model", ""], "must not be empty"),
+    (["encode", "in.wav", "out.codes", "--num-quantizers", 0], "--num-quantizers must be at least 1"),
+    (["encode", "in.wav", "out.codes", "--bitrate", "nan"], "--bitrate must be positive"),
+    (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
+    (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
+    (["decode", "a.codes", "a.flac", "--format", "flac"], "--format goes with -o"),
+    (["encode", "folder", "-o", "out", "--workers", 0], "argument --workers: must be at least 1"),
+    (["decode", "a.codes", "a.raw"], "OUTPUT must end in an audio suffix"),
+    (["info", "-"], "reads files, not stdin"),
+    (["encode", "in.wav", "a.codes", "--backend", "onnx", "--device", "cuda"], "--device cuda needs torch; ONNX"),
+]
+
+
 @pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["encode", "text.wav", "x.codes"], "error: text.wav is not audio"),
-        (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
-        (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
-        (["encode", "good.codes", "x.codes"], "good.codes holds codes already; codec-decode makes audio of them"),
-        (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
-        (["encode", "in.wav", "text.wav/x.codes"], "error: text.wav/x.codes: Not a directory"),
-        (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
-        (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
-        (["encode", "in.wav", "x.codes", "--model", "."], "error: . is not a model folder: it lacks config.json"),
-        (["encode", "in.wav", "x.codes", "--num-quantizers", "4"], "error: --num-quantizers 4: there are only 3"),
-        (["encode", "in.wav", "x.codes", "--bitrate", "0.9"], "error: --bitrate 0.9: the lowest is 1 kbit/s"),
-        (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: device nonsense cannot be used here"),
-        (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
-        (["decode", "good.codes", "x.wav", "--num-quantizers", "4"], "good.codes: --num-quantizers 4: there are only"),
-        (["decode", "foreign.codes", "x.wav"], f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', finge"),
-        (["decode", "other_hop.codes", "x.wav"], "other_hop.codes: the header contradicts the model that it names"),
-        (["decode", "truncated.codes", "x.wav"], "truncated: 1 of 1 blocks are missing; no block is intact"),
-        (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
-        (["decode", "good.codes", "good.codes/x.wav"], "error: good.codes/x.wav: Not a directory"),
-        (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz-live-v3, "),
-        (["info", "folder"], "error: folder is not a model folder"),
-    ],
-    ids=lambda value: "-".join(value)[:60] if isinstance(value, list) else "",
+    ("code", "args", "message"),
+    [*((1, *each) for each in FAILURES), *((2, *each) for each in USAGE)],
+    ids=lambda value: "-".join(map(str, value))[:60] if isinstance(value, list) else "",
 )
-def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: list[str], message: str) -> None:
+def test_mistakes_are_one_line(
+    run: Run, one_line: Said, header: Header, code: int, args: Any, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     for name in ("text.wav", "text.codes"):
         Path(name).write_text("hello, world\n" * 100)
     Path("empty.wav").touch()
-    Path("folder").mkdir()
+    for name in ("folder", "dir.codes"):
+        Path(name).mkdir()
     soundfile.write("in.wav", np.zeros(800), RATE)
     soundfile.write("integers.wav", np.full(800, 32767.0), RATE, subtype="FLOAT")
     data = container.dumps(header, np.zeros((3, 10), int))
@@ -75,7 +103,7 @@ def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: l
     container.write("other_hop.codes", replace(header, hop_length=2 * HOP), np.zeros((3, 5), int))
     container.write("foreign.codes", replace(header, fingerprint="0" * 32), np.zeros((3, 10), int))
     before = names()
-    assert run(*args) == 1
+    assert run(*args) == code
     said = one_line()
     assert message in said and said.startswith(f"codec-{args[0]}: error: ")
     assert names() == before

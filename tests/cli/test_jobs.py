@@ -1,16 +1,15 @@
-"""Which file goes where: folders, several files, existing outputs, links, and command lines that mean nothing."""
+"""Which file goes where: folders, several files, existing outputs, links."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from loading import Said
+from loading import Said, wait_for
 from shell import RATE, Run, Samples, names, process
 
 from codec.errors import CodecError
@@ -129,8 +128,7 @@ def test_ctrl_c_ends_all_processes(tiny_model_folder: Path) -> None:
         soundfile.write(f"in/{name}.wav", np.zeros(3600 * RATE, np.int16), RATE)
     command = process("encode", "in", "-o", "out", "--workers", 2, "--model", tiny_model_folder)
     main = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while main.poll() is None and not (Path("out").exists() and len(names("out")) == 2):
-        time.sleep(0.05)
+    wait_for(lambda: len(names("out")) == 2, main)
     os.killpg(main.pid, signal.SIGINT)
     said = main.communicate(timeout=60)[1]  # stderr ends with the last of them
     assert said == "codec-encode: interrupted; nothing half-written is left; --skip-existing goes on\n"
@@ -176,41 +174,3 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
     assert run("encode", "same.codes", "same.codes", "--force") == 1
     assert "same.codes is the input itself" in one_line()
     assert Path("same.codes").read_bytes() == Path("in.wav").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["encode", "in.wav"], "give INPUT OUTPUT, or several inputs with -o DIR"),
-        (["encode", "in.wav", "out.wav"], "OUTPUT must end in .codes"),
-        (["encode", "sub", "out.codes"], "sub is a folder; give -o DIR"),
-        (["encode", "in.wav", "dir.codes"], "dir.codes is a folder; give -o dir.codes"),
-        (["encode", "-", "-o", "out"], "stdin has no name"),
-        (["encode", "in.wav", "-"], "stdout is a terminal"),
-        (["decode", "dir.codes", "-o", "out"], "no .codes file in dir.codes"),
-        (["encode", "in.wav", "-o", "in.wav"], "-o in.wav is a file"),
-        (["encode", "", "-o", "out"], "a path is empty"),
-        (["encode", "in.wav", "a.codes", "--model", ""], "must not be empty"),
-        (["encode", "in.wav", "out.codes", "--num-quantizers", 0], "--num-quantizers must be at least 1"),
-        (["encode", "in.wav", "out.codes", "--bitrate", "nan"], "--bitrate must be positive"),
-        (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
-        (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
-        (["decode", "a.codes", "a.flac", "--format", "flac"], "--format goes with -o"),
-        (["encode", "sub", "-o", "out", "--workers", 0], "argument --workers: must be at least 1"),
-        (["decode", "a.codes", "a.raw"], "OUTPUT must end in an audio suffix"),
-        (["info", "-"], "reads files, not stdin"),
-        (["encode", "in.wav", "a.codes", "--backend", "onnx", "--device", "cuda"], "--device cuda needs torch; ONNX"),
-    ],
-    ids=lambda value: "-".join(map(str, value)) if isinstance(value, list) else "",
-)
-def test_bad_usage(run: Run, one_line: Said, args: list[object], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    Path("sub").mkdir()
-    Path("dir.codes").mkdir()
-    for name in ("in.wav", "sub/in.wav"):
-        soundfile.write(name, np.zeros(80), RATE)
-    before = names()
-    assert run(*args) == 2
-    said = one_line()
-    assert said.startswith(f"codec-{args[0]}: error: ") and message in said
-    assert names() == before

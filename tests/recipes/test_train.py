@@ -6,9 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import Said, load_script, recipe
+from loading import Said, load_script, recipe, wait_for
 from safetensors.torch import load_file
 from training_runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, start, state, train
 
@@ -213,15 +211,6 @@ def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-2000:]
     return output, errors
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
-    """Wait for what a run that does not end by itself brings about."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "training made no checkpoint in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
