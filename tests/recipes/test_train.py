@@ -4,7 +4,6 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import types
 from pathlib import Path
@@ -17,7 +16,7 @@ import soundfile
 import torch
 from loading import Said, load_script, recipe, wait_for
 from safetensors.torch import load_file
-from training_runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, start, state, train
+from training_runs import DEBUG, QUANTIZED, QUIET, RECIPES, TORCHRUN, command, finish, start, state, train
 
 from codec.cli.commands import decode_main, encode_main
 from codec.corpus.manifest import Record, write_manifest
@@ -29,7 +28,6 @@ from codec.training.tracking import read_scalars
 
 MUON = "optimizer.muon_learning_rate=1.0e-3"
 LONG = ("phases.steps=100000", "log.valid_every=100000")
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 EXAMPLE = RECIPES.parent / "tests" / "assets" / "example.wav"
 
 
@@ -125,7 +123,7 @@ def test_processes_whose_clocks_differ_end_together(corpus: Path, tmp_path: Path
         f"time.monotonic = lambda: speed * clock()\nrunpy.run_path({str(RECIPES / 'train.py')!r}, run_name='__main__')\n"
     )
     settings = (*QUANTIZED, *LONG, "phases.minutes=0.05", "log.scalars_every=1")
-    args = [*command(corpus, tmp_path / "run", *settings, launcher=TWO_PROCESSES), *QUIET]
+    args = [*command(corpus, tmp_path / "run", *settings, launcher=(*TORCHRUN, "2")), *QUIET]
     args[args.index(str(RECIPES / "train.py"))] = str(script)
     assert "\ndone at step " in finish(start(args))[0]
 
@@ -195,7 +193,7 @@ def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: P
     assert recipe("export", tmp_path / "start", model) == 0
     flags = ("--init", str(model))
     assert train(corpus, one, *settings, flags=flags) == 0
-    output, errors = finish(start([*command(corpus, two, *settings, launcher=TWO_PROCESSES), *QUIET, *flags]))
+    output, errors = finish(start([*command(corpus, two, *settings, launcher=(*TORCHRUN, "2")), *QUIET, *flags]))
     assert "strides do not match" not in errors
     assert "utterances 4" in output, "each validation file counts once, over both processes"
     for kind in ("optimizer", "discriminator_optimizer"):
@@ -204,13 +202,6 @@ def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: P
         assert len(moments) > 12
         a, b = (torch.cat([tensors[name].flatten() for name in moments]) for tensors in states)
         assert a.norm() > 0 and (a - b).norm() / a.norm() < 1e-3, kind
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What a run that ends by itself, and well, has written to stdout and stderr."""
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-2000:]
-    return output, errors
 
 
 @pytest.mark.slow
