@@ -80,6 +80,13 @@ def encoded(samples: NDArray[Any], rate: int = 16000, form: str = "WAV", **kind:
     return file.getvalue()
 
 
+def flipped(data: bytes, place: int, bit: int = 0) -> bytes:
+    """The data with this bit turned over."""
+    changed = bytearray(data)
+    changed[place] ^= 1 << bit
+    return bytes(changed)
+
+
 def tar(members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w", **links: bytes) -> bytes:
     """An archive of these files, then of ``links``: a name, and the kind of a member that leads elsewhere."""
     buffer = io.BytesIO()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loading import ASSETS
+from loading import ASSETS, flipped
 
 from codec import container
 from codec.container import BLOCK_FRAMES, Codes, ContainerError, Damage, Header, Reader, Writer, dumps, loads
@@ -234,15 +234,14 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
     blocks_at = {"version 1": 45, "known length": 51, "stream": 51}[kind] + len("default") + 4
     for index in range(len(data)):
         for bit in range(8) if index < blocks_at else [index % 8]:
-            damaged = bytearray(data)
-            damaged[index] ^= 1 << bit
+            damaged = flipped(data, index, bit)
             try:
-                codes = loads(bytes(damaged))[1]
+                codes = loads(damaged)[1]
             except ContainerError:
                 codes = None
             assert codes is None or (kind == "stream" and np.array_equal(codes, expected))
         if index >= blocks_at:
-            blocks = Reader(io.BytesIO(bytes(damaged))).blocks()
+            blocks = Reader(io.BytesIO(damaged)).blocks()
             lost = [np.full((2, each.num_frames), -1) if isinstance(each, Damage) else each for each in blocks]
             read = np.concatenate([*lost, expected[:, :0]], axis=1)
             intact = np.flatnonzero(read[0] >= 0)

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import Said, full_disk
+from loading import Said, flipped, full_disk
 from shell import HOP, RATE, Run, names, process
 
 from codec import Codec, container
@@ -151,10 +151,10 @@ def test_a_model_that_is_not_shipped_must_be_given(one_line: Said, header: Heade
 
 def damage(path: Path, blocks: list[int], end: int | None = None, more: bytes = b"") -> None:
     """Flip a bit of each of these blocks, cut the file off at ``end``, and append ``more``."""
-    data, header = bytearray(path.read_bytes()), container.read(path)[0]
+    data, header = path.read_bytes(), container.read(path)[0]
     for index in blocks:
         size = BLOCK_FRAMES * header.num_quantizers * header.bits_per_code // 8 + 4
-        data[len(container.pack_header(header)) + index * size + 20] ^= 1
+        data = flipped(data, len(container.pack_header(header)) + index * size + 20)
     path.write_bytes(data[:end] + more)
 
 
