@@ -202,7 +202,7 @@ def test_a_full_disk(run: Run, encoded: Path, one_line: Said) -> None:
     assert names() == ["in.codes", "in.wav", "out.wav"] and Path("out.wav").read_text() == "mine"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
     """Whoever runs in the background ignores ctrl-C."""
     before = {number: signal.getsignal(number) for number in STOPPING}
@@ -212,7 +212,7 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_a_second_interrupt_changes_nothing(interruptible: None, one_line: Said) -> None:
+def test_a_second_interrupt_changes_nothing(one_line: Said) -> None:
     """On the way out; the next command can be interrupted again."""
     for _ in range(2):
         assert run_command("x", lambda: signal.raise_signal(signal.SIGINT) or 0) == 130
@@ -220,15 +220,11 @@ def test_a_second_interrupt_changes_nothing(interruptible: None, one_line: Said)
         assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
-def test_an_interrupt_while_a_module_is_imported(
-    interruptible: None, one_line: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_while_a_module_is_imported(one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     """Extension modules turn it into an ImportError, as if they were broken."""
-    code = (
-        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError"
-    )
-    (tmp_path / "torn.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
+    code = "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError"
+    Path("torn.py").write_text(f"import signal\n{code}")
+    monkeypatch.syspath_prepend(Path.cwd())
 
     def work() -> int:
         importlib.import_module("torn")
@@ -239,7 +235,7 @@ def test_an_interrupt_while_a_module_is_imported(
     assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
-def test_an_interrupt_while_libsndfile_reads_from_python(interruptible: None, one_line: Said) -> None:
+def test_an_interrupt_while_libsndfile_reads_from_python(one_line: Said) -> None:
     """It neither is lost there nor makes libsndfile believe that the file ends."""
 
     sent: list[None] = []
@@ -262,25 +258,23 @@ def test_an_interrupt_while_libsndfile_reads_from_python(interruptible: None, on
     assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing(
-    run: Run, encoded: Path, one_line: Said, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_leaves_nothing(run: Run, one_line: Said, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write("in.wav", np.zeros(5 * RATE), RATE)
     Path("out.codes").write_text("mine")
     whole = Codec.encode_blocks
 
     def interrupted(*args: Any, **kwargs: Any) -> Iterator[torch.Tensor]:
         blocks = whole(*args, **kwargs)
         yield next(blocks)
-        assert len(names()) == 4, "there is a temporary file"
+        assert len(names()) == 3, "there is a temporary file"
         signal.raise_signal(number)
         yield from blocks
 
     monkeypatch.setattr(Codec, "encode_blocks", interrupted)
     assert run("encode", "--force", "in.wav", "out.codes") == 130
     assert one_line() == "codec-encode: interrupted; nothing half-written is left\n"
-    assert names() == ["in.codes", "in.wav", "out.codes"] and Path("out.codes").read_text() == "mine"
+    assert names() == ["in.wav", "out.codes"] and Path("out.codes").read_text() == "mine"
 
 
 # ---- streams --------------------------------------------------------------------------------------------------------
