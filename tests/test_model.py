@@ -6,8 +6,8 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -320,22 +320,17 @@ def test_fingerprint_follows_what_codes_mean(model: Codec, monkeypatch: pytest.M
 
 def test_hub_ids_are_fetched_by_revision_and_keep_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(CONFIGS["causal"]).save_pretrained(tmp_path / "snapshot")
-    asked = []
-
-    def snapshot_download(repo: str, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((repo, revision, sorted(allow_patterns)))
-        if repo == "owner/gone":
-            raise ConnectionError("no connection\nand more")
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(snapshot_download=snapshot_download))
+    hub = Mock(snapshot_download=Mock(return_value=str(tmp_path / "snapshot")))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert Codec.from_pretrained("owner/name@v2").name == "owner/name@v2"
-    assert asked == [("owner/name", "v2", ["config.json", "model.safetensors"])]
-    with pytest.raises(ModelError, match=r"'owner/gone', and the hub does not give it either: no connection$"):
-        Codec.from_pretrained("owner/gone")
+    names = ["config.json", "model.safetensors"]
+    hub.snapshot_download.assert_called_once_with("owner/name", revision="v2", allow_patterns=names)
     (tmp_path / "snapshot/model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"is not a model folder: it lacks model.safetensors"):
         Codec.from_pretrained("owner/name")
+    hub.snapshot_download.side_effect = ConnectionError("no connection\nand more")
+    with pytest.raises(ModelError, match=r"'owner/gone', and the hub does not give it either: no connection$"):
+        Codec.from_pretrained("owner/gone")
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "gpu", "", "meta", 1.5, [], object()])

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -114,12 +115,9 @@ def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, record
     "message",
     ["is killed by signal: Bus error. workers are out of shared memory", "</torch_1>: No space left on device"],
 )
-def test_too_little_shared_memory_is_said_so(records: list[Record], message: str) -> None:
-    class Reader(SegmentDataset):
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            raise RuntimeError(message)
-
-    dataset = Reader(records, 24000, DataConfig(workers=0), seed=0)
+def test_too_little_shared_memory_is_said(records: list[Record], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SegmentDataset, "__getitem__", Mock(side_effect=RuntimeError(message)))
+    dataset = SegmentDataset(records, 24000, DataConfig(workers=0), seed=0)
     with pytest.raises(TrainingError, match=r"/dev/shm is too small .*--shm-size.*data.workers=0"):
         next(batches(dataset, range(1), Accelerator(cpu=True)))
 
