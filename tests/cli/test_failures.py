@@ -149,17 +149,8 @@ def test_a_model_that_is_not_shipped_must_be_given(one_line: Said, header: Heade
 # ---- damaged files --------------------------------------------------------------------------------------------------
 
 
-def damage(path: Path, blocks: list[int], end: int | None = None, more: bytes = b"") -> None:
-    """Flip a bit of each of these blocks, cut the file off at ``end``, and append ``more``."""
-    data, header = path.read_bytes(), container.read(path)[0]
-    for index in blocks:
-        size = BLOCK_FRAMES * header.num_quantizers * header.bits_per_code // 8 + 4
-        data = flipped(data, len(container.pack_header(header)) + index * size + 20)
-    path.write_bytes(data[:end] + more)
-
-
 SILENCE = "block {} of 16 is damaged (its checksum is wrong); 1.3 s of silence instead"
-SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # blocks, end, more; what is said
+SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # damaged blocks, end, more; what is said
     "middle": ([2], None, b"", [SILENCE.format(3)]),
     "first": ([0], None, b"", [SILENCE.format(1)]),
     "truncated": ([], 600, b"", ["truncated: 15 of 16 blocks are missing; the output ends 18.7 s early"]),
@@ -173,7 +164,11 @@ def test_salvage(run: Run, encoded: Path, stderr: Said, case: str) -> None:
     """Intact blocks are decoded as ever, the time of damaged ones passes in silence, a missing end is left out."""
     assert run("decode", encoded, "whole.wav") == 0
     blocks, end, more, lines = SALVAGED[case]
-    damage(encoded, blocks, end, more)
+    data, header = encoded.read_bytes(), container.read(encoded)[0]
+    for index in blocks:
+        num_bytes = BLOCK_FRAMES * header.num_quantizers * header.bits_per_code // 8 + 4
+        data = flipped(data, len(container.pack_header(header)) + index * num_bytes + 20)
+    encoded.write_bytes(data[:end] + more)
     assert run("decode", encoded, "out.wav") == 1
     advice = f"{lines[0].partition(';')[0]}; --salvage decodes the intact blocks"
     assert stderr() == f"codec-decode: error: in.codes: {advice}\n" and not Path("out.wav").exists()

@@ -1,6 +1,5 @@
 """codec-evaluate and codec-compare end to end, and their parts against known answers."""
 
-import csv
 import json
 import os
 import re
@@ -78,11 +77,6 @@ def summary_of(report: Path) -> dict[str, Any]:
     return json.loads((report / "metrics.json").read_text(encoding="utf-8"))
 
 
-def rows_of(report: Path) -> dict[tuple[str, str], dict[str, str]]:
-    with open(report / "per_file.csv", newline="", encoding="utf-8") as file:
-        return {(row["id"], row["system"]): row for row in csv.DictReader(file)}
-
-
 def results(report: Path, system: str) -> dict[str, Any]:
     return next(entry["results"] for entry in summary_of(report)["systems"] if entry["id"] == system)
 
@@ -111,19 +105,19 @@ class TestReport:
         for name in ("pesq", "mel", "lsd", "si_sdr", "stoi", "vuv_f1"):  # nor do 10 ms or silence say anything
             assert (model[name]["n"], model[name]["failed"]) == (2, 3), name
         assert model["mel"]["reasons"]["shorter than a quarter of a second"] == 1
-        rows = rows_of(report)
+        rows = {(row.id, row.system): row for row in read_rows(report, Results.read(report))}
         assert len(rows) == 5 * 3
-        assert rows["gone", "model-3"]["pesq"] == "" and "unreadable" in rows["gone", "model-3"]["failures"]
-        values = [float(rows[name, "model-3"]["pesq"]) for name in ("a", "b")]
+        assert rows["gone", "model-3"].values["pesq"] is None and "unreadable" in rows["gone", "model-3"].failures
+        values = [rows[name, "model-3"].values["pesq"] for name in ("a", "b")]
         assert model["pesq"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
 
     def test_bitrates_weigh_files_by_their_seconds(self, report: Path) -> None:
         """The 10 ms clip, whose header alone is 45 kbit/s, counts as what it is: 10 ms."""
-        rows = [row for (_, system), row in rows_of(report).items() if system == "model-3" and row["kbps_file"]]
-        seconds = [float(row["seconds"]) for row in rows]
-        bits = [float(row["kbps_file"]) * length for row, length in zip(rows, seconds, strict=True)]
-        assert len(rows) == 4 and max(float(row["kbps_file"]) for row in rows) > 40
-        assert results(report, "model-3")["kbps_file"]["mean"] == pytest.approx(sum(bits) / sum(seconds), rel=1e-3)
+        rows = [row for row in read_rows(report, Results.read(report)) if row.system == "model-3"]
+        rates = [(row.values["kbps_file"], row.seconds) for row in rows if row.values["kbps_file"]]
+        assert len(rates) == 4 and max(rates)[0] > 40
+        mean = sum(rate * seconds for rate, seconds in rates) / sum(seconds for _, seconds in rates)
+        assert results(report, "model-3")["kbps_file"]["mean"] == pytest.approx(mean, rel=1e-3)
 
     def test_lines_and_spectra_are_of_the_wide_band_files(self, report: Path) -> None:
         spectra = summary_of(report)["spectra"]
@@ -412,10 +406,8 @@ def test_stability_counts_changed_codes() -> None:
         padded = torch.nn.functional.pad(waveform.flatten(), (0, -waveform.numel() % 100))
         return (padded.reshape(-1, 100).mean(dim=1) > 0).long()[None], 0.0
 
-    def decode(codes: Tensor) -> Tensor:
-        return (2.0 * codes.double() - 1).repeat_interleave(100, dim=2)
-
-    codec = SimpleNamespace(sample_rate=8000, hop_length=100, decode=decode)
+    codec = SimpleNamespace(sample_rate=8000, hop_length=100)
+    codec.decode = lambda codes: (2.0 * codes.double() - 1).repeat_interleave(100, dim=2)
     family: Any = SimpleNamespace(codec=codec, encode=encode)
     alternating = torch.tensor([1.0, -1.0]).repeat(20).repeat_interleave(100)
     codes, _ = encode(alternating, 8000, 1)

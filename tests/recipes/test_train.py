@@ -9,6 +9,7 @@ import types
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import accelerate
 import numpy as np
@@ -280,9 +281,7 @@ def test_a_signal_to_the_whole_group_stops_and_saves(corpus: Path, tmp_path: Pat
 
 
 def test_an_interrupt_before_training_is_one_line(monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
-    def interrupted(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
+    interrupted = Mock(side_effect=lambda *_: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(load_script("recipes/train.py"), "load_train_config", interrupted)
     assert recipe("train", "--config", DEBUG) == 130
     assert stderr() == "train.py: interrupted; training had not begun\n"

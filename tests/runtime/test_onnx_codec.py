@@ -1,10 +1,10 @@
 """OnnxCodec gives what Codec gives, without torch, whatever the length; and says in one line what is wrong."""
 
 import dataclasses
+import itertools
 import pickle
 import shutil
 import threading
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from loading import LOOKS, Speech
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from codec import Codec, CodecConfig
@@ -121,15 +120,10 @@ def test_batches_channels_lengths_and_gains(tiny: tuple[Codec, OnnxCodec]) -> No
 @pytest.mark.parametrize("threads", [1, 2])
 def test_memory_is_that_of_a_window_for_each_thread(tiny_model_folder: Path, threads: int) -> None:
     """The first codes come before the signal has ended, and nothing is read that can wait."""
-    onnx, read = OnnxCodec.from_pretrained(tiny_model_folder, num_threads=threads), []
-
-    def endless() -> Iterator[NDArray[np.float32]]:
-        while True:
-            read.append(1)
-            yield np.zeros(WINDOW_FRAMES * onnx.hop_length, np.float32)
-
-    assert next(iter(onnx.encode_blocks(endless()))).shape == (3, WINDOW_FRAMES)
-    assert len(read) <= threads + 4
+    onnx, read = OnnxCodec.from_pretrained(tiny_model_folder, num_threads=threads), itertools.count()
+    endless = (np.zeros(WINDOW_FRAMES * onnx.hop_length, np.float32) for _ in read)
+    assert next(iter(onnx.encode_blocks(endless))).shape == (3, WINDOW_FRAMES)
+    assert next(read) <= threads + 4
 
 
 @pytest.mark.parametrize("bits", [32, 8])

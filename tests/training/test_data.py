@@ -23,16 +23,14 @@ from codec.training.losses import SpectralLoss
 from codec.training.progress import TrainingError
 
 
-def sine(path: Path, seconds: float, rate: int, hz: float = 440.0) -> Record:
-    t = np.arange(round(seconds * rate)) / rate
-    soundfile.write(path, 0.5 * np.sin(2 * np.pi * hz * t), rate)
-    return Record(path.stem, str(path), len(t), rate, speaker="s")
-
-
 @pytest.fixture
 def records(tmp_path: Path) -> list[Record]:
-    files = (("a.wav", 3.0, 24000), ("b.wav", 1.0, 16000), ("c.flac", 0.2, 24000))
-    return [sine(tmp_path / name, seconds, rate) for name, seconds, rate in files]
+    """Sines of 440 Hz."""
+    records = []
+    for name, length, rate in (("a.wav", 72000, 24000), ("b.wav", 16000, 16000), ("c.flac", 4800, 24000)):
+        soundfile.write(tmp_path / name, 0.5 * np.sin(2 * np.pi * 440 / rate * np.arange(length)), rate)
+        records.append(Record(name[0], str(tmp_path / name), length, rate, speaker="s"))
+    return records
 
 
 def test_segments_are_brought_to_one_level(records: list[Record]) -> None:
