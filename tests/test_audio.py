@@ -19,7 +19,6 @@ from codec import audio, audio_parts
 from codec.audio import WRITTEN, AudioError, AudioReader, AudioWriter, load, measure, read_samples, resample, save
 
 Samples = NDArray[np.float32]
-LOSSY = {".ogg", ".oga", ".opus", ".mp3"}
 
 
 def sine(hertz: float, rate: int, seconds: float = 1.0, amplitude: float = 0.5) -> Samples:
@@ -39,7 +38,7 @@ def test_write_and_read(tmp_path: Path, suffix: str, length: int, speech: tuple[
             writer.write(block)
     again, again_rate = read_samples(path)
     assert again_rate == rate and again.shape == samples.shape
-    if suffix not in LOSSY:
+    if suffix not in (".ogg", ".oga", ".opus", ".mp3"):
         assert np.abs(again - samples).max() <= 0.5 / 32768
     elif length > 10_000:
         assert np.corrcoef(again, samples)[0, 1] > 0.95
@@ -258,8 +257,7 @@ def test_mp3_without_info_header(mode: str, samples: Samples, caplog: pytest.Log
     data = mp3(samples, info=False, mode=mode)
     again = decoded(data)
     assert 48_000 <= len(again) < 48_000 + 4 * 576 and measure(io.BytesIO(data))[0] == len(again)
-    delay = 576  # of the encoder; the tenth of a second there is compared
-    assert np.corrcoef(again[delay + 40_000 :][:2400], samples[40_000:42_400])[0, 1] > 0.8
+    assert np.corrcoef(again[576 + 40_000 :][:2400], samples[40_000:42_400])[0, 1] > 0.8  # 576: the encoder's delay
     twice = decoded(data + ID3 + data)
     assert len(twice) > 96_000 and not caplog.text
     assert len(decoded(mp3(samples, mode=mode) + data)) >= 96_000

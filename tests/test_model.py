@@ -96,9 +96,7 @@ def test_windows_leave_no_seam_and_latents_lie_between(model: Codec, monkeypatch
 
 @pytest.mark.parametrize("product", [None, getattr(torch.ops.mkldnn, "_linear_pointwise", None)])
 @pytest.mark.parametrize("rows", [1, 15, 16, 100])
-def test_a_linear_layer_is_torchs_however_it_is_computed(
-    rows: int, product: Callable[..., Tensor] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_linear_layer_is_torchs_however_computed(rows: int, product: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Out of order in memory as well; with gradients, and in half precision where that is asked for."""
     layer, x = Linear(24, 40), torch.randn(24, 1, rows).permute(1, 2, 0)
     expected, calls = torch.nn.functional.linear(x, layer.weight, layer.bias), []

@@ -31,9 +31,7 @@ SYSTEMS = [
 ]
 NOTHING = schema.Result(None, None, None, 0)
 EXAMPLES = tuple(  # audio files with names that a link must quote
-    schema.Example(
-        name, why, 1.5, f"audio/{why}/reference.flac", {key: f"audio/{why}/{key} #1.flac" for key, *_ in SYSTEMS}
-    )
+    schema.Example(name, why, 1.5, f"audio/{why}/reference.flac", {k: f"audio/{why}/{k} #1.flac" for k, *_ in SYSTEMS})
     for name, why in ((NASTY, "worst"), ("file-0002", "example"))
 )
 

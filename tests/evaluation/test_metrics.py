@@ -19,10 +19,7 @@ def with_noise(x: np.ndarray, snr: float) -> np.ndarray:
     return x + noise * np.linalg.norm(x) / np.linalg.norm(noise) * 10 ** (-snr / 20)
 
 
-HERE = [name for name, (about, _) in METRICS.items() if not about.package or find_spec(about.package)]
-
-
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", [name for name, (a, _) in METRICS.items() if not a.package or find_spec(a.package)])
 def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str) -> None:
     """And has a reason instead of a value for 10 ms, or for silence."""
     (about, compute), rate, x = METRICS[name], SPEECH_RATE, SPEECH[: 3 * SPEECH_RATE // 2]

@@ -184,7 +184,6 @@ def test_discriminators_see_their_share_and_no_more_than_the_recordings_bandwidt
         assert (above[0::2] < 1e-8).all() and (above[1::2] > 1e-3).all()
 
 
-LAUNCHES, LIBRITTS = (sorted((RECIPES / name).glob("*.yaml")) for name in ("accelerate", "libritts"))
 TINY = ["model.encoder={strides: [2, 4, 5, 8], widths: [4, 4, 4, 8], depths: [0, 0, 0, 0]}", "model.latent_dim=8"]
 TINY += ["model.quantizer.codebook_size=16", "model.quantizer.codebook_dim=8", "precision=fp32"]
 TINY += ["model.decoder={width: 8, depth: 1, n_fft: 1280}", "data.valid_limit=1"]
@@ -195,7 +194,7 @@ TINY += ["discriminator={periods: [2], period_channels: 4, resolutions: [512], r
 @pytest.mark.slow
 def test_every_launch_and_configuration_starts(corpus: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Processes on the CPU stand in for the GPUs, and small networks for the real ones; with --long all pairs, not one."""
-    for launch, config in product(LAUNCHES, LIBRITTS):
+    for launch, config in product(*(sorted((RECIPES / name).glob("*.yaml")) for name in ("accelerate", "libritts"))):
         count = yaml.safe_load(launch.read_text())["num_processes"]
         shared = [f"data.batch_size={count}"] if config == DEBUG else []  # its batch of 4 is for one process
         assert load_train_config(config, shared).data.batch_size % count == 0, "they share the batch evenly"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from codec import Codec, CodecConfig
+from codec.base import FOREVER
 from codec.errors import CodecError
 from codec.runtime import OnnxCodec
 from codec.runtime.export import export_main
@@ -90,8 +91,6 @@ def test_mistakes_are_one_line(tiny_model_folder: Path, tmp_path: Path, one_line
 
 # ---- graphs with state ------------------------------------------------------------------------------------------------
 
-UNKNOWN = 2**40
-
 
 class Stream:
     """A batch of signals through a graph with state."""
@@ -105,7 +104,7 @@ class Stream:
             for entry in self.session.get_inputs()
             if entry.name not in ("waveform", "codes")
         }
-        self.state["total"] += UNKNOWN
+        self.state["total"] += FOREVER  # not known yet
 
     def push(self, signal: NDArray[Any]) -> NDArray[Any]:
         name = "waveform" if signal.dtype == np.float32 else "codes"

@@ -13,8 +13,7 @@ from codec.pretrained import find_model, shipped_models
 from codec.training.config import TrainConfig, load_train_config
 from codec.training.networks import looking_ahead
 
-FOLDERS = [ROOT / "recipes" / name for name in ("default", "libritts")]
-CONFIGS = sorted(path for folder in FOLDERS for path in folder.rglob("*.yaml"))
+CONFIGS = sorted(path for name in ("default", "libritts") for path in (ROOT / "recipes" / name).rglob("*.yaml"))
 DEBUG = ROOT / "recipes" / "libritts" / "debug.yaml"
 
 
