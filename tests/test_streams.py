@@ -34,13 +34,12 @@ def codec(request: pytest.FixtureRequest, tiny_config: CodecConfig) -> Codec:
 
 
 def speech(seed: int, length: int = LENGTH) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return 0.1 * torch.randn(length, generator=generator).cumsum(0).sin()
+    return 0.1 * torch.randn(length, generator=torch.Generator().manual_seed(seed)).cumsum(0).sin()
 
 
 def cuts(length: int, longest: int, seed: int) -> list[int]:
     """Random places to cut at, so that chunks are at most so long; some are empty."""
-    steps = torch.randint(0, longest, (length,), generator=torch.Generator().manual_seed(seed))
+    steps = torch.randint(0, longest, (4 * length,), generator=torch.Generator().manual_seed(seed))
     return [place for place in steps.cumsum(0).tolist() if place < length]
 
 

@@ -37,9 +37,8 @@ def make(kind: str, variant: str = "default", **fields: object) -> Any:
 
 
 def latents(batch: int = 3, frames: int = 40, seed: int = 1) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(7))
-    return mix @ torch.randn(batch, DIM, frames, generator=generator) + 2.0
+    return mix @ torch.randn(batch, DIM, frames, generator=torch.Generator().manual_seed(seed)) + 2.0
 
 
 @pytest.fixture(params=[(kind, variant) for kind, names in VARIANTS_OF.items() for variant in names], ids="-".join)
