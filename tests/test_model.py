@@ -71,8 +71,7 @@ def test_forward_reaches_every_parameter(model: Codec) -> None:
     assert output.commitment_loss is not None and output.codebook_loss is not None
     loss = output.waveform.square().mean() + output.commitment_loss.mean() + output.codebook_loss.mean()
     loss.backward()
-    missing = [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
-    assert missing == []
+    assert [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
     model.zero_grad()
     assert model(noise(2, 800), quantize=False).codes is None
     model.eval()
@@ -302,9 +301,8 @@ def test_fingerprint_follows_what_codes_mean(model: Codec, monkeypatch: pytest.M
     with torch.no_grad():
         next(other.decoder.parameters()).add_(1.0)
     assert other.fingerprint == model.fingerprint
-    table = other.quantizer.codebook_state()[1]
     with torch.no_grad():
-        table.add_(1e-3)
+        other.quantizer.codebook_state()[1].add_(1e-3)
     changed = other.fingerprint
     assert changed != model.fingerprint and copy.deepcopy(other).fingerprint == changed
     other.load_state_dict(model.state_dict())

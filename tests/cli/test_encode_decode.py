@@ -82,8 +82,7 @@ def test_bitrates(run: Run, sound: Samples, stderr: Said, option: list[object], 
     assert run("decode", "some.codes", "some.wav") == 0
     Path("again.codes").write_bytes(Path("all.codes").read_bytes())
     assert run("decode", "all.codes", "again.codes", "-o", "out", *option) == 0
-    said = stderr()
-    assert said == (line and f"codec-decode: {line}") + "codec-decode: files done: 2\n"  # once, not per file
+    assert stderr() == (line and f"codec-decode: {line}") + "codec-decode: files done: 2\n"  # once, not per file
     assert Path("some.wav").read_bytes() == Path("out/all.wav").read_bytes() == Path("out/again.wav").read_bytes()
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -84,10 +84,7 @@ USAGE: list[tuple[Any, str]] = [
     [*((1, *each) for each in FAILURES), *((2, *each) for each in USAGE)],
     ids=lambda value: "-".join(map(str, value))[:60] if isinstance(value, list) else "",
 )
-def test_mistakes_are_one_line(
-    run: Run, one_line: Said, header: Header, code: int, args: Any, message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+def test_mistakes_are_one_line(run: Run, one_line: Said, header: Header, code: int, args: Any, message: str) -> None:
     for name in ("text.wav", "text.codes"):
         Path(name).write_text("hello, world\n" * 100)
     Path("empty.wav").touch()
@@ -102,7 +99,8 @@ def test_mistakes_are_one_line(
     container.write("other_hop.codes", replace(header, hop_length=2 * HOP), np.zeros((3, 5), int))
     container.write("foreign.codes", replace(header, fingerprint="0" * 32), np.zeros((3, 10), int))
     before = names()
-    assert run(*args) == code
+    with patch.object(sys.stdout, "isatty", return_value=True):
+        assert run(*args) == code
     said = one_line()
     assert message in said and said.startswith(f"codec-{args[0]}: error: ")
     assert names() == before

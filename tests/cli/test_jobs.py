@@ -20,8 +20,7 @@ def test_a_folder_is_mirrored(run: Run, stderr: Said) -> None:
     for name in ("notes.txt", "._a.wav"):
         Path("speech", name).write_text("no audio")
     assert run("encode", "speech", "-o", "codes") == 0
-    said = stderr()
-    assert said == "codec-encode: speech: files of other kinds passed over: 1\ncodec-encode: files done: 4\n"
+    assert stderr() == "codec-encode: speech: files of other kinds passed over: 1\ncodec-encode: files done: 4\n"
     assert names("codes") == ["a.codes", "deep/b.codes", "deep/er/c.codes", "v1.2.codes"]
     assert run("decode", "codes", "-o", "again", "--format", "flac") == 0
     assert names("again") == ["a.flac", "deep/b.flac", "deep/er/c.flac", "v1.2.flac"]

@@ -91,8 +91,7 @@ def test_every_shape_of_model(tiny_config: CodecConfig, changes: dict[str, objec
 
 def test_the_nearest_of_equal_codes_is_the_first(tiny_config: CodecConfig, tmp_path: Path) -> None:
     """A table that holds each code twice, the second time in another tile: never the second."""
-    config = dataclasses.replace(tiny_config, quantizer=QuantizerConfig("simvq", 1, 8192, 4))
-    codec = Codec(config)
+    codec = Codec(dataclasses.replace(tiny_config, quantizer=QuantizerConfig("simvq", 1, 8192, 4)))
     basis = codec.state_dict()["quantizer.basis"]
     basis[4096:] = basis[:4096]
     codec.save_pretrained(tmp_path)
