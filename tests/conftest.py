@@ -54,8 +54,7 @@ def tiny_model_folder(tiny_config: CodecConfig, tmp_path_factory: pytest.TempPat
 @pytest.fixture(params=SPEECH.values(), ids=lambda path: path.stem)
 def speech(request: pytest.FixtureRequest) -> Speech:
     """Samples ``[T]`` of a real clip and their rate in Hz: 2.7 s at 24 kHz, then 3.0 s at 16 kHz."""
-    samples, rate = soundfile.read(request.param, dtype="float32")
-    return samples, rate
+    return soundfile.read(request.param, dtype="float32")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,11 +64,27 @@ def python(code: str, *args: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
 
 
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
+    """Wait for what a process that does not end by itself brings about."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.02)
+
+
 def encoded(samples: NDArray[Any], rate: int = 16000, form: str = "WAV", **kind: Any) -> bytes:
     """The samples ``[T]`` or ``[T, C]`` as an audio file."""
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=form, **kind)
     return file.getvalue()
+
+
+def flipped(data: bytes, place: int, bit: int = 0) -> bytes:
+    """The data with this bit turned over."""
+    changed = bytearray(data)
+    changed[place] ^= 1 << bit
+    return bytes(changed)
 
 
 def tar(members: dict[str, bytes], mode: Literal["w", "w:gz"] = "w", **links: bytes) -> bytes:

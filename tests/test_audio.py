@@ -12,14 +12,13 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from loading import encoded, full_disk
+from loading import encoded, flipped, full_disk
 from numpy.typing import NDArray
 
 from codec import audio, audio_parts
 from codec.audio import WRITTEN, AudioError, AudioReader, AudioWriter, load, measure, read_samples, resample, save
 
 Samples = NDArray[np.float32]
-LOSSY = {".ogg", ".oga", ".opus", ".mp3"}
 
 
 def sine(hertz: float, rate: int, seconds: float = 1.0, amplitude: float = 0.5) -> Samples:
@@ -39,7 +38,7 @@ def test_write_and_read(tmp_path: Path, suffix: str, length: int, speech: tuple[
             writer.write(block)
     again, again_rate = read_samples(path)
     assert again_rate == rate and again.shape == samples.shape
-    if suffix not in LOSSY:
+    if suffix not in (".ogg", ".oga", ".opus", ".mp3"):
         assert np.abs(again - samples).max() <= 0.5 / 32768
     elif length > 10_000:
         assert np.corrcoef(again, samples)[0, 1] > 0.95
@@ -79,28 +78,6 @@ def test_what_is_not_saved(tmp_path: Path, name: str, items: int, rate: int, mes
         with pytest.raises(AudioError, match=text):
             save(tmp_path / name, waveform, rate)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
-
-
-# ---- what cannot be read --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("zeros.flac", bytes(5000), "is not audio that libsndfile reads"),
-        ("list", b"ffconcat version 1.0\nfile a.wav\n", "is not audio"),  # FFmpeg would follow it
-        ("list.m3u", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.ts\n", "is not audio"),
-        ("samples.raw", bytes(5000), "raw samples"),
-        ("nan.wav", encoded(np.array([0, np.nan]), subtype="FLOAT"), "holds NaN or infinity"),
-        ("inf.wav", encoded(np.array([np.inf, 0]), subtype="FLOAT"), "holds NaN or infinity"),
-        ("sum.wav", encoded(np.full((1, 2), 3e38), subtype="FLOAT"), "holds NaN or infinity"),  # beyond float32
-    ],
-)
-def test_what_is_not_audio(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(AudioError, match=message) as error:
-        read_samples(tmp_path / name)
-    assert name in str(error.value)
 
 
 # ---- headers that do not say what the file holds ----------------------------------------------------------------------
@@ -157,6 +134,35 @@ def flac_claiming(num_samples: int) -> bytes:
     return data[:18] + packed.to_bytes(8, "big") + data[26:]
 
 
+def overwritten(data: bytes) -> bytes:
+    return data[:6000] + bytes(300) + data[6300:]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("zeros.flac", bytes(5000), "is not audio that libsndfile reads"),
+        ("list", b"ffconcat version 1.0\nfile a.wav\n", "is not audio"),  # FFmpeg would follow it
+        ("list.m3u", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.ts\n", "is not audio"),
+        ("samples.raw", bytes(5000), "raw samples"),
+        ("nan.wav", encoded(np.array([0, np.nan]), subtype="FLOAT"), "holds NaN or infinity"),
+        ("inf.wav", encoded(np.array([np.inf, 0]), subtype="FLOAT"), "holds NaN or infinity"),
+        ("sum.wav", encoded(np.full((1, 2), 3e38), subtype="FLOAT"), "holds NaN or infinity"),  # beyond float32
+        ("empty.wav", encoded(NOISE[:0]), "holds no samples"),
+        ("other.wav", with_size("WAV", 0)[:44] + b"LIST\4\0\0\0abcd", "holds no samples"),
+        ("short.flac", flac_claiming(48_001), "only 48,000 of 48,001 samples"),
+        ("cut.flac", flac_claiming(0)[:-2000], "is damaged"),
+        ("flipped.flac", flipped(noise_as("FLAC"), -500), "is damaged"),
+        ("junk.mp3", overwritten(mp3()), "MP3 frames can be read"),
+    ],
+)
+def test_what_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(AudioError, match=message) as error:
+        read_samples(tmp_path / name)
+    assert name in str(error.value)
+
+
 @pytest.mark.parametrize("file_format", SIZES)
 @pytest.mark.parametrize("size", [0, 8, -1, 0x7FFFF000, 0x7FFFFFFF, 0x80000000, 2**63 - 1])
 def test_a_size_that_a_pipe_could_not_know(file_format: str, size: int, caplog: pytest.LogCaptureFixture) -> None:
@@ -164,12 +170,6 @@ def test_a_size_that_a_pipe_could_not_know(file_format: str, size: int, caplog: 
     data = b"BW64" + data[4:] if file_format == "RF64" else data  # the same by another name
     np.testing.assert_array_equal(decoded(data), decoded(noise_as(file_format)))
     assert measure(io.BytesIO(data)) == (48_000, 24_000) and not caplog.text
-
-
-@pytest.mark.parametrize("data", [encoded(NOISE[:0]), with_size("WAV", 0)[:44] + b"LIST\4\0\0\0abcd"], ids=len)
-def test_no_samples(data: bytes) -> None:
-    with pytest.raises(AudioError, match="a file holds no samples"):
-        decoded(data)
 
 
 def test_nist_headers_with_numbers_as_text() -> None:
@@ -200,12 +200,6 @@ def test_flac_headers(caplog: pytest.LogCaptureFixture) -> None:
     assert "its header says 1.0 s; 2.0 s are read" in caplog.text
     np.testing.assert_array_equal(decoded(noise_as("FLAC") + noise_as("FLAC")), whole)
     assert "what lies behind its audio cannot be read; 2.0 s are read" in caplog.text
-    with pytest.raises(AudioError, match="only 48,000 of 48,001 samples"):
-        decoded(flac_claiming(48_001))
-    data = noise_as("FLAC")
-    for damaged in (flac_claiming(0)[:-2000], data[:-500] + bytes([data[-500] ^ 1]) + data[-499:]):
-        with pytest.raises(AudioError, match="is damaged"):
-            decoded(damaged)
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
@@ -214,8 +208,7 @@ def test_damaged_ogg(subtype: str, caplog: pytest.LogCaptureFixture) -> None:
     pages = pages_of(ogg(subtype, np.tile(NOISE, 3)))
     assert len(pages) > 5
     for index, page in enumerate(pages):
-        flipped = page[:-20] + bytes([page[-20] ^ 1]) + page[-19:]
-        for instead in (b"", bytes(len(page)), flipped)[index == len(pages) - 1 :]:
+        for instead in (b"", bytes(len(page)), flipped(page, -20))[index == len(pages) - 1 :]:
             with pytest.raises(AudioError, match=r"is damaged|is not audio"):
                 decoded(b"".join([*pages[:index], instead, *pages[index + 1 :]]))
     assert not caplog.text
@@ -264,8 +257,7 @@ def test_mp3_without_info_header(mode: str, samples: Samples, caplog: pytest.Log
     data = mp3(samples, info=False, mode=mode)
     again = decoded(data)
     assert 48_000 <= len(again) < 48_000 + 4 * 576 and measure(io.BytesIO(data))[0] == len(again)
-    delay = 576  # of the encoder; the tenth of a second there is compared
-    assert np.corrcoef(again[delay + 40_000 :][:2400], samples[40_000:42_400])[0, 1] > 0.8
+    assert np.corrcoef(again[576 + 40_000 :][:2400], samples[40_000:42_400])[0, 1] > 0.8  # 576: the encoder's delay
     twice = decoded(data + ID3 + data)
     assert len(twice) > 96_000 and not caplog.text
     assert len(decoded(mp3(samples, mode=mode) + data)) >= 96_000
@@ -283,11 +275,9 @@ def test_mp3_with_tags(info: bool, caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.text
 
 
-def test_damaged_mp3(caplog: pytest.LogCaptureFixture) -> None:
-    known, unknown = (data[:6000] + bytes(300) + data[6300:] for data in (mp3(), mp3(info=False)))
-    with pytest.raises(AudioError, match="MP3 frames can be read"):
-        decoded(known)
-    assert 40_000 < len(decoded(unknown)) < 48_000 and "bytes in it are no MP3 frames" in caplog.text
+def test_damaged_mp3_of_unknown_length(caplog: pytest.LogCaptureFixture) -> None:
+    assert 40_000 < len(decoded(overwritten(mp3(info=False)))) < 48_000
+    assert "bytes in it are no MP3 frames" in caplog.text
 
 
 LINEAR = [noise_as("WAV"), noise_as("WAV", subtype="GSM610"), flac_claiming(0), ogg(), ogg() + ogg("VORBIS")]
@@ -332,8 +322,7 @@ def made_by_av(tmp_path: Path, container: str, codec: str, rate: int, **options:
         samples = resample(NOISE, 24_000, rate)[None]
         frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
         frame.sample_rate, frame.pts = rate, 0
-        for each in av.AudioResampler(stream.codec_context.codec.audio_formats[0], "mono", rate).resample(frame):
-            output.mux(stream.encode(each))
+        output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return (tmp_path / "a").read_bytes()
 
@@ -418,8 +407,6 @@ def test_blocks_change_nothing(rates: tuple[int, int], length: int, cuts: list[i
 
 
 @pytest.mark.parametrize(("rate", "other"), RATES)
-def test_a_tone_stays_what_it_is_and_one_above_half_the_new_rate_goes(rate: int, other: int) -> None:
-    tone = resample(sine(1000, rate), rate, other)  # without delay
+def test_a_tone_stays_where_it_is(rate: int, other: int) -> None:
+    tone = resample(sine(1000, rate), rate, other)
     np.testing.assert_allclose(tone[500:-500], sine(1000, other)[500:-500], atol=0.005)
-    if 0.6 * other < rate / 2:
-        assert np.abs(resample(sine(0.6 * other, rate), rate, other)[1000:-1000]).max() < 5e-4

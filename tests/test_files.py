@@ -10,20 +10,6 @@ from codec import files
 from codec.errors import CodecError, one_line
 from codec.files import atomic_write, read_json, write_json
 
-
-def test_success_replaces(tmp_path: Path) -> None:
-    target = tmp_path / "out.txt"
-    target.write_text("old")
-    with atomic_write(target) as temporary:
-        assert temporary.parent == tmp_path and temporary.suffix == ".txt" and temporary.name.startswith(".")
-        temporary.write_text("new")
-        assert target.read_text() == "old"
-    assert target.read_text() == "new"
-    write_json(target, {"ü": [1]}, indent=2)
-    assert target.read_text(encoding="utf-8") == '{\n  "ü": [\n    1\n  ]\n}\n'
-    assert list(tmp_path.iterdir()) == [target]
-
-
 FAILURES = [KeyboardInterrupt(), ValueError("broken"), OSError(28, "No space left"), FileNotFoundError(2, "No", "it")]
 
 
@@ -67,14 +53,17 @@ def test_what_is_no_name_of_a_file_is_refused(path: object) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o444])
-def test_a_replaced_file_keeps_its_permissions(tmp_path: Path, mode: int) -> None:
+def test_success_replaces_and_keeps_the_permissions(tmp_path: Path, mode: int) -> None:
     target = tmp_path / "private.txt"
     target.write_text("old")
     target.chmod(mode)
     with atomic_write(target) as temporary:
+        assert temporary.parent == tmp_path and temporary.suffix == ".txt" and temporary.name.startswith(".")
         assert not stat.S_IMODE(temporary.stat().st_mode) & ~(mode | 0o200)  # nobody reads it meanwhile
         temporary.write_text("new")
+        assert target.read_text() == "old"
     assert target.read_text() == "new" and stat.S_IMODE(target.stat().st_mode) == mode
+    assert list(tmp_path.iterdir()) == [target]
     link = tmp_path / "link.txt"
     link.symlink_to("private.txt")
     write_json(link, 1)
@@ -112,12 +101,13 @@ def test_a_file_that_comes_meanwhile(tmp_path: Path, links: bool, early: bool, m
     assert target.read_text() == "ours" and list(tmp_path.iterdir()) == [target]
 
 
-def test_an_endless_file_is_not_read_whole(tmp_path: Path) -> None:
+def test_json_is_read_as_written_but_not_an_endless_file(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.touch()
     os.truncate(path, 2 * 10**12)  # more than any memory
     with pytest.raises(CodecError, match="larger than 1 MiB"):
         read_json(path)
     os.truncate(path, 0)
-    write_json(path, [1, {"ü": None}])
-    assert read_json(path) == [1, {"ü": None}]
+    write_json(path, {"ü": [None]}, indent=2)
+    assert read_json(path) == {"ü": [None]}
+    assert path.read_text(encoding="utf-8") == '{\n  "ü": [\n    null\n  ]\n}\n'

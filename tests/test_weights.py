@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from loading import python
+from loading import flipped, python
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,21 +26,13 @@ Change = Callable[[Tensor], Tensor]
 
 @pytest.fixture
 def model(tiny_config: CodecConfig) -> Codec:
-    """With matrices of short rows and of long ones."""
+    """With matrices of short rows and of long ones, a row of zeros, and a weight beyond half precision."""
     torch.manual_seed(0)
-    return Codec(replace(tiny_config, latent_dim=64, decoder=replace(tiny_config.decoder, width=64))).eval()
-
-
-def test_weights_stay_whole_whatever_type_torch_makes_by_default(model: Codec, tmp_path: Path) -> None:
-    model.save_pretrained(tmp_path)
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        loaded = Codec.from_pretrained(tmp_path)
-    finally:
-        torch.set_default_dtype(torch.float32)
-    assert loaded.fingerprint == model.fingerprint
-    codes = torch.zeros(1, 3, 9, dtype=torch.int64)
-    assert torch.equal(loaded.decode(codes), model.decode(codes))
+    model = Codec(replace(tiny_config, latent_dim=64, decoder=replace(tiny_config.decoder, width=64))).eval()
+    with torch.no_grad():
+        model.state_dict()[WIDE][3] = 0.0
+        model.state_dict()[NARROW][0, 0] = 1e6
+    return model
 
 
 @pytest.mark.parametrize(("bits", "largest"), [(32, 0.0), (16, 2**-11), (8, 0.5 / 127)])
@@ -60,15 +52,6 @@ def test_rounded_once_and_no_further_than_bits_ask(model: Codec, tmp_path: Path,
     for _ in range(6):  # safetensors writes its metadata in any order
         loaded.save_pretrained(tmp_path / "b", bits)
         assert (tmp_path / "b/model.safetensors").read_bytes() == (tmp_path / "a/model.safetensors").read_bytes()
-
-
-def test_rows_of_zeros_and_weights_beyond_half_precision_are_kept(model: Codec, tmp_path: Path) -> None:
-    with torch.no_grad():
-        model.state_dict()[WIDE][3] = 0.0
-        model.state_dict()[NARROW][0, 0] = 1e6
-    model.save_pretrained(tmp_path, bits=8)
-    kept = Codec.from_pretrained(tmp_path).state_dict()
-    assert (kept[WIDE][3] == 0).all() and torch.isfinite(kept[WIDE]).all() and kept[NARROW][0, 0] == 1e6
 
 
 @pytest.mark.parametrize("bits", [16, 8])
@@ -124,7 +107,7 @@ def test_damage_is_named(model: Codec, tmp_path: Path, bits: Bits) -> None:
     start = 8 + int.from_bytes(data[:8], "little")
     assert json.loads(data[8:start])["__metadata__"]["format"] == "pt"
     for place in (start, (start + len(data)) // 2, len(data) - 1):
-        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        path.write_bytes(flipped(data, place))
         refusal(tmp_path, r"model\.safetensors is damaged: its checksum is wrong", OnnxCodec)
     path.write_bytes(data[:-1])
     refusal(tmp_path, r"model\.safetensors cannot be used", OnnxCodec)

@@ -40,8 +40,7 @@ def codec(tiny_model_folder: Path) -> Codec:
 @pytest.fixture(scope="session")
 def sound() -> Samples:
     """Twenty seconds at 16 kHz: sixteen blocks of a file."""
-    rng = np.random.default_rng(0)
-    return (0.1 * rng.standard_normal(20 * RATE)).astype(np.float32)
+    return (0.1 * np.random.default_rng(0).standard_normal(20 * RATE)).astype(np.float32)
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ try:
 except ModuleNotFoundError as error:
     print(error, file=sys.stderr)
 """
-NEEDS_TORCH = "codec-encode: error: this needs the package torch, which is missing: pip install torch\n"
 pytest.importorskip("onnxruntime")
 
 
@@ -39,7 +38,7 @@ def test_without_torch(tiny_model_folder: Path, run: Run, sound: Samples, capsys
     done = python(WITHOUT_TORCH, tiny_model_folder)
     assert done.returncode == 0, done.stderr
     needs, said = done.stderr.splitlines(keepends=True)
-    assert needs == NEEDS_TORCH
+    assert needs == "codec-encode: error: this needs the package torch, which is missing: pip install torch\n"
     assert said.startswith("codec.load needs torch: pip install torch; without it, codec.runtime")
     assert run("encode", "in.wav", "torch.codes", "--backend", "torch") == 0
     assert run("decode", "onnx.codes", "torch.wav", "--backend", "torch") == 0

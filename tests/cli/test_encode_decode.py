@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from loading import SPEECH, Said
-from shell import RATE, Run, Samples, names
+from loading import SPEECH, Said, encoded
+from shell import RATE, Run, Samples, names, write
 
 from codec import Codec, container
 
@@ -51,13 +51,12 @@ def test_files_equal_the_library(run: Run, sound: Samples, source: str, options:
 
 def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, stderr: Said) -> None:
     sound = sound[:RATE]
-    for name in ("a", "b"):
-        soundfile.write(f"{name}.wav", np.stack([sound, sound], axis=1), RATE)
+    write("a.wav", "b.wav", samples=np.stack([sound, sound], axis=1))
     assert run("encode", "a.wav", "b.wav", "-o", "out") == 0  # said once
     said = stderr()
     assert said == "codec-encode: a.wav: 2 channels mixed down to one\ncodec-encode: files done: 2\n"
-    soundfile.write("opposite.wav", np.stack([sound, -sound], axis=1), RATE)
-    soundfile.write("second.wav", -sound, RATE)
+    write("opposite.wav", samples=np.stack([sound, -sound], axis=1))
+    write("second.wav", samples=-sound)
     assert run("encode", "opposite.wav", "a.codes", "--channel", 2) == run("encode", "second.wav", "b.codes") == 0
     assert Path("a.codes").read_bytes() == Path("b.codes").read_bytes() and stderr() == ""
 
@@ -83,8 +82,7 @@ def test_bitrates(run: Run, sound: Samples, stderr: Said, option: list[object], 
     assert run("decode", "some.codes", "some.wav") == 0
     Path("again.codes").write_bytes(Path("all.codes").read_bytes())
     assert run("decode", "all.codes", "again.codes", "-o", "out", *option) == 0
-    said = stderr()
-    assert said == (line and f"codec-decode: {line}") + "codec-decode: files done: 2\n"  # once, not per file
+    assert stderr() == (line and f"codec-decode: {line}") + "codec-decode: files done: 2\n"  # once, not per file
     assert Path("some.wav").read_bytes() == Path("out/all.wav").read_bytes() == Path("out/again.wav").read_bytes()
 
 
@@ -93,8 +91,7 @@ def test_odd_names(run: Run) -> None:
     """Names that begin with a dash, and names that are no text."""
     odd = os.fsdecode(b"caf\xe9")
     for name in ("-x.wav", "-", odd + ".wav"):
-        with open(Path(name).absolute(), "wb") as file:
-            soundfile.write(file, np.zeros(100), RATE, format="WAV")
+        Path(name).write_bytes(encoded(np.zeros(100)))
     assert run("encode", "--", "-x.wav", "-x.codes") == 0
     assert run("encode", "./-", "dash.codes") == 0
     assert run("encode", odd + ".wav", odd + ".codes") == 0

@@ -7,19 +7,18 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import Said, full_disk
+from loading import Said, flipped, full_disk
 from shell import HOP, RATE, Run, names, process
 
 from codec import Codec, container
@@ -34,38 +33,63 @@ def header(codec: Codec) -> Header:
     return codec.header(800, RATE)
 
 
+FAILURES: list[tuple[Any, str]] = [
+    (["encode", "text.wav", "x.codes"], "error: text.wav is not audio"),
+    (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
+    (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
+    (["encode", "good.codes", "x.codes"], "good.codes holds codes already; codec-decode makes audio of them"),
+    (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
+    (["encode", "in.wav", "text.wav/x.codes"], "error: text.wav/x.codes: Not a directory"),
+    (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
+    (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
+    (["encode", "in.wav", "x.codes", "--model", "."], "error: . is not a model folder: it lacks config.json"),
+    (["encode", "in.wav", "x.codes", "--num-quantizers", "4"], "error: --num-quantizers 4: there are only 3"),
+    (["encode", "in.wav", "x.codes", "--bitrate", "0.9"], "error: --bitrate 0.9: the lowest is 1 kbit/s"),
+    (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: device nonsense cannot be used here"),
+    (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
+    (["decode", "good.codes", "x.wav", "--num-quantizers", "4"], "good.codes: --num-quantizers 4: there are only"),
+    (["decode", "foreign.codes", "x.wav"], f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', finge"),
+    (["decode", "other_hop.codes", "x.wav"], "other_hop.codes: the header contradicts the model that it names"),
+    (["decode", "truncated.codes", "x.wav"], "truncated: 1 of 1 blocks are missing; no block is intact"),
+    (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
+    (["decode", "good.codes", "good.codes/x.wav"], "error: good.codes/x.wav: Not a directory"),
+    (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz-live-v3, "),
+    (["info", "folder"], "error: folder is not a model folder"),
+]
+USAGE: list[tuple[Any, str]] = [
+    (["encode", "in.wav"], "give INPUT OUTPUT, or several inputs with -o DIR"),
+    (["encode", "in.wav", "out.wav"], "OUTPUT must end in .codes"),
+    (["encode", "folder", "out.codes"], "folder is a folder; give -o DIR"),
+    (["encode", "in.wav", "dir.codes"], "dir.codes is a folder; give -o dir.codes"),
+    (["encode", "-", "-o", "out"], "stdin has no name"),
+    (["encode", "in.wav", "-"], "stdout is a terminal"),
+    (["decode", "dir.codes", "-o", "out"], "no .codes file in dir.codes"),
+    (["encode", "in.wav", "-o", "in.wav"], "-o in.wav is a file"),
+    (["encode", "", "-o", "out"], "a path is empty"),
+    (["encode", "in.wav", "a.codes", "--model", ""], "must not be empty"),
+    (["encode", "in.wav", "out.codes", "--num-quantizers", 0], "--num-quantizers must be at least 1"),
+    (["encode", "in.wav", "out.codes", "--bitrate", "nan"], "--bitrate must be positive"),
+    (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
+    (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
+    (["decode", "a.codes", "a.flac", "--format", "flac"], "--format goes with -o"),
+    (["encode", "folder", "-o", "out", "--workers", 0], "argument --workers: must be at least 1"),
+    (["decode", "a.codes", "a.raw"], "OUTPUT must end in an audio suffix"),
+    (["info", "-"], "reads files, not stdin"),
+    (["encode", "in.wav", "a.codes", "--backend", "onnx", "--device", "cuda"], "--device cuda needs torch; ONNX"),
+]
+
+
 @pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["encode", "text.wav", "x.codes"], "error: text.wav is not audio"),
-        (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
-        (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
-        (["encode", "good.codes", "x.codes"], "good.codes holds codes already; codec-decode makes audio of them"),
-        (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
-        (["encode", "in.wav", "text.wav/x.codes"], "error: text.wav/x.codes: Not a directory"),
-        (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
-        (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
-        (["encode", "in.wav", "x.codes", "--model", "."], "error: . is not a model folder: it lacks config.json"),
-        (["encode", "in.wav", "x.codes", "--num-quantizers", "4"], "error: --num-quantizers 4: there are only 3"),
-        (["encode", "in.wav", "x.codes", "--bitrate", "0.9"], "error: --bitrate 0.9: the lowest is 1 kbit/s"),
-        (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: device nonsense cannot be used here"),
-        (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
-        (["decode", "good.codes", "x.wav", "--num-quantizers", "4"], "good.codes: --num-quantizers 4: there are only"),
-        (["decode", "foreign.codes", "x.wav"], f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', finge"),
-        (["decode", "other_hop.codes", "x.wav"], "other_hop.codes: the header contradicts the model that it names"),
-        (["decode", "truncated.codes", "x.wav"], "truncated: 1 of 1 blocks are missing; no block is intact"),
-        (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
-        (["decode", "good.codes", "good.codes/x.wav"], "error: good.codes/x.wav: Not a directory"),
-        (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz-live-v3, "),
-        (["info", "folder"], "error: folder is not a model folder"),
-    ],
-    ids=lambda value: "-".join(value)[:60] if isinstance(value, list) else "",
+    ("code", "args", "message"),
+    [*((1, *each) for each in FAILURES), *((2, *each) for each in USAGE)],
+    ids=lambda value: "-".join(map(str, value))[:60] if isinstance(value, list) else "",
 )
-def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: list[str], message: str) -> None:
+def test_mistakes_are_one_line(run: Run, one_line: Said, header: Header, code: int, args: Any, message: str) -> None:
     for name in ("text.wav", "text.codes"):
         Path(name).write_text("hello, world\n" * 100)
     Path("empty.wav").touch()
-    Path("folder").mkdir()
+    for name in ("folder", "dir.codes"):
+        Path(name).mkdir()
     soundfile.write("in.wav", np.zeros(800), RATE)
     soundfile.write("integers.wav", np.full(800, 32767.0), RATE, subtype="FLOAT")
     data = container.dumps(header, np.zeros((3, 10), int))
@@ -75,7 +99,8 @@ def test_failures_are_one_line(run: Run, one_line: Said, header: Header, args: l
     container.write("other_hop.codes", replace(header, hop_length=2 * HOP), np.zeros((3, 5), int))
     container.write("foreign.codes", replace(header, fingerprint="0" * 32), np.zeros((3, 10), int))
     before = names()
-    assert run(*args) == 1
+    with patch.object(sys.stdout, "isatty", return_value=True):
+        assert run(*args) == code
     said = one_line()
     assert message in said and said.startswith(f"codec-{args[0]}: error: ")
     assert names() == before
@@ -122,17 +147,8 @@ def test_a_model_that_is_not_shipped_must_be_given(one_line: Said, header: Heade
 # ---- damaged files --------------------------------------------------------------------------------------------------
 
 
-def damage(path: Path, blocks: list[int], end: int | None = None, more: bytes = b"") -> None:
-    """Flip a bit of each of these blocks, cut the file off at ``end``, and append ``more``."""
-    data, header = bytearray(path.read_bytes()), container.read(path)[0]
-    for index in blocks:
-        size = BLOCK_FRAMES * header.num_quantizers * header.bits_per_code // 8 + 4
-        data[len(container.pack_header(header)) + index * size + 20] ^= 1
-    path.write_bytes(data[:end] + more)
-
-
 SILENCE = "block {} of 16 is damaged (its checksum is wrong); 1.3 s of silence instead"
-SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # blocks, end, more; what is said
+SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # damaged blocks, end, more; what is said
     "middle": ([2], None, b"", [SILENCE.format(3)]),
     "first": ([0], None, b"", [SILENCE.format(1)]),
     "truncated": ([], 600, b"", ["truncated: 15 of 16 blocks are missing; the output ends 18.7 s early"]),
@@ -146,7 +162,11 @@ def test_salvage(run: Run, encoded: Path, stderr: Said, case: str) -> None:
     """Intact blocks are decoded as ever, the time of damaged ones passes in silence, a missing end is left out."""
     assert run("decode", encoded, "whole.wav") == 0
     blocks, end, more, lines = SALVAGED[case]
-    damage(encoded, blocks, end, more)
+    data, header = encoded.read_bytes(), container.read(encoded)[0]
+    for index in blocks:
+        num_bytes = BLOCK_FRAMES * header.num_quantizers * header.bits_per_code // 8 + 4
+        data = flipped(data, len(container.pack_header(header)) + index * num_bytes + 20)
+    encoded.write_bytes(data[:end] + more)
     assert run("decode", encoded, "out.wav") == 1
     advice = f"{lines[0].partition(';')[0]}; --salvage decodes the intact blocks"
     assert stderr() == f"codec-decode: error: in.codes: {advice}\n" and not Path("out.wav").exists()
@@ -175,7 +195,7 @@ def test_a_full_disk(run: Run, encoded: Path, one_line: Said) -> None:
     assert names() == ["in.codes", "in.wav", "out.wav"] and Path("out.wav").read_text() == "mine"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def interruptible() -> Iterator[None]:
     """Whoever runs in the background ignores ctrl-C."""
     before = {number: signal.getsignal(number) for number in STOPPING}
@@ -185,7 +205,7 @@ def interruptible() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-def test_a_second_interrupt_changes_nothing(interruptible: None, one_line: Said) -> None:
+def test_a_second_interrupt_changes_nothing(one_line: Said) -> None:
     """On the way out; the next command can be interrupted again."""
     for _ in range(2):
         assert run_command("x", lambda: signal.raise_signal(signal.SIGINT) or 0) == 130
@@ -193,15 +213,11 @@ def test_a_second_interrupt_changes_nothing(interruptible: None, one_line: Said)
         assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
-def test_an_interrupt_while_a_module_is_imported(
-    interruptible: None, one_line: Said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_while_a_module_is_imported(one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     """Extension modules turn it into an ImportError, as if they were broken."""
-    code = (
-        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError"
-    )
-    (tmp_path / "torn.py").write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
+    code = "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError"
+    Path("torn.py").write_text(f"import signal\n{code}")
+    monkeypatch.syspath_prepend(Path.cwd())
 
     def work() -> int:
         importlib.import_module("torn")
@@ -212,7 +228,7 @@ def test_an_interrupt_while_a_module_is_imported(
     assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
-def test_an_interrupt_while_libsndfile_reads_from_python(interruptible: None, one_line: Said) -> None:
+def test_an_interrupt_while_libsndfile_reads_from_python(one_line: Said) -> None:
     """It neither is lost there nor makes libsndfile believe that the file ends."""
 
     sent: list[None] = []
@@ -235,32 +251,23 @@ def test_an_interrupt_while_libsndfile_reads_from_python(interruptible: None, on
     assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_leaves_nothing(run: Run, one_line: Said, number: int) -> None:
-    soundfile.write("hour.wav", np.zeros(3600 * RATE, np.int16), RATE)
+def test_an_interrupt_leaves_nothing(run: Run, one_line: Said, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write("in.wav", np.zeros(5 * RATE), RATE)
     Path("out.codes").write_text("mine")
-    finished = threading.Event()
+    whole = Codec.encode_blocks
 
-    def interrupt() -> None:
-        while len(names()) < 3:  # until there is a temporary file
-            if finished.wait(0.02):
-                return
-        finished.wait(0.3)
-        os.kill(os.getpid(), number)
-        while not finished.wait(5):  # an exception raised inside a callback of the garbage collector is lost
-            os.kill(os.getpid(), number)
+    def interrupted(*args: Any, **kwargs: Any) -> Iterator[torch.Tensor]:
+        blocks = whole(*args, **kwargs)
+        yield next(blocks)
+        assert len(names()) == 3, "there is a temporary file"
+        signal.raise_signal(number)
+        yield from blocks
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    try:
-        assert run("encode", "--force", "hour.wav", "out.codes") == 130
-    finally:
-        finished.set()
-        thread.join()
+    monkeypatch.setattr(Codec, "encode_blocks", interrupted)
+    assert run("encode", "--force", "in.wav", "out.codes") == 130
     assert one_line() == "codec-encode: interrupted; nothing half-written is left\n"
-    assert names() == ["hour.wav", "out.codes"] and Path("out.codes").read_text() == "mine"
+    assert names() == ["in.wav", "out.codes"] and Path("out.codes").read_text() == "mine"
 
 
 # ---- streams --------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import python
+from loading import flipped, python
 from shell import MAINS, RATE, Run
 
 import codec
@@ -27,9 +27,7 @@ def test_info(run: Run, capsys: pytest.CaptureFixture[str], tiny_model_folder: P
     assert (model["bitrate_kbps"], model["lowest_bitrate_kbps"], model["frame_rate_hz"]) == (3, 1, 200)
     assert (model["encoder_look_ahead_ms"], model["encoder_latency_ms"]) == (30.0, 35.0)
     assert (model["decoder_look_ahead_ms"], model["decoder_latency_ms"]) == (22.5, 27.5)
-    data = bytearray(Path("out.codes").read_bytes())
-    data[-1] ^= 1
-    Path("bad.codes").write_bytes(data)
+    Path("bad.codes").write_bytes(flipped(Path("out.codes").read_bytes(), -1))
     assert run("info", "bad.codes", "nowhere", "out.codes") == 1
     said = capsys.readouterr()
     assert "WRONG" in said.out and "block 1 of 1 is damaged" in said.out and "correct" in said.out

@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 import pytest
 import soundfile
-from loading import Said, encoded
+from loading import Said, encoded, flipped
 from shell import RATE, Run, Samples, process
 
 from codec import Codec, container
@@ -143,11 +143,10 @@ def test_damage_of_a_stream(run: Run, sound: Samples, piped: Piped, stderr: Said
     _, coded = piped("encode", encoded(sound[:RATE]))
     _, whole = piped("decode", coded)
     head = len(container.pack_header(Reader(io.BytesIO(coded)).header))
-    flipped = bytearray(coded)
-    flipped[head + 300] ^= 1
-    assert piped("decode", bytes(flipped))[0] == 1
+    damaged = flipped(coded, head + 300)
+    assert piped("decode", damaged)[0] == 1
     assert "is damaged (its checksum is wrong); --salvage decodes" in stderr()
-    code, out = piped("decode", bytes(flipped), "--salvage")
+    code, out = piped("decode", damaged, "--salvage")
     assert code == 0 and len(out) == len(whole) and "s of silence instead" in stderr()
     code, out = piped("decode", coded[:-50], "--salvage")
     assert code == 0 and "truncated: its end is missing; the output ends there" in stderr()

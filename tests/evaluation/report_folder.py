@@ -31,9 +31,7 @@ SYSTEMS = [
 ]
 NOTHING = schema.Result(None, None, None, 0)
 EXAMPLES = tuple(  # audio files with names that a link must quote
-    schema.Example(
-        name, why, 1.5, f"audio/{why}/reference.flac", {key: f"audio/{why}/{key} #1.flac" for key, *_ in SYSTEMS}
-    )
+    schema.Example(name, why, 1.5, f"audio/{why}/reference.flac", {k: f"audio/{why}/{k} #1.flac" for k, *_ in SYSTEMS})
     for name, why in ((NASTY, "worst"), ("file-0002", "example"))
 )
 
@@ -94,12 +92,11 @@ def make_report(folder: Path, num_files: int = 2, results: schema.Results | None
     """The page of ``results`` in a new ``folder``, with audio files that ``results`` name."""
     results = results or make_results()
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(0)
     for example in results.examples or ():
-        for i, path in enumerate([example.reference, *example.systems.values()]):
+        for path in (example.reference, *example.systems.values()):
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
             tone = 0.2 * np.sin(2 * np.pi * 300 * np.arange(int(example.seconds * 24000)) / 24000)
-            soundfile.write(folder / path, tone + 0.02 * i * rng.normal(size=len(tone)), 24000)
+            soundfile.write(folder / path, tone, 24000)
     return write_report(results, make_rows(results, num_files), folder)
 
 

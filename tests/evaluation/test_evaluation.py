@@ -1,25 +1,24 @@
 """codec-evaluate and codec-compare end to end, and their parts against known answers."""
 
-import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pystoi
 import pytest
 import soundfile
 import torch
-from loading import SPEECH, Said, load_script
+from loading import SPEECH, Said, recipe, wait_for
 from torch import Tensor
 
 from codec import Codec, container
@@ -30,7 +29,7 @@ from codec.evaluation.commands import compare_main, evaluate_main
 from codec.evaluation.compare import Report, bootstrap_mean, compare
 from codec.evaluation.measure import KNOWN, EvaluationError, changed_codes, read_utterance
 from codec.evaluation.metrics import COSTS
-from codec.evaluation.results import Estimate, ReportError, Results, read_rows, write_rows
+from codec.evaluation.results import Estimate, Results, read_rows, write_rows
 from codec.evaluation.runner import present_metrics, spaced
 from codec.evaluation.systems import Codec2Family, Family, FolderFamily, OpusFamily, present_programs
 
@@ -78,11 +77,6 @@ def summary_of(report: Path) -> dict[str, Any]:
     return json.loads((report / "metrics.json").read_text(encoding="utf-8"))
 
 
-def rows_of(report: Path) -> dict[tuple[str, str], dict[str, str]]:
-    with open(report / "per_file.csv", newline="", encoding="utf-8") as file:
-        return {(row["id"], row["system"]): row for row in csv.DictReader(file)}
-
-
 def results(report: Path, system: str) -> dict[str, Any]:
     return next(entry["results"] for entry in summary_of(report)["systems"] if entry["id"] == system)
 
@@ -111,19 +105,19 @@ class TestReport:
         for name in ("pesq", "mel", "lsd", "si_sdr", "stoi", "vuv_f1"):  # nor do 10 ms or silence say anything
             assert (model[name]["n"], model[name]["failed"]) == (2, 3), name
         assert model["mel"]["reasons"]["shorter than a quarter of a second"] == 1
-        rows = rows_of(report)
+        rows = {(row.id, row.system): row for row in read_rows(report, Results.read(report))}
         assert len(rows) == 5 * 3
-        assert rows["gone", "model-3"]["pesq"] == "" and "unreadable" in rows["gone", "model-3"]["failures"]
-        values = [float(rows[name, "model-3"]["pesq"]) for name in ("a", "b")]
+        assert rows["gone", "model-3"].values["pesq"] is None and "unreadable" in rows["gone", "model-3"].failures
+        values = [rows[name, "model-3"].values["pesq"] for name in ("a", "b")]
         assert model["pesq"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
 
     def test_bitrates_weigh_files_by_their_seconds(self, report: Path) -> None:
         """The 10 ms clip, whose header alone is 45 kbit/s, counts as what it is: 10 ms."""
-        rows = [row for (_, system), row in rows_of(report).items() if system == "model-3" and row["kbps_file"]]
-        seconds = [float(row["seconds"]) for row in rows]
-        bits = [float(row["kbps_file"]) * length for row, length in zip(rows, seconds, strict=True)]
-        assert len(rows) == 4 and max(float(row["kbps_file"]) for row in rows) > 40
-        assert results(report, "model-3")["kbps_file"]["mean"] == pytest.approx(sum(bits) / sum(seconds), rel=1e-3)
+        rows = [row for row in read_rows(report, Results.read(report)) if row.system == "model-3"]
+        rates = [(row.values["kbps_file"], row.seconds) for row in rows if row.values["kbps_file"]]
+        assert len(rates) == 4 and max(rates)[0] > 40
+        mean = sum(rate * seconds for rate, seconds in rates) / sum(seconds for _, seconds in rates)
+        assert results(report, "model-3")["kbps_file"]["mean"] == pytest.approx(mean, rel=1e-3)
 
     def test_lines_and_spectra_are_of_the_wide_band_files(self, report: Path) -> None:
         spectra = summary_of(report)["spectra"]
@@ -166,32 +160,33 @@ class TestReport:
         ("name", "old", "new", "message"),
         [
             ("metrics.json", '"format": 1', '"format": 2', "format 2 is not 1"),
-            ("metrics.json", '"digits": 3', '"digits": "3"', r"metrics\.pesq\.digits must be of type int"),
+            ("metrics.json", '"digits": 3', '"digits": "3"', "metrics.pesq.digits must be of type int"),
+            ("metrics.json", ".*", "[]", "make the report again with codec-evaluate"),
+            ("metrics.json", ".*", "[" * 100_000, "make the report again with codec-evaluate"),
             ("per_file.csv", "speaker", "name", "has no 'speaker'"),
             ("per_file.csv", "model-3,1", "model-3,one", "per_file.csv: could not convert"),
+            ("per_file.csv", "\na,", "\nz\na,", "make the report again with codec-evaluate"),
         ],
+        ids=range(7),
     )
-    def test_that_is_damaged(self, name: str, old: str, new: str, message: str, report: Path, tmp_path: Path) -> None:
+    def test_that_is_damaged(
+        self, name: str, old: str, new: str, message: str, report: Path, tmp_path: Path, one_line: Said
+    ) -> None:
         for each in ("metrics.json", "per_file.csv"):
             shutil.copy(report / each, tmp_path)
-        text = (tmp_path / name).read_text(encoding="utf-8")
-        assert old in text
-        (tmp_path / name).write_text(text.replace(old, new, 1), encoding="utf-8")
-        with pytest.raises(ReportError, match=message):
-            Report(tmp_path)
+        whole = (report / name).read_text(encoding="utf-8")
+        damaged, count = re.subn(old, new, whole, count=1, flags=re.DOTALL)
+        (tmp_path / name).write_text(damaged, encoding="utf-8")
+        assert count == 1
+        assert compare_main([str(report), str(tmp_path)]) == 1
+        assert message in one_line()
 
 
 def test_every_system_is_loaded_once(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is coded twice. Odd files end nothing, and the health rests on no latents of what was refused."""
-    calls: Counter[str] = Counter()
-    for name in ("from_pretrained", "encode", "decode"):
-        original = getattr(Codec, name)
-
-        def counted(*args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
-            calls[name] += 1
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(Codec, name, counted)
+    calls = {name: Mock(wraps=getattr(Codec, name)) for name in ("from_pretrained", "encode", "decode")}
+    for name, mock in calls.items():
+        monkeypatch.setattr(Codec, name, lambda *args, mock=mock, **kwargs: mock(*args, **kwargs))
     stereo = 0.1 * np.random.default_rng(0).standard_normal((16000, 2))
     for name, samples in (("stereo", stereo), ("loud", np.full(16000, 50.0))):
         soundfile.write(tmp_path / f"{name}.wav", samples, 16000, subtype="FLOAT")
@@ -200,7 +195,7 @@ def test_every_system_is_loaded_once(tiny_model_folder: Path, tmp_path: Path, mo
     command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--no-stability"]
     command += ["--metrics", "mel", "si_sdr", "--baselines", "--out", str(tmp_path / "r"), "--workers", "1"]
     assert evaluate_main([*command, "--num-quantizers", "2", "1"]) == 0
-    assert calls == {"from_pretrained": 1, "encode": 1, "decode": 2}  # of two files, one refused; with 2 and 1 stages
+    assert [mock.call_count for mock in calls.values()] == [1, 1, 2]  # of two files, one refused; with 2 and 1 stages
     found = results(tmp_path / "r", "model-2")["mel"]
     assert (found["n"], found["failed"]) == (1, 1) and "reaches 50" in next(iter(found["reasons"]))
     summary = summary_of(tmp_path / "r")
@@ -223,10 +218,15 @@ def test_where_every_utterance_fails_there_is_a_report(tiny_model_folder: Path, 
     assert {(row.id, row.speaker, row.source) for row in rows} == {(r.id, r.speaker, r.source) for r in records}
 
 
-def test_a_manifest_that_is_wrong_lets_no_long_file_through(tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "long.wav", np.zeros(121 * 8000), 8000)
-    with pytest.raises(CodecError, match="longer than 120 s"):
-        read_utterance(Record("long", str(tmp_path / "long.wav"), 8000, 8000))
+RATES = [(rate, rate, f"its rate of {rate} Hz is below 1000, or none of FLAC's") for rate in (8, 768_000, 96_001)]
+
+
+@pytest.mark.parametrize(("length", "rate", "message"), [(121 * 8000, 8000, "longer than 120 s"), *RATES])
+def test_files_that_cannot_be_measured_are_a_reason(tmp_path: Path, length: int, rate: int, message: str) -> None:
+    """Whatever the manifest says of them. One of them ended an evaluation of thousands."""
+    soundfile.write(tmp_path / "x.wav", np.zeros(length), rate)
+    with pytest.raises(CodecError, match=message):
+        read_utterance(Record("x", str(tmp_path / "x.wav"), rate, rate))
 
 
 def test_names_that_are_not_utf8_are_one_line(tmp_path: Path, one_line: Said) -> None:
@@ -278,9 +278,7 @@ class TestResuming:
         arguments = [sys.executable, "-c", code, *command, "--workers", "2", "--out", str(tmp_path / "r")]
         arguments += ["--metrics", "pesq", "stoi", "estoi", "mel", "lsd", "--no-stability"]
         process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
-        while not list((tmp_path / "r" / "audio").glob("*")):  # until the first utterance is being measured
-            assert process.poll() is None
-            time.sleep(0.01)
+        wait_for(lambda: list((tmp_path / "r" / "audio").glob("*")), process)  # the first utterance is being measured
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=120)
         assert process.returncode == 130 and "the same command goes on" in said and "Traceback" not in said
@@ -408,10 +406,8 @@ def test_stability_counts_changed_codes() -> None:
         padded = torch.nn.functional.pad(waveform.flatten(), (0, -waveform.numel() % 100))
         return (padded.reshape(-1, 100).mean(dim=1) > 0).long()[None], 0.0
 
-    def decode(codes: Tensor) -> Tensor:
-        return (2.0 * codes.double() - 1).repeat_interleave(100, dim=2)
-
-    codec = SimpleNamespace(sample_rate=8000, hop_length=100, decode=decode)
+    codec = SimpleNamespace(sample_rate=8000, hop_length=100)
+    codec.decode = lambda codes: (2.0 * codes.double() - 1).repeat_interleave(100, dim=2)
     family: Any = SimpleNamespace(codec=codec, encode=encode)
     alternating = torch.tensor([1.0, -1.0]).repeat(20).repeat_interleave(100)
     codes, _ = encode(alternating, 8000, 1)
@@ -464,47 +460,22 @@ def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
     assert outcomes(family, noise, 16000, "one/001.wav", "/corpus/one/001.wav") == ["no such file in the folder"]
 
 
-def test_reports_are_plotted(report: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
-    main = load_script("recipes/plot_reports.py").main
-    for reports in ([str(report)], [f"0={report}", f"100={report}"]):
+def test_reports_are_plotted(report: Path, tmp_path: Path, stderr: Said) -> None:
+    for reports in ([report], [f"0={report}", f"100={report}"]):
         out = tmp_path / f"{len(reports)}.png"
-        monkeypatch.setattr("sys.argv", ["plot_reports.py", *reports, "--out", str(out)])
-        assert main() == 0 and out.read_bytes().startswith(b"\x89PNG")
-        assert main() == 1 and stderr().endswith("--force overwrites it\n")
+        assert recipe("plot_reports", *reports, "--out", out) == 0 and out.read_bytes().startswith(b"\x89PNG")
+        assert recipe("plot_reports", *reports, "--out", out) == 1 and stderr().endswith("--force overwrites it\n")
     for arguments, message in (
-        ([str(tmp_path), "--out", str(tmp_path / "none.png")], "is no finished report"),
-        ([str(report), "--out", str(tmp_path / "none.txt")], "pictures are not written as '.txt'; take .png"),
+        ([tmp_path, "--out", tmp_path / "none.png"], "is no finished report"),
+        ([report, "--out", tmp_path / "none.txt"], "pictures are not written as '.txt'; take .png"),
         ([f"\u00b2={report}"], "several reports are given as STEP=REPORT"),
     ):
-        monkeypatch.setattr("sys.argv", ["plot_reports.py", *arguments])
-        assert main() == 1 and message in stderr()
+        assert recipe("plot_reports", *arguments) == 1 and message in stderr()
     assert not list(tmp_path.glob("*none*"))
 
 
-@pytest.mark.parametrize(
-    ("name", "content"), [("metrics.json", "[]"), ("metrics.json", "[" * 100_000), ("per_file.csv", "a")]
-)
-def test_damaged_reports_are_one_line(report: Path, tmp_path: Path, name: str, content: str, one_line: Said) -> None:
-    for each in ("metrics.json", "per_file.csv"):
-        shutil.copy(report / each, tmp_path)
-    with open(tmp_path / name, "a" if name == "per_file.csv" else "w", encoding="utf-8") as file:
-        file.write(content)
-    assert compare_main([str(report), str(tmp_path)]) == 1
-    assert "make the report again with codec-evaluate" in one_line()
-
-
-def test_rates_that_nothing_takes_are_a_reason(tmp_path: Path) -> None:
-    """One file of them ended an evaluation of thousands."""
-    for rate in (8, 768_000, 96_001):
-        soundfile.write(tmp_path / "x.wav", np.zeros(rate), rate)
-        with pytest.raises(CodecError, match=f"its rate of {rate} Hz is below 1000, or none of FLAC's"):
-            read_utterance(Record("x", str(tmp_path / "x.wav"), rate, rate))
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such names cannot be")
-def test_names_that_are_not_utf8_reach_a_report(
-    manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_that_are_not_utf8_reach_a_report(manifest: Path, tmp_path: Path, stderr: Said) -> None:
     """As older systems left them: of the folder, the manifest and the reconstructions."""
     odd, out = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9", b"out\xff"))
     odd.mkdir()
@@ -515,10 +486,9 @@ def test_names_that_are_not_utf8_reach_a_report(
     for _ in range(2):
         assert evaluate_main(arguments) == 0, "and again"
     assert Results.read(out).manifest.name == os.fsdecode(b"\xe9.jsonl")
-    assert "out" in capsys.readouterr().out and list(out.glob("audio/000000/*.png"))
-    monkeypatch.setattr("sys.argv", ["plot_reports.py", f"1={out}", "--metrics", "mel"])
-    assert load_script("recipes/plot_reports.py").main() == 1
-    assert "no model has a value of mel distance" in capsys.readouterr().err
+    assert list(out.glob("audio/000000/*.png"))
+    assert recipe("plot_reports", f"1={out}", "--metrics", "mel") == 1
+    assert "no model has a value of mel distance" in stderr()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no /dev/full")

@@ -19,10 +19,7 @@ def with_noise(x: np.ndarray, snr: float) -> np.ndarray:
     return x + noise * np.linalg.norm(x) / np.linalg.norm(noise) * 10 ** (-snr / 20)
 
 
-HERE = [name for name, (about, _) in METRICS.items() if not about.package or find_spec(about.package)]
-
-
-@pytest.mark.parametrize("name", HERE)
+@pytest.mark.parametrize("name", [name for name, (a, _) in METRICS.items() if not a.package or find_spec(a.package)])
 def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str) -> None:
     """And has a reason instead of a value for 10 ms, or for silence."""
     (about, compute), rate, x = METRICS[name], SPEECH_RATE, SPEECH[: 3 * SPEECH_RATE // 2]
@@ -79,15 +76,13 @@ def test_log_spectral_distance_leaves_out_what_nobody_hears() -> None:
 
 def test_pesq_is_not_asked_where_it_could_run_out_of_room() -> None:
     x, rate = SPEECH, SPEECH_RATE
-    rng = np.random.default_rng(0)
     with pytest.raises(MetricError, match="longer than 60 s"):
         metrics.pesq_wb(Pair(np.ones(16000 * 61, np.float32), np.ones(16000 * 61, np.float32), 16000))
-    burst = np.concatenate([0.1 * rng.standard_normal(4000), np.zeros(6000)]).astype(np.float32)
+    burst = np.concatenate([0.1 * np.random.default_rng(0).standard_normal(4000), np.zeros(6000)]).astype(np.float32)
     with pytest.raises(MetricError, match="bursts"):
         bursts = np.tile(burst, 70)  # 44 s; with 90 of them it ends the process
         metrics.pesq_wb(Pair(bursts, bursts, 16000))
-    lengths = -(-25 * rate // len(x))
-    long = np.tile(x, lengths)
+    long = np.tile(x, -(-25 * rate // len(x)))
     assert len(long) > 20 * rate and metrics.pesq_wb(Pair(long, long, rate)) == pytest.approx(4.64, abs=0.02)
 
 

@@ -9,7 +9,6 @@ from report_folder import EXAMPLES, METRICS, NASTY, make_report, make_results
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 from codec.evaluation.results import Absent, Manifest
@@ -36,12 +35,6 @@ def opened(chromium: webdriver.Chrome, report: Path, width: int) -> webdriver.Ch
     return chromium
 
 
-def head(page: webdriver.Chrome, label: str) -> WebElement:
-    """The sorting button of a column."""
-    buttons = page.find_elements(By.CSS_SELECTOR, "#files-table th button")
-    return next(button for button in buttons if button.text.startswith(label))
-
-
 def column(page: webdriver.Chrome, label: str) -> list[str]:
     """What the table of files shows in a column, from top to bottom."""
     script = """
@@ -57,21 +50,14 @@ def sorted_by(page: webdriver.Chrome) -> list[tuple[str, str]]:
 
 
 def test_pictures_and_players_load_without_a_word_on_the_console(page: webdriver.Chrome) -> None:
-    load = """
-        const done = arguments[arguments.length - 1];
-        document.querySelectorAll("details").forEach((details) => { details.open = true; });
-        const images = [...document.images].map((image) => {
-            image.loading = "eager";
-            return image.decode().then(() => image.naturalWidth);
-        });
-        const players = [...document.querySelectorAll("audio")].map((player) => new Promise((loaded, failed) => {
-            player.addEventListener("loadedmetadata", () => loaded(player.duration));
-            player.addEventListener("error", () => failed(player.src));
-            player.preload = "metadata";
-            player.load();
-        }));
-        Promise.all([...images, ...players]).then(done, done);"""
-    assert page.execute_async_script(load) == pytest.approx([480] * 16 + [1.5] * 16)
+    page.execute_script("""
+        for (const details of document.querySelectorAll("details")) details.open = true;
+        for (const image of document.images) image.loading = "eager";
+        for (const player of document.querySelectorAll("audio")) player.preload = "metadata";""")
+    loaded = """
+        const players = [...document.querySelectorAll("audio")];
+        return [...document.images].map((image) => image.naturalWidth).concat(players.map((each) => each.duration));"""
+    WebDriverWait(page, 30).until(lambda _: page.execute_script(loaded) == [480] * 16 + [1.5] * 16)
     assert page.get_log("browser") == []
 
 
@@ -93,7 +79,7 @@ def test_sorting_by_click_and_by_keyboard(page: webdriver.Chrome) -> None:
     assert sorted_by(page) == [("#", "ascending")]
     assert column(page, "File")[:3] == ["file-0003", "file-0004", NASTY]
     for order in ("ascending", "descending"):
-        head(page, "PESQ-WB").click()
+        page.find_element(By.XPATH, "//table[@id='files-table']//th/button[starts-with(., 'PESQ-WB')]").click()
         page.find_element(By.ID, "files-all").click()
         assert sorted_by(page) == [("PESQ-WB", order)]
         *shown, second_last, last = column(page, "PESQ-WB")

@@ -39,13 +39,6 @@ TINY = {
 }  # fmt: skip
 
 
-def test_the_formula_is_what_a_step_does(tmp_path: Path) -> None:
-    """And a step moves every code of SimVQ, of plain VQ the selected one."""
-    numbers = plane.one_step(tmp_path / "step.png")
-    assert numbers["formula_largest_deviation"] < 1e-5 * numbers["largest_move"]
-    assert numbers["simvq_moved"] == 1.0 and numbers["vq_moved"] == pytest.approx(1 / 60)
-
-
 @pytest.mark.slow
 def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, one_error: Said) -> None:
     config, out = tmp_path / "tiny.yaml", tmp_path / "out"
@@ -133,6 +126,9 @@ def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
     small = ("--steps", "80", "--remedy-steps", "3", "--seeds", "0", "--frames", "2")
     assert plane.main(["--out", str(tmp_path), *small]) == 0
     numbers = json.loads((tmp_path / "plane.json").read_text(encoding="utf-8"))
+    step = numbers["one_step"]
+    assert step["formula_largest_deviation"] < 1e-5 * step["largest_move"], "the formula is what a step does"
+    assert step["simvq_moved"] == 1.0 and step["vq_moved"] == pytest.approx(1 / 60)
     assert numbers["plane"]["cloud simvq"]["moved"] == 1.0 and numbers["plane"]["cloud vq"]["moved"] < 0.5
     assert numbers["plane"]["cloud simvq"]["usage"] > 1.5 * numbers["plane"]["cloud vq"]["usage"]
     assert len(numbers["remedies"]["rows"]) == 16

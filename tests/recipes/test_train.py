@@ -4,22 +4,22 @@ import math
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
 import types
-from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import accelerate
 import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import Said, load_script, recipe
+import yaml
+from loading import Said, load_script, recipe, wait_for
 from safetensors.torch import load_file
-from training_runs import DEBUG, QUANTIZED, QUIET, RECIPES, command, start, state, train
+from training_runs import DEBUG, QUANTIZED, QUIET, RECIPES, TORCHRUN, command, finish, start, state, train
 
 from codec.cli.commands import decode_main, encode_main
 from codec.corpus.manifest import Record, write_manifest
@@ -31,7 +31,6 @@ from codec.training.tracking import read_scalars
 
 MUON = "optimizer.muon_learning_rate=1.0e-3"
 LONG = ("phases.steps=100000", "log.valid_every=100000")
-TWO_PROCESSES = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 EXAMPLE = RECIPES.parent / "tests" / "assets" / "example.wav"
 
 
@@ -127,7 +126,7 @@ def test_processes_whose_clocks_differ_end_together(corpus: Path, tmp_path: Path
         f"time.monotonic = lambda: speed * clock()\nrunpy.run_path({str(RECIPES / 'train.py')!r}, run_name='__main__')\n"
     )
     settings = (*QUANTIZED, *LONG, "phases.minutes=0.05", "log.scalars_every=1")
-    args = [*command(corpus, tmp_path / "run", *settings, launcher=TWO_PROCESSES), *QUIET]
+    args = [*command(corpus, tmp_path / "run", *settings, launcher=(*TORCHRUN, "2")), *QUIET]
     args[args.index(str(RECIPES / "train.py"))] = str(script)
     assert "\ndone at step " in finish(start(args))[0]
 
@@ -185,6 +184,27 @@ def test_discriminators_see_their_share_and_no_more_than_the_recordings_bandwidt
         assert (above[0::2] < 1e-8).all() and (above[1::2] > 1e-3).all()
 
 
+TINY = ["model.encoder={strides: [2, 4, 5, 8], widths: [4, 4, 4, 8], depths: [0, 0, 0, 0]}", "model.latent_dim=8"]
+TINY += ["model.quantizer.codebook_size=16", "model.quantizer.codebook_dim=8", "precision=fp32"]
+TINY += ["model.decoder={width: 8, depth: 1, n_fft: 1280}", "data.valid_limit=1"]
+TINY += ["phases={steps: 1, autoencoder: 0, ramp: 0, adversarial: -1}"]
+TINY += ["discriminator={periods: [2], period_channels: 4, resolutions: [512], resolution_channels: 4}"]
+
+
+@pytest.mark.slow
+def test_every_launch_and_configuration_starts(corpus: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Processes on the CPU stand in for the GPUs, and small networks for the real ones; with --long all pairs, not one."""
+    for launch, config in product(*(sorted((RECIPES / name).glob("*.yaml")) for name in ("accelerate", "libritts"))):
+        count = yaml.safe_load(launch.read_text())["num_processes"]
+        shared = [f"data.batch_size={count}"] if config == DEBUG else []  # its batch of 4 is for one process
+        assert load_train_config(config, shared).data.batch_size % count == 0, "they share the batch evenly"
+        pair, launcher = f"{launch.stem} x {config.stem}", (*TORCHRUN, str(count))
+        if pair == "multi_gpu x simvq_8k" or request.config.getoption("long") > 1:  # the first is the documented one
+            settings = (*TINY, *shared)
+            finish(start([*command(corpus, tmp_path / pair, *settings, launcher=launcher, config=config), *QUIET]))
+            print(f"{pair}: {count} processes started, made a step and ended")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", ["all", "decoder"])
 def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: Path, trained: str) -> None:
@@ -197,7 +217,7 @@ def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: P
     assert recipe("export", tmp_path / "start", model) == 0
     flags = ("--init", str(model))
     assert train(corpus, one, *settings, flags=flags) == 0
-    output, errors = finish(start([*command(corpus, two, *settings, launcher=TWO_PROCESSES), *QUIET, *flags]))
+    output, errors = finish(start([*command(corpus, two, *settings, launcher=(*TORCHRUN, "2")), *QUIET, *flags]))
     assert "strides do not match" not in errors
     assert "utterances 4" in output, "each validation file counts once, over both processes"
     for kind in ("optimizer", "discriminator_optimizer"):
@@ -206,22 +226,6 @@ def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: P
         assert len(moments) > 12
         a, b = (torch.cat([tensors[name].flatten() for name in moments]) for tensors in states)
         assert a.norm() > 0 and (a - b).norm() / a.norm() < 1e-3, kind
-
-
-def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
-    """What a run that ends by itself, and well, has written to stdout and stderr."""
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors[-2000:]
-    return output, errors
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], seconds: float = 240) -> None:
-    """Wait for what a run that does not end by itself brings about."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < end, "training made no checkpoint in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.slow
@@ -276,9 +280,7 @@ def test_a_signal_to_the_whole_group_stops_and_saves(corpus: Path, tmp_path: Pat
 
 
 def test_an_interrupt_before_training_is_one_line(monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
-    def interrupted(*_: object) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
+    interrupted = Mock(side_effect=lambda *_: signal.raise_signal(signal.SIGTERM))
     monkeypatch.setattr(load_script("recipes/train.py"), "load_train_config", interrupted)
     assert recipe("train", "--config", DEBUG) == 130
     assert stderr() == "train.py: interrupted; training had not begun\n"

@@ -117,9 +117,7 @@ def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
     print(page.find_element(By.ID, "status").text)  # how fast it was: pytest -s shows it
     rates = page.find_elements(By.CSS_SELECTOR, "#rates input")
     assert len(rates) == 9 and run(page, saved)["numQuantizers"] == 8
-    page.execute_script(
-        "const player = document.getElementById('player'); player.loop = player.muted = true; player.play()"
-    )
+    page.execute_script("const own = document.getElementById('player'); own.loop = own.muted = true; own.play()")
     WebDriverWait(page, 60).until(lambda _: page.execute_script(played) > 0.1)
     rates[-1].send_keys(Keys.ARROW_LEFT)
     WebDriverWait(page, 60).until(lambda _: run(page, saved)["numQuantizers"] == 7)

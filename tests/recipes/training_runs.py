@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,12 +18,13 @@ SHORT += ("log.scalars_every=2", "log.valid_every=4", "log.checkpoint_every=4", 
 SHORT += ("optimizer.warmup_steps=1",)
 QUANTIZED = ("phases.autoencoder=0", "phases.adversarial=-1")
 QUIET = ("--logger", "none")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")  # and a number
 
 
-def arguments(corpus: Path, run: Path, *settings: str) -> list[str]:
-    """Of train.py, for the debug configuration on a corpus."""
+def arguments(corpus: Path, run: Path, *settings: str, config: Path = DEBUG) -> list[str]:
+    """Of train.py, for a short run on a corpus."""
     paths = [f"data.train=[{corpus}/train.jsonl]", f"data.valid=[{corpus}/dev.jsonl]"]
-    return ["--config", str(DEBUG), "--out", str(run), "--cpu", "--set", *paths, *SHORT, *settings]
+    return ["--config", str(config), "--out", str(run), "--cpu", "--set", *paths, *SHORT, *settings]
 
 
 def train(corpus: Path, run: Path, *settings: str, flags: tuple[str, ...] = ()) -> int:
@@ -30,9 +32,9 @@ def train(corpus: Path, run: Path, *settings: str, flags: tuple[str, ...] = ()) 
     return recipe("train", *arguments(corpus, run, *settings), *QUIET, *flags)
 
 
-def command(corpus: Path, run: Path, *settings: str, launcher: tuple[str, ...] = ()) -> list[str]:
+def command(corpus: Path, run: Path, *settings: str, launcher: Sequence[str] = (), config: Path = DEBUG) -> list[str]:
     """The command line of a run in a process of its own, or in those that a launcher starts."""
-    return [sys.executable, *launcher, str(RECIPES / "train.py"), *arguments(corpus, run, *settings)]
+    return [sys.executable, *launcher, str(RECIPES / "train.py"), *arguments(corpus, run, *settings, config=config)]
 
 
 def start(args: list[str]) -> subprocess.Popen[str]:
@@ -40,6 +42,13 @@ def start(args: list[str]) -> subprocess.Popen[str]:
     env = os.environ | {"OMP_NUM_THREADS": "1"}
     pipe = subprocess.PIPE
     return subprocess.Popen(args, stdout=pipe, stderr=pipe, text=True, env=env, start_new_session=True)
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[str, str]:
+    """What a run that ends by itself, and well, has written to stdout and stderr."""
+    output, errors = process.communicate(timeout=600)
+    assert process.returncode == 0, errors[-2000:]
+    return output, errors
 
 
 def state(run: Path, step: int, group: str = "") -> dict[str, torch.Tensor]:

@@ -39,9 +39,8 @@ def test_damage_and_other_architectures_are_named(tmp_path: Path) -> None:
 
 def test_processes_that_see_different_checkpoints_say_so(tmp_path: Path) -> None:
     """As on machines without a common disk."""
-    other: Any = SimpleNamespace(
-        device="cpu", num_processes=2, gather=lambda step: torch.cat([step, torch.tensor([-1])])
-    )
+    other: Any = SimpleNamespace(device="cpu", num_processes=2)
+    other.gather = lambda step: torch.cat([step, torch.tensor([-1])])
     save_checkpoint(tmp_path / "checkpoints", 7, {"codec": LAYER}, {}, {})
     with pytest.raises(CheckpointError, match="that all machines share: the processes see checkpoints of step 7, none"):
         checkpoint.start_from(tmp_path, True, False, other)

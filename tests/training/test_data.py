@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -22,16 +23,14 @@ from codec.training.losses import SpectralLoss
 from codec.training.progress import TrainingError
 
 
-def sine(path: Path, seconds: float, rate: int, hz: float = 440.0) -> Record:
-    t = np.arange(round(seconds * rate)) / rate
-    soundfile.write(path, 0.5 * np.sin(2 * np.pi * hz * t), rate)
-    return Record(path.stem, str(path), len(t), rate, speaker="s")
-
-
 @pytest.fixture
 def records(tmp_path: Path) -> list[Record]:
-    files = (("a.wav", 3.0, 24000), ("b.wav", 1.0, 16000), ("c.flac", 0.2, 24000))
-    return [sine(tmp_path / name, seconds, rate) for name, seconds, rate in files]
+    """Sines of 440 Hz."""
+    records = []
+    for name, length, rate in (("a.wav", 72000, 24000), ("b.wav", 16000, 16000), ("c.flac", 4800, 24000)):
+        soundfile.write(tmp_path / name, 0.5 * np.sin(2 * np.pi * 440 / rate * np.arange(length)), rate)
+        records.append(Record(name[0], str(tmp_path / name), length, rate, speaker="s"))
+    return records
 
 
 def test_segments_are_brought_to_one_level(records: list[Record]) -> None:
@@ -63,8 +62,7 @@ def test_segments_are_resampled_without_edges(records: list[Record]) -> None:
     for position in (0.0, 0.4, 0.999):
         segment = dataset.cut(1, position).numpy()
         assert segment.shape == (12000,)
-        inner = np.abs(segment[200:-200])
-        assert inner.max() == pytest.approx(0.5, rel=0.01)
+        assert np.abs(segment[200:-200]).max() == pytest.approx(0.5, rel=0.01)
         spectrum = np.abs(np.fft.rfft(segment * np.hanning(12000)))
         assert np.argmax(spectrum) * 2 == pytest.approx(440, abs=2)
         assert spectrum[600:].max() < 1e-3 * spectrum.max()  # a click at an edge would spread
@@ -114,12 +112,9 @@ def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, record
     "message",
     ["is killed by signal: Bus error. workers are out of shared memory", "</torch_1>: No space left on device"],
 )
-def test_too_little_shared_memory_is_said_so(records: list[Record], message: str) -> None:
-    class Reader(SegmentDataset):
-        def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-            raise RuntimeError(message)
-
-    dataset = Reader(records, 24000, DataConfig(workers=0), seed=0)
+def test_too_little_shared_memory_is_said(records: list[Record], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SegmentDataset, "__getitem__", Mock(side_effect=RuntimeError(message)))
+    dataset = SegmentDataset(records, 24000, DataConfig(workers=0), seed=0)
     with pytest.raises(TrainingError, match=r"/dev/shm is too small .*--shm-size.*data.workers=0"):
         next(batches(dataset, range(1), Accelerator(cpu=True)))
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 from loading import ROOT
 
 from codec.config import CodecConfig, ConfigError, from_dict
@@ -14,9 +13,7 @@ from codec.pretrained import find_model, shipped_models
 from codec.training.config import TrainConfig, load_train_config
 from codec.training.networks import looking_ahead
 
-FOLDERS = [ROOT / "recipes" / name for name in ("default", "libritts")]
-CONFIGS = sorted(path for folder in FOLDERS for path in folder.rglob("*.yaml"))
-LIBRITTS = sorted((ROOT / "recipes" / "libritts").glob("*.yaml"))
+CONFIGS = sorted(path for name in ("default", "libritts") for path in (ROOT / "recipes" / name).rglob("*.yaml"))
 DEBUG = ROOT / "recipes" / "libritts" / "debug.yaml"
 
 
@@ -86,15 +83,6 @@ def test_a_file_extends_one_other_and_mistaken_ones_are_named(tmp_path: Path) ->
             load_train_config(tmp_path / "a.yaml")
     with pytest.raises(ConfigError, match=r"example\.wav: not YAML"):
         load_train_config(ROOT / "tests" / "assets" / "example.wav")
-
-
-@pytest.mark.parametrize("path", LIBRITTS, ids=lambda path: path.stem)
-def test_the_processes_of_every_launch_file_share_the_batch_evenly(path: Path) -> None:
-    launch_files = sorted((ROOT / "recipes" / "accelerate").glob("*.yaml"))
-    counts = {file.stem: yaml.safe_load(file.read_text())["num_processes"] for file in launch_files}
-    batch_size = load_train_config(path).data.batch_size
-    assert len(counts) == 4
-    assert all(batch_size % count == 0 for count in counts.values() if path != DEBUG or count == 1)  # debug: for a CPU
 
 
 def test_learning_rate_warms_up_twice_and_falls_to_its_end() -> None:
