@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from codec.errors import UsageError, one_line
+from codec.errors import UsageError, legible
 from codec.pretrained import ModelError
 
 if TYPE_CHECKING:
@@ -48,6 +48,6 @@ def torch_is_here() -> bool:
         if isinstance(error, ModuleNotFoundError) and error.name == "torch":
             return False
         raise ModelError(
-            f"torch cannot be used ({one_line(error)}); install it again, or take --backend onnx"
+            f"torch cannot be used ({legible(str(error))}); install it again, or take --backend onnx"
         ) from None
     return True

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from codec.base import CodecBase, native
 from codec.config import CodecConfig, Context, reach, whole_number
 from codec.container import Codes
-from codec.errors import CodecError, one_line
+from codec.errors import CodecError, legible
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
 from codec.pretrained.weights import Floats, Weights
 from codec.runtime.graphs import build_decoder, build_encoder
@@ -178,5 +178,5 @@ def _onnxruntime() -> Any:
     except ModuleNotFoundError:
         raise ModelError("to run models without torch, onnxruntime is needed: pip install onnxruntime") from None
     except ImportError as error:  # of another processor or system
-        raise ModelError(f"onnxruntime is installed but cannot be used ({one_line(error)}): install it again") from None
+        raise ModelError(f"onnxruntime is installed but cannot be used ({legible(str(error))}): install it again") from None
     return onnxruntime
