@@ -178,5 +178,7 @@ def _onnxruntime() -> Any:
     except ModuleNotFoundError:
         raise ModelError("to run models without torch, onnxruntime is needed: pip install onnxruntime") from None
     except ImportError as error:  # of another processor or system
-        raise ModelError(f"onnxruntime is installed but cannot be used ({legible(str(error))}): install it again") from None
+        raise ModelError(
+            f"onnxruntime is installed but cannot be used ({legible(str(error))}): install it again"
+        ) from None
     return onnxruntime
