@@ -64,7 +64,7 @@ def build(gradio: Any, models: Sequence[Codec]) -> Any:
             try:
                 return hear(models, path) if path else [None] * len(shown)
             except CodecError as error:
-                raise gradio.Error(str(error)) from None
+                raise gradio.Error(str(error), print_exception=False) from None
 
         source.change(answer, source, shown)
     return page
