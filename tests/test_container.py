@@ -138,9 +138,7 @@ def test_number_of_frames(samples: int, original: int, rate: int, hop: int) -> N
     assert header.num_frames == math.ceil(Fraction(math.ceil(Fraction(samples * rate, original)), hop))
 
 
-class Trickle(io.BytesIO):
-    """A pipe without a buffer gives less than is asked for."""
-
+class Trickle(io.BytesIO):  # as a pipe without a buffer
     def read(self, size: int | None = -1, /) -> bytes:
         return super().read(min(size or 0, 7))
 
