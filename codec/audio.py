@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import soundfile
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from codec.audio_parts import AudioError as AudioError  # of this module too
 from codec.audio_parts import Part, find_parts, incomplete
+from codec.config import whole_number
 from codec.errors import install
 from codec.files import atomic_write
 
@@ -69,21 +70,27 @@ def read_samples(path: str | Path | BinaryIO, name: str | None = None, channel: 
         return np.concatenate(list(reader.blocks())), reader.sample_rate
 
 
-def save(path: str | Path, waveform: Tensor, sample_rate: int) -> None:
+def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) -> None:
     """Write a waveform of one channel, ``[T]``, ``[1, T]`` or ``[1, 1, T]``, in the format of the path's suffix.
 
     Samples beyond [-1, 1] are clipped. The file is written whole or not at all.
 
     Raises:
-        AudioError: more than one item or channel; NaN; the format is unknown or does not take this sample rate.
+        AudioError: no floats; more than one item or channel; NaN; the format is unknown or does not take this sample rate.
+        CodecError: the sample rate is no whole number.
         OSError: the file cannot be written.
     """
-    samples = waveform.detach().cpu().float().numpy()
+    rate = whole_number("sample_rate", sample_rate, 1, 2**31 - 1)
+    if "float" not in str(getattr(waveform, "dtype", "")):  # integers would be clipped to noise
+        raise AudioError(f"{path}: a waveform is an array or a tensor of floats; divide 16-bit values by 32768")
+    if not isinstance(waveform, np.ndarray):
+        waveform = waveform.detach().cpu().float().numpy()
+    samples = waveform.astype(np.float32)
     if np.isnan(samples).any():
         raise AudioError(f"{path}: the waveform holds NaN")
     if samples.ndim == 0 or samples.size != samples.shape[-1]:
         raise AudioError(f"{path}: a file takes one waveform [1, T], not {list(samples.shape)}; save items one by one")
-    with atomic_write(path) as temporary, AudioWriter(temporary, sample_rate, samples.size, str(path)) as writer:
+    with atomic_write(path) as temporary, AudioWriter(temporary, rate, samples.size, str(path)) as writer:
         writer.write(samples.reshape(-1))
 
 
@@ -327,7 +334,8 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
         self.name = name or str(path)
         self._path, self._written = path, 0
         if path.suffix.lower() not in WRITTEN:
-            raise AudioError(f"{self.name}: audio is not written as {path.suffix!r}; take one of {', '.join(WRITTEN)}")
+            suffix = Path(self.name).suffix  # of a temporary file it is another
+            raise AudioError(f"{self.name}: audio is not written as {suffix!r}; take one of {', '.join(WRITTEN)}")
         file_format, subtype = WRITTEN[path.suffix.lower()]
         if file_format == "WAV" and 2 * num_samples > WAV_BYTES:
             file_format = "RF64"

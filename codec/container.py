@@ -108,7 +108,7 @@ class Header:
             raise ContainerError(f"the model's name {name!r} is not printable, or longer than 255 bytes")
         if not isinstance(digits, str) or not re.fullmatch(f"[0-9a-f]{{{2 * FINGERPRINT_BYTES}}}", digits):
             raise ContainerError(f"fingerprint must be {2 * FINGERPRINT_BYTES} hex digits, not {self.fingerprint!r}")
-        if not isinstance(self.gain_db, (int, float)) or not abs(self.gain_db) <= MOST_DB:
+        if not isinstance(self.gain_db, (int, float, np.floating)) or not abs(self.gain_db) <= MOST_DB:
             raise ContainerError(f"gain_db must be a number from {-MOST_DB:g} to {MOST_DB:g}, not {self.gain_db!r}")
         object.__setattr__(self, "gain_db", float(np.float32(self.gain_db)))
 
@@ -180,21 +180,29 @@ def pack_header(header: Header) -> bytes:
     return _with_checksum(fixed + name)
 
 
+def _read(stream: IO[bytes], size: int) -> bytes:
+    """So many bytes, or all that are left; a pipe without a buffer gives fewer at once."""
+    data = stream.read(size)
+    while len(data) < size and (more := stream.read(size - len(data))):
+        data += more
+    return data
+
+
 def _read_header(stream: IO[bytes]) -> tuple[int, Header]:
     """The format's version, and the header; the stream is left at the first block."""
-    start = stream.read(len(MAGIC) + 1)
+    start = _read(stream, len(MAGIC) + 1)
     if not start.startswith(MAGIC):
         raise ContainerError("not a .codes file" if start else "the file is empty")
     version = start[-1] if len(start) > len(MAGIC) else VERSION
     if version not in _FIXED:
         raise ContainerError(f"format version {version}; this program reads versions 1 to {VERSION}: upgrade it")
     size = _FIXED[version].size
-    fixed = start + stream.read(size - len(start))
+    fixed = start + _read(stream, size - len(start))
     _, _, fingerprint, *numbers, name_length = _FIXED[version].unpack(fixed.ljust(size, b"\0"))
     added = numbers.pop() if version > 1 else 0
     if version > 1 and numbers[2] == _UNKNOWN:
         numbers[2] = None
-    rest = stream.read(name_length + added + _CRC.size)
+    rest = _read(stream, name_length + added + _CRC.size)
     if len(fixed) < size or len(rest) < name_length + added + _CRC.size:
         raise ContainerError("truncated in the header")
     if _without_checksum(fixed + rest) is None:
@@ -287,7 +295,7 @@ class Reader:
         return codes
 
     def _read(self, size: int) -> bytes:
-        data = self._stream.read(size)
+        data = _read(self._stream, size)
         if len(data) < size:
             count = f"{self.num_blocks - self._blocks} of {self.num_blocks} blocks are"
             raise _LostError(f"truncated: {'its end is' if self.header.num_samples is None else count} missing")
@@ -306,6 +314,7 @@ class Writer:
 
     def __init__(self, stream: IO[bytes], header: Header) -> None:
         self._stream, self._header, self._frames = stream, replace(header, num_samples=None), 0
+        self._ended = False
         self._send(pack_header(self._header))
 
     def write(self, codes: ArrayLike) -> None:
@@ -320,9 +329,12 @@ class Writer:
         """Send the length, in samples of the original, and the last codes. Errors as :func:`dumps`."""
         header = replace(self._header, num_samples=num_samples)
         codes = _checked(codes, header, header.num_frames - self._frames)
-        self._send(bytes(3) + _with_checksum(num_samples.to_bytes(8, "little")) + _packed(codes, header))
+        self._send(bytes(3) + _with_checksum(struct.pack("<Q", header.num_samples)) + _packed(codes, header))
+        self._ended = True
 
     def _send(self, data: bytes) -> None:
+        if self._ended:
+            raise ContainerError("the end was written already: a Writer writes one file")
         self._stream.write(data)
         self._stream.flush()
 

@@ -47,7 +47,7 @@ def factor(gain_db: float) -> float:
 
 def check_peak(waveform: Any) -> float:
     """The largest absolute value of an array or a tensor, 0 of an empty one; a CodecError if it cannot be a waveform's."""
-    peak = float(abs(waveform).max()) if 0 not in waveform.shape else 0.0
+    peak: float = abs(waveform).max().item() if 0 not in waveform.shape else 0.0
     if not math.isfinite(peak):
         raise CodecError("waveform holds NaN or infinity")
     if peak > LARGEST_PEAK:

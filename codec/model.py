@@ -226,7 +226,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         """
         folder, config, name = read_model(model)
         try:
-            with Outline():
+            with torch.device("cpu"), Outline():  # whatever torch's default device is
                 codec = cls(config, name)
         except CodecError as error:
             raise refused(folder / "config.json", error) from None

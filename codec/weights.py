@@ -67,7 +67,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     weights, loaded = Weights(path), dict[str, Tensor]()
     for name, tensor in model.state_dict().items():
         read = weights.read if tensor.is_floating_point() else weights.integers
-        loaded[name] = torch.tensor(read(name, *tensor.shape))
+        loaded[name] = torch.tensor(read(name, *tensor.shape), device="cpu")
     weights.refuse_unread()
     model.load_state_dict(loaded, assign=True)
 

@@ -318,6 +318,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.device != "cpu" and not args.batch:
         parser.error("--device is that of --batch")
+    if args.model != DEFAULT_MODEL and (args.train or args.what == "frames"):
+        parser.error("--model: --train measures a configuration, --frames speech-24khz-live")
     if args.set and not args.train:
         parser.error("--set changes the configuration of --train")
     torch.set_num_threads(args.threads)

@@ -74,7 +74,8 @@ def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
 )
 def test_what_is_not_saved(tmp_path: Path, name: str, items: int, rate: int, message: str) -> None:
     (tmp_path / name).write_bytes(b"old")
-    for waveform, text in ((torch.zeros(items, 80), message), (torch.full((80,), torch.nan), "holds NaN")):
+    integers = torch.ones(80, dtype=torch.int16), "divide 16-bit values"
+    for waveform, text in ((torch.zeros(items, 80), message), (np.full(80, np.nan), "holds NaN"), integers):
         with pytest.raises(AudioError, match=text):
             save(tmp_path / name, waveform, rate)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]

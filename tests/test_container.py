@@ -138,14 +138,19 @@ def test_number_of_frames(samples: int, original: int, rate: int, hop: int) -> N
     assert header.num_frames == math.ceil(Fraction(math.ceil(Fraction(samples * rate, original)), hop))
 
 
+class Trickle(io.BytesIO):  # as a pipe without a buffer
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(size or 0, 7))
+
+
 def test_golden_files_of_every_version() -> None:
-    reader = Reader(io.BytesIO((ASSETS / "golden_v1.codes").read_bytes()))
+    reader = Reader(Trickle((ASSETS / "golden_v1.codes").read_bytes()))
     (codes,) = reader.intact()
     assert (reader.version, reader.header, reader.num_blocks) == (1, GOLDEN_HEADER, 1)
     np.testing.assert_array_equal(codes, GOLDEN_CODES)
     header, codes = loads((ASSETS / "long_v1.codes").read_bytes())
     assert header == make(1030, fingerprint="0" * 32)[0] and np.array_equal(codes, make(1030)[1])
-    header = dataclasses.replace(GOLDEN_HEADER, gain_db=-1.5)
+    header = dataclasses.replace(GOLDEN_HEADER, gain_db=np.float32(-1.5))
     known, open_ended = [(ASSETS / name).read_bytes() for name in ("golden_v2.codes", "golden_v2_stream.codes")]
     assert dumps(header, GOLDEN_CODES) == known and stream_bytes(header, GOLDEN_CODES, [2, 3]) == open_ended
     for data in (known, open_ended):
@@ -192,7 +197,10 @@ def test_a_writer_refuses_what_does_not_fit() -> None:
             call()
     with pytest.raises(ContainerError, match="num_samples must be"):
         writer.end(-1, CODES[:, :0])
-    writer.end(3200, CODES[:, 4:])
+    writer.end(np.int64(3200), CODES[:, 4:])  # type: ignore[arg-type]
+    for call in (lambda: writer.write(CODES), lambda: writer.end(3200, CODES[:, 4:])):
+        with pytest.raises(ContainerError, match="the end was written already"):
+            call()
 
 
 @pytest.mark.parametrize(

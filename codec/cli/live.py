@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ import numpy as np
 import soundfile
 
 from codec.audio import AudioError, Block
-from codec.audio_parts import UNKNOWN_SIZES, incomplete
+from codec.audio_parts import HEAD_BYTES, UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
 from codec.errors import STOPPING
@@ -27,6 +28,7 @@ READ_BYTES = 2**16  # most that is read at once
 RAW = {"format": "RAW", "endian": "LITTLE"}
 # bytes of a sample, by libsndfile's names for how it is coded
 WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -42,6 +44,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
     channels: int = 1
     subtype: str = "PCM_16"  # one of ``WIDTHS``
     claimed: float = math.inf  # samples per channel, if their number is known
+    behind: int = 0  # bytes that the header announces behind them
     num_samples: int = 0  # read so far
     stopped: bool = False  # by a signal
     name = "stdin"
@@ -63,7 +66,8 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
             if chunk[:4] == b"data" and about.subtype in WIDTHS:
                 unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
                 claimed = math.inf if unknown else size // (about.channels * WIDTHS[about.subtype])
-                return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed), head
+                behind = max(8 + int.from_bytes(head[4:8], "little") - len(head) - size, 0)
+                return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed, behind), head
         return None, head
 
     def blocks(self) -> Iterator[Block]:
@@ -91,6 +95,15 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
             raise incomplete(self.name, self.num_samples, self.claimed, "samples")
         if not self.num_samples and not self.stopped:
             raise AudioError(f"{self.name} holds no samples")
+
+    def read_on(self) -> None:
+        """Read what follows the samples, so that its writer can end, and say how much of it the header did not announce."""
+        stray = -self.behind
+        while self.claimed < math.inf and (data := self.stream.read1(READ_BYTES)):  # type: ignore[attr-defined]
+            stray += len(data)
+        if stray > HEAD_BYTES:
+            text = "%s: %d bytes that its header does not announce follow and are left out; %.1f s are read"
+            log.warning(text, self.name, stray, self.num_samples / self.sample_rate)
 
     def __enter__(self) -> PcmPipe:
         heeded = [each for each in STOPPING if signal.getsignal(each) != signal.SIG_IGN]

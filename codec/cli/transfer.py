@@ -169,6 +169,7 @@ class FileEncoder(Worker):
             if isinstance(reader, PcmPipe):
                 with _stdout() as stream:
                     encode_live(self.codec, reader, samples, stream, header)
+                reader.read_on()
                 return
             with _output(job, self.args.force) as path:
                 windows = self.codec.encode_blocks((scale * block for block in samples), self.num_quantizers)

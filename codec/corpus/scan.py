@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".ogg", ".opus", ".wav"})
 SHOWN = 10  # bad files in the log
+ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # of a name in a table
 THREADS = 16  # opening a file is waiting for the disk, so more threads than cores help
 
 
@@ -80,9 +81,10 @@ def report_bad(bad: Sequence[BadFile], path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{each.path}\t{each.reason}\n" for each in bad), "utf-8", "surrogateescape")
+        lines = (f"{str(each.path).translate(ESCAPES)}\t{each.reason}\n" for each in bad)
+        temporary.write_text("".join(lines), "utf-8", "surrogateescape")
     for each in bad[:SHOWN]:
-        log.warning("skipped %s: %s", each.path, each.reason)
+        log.warning("skipped %s: %s", legible(str(each.path)), each.reason)
     if len(bad) > SHOWN:
         log.warning("files skipped: %d, all named in %s", len(bad), path)
 

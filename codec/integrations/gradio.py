@@ -64,7 +64,7 @@ def build(gradio: Any, models: Sequence[Codec]) -> Any:
             try:
                 return hear(models, path) if path else [None] * len(shown)
             except CodecError as error:
-                raise gradio.Error(str(error)) from None
+                raise gradio.Error(str(error), print_exception=False) from None
 
         source.change(answer, source, shown)
     return page
@@ -80,11 +80,12 @@ def hear(models: Sequence[Codec], path: str) -> list[Any]:
         AudioError: the file cannot be read.
         CodecError: it is longer than a minute.
     """
-    from codec.audio import load, resampled_length
+    from codec.audio import load, measure, resampled_length
 
-    waveform, rate = load(path)
-    if waveform.shape[-1] > LONGEST * rate:
+    num_samples, rate = measure(path)  # of hours, without them in memory
+    if num_samples > LONGEST * rate:
         raise CodecError(f"it is longer than {LONGEST} s: cut it, or use codec-encode, which takes any length")
+    waveform, rate = load(path)
     shown: list[Any] = [spectrogram(waveform[0].numpy(), rate)]
     for model in models:
         gain_db = model.gain_of(waveform[None], rate)

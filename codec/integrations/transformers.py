@@ -25,6 +25,7 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from codec.base import kind_of
 from codec.config import CodecConfig, from_dict, to_dict
 from codec.errors import CodecError
 from codec.model import Codec
@@ -36,6 +37,8 @@ class CodecModelConfig(PretrainedConfig):
     model_type = "simvq_codec"
 
     def __init__(self, architecture: dict[str, Any] | None = None, codec_name: str = "unnamed", **kwargs: Any) -> None:
+        if "quantizer" in kwargs:  # of a config.json that Codec.save_pretrained wrote: all weights would be drawn anew
+            raise CodecError("this is the folder of a Codec: CodecModel.from_codec reads it")
         self.architecture = to_dict(from_dict(CodecConfig, architecture or {}))
         self.codec_name = codec_name
         super().__init__(**kwargs)
@@ -113,6 +116,8 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         """``audio_codes [B, K, N]`` of waveforms."""
         if bandwidth is not None and num_quantizers is not None:
             raise CodecError("bandwidth and num_quantizers say the same thing: give one of them")
+        if padding_mask is not None and padding_mask.shape[-1] != input_values.shape[-1]:
+            raise CodecError(f"padding_mask is for {padding_mask.shape[-1]} samples, not {input_values.shape[-1]}")
         count = num_quantizers if bandwidth is None else self._count(bandwidth)
         codes = self.codec.encode(input_values, self.config.sampling_rate, count, _lengths(padding_mask))
         return CodecModelOutput(audio_codes=codes)
@@ -137,10 +142,10 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         num_quantizers: int | None = None,
     ) -> CodecModelOutput:
         """Codes of waveforms ``[B, C, T]``, and the waveforms ``[B, 1, T]`` that these decode to."""
-        if input_values.ndim != 3:
-            raise CodecError(f"input_values must be a tensor [B, C, T], not {list(input_values.shape)}")
+        if getattr(input_values, "ndim", 0) != 3:
+            raise CodecError(f"input_values must be a tensor [B, C, T], not {kind_of(input_values)}")
         if padding_mask is None:
-            padding_mask = input_values.new_ones(len(input_values), input_values.shape[-1])
+            padding_mask = torch.ones(len(input_values), input_values.shape[-1])
         codes = self.encode(input_values, padding_mask, bandwidth, num_quantizers, return_dict=True).audio_codes
         return CodecModelOutput(codes, self.decode(codes, padding_mask, return_dict=True).audio_values)
 
@@ -172,9 +177,12 @@ def _lengths(padding_mask: Tensor | None) -> list[int] | None:
     """Samples of each item."""
     if padding_mask is None:
         return None
-    mask = padding_mask.reshape(len(padding_mask), -1).bool()
-    if (mask[:, 1:] > mask[:, :-1]).any():
-        raise CodecError("padding_mask must be ones and then zeros per item: pad on the right")
+    mask = torch.as_tensor(padding_mask).bool()
+    mask = mask.squeeze(1) if mask.ndim == 3 else mask
+    if mask.ndim != 2:
+        raise CodecError(f"padding_mask must be [B, T] or [B, 1, T], not {list(padding_mask.shape)}")
+    if not mask[:, :1].all() or (mask[:, 1:] > mask[:, :-1]).any():
+        raise CodecError("padding_mask must be ones, at least one, and then zeros per item: pad on the right")
     lengths: list[int] = mask.sum(dim=-1).tolist()
     return lengths
 

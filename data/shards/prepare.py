@@ -79,6 +79,8 @@ def describe(key: str, files: Sequence[File], shard: Path, folder: Path | None) 
         path, offset, num_bytes = folder / f"{key}.wav", 0, 0
         if not path.exists():
             unpack(content, path)
+        elif measure(content, key) != measure(path):  # of shards that were prepared before into the same folder
+            raise ManifestError(f"{path} is of other audio with that key; choose another --out, or remove it")
         num_samples, sample_rate = measure(path)
     known = {"num_samples": num_samples, "sample_rate": sample_rate, "offset": offset, "num_bytes": num_bytes}
     return parse_record(meta[0].content, id=key, path=str(path), **known)
@@ -161,10 +163,14 @@ def prepare(args: argparse.Namespace) -> int:
             f"all {bad} were skipped" if bad else "are there KEY.opus (flac, wav, ...) beside KEY.json in the shards?"
         )
         raise PrepareError(f"no utterance can be used: {hint}")
-    for split, chosen in splits(records, args.hold_out).items():
+    by_split = splits(records, args.hold_out)
+    for split, chosen in by_split.items():
         write_manifest(args.out / f"{split}.jsonl", chosen)
         print(f"{args.out / split}.jsonl: {summary(chosen)}")
     print(f"{bad} utterances skipped")
+    for stale in sorted(args.out.glob("*.jsonl")):
+        if stale.stem not in by_split:
+            say(f"note: {stale} is of an earlier run and may share speakers with the new manifests")
     return EXIT_OK
 
 

@@ -91,6 +91,7 @@ def test_raw_samples(run: Run, sound: Samples, piped: Piped, one_line: Said) -> 
     raw = data[data.index(b"data") + 8 :]
     code, out = piped("encode", raw, "--raw", RATE)
     assert (code, out) == piped("encode", data) and code == 0
+    assert (code, out) == piped("encode", data + data) and "40044 bytes that its header does not" in one_line()
     code, decoded = piped("decode", out, "--raw")
     code_of_wav, with_head = piped("decode", out)
     assert code == code_of_wav == 0 and with_head[44:] == decoded and len(decoded) == len(raw)

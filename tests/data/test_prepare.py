@@ -157,7 +157,7 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.C
     for name in ("x.wav", "x.flac", "x.ogg", "x.mp3", "x.FLAC", ".hidden/z.wav"):
         write_audio(tmp_path / "in" / name)
     write_audio(tmp_path / "in/a/b/y.opus", format="OGG", subtype="OPUS")
-    odd, bad = (os.fsdecode(name) for name in (b"caf\xe9.wav", b"bad\xe9.wav"))
+    odd, bad = (os.fsdecode(name) for name in (b"caf\xe9.wav", b"bad\t\xe9.wav"))
     os.rename(tmp_path / "in/x.wav", tmp_path / "in" / odd)
     (tmp_path / "in" / bad).touch()
     (tmp_path / "in/notes.txt").write_text("no audio")
@@ -171,7 +171,7 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.C
     assert sorted(record.id for record in records) == ["a/b/y.opus", odd, "x.FLAC", "x.flac", "x.mp3", "x.ogg"]
     for record in records:
         assert record.speaker == "" and len(read_record(record)[0]) >= record.num_samples
-    assert b"bad\xe9.wav\tis empty" in (tmp_path / "m/skipped.tsv").read_bytes()
+    assert b"bad\\t\xe9.wav\tis empty" in (tmp_path / "m/skipped.tsv").read_bytes()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such pipes")
@@ -235,6 +235,10 @@ def test_shards_are_unpacked_once(shard: Path, tmp_path: Path, capsys: pytest.Ca
     again.unlink()
     assert prepare("shards", shard, "--out", out) == 0
     assert kept.stat().st_mtime_ns == before and again.exists() and ids(out / "dev.jsonl") == ["b"]
+    soundfile.write(kept, samples[:99], 16000)
+    assert prepare("shards", shard, "--out", out) == 0 and kept.exists()
+    said = capsys.readouterr()
+    assert "a.wav is of other audio" in said.err and "train.jsonl is of an earlier run" in said.err
 
 
 def test_shards_can_be_read_where_they_lie(shard: Path, tmp_path: Path) -> None:

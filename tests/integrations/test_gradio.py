@@ -41,7 +41,8 @@ def test_every_bitrate_is_heard_and_seen(tiny_model_folder: Path) -> None:
 
 def test_the_page_has_a_place_for_each(tiny_model_folder: Path, tmp_path: Path) -> None:
     """gradio itself need not be there: a stand-in tells what is asked of it."""
-    gradio, models = MagicMock(Error=RuntimeError), [Codec.from_pretrained(tiny_model_folder)]
+    gradio = MagicMock(Error=lambda text, print_exception: RuntimeError(text))
+    models = [Codec.from_pretrained(tiny_model_folder)]
     build(gradio, models)
     answer, _, places = gradio.Audio.return_value.change.call_args.args
     assert len(places) == len(answer(str(SPEECH[RATE]))) == len(answer(None))

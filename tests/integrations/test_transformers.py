@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from codec import Codec, CodecConfig, CodecError
 from codec.config import QuantizerConfig, to_dict
+from codec.pretrained import find_model
 
 pytestmark = [
     pytest.mark.slow,  # importing transformers takes seconds
@@ -121,5 +122,9 @@ def test_what_is_refused(shipped: Any) -> None:
         shipped.encode(waveform, bandwidth=2.0)
     with pytest.raises(CodecError, match="give one of them"):
         shipped.encode(waveform, bandwidth=1.5, num_quantizers=2)
-    with pytest.raises(CodecError, match="pad on the right"):
-        shipped(waveform, mask)
+    right = "pad on the right"
+    for bad, said in (mask, right), (0 * mask, right), (mask[0], r"not \[640\]"), (mask[:, 9:], "631 samples"):
+        with pytest.raises(CodecError, match=said):
+            shipped(waveform, bad)
+    with pytest.raises(CodecError, match="the folder of a Codec"):
+        type(shipped).from_pretrained(find_model("speech-24khz"))
