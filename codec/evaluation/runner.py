@@ -13,7 +13,6 @@ from dataclasses import asdict, astuple, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -103,7 +102,7 @@ def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Rec
             (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
-    elif _parsed(path, path.read_bytes()) != settings:
+    elif json.loads(path.read_text(encoding="utf-8")) != settings:
         raise EvaluationError(
             f"{out} holds an evaluation of something else (other model, files or settings): "
             "choose another --out, or start anew with --force"
@@ -151,12 +150,4 @@ def read_rows(path: Path) -> dict[int, Measured]:
     if whole != data:
         with atomic_write(path) as temporary:
             temporary.write_bytes(whole)
-    return {row["index"]: Measured(**row) for row in (_parsed(path, line) for line in whole.splitlines())}
-
-
-def _parsed(path: Path, text: bytes) -> Any:
-    """JSON that stands in a file."""
-    try:
-        return json.loads(text)
-    except ValueError as error:  # of syntax or encoding
-        raise EvaluationError(f"{path} is damaged ({error}): start anew with --force") from None
+    return {row["index"]: Measured(**row) for row in map(json.loads, whole.splitlines())}
