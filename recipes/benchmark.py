@@ -271,10 +271,9 @@ def training(config: str, overrides: list[str], threads: int) -> None:
     manifests = json.dumps(load_train_config(config, overrides).data.train)
     settings = [*overrides, "phases.steps=60", "phases.autoencoder=0", "log.scalars_every=10"]
     settings += [f"data.valid={manifests}", "data.valid_limit=1"]  # validation is not measured
-    sets = [part for setting in settings for part in ("--set", setting)]
     with tempfile.TemporaryDirectory() as folder:
         script = (str(Path(__file__).with_name("train.py")), "--config", config, "--out", f"{folder}/run")
-        run(threads, *script, "--logger", "none", *sets)
+        run(threads, *script, "--logger", "none", "--set", *settings)
         lines = read_scalars(Path(folder) / "run" / "metrics.jsonl")
     laps = [line for line in lines if line["step"] > 20 and "speed/data_wait_share" in line]
     speed = statistics.median(line["speed/audio_seconds_per_second"] for line in laps)

@@ -20,12 +20,10 @@ from codec.training.tracking import read_scalars
 CURVES = ["loss/mel", "loss/stft", "loss/commitment", "valid/mel", "valid/stft", "learning_rate"]
 CURVES += ["codebook/usage_*", "codebook/perplexity_*", "latents/effective_dimension"]
 
-Curve = tuple[list[int], list[float]]
 
-
-def read_curves(run: Path, pattern: str) -> dict[str, Curve]:
+def read_curves(run: Path, pattern: str) -> dict[str, tuple[list[int], list[float]]]:
     """Steps and values of the scalars of a run that match a pattern, by name."""
-    curves: dict[str, Curve] = {}
+    curves: dict[str, tuple[list[int], list[float]]] = {}
     for line in read_scalars(run / "metrics.jsonl"):
         for name in fnmatch.filter(line, pattern):
             steps, values = curves.setdefault(name, ([], []))

@@ -415,9 +415,8 @@ def parse_arguments() -> argparse.Namespace:
     overrides = "override fields of the configuration, as --set phases.steps=1000 data.workers=2"
     option("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=overrides)
     option("--resume", action="store_true", help="go on from the run's last checkpoint (otherwise the same command)")
-    start = "start from an exported model (fine-tuning), without autoencoder phase; of one with another quantizer it "
-    start += "takes encoder and decoder, of one exported with them the discriminators; the configuration may have more "
-    start += "blocks"
+    start = "start from an exported model, without autoencoder phase; of one with another quantizer it takes encoder "
+    start += "and decoder, and discriminators if they are there; the configuration may have more blocks"
     option("--init", metavar="MODEL", help=start)
     leg = "a leg of a long run: from the last checkpoint, if there is one, for so many minutes; the same command again is "
     option("--minutes", type=float, metavar="M", help=leg + "the next leg")

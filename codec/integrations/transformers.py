@@ -25,7 +25,6 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from codec.base import kind_of
 from codec.config import CodecConfig, from_dict, to_dict
 from codec.errors import CodecError
 from codec.model import Codec
@@ -142,12 +141,9 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         num_quantizers: int | None = None,
     ) -> CodecModelOutput:
         """Codes of waveforms ``[B, C, T]``, and the waveforms ``[B, 1, T]`` that these decode to."""
-        if getattr(input_values, "ndim", 0) != 3:
-            raise CodecError(f"input_values must be a tensor [B, C, T], not {kind_of(input_values)}")
-        if padding_mask is None:
-            padding_mask = torch.ones(len(input_values), input_values.shape[-1])
         codes = self.encode(input_values, padding_mask, bandwidth, num_quantizers, return_dict=True).audio_codes
-        return CodecModelOutput(codes, self.decode(codes, padding_mask, return_dict=True).audio_values)
+        audio = self.decode(codes, padding_mask, return_dict=True).audio_values
+        return CodecModelOutput(codes, audio[..., : input_values.shape[-1]])
 
     def get_audio_codes_mask(self, padding_mask: Tensor) -> Tensor:
         """Bool ``[B, N]``: which frames of ``audio_codes`` are of the items themselves, by the mask of the waveforms."""

@@ -50,7 +50,6 @@ from codec.training.losses import SpectralLoss
 HERE = Path(__file__).parent
 HELD_OUT_INDEX = 2**40  # where the measured segments lie in the stream; training never gets there
 CACHE_BYTES = 2**31  # of training segments kept in memory: all of a small study's
-TOLD = 4  # of the measured segments: how much the decoder makes of each principal direction is heard in these
 STARTS = {  # how long the autoencoder trains alone (0: not, 1: the warm-up, 2: all along); is the table matched then?
     "scratch": (0, False), "first_batch": (0, True), "default": (1, False), "matched": (1, True), "after": (2, True),
 }  # fmt: skip
@@ -340,7 +339,7 @@ class Study:
                 "quantized": effective_dimension(q),
                 "codebook": effective_dimension(table) if isinstance(table, Tensor) else None,
             },
-            "directions": self.directions(codec, latents[0][:TOLD], z, q),
+            "directions": self.directions(codec, latents[0][:4], z, q),  # heard in four segments
             **{name: float(np.mean(values)) if values else None for name, values in scores.items()},
             "scored": len(scores["pesq"]), "not_scored": failed,
         }  # fmt: skip

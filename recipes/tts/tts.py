@@ -194,16 +194,16 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
         raise CodecError("--text: the corpus had no texts, so the model cannot read; leave it out")
     if not (0 < args.seconds < math.inf and 0 <= args.prompt_seconds < math.inf):
         raise CodecError("--seconds must be above 0, and --prompt-seconds not negative")
+    if not (args.run / "lm.safetensors").exists():
+        raise CodecError(f"{args.run} has no language model yet: tts.py train makes it")
     lm, rate = build(corpus), corpus.codec.frame_rate
     load_model(lm, args.run / "lm.safetensors")
     begin, end, pad = corpus.layout.special_ids.values()
     for number, name in enumerate(corpus.held_out[: args.count]):
         codes = corpus.codes[name][0, : round(args.prompt_seconds * rate)].long() + TEXT_IDS
         prompt = torch.cat([corpus.prompt(args.text or corpus.texts[name]), codes])[None]
-        with (
-            atomic_write(args.run / f"{number}.wav") as temporary,
-            AudioWriter(temporary, corpus.codec.sample_rate, name=f"{number}.wav") as writer,
-        ):
+        sound = args.run / f"{number}.wav"
+        with atomic_write(sound) as temporary, AudioWriter(temporary, corpus.codec.sample_rate) as writer:
             speaker = Speaker(corpus.codec, writer, len(codes) * corpus.codec.hop_length)
             written = lm.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max(1, round(args.seconds * rate)),
