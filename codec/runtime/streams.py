@@ -84,32 +84,28 @@ class StreamingNetwork(Network):
 
     def give_waveform(self, frames: str, window: Floats) -> None:
         graph, (overlap, hop) = self.graph, window.shape
-        exists = graph("Cast", self._exists(1, self.delay), to=FLOAT)
-        exists = graph("Unsqueeze", exists, graph.constant([2, 3]))
-        audio = self._summed(graph("Mul", frames, exists), overlap, hop)
+        axis, end = graph.constant([1]), graph.constant([END])
+        exists = graph("Unsqueeze", self._exists(1, self.delay), graph.constant([2, 3]))
+        held, next_held = self._state(("batch", overlap - 1, overlap, hop))
+        frames = graph("Concat", held, graph("Mul", frames, graph("Cast", exists, to=FLOAT)), axis=1)
+        graph("Slice", frames, graph.constant([1 - overlap or END]), end, axis, name=next_held)
+        audio = ""
+        for late, part in enumerate(self._split(frames, overlap, axis=2)):  # [B, n + overlap - 1, 1, hop]
+            stop = graph.constant([-late]) if late else end
+            part = graph("Slice", part, graph.constant([overlap - 1 - late]), stop, axis)
+            audio = graph("Add", audio, part) if audio else part
         squares = np.square(window)
         if self.config.decoder_look_ahead[1]:  # as if frames had come before the first
             envelope, offset = graph.constant(squares.sum(axis=0)), 0
         else:
-            sums = self._summed(graph("Mul", graph.constant(squares), exists), overlap, hop)
+            exists = graph("Cast", self._exists(1, self.delay, overlap), to=FLOAT)
+            sums = graph("MatMul", exists, graph.constant(squares))
             envelope = graph("Max", sums, graph.constant(np.float32(1e-11)))  # nothing is divided by 0
             offset = (overlap - 1) * hop // 2  # a frame's window begins before the frame
-        samples = graph(
-            "Reshape", graph("Div", audio, envelope), graph("Concat", self.batch, graph.constant([-1]), axis=0)
-        )
+        samples = self.batches(graph("Div", audio, envelope), -1)
         self.late = self.delay * hop + offset
         exists = graph("Cast", self._exists(hop, self.late), to=FLOAT)
-        graph("Unsqueeze", graph("Mul", samples, exists), graph.constant([1]), name="waveform")
-
-    def _summed(self, frames: str, overlap: int, hop: int) -> str:
-        """``[B, n, overlap, hop] -> [B, n, hop]``: final sums; those that later frames add to are held."""
-        graph = self.graph
-        rest, next_rest = self._state(("batch", overlap - 1, hop))
-        later = graph("Concat", graph.constant([0] * 4), self.num_frames, graph.constant([0]), axis=0)
-        sums = graph("Add", self.overlap_add(frames, overlap), graph("Pad", rest, later))
-        axis = graph.constant([1])
-        graph("Slice", sums, self.num_frames, graph.constant([END]), axis, name=next_rest)
-        return graph("Slice", sums, graph.constant([0]), self.num_frames, axis)
+        graph("Unsqueeze", graph("Mul", samples, exists), axis, name="waveform")
 
     def _state(self, shape: tuple[int | str, ...]) -> tuple[str, str]:
         """Names of a new state as it comes in and as it goes out."""
@@ -117,15 +113,21 @@ class StreamingNetwork(Network):
         self.inputs[name] = self.outputs[f"next_{name}"] = ("float32", shape)
         return name, f"next_{name}"
 
-    def _exists(self, per_frame: int, delay: int) -> str:
-        """Which of the ``[B, n * per_frame]`` rows that come out now are of the signal."""
+    def _exists(self, per_frame: int, delay: int, overlap: int = 0) -> str:
+        """Which of the ``[B, n * per_frame]`` rows that come out now are of the signal.
+
+        With ``overlap`` that is said of each and of those before it, ``[B, n, 1, overlap]``.
+        """
         graph = self.graph
         scale = graph.constant([per_frame])
-        count = graph("Squeeze", graph("Mul", self.num_frames, scale))
+        count, total = graph("Squeeze", graph("Mul", self.num_frames, scale)), graph("Mul", "total", scale)
         first = graph("Sub", graph("Mul", "age", scale), graph.constant([delay]))
         index = graph("Add", first, graph("Range", graph.constant(0), count, graph.constant(1)))
+        if overlap:
+            index, total = (graph("Unsqueeze", each, graph.constant([2, 3])) for each in (index, total))
+            index = graph("Sub", index, graph.constant(range(overlap)))
         begun = graph("GreaterOrEqual", index, graph.constant([0]))
-        return graph("And", begun, graph("Less", index, graph("Mul", "total", scale)))
+        return graph("And", begun, graph("Less", index, total))
 
 
 class Stream:
