@@ -81,11 +81,12 @@ def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) ->
         OSError: the file cannot be written.
     """
     rate = whole_number("sample_rate", sample_rate, 1, 2**31 - 1)
-    if "float" not in str(getattr(waveform, "dtype", "")):  # integers would be clipped to noise
+    floats: Any = isinstance(waveform, np.ndarray) and waveform.dtype.kind == "f"
+    if not isinstance(waveform, np.ndarray) and hasattr(waveform, "is_floating_point"):
+        floats, waveform = waveform.is_floating_point(), waveform.detach().cpu().double().numpy()
+    if not floats:  # integers would be clipped to noise
         raise AudioError(f"{path}: a waveform is an array or a tensor of floats; divide 16-bit values by 32768")
-    if not isinstance(waveform, np.ndarray):
-        waveform = waveform.detach().cpu().float().numpy()
-    samples = waveform.astype(np.float32)
+    samples = np.asarray(waveform, np.float32)
     if np.isnan(samples).any():
         raise AudioError(f"{path}: the waveform holds NaN")
     if samples.ndim == 0 or samples.size != samples.shape[-1]:

@@ -19,7 +19,7 @@ from codec.config import CodecConfig, reach, spread
 from codec.errors import CodecError
 
 HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
-FEW_ROWS = 16  # of which MKL's product is as fast
+FEW_ROWS = 16  # of which MKL's product is as fast, and a convolution not worth its call
 ROWS = 128  # are filled up to a multiple: oneDNN keeps what it has prepared for every number of rows
 AMD = hasattr(torch.cpu, "get_capabilities") and torch.cpu.get_capabilities().get("sse4a")  # theirs alone have it
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if AMD else None
@@ -38,14 +38,18 @@ def exact(weight: Tensor) -> Iterator[None]:
         yield
 
 
+def by_hand() -> bool:
+    """Whether what is computed depends on how fast it is: not for gradients, nor for a graph, which is for every size."""
+    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return not (torch.is_grad_enabled() or graph)
+
+
 class Linear(nn.Linear):
     """On AMD processors, without gradients and in float32, by oneDNN: twice as fast there as MKL, which torch takes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-        training = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or graph
-        plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32
-        if ONEDNN is None or training or not plain or x[..., 0].numel() < FEW_ROWS:
+        plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if ONEDNN is None or not plain or not by_hand() or x[..., 0].numel() < FEW_ROWS:
             return super().forward(x)
         rows = x.reshape(-1, self.in_features)
         y: Tensor = ONEDNN(F.pad(rows, (0, 0, 0, -len(rows) % ROWS)), self.weight, self.bias, "none", [], "")
@@ -94,7 +98,7 @@ class DepthwiseConv(Layer):
         self.conv = nn.Conv2d(channels, channels, (1, kernel_size), groups=channels)
 
     def inside(self, x: Tensor) -> Tensor:
-        if x.is_cpu and x.shape[1] < FEW_ROWS and not torch.is_grad_enabled():  # streams: the call would cost the most
+        if x.is_cpu and by_hand() and x[..., 0].numel() < FEW_ROWS:  # single frames of streams
             weight, bias = self.conv.parameters()
             taps = x.unfold(1, weight.shape[-1], 1)  # [B, N, C, kernel_size]
             return torch.sum(taps * weight[:, 0, 0], dim=-1) + bias

@@ -448,7 +448,7 @@ def _checked_gains(gain_db: Any, batch: int) -> list[float]:
     """One for each item."""
     values = gain_db.tolist() if hasattr(gain_db, "tolist") else gain_db
     gains = list(values) if isinstance(values, list | tuple) else [values] * batch
-    fit = (isinstance(gain, int | float | np.floating) and abs(gain) <= MOST_DB for gain in gains)
+    fit = (isinstance(gain, int | float | np.integer | np.floating) and abs(gain) <= MOST_DB for gain in gains)
     if len(gains) != batch or not all(fit):
         raise CodecError(
             f"gain_db must be a number from {-MOST_DB:g} to {MOST_DB:g}, or one for each of {batch} items, not {values!r}"

@@ -108,7 +108,7 @@ class Header:
             raise ContainerError(f"the model's name {name!r} is not printable, or longer than 255 bytes")
         if not isinstance(digits, str) or not re.fullmatch(f"[0-9a-f]{{{2 * FINGERPRINT_BYTES}}}", digits):
             raise ContainerError(f"fingerprint must be {2 * FINGERPRINT_BYTES} hex digits, not {self.fingerprint!r}")
-        if not isinstance(self.gain_db, (int, float, np.floating)) or not abs(self.gain_db) <= MOST_DB:
+        if not isinstance(self.gain_db, (int, float, np.integer, np.floating)) or not abs(self.gain_db) <= MOST_DB:
             raise ContainerError(f"gain_db must be a number from {-MOST_DB:g} to {MOST_DB:g}, not {self.gain_db!r}")
         object.__setattr__(self, "gain_db", float(np.float32(self.gain_db)))
 

@@ -65,8 +65,9 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
             about = soundfile.info(io.BytesIO(head))
             if chunk[:4] == b"data" and about.subtype in WIDTHS:
                 unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
-                claimed = math.inf if unknown else size // (about.channels * WIDTHS[about.subtype])
-                behind = max(8 + int.from_bytes(head[4:8], "little") - len(head) - size, 0)
+                width = about.channels * WIDTHS[about.subtype]
+                claimed = math.inf if unknown else size // width
+                behind = max(8 + int.from_bytes(head[4:8], "little") - len(head) - size, 0) + size % width
                 return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed, behind), head
         return None, head
 

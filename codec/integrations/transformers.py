@@ -25,6 +25,7 @@ from transformers.modeling_utils import PreTrainedAudioTokenizerBase
 from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
+from codec.base import kind_of
 from codec.config import CodecConfig, from_dict, to_dict
 from codec.errors import CodecError
 from codec.model import Codec
@@ -113,6 +114,8 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         num_quantizers: int | None = None,
     ) -> CodecModelOutput:
         """``audio_codes [B, K, N]`` of waveforms."""
+        if getattr(input_values, "ndim", 0) != 3:
+            raise CodecError(f"input_values must be a tensor [B, C, T], not {kind_of(input_values)}")
         if bandwidth is not None and num_quantizers is not None:
             raise CodecError("bandwidth and num_quantizers say the same thing: give one of them")
         if padding_mask is not None and padding_mask.shape[-1] != input_values.shape[-1]:

@@ -176,18 +176,18 @@ class Network:
         return graph("GatherElements", graph("Concat", *codes, axis=1), tile_index, axis=1)
 
     def lookup(self, codes: str) -> str:
-        """Latents of codes ``[B, K, N]``: one look into one table and one product for all stages.
+        """Latents of codes ``[B, K, N]``: one look into the tables and one product for all stages.
 
-        Before the codes of each stage stands a row of zeros, for -1; behind their columns one of ones, for the bias.
+        Each table has a first row of zeros, for -1, and a last column of ones, for the bias.
         """
         graph = self.graph
         stages = list(read_stages(self.config, self.weights))
-        table = np.concatenate([np.pad(stage.codebook, [(0, 0), (0, 1)], constant_values=1) for stage in stages])
+        tables = np.stack([np.pad(stage.codebook, [(0, 0), (0, 1)], constant_values=1) for stage in stages])
+        tables = np.pad(tables, [(0, 0), (1, 0), (0, 0)])  # [K, V + 1, d + 1]
         ways = np.concatenate([part for stage in stages for part in (stage.out.T, stage.out_bias[None])])
-        size = self.config.quantizer.codebook_size
-        table = np.insert(table, np.arange(len(stages)) * size, 0, axis=0)
-        first = graph.constant(np.arange(len(stages))[:, None] * (size + 1) + 1)
-        points = graph("Gather", graph.constant(table), graph("Add", codes, first))  # [B, K, N, d + 1]
+        rows = graph("Unsqueeze", graph("Add", codes, graph.constant(1)), graph.constant([3]))
+        which = graph("Expand", graph.constant(np.arange(len(stages))[:, None, None]), graph("Shape", rows))
+        points = graph("GatherND", graph.constant(tables), graph("Concat", which, rows, axis=3))  # [B, K, N, d + 1]
         points = graph("Transpose", points, perm=[0, 2, 1, 3])
         return graph("MatMul", graph("Reshape", points, self.rows(len(ways))), graph.constant(ways), name="latents")
 
