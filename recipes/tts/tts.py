@@ -203,10 +203,7 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
         codes = corpus.codes[name][0, : round(args.prompt_seconds * rate)].long() + TEXT_IDS
         prompt = torch.cat([corpus.prompt(args.text or corpus.texts[name]), codes])[None]
         sound = args.run / f"{number}.wav"
-        with (
-            atomic_write(sound) as temporary,
-            AudioWriter(temporary, corpus.codec.sample_rate, name=str(sound)) as writer,
-        ):
+        with atomic_write(sound) as file, AudioWriter(file, corpus.codec.sample_rate, name=str(sound)) as writer:
             speaker = Speaker(corpus.codec, writer, len(codes) * corpus.codec.hop_length)
             written = lm.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=max(1, round(args.seconds * rate)),
