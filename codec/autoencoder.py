@@ -97,14 +97,22 @@ class DepthwiseConv(Layer):
         self.left, self.right = kernel_size - 1 - look_ahead, look_ahead
         self.conv = nn.Conv2d(channels, channels, (1, kernel_size), groups=channels)
 
+    def forward(self, x: Tensor) -> Tensor:
+        more = max(self.left, self.right)  # the convolution pads both ends alike, without a copy of its input
+        y = self._convolved(x, more)[:, more - self.left :]
+        return y[:, : x.shape[1]]
+
     def inside(self, x: Tensor) -> Tensor:
         if x.is_cpu and by_hand() and x[..., 0].numel() < FEW_ROWS:  # single frames of streams
             weight, bias = self.conv.parameters()
             taps = x.unfold(1, weight.shape[-1], 1)  # [B, N, C, kernel_size]
             return torch.sum(taps * weight[:, 0, 0], dim=-1) + bias
+        return self._convolved(x, 0)
+
+    def _convolved(self, x: Tensor, padding: int) -> Tensor:
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], still channels-last in memory
-        y: Tensor = self.conv(x).squeeze(2).transpose(1, 2)
-        return y
+        weight, bias = self.conv.parameters()
+        return F.conv2d(x, weight, bias, padding=(0, padding), groups=len(weight)).squeeze(2).transpose(1, 2)
 
 
 class ConvNeXtBlock(Layer):
@@ -122,9 +130,15 @@ class ConvNeXtBlock(Layer):
         self.project = Linear(4 * channels, channels)
         self.scale = nn.Parameter(torch.full((channels,), scale))
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self._added(x, self.depthwise(x))
+
     def inside(self, x: Tensor) -> Tensor:
         y = self.depthwise.inside(x)
-        x = x[:, self.left : self.left + y.shape[1]]
+        return self._added(x[:, self.left : self.left + y.shape[1]], y)
+
+    def _added(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` and the perceptron of what its neighbours gave, ``y``."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return x + self.scale * self.perceptron(y)
         # piece by piece: the hidden activations stay in the cache, which saves a fifth of the encoder's time
