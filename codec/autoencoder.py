@@ -38,8 +38,8 @@ def exact(weight: Tensor) -> Iterator[None]:
         yield
 
 
-def by_hand() -> bool:
-    """Whether what is computed depends on how fast it is: not for gradients, nor for a graph, which is for every size."""
+def eager_inference() -> bool:
+    """Whether a faster way may be taken: no gradients are wanted, and no graph is recorded, which must hold for every size."""
     graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return not (torch.is_grad_enabled() or graph)
 
@@ -49,7 +49,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if ONEDNN is None or not plain or not by_hand() or x[..., 0].numel() < FEW_ROWS:
+        if ONEDNN is None or not plain or not eager_inference() or x[..., 0].numel() < FEW_ROWS:
             return super().forward(x)
         rows = x.reshape(-1, self.in_features)
         y: Tensor = ONEDNN(F.pad(rows, (0, 0, 0, -len(rows) % ROWS)), self.weight, self.bias, "none", [], "")
@@ -98,12 +98,12 @@ class DepthwiseConv(Layer):
         self.conv = nn.Conv2d(channels, channels, (1, kernel_size), groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        more = max(self.left, self.right)  # the convolution pads both ends alike, without a copy of its input
-        y = self._convolved(x, more)[:, more - self.left :]
+        padding = max(self.left, self.right)  # the convolution pads both ends alike, without a copy of its input
+        y = self._convolved(x, padding)[:, padding - self.left :]
         return y[:, : x.shape[1]]
 
     def inside(self, x: Tensor) -> Tensor:
-        if x.is_cpu and by_hand() and x[..., 0].numel() < FEW_ROWS:  # single frames of streams
+        if x.is_cpu and eager_inference() and x[..., 0].numel() < FEW_ROWS:  # single frames of streams
             weight, bias = self.conv.parameters()
             taps = x.unfold(1, weight.shape[-1], 1)  # [B, N, C, kernel_size]
             return torch.sum(taps * weight[:, 0, 0], dim=-1) + bias
