@@ -33,7 +33,8 @@ def exact(weight: Tensor) -> Iterator[None]:
         CodecError: the weights are in another type.
     """
     if weight.dtype != torch.float32:
-        raise CodecError(f"the model's weights are {weight.dtype}, which would give other codes; use codec.float()")
+        text = f"the model's weights are {weight.dtype}, which would give other codes; load it anew"
+        raise CodecError(f"{text}: float() would not bring back the digits that they lack")
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         yield
 

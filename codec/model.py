@@ -80,7 +80,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         # torch counts the writes to a tensor; not to one that was made in inference mode, which is hashed each time
         writes = [(tensor.data_ptr(), object() if tensor.is_inference() else tensor._version) for tensor in tensors]
         if writes != self._hashed[0]:  # the tensors are held, so that no other one can take their places
-            self._hashed = writes, tensors, self._fingerprint_of(tensor.cpu().numpy() for tensor in tensors)
+            self._hashed = writes, tensors, self._fingerprint_of(tensor.cpu().float().numpy() for tensor in tensors)
         return self._hashed[-1]
 
     def train(self, mode: bool = True) -> Self:

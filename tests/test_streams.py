@@ -116,7 +116,9 @@ def test_a_state_can_be_kept_copied_and_gone_back_to(codec: Codec) -> None:
     state, twin = stream.state_dict(), codec.streaming_encoder(num_quantizers=2)
     rest = torch.cat([stream.push(waveform[..., 5000:]), stream.flush()], dim=-1)
     twin.load_state_dict(state)
-    assert torch.equal(torch.cat([twin.push(waveform[..., 5000:]), twin.flush()], dim=-1), rest)
+    other = copy.copy(twin)
+    for again in (twin, other):
+        assert torch.equal(torch.cat([again.push(waveform[..., 5000:]), again.flush()], dim=-1), rest)
     stream.reset()
     assert torch.equal(pushed(stream, waveform, []), codec.encode(waveform, codec.sample_rate, 2))
 
@@ -188,6 +190,7 @@ def test_no_such_batch_and_no_such_state(codec: Codec) -> None:
     before = encoder.state_dict()
     foreign: list[Any] = [None, {}, codec.streaming_decoder().state_dict(), {**before, "age": 5}]
     foreign += [{name: tensor.half() for name, tensor in before.items()}, codec.streaming_encoder(2).state_dict()]
+    foreign.append(Codec(codec.config).eval().streaming_encoder().state_dict())  # of another model
     for state in foreign:
         with pytest.raises(CodecError, match="of another model"):
             encoder.load_state_dict(state)
