@@ -2,7 +2,8 @@
 
     python recipes/check_golden.py OUT mine.safetensors
 
-``mine.safetensors`` holds any of the tensors of ``OUT/golden.json`` under the same names. The exit code is 1 if one differs.
+``mine.safetensors`` holds any of the tensors of ``OUT/golden.json`` under the same names. The exit code is 1 if one
+differs, or if none has such a name.
 """
 
 import json
@@ -24,8 +25,12 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
     return {name: np.frombuffer(parts[name], types[e["dtype"]]).reshape(e["shape"]) for name, e in entries.items()}
 
 
+if len(sys.argv) != 3:
+    sys.exit("usage: python recipes/check_golden.py OUT mine.safetensors")
 golden, mine = Path(sys.argv[1]), read(Path(sys.argv[2]))
 reference, wrong = read(golden / "golden.safetensors"), 0
+if not mine.keys() & reference.keys():
+    sys.exit(f"{sys.argv[2]} has none of the names in {golden / 'golden.json'}")
 for name, entry in json.loads((golden / "golden.json").read_text())["tensors"].items():
     if name in mine and mine[name].shape != reference[name].shape:
         wrong += 1

@@ -74,6 +74,8 @@ def test_golden_tensors_and_their_checker(tiny_model_folder: Path, tmp_path: Pat
     assert good.returncode == 0 and good.stdout.count("ok ") == 2, good.stdout + good.stderr
     assert check(output_waveform=audio * 1.01).returncode == 1
     assert check(output_waveform=audio[..., 1:]).returncode == 1
+    assert "has none of the names" in check(waveform=audio).stderr
+    assert python((ROOT / "recipes" / "check_golden.py").read_text(), tmp_path).stderr.startswith("usage: ")
 
 
 def test_mistakes_are_one_line(tiny_model_folder: Path, tmp_path: Path, one_line: Said) -> None:
