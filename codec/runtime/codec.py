@@ -55,7 +55,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
         Args:
             bits: 32, or 8: the inner matrix products take activations rounded to 8 bits, which is faster and changes some
-                codes; speech sounds the same.
+                codes; speech sounds the same. 8-bit codes depend on what is computed together (a batch, a stream's chunk):
+                ``encode`` computes one item at a time.
             num_threads: windows of long signals and items of batches computed side by side, each on one thread, with the same
                 results for any number; by default as many as there are cores, 8 at most. Streams take one.
 

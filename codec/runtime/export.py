@@ -41,7 +41,12 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", metavar="MODEL", help="shipped name, model folder, or hub id owner/name")
     parser.add_argument("output", metavar="OUT", type=Path, help="folder for the files")
     parser.add_argument(
-        "--bits", type=int, choices=(32, 8), default=32, help="of the inner matrix products (default: 32)"
+        "--bits",
+        type=int,
+        choices=(32, 8),
+        default=32,
+        help="of the inner matrix products (default: 32); 8-bit codes depend on what is computed together: "
+        "encode one item at a time, as OnnxCodec does",
     )
     parser.add_argument(
         "--golden", metavar="AUDIO", type=Path, help="also write golden tensors of its first 2 s (torch)"
