@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loading import LOOKS, Speech
+from loading import ASSETS, LOOKS, SPEECH, Speech
 from safetensors.torch import load_file, save_file
 
 from codec import Codec, CodecConfig
@@ -37,6 +37,7 @@ def tiny(tiny_model_folder: Path) -> tuple[Codec, OnnxCodec]:
 # ---- equal to torch ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("speech", [*SPEECH.values(), ASSETS / "example.wav"], ids=lambda p: p.stem, indirect=True)
 def test_speech(pair: tuple[Codec, OnnxCodec], speech: Speech) -> None:
     """The clip's own rate, its exact length, and every number of quantizers from 1."""
     codec, onnx = pair
