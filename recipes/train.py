@@ -163,7 +163,7 @@ def train(args: argparse.Namespace) -> int:
 
 
 def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], CodecOutput]:
-    """Train the discriminators, then the codec, on one forward pass; returns scalars to log and that pass's output.
+    """Train codec and discriminators on one forward pass of both; returns scalars to log and the codec's output.
 
     The discriminators see no more of either speech than the recording's bandwidth: they would tell band-limited recordings
     by what decoded speech has above, and teach the decoder to be silent there.
@@ -171,42 +171,31 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
     config, networks, step = run.config, run.networks, run.counters.step
     waveform, weights = batch["waveform"], config.losses.weights
     quantize = step >= config.phases.autoencoder
-    adversarial = 0 <= config.phases.adversarial <= step
     *codec_optimizers, discriminator_optimizer = networks.optimizers.values()
     output: CodecOutput = networks.codec_step(
         waveform, quantize=quantize, quantizer_dropout=config.quantizer_dropout if quantize else 0.0
     )
-    logged: dict[str, Tensor] = {}
-    all_finite = True
-
-    if adversarial:
-        count = max(1, round(config.discriminator.batch_share * len(waveform)))
-        each = output.waveform.unflatten(0, (-1, len(waveform)))  # [decoders, B, 1, T]
-        recorded, *decoders = (
-            low_pass(speech[:count], batch["bandwidth"][:count], config.model.sample_rate)
-            for speech in (waveform, *each)
-        )
-        decoded = torch.cat(decoders)
-        outputs = networks.discriminators_step(torch.cat([recorded, decoded.detach()]))
-        loss = discriminator_loss(outputs, count)
-        logged["loss/discriminator"] = loss.detach()
-        norm, all_finite = update(run, loss, networks.discriminators_step, [discriminator_optimizer], batch)
-        logged["gradient_norm/discriminator"] = norm
-
     copies = len(output.waveform) // len(waveform)  # one for each decoder
     terms = run.spectral(output.waveform, waveform.repeat(copies, 1, 1), batch["bandwidth"].repeat(copies))
     if output.commitment_loss is not None and output.codebook_loss is not None:
         terms["commitment"] = output.commitment_loss.sum(dim=1).mean()
         terms["codebook"] = output.codebook_loss.sum(dim=1).mean()
-    if adversarial:
-        networks.discriminators.requires_grad_(False)
-        with run.accelerator.autocast():
-            with torch.no_grad():
-                real = networks.discriminators(recorded)
-            fake = networks.discriminators(decoded)
-        networks.discriminators.requires_grad_(True)
-        terms["adversarial"] = generator_loss(fake)
-        terms["feature_matching"] = feature_matching_loss(real, fake)
+    logged: dict[str, Tensor] = {}
+    sides: list[tuple[str, Tensor, nn.Module, list[torch.optim.Optimizer]]] = []  # what is trained, by which loss
+
+    if 0 <= config.phases.adversarial <= step:
+        count = max(1, round(config.discriminator.batch_share * len(waveform)))
+        each = output.waveform.unflatten(0, (-1, len(waveform)))  # [decoders, B, 1, T]
+        rate, bandwidth = config.model.sample_rate, batch["bandwidth"][:count]
+        outputs = networks.discriminators_step(
+            torch.cat([low_pass(speech[:count], bandwidth, rate) for speech in (waveform, *each)])
+        )
+        loss = discriminator_loss(outputs, count)
+        logged["loss/discriminator"] = loss.detach()
+        sides.append(("discriminator", loss, networks.discriminators, [discriminator_optimizer]))
+        terms["adversarial"] = generator_loss(outputs, count)
+        terms["feature_matching"] = feature_matching_loss(outputs, count)
+
     weighted = {name: weights[name] * term for name, term in terms.items()}
     total = torch.stack(list(weighted.values())).sum()
     if not quantize:  # every parameter stays in the graph, or processes would wait for gradients that never come
@@ -214,24 +203,28 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
             total = total + 0.0 * parameter.sum()
     logged |= {f"loss/{name}": term.detach() for name, term in terms.items()}
     logged |= {f"weighted/{name}": term.detach() for name, term in weighted.items()} | {"loss/total": total.detach()}
-    norm, finite = update(run, total, networks.codec_step, codec_optimizers, batch)
-    logged["gradient_norm/codec"] = norm
+    sides.append(("codec", total, networks.codec, codec_optimizers))
+
+    for _, loss, module, _ in sides:  # all before the first step, which changes weights that the gradients need
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        run.accelerator.backward(loss, inputs=trained, retain_graph=loss is not total)
+    all_finite = True
+    for name, _, module, optimizers in sides:
+        logged[f"gradient_norm/{name}"], finite = update(run, module, optimizers, batch)
+        all_finite = all_finite and finite
     if finite:
         update_average(networks, config.optimizer.ema_decay, step)
-    run.counters.judge_step(all_finite and finite, config.optimizer.max_bad_steps)
+    run.counters.judge_step(all_finite, config.optimizer.max_bad_steps)
     return logged, output
 
 
 def update(
-    run: Run, loss: Tensor, module: nn.Module, optimizers: list[torch.optim.Optimizer], batch: dict[str, Tensor]
+    run: Run, module: nn.Module, optimizers: list[torch.optim.Optimizer], batch: dict[str, Tensor]
 ) -> tuple[Tensor, bool]:
     """Step along the clipped gradient, or skip one that is not finite; returns its norm before clipping, and if it is finite.
 
     The norm is that of the averaged gradient, so all processes skip together.
     """
-    for optimizer in optimizers:
-        optimizer.zero_grad()
-    run.accelerator.backward(loss)
     norm = run.accelerator.clip_grad_norm_(module.parameters(), run.config.optimizer.clip_norm)
     assert isinstance(norm, Tensor)
     finite = bool(torch.isfinite(norm))
@@ -240,6 +233,8 @@ def update(
             optimizer.step()
     else:
         logging.warning("step %d skipped: gradient not finite; segments %s", run.counters.step, batch["index"].tolist())
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     return norm.detach(), finite
 
 

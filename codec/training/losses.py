@@ -2,9 +2,9 @@
 
 Each term is one number; a distance is zero on identical input. The weights stand in ``codec.training.config``.
 
-Notation of the adversarial terms: D_k(x) are the logits of discriminator k of K, x is recorded and x' decoded speech.
-Every such loss is a mean over logits and then over discriminators, so its size depends neither on their number nor on the
-segments' length.
+Notation of the adversarial terms: D_k(x) are the logits of discriminator k of K, x is recorded and x' decoded speech; their
+``outputs`` are on so many items ``recorded``, then on the decoded ones, several times as many if there are several decoders.
+Every such loss is a mean over logits, then over discriminators: its size depends on neither their number nor the length.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def _compressed(spectrum: Planes, exponent: float) -> Planes:
 
 
 def discriminator_loss(outputs: Outputs, recorded: int) -> Tensor:
-    """What the discriminators minimize; ``outputs`` are on so many items recorded, then on detached decoded speech.
+    """What the discriminators minimize.
 
     ``1/K sum_k mean max(0, 1 - D_k(x)) + mean max(0, 1 + D_k(x'))``: the hinge loss (Lim and Ye, arXiv 1705.02894; for
     codecs SoundStream, arXiv 2107.03312).
@@ -142,30 +142,30 @@ def discriminator_loss(outputs: Outputs, recorded: int) -> Tensor:
     return torch.stack(terms).mean()
 
 
-def generator_loss(fake: Outputs) -> Tensor:
+def generator_loss(outputs: Outputs, recorded: int) -> Tensor:
     """What the codec minimizes so that its speech passes for recorded.
 
     ``1/K sum_k mean max(0, 1 - D_k(x'))``, SoundStream's form: unlike ``-D_k(x')`` it stops pulling where a discriminator
     is already convinced.
     """
-    return torch.stack([F.relu(1 - f.logits.float()).mean() for f in fake]).mean()
+    return torch.stack([F.relu(1 - output.logits[recorded:].float()).mean() for output in outputs]).mean()
 
 
-def feature_matching_loss(real: Outputs, fake: Outputs) -> Tensor:
+def feature_matching_loss(outputs: Outputs, recorded: int) -> Tensor:
     """Distance of the hidden activations, relative to their mean size on recorded speech.
 
     ``1/K sum_k 1/L_k sum_l mean |F_kl(x) - F_kl(x')| / mean |F_kl(x)|`` for each item, both means over its activations, so
     that a batch shared by several processes gives the gradient of the whole; then the mean over items. It averages over a
     discriminator's L_k layers, then over discriminators (EnCodec, arXiv 2210.13438, eq. 2). The logits do not count, and the
-    recorded speech's activations are a target without gradient. ``fake`` may hold the items of ``real`` several times over.
+    recorded speech's activations are a target without gradient.
     """
     terms = []
-    for recorded, decoded in zip(real, fake, strict=True):
+    for output in outputs:
         layers = []
-        for x, y in zip(recorded.features, decoded.features, strict=True):
-            target = x.detach().float()
+        for activations in output.features:
+            target = activations[:recorded].detach().float()
             size = target.abs().mean(dim=(1, 2, 3)).clamp(min=FEATURE_FLOOR)
-            difference = target - y.float().unflatten(0, (-1, len(x)))  # [decoders, B, C, H, W]
+            difference = target - activations[recorded:].float().unflatten(0, (-1, recorded))  # [decoders, B, C, H, W]
             layers.append((difference.abs().mean(dim=(2, 3, 4)) / size).mean())
         terms.append(torch.stack(layers).mean())
     return torch.stack(terms).mean()

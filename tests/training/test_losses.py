@@ -107,6 +107,16 @@ def scores(*values: float) -> Outputs:
     return [DiscriminatorOutput(torch.full((2, 1, 3, 5), value), [torch.ones(2, 4, 3, 5)]) for value in values]
 
 
+def together(*parts: Outputs) -> Outputs:
+    """The outputs on all these items, in their order."""
+    outputs = []
+    for each in zip(*parts, strict=True):
+        layers = zip(*(part.features for part in each), strict=True)
+        logits = torch.cat([part.logits for part in each])
+        outputs.append(DiscriminatorOutput(logits, [torch.cat(layer) for layer in layers]))
+    return outputs
+
+
 def test_hinge_losses() -> None:
     for real, fake, expected in (
         ((1.0,), (-1.0,), 0.0),
@@ -114,11 +124,10 @@ def test_hinge_losses() -> None:
         ((0.0,), (0.0,), 2.0),
         ((0.5, -1.0), (0.25, -3.0), ((0.5 + 1.25) + (2.0 + 0.0)) / 2),
     ):
-        pairs = zip(scores(*real), scores(*fake), strict=True)
-        outputs = [DiscriminatorOutput(torch.cat([r.logits, f.logits]), []) for r, f in pairs]
+        outputs = together(scores(*real), scores(*fake))
         assert discriminator_loss(outputs, recorded=2).item() == pytest.approx(expected)
     for fake, expected in (((1.0,), 0.0), ((4.0,), 0.0), ((-0.5, 0.5), (1.5 + 0.5) / 2)):
-        assert generator_loss(scores(*fake)).item() == pytest.approx(expected)
+        assert generator_loss(scores(*fake), recorded=0).item() == pytest.approx(expected)
 
 
 def test_feature_matching_averages_items_layers_and_discriminators() -> None:
@@ -130,11 +139,13 @@ def test_feature_matching_averages_items_layers_and_discriminators() -> None:
     fake = [output([[1.0, -2.0], [8.0, 8.0]], [[4.0, 0.0], [4.0, 4.0]]), output([[0.5, 0.5, -0.25], [0.5] * 3])]
     # the second items agree; of the first ones the layers differ by 0.5 / 2 and 2 / 4, and by 0.25 / 0.5
     expected = ((0.25 / 2 + 0.5 / 2) / 2 + 0.5 / 2) / 2
-    assert feature_matching_loss(real, fake).item() == pytest.approx(expected)
-    assert feature_matching_loss(real, real).item() == 0
-    target, estimate = (outputs[0].features[0].requires_grad_() for outputs in (real, fake))
-    feature_matching_loss(real, fake).backward()
-    assert target.grad is None and estimate.grad is not None
+    assert feature_matching_loss(together(real, fake), 2).item() == pytest.approx(expected)
+    assert feature_matching_loss(together(real, real), 2).item() == 0
+    assert feature_matching_loss(together(real, fake, real), 2).item() == pytest.approx(expected / 2)  # two decoders
+    both = together(real, fake)
+    features = both[0].features[0].requires_grad_()
+    feature_matching_loss(both, 2).backward()
+    assert features.grad is not None and not features.grad[:2].any() and features.grad[2:].any()
 
 
 # ---- gradients through discriminators of both families ---------------------------------------------------------------
@@ -151,7 +162,7 @@ def test_spectrograms_of_noise_have_one_size_and_stay_float32_under_autocast(n_f
     with torch.autocast("cpu", torch.bfloat16):
         output = discriminator(torch.randn(1, 1, 24000).bfloat16())
     assert seen[0].square().sum(dim=1).mean().item() == pytest.approx(1.0, abs=0.05)
-    assert seen[0].dtype == generator_loss([output]).dtype == torch.float32 != output.logits.dtype
+    assert seen[0].dtype == generator_loss([output], 0).dtype == torch.float32 != output.logits.dtype
 
 
 @pytest.mark.parametrize("config", [PERIODS, RESOLUTIONS], ids=["periods", "resolutions"])
@@ -160,8 +171,8 @@ def test_losses_reach_the_waveform_and_every_parameter(config: DiscriminatorConf
     discriminators = Discriminators(config)
     noise = 0.1 * torch.randn(4, 2, 1, 4800)
     for real, fake in (noise[:2], torch.zeros(2, 2, 1, 4800)):
-        outputs = discriminators(fake.requires_grad_())
-        for loss in (generator_loss(outputs), feature_matching_loss(discriminators(real), outputs)):
+        outputs = discriminators(torch.cat([real, fake.requires_grad_()]))
+        for loss in (generator_loss(outputs, 2), feature_matching_loss(outputs, 2)):
             (gradient,) = torch.autograd.grad(loss, fake, retain_graph=True)
             assert torch.isfinite(gradient).all()  # also on silence
             share = (gradient != 0).float().mean()
