@@ -4,7 +4,7 @@ python recipes/benchmark.py              # encode and decode against transformer
 python recipes/benchmark.py --backends   # by torch in float32 and bfloat16, ONNX Runtime and its 8 bits; EnCodec, Mimi, DAC,
                                          # and SNAC (pip install snac); on 1 and 2 threads (extras ``bench``, ``onnx``)
 python recipes/benchmark.py --frames     # streams of speech-24khz-live: single frames by each, the first sound (``onnx``)
-python recipes/benchmark.py --memory     # peak memory and speed of encoding an hour through codec-encode
+python recipes/benchmark.py --memory     # peak memory and time of files of a minute, ten minutes and an hour
 python recipes/benchmark.py --startup    # codec-encode from shell to exit, by both backends, and ``import torch`` alone
 python recipes/benchmark.py --batch corpora/speech/valid.jsonl --device cuda   # items at once against one by one
 python recipes/benchmark.py --train recipes/default/default.yaml --set "data.train=[manifests/train.jsonl]"
@@ -199,16 +199,17 @@ def noise(path: Path, minutes: float) -> None:
             file.write(rng.standard_normal(SECONDS * 24000, dtype=np.float32) * 0.05)
 
 
-def one_hour(model: str, threads: int) -> None:
-    """Peak resident memory of codec-encode and codec-decode on an hour of noise."""
+def long_files(model: str, threads: int) -> None:
+    """Peak resident memory and time of codec-encode and codec-decode on a minute, ten minutes and an hour of noise."""
     with tempfile.TemporaryDirectory() as folder:
-        wav, codes, back = (f"{folder}/{name}" for name in ("hour.wav", "hour.codes", "back.wav"))
-        noise(Path(wav), 60)
-        for command, source, target in (("encode", wav, codes), ("decode", codes, back)):
-            start = time.perf_counter()
-            peak = run(threads, "-c", COMMAND.format(command), "--model", model, source, target)
-            seconds = time.perf_counter() - start
-            print(f"{command} an hour: peak {peak:.0f} MiB, {seconds:.0f} s, {3600 / seconds:.0f} x real time")
+        for minutes in (1, 10, 60):
+            wav, codes, back = (f"{folder}/{minutes}{name}" for name in (".wav", ".codes", "back.wav"))
+            noise(Path(wav), minutes)
+            for command, source, target in (("encode", wav, codes), ("decode", codes, back)):
+                start = time.perf_counter()
+                peak = run(threads, "-c", COMMAND.format(command), "--model", model, source, target)
+                seconds = time.perf_counter() - start
+                print(f"{command} {minutes} min: peak {peak:.0f} MiB, {seconds:.1f} s, {60 * minutes / seconds:.0f} x real time")
 
 
 def startup(model: str, rounds: int, threads: int) -> None:
@@ -288,7 +289,7 @@ def measure(args: argparse.Namespace) -> int:
     elif args.batch:
         at_once(args.model, args.batch, args.device)
     elif args.what == "memory":
-        one_hour(args.model, args.threads)
+        long_files(args.model, args.threads)
     elif args.what == "startup":
         startup(args.model, args.rounds, args.threads)
     elif args.what == "frames":
