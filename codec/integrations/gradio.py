@@ -22,11 +22,8 @@ COLOURS = ((0, 0, 4), (79, 18, 123), (181, 54, 122), (251, 135, 97), (252, 253, 
 
 def demo_main(argv: Sequence[str] | None = None) -> int:
     """codec-demo: serve the page until ctrl-C. Returns the exit code."""
-    parser = Parser(
-        "codec-demo",
-        description="A page, for this machine only, to hear speech through every shipped model at every bitrate.",
-    )
-    parser.parse_args(argv)
+    description = "A page, for this machine only, to hear speech through every shipped model at every bitrate."
+    Parser("codec-demo", description=description).parse_args(argv)
     return run_command("codec-demo", _serve, interrupted="the page is closed")
 
 
@@ -37,7 +34,10 @@ def _serve() -> int:
 
     page = build(gradio, [Codec.from_pretrained(name) for name in shipped_models()])
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from the network
-    page.launch(server_name="127.0.0.1", share=False, theme=theme)
+    # quiet leaves out gradio's hint on how to share the page, and the address, which is therefore printed here
+    _, address, _ = page.launch(server_name="127.0.0.1", share=False, theme=theme, quiet=True, prevent_thread_lock=True)
+    print(f"Running on {address}")
+    page.block_thread()
     return EXIT_OK
 
 

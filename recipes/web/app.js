@@ -2,7 +2,8 @@
 
 import { gainOf, record, samplesOf, wav } from "./audio.js";
 import { Codec } from "./codec.js";
-import { CodesError, read, write } from "./container.js";
+import { read, write } from "./container.js";
+import { CodecError } from "./errors.js";
 import { codesPicture, spectrogram } from "./pictures.js";
 
 const LONGEST = 60; // seconds: a page computes a clip in one piece
@@ -23,14 +24,14 @@ async function work(task) {
     await task();
   } catch (error) {
     say(`That did not work: ${error.message}`);
-    if (!(error instanceof CodesError || error instanceof DOMException)) throw error;
+    if (!(error instanceof CodecError || error instanceof DOMException)) throw error;
   } finally {
     inputs.forEach((input) => { input.disabled = !codec; });
   }
 }
 
 function tooLong(seconds) {
-  if (seconds > LONGEST) throw new CodesError(`it is longer than ${LONGEST} s; the command line takes any length`);
+  if (seconds > LONGEST) throw new CodecError(`it is longer than ${LONGEST} s; the command line takes any length`);
 }
 
 async function openFile(blob, title) {
@@ -41,7 +42,7 @@ async function openFile(blob, title) {
 
 async function openAudio(buffer, title) {
   const rate = codec.config.sample_rate, samples = await samplesOf(buffer, rate);
-  if (!samples.length) throw new CodesError("it holds no sound");
+  if (!samples.length) throw new CodecError("it holds no sound");
   tooLong(samples.length / rate);
   say("Encoding …");
   const start = performance.now(), gainDb = gainOf(samples, rate), gain = 10 ** (gainDb / 20);
@@ -52,8 +53,8 @@ async function openAudio(buffer, title) {
 async function openCodes(buffer, title) {
   const { header, codes } = read(buffer), { config } = codec;
   if (!config.fingerprint.startsWith(header.fingerprint))
-    throw new CodesError(`its codes are those of the model ${header.model}; this page has ${config.name}`);
-  if (!codes[0].length) throw new CodesError("it holds no sound");
+    throw new CodecError(`its codes are those of the model ${header.model}; this page has ${config.name}`);
+  if (!codes[0].length) throw new CodecError("it holds no sound");
   tooLong(header.numSamples / header.originalSampleRate);
   const numSamples = Math.ceil((header.numSamples * header.sampleRate) / header.originalSampleRate);
   await show({ title, samples: null, codes, numSamples, gainDb: header.gainDb });
@@ -142,7 +143,11 @@ $("record").addEventListener("click", () => {
     await openFile(await stop(), "recording");
   });
 });
-$("example").addEventListener("click", () => work(async () => openFile(await (await fetch("vendor/example.wav")).blob(), "example")));
+$("example").addEventListener("click", () => work(async () => {
+  const answer = await fetch("vendor/example.wav");
+  if (!answer.ok) throw new CodecError("there is no vendor/example.wav: run python recipes/web/fetch.py");
+  await openFile(await answer.blob(), "example");
+}));
 const openNamed = (file) => file && !$("file").disabled && work(() => openFile(file, file.name.replace(/\.[^.]*$/, "")));
 $("file").addEventListener("change", ({ target }) => { openNamed(target.files[0]); target.value = ""; });
 addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });

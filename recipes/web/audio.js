@@ -1,9 +1,11 @@
 // Sound in and out: files that the browser can read, the microphone, and WAV.
 
+import { CodecError } from "./errors.js";
+
 /** Mono samples of an audio file at a sample rate. */
 export async function samplesOf(buffer, sampleRate) {
   const audio = await new OfflineAudioContext(1, 1, sampleRate).decodeAudioData(buffer).catch(() => {
-    throw new Error("this browser does not read it as audio");
+    throw new CodecError("this browser does not read it as audio");
   });
   const mono = new Float32Array(audio.length);
   for (let c = 0; c < audio.numberOfChannels; c++)

@@ -1,24 +1,41 @@
 // A model in the browser: the two graphs that codec-export wrote, run by onnxruntime-web on one thread beside the page's own.
 
+import { CodecError } from "./errors.js";
+
+const FATAL_ONLY = { logSeverityLevel: 4 }; // on the console: errors are thrown, too
+const ANEW = "write the model's files anew with codec-export";
 let ort; // the package
+
+/** What comes of a file of the model; where nothing does, the error's own words would not say what to do. */
+async function usable(name, promise) {
+  try {
+    return await promise;
+  } catch ({ message }) {
+    if (message.startsWith("no available backend"))
+      throw new CodecError("onnxruntime-web cannot be started: run python recipes/web/fetch.py again"); // it fills the console itself
+    throw new CodecError(`${name} cannot be used (${message}): ${ANEW}`);
+  }
+}
 
 export class Codec {
   /** @param {string} folder with encoder.onnx, decoder.onnx and config.json, and a slash at its end */
   static async load(folder) {
     const file = async (name) => {
       const answer = await fetch(folder + name);
-      if (!answer.ok) throw new Error(`there is no model/${name}: run codec-export default recipes/web/model`);
+      if (!answer.ok) throw new CodecError(`there is no model/${name}: run codec-export default recipes/web/model`);
       return answer;
     };
     ort ??= await import("./vendor/ort.wasm.bundle.min.mjs").catch(() => {
-      throw new Error("there is no onnxruntime-web in vendor/: run python recipes/web/fetch.py");
+      throw new CodecError("there is no onnxruntime-web in vendor/: run python recipes/web/fetch.py");
     });
     ort.env.wasm.numThreads = 1; // more would need headers that a plain file server does not send
     ort.env.wasm.proxy = true; // in a worker, so that the page stays alive meanwhile
     const codec = new Codec();
-    codec.config = await (await file("config.json")).json();
-    for (const name of ["encoder", "decoder"])
-      codec[name] = await ort.InferenceSession.create(new Uint8Array(await (await file(`${name}.onnx`)).arrayBuffer()));
+    codec.config = await usable("config.json", (await file("config.json")).json());
+    for (const name of ["encoder", "decoder"]) {
+      const graph = new Uint8Array(await (await file(`${name}.onnx`)).arrayBuffer());
+      codec[name] = await usable(`${name}.onnx`, ort.InferenceSession.create(graph, FATAL_ONLY));
+    }
     return codec;
   }
 
@@ -41,8 +58,9 @@ export class Codec {
    */
   async encode(samples) {
     const waveform = new ort.Tensor("float32", samples.slice(), [1, 1, samples.length]); // a copy, as the worker takes it away
-    const { codes } = await this.encoder.run({ waveform });
+    const { codes } = await usable("encoder.onnx", this.encoder.run({ waveform }, FATAL_ONLY));
     const [, K, N] = codes.dims;
+    if (K !== this.config.num_quantizers) throw new CodecError(`encoder.onnx and config.json are of different models: ${ANEW}`);
     return Array.from({ length: K }, (_, k) => Uint32Array.from(codes.data.subarray(k * N, (k + 1) * N), Number));
   }
 
@@ -51,6 +69,7 @@ export class Codec {
     const K = this.config.num_quantizers, N = codes[0].length;
     const all = new BigInt64Array(K * N).fill(-1n); // -1: no code in this stage
     codes.slice(0, count).forEach((stage, k) => all.set(Array.from(stage, BigInt), k * N));
-    return (await this.decoder.run({ codes: new ort.Tensor("int64", all, [1, K, N]) })).waveform.data;
+    const feeds = { codes: new ort.Tensor("int64", all, [1, K, N]) };
+    return (await usable("decoder.onnx", this.decoder.run(feeds, FATAL_ONLY))).waveform.data;
   }
 }

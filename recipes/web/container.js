@@ -1,6 +1,6 @@
 // The .codes file: versions 1 and 2 are read, version 2 is written. The bytes are described in codec/container.py.
 
-export class CodesError extends Error {}
+import { CodecError } from "./errors.js";
 
 const UNKNOWN = 2n ** 64n - 1n; // samples, where they are not known before the end
 const BLOCK_FRAMES = 256;
@@ -27,25 +27,25 @@ function framesOf({ sampleRate, originalSampleRate, hopLength }, samples) {
  * Header and codes of a file.
  * @param {ArrayBuffer} buffer
  * @returns {{header: object, codes: Uint32Array[]}} K arrays of N codes
- * @throws {CodesError} not a .codes file, of a newer version, truncated or damaged
+ * @throws {CodecError} not a .codes file, of a newer version, truncated or damaged
  */
 export function read(buffer) {
   const bytes = new Uint8Array(buffer), view = new DataView(buffer);
   let at = 0;
   const take = (count) => {
-    if (at + count > bytes.length) throw new CodesError("the file is truncated");
+    if (at + count > bytes.length) throw new CodecError("the file is truncated");
     return bytes.subarray(at, (at += count));
   };
   const checked = (start, what) => { // that the bytes from start on are followed by their checksum
     const body = bytes.subarray(start, at);
     take(4);
-    if (crc32(body) !== view.getUint32(at - 4, true)) throw new CodesError(`${what} is damaged (its checksum is wrong)`);
+    if (crc32(body) !== view.getUint32(at - 4, true)) throw new CodecError(`${what} is damaged (its checksum is wrong)`);
     return body;
   };
 
-  if (String.fromCharCode(...bytes.subarray(0, 4)) !== "SVQC") throw new CodesError("this is not a .codes file");
+  if (String.fromCharCode(...bytes.subarray(0, 4)) !== "SVQC") throw new CodecError("this is not a .codes file");
   const version = bytes[4];
-  if (version !== 1 && version !== 2) throw new CodesError(`this is a .codes file of version ${version}; this page reads 1 and 2`);
+  if (version !== 1 && version !== 2) throw new CodecError(`this is a .codes file of version ${version}; this page reads 1 and 2`);
   take(version === 1 ? 45 : 51);
   const nameLength = bytes[at - 1], nameStart = at;
   take(nameLength + (version === 1 ? 0 : view.getUint16(48, true)));
@@ -62,7 +62,7 @@ export function read(buffer) {
     gainDb: version === 1 ? 0 : view.getFloat32(44, true),
   };
   if (![header.sampleRate, header.originalSampleRate, header.hopLength, header.numQuantizers].every(Boolean) || header.codebookSize < 2)
-    throw new CodesError("the header holds numbers that cannot be");
+    throw new CodecError("the header holds numbers that cannot be");
 
   const flat = []; // frame by frame, and within a frame stage by stage
   const block = (frames) => {
@@ -73,15 +73,15 @@ export function read(buffer) {
     for (let i = 0; i < count; i++) {
       let code = 0;
       for (let j = 0; j < bits; j++) code = 2 * code + bit(i * bits + j);
-      if (code >= header.codebookSize) throw new CodesError("a block holds codes beyond the codebook");
+      if (code >= header.codebookSize) throw new CodecError("a block holds codes beyond the codebook");
       flat.push(code);
     }
-    for (let i = count * bits; i < 8 * packed.length; i++) if (bit(i)) throw new CodesError("a block holds bits beyond its codes");
+    for (let i = count * bits; i < 8 * packed.length; i++) if (bit(i)) throw new CodecError("a block holds bits beyond its codes");
   };
   if (version === 2 && header.numSamples === UNKNOWN) {
     for (;;) {
       const [a, b, c] = take(3), frames = a === b || a === c ? a : b;
-      if (frames !== a && b !== c) throw new CodesError("the head of a block is damaged");
+      if (frames !== a && b !== c) throw new CodecError("the head of a block is damaged");
       if (!frames) break;
       block(frames);
     }
@@ -92,9 +92,9 @@ export function read(buffer) {
   }
   const total = framesOf(header, header.numSamples), size = version === 1 ? 1024 : BLOCK_FRAMES;
   let frames = flat.length / header.numQuantizers;
-  if (frames > total) throw new CodesError("the end is damaged (it says less than there was)");
+  if (frames > total) throw new CodecError("the end is damaged (it says less than there was)");
   for (; frames < total; frames += size) block(Math.min(size, total - frames));
-  if (at < bytes.length) throw new CodesError("bytes follow the last block");
+  if (at < bytes.length) throw new CodecError("bytes follow the last block");
   header.numSamples = Number(header.numSamples);
   const K = header.numQuantizers;
   return { header, codes: Array.from({ length: K }, (_, k) => Uint32Array.from({ length: total }, (_, n) => flat[n * K + k])) };

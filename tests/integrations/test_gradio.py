@@ -23,6 +23,17 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
     assert stderr() == f"codec-demo: error: the package gradio is missing: {install('demo')}\n"
 
 
+def test_the_address_is_all_that_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    gradio = MagicMock()
+    page = gradio.Blocks.return_value.__enter__.return_value
+    page.launch.return_value = (None, "http://127.0.0.1:7860/", None)
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.setattr("codec.integrations.gradio.shipped_models", list)
+    assert demo_main([]) == 0
+    assert capsys.readouterr().out == "Running on http://127.0.0.1:7860/\n"
+    assert page.launch.call_args.kwargs["quiet"] and page.block_thread.called
+
+
 def test_every_bitrate_is_heard_and_seen(tiny_model_folder: Path) -> None:
     model = Codec.from_pretrained(tiny_model_folder)
     original, codes_picture, *cells = hear([model], str(SPEECH[RATE]))

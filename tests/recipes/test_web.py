@@ -55,7 +55,8 @@ def says(page: Any, text: str) -> None:
 
 def run(page: Any, body: str, *args: Any) -> Any:
     """What an asynchronous function with the page's modules at hand returns."""
-    imports = "".join(f"const {name} = await import('/{name}.js'); " for name in ("audio", "codec", "container"))
+    modules = ("audio", "codec", "container", "errors")
+    imports = "".join(f"const {name} = await import('/{name}.js'); " for name in modules)
     imports += "const bytes = async (url) => (await fetch(url)).arrayBuffer(); "
     script = f"const done = arguments[arguments.length - 1]; (async (...args) => {{ {imports}{body} }})(...arguments)"
     result = page.execute_async_script(f"{script}.then((value) => done([value]), (e) => done(String(e)))", *args)
@@ -73,7 +74,7 @@ def test_files_are_pythons(page: Any) -> None:
         const attempt = (data, i) => {
             try {
                 if (codesOf(data) !== right) unnoticed.push(i);
-            } catch (error) { if (!(error instanceof container.CodesError)) throw error; }
+            } catch (error) { if (!(error instanceof errors.CodecError)) throw error; }
         };
         whole.forEach((_, i) => { attempt(whole.with(i, whole[i] ^ 1), i); attempt(whole.slice(0, i), i); });
         attempt(new Uint8Array([...whole, 0]), -1);
@@ -109,7 +110,7 @@ def test_codes_and_audio_are_pythons(page: Any) -> None:
 
 
 def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
-    """The example, another bitrate by keyboard while it plays, the download, the microphone, a .codes file, a wrong one."""
+    """The example, another bitrate by keyboard while it plays, the download, the microphone, a .codes file, errors."""
     played = "return document.getElementById('player').currentTime"
     saved = "const {header} = container.read(await bytes(document.getElementById('save-codes').href)); return header"
     page.find_element(By.ID, "example").click()
@@ -144,3 +145,13 @@ def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
         says(page, expected)
     assert run(page, saved)["numSamples"] == 23900
     assert not page.find_element(By.ID, "original").is_displayed()
+    (tmp_path / "text.wav").write_text("no sound")
+    page.find_element(By.ID, "file").send_keys(str(tmp_path / "text.wav"))
+    says(page, "this browser does not read it as audio")
+
+    run(page, "codec.Codec.prototype.encode = async () => Array(8).fill([1024])")  # beyond the decoder's tables
+    page.find_element(By.ID, "example").click()
+    says(page, "decoder.onnx cannot be used (failed to call OrtRun()")
+    damaged = "window.fetch = async () => new Response('{}'); "
+    damaged += "return codec.Codec.load('model/').catch((error) => error.message)"
+    assert run(page, damaged).startswith("encoder.onnx cannot be used (Can't create a session")

@@ -1,0 +1,2 @@
+/** What a user can mend: the page says it in one line, and nothing goes to the console. */
+export class CodecError extends Error {}
