@@ -208,13 +208,12 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
     for _, loss, module, _ in sides:  # all before the first step, which changes weights that the gradients need
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         run.accelerator.backward(loss, inputs=trained, retain_graph=loss is not total)
-    all_finite = True
+    finite = {}
     for name, _, module, optimizers in sides:
-        logged[f"gradient_norm/{name}"], finite = update(run, module, optimizers, batch)
-        all_finite = all_finite and finite
-    if finite:
+        logged[f"gradient_norm/{name}"], finite[name] = update(run, module, optimizers, batch)
+    if finite["codec"]:
         update_average(networks, config.optimizer.ema_decay, step)
-    run.counters.judge_step(all_finite, config.optimizer.max_bad_steps)
+    run.counters.judge_step(all(finite.values()), config.optimizer.max_bad_steps)
     return logged, output
 
 
