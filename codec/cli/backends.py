@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from codec.base import CodecBase
 
 BACKENDS = ("torch", "onnx")
+DECODERS = (*BACKENDS, "onnx8")  # 8 bits are not for encoding, where they give other codes
 
 
 def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads: int | None = None) -> CodecBase[Any]:
@@ -21,7 +22,7 @@ def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads
         UsageError: a device that the backend does not have.
         ModuleNotFoundError: torch is asked for and missing.
     """
-    if backend != "onnx" and (torch_is_here() or backend == "torch"):
+    if backend in (None, "torch") and (torch_is_here() or backend == "torch"):
         from codec.model import Codec
 
         if num_threads is not None:
@@ -33,7 +34,7 @@ def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads
         raise UsageError(f"--device {device} needs torch; ONNX Runtime computes on the CPU")
     from codec.runtime import OnnxCodec
 
-    return OnnxCodec.from_pretrained(model, num_threads=num_threads)
+    return OnnxCodec.from_pretrained(model, 8 if backend == "onnx8" else 32, num_threads)
 
 
 def torch_is_here() -> bool:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
-from codec.cli.backends import BACKENDS
+from codec.cli.backends import BACKENDS, DECODERS
 from codec.cli.jobs import Failures, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, legible, positive, run_command, say
 
@@ -69,7 +69,7 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     """codec-encode: audio files to .codes files. Returns the exit code."""
     parser = Parser("codec-encode", TRANSFER_USAGE, "Encode speech to .codes files.", ENCODE_EXAMPLES)
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
-    _add_transfer_arguments(parser, source, target, model="the shipped one")
+    _add_transfer_arguments(parser, source, target, model="the shipped one", backends=BACKENDS)
     level = "files are brought to one level, and back when decoded"
     add = parser.add_argument
     add("--channel", type=positive, metavar="N", help="encode this channel, from 1 on, not the mean of all")
@@ -83,7 +83,7 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("codec-decode", TRANSFER_USAGE, "Decode .codes files to audio.", DECODE_EXAMPLES)
     source = ".codes file, folder (with -o), or - for stdin"
     target = "audio file, its format told by its suffix, or - for WAV on stdout"
-    _add_transfer_arguments(parser, source, target, model="the one that the file names")
+    _add_transfer_arguments(parser, source, target, model="the one that the file names", backends=DECODERS)
     add = parser.add_argument
     add("--format", type=_not_empty, help="audio format of the files written with -o (default: wav)")
     add("--native-rate", action="store_true", help="write at the model's sample rate, not the original's")
@@ -97,13 +97,13 @@ def info_main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("codec-info", None, "Show what is in a .codes file or a model.", INFO_EXAMPLES)
     names = ".codes file or a folder of them, model folder, or name of a shipped model"
     parser.add_argument("inputs", nargs="*", metavar="FILE", help=names)
-    _add_backend(parser)
+    _add_backend(parser, BACKENDS)
     parser.add_argument("--environment", action="store_true", help="show versions, devices and optional packages")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     return _run(parser, argv, _info)
 
 
-def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str) -> None:
+def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str, backends: Sequence[str]) -> None:
     add, add_rate = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
     skip = "pass over inputs whose output is there and intact; with --force, others are made anew"
     workers = "processes for several inputs, of one thread each (default: 1)"
@@ -113,15 +113,16 @@ def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str
     add_rate("--num-quantizers", type=int, metavar="K", help="use the first K quantizers (default: all)")
     add("--model", type=_not_empty, help=f"shipped model, model folder, or hub id owner/name (default: {model})")
     add("--device", default="cpu", help="torch device, such as cpu or cuda (default: cpu)")
-    _add_backend(parser)
+    _add_backend(parser, backends)
     add("--force", action="store_true", help="overwrite existing outputs")
     add("--skip-existing", action="store_true", help=skip)
     add("--workers", type=positive, default=1, metavar="N", help=workers)
 
 
-def _add_backend(parser: Parser) -> None:
+def _add_backend(parser: Parser, backends: Sequence[str]) -> None:
     about = "the library that runs models (default: torch if it is installed, else onnx)"
-    parser.add_argument("--backend", choices=BACKENDS, help=about)
+    about += "; onnx8 rounds to 8 bits and is the fastest" * ("onnx8" in backends)
+    parser.add_argument("--backend", choices=backends, help=about)
 
 
 def _not_empty(text: str) -> str:

@@ -46,6 +46,11 @@ def test_without_torch(tiny_model_folder: Path, run: Run, sound: Samples, capsys
     assert header == reference_header and np.mean(codes != reference) < 0.0005
     audio, reference_audio = soundfile.read("onnx.wav")[0], soundfile.read("torch.wav")[0]
     np.testing.assert_allclose(audio, reference_audio, atol=1e-4)
+    assert run("decode", "onnx.codes", "rounded.wav", "--backend", "onnx8") == 0
+    difference = soundfile.read("rounded.wav")[0] - audio
+    assert np.abs(difference).max() > 0 and np.square(difference).sum() < 0.01 * np.square(audio).sum()
+    assert run("encode", "in.wav", "x.codes", "--backend", "onnx8") == 2  # they would be other codes
+    assert "invalid choice: 'onnx8'" in capsys.readouterr().err
     assert run("info", "onnx.codes", tiny_model_folder, "--backend", "torch") == 0
     assert capsys.readouterr().out == done.stdout
 
