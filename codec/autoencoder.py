@@ -34,7 +34,7 @@ def exact(weight: Tensor) -> Iterator[None]:
     """
     if weight.dtype != torch.float32:
         text = f"the model's weights are {weight.dtype}, which would give other codes; load it anew"
-        raise CodecError(f"{text}: float() would not bring back the digits that they lack")
+        raise CodecError(f"{text}: float() does not bring back digits that are lost")
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         yield
 

@@ -46,8 +46,7 @@ class _Stream:
             "total": weight.new_full((batch, 1), FOREVER, dtype=torch.int64),  # frames of each row
             "flushed": weight.new_zeros(batch, dtype=torch.bool),
         }
-        digest = hashlib.sha256(weight.float().cpu().numpy().data).digest()  # by this layer models are told apart
-        self._model = torch.tensor(list(digest), dtype=torch.uint8)
+        self._weight = weight
         self._layers: list[tuple[Layer, int, int]] = []  # with outputs per frame, and delay
         self.delay = 0
         for layer in layers:
@@ -63,15 +62,17 @@ class _Stream:
     def __copy__(self) -> Self:
         """Another stream of the same model that goes on from here by itself."""
         other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"state": self._copied_state()}
+        other.__dict__ |= self.__dict__ | {"state": dict(self.state)}
         return other
-
-    def _copied_state(self) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self.state.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of the state, and what tells its model, to save or to go back to."""
-        return self._copied_state() | {"model": self._model.clone()}
+        return {name: tensor.clone() for name, tensor in self.state.items()} | {"model": self._model()}
+
+    def _model(self) -> Tensor:
+        """A digest of one layer, by which models are told apart."""
+        digest = hashlib.sha256(self._weight.float().cpu().numpy().data).digest()
+        return torch.tensor(list(digest), dtype=torch.uint8)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go back to a state of a stream of the same model and batch size."""
@@ -80,7 +81,8 @@ class _Stream:
             return {name: (t.dtype, t.shape[: 2 if name == "rest" else None]) for name, t in tensors.items()}
 
         fits = isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values())
-        if not fits or kinds(state) != kinds(self.state_dict()) or not torch.equal(state["model"].cpu(), self._model):
+        own = self.state | {"model": self._model()}
+        if not fits or kinds(state) != kinds(own) or not torch.equal(state["model"].cpu(), own["model"]):
             raise CodecError("the state is of another model, or of another batch size")
         self.state = {name: state[name].clone().to(self.device) for name in self.state}
 
@@ -103,7 +105,8 @@ class _Stream:
             raise CodecError("the stream was flushed: reset all rows")
         elif "rest" in self.state and self.state["rest"].shape[-1]:
             raise CodecError("single rows are reset between whole frames only: push the rest of this frame first")
-        self.state = self._copied_state()  # what was made in inference mode cannot be written to outside of it
+        # a copy: what was made in inference mode cannot be written to outside of it, and another stream may share it
+        self.state = {name: tensor.clone() for name, tensor in self.state.items()}
         for name, tensor in self.state.items():
             tensor[chosen] = FOREVER if name == "total" else 0
 

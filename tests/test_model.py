@@ -308,6 +308,7 @@ def test_fingerprint_follows_what_codes_mean(model: Codec, monkeypatch: pytest.M
     assert changed != model.fingerprint and copy.deepcopy(other).fingerprint == changed
     other.load_state_dict(model.state_dict())
     assert other.fingerprint == make(model.config).fingerprint
+    assert copy.deepcopy(other).bfloat16().fingerprint != model.fingerprint
     assert other.half().fingerprint != model.fingerprint
     assert make(dataclasses.replace(model.config, sample_rate=16000)).fingerprint != model.fingerprint
     fingerprint = model.fingerprint

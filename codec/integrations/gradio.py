@@ -36,7 +36,7 @@ def _serve() -> int:
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from the network
     # quiet leaves out gradio's hint on how to share the page, and the address, which is therefore printed here
     _, address, _ = page.launch(server_name="127.0.0.1", share=False, theme=theme, quiet=True, prevent_thread_lock=True)
-    print(f"Running on {address}")
+    print(f"Running on {address}", flush=True)
     page.block_thread()
     return EXIT_OK
 

@@ -3,7 +3,7 @@
 Each term is one number; a distance is zero on identical input. The weights stand in ``codec.training.config``.
 
 Notation of the adversarial terms: D_k(x) are the logits of discriminator k of K, x is recorded and x' decoded speech; their
-``outputs`` are on so many items ``recorded``, then on the decoded ones, several times as many if there are several decoders.
+``outputs`` are of a batch: first so many ``recorded`` items, then as many decoded ones for each decoder.
 Every such loss is a mean over logits, then over discriminators: its size depends on neither their number nor the length.
 """
 

@@ -10,7 +10,8 @@ let ort; // the package
 async function usable(name, promise) {
   try {
     return await promise;
-  } catch ({ message }) {
+  } catch (error) {
+    const message = String(error?.message ?? error);
     if (message.startsWith("no available backend"))
       throw new CodecError("onnxruntime-web cannot be started: run python recipes/web/fetch.py again"); // it fills the console itself
     throw new CodecError(`${name} cannot be used (${message}): ${ANEW}`);

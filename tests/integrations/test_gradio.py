@@ -23,7 +23,7 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch, stderr: Said) -> None:
     assert stderr() == f"codec-demo: error: the package gradio is missing: {install('demo')}\n"
 
 
-def test_the_address_is_all_that_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_address_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     gradio = MagicMock()
     page = gradio.Blocks.return_value.__enter__.return_value
     page.launch.return_value = (None, "http://127.0.0.1:7860/", None)

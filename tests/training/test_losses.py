@@ -127,7 +127,8 @@ def test_hinge_losses() -> None:
         outputs = together(scores(*real), scores(*fake))
         assert discriminator_loss(outputs, recorded=2).item() == pytest.approx(expected)
     for fake, expected in (((1.0,), 0.0), ((4.0,), 0.0), ((-0.5, 0.5), (1.5 + 0.5) / 2)):
-        assert generator_loss(scores(*fake), recorded=0).item() == pytest.approx(expected)
+        outputs = together(scores(*[-9.0] * len(fake)), scores(*fake))
+        assert generator_loss(outputs, recorded=2).item() == pytest.approx(expected)
 
 
 def test_feature_matching_averages_items_layers_and_discriminators() -> None:
