@@ -67,7 +67,9 @@ class CodecBase(Generic[Signal]):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 (64 hex digits) of the configuration, but for ``look_ahead``, and of the codebooks' stored tensors.
+        """SHA-256 (64 hex digits) of the configuration and of the codebooks' stored tensors.
+
+        Of the configuration ``look_ahead`` is left out, and ``first_decoder`` stands for ``decoder`` if it is there.
 
         Two models with one fingerprint give a code the same meaning.
         """
@@ -76,6 +78,7 @@ class CodecBase(Generic[Signal]):
     def _fingerprint_of(self, tensors: Iterable[NDArray[Any]]) -> str:
         """The fingerprint of a model with these codebook tensors."""
         values = to_dict(self.config, retired=True)
+        values["decoder"] = values.pop("first_decoder", values["decoder"])
         for part in (values["encoder"], values["decoder"]):
             part.pop("look_ahead", None)  # the same codes, written or heard earlier: models may share them
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())

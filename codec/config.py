@@ -219,7 +219,11 @@ class DecoderConfig:
 
 @dataclass(frozen=True)
 class CodecConfig:
-    """One codec. The hop length is the product of the encoder's strides."""
+    """One codec. The hop length is the product of the encoder's strides.
+
+    ``first_decoder`` is that of the model whose encoder and codebooks these are, where ``decoder`` is of another size: it
+    counts in the fingerprint instead, as codes mean the same to both.
+    """
 
     sample_rate: int = 24000
     latent_dim: int = 256
@@ -227,6 +231,7 @@ class CodecConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    first_decoder: DecoderConfig | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         set_whole(self, ConfigError, sample_rate=RATES, latent_dim=WIDTHS)

@@ -311,6 +311,11 @@ def test_fingerprint_follows_what_codes_mean(model: Codec, monkeypatch: pytest.M
     assert copy.deepcopy(other).bfloat16().fingerprint != model.fingerprint
     assert other.half().fingerprint != model.fingerprint
     assert make(dataclasses.replace(model.config, sample_rate=16000)).fingerprint != model.fingerprint
+    deeper = dataclasses.replace(model.config.decoder, depth=model.config.decoder.depth + 1)
+    for first_decoder in (None, model.config.decoder):
+        other = make(dataclasses.replace(model.config, decoder=deeper, first_decoder=first_decoder))
+        other.quantizer.load_state_dict(model.quantizer.state_dict())
+        assert (other.fingerprint == model.fingerprint) == (first_decoder is not None)
     fingerprint = model.fingerprint
     monkeypatch.delattr(hashlib, "sha256")
     assert model.fingerprint == fingerprint  # not computed again

@@ -172,13 +172,10 @@ def start_codec(codec: JointCodec, source: Codec, name: str) -> bool:
 
 def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
     """Whether ``target`` is ``source`` but for its quantizer, how far it looks ahead, and more blocks of the same width."""
-    free = {"depths": None, "depth": None, "look_ahead": None}  # copy_blocks shifts the filters
-    others = [
-        vars(c) | {"quantizer": None, "encoder": vars(c.encoder) | free, "decoder": vars(c.decoder) | free}
-        for c in (source, target)
-    ]
+    free = dict.fromkeys(("encoder", "decoder", "first_decoder", "quantizer", "depths", "depth", "look_ahead"))
+    parts = [(vars(c) | free, vars(c.encoder) | free, vars(c.decoder) | free) for c in (source, target)]
     depths = [(c.decoder.depth, *c.encoder.depths) for c in (source, target)]
-    return others[0] == others[1] and all(old <= new for old, new in zip(*depths, strict=True))
+    return parts[0] == parts[1] and all(old <= new for old, new in zip(*depths, strict=True))
 
 
 def copy_blocks(module: nn.Module, source: nn.Module) -> None:
