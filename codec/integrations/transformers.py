@@ -4,10 +4,10 @@ Importing this file registers it: ``AutoModel``, ``AutoConfig`` and ``AutoFeatur
 ``CodecModel.from_codec("speech-24khz").save_pretrained(folder)`` has written. The model is for use, without gradients; all
 else that a Codec can do, ``model.codec`` does.
 
-It was tried with the checks that transformers 5.24.0 runs on its own models (``ModelTesterMixin`` and ``ConfigTester`` in
-``tests`` of its source package, with ``all_model_classes = (CodecModel,)`` and a tiny architecture). Those fail that ask for
-hidden states, attentions or embeddings, which it has not (the tests of ``EncodecModel`` leave them out too), and one that
-wants two new models to have equal buffers, while SimVQ's basis is drawn.
+It was tried with the checks that transformers 5.24.0 runs on its own models (``ModelTesterMixin`` and ``ConfigTester`` of its
+source package, with ``all_model_classes = (CodecModel,)`` and a tiny architecture): 66 pass, 95 leave themselves out, 5 fail.
+``test_hidden_states_output``, ``test_model_outputs_equivalence``, ``test_retain_grad_hidden_states_attentions`` and
+``test_model_get_set_embeddings`` ask for what it has not, ``test_init_weights_can_init_buffers`` for no drawn tables.
 """
 
 from __future__ import annotations
