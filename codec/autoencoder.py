@@ -114,7 +114,7 @@ class DepthwiseConv(Layer):
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], still channels-last in memory
         weight, bias = self.conv.parameters()
         if x.is_cuda and x.dtype == weight.dtype and eager_inference():
-            # torch's own kernel: cuDNN prepares anew for every length, which takes thirty times as long as to encode
+            # torch's own kernel: cuDNN prepares anew for every length, which takes thirty times as long as encoding
             y = torch.ops.aten._conv_depthwise2d(x, weight, weight.shape[2:], bias, (1, 1), (0, padding), (1, 1))
         else:
             y = F.conv2d(x, weight, bias, padding=(0, padding), groups=len(weight))
