@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,7 +35,7 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
     path = as_path(path)
     path = Path(os.path.realpath(path)) if path.is_symlink() else path  # what the link points to is meant
     mode = _mode_of(path)
-    temporary = path.with_name(f".{path.stem[:20]}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:20]}.{os.urandom(4).hex()}.tmp{path.suffix}")
     try:
         temporary.touch(0o666 if mode is None else mode | stat.S_IWUSR, exist_ok=False)
         yield temporary

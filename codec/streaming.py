@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from codec.autoencoder import Decoder, Encoder, Layer, exact
 from codec.base import FOREVER, MOST_ROWS, checked_lengths, whole_numbers
@@ -95,20 +96,18 @@ class _Stream:
         """Begin anew, in these rows or in all of them.
 
         Raises:
-            CodecError: no such row; or samples that make no whole frame yet are waiting in the rows that go on.
+            CodecError: no such row; or single rows of a stream that was flushed.
         """
-        chosen = list(range(self.batch_size)) if rows is None else whole_numbers("rows", rows, 0, self.batch_size - 1)
-        if len(set(chosen)) == self.batch_size:
-            if "rest" in self.state:
-                self.state["rest"] = self.state["rest"][..., :0]
-        elif self.state["flushed"].any():
+        chosen = self._chosen(rows)
+        if len(set(chosen)) < self.batch_size and self.state["flushed"].any():
             raise CodecError("the stream was flushed: reset all rows")
-        elif "rest" in self.state and self.state["rest"].shape[-1]:
-            raise CodecError("single rows are reset between whole frames only: push the rest of this frame first")
         # a copy: what was made in inference mode cannot be written to outside of it, and another stream may share it
         self.state = {name: tensor.clone() for name, tensor in self.state.items()}
         for name, tensor in self.state.items():
             tensor[chosen] = FOREVER if name == "total" else 0
+
+    def _chosen(self, rows: Sequence[int] | None) -> list[int]:
+        return list(range(self.batch_size)) if rows is None else whole_numbers("rows", rows, 0, self.batch_size - 1)
 
     def _check_chunk(self, chunk: Any, fits: bool, expected: str) -> None:
         if self.state["flushed"].any():
@@ -151,7 +150,24 @@ class StreamingEncoder(_Stream):
         weight = encoder.output.weight.detach()
         super().__init__(quantizer, encoder.layers, weight, hop, batch_size, num_quantizers)
         self.encoder, self.hop_length, self.look_ahead = encoder, hop, self.delay * hop
-        self.state["rest"] = weight.new_zeros(self.batch_size, 1, 0)  # samples that are no whole frame yet
+        self.state["rest"] = weight.new_zeros(self.batch_size, 1, 0)  # the last samples of every row
+        self.state["waiting"] = torch.zeros_like(self.state["age"])  # how many of them are in no whole frame yet
+
+    def reset(self, rows: Sequence[int] | None = None) -> None:
+        """As of every stream. Rows that begin while the others wait for the end of a frame join them with the next one, so
+        that what they give comes up to a frame later.
+        """
+        super().reset(rows)
+        chosen, waiting, rest = self._chosen(rows), self.state["waiting"], self.state["rest"]
+        others = [row for row in range(self.batch_size) if row not in chosen]
+        if others and waiting[others].min() > 0:  # a frame before their first, of zeros
+            waiting[chosen], self.state["age"][chosen] = self.hop_length, -1
+        self.state["rest"] = self._last(F.pad(rest, (self.hop_length, 0)), waiting)
+
+    @staticmethod
+    def _last(samples: Tensor, waiting: Tensor) -> Tensor:
+        """Of samples ``[B, 1, T]`` the last ones that any row needs; a copy, as a view would hold all of them."""
+        return samples[..., samples.shape[-1] - int(waiting.max()) :].clone()
 
     def push(self, samples: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Codes int64 ``[B, K, n]`` that are final now; n may be 0, and -1 stands where a row has no frame.
@@ -168,19 +184,21 @@ class StreamingEncoder(_Stream):
         fits = fits and samples.shape[:2] == (self.batch_size, 1)
         self._check_chunk(samples, fits, "samples must be a float tensor [B, 1, T]")
         check_peak(samples)
-        count, hop, rest = samples.shape[-1], self.hop_length, self.state["rest"]
+        count, hop, rest, waiting = samples.shape[-1], self.hop_length, self.state["rest"], self.state["waiting"]
         lengths = checked_lengths(lengths, self.batch_size, count, least=0)
         with exact(self.encoder.output.weight):
             ends = torch.tensor(lengths, device=self.device)[:, None]
             own = (torch.arange(count, device=self.device) < ends) & (self.state["total"] == FOREVER)
             joined = torch.cat([rest, samples.to(self.device, torch.float32) * own[:, None]], dim=-1)
-            frames = self.state["age"] - (-(ends + rest.shape[-1]) // hop)  # of a row that ends in this chunk
+            frames = self.state["age"] - (-(ends + waiting) // hop)  # of a row that ends in this chunk
             self.state["total"] = torch.minimum(self.state["total"], torch.where(ends < count, frames, FOREVER))
-            new = joined.shape[-1] // hop
-            self.state["rest"] = joined[..., new * hop :].clone()  # a view would hold all of them
+            new = (int(waiting.min()) + count) // hop
+            self.state["waiting"] = waiting + count - new * hop
+            self.state["rest"] = self._last(joined, self.state["waiting"])
             if not new:
                 return self._given(ends.new_zeros(self.batch_size, self.num_quantizers, 0), own[:, :0], 0)
-            x = joined[..., : new * hop].transpose(1, 2) * self._inside(new * hop, 0, hop)[..., None]
+            places = rest.shape[-1] - waiting + torch.arange(new * hop, device=self.device)  # of each row's frames
+            x = joined.transpose(1, 2).gather(1, places[..., None]) * self._inside(new * hop, 0, hop)[..., None]
             x = self._through_layers(x, new)
             latents = self.encoder.output(self.encoder.norm(x)).transpose(1, 2)
             codes, valid = self.quantizer(latents, self.num_quantizers).codes, self._inside(new, self.delay)
@@ -188,7 +206,8 @@ class StreamingEncoder(_Stream):
 
     def flush(self) -> Tensor:
         """End every row where it stands; the rest of the codes ``[B, K, n]``."""
-        missing = -self.state["rest"].shape[-1] % self.hop_length + self.delay * self.hop_length + 1
+        frames = self.delay - (-self.state["rest"].shape[-1] // self.hop_length)
+        missing = frames * self.hop_length - int(self.state["waiting"].min()) + 1
         codes = self.push(self.state["rest"].new_zeros(self.batch_size, 1, missing), [0] * self.batch_size)
         self.state["flushed"] = torch.ones_like(self.state["flushed"])
         return codes
