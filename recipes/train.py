@@ -19,7 +19,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codec.config import ConfigError, from_dict, require, to_dict
+from codec.config import ConfigError, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import read_json, write_json
@@ -62,8 +62,8 @@ EXIT_NOTE = """exit codes: 0 done, or stopped by ctrl-C, SIGTERM or a closed ter
 class Run:
     """A training run as one process sees it.
 
-    ``tracker`` and ``bar`` come when training begins, the tracker on the first process only. ``saved_step`` is that of the
-    last checkpoint, ``shown`` says that the reference examples have been shown.
+    ``changes`` are those of its settings. ``tracker`` and ``bar`` come when training begins, the tracker on the first process
+    only. ``saved_step`` is that of the last checkpoint, ``shown`` says that the reference examples have been shown.
     """
 
     config: TrainConfig
@@ -74,6 +74,7 @@ class Run:
     dataset: SegmentDataset
     valid: list[Record]
     counters: Counters
+    changes: Sequence[str] = ()
     tracker: Tracker | None = None
     bar: tqdm[Any] | None = None
     saved_step: int = -1
@@ -253,8 +254,6 @@ def set_up(args: argparse.Namespace) -> Run:
         raise ConfigError(f"data.batch_size {data.batch_size} cannot be shared evenly by {world} processes")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if accelerator.is_main_process else logging.ERROR)
     checkpoint = start_from(args.out, args.resume, args.minutes is not None, accelerator)
-    if checkpoint is not None:
-        check_same_networks(config, args.out / "config.json", int(checkpoint.name.removeprefix("step_")))
     records = [record for path in data.train for record in read_manifest(path)]
     valid = [record for path in data.valid for record in read_manifest(path)][: data.valid_limit or None]
     if not valid:
@@ -272,44 +271,45 @@ def set_up(args: argparse.Namespace) -> Run:
         counters=Counters(),
     )
     if checkpoint is not None:
+        run.changes = changes_since(args.out / "config.json", config, int(checkpoint.name.removeprefix("step_")))
         meta = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.counters = Counters(**meta)
         run.saved_step = run.counters.step
     return run
 
 
-def check_same_networks(config: TrainConfig, path: Path, step: int) -> None:
-    """Compare the networks with those of the run's config.json: a sample rate, say, changes no shape of a weight.
+def changes_since(path: Path, config: TrainConfig, step: int) -> list[str]:
+    """What differs from the run's config.json; checkpoints alone do not tell, as a sample rate changes no shape of a weight.
 
     Raises:
         CheckpointError: look_aheads or a field of model or discriminator differs, or phases.autoencoder, if the phase was
             over before ``step`` there or here, or the file is damaged.
     """
-    sections: dict[str, Any] = {"model": config.model, "discriminator": config.discriminator, "phases": config.phases}
+    changes = []
     try:
-        values = read_json(path) if path.is_file() else {}
-        require(isinstance(values, dict), "not a JSON object")
-        before = {name: from_dict(type(now), values[name], name) for name, now in sections.items() if name in values}
+        before = from_dict(TrainConfig, read_json(path), ignore_unknown=True) if path.is_file() else config
     except CodecError as error:
         raise CheckpointError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
-    if values:  # their order says which decoder looks how far
-        look_aheads = values.get("look_aheads", [])
-        before["look_aheads"] = tuple(look_aheads) if isinstance(look_aheads, list) else look_aheads
-    for section in before:
-        for name, old, new in differences(section, before[section], getattr(config, section)):
-            if section == "phases" and (name != "phases.autoencoder" or step <= min(old, new)):
-                continue  # what lies ahead may change; a quantizer is not matched twice, nor used unmatched
+    for name, old, new in differences("", before, config):
+        # a quantizer is not matched twice, nor used unmatched
+        fixed = name == "phases.autoencoder" and step > min(old, new)
+        if fixed or name.startswith(("model.", "discriminator.", "look_aheads")):
             raise CheckpointError(
                 f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
                 "own settings of it, and its --init, or another --out"
             )
+        if not name.startswith(("log.", "data.workers")):
+            changes.append(f"{name} is {new} instead of {old}")
+    return changes
 
 
 def differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
     """Name and both values of each field, at any depth, that differs between two configurations of one class."""
     if is_dataclass(old):
         for field in fields(old):
-            yield from differences(f"{name}.{field.name}", getattr(old, field.name), getattr(new, field.name))
+            yield from differences(
+                f"{name}.{field.name}".lstrip("."), getattr(old, field.name), getattr(new, field.name)
+            )
     elif old != new:
         yield name, old, new
 
@@ -367,7 +367,9 @@ def report(run: Run, values: dict[str, float]) -> None:
     if run.tracker is None or run.bar is None:
         return
     run.tracker.scalars(values, run.counters.step)
-    main = {k.split("/")[-1]: f"{v:.4g}" for k, v in values.items() if k.startswith(("loss/", "valid/", "speed/"))}
+    main = {
+        k.removeprefix("loss/"): f"{v:.4g}" for k, v in values.items() if k.startswith(("loss/", "valid/", "speed/"))
+    }
     if run.bar.disable:
         print(f"step {run.counters.step}: " + ", ".join(f"{k} {v}" for k, v in main.items()), flush=True)
     else:
@@ -381,7 +383,7 @@ def report_pace(run: Run, seconds: float) -> None:
         return
     left, rest = phases.steps - step, f"the run ends after {phases.minutes:g} minutes, whatever its step"
     if not phases.minutes:
-        rest = f"{left} more take {timedelta(seconds=round(seconds * left))} h at that speed"
+        rest = f"{left} more take {timedelta(seconds=round(seconds * left))} at that speed"
     run.bar.write(f"step {step} took {seconds:.2f} s; {rest}")
     sys.stdout.flush()
 
@@ -396,6 +398,10 @@ def describe_run(run: Run) -> None:
     facts = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
     for name, values in (("config.json", to_dict(run.config)), ("data.json", facts)):
         write_json(run.folder / name, values)
+    if run.changes:  # for the model's card
+        with open(run.folder / "notes.md", "a", encoding="utf-8") as notes:
+            print(f"\nFrom step {run.counters.step} on, {', '.join(run.changes)}.", file=notes)
+        logging.warning("other settings than before: %s", ", ".join(run.changes))
 
 
 # ---- the command line -------------------------------------------------------------------------------------------------

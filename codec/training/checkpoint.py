@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -48,7 +48,7 @@ def save_checkpoint(folder: Path, step: int, modules: Modules, optimizers: Optim
     checkpoint = folder / f"step_{step:08d}"
     checkpoint.mkdir(parents=True, exist_ok=True)  # a run killed in this place has left it without META
     with atomic_write(checkpoint / STATE) as path:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+        path.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
     write_json(checkpoint / META, {"step": step, **meta})
     return checkpoint
 

@@ -295,7 +295,7 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
     try:
         return from_dict(TrainConfig, values)
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}{' with --set' if overrides else ''}: {error}") from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -169,9 +169,7 @@ class Study:
         held = [record for record in records if is_held_out(record, config.held_out)]
         kept = [record for record in records if not is_held_out(record, config.held_out)]
         if not held or not kept:
-            raise ManifestError(
-                "too few speakers to hold some out; set held_out, or name more speakers in the manifest"
-            )
+            raise ManifestError("too few speakers: none, or all, are held out; set held_out (one in so many) otherwise")
         self.data = {"train": summary(kept), "measured": summary(held)}
         rate = config.model.sample_rate
         self._train = functools.partial(SegmentDataset, kept, rate, DataConfig(segment_seconds=config.segment_seconds))
