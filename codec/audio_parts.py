@@ -169,6 +169,7 @@ LAYOUTS = {
     b"caff": _Layout(8, 4, 8, "big", 1, 0),
     b"riff": _Layout(40, 16, 8, "little", 8, 24),
 }
+SAMPLES = (b"data", b"SSND", b"BODY")  # chunks that hold them
 AU = _Layout(0, 0, 4, "big", 1, 0)
 MP3_IN_WAV = b"\x55\0"
 # a killed writer leaves a size of 8 (AIFF) or 4 (CAF): the bytes before the samples that it counts; up to 8 bytes behind
@@ -198,7 +199,7 @@ def _chunked_parts(source: _Source) -> list[Part]:
             long_size = data + 8
         elif chunk == b"fmt ":
             coding = source.at(data, 2)
-        elif chunk in (b"data", b"SSND", b"BODY"):
+        elif chunk in SAMPLES:
             size_at = data - layout.size_bytes
             if long_size and source.at(size_at, 4) == b"\xff" * 4:
                 size_at, layout = long_size, layout._replace(size_bytes=8)
@@ -214,8 +215,12 @@ def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patch
     told = int.from_bytes(source.at(size_at, layout.size_bytes), layout.order)
     size, there = max(told - layout.counted, 0), max(source.end - data, 0)
     end, note = data + size + -size % layout.align, ""
-    for *_, end in _chunks(source, end, layout) if layout.id_bytes else ():  # noqa: B007, B020
-        pass
+    for chunk, _, following in _chunks(source, end, layout) if layout.id_bytes else ():
+        if following > source.end + layout.align:  # bytes that look like a chunk's head
+            break
+        end = following
+        if chunk in SAMPLES:
+            note = "samples in a second chunk are left out"
     stray = source.end - end
     if (size <= HEAD_BYTES < stray) or (size > there and any(told in sizes for sizes in UNKNOWN_SIZES)):
         true_size = min(there + layout.counted, 256**layout.size_bytes - 1)
@@ -252,7 +257,6 @@ class _Link:
 
     start: int
     stop: int = 0  # of its last page
-    num_pages: int = 0
     last: dict[bytes, bytes] = field(default_factory=dict)  # by stream: the head of its last page
 
 
@@ -263,20 +267,25 @@ def _ogg_parts(source: _Source) -> list[Part]:
     for position, page in _ogg_pages(source):
         if not links or (page[5] & 2 and not in_head):
             links.append(_Link(position))
-        link, in_head = links[-1], page[5] & 2
-        link.stop, link.num_pages, link.last[page[14:18]] = position + len(page), link.num_pages + 1, page[:27]
+        link, in_head, stream = links[-1], page[5] & 2, page[14:18]
+        expected = _number_of(link.last[stream]) + 1 if stream in link.last else 0
+        if (number := _number_of(page)) != expected and number < expected + JOINED_PAGES:
+            raise source.damage(f"page {number} of an Ogg stream stands where page {expected} should be")
+        link.stop, link.last[stream] = position + len(page), page[:27]
     parts = []
     for link, stop in zip(links, [*(link.start for link in links[1:]), source.end], strict=True):
-        missing = sum(int.from_bytes(head[18:22], "little") + 1 for head in link.last.values()) - link.num_pages
         note = ""
-        if 0 < missing < JOINED_PAGES:
-            raise source.damage(f"an Ogg stream lacks {missing} of its pages")
         if not all(head[5] & 4 for head in link.last.values()):
             note = "an Ogg stream in it has no last page and may be cut short"
             if link.stop < stop:
                 raise source.damage("an Ogg stream ends in bytes that are no Ogg page")
         parts.append(Part(source.file, [range(link.start, stop)], note=note))
     return parts
+
+
+def _number_of(page: bytes) -> int:
+    """That of an Ogg page within its stream."""
+    return int.from_bytes(page[18:22], "little")
 
 
 def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:
@@ -303,34 +312,38 @@ def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:
 
 # ---- MP3 --------------------------------------------------------------------------------------------------------------
 
-FRAME_START = rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb]"
-KBPS = (  # of MPEG 2 and 2.5, and of MPEG 1
+FRAME_START = rb"\xff[\xe2-\xe5\xf2-\xf5\xfa-\xfd]"
+KBPS = (  # of MPEG 2 and 2.5, of MPEG 1 in layer III, and in layer II, which are MP2 files
     (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+    (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
 )
+MP2_SAMPLES = 1152  # per frame of layer II
 TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
 
 
 class _Frame(NamedTuple):
-    """What the first four bytes of an MP3 frame say."""
+    """What the first four bytes of an MP3 or MP2 frame say."""
 
     kind: int  # what stays the same in a stream: version, sample rate, one channel or two
     num_bytes: int
-    info_at: int  # where a frame without audio says "Xing" or "Info"
+    info_at: int  # where a frame without audio says "Xing" or "Info"; 0 in layer II
 
 
 @functools.lru_cache(4096)
 def _frame(head: bytes) -> _Frame | None:
-    """The MP3 frame that begins with these four bytes; None if none does, or one of free format."""
+    """The frame that begins with these four bytes; None if none does, or one of free format."""
     bits = int.from_bytes(head, "big")
     version, layer, bitrate, rate = bits >> 19 & 3, bits >> 17 & 3, bits >> 12 & 15, bits >> 10 & 3
-    if bits >> 21 != 0x7FF or version == 1 or layer != 1 or bitrate in (0, 15) or rate == 3:
+    if bits >> 21 != 0x7FF or version == 1 or layer not in (1, 2) or bitrate in (0, 15) or rate == 3:
         return None
     first_version, mono = version == 3, bits >> 6 & 3 == 3
     hertz = (44100, 48000, 32000)[rate] >> (2, 0, 1, 0)[version]
-    num_bytes = (72, 144)[first_version] * 1000 * KBPS[first_version][bitrate - 1] // hertz + (bits >> 9 & 1)
+    kbps = KBPS[first_version * layer][bitrate - 1]
+    num_bytes = (72 if layer == 1 and not first_version else 144) * 1000 * kbps // hertz + (bits >> 9 & 1)
     info_at = ((21, 13), (36, 21))[first_version][mono] + 2 * (not bits >> 16 & 1)  # behind a checksum, if any
-    return _Frame(bits & 0xFFFE0C00 | mono, num_bytes, info_at)
+    stays = 0xFFFE0C00 if layer == 1 else 0xFFFEFC00  # the bitrate of layer II, by which libsndfile guesses the length
+    return _Frame(bits & stays | mono, num_bytes, info_at * (layer == 1))
 
 
 def _mp3_frames(source: _Source) -> Iterator[tuple[int, bytes, _Frame]]:
@@ -391,11 +404,14 @@ def _mp3_part(source: _Source, stream: _Stream, end: int) -> Part:
     lost = sum(following - run.stop for run, following in gaps if source.at(run.stop, 3) not in TAGS)
     if num_frames < stream.promised - (not lost):
         raise incomplete(source.name, num_frames, stream.promised, "MP3 frames")
+    note = f"{lost:,} bytes in it are no MP3 frames, so some audio may be missing" if lost else ""
+    first = _frame(stream.head[:4])
+    if first is not None and not first.info_at:
+        return Part(source.file, runs, num_frames * MP2_SAMPLES, note)
     if num_frames == stream.promised:
         return Part(source.file, runs)
     head = (int.from_bytes(stream.head[:4], "big") & ~0xF200 | 0x19000).to_bytes(4, "big")  # no checksum, long enough
     info = _frame(head)
     assert info is not None
     head = head.ljust(info.info_at, b"\0") + b"Info\0\0\0\1" + num_frames.to_bytes(4, "big")
-    note = f"{lost:,} bytes in it are no MP3 frames, so some audio may be missing" if lost else ""
     return Part(source.file, [head.ljust(info.num_bytes, b"\0"), runs[0][stream.silent_bytes :], *runs[1:]], note=note)

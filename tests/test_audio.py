@@ -192,6 +192,23 @@ def test_a_size_of_half_the_samples_is_said(file_format: str, caplog: pytest.Log
     assert "48,0" in caplog.text and "belong to no chunk and are left out; 1.0 s are read" in caplog.text
 
 
+def test_what_follows_the_samples_is_left_out_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    wav, w64 = noise_as("WAV"), noise_as("W64")
+    assert len(decoded(wav + wav[36:])) == len(decoded(w64 + 1000 * b"junk")) == 48_000
+    assert "samples in a second chunk are left out; 2.0 s" in caplog.text and "followed by 4,000" in caplog.text
+
+
+def test_mp2(caplog: pytest.LogCaptureFixture) -> None:
+    """Silent frames of 128 and of 64 kbit/s: by the first one's bitrate their number would be another."""
+    parts = [
+        bytes([0xFF, 0xFD, index << 4, 0xC0]).ljust(144_000 * kbps // 44_100, b"\0")
+        for index, kbps in ((8, 128), (4, 64))
+    ]
+    assert len(decoded(40 * parts[0] + 60 * parts[1])) == 100 * 1152 and not caplog.text
+    assert len(decoded(20 * parts[0] + bytes(300) + 20 * parts[0])) == 40 * 1152
+    assert "300 bytes in it are no MP3 frames" in caplog.text
+
+
 def test_flac_headers(caplog: pytest.LogCaptureFixture) -> None:
     whole = decoded(noise_as("FLAC"))
     for data in (flac_claiming(0), flac_claiming(0) + ID3V1, ID3 + noise_as("FLAC") + ID3V1):
@@ -209,7 +226,7 @@ def test_damaged_ogg(subtype: str, caplog: pytest.LogCaptureFixture) -> None:
     pages = pages_of(ogg(subtype, np.tile(NOISE, 3)))
     assert len(pages) > 5
     for index, page in enumerate(pages):
-        for instead in (b"", bytes(len(page)), flipped(page, -20))[index == len(pages) - 1 :]:
+        for instead in (b"", bytes(len(page)), flipped(page, -20), 2 * page)[index == len(pages) - 1 :]:
             with pytest.raises(AudioError, match=r"is damaged|is not audio"):
                 decoded(b"".join([*pages[:index], instead, *pages[index + 1 :]]))
     assert not caplog.text
@@ -245,7 +262,7 @@ def test_one_file_behind_another(parts: list[bytes], caplog: pytest.LogCaptureFi
     assert measure(io.BytesIO(b"".join(parts))) == (len(whole), 24_000) and not caplog.text
     if parts[0].startswith(b"OggS"):
         first, *rest = pages_of(parts[1])
-        with pytest.raises(AudioError, match="an Ogg stream lacks 1 of its pages"):
+        with pytest.raises(AudioError, match="stands where page 0 should be"):
             decoded(parts[0] + bytes(len(first)) + b"".join(rest))
 
 
