@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from numpy.typing import NDArray
@@ -22,9 +22,6 @@ from codec.streaming import StreamingDecoder, StreamingEncoder
 from codec.weights import Bits, Outline, load_weights, save_weights
 
 FRAMES_AT_ONCE = 2**15  # of a whole batch: bounds the memory of what is computed at once
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 @dataclass
@@ -61,7 +58,6 @@ class Codec(nn.Module, CodecBase[Tensor]):
         self.quantizer = build_quantizer(config.quantizer, config.latent_dim)
         self.num_quantizers, self.codebook_size = self.quantizer.num_quantizers, self.quantizer.codebook_size
         self.decoder = Decoder(config)
-        self._hashed: tuple[object, list[Tensor], str] = None, [], ""  # see fingerprint
 
     # ---- what it is -----------------------------------------------------------------------------------------------
 
@@ -75,17 +71,10 @@ class Codec(nn.Module, CodecBase[Tensor]):
         return next(self.parameters()).device
 
     @property
-    def fingerprint(self) -> str:  # computed again only after one of the tensors was written to
-        tensors = [tensor.detach() for tensor in self.quantizer.codebook_state()]
-        # torch counts the writes to a tensor; not to one that was made in inference mode, which is hashed each time
-        writes = [(tensor.data_ptr(), object() if tensor.is_inference() else tensor._version) for tensor in tensors]
-        if writes != self._hashed[0]:  # the tensors are held, so that no other one can take their places
-            self._hashed = writes, tensors, self._fingerprint_of(tensor.cpu().float().numpy() for tensor in tensors)
-        return self._hashed[-1]
-
-    def train(self, mode: bool = True) -> Self:
-        self._hashed = None, [], ""  # writes through ``.data``, as averages of weights are put in, are not counted
-        return super().train(mode)
+    def fingerprint(self) -> str:
+        state = self.quantizer.codebook_state()
+        arrays = (tensor.detach().cpu().float().numpy() for tensor in state)
+        return self.quantizer.kept("fingerprint", state, lambda: self._fingerprint_of(arrays))
 
     @property
     def encoder_context(self) -> Context:

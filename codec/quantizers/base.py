@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -14,6 +14,10 @@ from torch.nn import functional as F
 
 from codec.errors import CodecError
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+Kept = TypeVar("Kept")
 Init = Literal["first_batch"] | None
 Gradient = Literal["ste", "rotation"]
 CPU_TILE = (256, 2048)  # points x codes: 2 MiB of distances stay in a core's cache, which more than halves the time
@@ -68,6 +72,7 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         one_of("init", init, "first_batch", None)
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
+        self._kept: dict[str, tuple[object, list[Tensor], Any]] = {}
         self._awaits_start = init is not None
         if init is not None:
             self.register_buffer("started", torch.tensor(False))
@@ -146,6 +151,20 @@ class Quantizer(nn.Module, ABC):
         if distributed.is_available() and distributed.is_initialized():
             for tensor in self.state_dict().values():
                 distributed.broadcast(tensor, src=0)
+
+    def kept(self, name: str, tensors: list[Tensor], compute: Callable[[], Kept]) -> Kept:
+        """What follows from these tensors, computed again only after one was written to or gave its place to another."""
+        # torch counts the writes to a tensor; not to one that was made in inference mode, which counts as written to
+        writes = [(tensor.data_ptr(), object() if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if name not in self._kept or self._kept[name][0] != writes:
+            held = [tensor.detach() for tensor in tensors]  # their memory: no other tensor can come to lie there
+            self._kept[name] = writes, held, compute()
+        value: Kept = self._kept[name][2]
+        return value
+
+    def train(self, mode: bool = True) -> Self:
+        self._kept.clear()  # writes through ``.data``, as averages of weights are put in, are not counted
+        return super().train(mode)
 
     def points(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Latents or codes ``[B, N, C]``; with a mask ``[1, M, C]``."""

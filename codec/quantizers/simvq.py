@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from torch.nn import functional as F
 
 from codec.quantizers import base
 from codec.quantizers.base import Gradient, Init, Quantizer, QuantizerOutput, one_of
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class SimVQ(Quantizer):
@@ -79,7 +76,6 @@ class SimVQ(Quantizer):
         self.weight = nn.Parameter(torch.ones(d) if self.diagonal else torch.eye(d))
         self.bias = nn.Parameter(torch.zeros(d)) if map_bias else None
         self.project_in, self.project_out = base.projections(dim, d)
-        self._cached: tuple[object, Tensor] | None = None  # see ``codebook``
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
         z = self.project_in(latents.transpose(1, 2))  # [B, N, d], the lookup space
@@ -105,23 +101,15 @@ class SimVQ(Quantizer):
         mapped = rows * self.weight if self.diagonal else rows @ self.weight
         return mapped if self.bias is None else mapped + self.bias
 
-    def train(self, mode: bool = True) -> Self:
-        self._cached = None  # writes through ``.data``, as averages of weights are put in, leave no trace
-        return super().train(mode)
-
     @property
     def codebook(self) -> Tensor:
         """The effective table ``[V, d]`` in float32, without gradient; kept in eval mode, where W then costs nothing."""
-        tensors = [t for t in (self.basis, self.weight, self.bias) if t is not None]
-        # ``_version`` counts changes in place; inference tensors have none
-        lasting = not self.training and not any(t.is_inference() for t in tensors)
-        key = [(id(t), t._version, t.device) for t in tensors] if lasting else None
-        if key is not None and self._cached is not None and self._cached[0] == key:
-            return self._cached[1]
+        tensors = [tensor for tensor in (self.basis, self.weight, self.bias) if tensor is not None]
+        return self._table() if self.training else self.kept("codebook", tensors, self._table)
+
+    def _table(self) -> Tensor:
         with torch.no_grad(), torch.autocast(self.basis.device.type, enabled=False):
-            table = self.map_basis(self.basis).float()
-        self._cached = None if key is None else (key, table)
-        return table
+            return self.map_basis(self.basis).float()
 
     def match(self, latents: Tensor) -> None:
         """Data-matched start: principal components for the projections, then ``matched_map`` of what the lookup sees."""

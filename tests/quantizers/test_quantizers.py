@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec import health
@@ -91,6 +91,20 @@ def test_codebook_state_is_all_that_decides_what_codes_mean(quantizer: Quantizer
         tensor.add_(1 + torch.rand(tensor.shape).to(tensor))
         assert not torch.equal(quantizer.decode(codes), before), "a tensor has no place in it"
         tensor.copy_(old)
+
+
+@torch.no_grad()
+def test_a_kept_table_follows_tensors_that_are_put_in_place_of_others() -> None:
+    """Also where Python puts the new one where the old one was, as it happens now and then."""
+    quantizer = started(make("simvq"))
+    for _ in range(200):
+        before = quantizer.codebook.clone()
+        del quantizer.weight
+        quantizer.weight = nn.Parameter(torch.randn(4, 4))
+        table = quantizer.map_basis(quantizer.basis)
+        assert torch.equal(quantizer.codebook, table) and not torch.equal(table, before)
+    assert quantizer.codebook is quantizer.codebook
+    assert not torch.equal(quantizer.bfloat16().float().codebook, table)
 
 
 def test_gradients_reach_latents_and_every_parameter(quantizer: Quantizer) -> None:
