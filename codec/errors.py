@@ -8,7 +8,7 @@
     ├── ContainerError                codec.container
     ├── AudioError                    codec.audio
     ├── ModelError                    codec.pretrained
-    ├── ManifestError, PrepareError, FetchError      codec.corpus
+    ├── ManifestError, PrepareError                  codec.corpus
     ├── CheckpointError, TrainingError               codec.training
     └── MetricError, EvaluationError, ReportError    codec.evaluation
 

@@ -18,10 +18,6 @@ from codec.errors import CodecError
 CHUNK = 1 << 20  # bytes read at once
 
 
-class FetchError(CodecError):
-    """An archive that cannot be had; the message is one line for the user."""
-
-
 def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> None:
     """Make sure that ``archive`` has this checksum ("algorithm:hex digest"), downloading it from ``url`` if it is missing.
 
@@ -29,21 +25,21 @@ def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> No
     from it. One with a wrong checksum is removed; one that is not of the ``size`` in bytes, if known, is not begun.
 
     Raises:
-        FetchError: no connection, an answer that is no file, a wrong size or checksum.
+        CodecError: no connection, an answer that is no file, a wrong size or checksum.
     """
     algorithm = checksum.partition(":")[0]
     if archive.exists():
         if (actual := _checksum_of(archive, algorithm)) != checksum:
-            raise FetchError(f"{archive} has the checksum {actual}, expected {checksum}; remove it to fetch it anew")
+            raise CodecError(f"{archive} has the checksum {actual}, expected {checksum}; remove it to fetch it anew")
         return
     part = archive.with_name(archive.name + ".part")
     try:
         _fetch_rest(url, part, size)
     except (OSError, http.client.HTTPException) as error:
-        raise FetchError(f"cannot download {url}: {error}; the same command goes on from what has come") from None
+        raise CodecError(f"cannot download {url}: {error}; the same command goes on from what has come") from None
     if (actual := _checksum_of(part, algorithm)) != checksum:
         part.unlink()
-        raise FetchError(f"{url} came with the checksum {actual}, expected {checksum}; the download was removed")
+        raise CodecError(f"{url} came with the checksum {actual}, expected {checksum}; the download was removed")
     part.rename(archive)
 
 
@@ -70,14 +66,14 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> None:
             return  # nothing is missing: the run before was killed between the last byte and the check
         raise
     except ValueError as error:  # an address that cannot be
-        raise FetchError(f"cannot download {url}: {error}") from None
+        raise CodecError(f"cannot download {url}: {error}") from None
     with response:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else size
         if size not in (None, total):
-            raise FetchError(f"{url} has {total} bytes, expected {size}")
+            raise CodecError(f"{url} has {total} bytes, expected {size}")
         bar = tqdm.wrapattr(response, "read", total, desc=part.stem, initial=have, disable=None)
         with open(part, "ab" if have else "wb") as file, bar as body:
             shutil.copyfileobj(body, file, CHUNK)
@@ -92,24 +88,24 @@ def unpack(archive: Path, inside: str, base: Path) -> None:
     Members that would leave that folder are refused, and all links: by them tarfile's own filter has been deceived.
 
     Raises:
-        FetchError: a damaged or malicious archive, or one without the folder ``inside``.
+        CodecError: a damaged or malicious archive, or one without the folder ``inside``.
     """
     if not hasattr(tarfile, "data_filter"):
-        raise FetchError("unpacking safely needs Python 3.10.12, 3.11.4, 3.12 or later")
+        raise CodecError("unpacking safely needs Python 3.10.12, 3.11.4, 3.12 or later")
     staging = base / ".unpacking"
     shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
     try:
         with tarfile.open(archive) as tar:
             for member in tqdm(tar, desc=f"unpacking {archive.name}", unit=" files", disable=None):
                 if not (member.isreg() or member.isdir()):
-                    raise FetchError(f"{archive} holds a link or a special file, {member.name!r}; it is not unpacked")
+                    raise CodecError(f"{archive} holds a link or a special file, {member.name!r}; it is not unpacked")
                 tar.extract(member, staging, filter="data")
         if not (staging / inside).is_dir():
-            raise FetchError(f"{archive} has no folder {inside}")
+            raise CodecError(f"{archive} has no folder {inside}")
         for item in sorted((staging / inside).iterdir()):
             if not (base / item.name).exists():
                 item.rename(base / item.name)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise FetchError(f"cannot unpack {archive}: {error}") from None
+        raise CodecError(f"cannot unpack {archive}: {error}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)

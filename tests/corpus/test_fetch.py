@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from loading import encoded, load_script, tar
 
-from codec.corpus.fetch import FetchError, fetch, unpack
+from codec.corpus.fetch import fetch, unpack
 from codec.corpus.manifest import read_manifest
+from codec.errors import CodecError
 
 libritts = load_script("data/libritts/prepare.py")
 
@@ -83,7 +84,7 @@ def test_fetch_goes_on_from_a_part(server: Server, url: str, tmp_path: Path, hav
     """That a lost connection left; it starts over where the server does not resume, and fetches nothing twice."""
     archive, server.breaks_after = tmp_path / "a.bin", have
     if have < len(CONTENT):
-        with pytest.raises(FetchError, match=f"the connection ended after {have} of {len(CONTENT)} bytes"):
+        with pytest.raises(CodecError, match=f"the connection ended after {have} of {len(CONTENT)} bytes"):
             fetch(url, archive, sha256(CONTENT))
     else:  # killed between the last byte and the check
         (tmp_path / "a.bin.part").write_bytes(CONTENT)
@@ -106,11 +107,11 @@ def test_fetch_refuses_what_is_not_as_expected(url: str, tmp_path: Path) -> None
         ("http://127.0.0.1:1/a.bin", wrong, None, "cannot download http://127.0.0.1:1/a.bin: "),
         ("no-scheme/a.bin", wrong, None, "cannot download no-scheme/a.bin: "),
     ):
-        with pytest.raises(FetchError, match=message):
+        with pytest.raises(CodecError, match=message):
             fetch(address, archive, checksum, size=size)
         assert list(tmp_path.iterdir()) == []
     archive.write_bytes(b"mine")
-    with pytest.raises(FetchError, match="remove it to fetch it anew"):
+    with pytest.raises(CodecError, match="remove it to fetch it anew"):
         fetch(url, archive, sha256(CONTENT))
     assert archive.read_bytes() == b"mine"
 
@@ -143,7 +144,7 @@ def test_unpack_adds_whole_items_only(tmp_path: Path) -> None:
 def test_unpack_refuses_bad_archives(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(content)
     (tmp_path / "base").mkdir()
-    with pytest.raises(FetchError, match=message):
+    with pytest.raises(CodecError, match=message):
         unpack(tmp_path / "a.tar.gz", "X", tmp_path / "base")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar.gz", "base"]
 
