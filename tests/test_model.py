@@ -19,7 +19,7 @@ from torch import Tensor
 import codec.autoencoder
 import codec.base
 from codec import CodecError
-from codec.autoencoder import Linear
+from codec.autoencoder import ConvNeXtBlock, Linear
 from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.model import Codec
 from codec.pretrained import ModelError
@@ -138,6 +138,17 @@ def test_windows_hold_every_frame_once(pieces: list[int], size: int, context: Co
             done += count
     assert done == frames and max(ending, default=0) - min(ending, default=0) <= 1
     assert max(ending, default=1) <= -(-size // divisor)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says that it will leave tracing behind
+def test_a_traced_block_takes_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients, too, where long signals are otherwise computed piece by piece."""
+    monkeypatch.setattr(codec.autoencoder, "HIDDEN_ELEMENTS", 2000)
+    block = ConvNeXtBlock(16, kernel_size=7, look_ahead=3, scale=0.5)
+    with torch.no_grad():
+        traced: Any = torch.jit.trace(block, torch.randn(1, 20, 16))  # type: ignore[no-untyped-call]
+        x = torch.randn(1, 90, 16)
+        torch.testing.assert_close(traced(x), block(x))
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 11, 20])
