@@ -104,8 +104,10 @@ class SimVQ(Quantizer):
     @property
     def codebook(self) -> Tensor:
         """The effective table ``[V, d]`` in float32, without gradient; kept in eval mode, where W then costs nothing."""
+        if self.training or torch.compiler.is_compiling():
+            return self._table()
         tensors = [tensor for tensor in (self.basis, self.weight, self.bias) if tensor is not None]
-        return self._table() if self.training else self.kept("codebook", tensors, self._table)
+        return self.kept("codebook", tensors, self._table)
 
     def _table(self) -> Tensor:
         with torch.no_grad(), torch.autocast(self.basis.device.type, enabled=False):

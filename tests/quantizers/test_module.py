@@ -193,9 +193,11 @@ def test_codes_of_another_residual_stack_are_equal() -> None:
 
 
 @pytest.mark.slow
-def test_compilation_changes_no_code(quantizer: Any) -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_compilation_changes_no_code(quantizer: Any, training: bool) -> None:
     x = latents(2, 50).transpose(1, 2)
     expected = quantizer(x).codes
+    quantizer.train(training)
     quantized, codes, loss = torch.compile(lambda x: tuple(quantizer(x)), backend="eager", fullgraph=True)(x)
     assert torch.equal(codes, expected)
     (quantized.square().mean() + loss).backward()
