@@ -78,6 +78,5 @@ def test_neither_is_there(run: Run, encoded: Path, one_line: Said, monkeypatch: 
     for package in ("torch", "onnxruntime"):
         monkeypatch.setitem(sys.modules, package, None)
     assert run("decode", encoded, "x.wav") == 1
-    message = "to run models without torch, onnxruntime is needed: pip install onnxruntime"
-    assert one_line() == f"codec-decode: error: {message}\n"
+    assert "without torch, onnxruntime is needed: pip install onnxruntime" in one_line()
     assert environment()["devices"] == "cpu"

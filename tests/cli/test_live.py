@@ -13,7 +13,7 @@ from typing import IO
 import numpy as np
 import pytest
 import soundfile
-from loading import Said, encoded, flipped
+from loading import Said, encoded
 from shell import RATE, Run, Samples, process
 
 from codec import Codec, container
@@ -140,15 +140,9 @@ def test_what_is_wrong_with_the_input(run: Run, piped: Piped, one_line: Said, da
     assert f"stdin: {said[bool(out)]}" in one_line()
 
 
-def test_damage_of_a_stream(run: Run, sound: Samples, piped: Piped, stderr: Said) -> None:
+def test_a_stream_whose_end_is_missing_is_salvaged(sound: Samples, piped: Piped, stderr: Said) -> None:
     _, coded = piped("encode", encoded(sound[:RATE]))
     _, whole = piped("decode", coded)
-    head = len(container.pack_header(Reader(io.BytesIO(coded)).header))
-    damaged = flipped(coded, head + 300)
-    assert piped("decode", damaged)[0] == 1
-    assert "is damaged (its checksum is wrong); --salvage decodes" in stderr()
-    code, out = piped("decode", damaged, "--salvage")
-    assert code == 0 and len(out) == len(whole) and "s of silence instead" in stderr()
     code, out = piped("decode", coded[:-50], "--salvage")
     assert code == 0 and "truncated: its end is missing; the output ends there" in stderr()
     assert out[: len(out) // 2] == whole[: len(out) // 2]

@@ -13,7 +13,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from codec.config import ConfigError
+from codec.config import ConfigError, to_dict
 from codec.corpus.manifest import Record
 from codec.quantizers import build_quantizer
 
@@ -22,11 +22,7 @@ report = load_script("recipes/collapse/report.py")
 run = load_script("recipes/collapse/run.py")
 CONFIGS = sorted((Path(run.__file__).parent).glob("*.yaml"))
 TINY = {
-    "model": {
-        "sample_rate": 16000, "latent_dim": 8,
-        "encoder": {"strides": [8, 5, 5], "widths": [4, 8, 8], "depths": [0, 0, 1]},
-        "decoder": {"width": 16, "depth": 1, "n_fft": 400},
-    },
+    "model": to_dict(load_script("tests/golden/make.py").tiny_config("simvq")),
     "quantizers": {"vq": {"kind": "vq", "codebook_dim": 8}, "simvq": {"kind": "simvq", "codebook_dim": 8},
                    "residual_simvq": {"kind": "residual_simvq", "codebook_dim": 8, "num_quantizers": 2}},
     "cells": [
@@ -56,7 +52,7 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, one_erro
     a, b = (json.loads(files["vq-32-matched-seed0.json"]) for files in (first, again))
     assert a["measured"] == b["measured"] and a["curve"] == b["curve"], "a cell is a function of its seed"
     result = json.loads(again["simvq-32-default-seed0.json"])
-    assert result["steps"] == len(result["curve"]["mel"]) == 3 and result["measured"]["stages"][0]["frames"] == 120
+    assert result["steps"] == len(result["curve"]["mel"]) == 3 and result["measured"]["stages"][0]["frames"] == 300
     vq = json.loads(again["vq-32-default-seed0.json"])
     assert vq["curve"]["codes_in_step"][0] == result["curve"]["codes_in_step"][0], "both start with the same codes"
     assert vq["curve"]["mel"][0] == result["curve"]["mel"][0]

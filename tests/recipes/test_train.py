@@ -21,7 +21,6 @@ from loading import Said, load_script, recipe, wait_for
 from safetensors.torch import load_file
 from training_runs import DEBUG, QUANTIZED, QUIET, RECIPES, TORCHRUN, command, finish, start, state, train
 
-from codec.cli.commands import decode_main, encode_main
 from codec.corpus.manifest import Record, write_manifest
 from codec.training.checkpoint import latest_checkpoint, whole_checkpoints
 from codec.training.config import load_train_config
@@ -31,7 +30,6 @@ from codec.training.tracking import read_scalars
 
 MUON = "optimizer.muon_learning_rate=1.0e-3"
 LONG = ("phases.steps=100000", "log.valid_every=100000")
-EXAMPLE = RECIPES.parent / "tests" / "assets" / "example.wav"
 
 
 def test_a_short_run_goes_through_all_phases(corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,7 +228,7 @@ def test_two_processes_average_to_the_gradients_of_one(corpus: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: Path) -> None:
+def test_a_run_is_killed_resumed_exported_and_trained_on(corpus: Path, tmp_path: Path) -> None:
     run, model = tmp_path / "run", tmp_path / "model"
     checkpoints = run / "checkpoints"
     endless = command(corpus, run, *LONG, "data.workers=1")
@@ -255,9 +253,6 @@ def test_a_run_is_killed_resumed_exported_and_used(corpus: Path, tmp_path: Path)
     assert "made here | CC0" in (model / "README.md").read_text()
     average, exported = state(run, last, "average"), load_file(model / "model.safetensors")
     assert exported.keys() == average.keys() and all(torch.equal(exported[k], average[k]) for k in average)
-    assert encode_main([str(EXAMPLE), str(tmp_path / "a.codes"), "--model", str(model)]) == 0
-    assert decode_main([str(tmp_path / "a.codes"), str(tmp_path / "a.wav"), "--model", str(model)]) == 0
-    assert soundfile.info(tmp_path / "a.wav").frames == soundfile.info(EXAMPLE).frames
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(RECIPES / "accelerate" / "cpu.yaml"))
     tuned = tmp_path / "tuned"  # the precision is fixed for a process
     finish(start([*command(corpus, tuned, "precision=bf16", launcher=launcher), *QUIET, "--init", str(model)]))
