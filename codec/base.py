@@ -176,18 +176,20 @@ class CodecBase(Generic[Signal]):
         Args:
             codes: integers ``[B, k, N]`` or ``[k, N]``; any prefix of the model's stages decodes.
             num_quantizers: use only the first so many of them.
-            lengths: ``[B]``, samples of each item: frames beyond them are not decoded, and shorter waveforms are followed
-                by zeros up to the longest.
+            lengths: ``[B]``, samples of each item: frames beyond them are not decoded, whatever pads them, and shorter
+                waveforms are followed by zeros up to the longest.
             gain_db: by how many dB the waveform, or each item, is to be raised: what encode was given.
             exact: see :meth:`encode`.
 
         Raises:
             CodecError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
         """
-        codes = self._checked_codes(codes[None] if getattr(codes, "ndim", 0) == 2 else codes, "[B, K, N]")
+        codes = self._integers(codes[None] if getattr(codes, "ndim", 0) == 2 else codes, "[B, K, N]")
         batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
+        for item, length in zip(codes, samples, strict=True):
+            self._check_range(item[:, : self.num_frames(length)])
         gains = _checked_gains(gain_db, batch)
         if exact:
             sizes = [self.num_frames(length) for length in samples]
@@ -317,6 +319,16 @@ class CodecBase(Generic[Signal]):
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
         """The codes as int64, if they can be this model's and of this ``shape``."""
+        codes = self._integers(values, shape)
+        self._check_range(codes)
+        return codes
+
+    def _check_range(self, codes: Signal) -> None:
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
+
+    def _integers(self, values: Any, shape: str) -> Signal:
+        """As int64, if they are of this ``shape`` and have as many stages as codes can have."""
         codes = self._array(values, integers=True)
         if codes is None or codes.ndim != shape.count(",") + 1:
             raise CodecError(f"codes must be integers {shape}, not {kind_of(values)}")
@@ -324,8 +336,6 @@ class CodecBase(Generic[Signal]):
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
         if 0 in codes.shape:
             raise CodecError("codes are empty")
-        if codes.min() < 0 or codes.max() >= self.codebook_size:
-            raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
         return codes
 
     def _floats(self, values: Any, name: str, shape: str, or_else: str = "") -> Signal:

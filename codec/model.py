@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.autoencoder import Decoder, Encoder, exact
-from codec.base import WINDOW_FRAMES, CodecBase, native
+from codec.base import WINDOW_FRAMES, CodecBase
 from codec.config import CodecConfig, Context, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, write_json
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
 from codec.quantizers import build_quantizer
-from codec.streaming import StreamingDecoder, StreamingEncoder
+from codec.streaming import StreamingDecoder, StreamingEncoder, as_tensor
 from codec.weights import Bits, Outline, load_weights, save_weights
 
 FRAMES_AT_ONCE = 2**15  # of a whole batch: bounds the memory of what is computed at once
@@ -41,13 +41,14 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights. Worker
     processes must be spawned, not forked: a forked child of a process in which torch has run on threads hangs. Codes and
-    audio are computed in float32, also inside an autocast; after ``half()`` or ``bfloat16()`` only ``forward`` works, which
-    is for training and has the precision around it: other codes than ``encode``.
+    audio are computed in float32, also inside an autocast, and refused after ``half()`` or ``bfloat16()``. ``forward`` is for
+    training, and has the precision of the autocast around it: other codes than ``encode``.
 
     Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, without gradients but for ``forward``.
     """
 
     _library, _noun = torch, "tensor"
+    _array = staticmethod(as_tensor)
 
     def __init__(self, config: CodecConfig, name: str = "unnamed") -> None:
         super().__init__()
@@ -118,13 +119,14 @@ class Codec(nn.Module, CodecBase[Tensor]):
     # ---- use ------------------------------------------------------------------------------------------------------
 
     def latents(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """Latents float ``[B, D, N]`` of a waveform, not quantized: those of :meth:`encode`, with its errors."""
+        """Latents float ``[B, D, N]`` of a waveform, not quantized: of :meth:`encode` at a gain of 0, and its errors."""
         items = self._items(waveform, sample_rate)
         return torch.cat([torch.cat(list(self._frame_windows([item])), dim=-1) for item in items])
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Waveform float ``[B, 1, T]``, ``T = N * hop_length``, of any latents float ``[B, D, N]``, quantized or not.
 
+        Without gradients, which ``codec.decoder(latents)`` has: all at once, and the same but for rounding.
         ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
         latents = self._floats(latents, "latents", f"[B, {self.config.latent_dim}, N]")
@@ -192,14 +194,6 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     def from_numpy(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array)
-
-    def _array(self, values: Any, integers: bool) -> Tensor | None:
-        if not isinstance(values, Tensor):
-            array = native(values, integers)
-            return None if array is None else torch.from_numpy(array)
-        if integers:
-            return values.long() if "int" in str(values.dtype) else None
-        return values.float() if values.is_floating_point() else None
 
     def _padded(self, signal: Tensor, count: int) -> Tensor:
         return F.pad(signal, (0, count))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from codec.autoencoder import Decoder, Encoder, Layer, exact
-from codec.base import FOREVER, MOST_ROWS, checked_lengths, whole_numbers
+from codec.base import FOREVER, MOST_ROWS, checked_lengths, kind_of, native, whole_numbers
 from codec.config import lag, whole_number
 from codec.errors import CodecError
 from codec.level import check_peak
@@ -20,6 +20,16 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from codec.quantizers import Quantizer
+
+
+def as_tensor(values: Any, integers: bool) -> Tensor | None:
+    """A tensor or an array of any float type as float32, or of any integer type as int64; None for everything else."""
+    if not isinstance(values, Tensor):
+        array = native(values, integers)
+        return None if array is None else torch.from_numpy(array)
+    if integers:
+        return values.long() if "int" in str(values.dtype) else None
+    return values.float() if values.is_floating_point() else None
 
 
 class _Stream:
@@ -109,12 +119,14 @@ class _Stream:
     def _chosen(self, rows: Sequence[int] | None) -> list[int]:
         return list(range(self.batch_size)) if rows is None else whole_numbers("rows", rows, 0, self.batch_size - 1)
 
-    def _check_chunk(self, chunk: Any, fits: bool, expected: str) -> None:
+    def _checked_chunk(self, values: Any, integers: bool, rows: int, expected: str) -> Tensor:
+        """A chunk ``[B, rows, n]`` as float32 or int64, on the device of the state."""
         if self.state["flushed"].any():
             raise CodecError("the stream was flushed: reset it before the next chunk")
-        if not fits:
-            kind = f"{chunk.dtype} {list(chunk.shape)}" if isinstance(chunk, Tensor) else type(chunk).__name__
-            raise CodecError(f"{expected} with B = {self.batch_size}, not {kind}")
+        chunk = as_tensor(values, integers)
+        if chunk is None or chunk.dim() != 3 or chunk.shape[:2] != (self.batch_size, rows):
+            raise CodecError(f"{expected} with B = {self.batch_size}, not {kind_of(values)}")
+        return chunk.to(self.device)
 
     def _inside(self, count: int, delay: int, per_frame: int = 1) -> Tensor:
         """Which ``[B, count]`` of what a layer gives now, ``per_frame`` to a frame and ``delay`` late, are of their row."""
@@ -180,16 +192,14 @@ class StreamingEncoder(_Stream):
         Raises:
             CodecError: another shape or type, NaN, or the stream was flushed; the state is as before.
         """
-        fits = isinstance(samples, Tensor) and samples.dim() == 3 and samples.is_floating_point()
-        fits = fits and samples.shape[:2] == (self.batch_size, 1)
-        self._check_chunk(samples, fits, "samples must be a float tensor [B, 1, T]")
+        samples = self._checked_chunk(samples, False, 1, "samples must be a float tensor [B, 1, T]")
         check_peak(samples)
         count, hop, rest, waiting = samples.shape[-1], self.hop_length, self.state["rest"], self.state["waiting"]
         lengths = checked_lengths(lengths, self.batch_size, count, least=0)
         with exact(self.encoder.output.weight):
             ends = torch.tensor(lengths, device=self.device)[:, None]
             own = (torch.arange(count, device=self.device) < ends) & (self.state["total"] == FOREVER)
-            joined = torch.cat([rest, samples.to(self.device, torch.float32) * own[:, None]], dim=-1)
+            joined = torch.cat([rest, samples * own[:, None]], dim=-1)
             frames = self.state["age"] - (-(ends + waiting) // hop)  # of a row that ends in this chunk
             self.state["total"] = torch.minimum(self.state["total"], torch.where(ends < count, frames, FOREVER))
             new = (int(waiting.min()) + count) // hop
@@ -232,17 +242,16 @@ class StreamingDecoder(_Stream):
         """Samples float ``[B, 1, t]`` that are final now; t may be 0, and rows that have none there hold zeros.
 
         Args:
-            codes: int64 ``[B, K, n]``, the next frames of every row; K as the stream was made for. -1 in all stages of a
+            codes: integers ``[B, K, n]``, the next frames of every row; K as the stream was made for. -1 in all stages of a
                 frame says that the row has none: it has not begun yet, or has ended (as StreamingEncoder gives them).
 
         Raises:
             CodecError: another shape or type, codes that the model does not have, a row that goes on after its end, or
                 the stream was flushed; the state is as before.
         """
-        fits = isinstance(codes, Tensor) and codes.dim() == 3 and codes.dtype == torch.int64
-        fits = fits and codes.shape[:2] == (self.batch_size, self.num_quantizers)
-        self._check_chunk(codes, fits, f"codes must be an int64 tensor [B, K, n], K = {self.num_quantizers},")
-        codes, new, hop = codes.to(self.device), codes.shape[-1], self.hop_length
+        expected = f"codes must be integers [B, K, n], K = {self.num_quantizers},"
+        codes = self._checked_chunk(codes, True, self.num_quantizers, expected)
+        new, hop = codes.shape[-1], self.hop_length
         there = codes[:, 0] >= 0  # [B, n]
         size = self.quantizer.codebook_size
         if not bool(torch.where(there[:, None], (codes >= 0) & (codes < size), codes == -1).all()):

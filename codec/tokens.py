@@ -8,8 +8,9 @@ model writes them in one of three patterns; with one stage they are the same:
 - delayed, :func:`delay`: N + K - 1 steps of K codes; a code can depend on the coarser ones of its own frame, too.
 
 In what a language model has written, ``invalid`` says what becomes of a frame that is not whole: "refuse" is an error,
-"drop" leaves it out and moves later frames up, "mask" makes all its codes -1, which ``Codec.decode`` refuses. Everything
-here raises CodecError for what is no array of integers of the shape, or no whole number.
+"drop" leaves it out and moves later frames up, "mask" makes all its codes -1, which ``Codec.decode`` refuses and which ends a
+row of a streaming decoder. Everything here raises CodecError for what is no array of integers of the shape, or no whole
+number.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def unflatten(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: in
 
 
 def resync(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int = 0, invalid: Invalid = "drop") -> Ids:
-    """Codes ``[K, N]`` of one interleaved sequence ``[L]`` in which tokens are missing, wrong or too many.
+    """Codes ``[K, N]`` of one whole interleaved sequence ``[L]`` in which tokens are missing, wrong or too many.
 
     A frame is K codes of stage 0, 1, ..., K - 1 in a row, whatever ids that are no codes stand between them. So a missing or
     spurious token costs its own frame, and the next one is found again. Not to be seen are a wrong code of the right stage,

@@ -151,17 +151,17 @@ BAD_SAMPLES: list[tuple[Any, Any, str]] = [
     (torch.zeros(2, 2, 80), None, r"\[B, 1, T\]"),
     (torch.full((2, 1, 80), torch.nan), None, "NaN"),
     (torch.full((2, 1, 80), 32767.0), None, r"in \[-1, 1\], but"),
-    (np.zeros((2, 1, 80), np.float32), None, "float tensor.*not ndarray"),
+    (np.zeros((2, 1, 80), np.int16), None, r"float tensor.*not int16 \[2, 1, 80\]"),
     (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
     (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
     (torch.zeros(2, 1, 80), 80, "lengths must be a list"),
 ]
 BAD_CODES: list[tuple[Any, str]] = [
     (CODES[:, :2], "K = 3"),
-    (CODES.float(), "int64"),
+    (CODES.float(), "must be integers"),
     (CODES + 32, "from 0 to 31"),
     (CODES[0], "B = 1"),
-    (CODES.numpy(), "int64 tensor.*not ndarray"),
+    (CODES.tolist(), "must be integers.*not list"),
     (torch.tensor([0, -1, 0]).view(1, 3, 1), "-1 in all stages"),
     (torch.tensor([-1, 0]).expand(1, 3, 2), "row 0 has ended"),
 ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
+from codec.config import whole_number
 from codec.errors import CodecError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ CPU_TILE = (256, 2048)  # points x codes: 2 MiB of distances stay in a core's ca
 SEARCH_ELEMENTS = 2**24  # distances held at once on other devices: 64 MiB, so that V = 262,144 needs no gigabytes
 JITTER = 0.01  # of the latents' spread: keeps apart codes that start at one and the same latent
 TABLE_TYPE = torch.float8_e4m3fn  # random numbers need few bits: stored so, a frozen table takes a quarter of the space
+MOST = 2**32 - 1  # of dimensions and codes
 COMMITMENT = 0.25  # weight of the commitment loss in ``QuantizerOutput.loss``: beta of arXiv 1711.00937
 
 
@@ -61,8 +63,9 @@ class Quantizer(nn.Module, ABC):
     Latents are ``[B, D, N]``, ``[B, D, H, W]`` (with ``channel_first=False`` ``[B, N, D]``, ``[B, H, W, D]``) or ``[N, D]``.
     Codes have the same shape with K in place of D, also for one stage; masks have it without D.
 
-    Codes are found in float32, outside autocast; where distances are equal the lowest index is taken. In eval mode nothing
-    changes and every item of a batch is quantized as if alone. Single quantizers have ``codebook``, their points ``[V, d]``.
+    Codes are found in float32, outside autocast; where distances are equal the lowest index is taken, and NaN, which is not
+    looked for, gets some code. In eval mode nothing changes and every item of a batch is quantized as if alone. Single
+    quantizers have ``codebook``, their points ``[V, d]``.
     """
 
     num_quantizers = 1
@@ -71,7 +74,8 @@ class Quantizer(nn.Module, ABC):
     def __init__(self, dim: int, codebook_size: int, channel_first: bool = True, init: Init = None) -> None:
         super().__init__()
         one_of("init", init, "first_batch", None)
-        self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
+        self.dim = whole_number("dim", dim, 1, MOST)
+        self.codebook_size, self.channel_first = codebook_size, channel_first
         self._kept: dict[str, tuple[object, list[Tensor], Any]] = {}
         self._awaits_start = init is not None
         if init is not None:
@@ -124,7 +128,7 @@ class Quantizer(nn.Module, ABC):
     def embed(self, codes: Tensor) -> Tensor:
         """Vectors of the codes of any first stages, shaped as the latents, with gradients to the codebooks; 0 for -1."""
         stages = self.points(codes).transpose(1, 2)  # [B, k, N]
-        assert 1 <= stages.shape[1] <= self.num_quantizers, f"{stages.shape[1]} of {self.num_quantizers} stages"
+        whole_number("the stages of the codes", stages.shape[1], 1, self.num_quantizers)
         with torch.autocast(codes.device.type, enabled=False):
             vectors = torch.where(stages[:, :1] < 0, 0.0, self.vectors(stages.clamp(min=0)))
         return self._shaped(vectors, codes, None, 0.0)
@@ -170,8 +174,10 @@ class Quantizer(nn.Module, ABC):
         """Latents or codes ``[B, N, C]``; with a mask ``[1, M, C]``."""
         last = values.movedim(1, -1) if self.channel_first and values.ndim > 2 else values
         if mask is not None:
-            if mask.dtype != torch.bool:
-                raise CodecError(f"mask must be of bool, not {mask.dtype}: use mask.bool()")
+            if mask.dtype != torch.bool or mask.shape != last.shape[:-1]:
+                raise CodecError(
+                    f"mask must be bool {list(last.shape[:-1])} for these latents, not {mask.dtype} {list(mask.shape)}"
+                )
             return last[mask][None]
         return last.flatten(1, -2) if values.ndim > 2 else last[None]
 
@@ -232,7 +238,7 @@ def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:
     ``rotation`` takes the rotation and scaling that turn z into its code, held fixed, so that gradients keep their angle
     to the vector they belong to (Fifty et al., arXiv 2410.06424). With ``u = z / |z|``, ``v = e / |e|`` and
     ``r = (u + v) / |u + v|`` it is ``|e| / |z| * (I - 2 r r^T + 2 v u^T)``. Opposite vectors have no ``r``: there the map
-    is the identity less ``2 u u^T``, which also takes u to v.
+    is the identity less ``2 u u^T``, which also takes u to v. A z of zero has no angle to keep: its map is a reflection.
 
     >>> z, code = torch.tensor([2.0, 0.0], requires_grad=True), torch.tensor([0.0, 4.0])
     >>> for how in ("ste", "rotation"):
@@ -245,7 +251,8 @@ def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:
     if how == "ste":
         return value + (z - z.detach())  # the parentheses are zero, with the gradient of z
     with torch.no_grad():
-        scale = value.norm(dim=-1, keepdim=True) / z.norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        length = z.norm(dim=-1, keepdim=True)
+        scale = torch.where(length > 1e-6, value.norm(dim=-1, keepdim=True) / length, 1.0)
         u, v = F.normalize(z, dim=-1), F.normalize(value, dim=-1)
         r = F.normalize(u + v, dim=-1)
     turned = scale * (z - 2 * r * (r * z).sum(dim=-1, keepdim=True) + 2 * v * (u * z).sum(dim=-1, keepdim=True))
@@ -287,6 +294,10 @@ def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Te
 
 def random_table(codebook_size: int, dim: int) -> Tensor:
     """Codes ``[V, d]`` from N(0, 1/d), rounded to ``TABLE_TYPE``, in float32."""
+    codebook_size, dim = (
+        whole_number("codebook_size", codebook_size, 1, MOST),
+        whole_number("codebook_dim", dim, 1, MOST),
+    )
     return torch.randn(codebook_size, dim).mul_(dim**-0.5).to(TABLE_TYPE).float()
 
 

@@ -53,6 +53,8 @@ def _pair(state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def _single(tensors: tuple[Tensor, ...], **settings: Any) -> SimVQ:
+    if len(tensors) not in (2, 3) or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise CodecError("give tensors (table, weight), or (table, weight, bias)")
     if tensors[0].shape[1:] != tensors[1].shape[1:]:
         raise CodecError(f"weight must be [D, d] for a table [V, d], not {list(tensors[1].shape)}")
     table, weight, bias = tensors if len(tensors) == 3 else (*tensors, tensors[1].new_zeros(len(tensors[1])))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,9 +39,9 @@ class GridQuantizer(Compared):
     places: Tensor
     step: Tensor | float  # from one level to the next
 
-    def __init__(self, dim: int, codebook_size: int) -> None:
+    def __init__(self, dim: int, codebook_size: int, **layout: Any) -> None:
         levels = torch.tensor(grid_levels(codebook_size, self.most_bits))
-        super().__init__(dim, codebook_size, len(levels))
+        super().__init__(dim, codebook_size, len(levels), **layout)
         self.register_buffer("levels", levels, persistent=False)
         self.register_buffer("places", levels.cumprod(dim=0) // levels, persistent=False)  # what a level is worth
 
@@ -143,8 +145,8 @@ class LatticeVQ(GridQuantizer):
 
     step: nn.Parameter
 
-    def __init__(self, dim: int, codebook_size: int) -> None:
-        super().__init__(dim, codebook_size)
+    def __init__(self, dim: int, codebook_size: int, **layout: Any) -> None:
+        super().__init__(dim, codebook_size, **layout)
         self.step = nn.Parameter(4.0 / self.levels)  # levels span two standard deviations of unit latents
 
     def codebook_state(self) -> list[Tensor]:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codec.config import whole_number
 from codec.quantizers import base
 from codec.quantizers.base import Gradient, Init, Quantizer, QuantizerOutput, one_of
 
@@ -40,7 +41,8 @@ class SimVQ(Quantizer):
         map_bias: whether there is b.
         gradient: that of the lookup, "ste" (straight-through) or "rotation"; see ``pass_gradient``.
         channel_first: where the latents have their channels; see Quantizer.
-        init: "first_batch": the first training batch does ``initialize``; None leaves that to you.
+        init: "first_batch": the first training batch does ``initialize``, and ``started`` in the state dict tells of it; None
+            leaves that to you.
 
     Raises:
         CodecError: an option that there is not.
@@ -176,7 +178,7 @@ class ResidualQuantizer(Quantizer):
         init: Init = None,
         **settings: Any,
     ) -> None:
-        stages = [stage(dim, **settings) for _ in range(num_quantizers)]
+        stages = [stage(dim, **settings) for _ in range(whole_number("num_quantizers", num_quantizers, 1, base.MOST))]
         super().__init__(dim, stages[0].codebook_size, channel_first, init)
         self.num_quantizers = num_quantizers
         self.stages = cast("list[Quantizer]", nn.ModuleList(stages))  # a ModuleList does not say what it holds

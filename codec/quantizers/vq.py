@@ -6,6 +6,7 @@ The study (``recipes/collapse``) reads this file; SimVQ itself needs none of it.
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -27,10 +28,13 @@ class Compared(Quantizer):
         dim: width D of the latents.
         codebook_size, codebook_dim: V and d.
         gradient: see ``base.pass_gradient``.
+        layout: ``channel_first`` and ``init``; see SimVQ.
     """
 
-    def __init__(self, dim: int, codebook_size: int, codebook_dim: int, gradient: Gradient = "ste") -> None:
-        super().__init__(dim, codebook_size)
+    def __init__(
+        self, dim: int, codebook_size: int, codebook_dim: int, gradient: Gradient = "ste", **layout: Any
+    ) -> None:
+        super().__init__(dim, codebook_size, **layout)
         self.gradient = gradient
         self.add_table(codebook_dim)  # drawn before the projections, as SimVQ's basis
         self.project_in, self.project_out = base.projections(dim, codebook_dim)

@@ -30,7 +30,9 @@ DEFAULT_THREADS = 8  # at most: each holds the activations of a window, some 110
 class OnnxCodec(CodecBase[NDArray[Any]]):
     """A trained model run by ONNX Runtime; the graphs are built from its ``config.json`` and ``model.safetensors``.
 
-    Codes and audio are those of ``Codec`` but for rounding, which may turn a code where two are equally near.
+    Codes and audio are those of ``Codec`` but for rounding, which may turn a code where two are equally near. Signals
+    of one stream begin and end together: what comes and goes by itself takes a stream of its own. A ``copy.copy`` of a stream
+    goes on by itself. Latents, ``embed`` and ``exact=False`` need torch.
 
     Attributes:
         bits: 32 or 8, of the inner matrix products.

@@ -212,7 +212,7 @@ class Stream:
             signal = np.pad(signal, [(0, 0), (0, unused), (0, 0)], constant_values=-1)  # -1: no code in this stage
         changing = [key for key in self._state if key != "total"]
         outputs = self._run([given, *(f"next_{key}" for key in changing)], {name: signal, **self._state})
-        self._state |= dict(zip(changing, outputs[1:], strict=True))
+        self._state = self._state | dict(zip(changing, outputs[1:], strict=True))  # a copy of the stream keeps its own
         first = max(self._late - self._frames * self._per_frame, 0)  # what comes before it precedes the signal
         self._frames += frames
         return outputs[0][:, : self._nothing.shape[1], first:]

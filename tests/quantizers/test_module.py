@@ -133,7 +133,16 @@ STACK = ResidualSimVQ(**SMALL, num_quantizers=2, init=None)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: STACK(X, mask=torch.ones(1, 9, dtype=torch.int64)), "mask must be of bool, not torch.int64"),
+        (lambda: STACK(X, mask=torch.ones(1, 9, dtype=torch.int64)), r"mask must be bool \[1, 9\] .*, not torch.int64"),
+        (lambda: STACK(X, mask=torch.ones(9, 1, dtype=torch.bool)), r"mask must be bool \[1, 9\] .*, not .* \[9, 1\]"),
+        (
+            lambda: STACK.decode(torch.zeros(1, 3, 9, dtype=torch.int64)),
+            "stages of the codes must be from 1 to 2, not 3",
+        ),
+        (lambda: SimVQ(0, 16, 4), "dim must be from 1"),
+        (lambda: SimVQ(8, -3, 4), "codebook_size must be from 1"),
+        (lambda: ResidualSimVQ(8, 0), "num_quantizers must be from 1"),
+        (lambda: convert((PAIR[0],)), r"give tensors \(table, weight\)"),
         (lambda: STACK(X, num_quantizers=3), "num_quantizers must be from 1 to 2, not 3"),
         (lambda: STACK(X[:, :5]), "5 channels"),
         (lambda: copy.deepcopy(STACK).half()(X), r"computes in float32: use quantizer\.float\(\)"),

@@ -1,5 +1,6 @@
 """codec-export writes graphs that the ONNX checker accepts, also such with state, and golden tensors to port against."""
 
+import copy
 import json
 import subprocess
 from dataclasses import replace
@@ -164,6 +165,12 @@ def test_chunks_make_the_whole(tiny_config: CodecConfig, changes: dict[str, Any]
         pieces = np.array_split(streamed[:, :2], 9, axis=-1)
         audio = np.concatenate([*map(decoder.push, pieces), decoder.flush()], axis=-1)
         np.testing.assert_allclose(audio, whole.decode(streamed, 2), atol=1e-5)
+        decoder.reset()
+        first, twin = decoder.push(pieces[0]), copy.copy(decoder)
+        twin.push(pieces[0])
+        np.testing.assert_array_equal(
+            np.concatenate([first, *map(decoder.push, pieces[1:]), decoder.flush()], axis=-1), audio
+        )
         assert (encoder.look_ahead, decoder.look_ahead) == whole.look_aheads
         for stream in (encoder, decoder):
             with pytest.raises(CodecError, match="was flushed"):
