@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from codec.config import whole_number
 from codec.errors import CodecError
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ CPU_TILE = (256, 2048)  # points x codes: 2 MiB of distances stay in a core's ca
 SEARCH_ELEMENTS = 2**24  # distances held at once on other devices: 64 MiB, so that V = 262,144 needs no gigabytes
 JITTER = 0.01  # of the latents' spread: keeps apart codes that start at one and the same latent
 TABLE_TYPE = torch.float8_e4m3fn  # random numbers need few bits: stored so, a frozen table takes a quarter of the space
-MOST = 2**32 - 1  # of dimensions and codes
 COMMITMENT = 0.25  # weight of the commitment loss in ``QuantizerOutput.loss``: beta of arXiv 1711.00937
 
 
@@ -33,6 +31,13 @@ def one_of(name: str, value: Any, *known: Any) -> None:
     """Refuse, as a CodecError, an option whose value is none of the known ones."""
     if value not in known:
         raise CodecError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
+
+
+def at_least_one(**sizes: Any) -> None:
+    """Refuse, as a CodecError, sizes that are no whole numbers from 1 on."""
+    for name, size in sizes.items():
+        if not (hasattr(size, "__index__") and size >= 1):
+            raise CodecError(f"{name} must be a whole number from 1 on, not {size!r}")
 
 
 @dataclass
@@ -74,8 +79,8 @@ class Quantizer(nn.Module, ABC):
     def __init__(self, dim: int, codebook_size: int, channel_first: bool = True, init: Init = None) -> None:
         super().__init__()
         one_of("init", init, "first_batch", None)
-        self.dim = whole_number("dim", dim, 1, MOST)
-        self.codebook_size, self.channel_first = codebook_size, channel_first
+        at_least_one(dim=dim, codebook_size=codebook_size)
+        self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
         self._kept: dict[str, tuple[object, list[Tensor], Any]] = {}
         self._awaits_start = init is not None
         if init is not None:
@@ -128,7 +133,8 @@ class Quantizer(nn.Module, ABC):
     def embed(self, codes: Tensor) -> Tensor:
         """Vectors of the codes of any first stages, shaped as the latents, with gradients to the codebooks; 0 for -1."""
         stages = self.points(codes).transpose(1, 2)  # [B, k, N]
-        whole_number("the stages of the codes", stages.shape[1], 1, self.num_quantizers)
+        if not 1 <= stages.shape[1] <= self.num_quantizers:
+            raise CodecError(f"codes of {stages.shape[1]} stages; there are {self.num_quantizers}")
         with torch.autocast(codes.device.type, enabled=False):
             vectors = torch.where(stages[:, :1] < 0, 0.0, self.vectors(stages.clamp(min=0)))
         return self._shaped(vectors, codes, None, 0.0)
@@ -294,10 +300,7 @@ def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Te
 
 def random_table(codebook_size: int, dim: int) -> Tensor:
     """Codes ``[V, d]`` from N(0, 1/d), rounded to ``TABLE_TYPE``, in float32."""
-    codebook_size, dim = (
-        whole_number("codebook_size", codebook_size, 1, MOST),
-        whole_number("codebook_dim", dim, 1, MOST),
-    )
+    at_least_one(codebook_size=codebook_size, codebook_dim=dim)
     return torch.randn(codebook_size, dim).mul_(dim**-0.5).to(TABLE_TYPE).float()
 
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.config import whole_number
 from codec.quantizers import base
 from codec.quantizers.base import Gradient, Init, Quantizer, QuantizerOutput, one_of
 
@@ -178,7 +177,8 @@ class ResidualQuantizer(Quantizer):
         init: Init = None,
         **settings: Any,
     ) -> None:
-        stages = [stage(dim, **settings) for _ in range(whole_number("num_quantizers", num_quantizers, 1, base.MOST))]
+        base.at_least_one(num_quantizers=num_quantizers)
+        stages = [stage(dim, **settings) for _ in range(num_quantizers)]
         super().__init__(dim, stages[0].codebook_size, channel_first, init)
         self.num_quantizers = num_quantizers
         self.stages = cast("list[Quantizer]", nn.ModuleList(stages))  # a ModuleList does not say what it holds
