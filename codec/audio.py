@@ -46,7 +46,7 @@ UNCHECKED = (
     "VOC",
     "WVE",
     "XI",
-)  # libsndfile takes what is there
+)  # where it does not miss an end
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks of some millions

@@ -216,10 +216,10 @@ def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patch
     size, there = max(told - layout.counted, 0), max(source.end - data, 0)
     end, note = data + size + -size % layout.align, ""
     for chunk, _, following in _chunks(source, end, layout) if layout.id_bytes else ():
-        if following > source.end + layout.align:  # bytes that look like a chunk's head
+        if following > source.end + layout.align:  # cut, or bytes that look like a chunk's head
             break
         end = following
-        if chunk in SAMPLES:
+        if chunk in SAMPLES and size > HEAD_BYTES:
             note = "samples in a second chunk are left out"
     stray = source.end - end
     if (size <= HEAD_BYTES < stray) or (size > there and any(told in sizes for sizes in UNKNOWN_SIZES)):
@@ -269,7 +269,7 @@ def _ogg_parts(source: _Source) -> list[Part]:
             links.append(_Link(position))
         link, in_head, stream = links[-1], page[5] & 2, page[14:18]
         expected = _number_of(link.last[stream]) + 1 if stream in link.last else 0
-        if (number := _number_of(page)) != expected and number < expected + JOINED_PAGES:
+        if expected < (number := _number_of(page)) < expected + JOINED_PAGES:
             raise source.damage(f"page {number} of an Ogg stream stands where page {expected} should be")
         link.stop, link.last[stream] = position + len(page), page[:27]
     parts = []
@@ -342,8 +342,7 @@ def _frame(head: bytes) -> _Frame | None:
     kbps = KBPS[first_version * layer][bitrate - 1]
     num_bytes = (72 if layer == 1 and not first_version else 144) * 1000 * kbps // hertz + (bits >> 9 & 1)
     info_at = ((21, 13), (36, 21))[first_version][mono] + 2 * (not bits >> 16 & 1)  # behind a checksum, if any
-    stays = 0xFFFE0C00 if layer == 1 else 0xFFFEFC00  # the bitrate of layer II, by which libsndfile guesses the length
-    return _Frame(bits & stays | mono, num_bytes, info_at * (layer == 1))
+    return _Frame(bits & 0xFFFE0C00 | mono, num_bytes, info_at * (layer == 1))
 
 
 def _mp3_frames(source: _Source) -> Iterator[tuple[int, bytes, _Frame]]:
@@ -404,7 +403,7 @@ def _mp3_part(source: _Source, stream: _Stream, end: int) -> Part:
     lost = sum(following - run.stop for run, following in gaps if source.at(run.stop, 3) not in TAGS)
     if num_frames < stream.promised - (not lost):
         raise incomplete(source.name, num_frames, stream.promised, "MP3 frames")
-    note = f"{lost:,} bytes in it are no MP3 frames, so some audio may be missing" if lost else ""
+    note = f"{lost:,} bytes in it are no audio frames, so some audio may be missing" if lost else ""
     first = _frame(stream.head[:4])
     if first is not None and not first.info_at:
         return Part(source.file, runs, num_frames * MP2_SAMPLES, note)

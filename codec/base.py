@@ -188,8 +188,11 @@ class CodecBase(Generic[Signal]):
         batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
-        for item, length in zip(codes, samples, strict=True):
-            self._check_range(item[:, : self.num_frames(length)])
+        if lengths is None:
+            self._check_range(codes)
+        else:
+            for item, length in zip(codes, samples, strict=True):
+                self._check_range(item[:, : self.num_frames(length)])
         gains = _checked_gains(gain_db, batch)
         if exact:
             sizes = [self.num_frames(length) for length in samples]

@@ -126,7 +126,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Waveform float ``[B, 1, T]``, ``T = N * hop_length``, of any latents float ``[B, D, N]``, quantized or not.
 
-        Without gradients, which ``codec.decoder(latents)`` has: all at once, and the same but for rounding.
+        No gradients pass here. They do through ``codec.decoder(latents)``, which computes all at once and rounds otherwise.
         ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
         latents = self._floats(latents, "latents", f"[B, {self.config.latent_dim}, N]")

@@ -182,7 +182,7 @@ def pushes(push: Callable[[Any], object], chunk: Any) -> None:
 
 
 def run(threads: int, *arguments: str) -> float:
-    """Run Python on so many threads, with modules compiled as pip does it; returns its peak of resident memory in MiB."""
+    """Run Python on so many threads, whose modules stay compiled; returns its peak of resident memory in MiB."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": ""}
     process = subprocess.Popen([sys.executable, *arguments], env=environment, stdout=sys.stderr)
     _, status, usage = os.wait4(process.pid, 0)

@@ -20,7 +20,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,6 +254,7 @@ def set_up(args: argparse.Namespace) -> Run:
         raise ConfigError(f"data.batch_size {data.batch_size} cannot be shared evenly by {world} processes")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if accelerator.is_main_process else logging.ERROR)
     checkpoint = start_from(args.out, args.resume, args.minutes is not None, accelerator)
+    changes = changes_since(args.out / "config.json", config, checkpoint) if checkpoint else []
     records = [record for path in data.train for record in read_manifest(path)]
     valid = [record for path in data.valid for record in read_manifest(path)][: data.valid_limit or None]
     if not valid:
@@ -269,28 +270,28 @@ def set_up(args: argparse.Namespace) -> Run:
         dataset=SegmentDataset(records, config.model.sample_rate, data, config.seed),
         valid=valid,
         counters=Counters(),
+        changes=changes,
     )
     if checkpoint is not None:
-        run.changes = changes_since(args.out / "config.json", config, int(checkpoint.name.removeprefix("step_")))
         meta = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.counters = Counters(**meta)
         run.saved_step = run.counters.step
     return run
 
 
-def changes_since(path: Path, config: TrainConfig, step: int) -> list[str]:
+def changes_since(path: Path, config: TrainConfig, checkpoint: Path) -> list[str]:
     """What differs from the run's config.json; checkpoints alone do not tell, as a sample rate changes no shape of a weight.
 
     Raises:
         CheckpointError: look_aheads or a field of model or discriminator differs, or phases.autoencoder, if the phase was
-            over before ``step`` there or here, or the file is damaged.
+            over at the ``checkpoint`` there or here, or the file is damaged.
     """
-    changes = []
+    changes, step = [], int(checkpoint.name.removeprefix("step_"))
     try:
-        before = from_dict(TrainConfig, read_json(path), ignore_unknown=True) if path.is_file() else config
+        before = from_dict(TrainConfig, read_json(path)) if path.is_file() else config
     except CodecError as error:
         raise CheckpointError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
-    for name, old, new in differences("", before, config):
+    for name, old, new in differences("", to_dict(before), to_dict(config)):
         # a quantizer is not matched twice, nor used unmatched
         fixed = name == "phases.autoencoder" and step > min(old, new)
         if fixed or name.startswith(("model.", "discriminator.", "look_aheads")):
@@ -304,12 +305,10 @@ def changes_since(path: Path, config: TrainConfig, step: int) -> list[str]:
 
 
 def differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of each field, at any depth, that differs between two configurations of one class."""
-    if is_dataclass(old):
-        for field in fields(old):
-            yield from differences(
-                f"{name}.{field.name}".lstrip("."), getattr(old, field.name), getattr(new, field.name)
-            )
+    """Name and both values of each field, at any depth, that differs between two configurations."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from differences(f"{name}.{key}".lstrip("."), old.get(key), new.get(key))
     elif old != new:
         yield name, old, new
 
@@ -400,7 +399,7 @@ def describe_run(run: Run) -> None:
         write_json(run.folder / name, values)
     if run.changes:  # for the model's card
         with open(run.folder / "notes.md", "a", encoding="utf-8") as notes:
-            print(f"\nFrom step {run.counters.step} on, {', '.join(run.changes)}.", file=notes)
+            print(f"\n\nFrom step {run.counters.step} on, {', '.join(run.changes)}.", file=notes)
         logging.warning("other settings than before: %s", ", ".join(run.changes))
 
 

@@ -165,11 +165,15 @@ class Quantizer(nn.Module, ABC):
     def kept(self, name: str, tensors: list[Tensor], compute: Callable[[], Kept]) -> Kept:
         """What follows from these tensors, computed again only after one was written to or gave its place to another."""
         # torch counts the writes to a tensor; not to one that was made in inference mode, which counts as written to
-        writes = [(tensor.data_ptr(), object() if tensor.is_inference() else tensor._version) for tensor in tensors]
-        if name not in self._kept or self._kept[name][0] != writes:
+        try:
+            writes = [(tensor.data_ptr(), object() if tensor.is_inference() else tensor._version) for tensor in tensors]
+        except RuntimeError:  # tensors of torch.func have no memory of their own
+            return compute()
+        kept = self._kept.get(name)
+        if kept is None or kept[0] != writes:
             held = [tensor.detach() for tensor in tensors]  # their memory: no other tensor can come to lie there
-            self._kept[name] = writes, held, compute()
-        value: Kept = self._kept[name][2]
+            self._kept[name] = kept = writes, held, compute()
+        value: Kept = kept[2]
         return value
 
     def train(self, mode: bool = True) -> Self:

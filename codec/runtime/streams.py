@@ -190,7 +190,7 @@ class Stream:
         """End the signals here; the rest of the output."""
         self._check_open()
         total = self._frames - (-self._rest.shape[-1] // self._unit)
-        self._flushed, self._state["total"] = True, np.full_like(self._state["total"], total)
+        self._flushed, self._state = True, self._state | {"total": np.full_like(self._state["total"], total)}
         before = max(self._frames * self._per_frame - self._late, 0)
         frames = total - self._frames + -(-self._late // self._per_frame)  # what stands behind the end is passed over
         missing = frames * self._unit - self._rest.shape[-1]

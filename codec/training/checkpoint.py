@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -48,7 +48,10 @@ def save_checkpoint(folder: Path, step: int, modules: Modules, optimizers: Optim
     checkpoint = folder / f"step_{step:08d}"
     checkpoint.mkdir(parents=True, exist_ok=True)  # a run killed in this place has left it without META
     with atomic_write(checkpoint / STATE) as path:
-        path.write_bytes(save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+        try:
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
+        except SafetensorError as error:  # of a full disk, too
+            raise CheckpointError(f"{checkpoint} cannot be written: {error}") from None
     write_json(checkpoint / META, {"step": step, **meta})
     return checkpoint
 

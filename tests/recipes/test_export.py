@@ -101,3 +101,18 @@ def test_curves_are_drawn_as_far_as_they_go(run: Path, tmp_path: Path, one_error
     assert f"{picture} exists; --force overwrites it" in one_error() and picture.read_text() == "mine"
     assert recipe("plot", run, "--curves", "codebook/usage_*", "--out", picture, "--force") == 0
     assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_distil_gives_the_codes_another_encoder(
+    corpus: Path, tiny_model_folder: Path, tmp_path: Path, one_error: Said
+) -> None:
+    """One that looks less far ahead, for the same codebooks and decoder."""
+    fast, arguments = tmp_path / "fast", ("--manifest", corpus / "train.jsonl", "--minutes", 0.01, "--look-ahead")
+    assert recipe("distil", tiny_model_folder, fast, *arguments, 4) == 0
+    before, after = Codec.from_pretrained(tiny_model_folder), Codec.from_pretrained(fast)
+    assert after.fingerprint == before.fingerprint
+    assert after.encoder_context.right == 4 < before.encoder_context.right
+    for name, tensor in before.decoder.state_dict().items():
+        torch.testing.assert_close(after.decoder.state_dict()[name], tensor, atol=1e-2, rtol=1e-2)
+    assert recipe("distil", tiny_model_folder, fast, *arguments, 4) == 1 and "exists" in one_error()
+    assert recipe("distil", tiny_model_folder, tmp_path / "other", *arguments, 400) == 1 and "look_ahead" in one_error()

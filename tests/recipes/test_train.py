@@ -70,7 +70,7 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, one_er
     for run, change, message in (
         (adamw, "model.latent_dim=48", "does not fit this configuration: "),
         (adamw, "model.sample_rate=16000", "model.sample_rate differs, 24000 there and 16000"),
-        (adamw, "look_aheads=[2]", "look_aheads differs, () there and (2,) here"),
+        (adamw, "look_aheads=[2]", "look_aheads differs, [] there and [2] here"),
         (adamw, "phases.autoencoder=2", "phases.autoencoder differs, 0 there and 2 here"),
         (adamw, MUON, "optimizer.muon_learning_rate stays above 0, or stays 0"),
         (muon, "seed=0", "holds the state of other optimizers"),
