@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,10 +70,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         folder, config, name = read_model(model)
         if config.quantizer.kind not in ("simvq", "residual_simvq"):
             raise ModelError(f"{folder} has the quantizer {config.quantizer.kind}, which runs with torch only")
-        with ThreadPoolExecutor(1) as pool:  # the weights' checksum takes as long as importing ONNX Runtime
-            weights = pool.submit(Weights, folder / "model.safetensors")
-            _onnxruntime()
-        codec = cls(config, weights.result(), name, bits, num_threads)
+        _onnxruntime()  # before the long work
+        codec = cls(config, Weights(folder / "model.safetensors"), name, bits, num_threads)
         codec._made_of = model, bits, num_threads
         return codec
 
