@@ -34,19 +34,8 @@ AV_SUFFIXES = {".3gp", ".aac", ".amr", ".bw64", ".m4a", ".m4b", ".mka", ".mkv", 
 AV_SLACK = 0.1  # s: the times in WebM files are rounded, and count what the encoder puts before the audio
 MP3_LEAD = 2**14  # samples before a place in an MP3 file that its decoder needs to be right there
 CANCELLING_DB = 6.0  # a mix that is softer by this than the loudest channel among silent ones would make it
-UNCHECKED = (
-    "AVR",
-    "IRCAM",
-    "MAT4",
-    "MAT5",
-    "MPC2K",
-    "PAF",
-    "PVF",
-    "SDS",
-    "VOC",
-    "WVE",
-    "XI",
-)  # where it does not miss an end
+# formats in which libsndfile does not miss an end
+UNCHECKED = {"AVR", "IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SDS", "VOC", "WVE", "XI"}
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks of some millions

@@ -325,7 +325,7 @@ TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
 class _Frame(NamedTuple):
     """What the first four bytes of an MP3 or MP2 frame say."""
 
-    kind: int  # what stays the same in a stream: version, sample rate, one channel or two
+    kind: int  # what stays the same in a stream: version, layer, sample rate, one channel or two
     num_bytes: int
     info_at: int  # where a frame without audio says "Xing" or "Info"; 0 in layer II
 

@@ -35,13 +35,14 @@ DECAY = 0.999  # of the running average of the weights, which is what is saved
 
 def distil(args: argparse.Namespace) -> int:
     """Train for so many minutes, then save the student's running average."""
-    if args.out.exists():
-        raise CodecError(f"{args.out} exists; choose another folder")
+    if (args.out / "config.json").exists():
+        raise CodecError(f"{args.out} holds a model; choose another folder")
     teacher = Codec.from_pretrained(args.model, args.device).requires_grad_(False)
     encoder = replace(teacher.config.encoder, look_ahead=args.look_ahead)
     student = JointCodec(replace(teacher.config, encoder=encoder))
     start_codec(student, teacher, args.model)
     student.to(args.device)
+    args.out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known before the long work
     average = torch.optim.swa_utils.AveragedModel(
         student.encoder, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY)
     )
@@ -88,6 +89,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=120.0, help="of training (default: %(default)g)")
     parser.add_argument("--device", default="cpu", help="torch device (default: %(default)s)")
     args = parser.parse_args()
+    if not args.minutes > 0:
+        parser.error("--minutes must be positive")
     return run_command("distil.py", lambda: distil(args))
 
 

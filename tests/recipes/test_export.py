@@ -114,5 +114,5 @@ def test_distil_gives_the_codes_another_encoder(
     assert after.encoder_context.right == 4 < before.encoder_context.right
     for name, tensor in before.decoder.state_dict().items():
         torch.testing.assert_close(after.decoder.state_dict()[name], tensor, atol=1e-2, rtol=1e-2)
-    assert recipe("distil", tiny_model_folder, fast, *arguments, 4) == 1 and "exists" in one_error()
+    assert recipe("distil", tiny_model_folder, fast, *arguments, 4) == 1 and "holds a model" in one_error()
     assert recipe("distil", tiny_model_folder, tmp_path / "other", *arguments, 400) == 1 and "look_ahead" in one_error()
