@@ -231,15 +231,16 @@ def nearest(points: Tensor, codebook: Tensor) -> Tensor:
         rows, columns = CPU_TILE
         if points.device.type != "cpu":
             rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
+        parts = [points] if torch.compiler.is_exporting() else points.split(rows)  # a loop would fix their number
         tiles = list(zip(codebook.split(columns), squared.split(columns), strict=True))
-        memory = points.new_empty(min(rows, len(points)), min(columns, len(codebook)))
+        memory = points.new_empty(parts[0].shape[0], min(columns, len(codebook)))
         found = []
-        for part in points.split(rows):
-            each = torch.arange(len(part), device=part.device)
-            least = part.new_full((len(part),), torch.inf)
+        for part in parts:
+            each = torch.arange(part.shape[0], device=part.device)
+            least = part.new_full(part.shape[:1], torch.inf)
             index, first = torch.zeros_like(least, dtype=torch.int64), 0
             for codes, norms in tiles:
-                distances = torch.addmm(norms, part, codes.t(), alpha=-2, out=memory[: len(part), : len(codes)])
+                distances = torch.addmm(norms, part, codes.t(), alpha=-2, out=memory[: part.shape[0], : len(codes)])
                 # torch finds a minimum ten times faster than its place: so first a group of codes, then one of them
                 groups = distances.unflatten(1, (-1, GROUP))
                 distance, group = groups.amin(dim=2).min(dim=1)

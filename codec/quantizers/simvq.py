@@ -187,7 +187,7 @@ class ResidualQuantizer(Quantizer):
         """``dropout`` (training): the share of the batch's items that use only a random number of stages, 1 to K,
         evenly on a logarithmic scale. All stages are computed and masked, so that every parameter stays in the graph.
         """
-        batch, device = len(latents), latents.device
+        batch, device = latents.shape[0], latents.device
         used = torch.full((batch,), num_quantizers, device=device)
         if dropout > 0:
             fewer = (torch.rand(batch, device=device) * math.log(num_quantizers + 1)).exp().long()  # 1 to K

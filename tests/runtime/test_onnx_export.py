@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +56,25 @@ def test_any_batch_and_length(exported: Path, tiny_model_folder: Path) -> None:
             audio = decoder.run(None, {"codes": np.where(np.arange(3)[:, None] < count, codes, -1)})[0]
             reference = codec.decode(torch.from_numpy(codes), count).numpy()
             np.testing.assert_allclose(audio, reference, atol=1e-4 if "32" in str(facts["bits"]) else 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own doings
+def test_programs_of_torch_export_take_any_batch_and_length(
+    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the page on porting makes them."""
+    monkeypatch.chdir(tmp_path)
+    (body,) = re.findall(r"```python\n(.*?)```", (ROOT / "recipes" / "PORTING.md").read_text(), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(body.replace('"speech-24khz"', repr(str(tiny_model_folder))), names)
+    encoder, decoder = (torch.export.load(tmp_path / f"{name}.pt2").module() for name in ("encoder", "decoder"))
+    for size, frames in ((1, 2), (3, 40), (2, 700)):
+        waveform = 0.1 * torch.randn(size, 1, frames * names["codec"].hop_length)
+        with torch.no_grad():
+            codes = encoder(waveform)
+            assert torch.equal(codes, names["Encoder"]()(waveform))
+            torch.testing.assert_close(decoder(codes), names["Decoder"]()(codes))
 
 
 def test_golden_tensors_and_their_checker(tiny_model_folder: Path, tmp_path: Path) -> None:
