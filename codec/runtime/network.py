@@ -22,6 +22,7 @@ NORM_EPSILON = 1e-6
 CODES_PER_TILE = 4096  # distances held at once per frame: a large table is searched piece by piece
 CODES_PER_GROUP = 256
 FAR = 1e38  # a distance that no code has
+MOST_PIECES = 8  # of a block's rows: more are no faster, and take longer to load
 END = 2**62  # of a slice
 
 
@@ -114,7 +115,8 @@ class Network:
         columns = graph("Transpose", around, perm=[0, 3, 1, 2])
         y = graph("Conv", columns, kernels, bias, group=channels, pads=[0, before, 0, after])
         y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 3, 1]), self.rows(channels))
-        done = [self.perceptron(piece, name, channels) for piece in self.pieces(y, per_frame)]
+        count = max(n for n in range(1, MOST_PIECES + 1) if per_frame % n == 0)
+        done = [self.perceptron(piece, name, channels) for piece in self.pieces(y, count)]
         y = graph("Concat", *done, axis=0) if done[1:] else done[0]
         return self.inside(graph("Add", self.center(x, around, left, right, channels), y, name=name))
 
