@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,15 @@ def shown(value: Any) -> str:
         return short_repr(value)
     except ValueError:  # of more digits than Python writes
         return "a number of thousands of digits"
+
+
+def without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The mapping of the pairs of a file; a ConfigError where a key comes twice: one of its values would be lost."""
+    values: dict[Any, Any] = {}
+    for key, value in pairs:
+        require(key not in values, f"key {shown(key)} comes twice; leave one of them")
+        values[key] = value
+    return values
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "", ignore_unknown: bool = False) -> T:
@@ -110,7 +120,7 @@ def _convert(hint: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise ConfigError(f"{where} must be a mapping of names, not {shown(value)}")
         return {key: _convert(args[1], item, f"{where}.{key}", ignore_unknown) for key, item in value.items()}
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if type(value) is not hint:
         text = hint is float and isinstance(value, str)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from codec.config import from_dict
+from codec.config import from_dict, without_repeats
 from codec.errors import CodecError
 from codec.files import atomic_write
 
@@ -54,22 +55,23 @@ class Record:
 
 
 def audio_source(record: Record) -> str | BytesIO:
-    """What to open for a record's audio: its path, or the bytes of its part of a shard; a ManifestError if that is cut."""
+    """What to open for a record's audio: its path, or the bytes of its part of a shard; a ManifestError if cut, or a pipe."""
+    if Path(record.path).is_fifo():
+        raise ManifestError(f"{record.path} is a pipe, which may never end; write its audio to a file")
     if not record.num_bytes:
         return record.path
     with open(record.path, "rb") as file:
+        if file.seek(0, os.SEEK_END) < record.offset + record.num_bytes:  # before memory is asked for
+            raise ManifestError(f"{record.path} ends before the audio of {record.id}; prepare it again")
         file.seek(record.offset)
-        data = file.read(record.num_bytes)
-    if len(data) < record.num_bytes:
-        raise ManifestError(f"{record.path} ends before the audio of {record.id}; prepare it again")
-    return BytesIO(data)
+        return BytesIO(file.read(record.num_bytes))
 
 
 def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
     """Write records as JSONL, paths below the manifest's folder made relative to it; replaces the file as a whole."""
     path = Path(path)
-    folder = path.parent.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.parent.resolve()
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
         for record in records:
             audio = Path(record.path).resolve()
@@ -84,7 +86,7 @@ def parse_record(text: str | bytes, **known: object) -> Record:
         ManifestError: no JSON object, a field that is missing or of a wrong type, or a value that cannot be.
     """
     try:
-        values = json.loads(text)
+        values = json.loads(text, object_pairs_hook=without_repeats)
         if not isinstance(values, dict):
             raise ManifestError("no JSON object")
         record = from_dict(Record, values | known, ignore_unknown=True)
@@ -95,6 +97,8 @@ def parse_record(text: str | bytes, **known: object) -> Record:
     numbers = (record.num_samples, record.sample_rate, record.bandwidth_hz, record.offset, record.num_bytes)
     if not (record.num_samples and record.sample_rate and min(numbers) >= 0 and max(numbers) <= LARGEST):
         raise ManifestError("num_samples and sample_rate must be at least 1, numbers must not be negative or > 2**48")
+    if record.offset and not record.num_bytes:
+        raise ManifestError("offset needs num_bytes, the size of the audio in the shard")
     if not re.fullmatch(r"\w[\w .+-]{,49}", record.split):  # it becomes the name of a file
         raise ManifestError(f"split must be a plain name such as train, not {record.split!r}")
     if not record.path or "\0" in texts:

@@ -41,6 +41,8 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
                 raise PrepareError(f"{shard} is compressed, so it cannot be read in place; decompress it first")
             while True:
                 for member in archive:
+                    if member.size < 0:  # tarfile would go back by it, again and again
+                        raise tarfile.ReadError("negative size")
                     if not member.isdir() and _is_visible(shard, member):
                         yield take(archive, member)
                 end = archive.offset

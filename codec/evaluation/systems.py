@@ -121,7 +121,7 @@ class FolderFamily:
         self.suffixes = audio_suffixes()
         self.files: dict[str, list[Path]] = {}  # by the path below the folder, without suffix
         for path in sorted(folder.rglob("*")):
-            if path.suffix.lower() in self.suffixes:
+            if path.suffix.lower() in self.suffixes and not path.is_fifo():
                 self.files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:

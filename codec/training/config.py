@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from codec.config import CodecConfig, ConfigError, from_dict, require, shown
+from codec.config import CodecConfig, ConfigError, from_dict, require, shown, without_repeats
 
 BELOW_ONE = 0.999999
 SEEDS, LARGEST = (0, 2**32 - 1), 3e38  # LARGEST: of float32
@@ -281,7 +281,8 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
     path = Path(path)
     values = read_yaml(path)
     if "base" in values:
-        base = str(values.pop("base"))
+        base = values.pop("base")
+        require(isinstance(base, str) and "\0" not in base, f"{path}: base must be a file's path, not {shown(base)}")
         below = read_yaml(path.parent / base)
         require("base" not in below, f"{path}: its base {base} has a base itself; extend a file that stands alone")
         values = _merge(below, values)
@@ -308,9 +309,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _parse_yaml(text: str | bytes, where: str) -> Any:
     import yaml
 
+    class Strict(yaml.SafeLoader):
+        """Takes no key twice in one mapping."""
+
+        def compose_mapping_node(self, anchor: Any) -> Any:
+            node = super().compose_mapping_node(anchor)
+            without_repeats((key.value, None) for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+            return node
+
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date such as 2026-13-45
+        return yaml.load(text, Strict)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a repeated key; a date such as 2026-13-45; too deep
         raise ConfigError(f"{where}: not YAML: {' '.join(str(error).split())}") from None
 
 

@@ -21,6 +21,8 @@ PATHS = ("../../elsewhere/evil", "/tmp/evil", "x" * 51, "a\\u0000")  # in place 
         ('{"id": "x", "path": "", "num_samples": 9, "sample_rate": 9}', "must not be empty"),
         ('{"id": "a", "path": "p", "num_samples": 9, "sample_rate": 9}', "m.jsonl:2: id 'a' again, after line 1"),
         *((GOOD[:-1] + f', "split": "{split}"}}', "split must be a plain name") for split in PATHS),
+        (GOOD[:-1] + ', "offset": 9}', "offset needs num_bytes"),
+        (GOOD[:-1] + ', "split": "dev", "split": "test"}', "key 'split' comes twice"),
         (GOOD[:-1] + ', "speaker": "\\u0000"}', "no text may hold NUL"),
         (GOOD[:-1] + ', "speaker": "\\ud800"}', "surrogates not allowed"),
         (GOOD[:-1] + ', "bandwidth_hz": 1' + "0" * 400 + "}", r"numbers must not be negative or > 2\*\*48"),
@@ -28,7 +30,7 @@ PATHS = ("../../elsewhere/evil", "/tmp/evil", "x" * 51, "a\\u0000")  # in place 
         (GOOD[:-1] + ', "speaker": ' + "[" * 600 + "]" * 600 + "}", "m.jsonl:2"),  # deeper than some Pythons print
         ("[" * 200_000, "maximum recursion depth"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_bad_lines_are_named(tmp_path: Path, line: str, message: str) -> None:
     record = Record("a", str(tmp_path / "a.wav"), 24000, 16000, speaker="s")

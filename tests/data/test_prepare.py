@@ -265,11 +265,13 @@ def test_a_shard_is_read_to_its_end_or_refused(mode: tuple[str, ...], tmp_path: 
     member = tarfile.TarInfo("e.wav")
     member.pax_headers = {"GNU.sparse.map": "0,x", "GNU.sparse.size": "9"}
     sparse = member.tobuf(tarfile.PAX_FORMAT)
+    member.pax_headers = {"size": "-512"}  # tarfile steps back by it
     damaged = {
         "checksum": whole[: begin + 148] + b"999999" + whole[begin + 154 :],
         "zeroed header": whole[:begin] + bytes(512) + whole[begin + 512 :],
         "zeroed utterance": whole[:begin] + bytes(end - begin) + whole[end:],
         "number of a sparse file": sparse + bytes(1024),
+        "negative size": member.tobuf(tarfile.PAX_FORMAT) + bytes(1024),
         "zeros to the end": whole[:512] + bytes(len(whole) - 512),
         "cut between": whole[:begin],
         "cut in a header": whole[: begin + 100],

@@ -64,6 +64,9 @@ def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
         ("nonsense", "KEY=VALUE"),
         ("data.train=[2026-13-45]", "not YAML"),
         ("seed=[", "not YAML"),
+        ("data=" + "[" * 9999, "not YAML: maximum recursion depth"),
+        ("data={workers: 1, workers: 2}", "key 'workers' comes twice"),
+        ("quantizer_dropout=1" + "0" * 400, "quantizer_dropout must be of type float"),
     ],
 )
 def test_config_mistakes_are_named(override: str, message: str) -> None:
@@ -81,6 +84,9 @@ def test_a_file_extends_one_other_and_mistaken_ones_are_named(tmp_path: Path) ->
         (tmp_path / "a.yaml").write_text(f"base: {base}\n")
         with pytest.raises(ConfigError, match=f"a.yaml: its base {base} has a base itself; extend a file that"):
             load_train_config(tmp_path / "a.yaml")
+    (tmp_path / "a.yaml").write_text('base: "a\\0"\n')
+    with pytest.raises(ConfigError, match=r"a.yaml: base must be a file's path"):
+        load_train_config(tmp_path / "a.yaml")
     with pytest.raises(ConfigError, match=r"example\.wav: not YAML"):
         load_train_config(ROOT / "tests" / "assets" / "example.wav")
 
