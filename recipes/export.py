@@ -17,7 +17,6 @@ import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
 import hashlib
-import json
 import sys
 import tempfile
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from codec import files
 from codec.config import from_dict
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.evaluation.results import Results
@@ -40,6 +40,14 @@ from codec.training.networks import looking_ahead
 from codec.weights import Bits
 
 WRITTEN = ("config.json", "model.safetensors", "README.md", DISCRIMINATORS)
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a card takes from a run's data.json."""
+
+    train: str
+    hours_by_source: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -65,13 +73,13 @@ class Trained:
         values["optimizer"].pop("schedule", None)
         path = latest_checkpoint(run / CHECKPOINTS)
         if checkpoint == "best":
-            checkpoint = read_checkpoint(path)[1].get("best")
+            checkpoint = read_checkpoint(path)[1].best
             if checkpoint is None:
                 raise CheckpointError(f"{run} has no validated checkpoint yet")
         path = run / CHECKPOINTS / (checkpoint or path.name)
-        tensors, meta = read_checkpoint(path)
+        tensors, counters = read_checkpoint(path)
         config, weights = from_dict(TrainConfig, values), module_tensors(tensors, "average")
-        if meta["step"] <= config.phases.autoencoder:
+        if counters.step <= config.phases.autoencoder:
             raise CheckpointError(f"{path} has no quantizer yet: it comes after {config.phases.autoencoder} steps")
         if look_ahead is not None:
             if look_ahead not in config.look_aheads:
@@ -82,7 +90,7 @@ class Trained:
             weights |= {f"decoder.{key.removeprefix(other)}": weights[key] for key in weights if key.startswith(other)}
             config = replace(config, model=looking_ahead(config.model, look_ahead))
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith("others.")}
-        return cls(run, config, path, int(meta["step"]), weights)
+        return cls(run, config, path, counters.step, weights)
 
 
 def build_codec(runs: list[Trained], name: str) -> Codec:
@@ -95,6 +103,12 @@ def build_codec(runs: list[Trained], name: str) -> Codec:
     first, *others = runs
     codec = Codec(first.config.model, name=name)
     trained = dict(codec.named_parameters())
+    shapes = {key: tensor.shape for key, tensor in codec.state_dict().items()}
+    for run in runs:
+        if {key: tensor.shape for key, tensor in run.weights.items()} != shapes:
+            raise CheckpointError(f"{run.checkpoint} does not fit {first.run / 'config.json'}; take the run's own")
+        if not all(tensor.isfinite().all() for tensor in run.weights.values()):
+            raise CheckpointError(f"{run.checkpoint} holds NaN or infinity: training diverged; take an earlier one")
     for other in others:
         if other.config.model != first.config.model:
             raise CodecError(f"{other.run} trained another architecture than {first.run}")
@@ -113,8 +127,8 @@ def build_codec(runs: list[Trained], name: str) -> Codec:
 def read_json(path: Path) -> Any:
     """Raises CodecError where a file of the run is no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return files.read_json(path)
+    except CodecError as error:
         raise CodecError(f"{path} is damaged: {error}") from None
 
 
@@ -129,10 +143,11 @@ def refuse_existing(out: Path) -> None:
 
 def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) -> str:
     """The card: what the model is, what it was trained on and how, and what was measured; data and notes of the first run."""
-    config, data = runs[0].config, read_json(runs[0].run / "data.json")
+    config, values = runs[0].config, read_json(runs[0].run / "data.json")
+    data = from_dict(Data, values, "data.json", ignore_unknown=True)
     one = codec.bitrate / codec.num_quantizers / 1000
     rates = f"{one:g} to {codec.bitrate / 1000:g}" if codec.num_quantizers > 1 else f"{one:g}"
-    hours = sorted(data["hours_by_source"].items(), key=lambda source: -source[1])
+    hours = sorted(data.hours_by_source.items(), key=lambda source: -source[1])
     parts = [
         "# Model card",
         f"A speech codec, {codec.sample_rate / 1000:g} kHz, {codec.frame_rate:g} frames/s, {codec.num_quantizers} x "
@@ -142,7 +157,7 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
         "## Training",
         *([f"The mean of the weights of {len(runs)} runs from one model:"] if len(runs) > 1 else []),
         *map(_steps, runs),
-        f"Speech: {data['train']}. Sources, in hours:",
+        f"Speech: {data.train}. Sources, in hours:",
         "\n".join(f"- {name}: {time:.2f}" for name, time in hours),
         "## Quality",
         *(_table(evaluation) if evaluation else ["Not yet measured."]),
@@ -155,7 +170,10 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
     ]
     notes = runs[0].run / "notes.md"
     if notes.exists():
-        parts.append(notes.read_text(encoding="utf-8").strip())
+        try:
+            parts.append(notes.read_text(encoding="utf-8").strip())
+        except UnicodeDecodeError as error:
+            raise CodecError(f"{notes} is not UTF-8 ({error}); convert it") from None
     return "\n\n".join(parts) + "\n"
 
 
@@ -209,7 +227,8 @@ def export(args: argparse.Namespace) -> int:
     chosen = [(args.run, args.checkpoint), *((run, None) for run in args.average_with)]
     runs = [Trained.read(run, checkpoint, args.look_ahead) for run, checkpoint in chosen]
     codec = build_codec(runs, args.out.name)
-    if evaluation and read_json(args.evaluation / "run.json")["weights"] != weights_hash(codec, args.bits, args.base):
+    measured = read_json(args.evaluation / "run.json") if evaluation else {}
+    if evaluation and measured.get("weights") != weights_hash(codec, args.bits, args.base):
         raise CodecError("the evaluation is of another model; run codec-evaluate on this export first")
     card = model_card(runs, codec, evaluation)
     codec.save_pretrained(args.out, bits=args.bits, base=args.base)

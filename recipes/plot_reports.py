@@ -69,7 +69,7 @@ def plot(args: argparse.Namespace) -> int:
     """Read the reports and draw them. Returns the exit code."""
     single = len(args.reports) == 1 and "=" not in args.reports[0]
     parts = [("0", "=", args.reports[0])] if single else [text.partition("=") for text in args.reports]
-    if odd := ["".join(each) for each in parts if not (each[1] and each[0].isdecimal())]:
+    if odd := ["".join(each) for each in parts if not (each[1] and each[0].isdecimal() and len(each[0]) < 16)]:
         raise CodecError(f"several reports are given as STEP=REPORT, not {odd[0]!r}")
     reports = [(int(step), Results.read(Path(folder))) for step, _, folder in parts]
     for (_, _, folder), (_, results) in zip(parts, reports, strict=True):

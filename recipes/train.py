@@ -273,8 +273,7 @@ def set_up(args: argparse.Namespace) -> Run:
         changes=changes,
     )
     if checkpoint is not None:
-        meta = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
-        run.counters = Counters(**meta)
+        run.counters = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.saved_step = run.counters.step
     return run
 

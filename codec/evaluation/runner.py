@@ -13,16 +13,17 @@ from dataclasses import asdict, astuple, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from codec import __version__
 from codec.corpus.manifest import Record
-from codec.errors import one_line
+from codec.errors import CodecError, one_line
 from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Measurer, Plan
 from codec.evaluation.results import Absent
 from codec.evaluation.systems import Family
-from codec.files import atomic_write, write_json
+from codec.files import atomic_write, read_json, write_json
 from codec.pretrained import find_model
 from codec.workers import spread
 
@@ -102,13 +103,20 @@ def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Rec
             (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
-    elif json.loads(path.read_text(encoding="utf-8")) != settings:
+    elif _settings(path) != settings:
         raise EvaluationError(
             f"{out} holds an evaluation of something else (other model, files or settings): "
             "choose another --out, or start anew with --force"
         )
     for name in folders:
         (out / name).mkdir(exist_ok=True)
+
+
+def _settings(path: Path) -> Any:
+    try:
+        return read_json(path)
+    except CodecError as error:
+        raise EvaluationError(f"{path} is damaged: {error}; start anew with --force") from None
 
 
 def fingerprint(plan: Plan, families: Sequence[Family], records: Sequence[Record]) -> dict[str, object]:
@@ -150,4 +158,8 @@ def read_rows(path: Path) -> dict[int, Measured]:
     if whole != data:
         with atomic_write(path) as temporary:
             temporary.write_bytes(whole)
-    return {row["index"]: Measured(**row) for row in map(json.loads, whole.splitlines())}
+    try:
+        rows = [Measured(**json.loads(line)) for line in whole.splitlines()]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise EvaluationError(f"{path} is damaged: {error}; start anew with --force") from None
+    return {row.index: row for row in rows}

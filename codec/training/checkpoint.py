@@ -7,7 +7,6 @@ random choice of a run is a function of its seed and the step.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
@@ -20,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from codec.config import from_dict, require
 from codec.errors import CodecError
-from codec.files import atomic_write, write_json
-from codec.training.progress import of_every_process
+from codec.files import atomic_write, read_json, write_json
+from codec.training.progress import Counters, of_every_process
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -56,13 +56,13 @@ def save_checkpoint(folder: Path, step: int, modules: Modules, optimizers: Optim
     return checkpoint
 
 
-def load_checkpoint(checkpoint: Path, modules: Modules, optimizers: Optimizers) -> dict[str, Any]:
+def load_checkpoint(checkpoint: Path, modules: Modules, optimizers: Optimizers) -> Counters:
     """Restore modules and optimizers in place; return the counters.
 
     Raises:
         CheckpointError: damaged, of another architecture, or with the state of other optimizers.
     """
-    tensors, meta = read_checkpoint(checkpoint)
+    tensors, counters = read_checkpoint(checkpoint)
     expected = {f"{name}/{key}": t.shape for name, module in modules.items() for key, t in module.state_dict().items()}
     stored = {key: t.shape for key, t in tensors.items() if key.partition("/")[0] in modules}
     if other := sorted({key for key, _ in expected.items() ^ stored.items()}):
@@ -82,7 +82,7 @@ def load_checkpoint(checkpoint: Path, modules: Modules, optimizers: Optimizers) 
         module.load_state_dict(module_tensors(tensors, name))
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(optimizer.state_dict() | {"state": states[name]})
-    return meta
+    return counters
 
 
 def _optimizer_state(tensors: Mapping[str, Tensor], name: str, optimizer: Optimizer) -> dict[int, Any] | None:
@@ -91,22 +91,26 @@ def _optimizer_state(tensors: Mapping[str, Tensor], name: str, optimizer: Optimi
     state: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for key, moment in module_tensors(tensors, name).items():
         index, _, field = key.partition("/")
-        if int(index) >= len(shapes) or moment.shape not in (shapes[int(index)], ()):
+        known = index.isdecimal() and int(index) < len(shapes)
+        if not known or moment.shape != (() if field == "step" else shapes[int(index)]):
             return None
         state[int(index)][field] = moment
-    return state
+    alike = len({frozenset(fields) for fields in state.values()}) <= 1  # all have the same moments
+    return state if alike else None
 
 
-def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], Counters]:
     """All tensors by name, and the counters.
 
     Raises:
         CheckpointError: damaged or missing.
     """
     try:
-        return load_file(checkpoint / STATE), json.loads((checkpoint / META).read_text(encoding="utf-8"))
+        tensors, counters = load_file(checkpoint / STATE), from_dict(Counters, read_json(checkpoint / META), "", True)
+        require(f"{counters.step:08d}" in checkpoint.name, f"{META} is of step {counters.step}")
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{checkpoint} cannot be read: {error}") from None
+        raise CheckpointError(f"{checkpoint} cannot be read: {error}; remove it to go on from an earlier one") from None
+    return tensors, counters
 
 
 def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:

@@ -264,6 +264,10 @@ class TestResuming:
         assert evaluate_main([*command, "--out", str(manifest.parent)]) == 1
         assert "not empty and no evaluation" in stderr()
         assert evaluate_main(command + out) == 0
+        for name, damage in (("rows.jsonl", "{}\n"), ("run.json", "{")):
+            (tmp_path / "r" / name).write_text(damage)
+            assert evaluate_main(command + out) == 1 and f"{name} is damaged" in stderr()
+        assert evaluate_main([*command, *out, "--force"]) == 0
         shutil.copy(manifest.parent / "b.flac", tmp_path / "copies")
         assert evaluate_main(command + out) == 1 and "something else" in stderr()
         assert evaluate_main([*command, *out, "--force"]) == 0

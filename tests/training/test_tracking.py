@@ -11,6 +11,7 @@ import pytest
 import torch
 from loading import full_disk
 
+from codec.errors import CodecError
 from codec.training.progress import Clock
 from codec.training.tracking import Tracker, read_scalars
 
@@ -41,6 +42,10 @@ def test_metrics_continue_where_a_resumed_run_does(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 10, "x": 10}, {"step": 20, "x": 20}, {"step": 30, "x": 31}]
     assert not (tmp_path / "tensorboard").exists()
+    for damage in ('\0{"step": 1}\n', '{"x": 1}\n', '{"step": 1, "x": [2]}\n'):
+        (tmp_path / "metrics.jsonl").write_text(damage)
+        with pytest.raises(CodecError, match="is damaged"):
+            read_scalars(tmp_path / "metrics.jsonl")
 
 
 @pytest.mark.parametrize("fault", ["folder removed", "disk full"])
