@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -127,7 +128,7 @@ def _folders(texts: Sequence[str]) -> dict[str, tuple[str, float | None]]:
         parts = re.fullmatch(r"([^=@\ud800-\udfff]+)(?:@(\d{1,6}(?:\.\d{1,6})?))?=(.+)", text)
         if not parts or parts[1] in folders:
             raise CodecError(f"--reconstructions takes NAME=DIR or NAME@KBPS=DIR, every NAME once, not {text!r}")
-        folders[parts[1]] = str(Path(parts[3]).resolve()), float(parts[2]) if parts[2] else None
+        folders[parts[1]] = os.path.realpath(parts[3]), float(parts[2]) if parts[2] else None
     return folders
 
 

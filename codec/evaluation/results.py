@@ -295,13 +295,14 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
         for row in rows:
             values = ["" if value is None else f"{value:.6g}" for value in row.values.values()]
             texts = [re.sub(f"^{FORMULA}", "'", text) for text in (row.id, row.speaker, row.source)]
-            writer.writerow([*texts, f"{row.seconds:.3f}", row.system, *values, row.failures])
+            seconds = f"{row.seconds:.3f}" if row.seconds >= 0.001 else f"{row.seconds:.3g}"  # a weight is not 0
+            writer.writerow([*texts, seconds, row.system, *values, row.failures])
 
 
 def read_rows(folder: Path, results: Results) -> list[Row]:
     """``per_file.csv`` of ``folder``, in its order. Raises as :meth:`Results.read`."""
     with _reading(folder, "per_file.csv") as path, open(path, encoding="utf-8", newline="") as file:
-        return [
+        rows = [
             Row(
                 *(_text(cells["id"]), _text(cells["speaker"]), _text(cells["source"]), float(cells["seconds"])),
                 cells["system"],
@@ -310,6 +311,11 @@ def read_rows(folder: Path, results: Results) -> list[Row]:
             )
             for cells in csv.DictReader(file)
         ]
+    for row in rows:
+        values = [value for value in row.values.values() if value is not None]
+        if not (row.seconds > 0 and all(map(math.isfinite, (row.seconds, *values)))):
+            raise ReportError(f"{path}: the numbers of {row.id!r} cannot be; make the report again with codec-evaluate")
+    return rows
 
 
 @contextmanager

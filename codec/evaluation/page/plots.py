@@ -98,6 +98,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 def linear_ticks(low: float, high: float) -> list[float]:
     """Up to seven round numbers that span two others."""
     span = high - low if high - low > 1e-6 * abs(high) else abs(high) * 0.1 or 1.0  # less is nothing but rounding
+    span = max(span, 1e-8)  # or the rounded ticks would be one
     step = 10.0 ** math.floor(math.log10(span / 4))
     step *= next(s for s in (1, 2, 2.5, 5, 10) if span / (step * s) <= 5)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
