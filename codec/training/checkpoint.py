@@ -106,8 +106,9 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], Counters]:
         CheckpointError: damaged or missing.
     """
     try:
-        tensors, counters = load_file(checkpoint / STATE), from_dict(Counters, read_json(checkpoint / META), "", True)
-        require(f"{counters.step:08d}" in checkpoint.name, f"{META} is of step {counters.step}")
+        tensors, meta = load_file(checkpoint / STATE), read_json(checkpoint / META)
+        counters = from_dict(Counters, meta, "", True)
+        require("step" in meta, f"{META} has no step")  # from 0 on the run would write over what it has
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {error}; remove it to go on from an earlier one") from None
     return tensors, counters
