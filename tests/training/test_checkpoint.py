@@ -30,7 +30,7 @@ def test_damage_and_other_architectures_are_named(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, {"codec": LAYER}, {}, {})
     with pytest.raises(CheckpointError, match="does not fit"):
         checkpoint.load_checkpoint(path, {"codec": torch.nn.Linear(4, 2)}, {})
-    for damage in ("[]", '{"step": 2}', '{"step": "1"}'):
+    for damage in ("[]", "{}", '{"step": "1"}'):
         (path / "state.json").write_text(damage)
         with pytest.raises(CheckpointError, match="cannot be read"):
             checkpoint.load_checkpoint(path, {"codec": LAYER}, {})
