@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 import soundfile
@@ -18,7 +18,7 @@ from codec.audio_parts import AudioError as AudioError  # of this module too
 from codec.audio_parts import Part, find_parts, incomplete
 from codec.config import whole_number
 from codec.errors import install
-from codec.files import atomic_write
+from codec.files import as_path, atomic_write, check_binary
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,11 +153,12 @@ class _AvFile:
                 self._stray -= packet.size
                 for frame in packet.decode():
                     if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
-                        resampler = av.AudioResampler("fltp", self._layout, self.samplerate)
+                        # not planar: PyAV crashes where a frame of more than seven planes becomes an array
+                        resampler = av.AudioResampler("flt", self._layout, self.samplerate)
                     seconds, time = frame.samples / frame.sample_rate, frame.time or 0.0
                     read, reached = (read or time) + seconds, time + seconds
                     for block in resampler.resample(frame):
-                        yield block.to_ndarray().T
+                        yield np.asarray(block.to_ndarray(), np.float32).reshape(-1, self.channels)
         except av.FFmpegError as error:
             raise AudioError(f"{self._name} is damaged ({error.strerror})") from None
         if reached < (promised := self._promised_seconds()) - AV_SLACK:
@@ -198,14 +199,17 @@ class AudioReader(AbstractContextManager["AudioReader"]):
     """
 
     def __init__(self, path: str | Path | BinaryIO, name: str | None = None, channel: int | None = None) -> None:
-        self.name, self._channel = name or str(path), channel
+        self.name = name or str(path)
+        self._channel = None if channel is None else whole_number("channel", channel, 1, 2**31 - 1, AudioError)
         self._begin()
         with ExitStack() as stack:
-            if isinstance(path, (str, Path)):
-                if Path(path).suffix.lower() == ".raw":
+            if not hasattr(path, "read"):
+                path = as_path(path)
+                if path.suffix.lower() == ".raw":
                     raise AudioError(f"{self.name}: raw samples tell no sample rate; convert it to WAV or FLAC first")
                 path = stack.enter_context(open(path, "rb"))
-            self._parts = find_parts(path, self.name)
+            check_binary(path, "read")
+            self._parts = find_parts(cast(BinaryIO, path), self.name)
             with closing(self._open(self._parts[0])) as decoder:
                 self.sample_rate: int = decoder.samplerate
                 self.channels: int = decoder.channels

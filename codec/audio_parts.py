@@ -138,13 +138,18 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
         return _chunked_parts(source)
     if head[4:8] == b"ftyp":
         return _mp4_parts(source)
-    if head[:4] == b".snd":
-        return [_sized_part(source, source.start + int.from_bytes(head[4:8], "big"), source.start + 8, AU, {})]
+    if head[:4] in AU:
+        layout = AU[head[:4]]
+        start = source.start + int.from_bytes(head[4:8], layout.order)
+        return [_sized_part(source, start, source.start + 8, layout, {})]
     if (nist := re.match(rb"NIST_1A\s+(\d+)\s", head)) and b"shorten" not in head:
         number = {key: int(value) for key, value in re.findall(rb"(\w+) -\w+ (\d+)", head)}
         size = number.get(b"sample_count", 0) * number.get(b"channel_count", 1) * number.get(b"sample_n_bytes", 2)
-        if size > (there := source.end - source.start - int(nist[1])):
+        start = source.start + int(nist[1])
+        if size > (there := source.end - start):
             raise incomplete(name, there, size, "bytes of samples")
+        if 0 < size < there - HEAD_BYTES:
+            return [source.part({}, start + size, note=_left_out(size, there - size))]
     return _mp3_parts(source) or [source.part({})]
 
 
@@ -170,7 +175,7 @@ LAYOUTS = {
     b"riff": _Layout(40, 16, 8, "little", 8, 24),
 }
 SAMPLES = (b"data", b"SSND", b"BODY")  # chunks that hold them
-AU = _Layout(0, 0, 4, "big", 1, 0)
+AU = {b".snd": _Layout(0, 0, 4, "big", 1, 0), b"dns.": _Layout(0, 0, 4, "little", 1, 0)}
 MP3_IN_WAV = b"\x55\0"
 # a killed writer leaves a size of 8 (AIFF) or 4 (CAF): the bytes before the samples that it counts; up to 8 bytes behind
 # the samples are padding
@@ -228,8 +233,12 @@ def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patch
     elif size > there:
         raise incomplete(source.name, there, size, "bytes of samples")
     elif stray > HEAD_BYTES:
-        note = f"its {size:,} bytes of samples are followed by {stray:,} that belong to no chunk and are left out"
+        note = _left_out(size, stray)
     return source.part(patches, end if note else source.end, note=note)
+
+
+def _left_out(size: int, stray: int) -> str:
+    return f"its {size:,} bytes of samples are followed by {stray:,} that belong to no chunk and are left out"
 
 
 def _mp4_parts(source: _Source) -> list[Part]:

@@ -250,7 +250,7 @@ class CodecBase(Generic[Signal]):
         """What the encoder gives ``[..., n]``, window by window, of one item after another, each in blocks ``[T]``."""
 
         def encoded(window: Signal, before: int, count: int) -> Signal:
-            return self._encoded(window)[..., before : before + count]
+            return self._finite(self._encoded(window))[..., before : before + count]
 
         checked = (self._each(blocks, self._checked_block) for blocks in items)
         return self._computed(encoded, checked, self.encoder_context, self.hop_length)
@@ -259,12 +259,16 @@ class CodecBase(Generic[Signal]):
         """Waveform ``[t]``, window by window, of one item's codes or latents after another, in blocks ``[..., n]``."""
 
         def decoded(window: Signal, before: int, count: int) -> Signal:
-            waveform = decode(window)
-            if not self._library.isfinite(waveform).all():
-                raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
+            waveform = self._finite(decode(window))
             return waveform[before * self.hop_length : (before + count) * self.hop_length]
 
         return self._computed(decoded, items, self.decoder_context, 1)
+
+    def _finite(self, values: Signal) -> Signal:
+        """What a network gives; a CodecError if it holds NaN or infinity."""
+        if not self._library.isfinite(values).all():
+            raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
+        return values
 
     def _computed(
         self, compute: Callable[..., Signal], items: Iterable[Iterable[Signal]], context: Context, unit: int

@@ -52,7 +52,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from codec.config import RATES, set_whole
 from codec.errors import CodecError
-from codec.files import as_path, atomic_write
+from codec.files import as_path, atomic_write, check_binary
 from codec.level import factor
 
 Codes = NDArray[np.int64]
@@ -226,6 +226,7 @@ class Reader:
     """
 
     def __init__(self, stream: IO[bytes]) -> None:
+        check_binary(stream, "read")
         self.version, self.header = _read_header(stream)
         self._stream, self._frames_per_block = stream, BLOCK_FRAMES if self.version > 1 else 1024
         self._blocks, self._frames = 0, 0  # read
@@ -313,6 +314,9 @@ class Writer:
     """
 
     def __init__(self, stream: IO[bytes], header: Header) -> None:
+        check_binary(stream, "write")
+        if not isinstance(header, Header):
+            raise ContainerError(f"the header must be a Header, as Codec.header gives it, not {header!r}")
         self._stream, self._header, self._frames = stream, replace(header, num_samples=None), 0
         self._ended = False
         self._send(pack_header(self._header))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import stat
@@ -19,6 +20,12 @@ def as_path(path: Any) -> Path:
     if isinstance(path, (str, os.PathLike)) and "\0" not in str(path):
         return Path(path)
     raise CodecError(f"a path must be a string or a Path, not {path!r}")
+
+
+def check_binary(file: Any, method: str) -> None:
+    """A CodecError if this is no file that was opened in binary mode to ``read`` or to ``write``."""
+    if isinstance(file, io.TextIOBase) or not hasattr(file, method):
+        raise CodecError(f"a file must be open in binary mode to {method}, not {file!r}")
 
 
 @contextmanager

@@ -180,10 +180,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         own = torch.arange(used.shape[-1], device=codes.device) * self.hop_length < lengths  # [B, 1, N]
         stream = self.streaming_decoder(len(codes), codes.shape[1])
         parts = torch.where(own, used, -1).split(self._frames_at_once(len(codes)), dim=-1)
-        waveform = torch.cat([*map(stream.push, parts), stream.flush()], dim=-1)[..., : max(samples)]
-        if not waveform.isfinite().all():
-            raise CodecError("the model gives NaN or infinity: its weights cannot be right")
-        return waveform
+        return self._finite(torch.cat([*map(stream.push, parts), stream.flush()], dim=-1)[..., : max(samples)])
 
     @staticmethod
     def _frames_at_once(rows: int) -> int:

@@ -190,6 +190,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_writer_refuses_what_does_not_fit() -> None:
+    files: list[Any] = ["out.codes", None, io.StringIO()]
+    for file in files:
+        with pytest.raises(CodecError, match="binary mode"):
+            Writer(file, HEADER)
+        with pytest.raises(CodecError, match="binary mode"):
+            Reader(file)
     writer = Writer(io.BytesIO(), HEADER)
     writer.write(CODES[:, :4])
     for call in (lambda: writer.write(CODES + 32), lambda: writer.write(CODES[:1]), lambda: writer.end(3200, CODES)):

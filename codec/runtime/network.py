@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from codec.config import CodecConfig
+from codec.pretrained import ModelError
 from codec.pretrained.weights import Floats, Weights
 from codec.runtime.proto import Graph, Shape
 
@@ -274,16 +275,21 @@ class Stage:
 def read_stages(config: CodecConfig, weights: Weights) -> Iterator[Stage]:
     """The model's stages, one after another."""
     dim, d, diagonal = config.latent_dim, config.quantizer.codebook_dim, config.quantizer.map == "diagonal"
-    same, nothing = np.eye(d, dtype=np.float32), np.zeros(d, np.float32)
     for index in range(config.num_quantizers):
         prefix = f"quantizer.stages.{index}." if config.quantizer.kind == "residual_simvq" else "quantizer."
         basis = weights.read(f"{prefix}basis", config.quantizer.codebook_size, d)
         weight = weights.read(f"{prefix}weight", *((d,) if diagonal else (d, d)))
-        codebook, state = basis * weight if diagonal else basis @ weight, [basis, weight]
-        if config.quantizer.map_bias:
-            bias = weights.read(f"{prefix}bias", d)
-            codebook, state = codebook + bias, [*state, bias]
+        state = [basis, weight]
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused below
+            codebook = basis * weight if diagonal else basis @ weight
+            if config.quantizer.map_bias:
+                state.append(weights.read(f"{prefix}bias", d))
+                codebook = codebook + state[-1]
+            farthest = np.square(codebook).sum(axis=1).max()
+        if not farthest < FAR:
+            raise ModelError(f"{weights.path}: the codebook of stage {index + 1} is too large to be right")
         if d == dim:  # there are no projections
+            same, nothing = np.eye(d, dtype=np.float32), np.zeros(d, np.float32)
             yield Stage(codebook, same, nothing, same, nothing, state)
             continue
         into = weights.read(f"{prefix}project_in.weight", d, dim)
