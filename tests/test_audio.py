@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from codec import audio, audio_parts
 from codec.audio import WRITTEN, AudioError, AudioReader, AudioWriter, load, measure, read_samples, resample, save
+from codec.errors import CodecError
 
 Samples = NDArray[np.float32]
 
@@ -191,6 +192,13 @@ def test_what_follows_the_samples_is_left_out_with_a_word(caplog: pytest.LogCapt
     wav, w64 = noise_as("WAV"), noise_as("W64")
     assert len(decoded(wav + wav[36:])) == len(decoded(w64 + 1000 * b"junk")) == 48_000
     assert "samples in a second chunk are left out; 2.0 s" in caplog.text and "followed by 4,000" in caplog.text
+    caplog.clear()
+    assert (
+        len(decoded(noise_as("NIST", subtype="PCM_16") + 1000 * b"junk")) == 48_000
+        and "followed by 4,000" in caplog.text
+    )
+    with pytest.raises(AudioError, match="a file is damaged"):
+        decoded(noise_as("AU", endian="LITTLE")[:-300])
 
 
 def test_mp2(caplog: pytest.LogCaptureFixture) -> None:
@@ -317,6 +325,12 @@ def test_channels_that_cancel(caplog: pytest.LogCaptureFixture) -> None:
         assert not caplog.text
     with pytest.raises(AudioError, match="has no channel 3, only 2"):
         decoded(stereo, channel=3)
+    for channel in (0, "1"):
+        with pytest.raises(AudioError, match="channel must be"):
+            decoded(stereo, channel=channel)
+    for file in (None, io.StringIO()):
+        with pytest.raises(CodecError, match=r"a path must be|in binary mode"):
+            AudioReader(file)  # type: ignore[arg-type]
     for others in ([NOISE], [0 * NOISE], [NOISE[::-1]], [-0.2 * NOISE], 7 * [0 * NOISE]):
         decoded(encoded(np.stack([NOISE, *others], 1)))
     decoded(encoded(np.stack([0 * NOISE, 0 * NOISE], 1)))
@@ -326,12 +340,12 @@ def test_channels_that_cancel(caplog: pytest.LogCaptureFixture) -> None:
 # ---- what libsndfile does not read ------------------------------------------------------------------------------------
 
 
-def made_by_av(tmp_path: Path, container: str, codec: str, rate: int, **options: str) -> bytes:
+def made_by_av(tmp_path: Path, container: str, codec: str, rate: int, layout: str = "mono", **options: str) -> bytes:
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "a"), "w", format=container, options=options) as output:
-        stream = output.add_stream(codec, rate=rate, layout="mono")
-        samples = resample(NOISE, 24_000, rate)[None]
-        frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+        stream = output.add_stream(codec, rate=rate, layout=layout)
+        samples = resample(NOISE, 24_000, rate)[None].repeat(av.AudioLayout(layout).nb_channels, axis=1)
+        frame = av.AudioFrame.from_ndarray(samples, format="flt", layout=layout)
         frame.sample_rate, frame.pts = rate, 0
         output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
@@ -348,6 +362,7 @@ def test_formats_by_pyav(
     rate = 48_000 if codec == "libopus" else 24_000
     if kind == "mp4 aac":  # its index in front, as for the web
         assert len(decoded(made_by_av(tmp_path, container, codec, rate, movflags="faststart"))) >= 2 * rate
+        assert len(decoded(made_by_av(tmp_path, container, codec, rate, "7.1"), channel=8)) >= 2 * rate
     data = made_by_av(tmp_path, container, codec, rate)
     samples = decoded(data)
     assert 2 * rate <= len(samples) < 2.1 * rate and measure(io.BytesIO(data)) == (len(samples), rate)
