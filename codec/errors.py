@@ -18,6 +18,8 @@ Any other ``ValueError`` or ``RuntimeError``, as numpy and torch raise them, is 
 from __future__ import annotations
 
 import argparse
+import atexit
+import gc
 import io
 import math
 import os
@@ -149,6 +151,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     """
     global _interrupted
     _interrupted = -math.inf
+    atexit.register(gc.freeze)  # the objects end with the process: the interpreter need not search them for circles
     for polite in STOPPING:
         if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
             signal.signal(polite, _interrupt)

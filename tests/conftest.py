@@ -19,6 +19,7 @@ CHROMIUM += ["disable-component-update", "disable-sync", "autoplay-policy=no-use
 CHROMIUM += ["disable-dev-shm-usage"]  # containers have little of it
 CHROMIUM += ["use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"]
 SETTINGS = "_hypothesis_internal_use_settings"  # where hypothesis keeps those of a test
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # of sessions that tests open themselves
 torch.set_num_threads(1)  # the tests' networks are tiny: threads would only wait for each other on a busy machine
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import logging
 import math
+import os
 import sys
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
@@ -135,6 +136,8 @@ def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Na
     lines = _Lines(parser.prog)
     log.setLevel(logging.INFO)
     args = parser.parse_intermixed_args(_after_two_dashes(sys.argv[1:] if argv is None else argv))  # options anywhere
+    if args.backend not in (None, "torch"):  # then only numpy has OpenBLAS, whose threads start slowly for nothing
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     advice = "; --skip-existing goes on" if getattr(args, "output_dir", None) else ""
     log.addHandler(lines)
     try:

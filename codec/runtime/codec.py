@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -70,8 +72,11 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         folder, config, name = read_model(model)
         if config.quantizer.kind not in ("simvq", "residual_simvq"):
             raise ModelError(f"{folder} has the quantizer {config.quantizer.kind}, which runs with torch only")
-        _onnxruntime()  # before the long work
-        codec = cls(config, Weights(folder / "model.safetensors"), name, bits, num_threads)
+        with ThreadPoolExecutor(1) as thread:  # the library loads while the weights' checksum is computed
+            runtime = thread.submit(_onnxruntime)
+            weights = Weights(folder / "model.safetensors")
+            runtime.result()
+        codec = cls(config, weights, name, bits, num_threads)
         codec._made_of = model, bits, num_threads
         return codec
 
@@ -176,6 +181,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
 
 def _onnxruntime() -> Any:
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it says to its maker, since 1.29, what is run here
     try:
         import onnxruntime
     except ModuleNotFoundError:

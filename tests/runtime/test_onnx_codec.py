@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loading import ASSETS, LOOKS, SPEECH, Speech
+from loading import ASSETS, LOOKS, SPEECH, Speech, python
 from safetensors.torch import load_file, save_file
 
 from codec import Codec, CodecConfig
@@ -114,6 +114,17 @@ def test_batches_channels_lengths_and_gains(tiny: tuple[Codec, OnnxCodec]) -> No
     audio = onnx.decode(codes, None, [1003, 500], gains)
     assert audio.shape == (2, 1, 1003) and not audio[1, 0, 500:].any()
     np.testing.assert_allclose(audio, codec.decode(reference, None, [1003, 500], gains).numpy(), atol=1e-4)
+
+
+def test_nothing_is_written_or_sent(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where onnxruntime reports what it runs, it first leaves a number for this machine in these folders."""
+    for name in ("ORT_DISABLE_TELEMETRY", "XDG_CACHE_HOME", "CI", "GITHUB_ACTIONS"):  # it is silent on build machines
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HOME", "TMPDIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    encode = "OnnxCodec.from_pretrained(sys.argv[1]).encode(numpy.zeros(999, 'float32'), 16000)"
+    done = python(f"import sys, numpy; from codec.runtime import OnnxCodec; {encode}", tiny_model_folder)
+    assert done.returncode == 0 and not list(tmp_path.iterdir()), done.stderr
 
 
 @pytest.mark.parametrize("threads", [1, 2])
