@@ -34,7 +34,7 @@ DECAY = 0.999  # of the running average of the weights, which is what is saved
 
 
 def distil(args: argparse.Namespace) -> int:
-    """Train for so many minutes, then save the student's running average."""
+    """Train for so many minutes, or until ctrl-C, then save the student's running average."""
     if (args.out / "config.json").exists():
         raise CodecError(f"{args.out} holds a model; choose another folder")
     teacher = Codec.from_pretrained(args.model, args.device).requires_grad_(False)
@@ -58,22 +58,26 @@ def distil(args: argparse.Namespace) -> int:
         return (seen @ z).square().mean()
 
     start, step = time.monotonic(), 0
-    while (progress := (time.monotonic() - start) / (60 * args.minutes)) < 1:
-        falling = 0.5 * (1 + math.cos(math.pi * max(progress - HOLD, 0) / (1 - HOLD)))
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP) * max(falling, 0.01)
-        indices = range(step * DATA.batch_size, (step + 1) * DATA.batch_size)
-        waveform = torch.stack([segments[index]["waveform"] for index in indices]).to(args.device)
-        target = teacher.encoder(waveform)
-        loss = power(student.encoder(waveform) - target) / power(target - target.mean(dim=(0, 2), keepdim=True))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.encoder.parameters(), 1.0)
-        optimizer.step()
-        average.update_parameters(student.encoder)
-        step += 1
-        if step % 50 == 0:
-            print(f"step {step}: error {loss.item():.5f} of the latents' variance", flush=True)
+    try:
+        while (progress := (time.monotonic() - start) / (60 * args.minutes)) < 1:
+            falling = 0.5 * (1 + math.cos(math.pi * max(progress - HOLD, 0) / (1 - HOLD)))
+            for group in optimizer.param_groups:
+                group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP) * max(falling, 0.01)
+            indices = range(step * DATA.batch_size, (step + 1) * DATA.batch_size)
+            waveform = torch.stack([segments[index]["waveform"] for index in indices]).to(args.device)
+            target = teacher.encoder(waveform)
+            loss = power(student.encoder(waveform) - target) / power(target - target.mean(dim=(0, 2), keepdim=True))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(student.encoder.parameters(), 1.0)
+            optimizer.step()
+            average.update_parameters(student.encoder)
+            step += 1
+            if step % 50 == 0:
+                print(f"step {step}: error {loss.item():.5f} of the latents' variance", flush=True)
+    except KeyboardInterrupt:
+        if not step:
+            raise
     student.encoder.load_state_dict(average.module.state_dict())
     student.save_pretrained(args.out, bits=8, base=shipped_name(args.model))
     print(f"done at step {step}: {args.out}")

@@ -96,6 +96,8 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
             raise incomplete(self.name, self.num_samples, self.claimed, "samples")
         if not self.num_samples and not self.stopped:
             raise AudioError(f"{self.name} holds no samples")
+        if data and not self.stopped:
+            log.warning("%s ends within a sample, whose first %d of %d bytes are left out", self.name, len(data), width)
 
     def read_on(self) -> None:
         """Read what follows the samples, so that its writer can end, and say how much of it the header did not announce."""

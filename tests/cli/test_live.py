@@ -90,6 +90,8 @@ def test_raw_samples(run: Run, sound: Samples, piped: Piped, one_line: Said) -> 
     data = encoded(sound[:20_000])
     raw = data[data.index(b"data") + 8 :]
     code, out = piped("encode", raw, "--raw", RATE)
+    assert piped("encode", raw + b"x", "--raw", RATE) == (0, out)
+    assert one_line() == "codec-encode: stdin ends within a sample, whose first 1 of 2 bytes are left out\n"
     assert (code, out) == piped("encode", data) and code == 0
     assert (code, out) == piped("encode", data + data) and "40044 bytes that its header does not" in one_line()
     code, decoded = piped("decode", out, "--raw")
