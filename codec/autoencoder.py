@@ -114,7 +114,7 @@ class DepthwiseConv(Layer):
         return y[:, : x.shape[1]]
 
     def inside(self, x: Tensor) -> Tensor:
-        if x.is_cpu and eager_inference() and x[..., 0].numel() < FEW_ROWS:  # single frames of streams
+        if x.is_cpu and eager_inference() and x.shape[:-1].numel() < FEW_ROWS:  # single frames of streams
             weight, bias = self.conv.parameters()
             taps = x.unfold(1, weight.shape[-1], 1)  # [B, N, C, kernel_size]
             return torch.sum(taps * weight[:, 0, 0], dim=-1) + bias
@@ -159,6 +159,8 @@ class ConvNeXtBlock(Layer):
             return x + self.scale * self.perceptron(y)
         # piece by piece: the hidden activations stay in the cache, which saves a fifth of the encoder's time
         rows = max(1, HIDDEN_ELEMENTS // self.expand.out_features)
+        if x.shape[1] <= rows:
+            return torch.addcmul(x, self.scale, self.perceptron(y))
         total = torch.empty_like(x)
         for out, before, piece in zip(*(tensor.split(rows, dim=1) for tensor in (total, x, y)), strict=True):
             torch.addcmul(before, self.scale, self.perceptron(piece), out=out)
