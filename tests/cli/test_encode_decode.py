@@ -32,20 +32,20 @@ def test_exactly_as_many_samples(run: Run, length: int, rate: int, channels: int
 
 @pytest.mark.parametrize("source", [SPEECH[24000], "long.wav"], ids=["speech", "long"])
 @pytest.mark.parametrize("options", [[], ["--no-normalize"]], ids=str)
-def test_files_equal_the_library(run: Run, sound: Samples, source: str, options: list[str], codec: Codec) -> None:
+def test_files_equal_the_library(run: Run, sound: Samples, source: str, options: list[str], tiny_model: Codec) -> None:
     """Blocks of a long file leave no seam."""
     soundfile.write("long.wav", sound, RATE, subtype="FLOAT")
     assert run("encode", source, "out.codes", *options) == 0
     assert run("decode", "out.codes", "out.wav", "--native-rate") == 0
     samples, rate = soundfile.read(source, dtype="float32")
-    gain_db = 0.0 if options else codec.gain_of(samples, rate)[0]
-    codes = codec.encode(samples, rate, gain_db=gain_db)
+    gain_db = 0.0 if options else tiny_model.gain_of(samples, rate)[0]
+    codes = tiny_model.encode(samples, rate, gain_db=gain_db)
     header, stored = container.read("out.codes")
     np.testing.assert_array_equal(stored, codes[0].numpy())
-    assert header.model == "tiny" and codec.fingerprint.startswith(header.fingerprint)
+    assert header.model == "tiny" and tiny_model.fingerprint.startswith(header.fingerprint)
     assert header.gain_db == np.float32(gain_db) and (gain_db == 0) == bool(options)
     decoded, _ = soundfile.read("out.wav", dtype="float32")
-    expected = codec.decode(codes, gain_db=gain_db)[0, 0].numpy()[: len(decoded)]
+    expected = tiny_model.decode(codes, gain_db=gain_db)[0, 0].numpy()[: len(decoded)]
     assert np.abs(decoded - np.clip(expected, -1, 1)).max() <= 1.5 / 32768
 
 

@@ -28,9 +28,9 @@ from codec.errors import STOPPING, legible, run_command
 
 
 @pytest.fixture
-def header(codec: Codec) -> Header:
+def header(tiny_model: Codec) -> Header:
     """Of ten frames of the tiny model."""
-    return codec.header(800, RATE)
+    return tiny_model.header(800, RATE)
 
 
 FAILURES: list[tuple[Any, str]] = [
