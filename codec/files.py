@@ -7,7 +7,7 @@ import io
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,15 @@ def write_text(path: str | Path, text: str) -> None:
     """
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def refuse_existing(folder: Path, names: Iterable[str]) -> None:
+    """Raises CodecError where ``folder`` is a file, or has one of these names already."""
+    if folder.exists() and not folder.is_dir():
+        raise CodecError(f"{folder} is a file; give a folder")
+    for path in (folder / name for name in names):
+        if path.exists():
+            raise CodecError(f"{path} exists; --force overwrites it")
 
 
 def save_picture(figure: Any, path: Path, force: bool = True) -> None:

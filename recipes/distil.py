@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codec.corpus.manifest import read_manifest
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
@@ -43,15 +44,12 @@ def distil(args: argparse.Namespace) -> int:
     start_codec(student, teacher, args.model)
     student.to(args.device)
     args.out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known before the long work
-    average = torch.optim.swa_utils.AveragedModel(
-        student.encoder, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(DECAY)
-    )
+    average = AveragedModel(student.encoder, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
     segments = SegmentDataset(read_manifest(args.manifest), teacher.sample_rate, DATA, seed=83)
     optimizer = adamw(student.encoder.parameters(), OptimizerConfig(), LEARNING_RATE)
     stages = getattr(teacher.quantizer, "stages", [teacher.quantizer])
-    maps = [
-        getattr(stage.project_in, "weight", torch.eye(teacher.config.latent_dim)).to(args.device) for stage in stages
-    ]
+    same = torch.eye(teacher.config.latent_dim)  # the matrix of a stage without projection
+    maps = [getattr(stage.project_in, "weight", same).to(args.device) for stage in stages]
     seen = torch.cat([matrix / matrix.norm() for matrix in maps])  # [sum of d, D]
 
     def power(z: Tensor) -> Tensor:

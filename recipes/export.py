@@ -31,7 +31,7 @@ from codec import files
 from codec.config import from_dict
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.evaluation.results import Results
-from codec.files import atomic_write, write_text
+from codec.files import atomic_write, refuse_existing, write_text
 from codec.model import Codec
 from codec.pretrained import DISCRIMINATORS
 from codec.training.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
@@ -132,15 +132,6 @@ def read_json(path: Path) -> Any:
         raise CodecError(f"{path} is damaged: {error}") from None
 
 
-def refuse_existing(out: Path) -> None:
-    """Raises CodecError where an export would overwrite a file."""
-    if out.exists() and not out.is_dir():
-        raise CodecError(f"{out} is a file; give a folder")
-    for path in (out / name for name in WRITTEN):
-        if path.exists():
-            raise CodecError(f"{path} exists; --force overwrites it")
-
-
 def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) -> str:
     """The card: what the model is, what it was trained on and how, and what was measured; data and notes of the first run."""
     config, values = runs[0].config, read_json(runs[0].run / "data.json")
@@ -220,7 +211,7 @@ def _table(results: Results) -> list[str]:
 def export(args: argparse.Namespace) -> int:
     """Write the model and its card; returns the exit code."""
     if not args.force:
-        refuse_existing(args.out)
+        refuse_existing(args.out, WRITTEN)
     evaluation = Results.read(args.evaluation) if args.evaluation else None  # before anything is written
     if evaluation and evaluation.model is None:
         raise CodecError(f"{args.evaluation} is not the report that codec-evaluate makes of a model")

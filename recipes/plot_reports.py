@@ -31,7 +31,7 @@ def lines_of(reports: Sequence[tuple[int, Results]], metric: str, by_step: bool)
     return {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items()}
 
 
-def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path, force: bool) -> None:
+def draw(panels: dict[str, dict[str, Line]], by_step: bool, out: Path, force: bool) -> None:
     """One panel per metric; bars are intervals."""
     from matplotlib.figure import Figure
 
@@ -44,8 +44,8 @@ def draw(panels: dict[str, dict[str, Line]], x_label: str, log: bool, out: Path,
             highs = [0.0 if r.high is None else r.high - mean for mean, (_, r) in zip(means, line, strict=True)]
             axis.errorbar([x for x, _ in line], means, yerr=[lows, highs], label=name, marker=marker, capsize=2)
         axis.set_title(title)
-        axis.set_xlabel(x_label)
-        if log:
+        axis.set_xlabel("training step" if by_step else "kbit/s")
+        if not by_step:
             axis.set_xscale("log")
             ticks = [0.75, 1.5, 3, 6, 12]
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
@@ -78,7 +78,7 @@ def plot(args: argparse.Namespace) -> int:
     panels = {reports[0][1].metrics[name].label: lines_of(reports, name, not single) for name in args.metrics}
     if empty := [label for label, lines in panels.items() if not lines]:
         raise CodecError(f"no {'system with a bitrate' if single else 'model'} has a value of {empty[0]}")
-    draw(panels, "kbit/s" if single else "training step", single, args.out, args.force)
+    draw(panels, not single, args.out, args.force)
     print(args.out)
     return 0
 

@@ -188,9 +188,8 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
         count = max(1, round(config.discriminator.batch_share * len(waveform)))
         each = output.waveform.unflatten(0, (-1, len(waveform)))  # [decoders, B, 1, T]
         rate, bandwidth = config.model.sample_rate, batch["bandwidth"][:count]
-        outputs = networks.discriminators_step(
-            torch.cat([low_pass(speech[:count], bandwidth, rate) for speech in (waveform, *each)])
-        )
+        heard = [low_pass(speech[:count], bandwidth, rate) for speech in (waveform, *each)]
+        outputs = networks.discriminators_step(torch.cat(heard))
         loss = discriminator_loss(outputs, count)
         logged["loss/discriminator"] = loss.detach()
         sides.append(("discriminator", loss, networks.discriminators, [discriminator_optimizer]))
@@ -365,9 +364,8 @@ def report(run: Run, values: dict[str, float]) -> None:
     if run.tracker is None or run.bar is None:
         return
     run.tracker.scalars(values, run.counters.step)
-    main = {
-        k.removeprefix("loss/"): f"{v:.4g}" for k, v in values.items() if k.startswith(("loss/", "valid/", "speed/"))
-    }
+    names = [name for name in values if name.startswith(("loss/", "valid/", "speed/"))]
+    main = {name.removeprefix("loss/"): f"{values[name]:.4g}" for name in names}
     if run.bar.disable:
         print(f"step {run.counters.step}: " + ", ".join(f"{k} {v}" for k, v in main.items()), flush=True)
     else:

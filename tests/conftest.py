@@ -52,6 +52,12 @@ def tiny_model_folder(tiny_config: CodecConfig, tmp_path_factory: pytest.TempPat
     return folder
 
 
+@pytest.fixture
+def tiny_model(tiny_model_folder: Path) -> Codec:
+    """That model, loaded."""
+    return Codec.from_pretrained(tiny_model_folder)
+
+
 @pytest.fixture(params=SPEECH.values(), ids=lambda path: path.stem)
 def speech(request: pytest.FixtureRequest) -> Speech:
     """Samples ``[T]`` of a real clip and their rate in Hz: 2.7 s at 24 kHz, then 3.0 s at 16 kHz."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import to_dict
-from codec.errors import EXIT_OK, CodecError, Parser, run_command
-from codec.files import atomic_write
+from codec.errors import EXIT_OK, Parser, run_command
+from codec.files import atomic_write, refuse_existing
 
 EXAMPLES = """examples:
   codec-export default out/                   encoder.onnx, decoder.onnx and config.json
@@ -61,11 +61,8 @@ def _export(args: argparse.Namespace) -> int:
     from codec.runtime import OnnxCodec
 
     folder: Path = args.output
-    if folder.exists() and not folder.is_dir():
-        raise CodecError(f"{folder} is a file; give a folder")
-    for name in FILES + (STREAMING if args.streaming else ()) + (GOLDEN if args.golden else ()):
-        if not args.force and (folder / name).exists():
-            raise CodecError(f"{folder / name} exists; --force overwrites it")
+    names = FILES + (STREAMING if args.streaming else ()) + (GOLDEN if args.golden else ())
+    refuse_existing(folder, () if args.force else names)
     codec = OnnxCodec.from_pretrained(args.model, args.bits)
     files = {"encoder.onnx": codec.encoder_graph(), "decoder.onnx": codec.decoder_graph()}
     facts = describe(codec)

@@ -84,7 +84,6 @@ def follow(kind: str, shape: str, steps: int, seed: int = 0) -> History:
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=1.0)
     recent: deque[Tensor] = deque(maxlen=WINDOW)
     tables, alive = [], []
-    first = table_of(quantizer)
     for _ in range(steps):
         points = SHAPES[shape](BATCH, generator).t()[None]
         tables.append(table_of(quantizer))
@@ -95,7 +94,7 @@ def follow(kind: str, shape: str, steps: int, seed: int = 0) -> History:
         output.codebook_loss.mean().backward()
         optimizer.step()
     codes = quantizer(SHAPES[shape](20_000, generator).t()[None]).codes
-    moved = (table_of(quantizer) - first).norm(dim=1) > 1e-6
+    moved = (table_of(quantizer) - tables[0]).norm(dim=1) > 1e-6
     return History(torch.stack(tables), torch.stack(alive), len(codes.unique()) / CODES, float(moved.float().mean()))
 
 

@@ -86,9 +86,8 @@ def in_tar(path: Path) -> list[Record]:
             except ManifestError as error:
                 raise PrepareError(f"{path}: {member.name}: {error}; pack it again") from None
         elif suffix in AUDIO_SUFFIXES:
-            records.append(
-                Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=member.size or 1)
-            )  # 0: all of the tar
+            num_bytes = member.size or 1  # 0: all of the tar
+            records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=num_bytes))
 
     deque(walk(path, True, take), 0)
     return [replace(record, speaker=speakers.get(record.id, "")) for record in records]

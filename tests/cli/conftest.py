@@ -7,8 +7,6 @@ import pytest
 import soundfile
 from shell import MAINS, RATE, Run, Samples
 
-from codec import Codec
-
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -29,12 +27,6 @@ def run(tiny_model_folder: Path) -> Run:
             return exit.code
 
     return call
-
-
-@pytest.fixture
-def codec(tiny_model_folder: Path) -> Codec:
-    """The tiny model."""
-    return Codec.from_pretrained(tiny_model_folder)
 
 
 @pytest.fixture(scope="session")

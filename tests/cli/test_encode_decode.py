@@ -1,7 +1,6 @@
 """codec-encode and codec-decode from files to files and through pipes: lengths, formats, bitrates, names."""
 
 import os
-import sys
 import threading
 from pathlib import Path
 
@@ -32,20 +31,20 @@ def test_exactly_as_many_samples(run: Run, length: int, rate: int, channels: int
 
 @pytest.mark.parametrize("source", [SPEECH[24000], "long.wav"], ids=["speech", "long"])
 @pytest.mark.parametrize("options", [[], ["--no-normalize"]], ids=str)
-def test_files_equal_the_library(run: Run, sound: Samples, source: str, options: list[str], codec: Codec) -> None:
+def test_files_equal_the_library(run: Run, sound: Samples, source: str, options: list[str], tiny_model: Codec) -> None:
     """Blocks of a long file leave no seam."""
     soundfile.write("long.wav", sound, RATE, subtype="FLOAT")
     assert run("encode", source, "out.codes", *options) == 0
     assert run("decode", "out.codes", "out.wav", "--native-rate") == 0
     samples, rate = soundfile.read(source, dtype="float32")
-    gain_db = 0.0 if options else codec.gain_of(samples, rate)[0]
-    codes = codec.encode(samples, rate, gain_db=gain_db)
+    gain_db = 0.0 if options else tiny_model.gain_of(samples, rate)[0]
+    codes = tiny_model.encode(samples, rate, gain_db=gain_db)
     header, stored = container.read("out.codes")
     np.testing.assert_array_equal(stored, codes[0].numpy())
-    assert header.model == "tiny" and codec.fingerprint.startswith(header.fingerprint)
+    assert header.model == "tiny" and tiny_model.fingerprint.startswith(header.fingerprint)
     assert header.gain_db == np.float32(gain_db) and (gain_db == 0) == bool(options)
     decoded, _ = soundfile.read("out.wav", dtype="float32")
-    expected = codec.decode(codes, gain_db=gain_db)[0, 0].numpy()[: len(decoded)]
+    expected = tiny_model.decode(codes, gain_db=gain_db)[0, 0].numpy()[: len(decoded)]
     assert np.abs(decoded - np.clip(expected, -1, 1)).max() <= 1.5 / 32768
 
 
@@ -86,18 +85,12 @@ def test_bitrates(run: Run, sound: Samples, stderr: Said, option: list[object], 
     assert Path("some.wav").read_bytes() == Path("out/all.wav").read_bytes() == Path("out/again.wav").read_bytes()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such names cannot be")
-def test_odd_names(run: Run) -> None:
-    """Names that begin with a dash, and names that are no text."""
-    odd = os.fsdecode(b"caf\xe9")
-    for name in ("-x.wav", "-", odd + ".wav"):
+def test_names_that_begin_with_a_dash(run: Run) -> None:
+    for name in ("-x.wav", "-"):
         Path(name).write_bytes(encoded(np.zeros(100)))
     assert run("encode", "--", "-x.wav", "-x.codes") == 0
     assert run("encode", "./-", "dash.codes") == 0
-    assert run("encode", odd + ".wav", odd + ".codes") == 0
-    assert run("decode", odd + ".codes", odd + ".flac") == 0
-    expected = ["-", "-x.codes", "-x.wav", odd + ".codes", odd + ".flac", odd + ".wav", "dash.codes"]
-    assert names() == sorted(expected)
+    assert names() == ["-", "-x.codes", "-x.wav", "dash.codes"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")

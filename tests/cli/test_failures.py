@@ -28,9 +28,9 @@ from codec.errors import STOPPING, legible, run_command
 
 
 @pytest.fixture
-def header(codec: Codec) -> Header:
+def header(tiny_model: Codec) -> Header:
     """Of ten frames of the tiny model."""
-    return codec.header(800, RATE)
+    return tiny_model.header(800, RATE)
 
 
 FAILURES: list[tuple[Any, str]] = [
@@ -115,6 +115,7 @@ def test_any_name_is_said_once_on_one_line(
         soundfile.write(file, np.zeros((100, 2)), RATE, format="WAV")
     assert run("encode", f"{stem}.wav", "-o", "out") == 0
     assert one_line() == f"codec-encode: {legible(stem)}.wav: 2 channels mixed down to one\n"
+    assert run("decode", f"out/{stem}.codes", f"out/{stem}.flac") == 0
     assert run("info", f"out/{stem}.codes") == 0
     assert capsys.readouterr().out.splitlines()[0].split(None, 1) == ["file", f"out/{legible(stem)}.codes"]
 

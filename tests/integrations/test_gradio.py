@@ -34,27 +34,25 @@ def test_only_the_address_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     assert page.launch.call_args.kwargs["quiet"] and page.block_thread.called
 
 
-def test_every_bitrate_is_heard_and_seen(tiny_model_folder: Path) -> None:
-    model = Codec.from_pretrained(tiny_model_folder)
-    original, codes_picture, *cells = hear([model], str(SPEECH[RATE]))
+def test_every_bitrate_is_heard_and_seen(tiny_model: Codec) -> None:
+    original, codes_picture, *cells = hear([tiny_model], str(SPEECH[RATE]))
     samples, _ = soundfile.read(SPEECH[RATE], dtype="float32")
-    gain_db = model.gain_of(samples, RATE)
-    codes = model.encode(torch.from_numpy(samples), RATE, gain_db=gain_db)
+    gain_db = tiny_model.gain_of(samples, RATE)
+    codes = tiny_model.encode(torch.from_numpy(samples), RATE, gain_db=gain_db)
     assert original.shape == (HEIGHT, WIDTH, 3) and original.max() > 200
     assert spectrogram(np.zeros(10, np.float32), RATE).max() < 10, "silence is dark"
     assert codes_picture.shape == (32 * 3, 4 * codes.shape[-1], 3)
     for count, (rate, sound), picture in zip((1, 2, 3), cells[::2], cells[1::2], strict=True):
-        assert rate == model.sample_rate and len(sound) == -(-len(samples) * rate // RATE)
-        expected = model.decode(codes, count, gain_db=gain_db)[0, 0, : len(sound)].clamp(-1, 1) * 32767
+        assert rate == tiny_model.sample_rate and len(sound) == -(-len(samples) * rate // RATE)
+        expected = tiny_model.decode(codes, count, gain_db=gain_db)[0, 0, : len(sound)].clamp(-1, 1) * 32767
         np.testing.assert_allclose(sound, expected, atol=0.5)
         assert picture.shape[0] == HEIGHT
 
 
-def test_the_page_has_a_place_for_each(tiny_model_folder: Path, tmp_path: Path) -> None:
+def test_the_page_has_a_place_for_each(tiny_model: Codec, tmp_path: Path) -> None:
     """gradio itself need not be there: a stand-in tells what is asked of it."""
     gradio = MagicMock(Error=lambda text, print_exception: RuntimeError(text))
-    models = [Codec.from_pretrained(tiny_model_folder)]
-    build(gradio, models)
+    build(gradio, [tiny_model])
     answer, _, places = gradio.Audio.return_value.change.call_args.args
     assert len(places) == len(answer(str(SPEECH[RATE]))) == len(answer(None))
     soundfile.write(tmp_path / "long.wav", np.zeros(61 * 8000), 8000)

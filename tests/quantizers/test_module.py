@@ -135,10 +135,7 @@ STACK = ResidualSimVQ(**SMALL, num_quantizers=2, init=None)
     [
         (lambda: STACK(X, mask=torch.ones(1, 9, dtype=torch.int64)), r"mask must be bool \[1, 9\] .*, not torch.int64"),
         (lambda: STACK(X, mask=torch.ones(9, 1, dtype=torch.bool)), r"mask must be bool \[1, 9\] .*, not .* \[9, 1\]"),
-        (
-            lambda: STACK.decode(torch.zeros(1, 3, 9, dtype=torch.int64)),
-            "codes of 3 stages; there are 2",
-        ),
+        (lambda: STACK.decode(torch.zeros(1, 3, 9, dtype=torch.int64)), "codes of 3 stages; there are 2"),
         (lambda: SimVQ(0, 16, 4), "dim must be a whole number from 1"),
         (lambda: SimVQ(8, -3, 4), "codebook_size must be a whole number from 1"),
         (lambda: ResidualSimVQ(8, 0), "num_quantizers must be a whole number from 1"),

@@ -82,9 +82,8 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, one_er
     assert "holds a run already; continue it with --resume or choose another --out" in one_error()
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
     assert train(corpus, adamw, *one_step, "phases.steps=2", "seed=5", flags=("--resume",)) == 0
-    assert (
-        adamw / "notes.md"
-    ).read_text().strip() == "From step 1 on, phases.steps is 2 instead of 1, seed is 5 instead of 0."
+    notes = (adamw / "notes.md").read_text().strip()
+    assert notes == "From step 1 on, phases.steps is 2 instead of 1, seed is 5 instead of 0."
     for text in ('{"model": {}, "mod', "5", '{"model": {"latent_dim": "wide"}}', '{"look_aheads": 2}'):
         (adamw / "config.json").write_text(text)
         assert train(corpus, adamw, *one_step, "phases.steps=2", flags=("--resume",)) == 1

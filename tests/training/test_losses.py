@@ -102,11 +102,6 @@ def test_nothing_above_the_bandwidth_counts() -> None:
     assert counted["mel"] < 1e-3 and all_of_it["mel"] > 0.5
 
 
-def scores(*values: float) -> Outputs:
-    """One discriminator per value, all of whose logits are that value; hidden activations of ones."""
-    return [DiscriminatorOutput(torch.full((2, 1, 3, 5), value), [torch.ones(2, 4, 3, 5)]) for value in values]
-
-
 def together(*parts: Outputs) -> Outputs:
     """The outputs on all these items, in their order."""
     outputs = []
@@ -118,17 +113,19 @@ def together(*parts: Outputs) -> Outputs:
 
 
 def test_hinge_losses() -> None:
+    def outputs(real: tuple[float, ...], fake: tuple[float, ...]) -> Outputs:
+        """One discriminator per pair of logits: of two recorded items, then of two decoded ones."""
+        return [DiscriminatorOutput(torch.tensor([r, r, f, f]), []) for r, f in zip(real, fake, strict=True)]
+
     for real, fake, expected in (
         ((1.0,), (-1.0,), 0.0),
         ((3.0,), (-2.0,), 0.0),  # beyond the margin nothing more is gained
         ((0.0,), (0.0,), 2.0),
         ((0.5, -1.0), (0.25, -3.0), ((0.5 + 1.25) + (2.0 + 0.0)) / 2),
     ):
-        outputs = together(scores(*real), scores(*fake))
-        assert discriminator_loss(outputs, recorded=2).item() == pytest.approx(expected)
+        assert discriminator_loss(outputs(real, fake), recorded=2).item() == pytest.approx(expected)
     for fake, expected in (((1.0,), 0.0), ((4.0,), 0.0), ((-0.5, 0.5), (1.5 + 0.5) / 2)):
-        outputs = together(scores(*[-9.0] * len(fake)), scores(*fake))
-        assert generator_loss(outputs, recorded=2).item() == pytest.approx(expected)
+        assert generator_loss(outputs((-9.0,) * len(fake), fake), recorded=2).item() == pytest.approx(expected)
 
 
 def test_feature_matching_averages_items_layers_and_discriminators() -> None:
