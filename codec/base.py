@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from codec.audio import resample
 from codec.config import RATES, CodecConfig, Context, to_dict, whole_number
-from codec.container import FINGERPRINT_BYTES, MOST_DB, Header
+from codec.container import FINGERPRINT_BYTES, MOST_DB, ContainerError, Header
 from codec.errors import CodecError
 from codec.level import check_peak, factor, gain_of
 from codec.workers import in_threads
@@ -113,6 +114,18 @@ class CodecBase(Generic[Signal]):
             gain_db=gain_db,
         )
 
+    def check(self, header: Header, advice: str = "load the one that it names") -> None:
+        """Refuse, as a ContainerError that ends with ``advice``, the ``header`` of codes that another model made."""
+        count = min(header.num_quantizers, self.num_quantizers)
+        own = self.header(header.num_samples, header.original_sample_rate, count, header.gain_db)
+        if own.fingerprint != header.fingerprint:
+            raise ContainerError(
+                f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
+                f"this is {self.name!r}, fingerprint {own.fingerprint}; {advice}"
+            )
+        if header != replace(own, model=header.model):
+            raise ContainerError("the header contradicts the model that it names")
+
     # ---- use ------------------------------------------------------------------------------------------------------
 
     def gain_of(
@@ -176,8 +189,8 @@ class CodecBase(Generic[Signal]):
         Args:
             codes: integers ``[B, k, N]`` or ``[k, N]``; any prefix of the model's stages decodes.
             num_quantizers: use only the first so many of them.
-            lengths: ``[B]``, samples of each item: frames beyond them are not decoded, whatever pads them, and shorter
-                waveforms are followed by zeros up to the longest.
+            lengths: ``[B]``, samples of each item at the model's rate, not at that of what was encoded: frames beyond them
+                are not decoded, whatever pads them, and shorter waveforms are followed by zeros up to the longest.
             gain_db: by how many dB the waveform, or each item, is to be raised: what encode was given.
             exact: see :meth:`encode`.
 
@@ -406,6 +419,8 @@ class CodecBase(Generic[Signal]):
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
         """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding.
+
+        ``codec/streaming.py`` shows how signals come and go, be saved and go on.
 
         Streams keep the level of what is pushed. Where ``gain_db`` is known ahead (:meth:`gain_of` of earlier speech), push
         ``chunk * 10 ** (-gain_db / 20)``, and multiply what is decoded by ``10 ** (gain_db / 20)``.

@@ -216,6 +216,9 @@ def _read_header(stream: IO[bytes]) -> tuple[int, Header]:
 class Reader:
     """A file or pipe, block by block: it need not be seekable, and nothing is read before its turn.
 
+    Behind the last block one byte more is asked for, as nothing may follow: a connection that stays open needs its own
+    lengths of files, and :func:`loads`.
+
     Attributes:
         version: of the format.
         header: its length is None until the end has been read if it stands there; without an end, it is that of what came.
@@ -332,6 +335,10 @@ class Writer:
     def end(self, num_samples: int, codes: ArrayLike) -> None:
         """Send the length, in samples of the original, and the last codes. Errors as :func:`dumps`."""
         header = replace(self._header, num_samples=num_samples)
+        if header.num_frames < self._frames:
+            raise ContainerError(
+                f"num_samples {num_samples} is less than the {self._frames} frames that were written hold"
+            )
         codes = _checked(codes, header, header.num_frames - self._frames)
         self._send(bytes(3) + _with_checksum(struct.pack("<Q", header.num_samples)) + _packed(codes, header))
         self._ended = True

@@ -45,11 +45,12 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
     temporary = path.with_name(f".{path.stem[:20]}.{os.urandom(4).hex()}.tmp{path.suffix}")
     try:
         temporary.touch(0o666 if mode is None else mode | stat.S_IWUSR, exist_ok=False)
+        if mode is None:
+            mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        if mode is not None:
-            os.chmod(temporary, mode)
+        os.chmod(temporary, mode)  # safetensors puts a file of its own in this place, which others cannot read
         (os.replace if replace else _rename_if_free)(temporary, path)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary), temporary):

@@ -1,4 +1,17 @@
-"""Networks that take a batch of signals chunk by chunk, with explicit state."""
+"""Networks that take a batch of signals chunk by chunk, with explicit state.
+
+Signals may come and go, as the calls of a server do::
+
+    encoder, decoder = model.streaming_encoder(8), model.streaming_decoder(8)
+    encoder.push(torch.zeros(8, 1, 1), [0] * 8)     # rows without a signal are ended ...
+    encoder.reset([3]), decoder.reset([3])          # ... until one begins in row 3
+    samples = decoder.push(encoder.push(chunk, lengths))  # a row ends where its length is below that of the chunk
+    own = samples[3, 0, decoder.valid[3]]           # what is final of row 3
+
+The last codes and samples of a row come while other rows go on. Where all have ended nothing moves any more: then
+``decoder.push(encoder.flush())`` and ``decoder.flush()`` give the rest, and ``reset()`` begins anew. A reset row loses what
+it still holds. One stream is for one thread, and to be reset after an interrupt within ``push``.
+"""
 
 from __future__ import annotations
 

@@ -200,8 +200,9 @@ def test_a_writer_refuses_what_does_not_fit() -> None:
     for call in (lambda: writer.write(CODES + 32), lambda: writer.write(CODES[:1]), lambda: writer.end(3200, CODES)):
         with pytest.raises(ContainerError, match="codes must be"):
             call()
-    with pytest.raises(ContainerError, match="num_samples must be"):
-        writer.end(-1, CODES[:, :0])
+    for count, reason in (-1, "num_samples must be"), (1, "num_samples 1 is less than the 4 frames"):
+        with pytest.raises(ContainerError, match=reason):
+            writer.end(count, CODES[:, :0])
     writer.end(np.int64(3200), CODES[:, 4:])  # type: ignore[arg-type]
     for call in (lambda: writer.write(CODES), lambda: writer.end(3200, CODES[:, 4:])):
         with pytest.raises(ContainerError, match="the end was written already"):

@@ -73,11 +73,12 @@ def test_success_replaces_and_keeps_the_permissions(tmp_path: Path, mode: int) -
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 @pytest.mark.parametrize("replace", [True, False])
 def test_a_new_file_has_the_usual_permissions(tmp_path: Path, umask: int, replace: bool) -> None:
-    """And the longest of names."""
+    """And the longest of names; also where another library puts a file of its own in the temporary one's place."""
     before, target = os.umask(umask), tmp_path / ("語" * 83 + ".codes")  # 255 bytes of UTF-8
     try:
         with atomic_write(target, replace) as temporary:
             temporary.write_text("new")
+            temporary.chmod(0o600)
         assert stat.S_IMODE(target.stat().st_mode) == 0o666 & ~umask
     finally:
         os.umask(before)

@@ -159,9 +159,10 @@ class FileEncoder(Worker):
 
     def convert(self, job: Job) -> None:
         with self._open(job) as reader:
-            gain_db = self._gain_of(reader)
             # made before the long work, in case something in it is wrong
-            header = self.codec.header(None, reader.sample_rate, self.num_quantizers, gain_db)
+            header = self.codec.header(None, reader.sample_rate, self.num_quantizers)
+            gain_db = self._gain_of(reader)
+            header = replace(header, gain_db=gain_db)
             scale = np.float32(factor(-gain_db))
             samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
             if self.args.channel is None and reader.channels > 1:
@@ -261,16 +262,7 @@ class FileDecoder(Worker):
                 f"made with model {header.model!r}, which is not a shipped one; give {right or 'it'} with --model"
             )
         codec = self.load(self.args.model or header.model)
-        count = min(header.num_quantizers, codec.num_quantizers)
-        own = codec.header(header.num_samples, header.original_sample_rate, count, header.gain_db)
-        if own.fingerprint != header.fingerprint:
-            instead = f"give {right or 'the right one'} with --model, or leave --model out if it is shipped"
-            raise ContainerError(
-                f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
-                f"this is {codec.name!r}, fingerprint {own.fingerprint}; {instead}"
-            )
-        if header != replace(own, model=header.model):
-            raise ContainerError("the header contradicts the model that it names")
+        codec.check(header, f"give {right or 'the right one'} with --model, or leave --model out if it is shipped")
         return codec
 
 

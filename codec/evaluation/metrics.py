@@ -217,12 +217,16 @@ def distillmos(pair: Pair) -> float:
 @cache
 def _distillmos_network() -> Any:
     """The network with the weights inside its package, which imports torchaudio, but for its command line only."""
+    stand_in = types.ModuleType("torchaudio")
     try:
         import_module("torchaudio")
     except (ImportError, OSError, RuntimeError):  # not here, or built for another torch
-        sys.modules["torchaudio"] = types.ModuleType("torchaudio")
+        sys.modules["torchaudio"] = stand_in
     with redirect_stdout(StringIO()):  # it announces its weights
-        return import_module("distillmos").ConvTransformerSQAModel().eval()
+        network = import_module("distillmos").ConvTransformerSQAModel().eval()
+    if sys.modules["torchaudio"] is stand_in:
+        del sys.modules["torchaudio"]  # whoever else looks for it finds that it is not here
+    return network
 
 
 # ---- artefacts --------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Rec
     """Make ``plan.out``, or make sure (EvaluationError) that what it holds is the beginning of this very evaluation."""
     out, settings = plan.out, fingerprint(plan, families, records)
     path, folders = out / SETTINGS, ("audio", "codes", "spectra")
-    if not path.exists() and out.exists() and any(out.iterdir()):
+    if out.exists() and any(out.iterdir()) and not _is_evaluation(out):
         raise EvaluationError(f"{out} is not empty and no evaluation; choose another --out")
     if not path.exists() or force:
         for name in folders:
@@ -110,6 +110,15 @@ def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Rec
         )
     for name in folders:
         (out / name).mkdir(exist_ok=True)
+
+
+def _is_evaluation(folder: Path) -> bool:
+    """Whether an evaluation made it: only then may what it holds be removed."""
+    try:
+        settings = read_json(folder / SETTINGS)
+    except (OSError, CodecError):  # not there, or damaged
+        return (folder / ROWS).exists()
+    return isinstance(settings, dict) and {"records", "systems", "metrics"} <= settings.keys()
 
 
 def _settings(path: Path) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,16 +30,21 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
 
 
 def _serve() -> int:
-    import gradio
-
     from codec.model import Codec
 
-    page = build(gradio, [Codec.from_pretrained(name) for name in shipped_models()])
-    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # none from the network
-    # quiet leaves out gradio's hint on how to share the page, and the address, which is therefore printed here
-    _, address, _ = page.launch(server_name="127.0.0.1", share=False, theme=theme, quiet=True, prevent_thread_lock=True)
-    print(f"Running on {address}", flush=True)
-    page.block_thread()
+    with tempfile.TemporaryDirectory() as folder:  # else all that was heard stays in /tmp/gradio
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        import gradio
+
+        page = build(gradio, [Codec.from_pretrained(name) for name in shipped_models()])
+        theme = gradio.themes.Default(
+            font=["system-ui", "sans-serif"], font_mono=["monospace"]
+        )  # none from the network
+        # quiet leaves out gradio's hint on how to share the page, and the address, which is therefore printed here
+        options = {"server_name": "127.0.0.1", "share": False, "theme": theme, "quiet": True}
+        _, address, _ = page.launch(**options, prevent_thread_lock=True)
+        print(f"Running on {address}", flush=True)
+        page.block_thread()
     return EXIT_OK
 
 

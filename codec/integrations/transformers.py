@@ -77,6 +77,9 @@ class CodecModel(PreTrainedAudioTokenizerBase):
     ``[B, 1, T]``, has ones and behind them zeros where an item was padded: every item gets the codes that it has alone.
     ``bandwidth``, one of ``config.target_bandwidths`` in kbit/s, may be given in place of ``num_quantizers``. With
     ``return_dict=False`` all return tuples. They raise the CodecErrors of ``Codec.encode`` and ``Codec.decode``.
+
+    There are no scales: codes are those of the recording's own level. ``codec-encode`` and ``recipes/tokenize`` bring all to
+    one level: for codes like theirs divide waveforms by ``10 ** (gain_db / 20)``, ``gain_db`` from ``model.codec.gain_of``.
     """
 
     config_class = CodecModelConfig
@@ -176,6 +179,10 @@ def _lengths(padding_mask: Tensor | None) -> list[int] | None:
     """Samples of each item."""
     if padding_mask is None:
         return None
+    if not hasattr(padding_mask, "ndim"):
+        raise CodecError(
+            f"padding_mask must be [B, T] or [B, 1, T], not {kind_of(padding_mask)}; scales there are none"
+        )
     mask = torch.as_tensor(padding_mask).bool()
     mask = mask.squeeze(1) if mask.ndim == 3 else mask
     if mask.ndim != 2:

@@ -65,7 +65,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
                 results for any number; by default as many as there are cores, 8 at most. Streams take one.
 
         Raises:
-            ModelError: no such model, its files cannot be used, or onnxruntime is missing; says what to do.
+            ModelError: no such model, its files cannot be used, or onnxruntime is missing; says what to do. Weights that do not
+                fit the configuration are found when they are first needed.
         """
         if bits not in (32, 8):
             raise CodecError(f"bits must be 32 or 8, not {bits!r}")
@@ -77,7 +78,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
             weights = Weights(folder / "model.safetensors")
             runtime.result()
         codec = cls(config, weights, name, bits, num_threads)
-        codec._made_of = model, bits, num_threads
+        place = Path(model).absolute() if Path(model).is_dir() else model  # wherever the program goes from here
+        codec._made_of = place, bits, num_threads
         return codec
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """codec-demo: what its page shows is what the codec gives, and what cannot be done is said in one line."""
 
+import os
 import sys
 from pathlib import Path
 from unittest.mock import MagicMock
@@ -29,7 +30,11 @@ def test_only_the_address_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     page.launch.return_value = (None, "http://127.0.0.1:7860/", None)
     monkeypatch.setitem(sys.modules, "gradio", gradio)
     monkeypatch.setattr("codec.integrations.gradio.shipped_models", list)
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    page.block_thread.side_effect = lambda: recordings.append(Path(os.environ["GRADIO_TEMP_DIR"], "recording.wav"))
+    recordings: list[Path] = []
     assert demo_main([]) == 0
+    assert recordings and not recordings[0].parent.exists()
     assert capsys.readouterr().out == "Running on http://127.0.0.1:7860/\n"
     assert page.launch.call_args.kwargs["quiet"] and page.block_thread.called
 
