@@ -65,8 +65,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
                 results for any number; by default as many as there are cores, 8 at most. Streams take one.
 
         Raises:
-            ModelError: no such model, its files cannot be used, or onnxruntime is missing; says what to do. Weights that do not
-                fit the configuration are found when they are first needed.
+            ModelError: no such model, its files cannot be used, or onnxruntime is missing; says what to do. Weights that
+                do not fit the configuration are found when they are first needed.
         """
         if bits not in (32, 8):
             raise CodecError(f"bits must be 32 or 8, not {bits!r}")
