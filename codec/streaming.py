@@ -27,7 +27,7 @@ from codec.autoencoder import Decoder, Encoder, Layer, exact
 from codec.base import FOREVER, MOST_ROWS, checked_lengths, kind_of, native, whole_numbers
 from codec.config import lag, whole_number
 from codec.errors import CodecError
-from codec.level import check_peak
+from codec.level import LARGEST_PEAK, check_peak
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -43,6 +43,11 @@ def as_tensor(values: Any, integers: bool) -> Tensor | None:
     if integers:
         return values.long() if "int" in str(values.dtype) else None
     return values.float() if values.is_floating_point() else None
+
+
+def _misfit(fits: Tensor) -> str:
+    """How an error begins: with the first row of ``[B, ...]`` that is not True throughout, where there are several."""
+    return f"row {int((~fits.flatten(1).all(dim=1)).nonzero()[0])}: " if len(fits) > 1 else ""
 
 
 class _Stream:
@@ -206,7 +211,11 @@ class StreamingEncoder(_Stream):
             CodecError: another shape or type, NaN, or the stream was flushed; the state is as before.
         """
         samples = self._checked_chunk(samples, False, 1, "samples must be a float tensor [B, 1, T]")
-        check_peak(samples)
+        try:
+            check_peak(samples)
+        except CodecError as error:
+            fits = samples.abs() <= LARGEST_PEAK  # also False for NaN
+            raise CodecError(f"{_misfit(fits)}{error}") from None
         count, hop, rest, waiting = samples.shape[-1], self.hop_length, self.state["rest"], self.state["waiting"]
         lengths = checked_lengths(lengths, self.batch_size, count, least=0)
         with exact(self.encoder.output.weight):
@@ -267,8 +276,10 @@ class StreamingDecoder(_Stream):
         new, hop = codes.shape[-1], self.hop_length
         there = codes[:, 0] >= 0  # [B, n]
         size = self.quantizer.codebook_size
-        if not bool(torch.where(there[:, None], (codes >= 0) & (codes < size), codes == -1).all()):
-            raise CodecError(f"codes must be from 0 to {size - 1}, or -1 in all stages; are they of another model?")
+        fits = torch.where(there[:, None], (codes >= 0) & (codes < size), codes == -1)
+        if not bool(fits.all()):
+            reason = f"codes must be from 0 to {size - 1}, or -1 in all stages; are they of another model?"
+            raise CodecError(f"{_misfit(fits)}{reason}")
         with exact(self.decoder.input.weight):
             if not new:
                 return self._given(self.state["sums"][:, :1, :0], there, 0)

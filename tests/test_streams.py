@@ -149,7 +149,7 @@ CODES = torch.zeros(1, 3, 5, dtype=torch.int64)
 BAD_SAMPLES: list[tuple[Any, Any, str]] = [
     (torch.zeros(3, 1, 80), None, "B = 2"),
     (torch.zeros(2, 2, 80), None, r"\[B, 1, T\]"),
-    (torch.full((2, 1, 80), torch.nan), None, "NaN"),
+    (torch.tensor([0.0, torch.nan]).expand(1, 80, 2).permute(2, 0, 1), None, "row 1: .* NaN"),
     (torch.full((2, 1, 80), 32767.0), None, r"in \[-1, 1\], but"),
     (np.zeros((2, 1, 80), np.int16), None, r"float tensor.*not int16 \[2, 1, 80\]"),
     (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
