@@ -37,11 +37,9 @@ def _serve() -> int:
         import gradio
 
         page = build(gradio, [Codec.from_pretrained(name) for name in shipped_models()])
-        theme = gradio.themes.Default(
-            font=["system-ui", "sans-serif"], font_mono=["monospace"]
-        )  # none from the network
+        fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # none from the network
         # quiet leaves out gradio's hint on how to share the page, and the address, which is therefore printed here
-        options = {"server_name": "127.0.0.1", "share": False, "theme": theme, "quiet": True}
+        options = {"server_name": "127.0.0.1", "share": False, "theme": gradio.themes.Default(**fonts), "quiet": True}
         _, address, _ = page.launch(**options, prevent_thread_lock=True)
         print(f"Running on {address}", flush=True)
         page.block_thread()
