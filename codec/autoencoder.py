@@ -54,17 +54,19 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-        if not (plain and eager_inference()):
+        if not eager_inference():  # first: where a graph is recorded, the number of rows is not known
             return super().forward(x)
-        rows, shape = x.reshape(-1, self.in_features), (*x.shape[:-1], self.out_features)
-        if ONEDNN is None and len(rows) in TRANSPOSED:
-            return torch.addmm(self.bias[:, None], self.weight, rows.t()).t().view(shape)
-        if ONEDNN is not None and len(rows) >= FEW_ROWS:
-            padded = F.pad(rows, (0, 0, 0, -len(rows) % ROWS))
-            y: Tensor = ONEDNN(padded, self.weight, self.bias, "none", [], "")
-            return y[: len(rows)].view(shape)
-        return super().forward(x)
+        count = x.numel() // self.in_features
+        faster = count in TRANSPOSED if ONEDNN is None else count >= FEW_ROWS
+        plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        if not (faster and plain):
+            return super().forward(x)
+        rows = x.reshape(-1, self.in_features)
+        if ONEDNN is None:
+            y = torch.addmm(self.bias[:, None], self.weight, rows.t()).t()
+        else:
+            y = ONEDNN(F.pad(rows, (0, 0, 0, -count % ROWS)), self.weight, self.bias, "none", [], "")[:count]
+        return y.view(*x.shape[:-1], self.out_features)
 
 
 class Layer(nn.Module):

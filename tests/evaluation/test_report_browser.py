@@ -157,7 +157,9 @@ def test_reads_without_script(chromium: webdriver.Chrome, report: Path) -> None:
     chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         page = opened(chromium, report, 390)
-        assert len(page.find_elements(By.CSS_SELECTOR, "#files-table tbody tr")) == 200
+        # where there are no scripts, chromedriver may not wait for the whole page
+        rows = (By.CSS_SELECTOR, "#files-table tbody tr")
+        WebDriverWait(page, 60).until(lambda _: len(page.find_elements(*rows)) == 200)
         assert not page.find_element(By.ID, "files-controls").is_displayed()
         assert not page.find_element(By.ID, "files-all").is_displayed()
         assert page.find_element(By.CSS_SELECTOR, "#files-table thead").text.startswith("# File System")
