@@ -420,7 +420,7 @@ class CodecBase(Generic[Signal]):
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
         """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding.
 
-        How signals come and go: ``help(codec.streaming)``.
+        How signals come and go: ``help("codec.streaming")``.
 
         Streams keep the level of what is pushed. Where ``gain_db`` is known ahead (:meth:`gain_of` of earlier speech), push
         ``chunk * 10 ** (-gain_db / 20)``, and multiply what is decoded by ``10 ** (gain_db / 20)``.

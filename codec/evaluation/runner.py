@@ -116,7 +116,9 @@ def _is_evaluation(folder: Path) -> bool:
     """Whether an evaluation made it: only then may what it holds be removed."""
     try:
         settings = read_json(folder / SETTINGS)
-    except (OSError, CodecError):  # not there, or damaged
+    except OSError:
+        return False
+    except CodecError:  # it is damaged
         return (folder / ROWS).exists()
     return isinstance(settings, dict) and {"records", "systems", "metrics"} <= settings.keys()
 

@@ -266,10 +266,11 @@ class TestResuming:
             (tmp_path / "r" / name).write_text(damage)
             assert evaluate_main(command + out) == 1 and f"{name} is damaged" in stderr()
         assert evaluate_main([*command, *out, "--force"]) == 0
-        (tmp_path / "copies" / "run.json").write_text('{"name": "of another program"}')
-        assert evaluate_main([*command, "--out", str(tmp_path / "copies"), "--force"]) == 1
-        assert "not empty and no evaluation" in stderr()
-        (tmp_path / "copies" / "run.json").unlink()
+        for name in ("run.json", "rows.jsonl"):
+            (tmp_path / "copies" / name).write_text('{"name": "of another program"}')
+            assert evaluate_main([*command, "--out", str(tmp_path / "copies"), "--force"]) == 1
+            assert "not empty and no evaluation" in stderr()
+            (tmp_path / "copies" / name).unlink()
         shutil.copy(manifest.parent / "b.flac", tmp_path / "copies")
         assert evaluate_main(command + out) == 1 and "something else" in stderr()
         assert evaluate_main([*command, *out, "--force"]) == 0
