@@ -79,8 +79,10 @@ class Network:
         scale = np.ones(outer, np.float32) if scale is None else scale
         bias = w.read(f"{name}.bias", outer) * scale
         if self.bits == 32 or f"{name}.".startswith(EXACT):
-            rows = graph.constant(w.read(f"{name}.weight", outer, inner) * scale[:, None], f"{name}.weight")
-            return graph("Gemm", x, rows, graph.constant(bias, f"{name}.bias"), transB=1)
+            rows = w.read(f"{name}.weight", outer, inner)
+            rows *= scale[:, None]  # in place: fresh memory takes longer than the product
+            rows_name = graph.constant(rows, f"{name}.weight")
+            return graph("Gemm", x, rows_name, graph.constant(bias, f"{name}.bias"), transB=1)
         matrix, step = w.stored(f"{name}.weight", outer, inner)
         if step is None:  # as codec/weights.py stores it
             step = np.maximum(np.abs(matrix).max(axis=1, keepdims=True) / 127, np.finfo(np.float32).tiny)
