@@ -147,7 +147,8 @@ class CodecBase(Generic[Signal]):
         gain_db: float | list[float] = 0.0,
         exact: bool = True,
     ) -> Signal:
-        """Codes int64 ``[B, K, N]`` of a waveform; N is ``num_frames`` of its length at the model's rate.
+        """Codes int64 ``[B, K, N]`` of a waveform; N is ``num_frames`` of its length at the model's rate,
+        ``ceil(T * codec.sample_rate / sample_rate)``.
 
         Every item is computed by itself, long ones in windows of a fixed size: its codes are, bit for bit, the same
         whatever it was batched with, and memory does not grow with its length.
@@ -351,7 +352,7 @@ class CodecBase(Generic[Signal]):
         """As int64, if they are of this ``shape`` and have as many stages as codes can have."""
         codes = self._array(values, integers=True)
         if codes is None or codes.ndim != shape.count(",") + 1:
-            raise CodecError(f"codes must be integers {shape}, not {kind_of(values)}")
+            raise CodecError(f"codes must be an integer {self._noun} {shape}, not {kind_of(values)}")
         if not 1 <= codes.shape[-2] <= self.num_quantizers:
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
         if 0 in codes.shape:
@@ -420,7 +421,7 @@ class CodecBase(Generic[Signal]):
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
         """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding.
 
-        How signals come and go: ``help("codec.streaming")``.
+        Signals of a ``Codec`` may come and go: ``help("codec.streaming")``. Those of an ``OnnxCodec`` begin and end together.
 
         Streams keep the level of what is pushed. Where ``gain_db`` is known ahead (:meth:`gain_of` of earlier speech), push
         ``chunk * 10 ** (-gain_db / 20)``, and multiply what is decoded by ``10 ** (gain_db / 20)``.

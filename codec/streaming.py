@@ -8,9 +8,11 @@ Signals may come and go, as the calls of a server do::
     samples = decoder.push(encoder.push(chunk, lengths))  # a row ends where its length is below that of the chunk
     own = samples[3, 0, decoder.valid[3]]           # what is final of row 3
 
-The last codes and samples of a row come while other rows go on. Where all have ended nothing moves any more: then
-``decoder.push(encoder.flush())`` and ``decoder.flush()`` give the rest, and ``reset()`` begins anew. A reset row loses what
-it still holds. One stream is for one thread, and to be reset after an interrupt within ``push``.
+``valid`` is bool ``[B, n]``: which entries of the last output belong to their row. The last codes and samples of a row come
+while other rows go on. Where all have ended nothing moves any more: then ``decoder.push(encoder.flush())`` and
+``decoder.flush()`` give the rest, and ``reset()`` begins anew. A chunk that is late holds up all rows, for a shorter length
+ends its row. A reset row loses what it still holds. One stream is for one thread, and to be reset after an interrupt within
+``push``.
 """
 
 from __future__ import annotations

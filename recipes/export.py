@@ -220,7 +220,9 @@ def export(args: argparse.Namespace) -> int:
     codec = build_codec(runs, args.out.name)
     measured = read_json(args.evaluation / "run.json") if evaluation else {}
     if evaluation and measured.get("weights") != weights_hash(codec, args.bits, args.base):
-        raise CodecError("the evaluation is of another model; run codec-evaluate on this export first")
+        raise CodecError(
+            "the evaluation is of another model or of an export with other options; run codec-evaluate on this one"
+        )
     card = model_card(runs, codec, evaluation)
     codec.save_pretrained(args.out, bits=args.bits, base=args.base)
     write_text(args.out / "README.md", card)

@@ -157,9 +157,12 @@ def splits(records: Sequence[Record], held_speakers: int) -> dict[str, list[Reco
     if held_speakers > 0 and "train" in by_split:
         if "valid" in by_split:
             raise PrepareError("--hold-out: the shards have a split valid already; leave it out")
+        speakers = len({record.speaker for record in by_split["train"]})
         by_split["train"], by_split["valid"] = hold_out(by_split["train"], held_speakers)
         if not (by_split["train"] and by_split["valid"]):
-            raise PrepareError(f"--hold-out {held_speakers}: of train, one side would be empty")
+            raise PrepareError(
+                f"--hold-out {held_speakers}: of train, one side would be empty; its speakers are {speakers}"
+            )
     return by_split
 
 

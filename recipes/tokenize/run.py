@@ -1,7 +1,7 @@
 """Codes of a whole corpus, as Parquet shards, on Ray Data: on this machine, or on a cluster.
 
     python recipes/tokenize/run.py corpora/speech/train.jsonl --out tokens/speech
-    python recipes/tokenize/run.py shard-0.tar shard-1.tar --out tokens/speech --workers 8
+    python recipes/tokenize/run.py shard-0.tar shard-1.tar --out tokens/shards --workers 8
     python recipes/tokenize/run.py /shared/audio --out /shared/tokens --address auto --device cuda --workers 16
 
 Each OUT/codes-NNNNN.parquet holds the codes of --shard-size utterances, in the order of the input, and is written whole or

@@ -71,6 +71,8 @@ class Corpus:
 
     def __init__(self, run: Path) -> None:
         path = run / "tokens.safetensors"
+        if not path.exists():
+            raise CodecError(f"{run} has no tokens yet: tts.py prepare makes them")
         with safe_open(path, "pt") as file:
             facts = file.metadata()
         self.codes, self.texts = load_file(path), json.loads(facts["texts"])

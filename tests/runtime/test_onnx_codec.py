@@ -202,7 +202,7 @@ def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_fold
         with pytest.raises(CodecError, match="must be a float array"):
             tiny[1].encode(waveform, 16000)
     for codes in (np.zeros((1, 3, 5), np.float32), torch.zeros(1, 3, 5, dtype=torch.int64), [[0] * 5] * 3):
-        with pytest.raises(CodecError, match="codes must be integers"):
+        with pytest.raises(CodecError, match="codes must be an integer array"):
             tiny[1].decode(codes)
     with pytest.raises(CodecError, match="waveform holds NaN"):
         tiny[1].encode(np.full(100, np.nan, np.float32), 16000)
