@@ -10,8 +10,6 @@ python recipes/benchmark.py --batch corpora/speech/valid.jsonl --device cuda   #
 python recipes/benchmark.py --train recipes/default/default.yaml --set "data.train=[manifests/train.jsonl]"
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse

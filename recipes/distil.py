@@ -6,8 +6,6 @@ The student's latents follow those of the model, as the lookups of all its stage
 ``sum_k |W_k (z - z')|^2``, with ``W_k`` the matrix of a stage's ``project_in`` at norm 1, over the same of z about its mean.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse

@@ -4,8 +4,6 @@ python recipes/plot.py runs/default --out curves.png
 python recipes/plot.py runs/one runs/two --curves valid/mel "codebook/usage_*" --out compared.png
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse

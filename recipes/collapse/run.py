@@ -8,8 +8,6 @@ a cell that has its file is not run again: a killed study goes on where it was. 
 stops the study. recipes/collapse/report.py makes the tables and plots of the files.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse

@@ -8,8 +8,6 @@
 An utterance is a sequence: its text as bytes (there may be none), begin, its codes, end. All results are in RUN.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
