@@ -23,6 +23,7 @@ from codec.errors import STOPPING
 
 Speech = tuple[NDArray[np.float32], int]  # samples, and their rate in Hz
 Said = Callable[[], str]  # gives what was said, see conftest.py
+Refused = Callable[[int, str], None]  # takes an exit code and what must have been said, see conftest.py
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "tests" / "assets"
 SPEECH = {24000: ASSETS / "vctk-p228-0006.flac", 16000: ASSETS / "librispeech-5339-0001.flac"}
