@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,24 +208,15 @@ def test_a_second_interrupt_changes_nothing(one_line: Said) -> None:
         assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
-def test_an_interrupt_while_a_module_is_imported(one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Extension modules turn it into an ImportError, as if they were broken."""
+def import_a_module() -> None:
+    """Extension modules turn an interrupt into an ImportError, as if they were broken."""
     code = "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError"
     Path("torn.py").write_text(f"import signal\n{code}")
-    monkeypatch.syspath_prepend(Path.cwd())
-
-    def work() -> int:
-        importlib.import_module("torn")
-        time.sleep(5)
-        return 0
-
-    assert run_command("x", work) == 130
-    assert one_line() == "x: interrupted; nothing half-written is left\n"
+    importlib.import_module("torn")
 
 
-def test_an_interrupt_while_libsndfile_reads_from_python(one_line: Said) -> None:
-    """It neither is lost there nor makes libsndfile believe that the file ends."""
-
+def read_a_file() -> None:
+    """It neither is lost in libsndfile, which reads from Python, nor makes it believe that the file ends."""
     sent: list[None] = []
 
     class File(io.BytesIO):
@@ -235,14 +226,16 @@ def test_an_interrupt_while_libsndfile_reads_from_python(one_line: Said) -> None
             return super().readinto(buffer)
 
     soundfile.write("a.flac", np.zeros(800), RATE)
-    read, start = [], time.monotonic()
+    assert len(soundfile.read(File(Path("a.flac").read_bytes()))[0]) == 800
 
-    def work() -> int:
-        read.append(len(soundfile.read(File(Path("a.flac").read_bytes()))[0]))
-        time.sleep(5)
-        return 0
 
-    assert run_command("x", work) == 130 and read == [800] and time.monotonic() - start < 5, "it did not wake"
+@pytest.mark.parametrize("work", [import_a_module, read_a_file])
+def test_an_interrupt_waits_where_it_would_be_lost(
+    work: Callable[[], None], one_line: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    start = time.monotonic()
+    assert run_command("x", lambda: work() or time.sleep(5) or 0) == 130 and time.monotonic() - start < 5
     assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
