@@ -33,7 +33,7 @@ LOOKS: dict[str, dict[str, Any]] = {  # changes of the tiny model's configuratio
     "causal": {"causal": True},
     "a frame beyond the window": {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=3)},
     "a window that looks back": {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=1)},
-    "early codes": {"encoder": EncoderConfig((4, 5, 4), (8, 8, 16), (1, 1, 3), look_ahead=7)},
+    "early codes": {"encoder": EncoderConfig((4, 4, 5), (8, 16, 16), (1, 1, 3), look_ahead=6)},
 }
 
 
