@@ -7,15 +7,11 @@ python recipes/benchmark.py --frames     # streams of speech-24khz-live: single 
 python recipes/benchmark.py --memory     # peak memory and time of files of a minute, ten minutes and an hour
 python recipes/benchmark.py --startup    # codec-encode from shell to exit, by both backends, and ``import torch`` alone
 python recipes/benchmark.py --batch corpora/speech/valid.jsonl --device cuda   # items at once against one by one
-python recipes/benchmark.py --train recipes/default/default.yaml --set "data.train=[manifests/train.jsonl]"
 """
-
-from __future__ import annotations
 
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
-import json
 import math
 import os
 import statistics
@@ -44,8 +40,6 @@ from codec.corpus.scan import read_record
 from codec.errors import EXIT_OK, CodecError, Parser, positive, run_command
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
-from codec.training.config import load_train_config
-from codec.training.tracking import read_scalars
 
 SECONDS = 10
 BATCH = 32  # utterances
@@ -267,26 +261,9 @@ def at_once(model: str, manifest: str, device: str) -> None:
     print(f"largest difference of a decoded sample: {worst:.1e}")
 
 
-def training(config: str, overrides: list[str], threads: int) -> None:
-    """Speed of quantized training steps and the share of their time spent waiting for data, from a short real run."""
-    manifests = json.dumps(load_train_config(config, overrides).data.train)
-    settings = [*overrides, "phases.steps=60", "phases.autoencoder=0", "log.scalars_every=10"]
-    settings += [f"data.valid={manifests}", "data.valid_limit=1"]  # validation is not measured
-    with tempfile.TemporaryDirectory() as folder:
-        script = (str(Path(__file__).with_name("train.py")), "--config", config, "--out", f"{folder}/run")
-        run(threads, *script, "--logger", "none", "--set", *settings)
-        lines = read_scalars(Path(folder) / "run" / "metrics.jsonl")
-    laps = [line for line in lines if line["step"] > 20 and "speed/data_wait_share" in line]
-    speed = statistics.median(line["speed/audio_seconds_per_second"] for line in laps)
-    wait = 100 * statistics.median(line["speed/data_wait_share"] for line in laps)
-    print(f"training on {threads} threads: {speed:.1f} s of audio per second; {wait:.1f} % of the time waits for data")
-
-
 def measure(args: argparse.Namespace) -> int:
     """Print the benchmark that was asked for; returns the exit code."""
-    if args.train:
-        training(args.train, args.set, args.threads)
-    elif args.batch:
+    if args.batch:
         at_once(args.model, args.batch, args.device)
     elif args.what == "memory":
         long_files(args.model, args.threads)
@@ -311,17 +288,12 @@ def main() -> int:
     for name in ("backends", "frames", "memory", "startup"):
         what.add_argument(f"--{name}", dest="what", action="store_const", const=name)
     what.add_argument("--batch", metavar="MANIFEST", help="measure batches of its utterances")
-    what.add_argument("--train", metavar="CONFIG", help="measure training with this configuration")
-    overrides = "overrides of that configuration"
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help=overrides)
     parser.add_argument("--device", default="cpu", help="of --batch (default: %(default)s)")
     args = parser.parse_args()
     if args.device != "cpu" and not args.batch:
         parser.error("--device is that of --batch")
-    if args.model != DEFAULT_MODEL and (args.train or args.what == "frames"):
-        parser.error("--model: --train measures a configuration, --frames speech-24khz-live")
-    if args.set and not args.train:
-        parser.error("--set changes the configuration of --train")
+    if args.model != DEFAULT_MODEL and args.what == "frames":
+        parser.error("--model: --frames measures speech-24khz-live")
     torch.set_num_threads(args.threads)
     return run_command("benchmark.py", lambda: measure(args))
 

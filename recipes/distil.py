@@ -6,8 +6,6 @@ The student's latents follow those of the model, as the lookups of all its stage
 ``sum_k |W_k (z - z')|^2``, with ``W_k`` the matrix of a stage's ``project_in`` at norm 1, over the same of z about its mean.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
@@ -27,7 +25,7 @@ from codec.model import Codec
 from codec.pretrained import shipped_name
 from codec.training.config import DataConfig, OptimizerConfig
 from codec.training.data import SegmentDataset
-from codec.training.networks import JointCodec, adamw, start_codec
+from codec.training.networks import JointCodec, adamw, set_learning_rates, start_codec
 
 DATA = DataConfig(batch_size=8, segment_seconds=2.0, normalize=True, gain_db=(-8.5, 8.5), max_speaker_hours=0.25)
 LEARNING_RATE, WARMUP, HOLD = 6e-4, 50, 0.4  # peak; steps up to it; share of the time at it, before the rate falls
@@ -59,8 +57,7 @@ def distil(args: argparse.Namespace) -> int:
     try:
         while (progress := (time.monotonic() - start) / (60 * args.minutes)) < 1:
             falling = 0.5 * (1 + math.cos(math.pi * max(progress - HOLD, 0) / (1 - HOLD)))
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * min(1, (step + 1) / WARMUP) * max(falling, 0.01)
+            set_learning_rates({"encoder": optimizer}, min(1, (step + 1) / WARMUP) * max(falling, 0.01))
             indices = range(step * DATA.batch_size, (step + 1) * DATA.batch_size)
             waveform = torch.stack([segments[index]["waveform"] for index in indices]).to(args.device)
             target = teacher.encoder(waveform)

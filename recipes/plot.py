@@ -4,8 +4,6 @@ python recipes/plot.py runs/default --out curves.png
 python recipes/plot.py runs/one runs/two --curves valid/mel "codebook/usage_*" --out compared.png
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
@@ -32,39 +30,35 @@ def read_curves(run: Path, pattern: str) -> dict[str, tuple[list[int], list[floa
     return curves
 
 
-def plot(runs: list[Path], patterns: list[str], out: Path, force: bool) -> None:
+def plot(args: argparse.Namespace) -> int:
     """Draw one picture with a panel per pattern; a run keeps its color, the curves of one pattern grow paler."""
     from matplotlib.figure import Figure
 
+    if missing := [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]:
+        raise CodecError(f"no metrics.jsonl in {', '.join(missing)}")
+    panels = {pattern: [read_curves(run, pattern) for run in args.runs] for pattern in args.curves or CURVES}
+    for pattern in [pattern for pattern, curves_of_runs in panels.items() if not any(curves_of_runs)]:
+        if args.curves:
+            raise CodecError(f"no curve is named {pattern} in {', '.join(map(str, args.runs))}")
+        del panels[pattern]
+    if not panels:
+        raise CodecError(f"no curve yet in {', '.join(map(str, args.runs))}")
     columns = 3
-    rows = -(-len(patterns) // columns)
+    rows = -(-len(panels) // columns)
     figure = Figure((4.5 * columns, 3 * rows), layout="tight")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for axis, pattern in zip(axes.flat, patterns, strict=False):
-        curves_of = {run: read_curves(run, pattern) for run in runs}
-        if not any(curves_of.values()):
-            raise CodecError(f"no curve is named {pattern} in {', '.join(map(str, runs))}")
-        for index, (run, curves) in enumerate(curves_of.items()):
+    for axis, (pattern, curves_of_runs) in zip(axes.flat, panels.items(), strict=False):
+        for index, (run, curves) in enumerate(zip(args.runs, curves_of_runs, strict=True)):
             for stage, points in enumerate(curves.values()):
                 label = {"label": run.name} if stage == 0 else {}
                 axis.plot(*points, **label, linewidth=1, color=f"C{index % 10}", alpha=1 - 0.8 * stage / len(curves))
         axis.set_title(pattern)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    for axis in axes.flat[len(patterns) :]:
+    for axis in axes.flat[len(panels) :]:
         axis.remove()
     axes.flat[0].legend()
-    save_picture(figure, out, force)
-
-
-def draw(args: argparse.Namespace) -> int:
-    """Write the picture; returns the exit code."""
-    if missing := [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]:
-        raise CodecError(f"no metrics.jsonl in {', '.join(missing)}")
-    usual = [name for name in CURVES if any(read_curves(run, name) for run in args.runs)]
-    if not (args.curves or usual):
-        raise CodecError(f"no curve yet in {', '.join(map(str, args.runs))}")
-    plot(args.runs, args.curves or usual, args.out, args.force)
+    save_picture(figure, args.out, args.force)
     print(args.out)
     return EXIT_OK
 
@@ -77,7 +71,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
     args = parser.parse_args()
-    return run_command("plot.py", lambda: draw(args))
+    return run_command("plot.py", lambda: plot(args))
 
 
 if __name__ == "__main__":

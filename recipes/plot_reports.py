@@ -4,8 +4,6 @@ python recipes/plot_reports.py report --out quality.png
 python recipes/plot_reports.py 0=reports/start 1400=reports/1400 2600=reports/2600 --out steps.png
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import sys

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 import torch
 from hypothesis import settings
-from loading import SPEECH, Said, Speech, load_script, resize
+from loading import SPEECH, Refused, Said, Speech, load_script, resize
 
 from codec import Codec, CodecConfig
 
@@ -83,15 +83,15 @@ def one_line(stderr: Said) -> Said:
 
 
 @pytest.fixture
-def one_error(stderr: Said) -> Said:
-    """``one_error()`` is the one line of stderr that is an error; warnings may stand before it."""
+def refused(stderr: Said) -> Refused:
+    """``refused(main(...), "text")``: the exit code was 1, and the last line of stderr, the only error, holds the text."""
 
-    def read() -> str:
-        (line,) = [line for line in stderr().splitlines() if "error: " in line]
-        assert len(line) < 600
-        return line
+    def check(code: int, text: str) -> None:
+        *before, error = said = stderr().splitlines(keepends=True)
+        assert code == 1 and "error: " in error and text in error and len(error) < 600, said
+        assert not [line for line in before if "error: " in line or "Traceback" in line], said
 
-    return read
+    return check
 
 
 @pytest.fixture(scope="session")

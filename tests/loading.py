@@ -23,6 +23,7 @@ from codec.errors import STOPPING
 
 Speech = tuple[NDArray[np.float32], int]  # samples, and their rate in Hz
 Said = Callable[[], str]  # gives what was said, see conftest.py
+Refused = Callable[[int, str], None]  # takes an exit code and what must have been said, see conftest.py
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "tests" / "assets"
 SPEECH = {24000: ASSETS / "vctk-p228-0006.flac", 16000: ASSETS / "librispeech-5339-0001.flac"}
@@ -32,7 +33,7 @@ LOOKS: dict[str, dict[str, Any]] = {  # changes of the tiny model's configuratio
     "causal": {"causal": True},
     "a frame beyond the window": {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=3)},
     "a window that looks back": {"decoder": DecoderConfig(width=16, depth=2, n_fft=320, look_ahead=1)},
-    "early codes": {"encoder": EncoderConfig((4, 5, 4), (8, 8, 16), (1, 1, 3), look_ahead=7)},
+    "early codes": {"encoder": EncoderConfig((4, 4, 5), (8, 16, 16), (1, 1, 3), look_ahead=6)},
 }
 
 

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from codec import Codec, CodecConfig
 from codec.base import FOREVER
-from codec.config import DecoderConfig, EncoderConfig
+from codec.config import DecoderConfig
 from codec.errors import CodecError
 from codec.streaming import StreamingDecoder, StreamingEncoder
 
 LENGTH = 16000  # 200 frames of the tiny model
 CONFIGS = LOOKS | {
-    "early codes": {"encoder": EncoderConfig((4, 4, 5), (8, 16, 16), (1, 1, 3), look_ahead=6)},
     "deeper": {"decoder": DecoderConfig(width=16, depth=5, n_fft=160)},
     "the window alone": {"decoder": DecoderConfig(width=16, depth=5, n_fft=320, look_ahead=2)},
 }

@@ -10,8 +10,6 @@ The speaker of DIR/anna/2021/a.wav is "anna", that of a file right in DIR is unk
 on the names of the speakers (or of the files) alone, so it is the same on every machine.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import hashlib

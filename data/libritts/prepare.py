@@ -12,8 +12,6 @@ Both corpora are CC BY 4.0. LibriTTS-R comes with lists of the utterances whose 
 those out of training: unpack the lists and pass them to --exclude.
 """
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

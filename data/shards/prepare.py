@@ -9,8 +9,6 @@ With ``--in-place`` nothing is unpacked: the manifest says where in its shard ea
 the utterances of N speakers of the split train aside as ``OUT/valid.jsonl``, to choose settings and checkpoints by.
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import io

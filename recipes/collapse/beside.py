@@ -7,8 +7,6 @@ Both get the same latents, a fixed slanted cloud in 16 dimensions, so that only 
 start from the first batch. Each line is measured in a process of its own.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse

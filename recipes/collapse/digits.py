@@ -9,8 +9,6 @@ images use, and the reconstruction's error, also on images that were not trained
 scikit-learn comes with librosa (the extra "eval"): 1,797 images of 8 x 8 pixels.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse

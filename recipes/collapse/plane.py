@@ -5,8 +5,6 @@
 Writes plane.gif (codes over the steps), step.png (what one step moves), remedies.png and plane.json (all numbers).
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse

@@ -9,8 +9,6 @@ marks ``<!-- table NAME -->`` and ``<!-- end -->`` of the Markdown pages that st
 toys.json (toys.py). Of a cell that comes twice the later one counts.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import re

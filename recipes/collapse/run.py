@@ -8,8 +8,6 @@ a cell that has its file is not run again: a killed study goes on where it was. 
 stops the study. recipes/collapse/report.py makes the tables and plots of the files.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
@@ -263,14 +261,6 @@ class Study:
         values |= {"quantizer": to_dict(self.config.quantizers[cell.quantizer]), "data": self.data}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
-    def is_done(self, cell: Cell, path: Path) -> bool:
-        """Whether the cell has its result; raises ConfigError where the file is that of another study's cell."""
-        if not path.is_file():
-            return False
-        if json.loads(path.read_text(encoding="utf-8")).get("decides") != self.decides(cell):
-            raise ConfigError(f"{path} is a result of other settings or other speech; choose another --out")
-        return True
-
     def run(self, cell: Cell) -> dict[str, Any]:
         """Train and measure one cell; the result is plain values."""
         config, began = self.config, time.process_time()
@@ -397,7 +387,9 @@ def run_study(args: argparse.Namespace) -> int:
     study = Study(args.config.stem, config, records, args.out, usable_device(args.device))
     for cell in cells:
         path = args.out / f"{cell.name}.json"
-        if study.is_done(cell, path):
+        if path.is_file():
+            if json.loads(path.read_text(encoding="utf-8")).get("decides") != study.decides(cell):
+                raise ConfigError(f"{path} is a result of other settings or other speech; choose another --out")
             continue
         result = study.run(cell)
         write_text(path, json.dumps(result) + "\n")

@@ -5,8 +5,6 @@
 Writes maps.png and toys.json: of each row the mean, the lowest and the highest over three seeds.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse

@@ -8,8 +8,6 @@ Each OUT/codes-NNNNN.parquet holds the codes of --shard-size utterances, in the 
 not at all; the same command again goes on with those that are missing. What could not be read is named in OUT/skipped.tsv.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse

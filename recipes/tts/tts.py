@@ -8,8 +8,6 @@
 An utterance is a sequence: its text as bytes (there may be none), begin, its codes, end. All results are in RUN.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
@@ -29,8 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from codec.audio import AudioReader, AudioWriter
-from codec.corpus.manifest import audio_source, read_manifest, summary
+from codec.audio import AudioWriter
+from codec.corpus.manifest import read_manifest, summary
+from codec.corpus.scan import read_record
 from codec.errors import EXIT_OK, CodecError, Parser, positive, run_command
 from codec.files import atomic_write, write_json
 from codec.model import Codec
@@ -54,10 +53,9 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         raise CodecError(f"{args.model} has {codec.num_quantizers} codes per frame; take a model of one")
     names = [record.id.encode(errors="backslashreplace").decode() for record in records]  # safetensors takes no others
     for name, record in zip(names, tqdm(records, unit=" utt", disable=None), strict=True):
-        with AudioReader(audio_source(record), record.id) as reader:
-            waveform = torch.cat([torch.from_numpy(block) for block in reader.blocks()])
-            gain_db = codec.gain_of(waveform, reader.sample_rate)  # whoever speaks, one level
-            codes[name] = codec.encode(waveform, reader.sample_rate, gain_db=gain_db)[0].int()
+        samples, rate = read_record(record)
+        gain_db = codec.gain_of(samples, rate)  # whoever speaks, one level
+        codes[name] = codec.encode(samples, rate, gain_db=gain_db)[0].int()
     texts = {name: record.text for name, record in zip(names, records, strict=True)}
     facts = {"model": args.model, "fingerprint": codec.fingerprint, "texts": json.dumps(texts)}
     args.run.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,5 @@
 """Put what the page needs beside a model into vendor/: two files of onnxruntime-web, checked, and an example to hear."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import sys

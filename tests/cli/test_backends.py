@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from loading import Said, python
+from loading import Refused, python
 from shell import RATE, Run, Samples
 
 from codec import container
@@ -63,20 +63,19 @@ class Broken(MetaPathFinder):
             raise ImportError("libtorch_cpu.so: cannot open shared object file")
 
 
-def test_a_broken_torch(run: Run, encoded: Path, one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_torch(run: Run, encoded: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch")
     monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
     reason = "torch cannot be used (libtorch_cpu.so: cannot open shared object file)"
     for backend in ([], ["--backend", "torch"]):
-        assert run("encode", "in.wav", "x.codes", *backend) == 1
-        assert one_line() == f"codec-encode: error: {reason}; install it again, or take --backend onnx\n"
+        message = f"codec-encode: error: {reason}; install it again, or take --backend onnx\n"
+        refused(run("encode", "in.wav", "x.codes", *backend), message)
     assert reason in environment()["devices"]
     assert run("encode", "in.wav", "x.codes", "--backend", "onnx") == 0
 
 
-def test_neither_is_there(run: Run, encoded: Path, one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neither_is_there(run: Run, encoded: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in ("torch", "onnxruntime"):
         monkeypatch.setitem(sys.modules, package, None)
-    assert run("decode", encoded, "x.wav") == 1
-    assert "without torch, onnxruntime is needed: pip install onnxruntime" in one_line()
+    refused(run("decode", encoded, "x.wav"), "without torch, onnxruntime is needed: pip install onnxruntime")
     assert environment()["devices"] == "cpu"

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import Said, flipped, full_disk
+from loading import Refused, Said, flipped, full_disk
 from shell import HOP, RATE, Run, names, process
 
 from codec import Codec, container
@@ -106,11 +106,10 @@ def test_mistakes_are_one_line(run: Run, one_line: Said, header: Header, code: i
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such names cannot be")
 @pytest.mark.parametrize("stem", ["a\nb", "two  blanks", "\x1b[31m", os.fsdecode(b"caf\xe9")])
 def test_any_name_is_said_once_on_one_line(
-    run: Run, one_line: Said, header: Header, capsys: pytest.CaptureFixture[str], stem: str
+    run: Run, one_line: Said, refused: Refused, header: Header, capsys: pytest.CaptureFixture[str], stem: str
 ) -> None:
     Path(f"{stem}.wav").write_bytes(b"RIFF")
-    assert run("encode", f"{stem}.wav", "-o", "out") == 1
-    assert one_line().startswith(f"codec-encode: error: {legible(stem)}.wav is not audio")
+    refused(run("encode", f"{stem}.wav", "-o", "out"), f"codec-encode: error: {legible(stem)}.wav is not audio")
     with open(f"{stem}.wav", "wb") as file:
         soundfile.write(file, np.zeros((100, 2)), RATE, format="WAV")
     assert run("encode", f"{stem}.wav", "-o", "out") == 0
@@ -122,7 +121,7 @@ def test_any_name_is_said_once_on_one_line(
 
 @pytest.mark.parametrize(("command", "source"), [("encode", "in.wav"), ("decode", "in.codes")])
 def test_a_bug_is_a_traceback_and_too_little_memory_is_one_line(
-    run: Run, encoded: Path, one_line: Said, monkeypatch: pytest.MonkeyPatch, command: str, source: str
+    run: Run, encoded: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, command: str, source: str
 ) -> None:
     """What numpy or torch raises inside our code is no mistake of the user, and ends the loop over the files."""
     work = Mock(side_effect=[ValueError("a bug"), RuntimeError("a bug"), MemoryError, torch.cuda.OutOfMemoryError])
@@ -131,15 +130,14 @@ def test_a_bug_is_a_traceback_and_too_little_memory_is_one_line(
         with pytest.raises(bug, match="a bug"):
             run(command, source, "-o", "out")
     for _ in range(2):
-        assert run(command, source, "-o", "out") == 1
-        assert one_line().startswith(f"codec-{command}: error: out of memory: use shorter pieces")
+        refused(run(command, source, "-o", "out"), f"codec-{command}: error: out of memory: use shorter pieces")
     assert names() == ["in.codes", "in.wav"]
 
 
-def test_a_model_that_is_not_shipped_must_be_given(one_line: Said, header: Header) -> None:
+def test_a_model_that_is_not_shipped_must_be_given(refused: Refused, header: Header) -> None:
     container.write("tiny.codes", header, np.zeros((3, 10), int))
-    assert decode_main(["tiny.codes", "a.wav"]) == 1
-    assert "tiny.codes: made with model 'tiny', which is not a shipped one; give it with --model" in one_line()
+    message = "tiny.codes: made with model 'tiny', which is not a shipped one; give it with --model"
+    refused(decode_main(["tiny.codes", "a.wav"]), message)
 
 
 # ---- damaged files --------------------------------------------------------------------------------------------------
@@ -184,12 +182,11 @@ def test_salvage(run: Run, encoded: Path, stderr: Said, case: str) -> None:
 # ---- nothing is lost ------------------------------------------------------------------------------------------------
 
 
-def test_a_full_disk(run: Run, encoded: Path, one_line: Said) -> None:
+def test_a_full_disk(run: Run, encoded: Path, refused: Refused) -> None:
     Path("out.wav").write_text("mine")
     for command, source, target in (("encode", "in.wav", "out.codes"), ("decode", "in.codes", "out.wav")):
         with full_disk(5000):
-            assert run(command, source, target, "--force") == 1
-        assert one_line().startswith(f"codec-{command}: error: {target}")
+            refused(run(command, source, target, "--force"), f"codec-{command}: error: {target}")
     assert names() == ["in.codes", "in.wav", "out.wav"] and Path("out.wav").read_text() == "mine"
 
 
@@ -211,24 +208,15 @@ def test_a_second_interrupt_changes_nothing(one_line: Said) -> None:
         assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 
-def test_an_interrupt_while_a_module_is_imported(one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Extension modules turn it into an ImportError, as if they were broken."""
+def import_a_module() -> None:
+    """Extension modules turn an interrupt into an ImportError, as if they were broken."""
     code = "try:\n    signal.raise_signal(signal.SIGINT)\nexcept KeyboardInterrupt:\n    raise ImportError"
     Path("torn.py").write_text(f"import signal\n{code}")
-    monkeypatch.syspath_prepend(Path.cwd())
-
-    def work() -> int:
-        importlib.import_module("torn")
-        time.sleep(5)
-        return 0
-
-    assert run_command("x", work) == 130
-    assert one_line() == "x: interrupted; nothing half-written is left\n"
+    importlib.import_module("torn")
 
 
-def test_an_interrupt_while_libsndfile_reads_from_python(one_line: Said) -> None:
-    """It neither is lost there nor makes libsndfile believe that the file ends."""
-
+def read_a_file() -> None:
+    """It neither is lost in libsndfile, which reads from Python, nor makes it believe that the file ends."""
     sent: list[None] = []
 
     class File(io.BytesIO):
@@ -238,14 +226,16 @@ def test_an_interrupt_while_libsndfile_reads_from_python(one_line: Said) -> None
             return super().readinto(buffer)
 
     soundfile.write("a.flac", np.zeros(800), RATE)
-    read, start = [], time.monotonic()
+    assert len(soundfile.read(File(Path("a.flac").read_bytes()))[0]) == 800
 
-    def work() -> int:
-        read.append(len(soundfile.read(File(Path("a.flac").read_bytes()))[0]))
-        time.sleep(5)
-        return 0
 
-    assert run_command("x", work) == 130 and read == [800] and time.monotonic() - start < 5, "it did not wake"
+@pytest.mark.parametrize("work", [import_a_module, read_a_file])
+def test_an_interrupt_waits_where_it_would_be_lost(
+    work: Callable[[], None], one_line: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(Path.cwd())
+    start = time.monotonic()
+    assert run_command("x", lambda: work() or time.sleep(5) or 0) == 130 and time.monotonic() - start < 5
     assert one_line() == "x: interrupted; nothing half-written is left\n"
 
 

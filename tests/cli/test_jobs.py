@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from loading import Said, wait_for
+from loading import Refused, Said, wait_for
 from shell import RATE, Run, Samples, names, process, write
 
 from codec.errors import CodecError
@@ -139,7 +139,7 @@ def test_links(run: Run, stderr: Said) -> None:
     assert "in/lost.wav: No such file" in stderr()
 
 
-def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None:
+def test_existing_files_are_kept_without_force(run: Run, refused: Refused) -> None:
     write("in.wav")
     assert run("encode", "in.wav", "good.codes") == 0
     for target, *args in (
@@ -148,12 +148,10 @@ def test_existing_files_are_kept_without_force(run: Run, one_line: Said) -> None
         ("out.wav", "decode", "good.codes", "out.wav"),
     ):
         Path(target).write_text("mine")
-        assert run(*args) == 1
-        assert f"{target} exists; --force overwrites it" in one_line()
+        refused(run(*args), f"{target} exists; --force overwrites it")
         assert Path(target).read_text() == "mine"
         assert run(*args, "--force") == 0
         assert Path(target).read_bytes() != b"mine"
     Path("same.codes").write_bytes(Path("in.wav").read_bytes())
-    assert run("encode", "same.codes", "same.codes", "--force") == 1
-    assert "same.codes is the input itself" in one_line()
+    refused(run("encode", "same.codes", "same.codes", "--force"), "same.codes is the input itself")
     assert Path("same.codes").read_bytes() == Path("in.wav").read_bytes()

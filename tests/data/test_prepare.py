@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from loading import Said, encoded, load_script, tar
+from loading import Refused, Said, encoded, load_script, tar
 
 from codec.corpus.manifest import ManifestError, Record, read_manifest
 from codec.corpus.scan import read_record
@@ -256,7 +256,7 @@ def test_shards_can_be_read_where_they_lie(shard: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [(), ("--in-place",)], ids=str)
-def test_a_shard_is_read_to_its_end_or_refused(mode: tuple[str, ...], tmp_path: Path, one_line: Said) -> None:
+def test_a_shard_is_read_to_its_end_or_refused(mode: tuple[str, ...], tmp_path: Path, refused: Refused) -> None:
     """tarfile takes what it cannot read for the end of the archive."""
     shard, out = write_shard(tmp_path / "s.tar", speech_files(*"abcd")), tmp_path / "out"
     whole, other = shard.read_bytes(), write_shard(tmp_path / "t.tar", speech_files("e")).read_bytes()
@@ -281,8 +281,7 @@ def test_a_shard_is_read_to_its_end_or_refused(mode: tuple[str, ...], tmp_path: 
     }
     for name, content in damaged.items():
         shard.write_bytes(content)
-        assert prepare("shards", shard, "--out", out, *mode) == 1, name
-        assert one_line().startswith(f"prepare.py: error: {shard} is no tar file, or a damaged one ("), name
+        refused(prepare("shards", shard, "--out", out, *mode), f"{shard} is no tar file, or a damaged one (")
         assert not list(out.glob("*.jsonl")), name
     least = whole[: end + 1024] + bytes(1024)  # two blocks of zeros end an archive
     for content, keys in ((whole + other, "abcde"), (least, "abcd"), (least + other, "abcde")):
