@@ -128,6 +128,8 @@ class _AvFile:
         streams = [s for s in self._container.streams.audio if s.codec_context and s.codec_context.sample_rate]
         if not streams:
             raise AudioError(f"{name} holds no audio that PyAV decodes")
+        if len(streams) > 1:
+            log.warning("%s: %d audio tracks, of which the first is read", name, len(streams))
         self._name, self._stream = name, streams[0]
         self.samplerate, self._layout = streams[0].codec_context.sample_rate, streams[0].codec_context.layout
         self.channels = len(self._layout.channels)

@@ -210,7 +210,9 @@ def _chunked_parts(source: _Source) -> list[Part]:
                 size_at, layout = long_size, layout._replace(size_bytes=8)
             part = _sized_part(source, data, size_at, layout, patches)
             if coding == MP3_IN_WAV and magic == b"RIFF":
-                return _mp3_parts(_Source(source.file, source.name, data, min(following, source.end))) or [part]
+                parts = _mp3_parts(_Source(source.file, source.name, data, min(following, source.end))) or [part]
+                parts[-1].note = parts[-1].note or part.note
+                return parts
             return [part]
     return [source.part(patches)]
 
@@ -283,7 +285,7 @@ def _ogg_parts(source: _Source) -> list[Part]:
         link.stop, link.last[stream] = position + len(page), page[:27]
     parts = []
     for link, stop in zip(links, [*(link.start for link in links[1:]), source.end], strict=True):
-        note = ""
+        note = f"{len(link.last)} streams are in it, of which one is read" if len(link.last) > 1 else ""
         if not all(head[5] & 4 for head in link.last.values()):
             note = "an Ogg stream in it has no last page and may be cut short"
             if link.stop < stop:

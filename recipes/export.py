@@ -212,6 +212,8 @@ def export(args: argparse.Namespace) -> int:
     """Write the model and its card; returns the exit code."""
     if not args.force:
         refuse_existing(args.out, WRITTEN)
+    if args.out.resolve() == args.run.resolve():
+        raise CodecError(f"{args.out} is the run itself, whose config.json would be lost; choose another OUT")
     evaluation = Results.read(args.evaluation) if args.evaluation else None  # before anything is written
     if evaluation and evaluation.model is None:
         raise CodecError(f"{args.evaluation} is not the report that codec-evaluate makes of a model")

@@ -236,6 +236,12 @@ def test_damaged_ogg(subtype: str, caplog: pytest.LogCaptureFixture) -> None:
     assert "has no last page and may be cut short; " in caplog.text
 
 
+def test_one_file_beside_another(caplog: pytest.LogCaptureFixture) -> None:
+    (first, *rest), (second, *others) = pages_of(ogg("VORBIS")), pages_of(ogg("OPUS"))
+    assert len(decoded(b"".join([first, second, *rest, *others]))) == 48_000
+    assert "2 streams are in it, of which one is read" in caplog.text
+
+
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_a_recording_of_a_broadcast(subtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Many pages may be missing behind the head, where the recording was begun, but not further on."""
@@ -370,6 +376,8 @@ def test_formats_by_pyav(
     if container != "wav":  # one behind the other, and junk in between
         twice = len(decoded(data + data))
         assert twice == 2 * len(samples) if container == "mp4" else twice > 2 * rate
+    else:
+        assert len(decoded(data + 1000 * b"junk")) == len(samples) and "followed by 4,000" in caplog.text
     if container == "adts":
         middle = data.index(data[:2], len(data) // 2)
         decoded(data[:middle] + bytes(3000) + data[middle:])

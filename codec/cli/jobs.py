@@ -115,7 +115,7 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
         links += sum(Path(where, name).is_symlink() for name in subfolders)
         visible = [Path(where, name) for name in names if not name.startswith(".")]
         # a link to nothing is taken, so that its failure is reported; a pipe is not
-        taken = [p for p in visible if p.suffix.lower() in suffixes and (p.is_file() or p.is_symlink())]
+        taken = [p for p in visible if p.suffix.lower() in suffixes and (p.is_file() or not p.exists())]
         files += taken
         others += len(visible) - len(taken)
     if others:

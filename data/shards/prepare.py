@@ -98,12 +98,14 @@ def unpack(audio: BinaryIO, path: Path) -> None:
 
 
 def begins_alike(audio: BinaryIO, path: Path) -> bool:
-    """Whether a file was unpacked from this audio, by its first block."""
+    """Whether a file was unpacked from this audio, by its rate, its length and its first block."""
+    if measure(audio, path.stem) != measure(path):
+        return False
     with AudioReader(audio, path.stem) as packed, AudioReader(path) as file:
         first, there = next(packed.blocks()), next(file.blocks())
         size = min(len(first), len(there))  # by their headers they may have blocks of other lengths
         largest = np.abs(first[:size].clip(-1, 1) - there[:size]).max()
-        return packed.sample_rate == file.sample_rate and bool(largest < 2**-14)  # a step of 16 bits is half of it
+        return bool(largest < 2**-14)  # a step of 16 bits is half of it
 
 
 def read_shards(shards: Sequence[Path], folder: Path | None, limit: int | None) -> tuple[list[Record], int]:

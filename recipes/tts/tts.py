@@ -41,10 +41,12 @@ SHARPNESS = 2.0  # codes are alike up to a distance of the codebook's spread div
 HELD_OUT = 20  # one utterance of so many is not trained on
 BATCH, LEARNING_RATE = 4, 2e-3
 FRAMES_PER_PUSH = 5  # decoded at once; one works as well
+LONGEST = 3600  # s
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """Write ``tokens.safetensors``: the codes int32 ``[1, N]`` of every utterance by its id; texts and model beside them."""
+    refuse_existing(args.run / "tokens.safetensors")
     records = [record for record in read_manifest(args.manifest) if args.speaker in (None, record.speaker)]
     if len(records) < 2:
         raise CodecError(f"{args.manifest}: {len(records)} utterances of speaker {args.speaker}; at least 2 are needed")
@@ -62,6 +64,11 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     with atomic_write(args.run / "tokens.safetensors") as temporary:
         save_file(codes, temporary, facts)
     return {"corpus": summary(records), "with_text": sum(map(bool, texts.values()))}
+
+
+def refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise CodecError(f"{path} exists; take another RUN, or remove it with all that was made of it")
 
 
 class Corpus:
@@ -129,6 +136,7 @@ def mean_bits(lm: Any, corpus: Corpus, names: list[str]) -> float:
 
 def train(args: argparse.Namespace) -> dict[str, Any]:
     """Write the model, ``lm.safetensors``."""
+    refuse_existing(args.run / "lm.safetensors")
     torch.manual_seed(0)
     corpus = Corpus(args.run)
     lm, start = build(corpus), time.process_time()
@@ -192,8 +200,10 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
     corpus, rows = Corpus(args.run), []
     if args.text and not any(corpus.texts.values()):
         raise CodecError("--text: the corpus had no texts, so the model cannot read; leave it out")
-    if not (0 < args.seconds < math.inf and 0 <= args.prompt_seconds < math.inf):
-        raise CodecError("--seconds must be above 0, and --prompt-seconds not negative")
+    if not (0 < args.seconds <= LONGEST and 0 <= args.prompt_seconds <= LONGEST):
+        raise CodecError(f"--seconds must be above 0, --prompt-seconds not negative, and both at most {LONGEST}")
+    if args.count > len(corpus.held_out):
+        raise CodecError(f"--count {args.count}: only {len(corpus.held_out)} utterances are held out")
     if not (args.run / "lm.safetensors").exists():
         raise CodecError(f"{args.run} has no language model yet: tts.py train makes it")
     lm, rate = build(corpus), corpus.codec.frame_rate

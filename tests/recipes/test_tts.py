@@ -71,8 +71,9 @@ def test_ids_and_texts_may_be_any_bytes(manifest: Path, tmp_path: Path) -> None:
     assert tts.main(["prepare", str(tmp_path / "run"), "--manifest", str(tmp_path / "odd.jsonl")]) == 0
     corpus = tts.Corpus(tmp_path / "run")
     assert corpus.batch(corpus.train)[0][0, 0] == 0xE9
-    for seconds in (["--seconds", "nan"], ["--prompt-seconds", "-1"]):
-        assert tts.main(["generate", str(tmp_path / "run"), *seconds]) == 1
+    for options in (["--seconds", "nan"], ["--prompt-seconds", "-1"], ["--seconds", "1e308"], ["--count", "9"]):
+        assert tts.main(["generate", str(tmp_path / "run"), *options]) == 1
+    assert tts.main(["prepare", str(tmp_path / "run"), "--manifest", str(manifest)]) == 1  # there are tokens already
     for count in (["train", str(tmp_path), "--steps", "0"], ["generate", str(tmp_path), "--count", "0"]):
         with pytest.raises(SystemExit):
             tts.main(count)
@@ -103,6 +104,6 @@ def test_mistakes_are_named(manifest: Path, tmp_path: Path, refused: Refused) ->
     for arguments, message in (
         ([*prepare, "--speaker", "nobody"], "0 utterances of speaker nobody"),
         ([*prepare, "--model", "speech-24khz"], "8 codes per frame"),
-        (["train", str(tmp_path / "run")], "tokens.safetensors"),
+        (["train", str(tmp_path / "run")], "has no tokens yet"),
     ):
         refused(tts.main(arguments), message)
