@@ -28,6 +28,7 @@ ENCODER = EncoderConfig(strides=(4, 5, 4), widths=(8, 12, 16), depths=(1, 1, 2))
 QUANTIZER = QuantizerConfig(num_quantizers=3, codebook_size=50, codebook_dim=4)
 DECODER = DecoderConfig(width=16, depth=2, n_fft=320)
 BOTH_SIDES = CodecConfig(8000, 16, False, ENCODER, QUANTIZER, DECODER)
+SINGLE = dataclasses.replace(BOTH_SIDES, quantizer=dataclasses.replace(QUANTIZER, kind="simvq", num_quantizers=1))
 CONFIGS = {"both_sides": BOTH_SIDES, "causal": dataclasses.replace(BOTH_SIDES, causal=True)}
 
 
@@ -221,7 +222,7 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.decode(np.full((3, 9), 2**63, np.uint64)), "from 0 to 49"),
         (lambda m: m.decode(np.zeros((3, 9))), r"not float64 \[1, 3, 9\]"),
         (lambda m: m.decode(codes_of(1, 3, 0)), "empty"),
-        (lambda m: m.decode([1, 2]), r"integers \[B, K, N\], not list"),
+        (lambda m: m.decode([1, 2]), r"an integer tensor \[B, K, N\], not list"),
         (lambda m: m.decode(codes_of(3)), r"not torch.int64 \[3\]"),
         (lambda m: m.decode(CODES, num_quantizers=1.5), "whole number from 1 to 3"),
         (lambda m: m.decode(CODES, lengths=[1, 2]), "1 whole numbers"),
@@ -231,7 +232,10 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: list(m.encode_blocks([SHORT], num_quantizers=0)), "from 1 to 3"),
         (lambda m: list(m.decode_blocks([codes_of(3, 2, value=50)])), "from 0 to 49"),
         (lambda m: list(m.decode_blocks([codes_of(3, 2), codes_of(2, 2)])), "not 3 and then 2"),
-        (lambda m: list(m.decode_blocks([codes_of(1, 3, 2)])), r"integers \[k, n\]"),
+        (lambda m: list(m.decode_blocks([codes_of(1, 3, 2)])), r"an integer tensor \[k, n\]"),
+        (lambda m: m.encode(SHORT, 16000, beam_size=0), "beam_size must be from 1"),
+        (lambda m: m.encode(SHORT, 16000, beam_size=2, exact=False), "beam_size goes with exact=True"),
+        (lambda m: Codec(SINGLE).encode(SHORT, 16000, beam_size=2), "beam_size needs several stages of SimVQ"),
         (lambda m: m.decode_latents(torch.zeros(1, 15, 9)), r"tensor \[B, 16, N\], not torch.float32 \[1, 15, 9\]"),
         (lambda m: m.decode_latents(torch.full((1, 16, 9), torch.nan)), "gives NaN"),
         (lambda m: m(torch.full((1, 1, 800), torch.nan)), "NaN"),

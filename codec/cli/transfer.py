@@ -145,6 +145,7 @@ class FileEncoder(Worker):
     def prepare(self) -> None:
         self.codec = self.load(self.args.model or DEFAULT_MODEL)
         self.num_quantizers = _chosen(self.args, self.codec.num_quantizers, self.codec.bitrate)
+        self.codec.checked_beam(self.args.beam_size)
 
     def is_done(self, job: Job) -> bool:
         with self._open(job) as reader:
@@ -168,12 +169,16 @@ class FileEncoder(Worker):
             if self.args.channel is None and reader.channels > 1:
                 log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
             if isinstance(reader, PcmPipe):
+                if self.args.beam_size > 1:
+                    raise UsageError("--beam-size is for files; what comes through a pipe is encoded live")
                 with _stdout() as stream:
                     encode_live(self.codec, reader, samples, stream, header)
                 reader.read_on()
                 return
             with _output(job, self.args.force) as path:
-                windows = self.codec.encode_blocks((scale * block for block in samples), self.num_quantizers)
+                windows = self.codec.encode_blocks(
+                    (scale * block for block in samples), self.num_quantizers, self.args.beam_size
+                )
                 windows = self.followed(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
                 codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
                 header = replace(header, num_samples=reader.num_samples)

@@ -30,7 +30,7 @@ def test_exactly_as_many_samples(run: Run, length: int, rate: int, channels: int
 
 
 @pytest.mark.parametrize("source", [SPEECH[24000], "long.wav"], ids=["speech", "long"])
-@pytest.mark.parametrize("options", [[], ["--no-normalize"]], ids=str)
+@pytest.mark.parametrize("options", [[], ["--no-normalize"], ["--no-normalize", "--beam-size=4"]], ids=str)
 def test_files_equal_the_library(run: Run, sound: Samples, source: str, options: list[str], tiny_model: Codec) -> None:
     """Blocks of a long file leave no seam."""
     soundfile.write("long.wav", sound, RATE, subtype="FLOAT")
@@ -38,7 +38,7 @@ def test_files_equal_the_library(run: Run, sound: Samples, source: str, options:
     assert run("decode", "out.codes", "out.wav", "--native-rate") == 0
     samples, rate = soundfile.read(source, dtype="float32")
     gain_db = 0.0 if options else tiny_model.gain_of(samples, rate)[0]
-    codes = tiny_model.encode(samples, rate, gain_db=gain_db)
+    codes = tiny_model.encode(samples, rate, gain_db=gain_db, beam_size=4 if "--beam-size=4" in options else 1)
     header, stored = container.read("out.codes")
     np.testing.assert_array_equal(stored, codes[0].numpy())
     assert header.model == "tiny" and tiny_model.fingerprint.startswith(header.fingerprint)

@@ -201,6 +201,26 @@ def test_each_stage_lowers_the_error_and_a_prefix_decodes() -> None:
     assert errors[0] > 1.2 * errors[1] > 1.2 * 1.2 * errors[2]
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_beam_of_all_paths_finds_the_least_score(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The score is computed here from what the stages themselves say, path by path."""
+    quantizer, x = make("residual_simvq", variant, codebook_size=4).eval(), latents(2, 9)
+    quantizer.initialize(x)
+    zero, scores = torch.zeros_like(x), []
+    paths = torch.cartesian_prod(*[torch.arange(4)] * 3)
+    for path in paths:
+        before, after = x, x
+        for stage, code in zip(quantizer.stages, path, strict=True):
+            before, after = after, after - stage.decode(code.expand(2, 1, 9))
+        into = [stage.project_in for stage in quantizer.stages]
+        seen = sum((way(after.mT) - way(zero.mT)).square().sum(dim=2) for way in into)
+        scores.append(seen + 4 * (into[2](before.mT) - quantizer.stages[2].codebook[path[2]]).square().sum(dim=2))
+    best = paths[torch.stack(scores).argmin(dim=0)].mT  # [B, K, N]
+    assert torch.equal(quantizer.search(x, 3, 16), best) and not torch.equal(quantizer.search(x, 3, 1), best)
+    monkeypatch.setattr(simvq, "BEAM_SCORES", 1)  # frame by frame
+    assert torch.equal(quantizer.search(x, 3, 16), best)
+
+
 def test_dropout_masks_losses_and_output_but_keeps_the_graph() -> None:
     stack = make("residual_simvq")
     x = latents(32, 10)
