@@ -201,16 +201,13 @@ class CodecBase(Generic[Signal]):
         batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
-        if lengths is None:
-            self._check_range(codes)
-        else:
-            for item, length in zip(codes, samples, strict=True):
-                self._check_range(item[:, : self.num_frames(length)])
+        sizes = [self.num_frames(length) for length in samples]
+        parts = [item[:, :size] for item, size in zip(codes, sizes, strict=True)]
+        for part in parts:
+            self._check_range(part)
         gains = _checked_gains(gain_db, batch)
         if exact:
-            sizes = [self.num_frames(length) for length in samples]
-            parts = ([item[:count, :size]] for item, size in zip(codes, sizes, strict=True))
-            windows = self._waveform_windows(self._decoded, *parts)
+            windows = self._waveform_windows(self._decoded, *([part[:count]] for part in parts))
             audio = self._divided([window[None] for window in windows], [size * self.hop_length for size in sizes])
         else:
             audio = list(self._decoded_at_once(codes[:, :count], samples))
@@ -392,6 +389,7 @@ class CodecBase(Generic[Signal]):
     _noun: str  # what it calls an array
     _num_threads = 1  # windows computed side by side
     _divisor = 1  # see _windows
+    _array: Callable[..., Signal | None]  # values as float32, or int64 if ``integers``; None if they are none of these
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
     _encoded: Callable[[Signal], Signal]  # what the encoder makes [..., n] of a window [T]
     _codes_of: Callable[[Signal, int], Signal]  # the first so many codes [K, n] of frames [..., n] that _encoded gave
@@ -437,10 +435,6 @@ class CodecBase(Generic[Signal]):
 
     def from_numpy(self, array: NDArray[Any]) -> Signal:
         """An array as what this codec takes."""
-        raise NotImplementedError
-
-    def _array(self, values: Any, integers: bool) -> Signal | None:
-        """The values as float32, or as int64; None if they are no array of floats, or of integers."""
         raise NotImplementedError
 
     def _encoded_at_once(self, items: list[Signal], count: int) -> Signal:
