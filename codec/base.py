@@ -258,21 +258,12 @@ class CodecBase(Generic[Signal]):
 
     def _frame_windows(self, *items: Any) -> Iterator[Signal]:
         """What the encoder gives ``[..., n]``, window by window, of one item after another, each in blocks ``[T]``."""
-
-        def encoded(window: Signal, before: int, count: int) -> Signal:
-            return self._finite(self._encoded(window))[..., before : before + count]
-
         checked = (self._each(blocks, self._checked_block) for blocks in items)
-        return self._computed(encoded, checked, self.encoder_context, self.hop_length)
+        return self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
 
     def _waveform_windows(self, decode: Callable[[Signal], Signal], *items: Iterable[Signal]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of one item's codes or latents after another, in blocks ``[..., n]``."""
-
-        def decoded(window: Signal, before: int, count: int) -> Signal:
-            waveform = self._finite(decode(window))
-            return waveform[before * self.hop_length : (before + count) * self.hop_length]
-
-        return self._computed(decoded, items, self.decoder_context, 1)
+        return self._computed(decode, items, self.decoder_context, 1)
 
     def _finite(self, values: Signal) -> Signal:
         """What a network gives; a CodecError if it holds NaN or infinity."""
@@ -281,11 +272,17 @@ class CodecBase(Generic[Signal]):
         return values
 
     def _computed(
-        self, compute: Callable[..., Signal], items: Iterable[Iterable[Signal]], context: Context, unit: int
+        self, compute: Callable[[Signal], Signal], items: Iterable[Iterable[Signal]], context: Context, unit: int
     ) -> Iterator[Signal]:
-        """What ``compute`` gives for every window of every item, in their order."""
+        """What ``compute`` gives for the new frames of every window of every item, in their order."""
+        per_frame = self.hop_length // unit  # a frame has one place on one side and a hop of samples on the other
+
+        def computed(window: tuple[Signal, int, int]) -> Signal:
+            signal, before, count = window
+            return self._finite(compute(signal))[..., before * per_frame : (before + count) * per_frame]
+
         windows = itertools.chain.from_iterable(self._windows(blocks, context, unit) for blocks in items)
-        return in_threads(lambda window: compute(*window), windows, self._num_threads)
+        return in_threads(computed, windows, self._num_threads)
 
     def _windows(self, blocks: Iterable[Signal], context: Context, unit: int) -> Iterator[tuple[Signal, int, int]]:
         """Yield ``(window, before, count)``: frames ``before`` to ``before + count`` of each window are new.
