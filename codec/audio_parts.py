@@ -379,9 +379,9 @@ class _Stream:
     """What one encoder has written into an MP3 file."""
 
     head: bytes  # of its first frame
+    frame: _Frame  # what that says
     silent_bytes: int  # of that frame if it is no audio
     promised: int  # how many frames that one says to follow, 0 if it does not tell
-    kind: int
     num_frames: int = 0  # of audio
     runs: list[range] = field(default_factory=list)  # frames without a gap
 
@@ -393,9 +393,9 @@ def _mp3_parts(source: _Source) -> list[Part]:
         info = head[frame.info_at :]
         has_info = info[:4] in (b"Xing", b"Info")
         silent = has_info or head[36:40] == b"VBRI"
-        if not streams or silent or frame.kind != streams[-1].kind:
+        if not streams or silent or frame.kind != streams[-1].frame.kind:
             promised = int.from_bytes(info[8:12], "big") * (info[7] & 1) if has_info else 0
-            streams.append(_Stream(head, frame.num_bytes * silent, promised, frame.kind))
+            streams.append(_Stream(head, frame, frame.num_bytes * silent, promised))
         runs = streams[-1].runs
         start = runs.pop().start if runs and runs[-1].stop == position else position
         runs.append(range(start, position + frame.num_bytes))
@@ -415,8 +415,7 @@ def _mp3_part(source: _Source, stream: _Stream, end: int) -> Part:
     if num_frames < stream.promised - (not lost):
         raise incomplete(source.name, num_frames, stream.promised, "MP3 frames")
     note = f"{lost:,} bytes in it are no audio frames, so some audio may be missing" if lost else ""
-    first = _frame(stream.head[:4])
-    if first is not None and not first.info_at:
+    if not stream.frame.info_at:
         return Part(source.file, runs, num_frames * MP2_SAMPLES, note)
     if num_frames == stream.promised:
         return Part(source.file, runs)

@@ -169,8 +169,7 @@ class ConvNeXtBlock(Layer):
         return total
 
     def perceptron(self, x: Tensor) -> Tensor:
-        y: Tensor = self.project(F.gelu(self.expand(self.norm(x))))
-        return y
+        return self.project(F.gelu(self.expand(self.norm(x))))
 
 
 class Downsample(Layer):
@@ -186,8 +185,7 @@ class Downsample(Layer):
     def inside(self, x: Tensor) -> Tensor:
         assert x.shape[1] % self.stride == 0, "the length must be a multiple of the stride"
         x = x.reshape(x.shape[0], -1, self.stride * x.shape[2])
-        y: Tensor = self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
-        return y
+        return self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
 
 
 def blocks(channels: int, kernel_size: int, look_aheads: list[int]) -> list[Layer]:
@@ -232,8 +230,7 @@ class Encoder(nn.Module):
         x = waveform.transpose(1, 2)
         for stage in self.stages:
             x = stage(x)
-        latents: Tensor = self.output(self.norm(x)).transpose(1, 2)
-        return latents
+        return self.output(self.norm(x)).transpose(1, 2)
 
 
 class ISTFTHead(Layer):
@@ -315,5 +312,4 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         frames = self.norm(self.blocks(self.input(latents.transpose(1, 2))))  # [B, N, width]
-        waveform: Tensor = self.head(frames).unsqueeze(1)
-        return waveform
+        return self.head(frames).unsqueeze(1)

@@ -210,16 +210,13 @@ class CodecBase(Generic[Signal]):
         batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
-        if lengths is None:
-            self._check_range(codes)
-        else:
-            for item, length in zip(codes, samples, strict=True):
-                self._check_range(item[:, : self.num_frames(length)])
+        sizes = [self.num_frames(length) for length in samples]
+        parts = [item[:, :size] for item, size in zip(codes, sizes, strict=True)]
+        for part in parts:
+            self._check_range(part)
         gains = _checked_gains(gain_db, batch)
         if exact:
-            sizes = [self.num_frames(length) for length in samples]
-            parts = ([item[:count, :size]] for item, size in zip(codes, sizes, strict=True))
-            windows = self._waveform_windows(self._decoded, *parts)
+            windows = self._waveform_windows(self._decoded, *([part[:count]] for part in parts))
             audio = self._divided([window[None] for window in windows], [size * self.hop_length for size in sizes])
         else:
             audio = list(self._decoded_at_once(codes[:, :count], samples))
@@ -270,21 +267,12 @@ class CodecBase(Generic[Signal]):
 
     def _frame_windows(self, *items: Any) -> Iterator[Signal]:
         """What the encoder gives ``[..., n]``, window by window, of one item after another, each in blocks ``[T]``."""
-
-        def encoded(window: Signal, before: int, count: int) -> Signal:
-            return self._finite(self._encoded(window))[..., before : before + count]
-
         checked = (self._each(blocks, self._checked_block) for blocks in items)
-        return self._computed(encoded, checked, self.encoder_context, self.hop_length)
+        return self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
 
     def _waveform_windows(self, decode: Callable[[Signal], Signal], *items: Iterable[Signal]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of one item's codes or latents after another, in blocks ``[..., n]``."""
-
-        def decoded(window: Signal, before: int, count: int) -> Signal:
-            waveform = self._finite(decode(window))
-            return waveform[before * self.hop_length : (before + count) * self.hop_length]
-
-        return self._computed(decoded, items, self.decoder_context, 1)
+        return self._computed(decode, items, self.decoder_context, 1)
 
     def _finite(self, values: Signal) -> Signal:
         """What a network gives; a CodecError if it holds NaN or infinity."""
@@ -293,11 +281,17 @@ class CodecBase(Generic[Signal]):
         return values
 
     def _computed(
-        self, compute: Callable[..., Signal], items: Iterable[Iterable[Signal]], context: Context, unit: int
+        self, compute: Callable[[Signal], Signal], items: Iterable[Iterable[Signal]], context: Context, unit: int
     ) -> Iterator[Signal]:
-        """What ``compute`` gives for every window of every item, in their order."""
+        """What ``compute`` gives for the new frames of every window of every item, in their order."""
+        per_frame = self.hop_length // unit  # a frame has one place on one side and a hop of samples on the other
+
+        def computed(window: tuple[Signal, int, int]) -> Signal:
+            signal, before, count = window
+            return self._finite(compute(signal))[..., before * per_frame : (before + count) * per_frame]
+
         windows = itertools.chain.from_iterable(self._windows(blocks, context, unit) for blocks in items)
-        return in_threads(lambda window: compute(*window), windows, self._num_threads)
+        return in_threads(computed, windows, self._num_threads)
 
     def _windows(self, blocks: Iterable[Signal], context: Context, unit: int) -> Iterator[tuple[Signal, int, int]]:
         """Yield ``(window, before, count)``: frames ``before`` to ``before + count`` of each window are new.
@@ -409,6 +403,7 @@ class CodecBase(Generic[Signal]):
     _noun: str  # what it calls an array
     _num_threads = 1  # windows computed side by side
     _divisor = 1  # see _windows
+    _array: Callable[..., Signal | None]  # values as float32, or int64 if ``integers``; None if they are none of these
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
     _encoded: Callable[[Signal], Signal]  # what the encoder makes [..., n] of a window [T]
     _codes_of: Callable[
@@ -456,10 +451,6 @@ class CodecBase(Generic[Signal]):
 
     def from_numpy(self, array: NDArray[Any]) -> Signal:
         """An array as what this codec takes."""
-        raise NotImplementedError
-
-    def _array(self, values: Any, integers: bool) -> Signal | None:
-        """The values as float32, or as int64; None if they are no array of floats, or of integers."""
         raise NotImplementedError
 
     def _encoded_at_once(self, items: list[Signal], count: int) -> Signal:

@@ -98,12 +98,9 @@ class _Stream:
 
     def state_dict(self) -> dict[str, Tensor]:
         """A copy of the state, and what tells its model, to save or to go back to."""
-        return {name: tensor.clone() for name, tensor in self.state.items()} | {"model": self._model()}
-
-    def _model(self) -> Tensor:
-        """A digest of one layer, by which models are told apart."""
-        digest = hashlib.sha256(self._weight.float().cpu().numpy().data).digest()
-        return torch.tensor(list(digest), dtype=torch.uint8)
+        digest = hashlib.sha256(self._weight.float().cpu().numpy().data).digest()  # of one layer
+        model = torch.tensor(list(digest), dtype=torch.uint8)
+        return {name: tensor.clone() for name, tensor in self.state.items()} | {"model": model}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go back to a state of a stream of the same model and batch size."""
@@ -112,7 +109,7 @@ class _Stream:
             return {name: (t.dtype, t.shape[: 2 if name == "rest" else None]) for name, t in tensors.items()}
 
         fits = isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values())
-        own = self.state | {"model": self._model()}
+        own = self.state_dict()
         if not fits or kinds(state) != kinds(own) or not torch.equal(state["model"].cpu(), own["model"]):
             raise CodecError("the state is of another model, or of another batch size")
         self.state = {name: state[name].clone().to(self.device) for name in self.state}

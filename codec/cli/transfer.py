@@ -163,7 +163,6 @@ class FileEncoder(Worker):
             # made before the long work, in case something in it is wrong
             header = self.codec.header(None, reader.sample_rate, self.num_quantizers)
             gain_db = self._gain_of(reader)
-            header = replace(header, gain_db=gain_db)
             scale = np.float32(factor(-gain_db))
             samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
             if self.args.channel is None and reader.channels > 1:
@@ -181,7 +180,7 @@ class FileEncoder(Worker):
                 )
                 windows = self.followed(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
                 codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
-                header = replace(header, num_samples=reader.num_samples)
+                header = replace(header, num_samples=reader.num_samples, gain_db=gain_db)
                 path.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
     def _gain_of(self, reader: AudioReader | PcmPipe) -> float:

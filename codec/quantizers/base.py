@@ -174,8 +174,7 @@ class Quantizer(nn.Module, ABC):
         if kept is None or kept[0] != writes:
             held = [tensor.detach() for tensor in tensors]  # their memory: no other tensor can come to lie there
             self._kept[name] = kept = writes, held, compute()
-        value: Kept = kept[2]
-        return value
+        return kept[2]
 
     def train(self, mode: bool = True) -> Self:
         self._kept.clear()  # writes through ``.data``, as averages of weights are put in, are not counted
