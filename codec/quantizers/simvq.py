@@ -244,10 +244,11 @@ class ResidualSimVQ(ResidualQuantizer):
         the remainder as all lookups see it, and the distance that stage k was trained with. Without the second term the
         remainder becomes less, and speech worse.
         """
-        ways, stages = self.kept("beam", [*self.parameters(), *self.buffers()], self._beam_stages)
-        seen = latents.transpose(1, 2).flatten(0, 1).float() @ ways  # [P, M], P = B N
+        points = latents.transpose(1, 2).flatten(0, 1).float()  # [P, D], P = B N
         at_once = max(1, BEAM_SCORES // (beam_size * self.codebook_size))
-        paths = [_best_paths(points, stages[:num_quantizers], beam_size) for points in seen.split(at_once)]
+        with torch.autocast(points.device.type, enabled=False):
+            ways, stages = self.kept("beam", [*self.parameters(), *self.buffers()], self._beam_stages)
+            paths = [_best_paths(part @ ways, stages[:num_quantizers], beam_size) for part in points.split(at_once)]
         return torch.cat(paths).view(len(latents), -1, num_quantizers).transpose(1, 2)
 
     def _beam_stages(self) -> tuple[Tensor, list[_BeamStage]]:
