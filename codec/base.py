@@ -166,8 +166,8 @@ class CodecBase(Generic[Signal]):
             exact: False computes all items at once, which fills a GPU and on a CPU gains nothing: with torch only, the
                 same but for rounding, which turns a code where two are equally near.
             beam_size: ways through the stages that are followed side by side, with torch and several stages only. 1 takes the
-                nearest code stage by stage; 16 is better at the same bitrate, and takes several times as long. Codes are then
-                chosen to be decoded all together: the first two of eight alone are worse than those of 1.
+                nearest code stage by stage; 16 is better at the same bitrate, most from three stages on, and takes several times
+                as long. Codes are then chosen to be decoded all together: the first two of eight alone are worse than with 1.
 
         Raises:
             CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
@@ -406,9 +406,7 @@ class CodecBase(Generic[Signal]):
     _array: Callable[..., Signal | None]  # values as float32, or int64 if ``integers``; None if they are none of these
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
     _encoded: Callable[[Signal], Signal]  # what the encoder makes [..., n] of a window [T]
-    _codes_of: Callable[
-        [Signal, int, int], Signal
-    ]  # K codes [K, n] of frames [..., n] that _encoded gave, by so wide a beam
+    _codes_of: Callable[[Signal, int, int], Signal]  # of what _encoded gave the codes [K, n], for K and a beam_size
     _decoded: Callable[[Signal], Signal]  # the waveform [T] of a window of codes [k, n]
 
     @property

@@ -155,7 +155,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     def _codes_of(self, frames: Tensor, count: int, beam_size: int) -> Tensor:
         with exact(self.encoder.output.weight):
-            if beam_size > 1:
+            if beam_size > 1 and count > 1:  # one stage leaves no choice between ways
                 return cast(ResidualSimVQ, self.quantizer).search(frames, count, beam_size)[0]
             return self.quantizer(frames, count).codes[0]
 

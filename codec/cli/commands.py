@@ -75,8 +75,8 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--channel", type=positive, metavar="N", help="encode this channel, from 1 on, not the mean of all")
     add("--no-normalize", action="store_true", help=f"keep the level of the input, as live pipes do (default: {level})")
-    beam = "follow N ways through the quantizers; 16 sounds better at the same bitrate, and is slower (default: 1)"
-    add("--beam-size", type=positive, default=1, metavar="N", help=beam)
+    beam = "follow N ways through the quantizers; 16 sounds better at the same bitrate from 3 of them on, and is slower"
+    add("--beam-size", type=positive, default=1, metavar="N", help=f"{beam} (default: 1)")
     add("--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate")
     return _run(parser, argv, _encode)
 
@@ -108,7 +108,10 @@ def info_main(argv: Sequence[str] | None = None) -> int:
 
 def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str, backends: Sequence[str]) -> None:
     add, add_rate = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    skip = "pass over inputs whose output is there, intact, and of their length, level and model; --force makes others anew"
+    skip = (
+        "pass over inputs whose output is there, intact, and of their length, level, model and bitrate, whatever the "
+    )
+    skip += "beam; --force makes others anew"
     workers = "processes for several inputs, of one thread each (default: 1)"
     add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}; missing folders are made")
     add("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")

@@ -169,7 +169,9 @@ class FileEncoder(Worker):
                 log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
             if isinstance(reader, PcmPipe):
                 if self.args.beam_size > 1:
-                    raise UsageError("--beam-size is for files; what comes through a pipe is encoded live")
+                    raise UsageError(
+                        "--beam-size is for files; from a pipe to stdout WAV and raw samples are encoded live"
+                    )
                 with _stdout() as stream:
                     encode_live(self.codec, reader, samples, stream, header)
                 reader.read_on()

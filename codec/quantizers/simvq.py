@@ -22,7 +22,7 @@ from codec.quantizers import base
 from codec.quantizers.base import Gradient, Init, Quantizer, QuantizerOutput, one_of
 
 BEAM_WEIGHT = 4.0  # of a stage's own distance beside what the path leaves over: see ResidualSimVQ.search
-BEAM_SCORES = 2**20  # held at once: 4 MiB stay in the processor's cache
+BEAM_VALUES = 2**20  # scores, or remainders, held at once: 4 MiB stay in the processor's cache
 
 
 class SimVQ(Quantizer):
@@ -245,9 +245,10 @@ class ResidualSimVQ(ResidualQuantizer):
         remainder becomes less, and speech worse.
         """
         points = latents.transpose(1, 2).flatten(0, 1).float()  # [P, D], P = B N
-        at_once = max(1, BEAM_SCORES // (beam_size * self.codebook_size))
+        tensors = [*self.parameters(), *self.buffers()]
         with torch.autocast(points.device.type, enabled=False):
-            ways, stages = self.kept("beam", [*self.parameters(), *self.buffers()], self._beam_stages)
+            ways, stages = self._beam_stages() if self.training else self.kept("beam", tensors, self._beam_stages)
+            at_once = max(1, BEAM_VALUES // (beam_size * max(self.codebook_size, ways.shape[1])))
             paths = [_best_paths(part @ ways, stages[:num_quantizers], beam_size) for part in points.split(at_once)]
         return torch.cat(paths).view(len(latents), -1, num_quantizers).transpose(1, 2)
 

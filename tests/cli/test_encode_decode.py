@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from loading import SPEECH, Said, encoded
 from shell import RATE, Run, Samples, names, write
 
@@ -38,7 +39,12 @@ def test_files_equal_the_library(run: Run, sound: Samples, source: str, options:
     assert run("decode", "out.codes", "out.wav", "--native-rate") == 0
     samples, rate = soundfile.read(source, dtype="float32")
     gain_db = 0.0 if options else tiny_model.gain_of(samples, rate)[0]
-    codes = tiny_model.encode(samples, rate, gain_db=gain_db, beam_size=4 if "--beam-size=4" in options else 1)
+    codes = tiny_model.encode(samples, rate, gain_db=gain_db)
+    if "--beam-size=4" in options:
+        nearest, codes = codes, tiny_model.encode(samples, rate, beam_size=4)
+        assert not torch.equal(codes, nearest)
+        latents = tiny_model.latents(samples, rate)
+        assert torch.equal(codes[..., :500], tiny_model.quantizer.search(latents, 3, 4)[..., :500])
     header, stored = container.read("out.codes")
     np.testing.assert_array_equal(stored, codes[0].numpy())
     assert header.model == "tiny" and tiny_model.fingerprint.startswith(header.fingerprint)
