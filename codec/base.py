@@ -166,8 +166,8 @@ class CodecBase(Generic[Signal]):
             exact: False computes all items at once, which fills a GPU and on a CPU gains nothing: with torch only, the
                 same but for rounding, which turns a code where two are equally near.
             beam_size: ways through the stages that are followed side by side, with torch and several stages only. 1 takes the
-                nearest code stage by stage; 16 is better at the same bitrate, most from three stages on, and takes several times
-                as long. Codes are then chosen to be decoded all together: the first two of eight alone are worse than with 1.
+                nearest code stage by stage; 16 is better at the same bitrate, most from three stages on, and takes longer.
+                Codes are then chosen to be decoded all together: the first two of eight alone are worse than with 1.
 
         Raises:
             CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
