@@ -108,10 +108,8 @@ def info_main(argv: Sequence[str] | None = None) -> int:
 
 def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str, backends: Sequence[str]) -> None:
     add, add_rate = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    skip = (
-        "pass over inputs whose output is there, intact, and of their length, level, model and bitrate, whatever the "
-    )
-    skip += "beam; --force makes others anew"
+    skip = "pass over inputs whose output is intact and of their length, level, model and bitrate, by any beam; "
+    skip += "with --force, others are made anew"
     workers = "processes for several inputs, of one thread each (default: 1)"
     add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}; missing folders are made")
     add("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")
