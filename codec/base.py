@@ -10,6 +10,7 @@ import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from codec.workers import in_threads
 
 FOREVER = 2**40  # frames of a stream's row whose end is not known yet
 MOST_ROWS = 2**16  # of a stream, far beyond any use
-MOST_PATHS = 2**10  # of a beam search
+MOST_STEPS = 10**6  # of a refinement, far beyond any use
 MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
 FEW_CHANNELS = 8  # a first axis of more is not taken for the channels of [C, T]
 WINDOW_FRAMES = 1024  # new frames per window: long signals run window by window, short ones in one piece
@@ -147,7 +148,7 @@ class CodecBase(Generic[Signal]):
         lengths: Signal | list[int] | None = None,
         gain_db: float | list[float] = 0.0,
         exact: bool = True,
-        beam_size: int = 1,
+        refine_steps: int = 0,
     ) -> Signal:
         """Codes int64 ``[B, K, N]`` of a waveform; N is ``num_frames`` of its length at the model's rate,
         ``ceil(T * codec.sample_rate / sample_rate)``.
@@ -165,9 +166,9 @@ class CodecBase(Generic[Signal]):
                 so that codes do not depend on the volume, and decode takes it; 0 encodes the waveform as it is.
             exact: False computes all items at once, which fills a GPU and on a CPU gains nothing: with torch only, the
                 same but for rounding, which turns a code where two are equally near.
-            beam_size: ways through the stages that are followed side by side, with torch and several stages only. 1 takes the
-                nearest code stage by stage; 16 is better at the same bitrate, most from three stages on, and takes longer.
-                Codes are then chosen to be decoded all together: the first two of eight alone are worse than with 1.
+            refine_steps: so many times the latents are moved towards what, decoded, is nearest to the waveform
+                (:mod:`codec.refine`), with torch only. 15 are much better at the same bitrate, and take about as long as
+                the speech lasts. The codes are then chosen for this decoder, and to be decoded all together.
 
         Raises:
             CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
@@ -175,13 +176,12 @@ class CodecBase(Generic[Signal]):
         """
         items = self._items(waveform, sample_rate, lengths)
         items = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
-        count, beam_size = self._checked_count(num_quantizers, self.num_quantizers), self.checked_beam(beam_size)
+        count, refine_steps = self._checked_count(num_quantizers, self.num_quantizers), self.checked_steps(refine_steps)
         if not exact:
-            if beam_size > 1:
-                raise CodecError("beam_size goes with exact=True")
+            if refine_steps:
+                raise CodecError("refine_steps go with exact=True")
             return self._encoded_at_once(items, count)
-        windows = self._frame_windows(*([item] for item in items))
-        codes = [self._codes_of(frames, count, beam_size) for frames in windows]
+        codes = list(self._code_windows(count, refine_steps, *([item] for item in items)))
         sizes = [self.num_frames(len(item)) for item in items]
         return self._batch(self._divided(codes, sizes), max(sizes))
 
@@ -224,16 +224,15 @@ class CodecBase(Generic[Signal]):
         return self._batch(audio, max(samples))
 
     def encode_blocks(
-        self, blocks: Iterable[Signal | NDArray[Any]], num_quantizers: int | None = None, beam_size: int = 1
+        self, blocks: Iterable[Signal | NDArray[Any]], num_quantizers: int | None = None, refine_steps: int = 0
     ) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one waveform of any length given in blocks ``[T]`` at the model's rate.
 
         Together exactly what :meth:`encode` gives for the whole, which would refuse what is refused here, each block in its
         turn; memory is that of one window, or one for each thread, and one block.
         """
-        count, beam_size = self._checked_count(num_quantizers, self.num_quantizers), self.checked_beam(beam_size)
-        for frames in self._frame_windows(blocks):
-            yield self._codes_of(frames, count, beam_size)
+        count = self._checked_count(num_quantizers, self.num_quantizers)
+        yield from self._code_windows(count, self.checked_steps(refine_steps), blocks)
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
@@ -269,6 +268,17 @@ class CodecBase(Generic[Signal]):
         """What the encoder gives ``[..., n]``, window by window, of one item after another, each in blocks ``[T]``."""
         checked = (self._each(blocks, self._checked_block) for blocks in items)
         return self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
+
+    def _code_windows(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
+        """Codes ``[K, n]``, window by window, of the same."""
+        if not refine_steps:
+            yield from (self._codes_of(frames, count) for frames in self._frame_windows(*items))
+            return
+        checked = (self._each(blocks, self._checked_block) for blocks in items)
+        before, behind = self.encoder_context, self.decoder_context
+        context = Context(before.left + behind.left, before.right + behind.right)
+        refined = partial(self._refined, count=count, steps=refine_steps)
+        yield from self._computed(refined, checked, context, self.hop_length)
 
     def _waveform_windows(self, decode: Callable[[Signal], Signal], *items: Iterable[Signal]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of one item's codes or latents after another, in blocks ``[..., n]``."""
@@ -340,13 +350,11 @@ class CodecBase(Generic[Signal]):
         """A number of quantizers that was asked for; ``most`` by default."""
         return most if asked is None else whole_number("num_quantizers", asked, 1, most)
 
-    def checked_beam(self, asked: int) -> int:
-        """A ``beam_size`` of :meth:`encode`; a CodecError if this codec has none of more than 1."""
-        if (size := whole_number("beam_size", asked, 1, MOST_PATHS)) > 1 and self._library is np:
-            raise CodecError("beam_size needs torch: it goes with Codec, and with --backend torch")
-        if size > 1 and self.config.quantizer.kind != "residual_simvq":
-            raise CodecError(f"beam_size needs several stages of SimVQ; {self.name} has {self.config.quantizer.kind}")
-        return size
+    def checked_steps(self, asked: int) -> int:
+        """``refine_steps`` of :meth:`encode`; a CodecError if this codec does not refine."""
+        if (steps := whole_number("refine_steps", asked, 0, MOST_STEPS)) and self._library is np:
+            raise CodecError("refine_steps need torch: they go with Codec, and with --backend torch")
+        return steps
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
         """The codes as int64, if they can be this model's and of this ``shape``."""
@@ -406,7 +414,8 @@ class CodecBase(Generic[Signal]):
     _array: Callable[..., Signal | None]  # values as float32, or int64 if ``integers``; None if they are none of these
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
     _encoded: Callable[[Signal], Signal]  # what the encoder makes [..., n] of a window [T]
-    _codes_of: Callable[[Signal, int, int], Signal]  # of what _encoded gave the codes [K, n], for K and a beam_size
+    _codes_of: Callable[[Signal, int], Signal]  # of what _encoded gave the codes [K, n], for K
+    _refined: Callable[..., Signal]  # of a window [T] the codes [K, n], for ``count`` = K and ``steps``
     _decoded: Callable[[Signal], Signal]  # the waveform [T] of a window of codes [k, n]
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import torch
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from codec.errors import CodecError
 from codec.files import as_path, write_json
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
 from codec.quantizers import build_quantizer
-from codec.quantizers.simvq import ResidualSimVQ
+from codec.refine import refine
 from codec.streaming import StreamingDecoder, StreamingEncoder, as_tensor
 from codec.weights import Bits, Outline, load_weights, save_weights
 
@@ -153,11 +153,15 @@ class Codec(nn.Module, CodecBase[Tensor]):
         with exact(self.encoder.output.weight):
             return self.encoder(window.to(self.device)[None, None])
 
-    def _codes_of(self, frames: Tensor, count: int, beam_size: int) -> Tensor:
+    def _codes_of(self, frames: Tensor, count: int) -> Tensor:
         with exact(self.encoder.output.weight):
-            if beam_size > 1 and count > 1:  # one stage leaves no choice between ways
-                return cast(ResidualSimVQ, self.quantizer).search(frames, count, beam_size)[0]
             return self.quantizer(frames, count).codes[0]
+
+    def _refined(self, window: Tensor, count: int, steps: int) -> Tensor:
+        with exact(self.encoder.output.weight):
+            waveform = window.to(self.device)[None, None]
+            latents = self.encoder(waveform)
+            return refine(latents, waveform, self.sample_rate, self.quantizer, self.decoder, count, steps)[0]
 
     def _decoded(self, codes: Tensor) -> Tensor:
         with exact(self.decoder.input.weight):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 BAND_MARGIN = 0.92  # of a limited bandwidth: recordings, and resamplers, fade out over the last part of it
 MEL_FLOOR = 1e-5  # of a full-scale sine: log-mel spectrograms do not tell apart what lies 100 dB below it
+PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: of complex and envelope distances
 BAND_FADE = 400.0  # Hz over which low_pass goes from all to nothing
 
 
@@ -46,6 +47,44 @@ def log_mel(spectrum: Planes, filters: Tensor) -> Tensor:
     """Natural logarithm of mel magnitudes ``[B, N, M]``, given ``filters [F, M]``; no lower than ``MEL_FLOOR``."""
     magnitude = (spectrum.power + 1e-14).sqrt()  # the root's gradient is infinite at zero: silence would give NaN
     return (magnitude @ filters).clamp(min=MEL_FLOOR).log()
+
+
+def mel_distance(decoded: Planes, recorded: Planes, filters: Tensor) -> Tensor:
+    """Mean absolute difference of log-mel magnitudes ``[B, M]``, given ``filters [F, M]``. It forgives phase."""
+    return (log_mel(decoded, filters) - log_mel(recorded, filters)).abs().mean(dim=1)
+
+
+def complex_distance(decoded: Planes, recorded: Planes, weights: Tensor, exponent: float) -> Tensor:
+    """``sum |S - S'| / sum |S|`` per item, ``[B]``, over real and imaginary parts, magnitudes raised to ``exponent``.
+
+    ``weights`` are those of the bins, ``[B, 1, F]`` or ``[F]``.
+    """
+    decoded, recorded = _compressed(decoded, exponent), _compressed(recorded, exponent)
+
+    def size(real: Tensor, imaginary: Tensor) -> Tensor:
+        """Weighted mean of both parts' absolute values, ``[B]``."""
+        return ((real.abs() + imaginary.abs()).mean(dim=1, keepdim=True) / 2 * weights).sum(dim=(1, 2))
+
+    difference = size(decoded.real - recorded.real, decoded.imaginary - recorded.imaginary)
+    # the floor keeps near-silent items, which are noise anyway, from ruling the gradient
+    return difference / (size(recorded.real, recorded.imaginary) + PHASE_FLOOR**exponent)
+
+
+def _compressed(spectrum: Planes, exponent: float) -> Planes:
+    """The magnitude raised to ``exponent``, the phase kept."""
+    if exponent == 1:
+        return spectrum
+    power = spectrum.power + PHASE_FLOOR**2
+    gain = power ** ((exponent - 1) / 2)
+    return Planes(spectrum.real * gain, spectrum.imaginary * gain, power)
+
+
+def envelope_distance(decoded: Planes, recorded: Planes, filters: Tensor) -> Tensor:
+    """``||E - E'|| / ||E||`` over time, ``[B, M]``, E the root of the energy of each of the bands ``filters [F, M]``."""
+    estimate, target = ((spectrum.power @ filters + 1e-14).sqrt() for spectrum in (decoded, recorded))
+    difference = torch.linalg.vector_norm(estimate - target, dim=1)
+    floor = PHASE_FLOOR * target.shape[1] ** 0.5
+    return difference / (torch.linalg.vector_norm(target, dim=1) + floor)
 
 
 def mel_decibels(samples: Tensor, sample_rate: int, width: int, height: int) -> Tensor:

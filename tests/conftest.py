@@ -44,11 +44,13 @@ def tiny_config() -> CodecConfig:
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tiny_config: CodecConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved model of ``tiny_config`` with random weights, called "tiny"."""
+    """A saved model of ``tiny_config`` with random weights and codes that match their latents, called "tiny"."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        Codec(tiny_config).save_pretrained(folder)
+        model = Codec(tiny_config)
+        model.quantizer.initialize(model.encoder(0.1 * torch.randn(1, 1, 16000)))
+        model.save_pretrained(folder)
     return folder
 
 

@@ -17,7 +17,7 @@ from codec.base import CodecBase
 FLOORS = [  # a room may import from its own floor and from those below it; the wings only from below
     {"errors", "files", "config", "level", "workers", "scripts"},
     {"audio", "audio_parts", "spectral"},
-    {"quantizers", "autoencoder", "streaming", "container", "base", "health"},
+    {"quantizers", "autoencoder", "streaming", "container", "base", "health", "refine"},
     {"weights", "pretrained"},
     {"model", "runtime", "tokens", "corpus"},
 ]

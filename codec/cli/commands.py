@@ -75,8 +75,10 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--channel", type=positive, metavar="N", help="encode this channel, from 1 on, not the mean of all")
     add("--no-normalize", action="store_true", help=f"keep the level of the input, as live pipes do (default: {level})")
-    beam = "follow N ways through the quantizers; 16 sounds better at the same bitrate from 3 of them on, and is slower"
-    add("--beam-size", type=positive, default=1, metavar="N", help=f"{beam} (default: 1)")
+    refine = (
+        "look N times for codes that sound nearer to the input; 15 sound much better at the same bitrate, and are slow"
+    )
+    add("--refine-steps", type=positive, default=0, metavar="N", help=f"{refine} (default: 0)")
     add("--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate")
     return _run(parser, argv, _encode)
 
@@ -108,7 +110,7 @@ def info_main(argv: Sequence[str] | None = None) -> int:
 
 def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str, backends: Sequence[str]) -> None:
     add, add_rate = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    skip = "pass over inputs whose output is intact and of their length, level, model and bitrate, by any beam; "
+    skip = "pass over inputs whose output is intact and of their length, level, model and bitrate, refined or not; "
     skip += "with --force, others are made anew"
     workers = "processes for several inputs, of one thread each (default: 1)"
     add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}; missing folders are made")

@@ -145,7 +145,7 @@ class FileEncoder(Worker):
     def prepare(self) -> None:
         self.codec = self.load(self.args.model or DEFAULT_MODEL)
         self.num_quantizers = _chosen(self.args, self.codec.num_quantizers, self.codec.bitrate)
-        self.codec.checked_beam(self.args.beam_size)
+        self.codec.checked_steps(self.args.refine_steps)
 
     def is_done(self, job: Job) -> bool:
         with self._open(job) as reader:
@@ -168,9 +168,9 @@ class FileEncoder(Worker):
             if self.args.channel is None and reader.channels > 1:
                 log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
             if isinstance(reader, PcmPipe):
-                if self.args.beam_size > 1:
+                if self.args.refine_steps:
                     raise UsageError(
-                        "--beam-size is for files; from a pipe to stdout WAV and raw samples are encoded live"
+                        "--refine-steps is for files; from a pipe to stdout WAV and raw samples are encoded live"
                     )
                 with _stdout() as stream:
                     encode_live(self.codec, reader, samples, stream, header)
@@ -178,7 +178,7 @@ class FileEncoder(Worker):
                 return
             with _output(job, self.args.force) as path:
                 windows = self.codec.encode_blocks(
-                    (scale * block for block in samples), self.num_quantizers, self.args.beam_size
+                    (scale * block for block in samples), self.num_quantizers, self.args.refine_steps
                 )
                 windows = self.followed(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
                 codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]

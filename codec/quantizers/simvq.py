@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,6 @@ from torch.nn import functional as F
 
 from codec.quantizers import base
 from codec.quantizers.base import Gradient, Init, Quantizer, QuantizerOutput, one_of
-
-BEAM_WEIGHT = 4.0  # of a stage's own distance beside what the path leaves over: see ResidualSimVQ.search
-BEAM_VALUES = 2**20  # scores, or remainders, held at once: 4 MiB stay in the processor's cache
 
 
 class SimVQ(Quantizer):
@@ -231,70 +228,3 @@ class ResidualSimVQ(ResidualQuantizer):
     def __init__(self, dim: int = 256, num_quantizers: int = 8, codebook_size: int = 1024, **settings: Any) -> None:
         all_settings: dict[str, Any] = {"init": "first_batch", "codebook_size": codebook_size} | settings
         super().__init__(partial(SimVQ, init=None), dim, num_quantizers, **all_settings)
-
-    @torch.no_grad()
-    def search(self, latents: Tensor, num_quantizers: int, beam_size: int) -> Tensor:
-        """Codes ``[B, K, N]`` of latents ``[B, D, N]`` by beam search, where ``quantize`` takes the nearest stage by stage.
-
-        The ``beam_size`` best paths of codes stay at every stage. With r what a path leaves over, ``r'`` what it leaves over
-        after code e of stage k, and ``W_j x + b_j`` the ``project_in`` of stage j, the score to be least is
-
-            ``sum_j |W_j r'|^2 + 4 |W_k r + b_k - e|^2``
-
-        the remainder as all lookups see it, and the distance that stage k was trained with. Without the second term the
-        remainder becomes less, and speech worse.
-        """
-        points = latents.transpose(1, 2).flatten(0, 1).float()  # [P, D], P = B N
-        tensors = [*self.parameters(), *self.buffers()]
-        with torch.autocast(points.device.type, enabled=False):
-            ways, stages = self._beam_stages() if self.training else self.kept("beam", tensors, self._beam_stages)
-            at_once = max(1, BEAM_VALUES // (beam_size * max(self.codebook_size, ways.shape[1])))
-            paths = [_best_paths(part @ ways, stages[:num_quantizers], beam_size) for part in points.split(at_once)]
-        return torch.cat(paths).view(len(latents), -1, num_quantizers).transpose(1, 2)
-
-    def _beam_stages(self) -> tuple[Tensor, list[_BeamStage]]:
-        """``W_1^T`` to ``W_K^T`` side by side, ``[D, M]``, and the stages as these see them."""
-        all_stages = cast("list[SimVQ]", self.stages)
-        codebooks = [stage.codebook for stage in all_stages]
-        zero, same = codebooks[0].new_zeros(1, self.dim), torch.eye(self.dim).to(codebooks[0])
-        biases = [stage.project_in(zero) for stage in all_stages]  # [1, d]
-        ways = torch.cat([stage.project_in(same) - b for stage, b in zip(all_stages, biases, strict=True)], dim=1)
-        owns = torch.block_diag(*codebooks).split(self.codebook_size)  # [V, M] each, 0 in what other stages see
-        stages, start = [], 0
-        for stage, codebook, bias, own in zip(all_stages, codebooks, biases, owns, strict=True):
-            seen = stage.project_out(codebook) @ ways  # [V, M]
-            distance = codebook.square() - 2 * codebook * bias  # |b - e|^2 but for |b|^2
-            offset = seen.square().sum(dim=1) + BEAM_WEIGHT * distance.sum(dim=1)
-            place = slice(start, start := start + codebook.shape[1])
-            stages.append(_BeamStage(seen, place, bias, seen + BEAM_WEIGHT * own, offset))
-        return ways, stages
-
-
-class _BeamStage(NamedTuple):
-    """A stage as all lookups see it, side by side in M dimensions, of which ``own`` are those of the stage itself.
-
-    The part of a score that the code decides is ``offset - 2 r table^T``.
-    """
-
-    codes: Tensor  # [V, M]
-    own: slice
-    bias: Tensor  # [1, d], of its project_in
-    table: Tensor  # [V, M]
-    offset: Tensor  # [V]
-
-
-def _best_paths(remainder: Tensor, stages: list[_BeamStage], beam_size: int) -> Tensor:
-    """The codes ``[P, K]`` of the best path for each of the points ``[P, M]``."""
-    remainder = remainder[:, None]  # [P, paths, M]
-    paths = torch.zeros(len(remainder), 1, 0, dtype=torch.int64, device=remainder.device)
-    for number, stage in enumerate(stages, 1):
-        z = remainder[..., stage.own] + stage.bias
-        before = remainder.square().sum(dim=2) + BEAM_WEIGHT * z.square().sum(dim=2)  # [P, paths]
-        of_codes = torch.addmm(stage.offset, remainder.flatten(0, 1), stage.table.t(), alpha=-2)
-        scores = of_codes.view(*before.shape, -1).add_(before[..., None])  # [P, paths, V]
-        size = min(beam_size, scores[0].numel()) if number < len(stages) else 1
-        best = scores.flatten(1).topk(size, largest=False).indices
-        path, code = best // len(stage.codes), best % len(stage.codes)
-        paths = torch.cat([paths.gather(1, path[..., None].expand(-1, -1, number - 1)), code[..., None]], dim=2)
-        remainder = remainder.gather(1, path[..., None].expand(-1, -1, remainder.shape[2])) - stage.codes[code]
-    return paths[:, 0]

@@ -172,7 +172,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         codes: Codes = self._encoder[0].run(["codes"], {"waveform": window[None, None]})[0][0]
         return codes
 
-    def _codes_of(self, frames: Codes, count: int, _: int) -> Codes:
+    def _codes_of(self, frames: Codes, count: int) -> Codes:
         return frames[:count]
 
     def _decoded(self, codes: Codes) -> Floats:

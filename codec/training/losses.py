@@ -20,7 +20,6 @@ from codec.spectral import Planes
 from codec.training.config import LossConfig
 from codec.training.discriminators import Outputs
 
-PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: of the complex and the envelope term
 ENVELOPE_BANDS = 24  # mel bands of the envelope term
 FEATURE_FLOOR = 1e-3  # a layer silent on recorded speech must not make the relative distance explode
 
@@ -77,31 +76,17 @@ class SpectralLoss(nn.Module):
         return {name: total / len(self.terms[name]) for name, total in sums.items()}
 
     def _mel_distance(self, decoded: Planes, recorded: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
-        filters = getattr(self, f"filters_{n_fft}")
-        difference = spectral.log_mel(decoded, filters) - spectral.log_mel(recorded, filters)
-        return _mean_over_bands(difference.abs().mean(dim=1), getattr(self, f"edges_{n_fft}"), bandwidth)
+        distance = spectral.mel_distance(decoded, recorded, getattr(self, f"filters_{n_fft}"))
+        return _mean_over_bands(distance, getattr(self, f"edges_{n_fft}"), bandwidth)
 
     def _stft_distance(self, decoded: Planes, recorded: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
-        exponent = self.config.phase_exponent
         inside = getattr(self, f"bins_{n_fft}") <= bandwidth[:, None]
         weights = (inside * getattr(self, f"widths_{n_fft}"))[:, None]  # [B, 1, F]
-        decoded, recorded = _compressed(decoded, exponent), _compressed(recorded, exponent)
-
-        def size(real: Tensor, imaginary: Tensor) -> Tensor:
-            """Weighted mean of both parts' absolute values, ``[B]``."""
-            return ((real.abs() + imaginary.abs()).mean(dim=1, keepdim=True) / 2 * weights).sum(dim=(1, 2))
-
-        difference = size(decoded.real - recorded.real, decoded.imaginary - recorded.imaginary)
-        # the floor keeps near-silent items, which are noise anyway, from ruling the gradient
-        return (difference / (size(recorded.real, recorded.imaginary) + PHASE_FLOOR**exponent)).mean()
+        return spectral.complex_distance(decoded, recorded, weights, self.config.phase_exponent).mean()
 
     def _envelope_distance(self, decoded: Planes, recorded: Planes, bandwidth: Tensor, n_fft: int) -> Tensor:
-        filters = getattr(self, f"envelope_filters_{n_fft}")
-        estimate, target = ((spectrum.power @ filters + 1e-14).sqrt() for spectrum in (decoded, recorded))
-        difference = torch.linalg.vector_norm(estimate - target, dim=1)  # [B, M]
-        floor = PHASE_FLOOR * target.shape[1] ** 0.5
-        relative = difference / (torch.linalg.vector_norm(target, dim=1) + floor)
-        return _mean_over_bands(relative, self.get_buffer("envelope_edges"), bandwidth)
+        distance = spectral.envelope_distance(decoded, recorded, getattr(self, f"envelope_filters_{n_fft}"))
+        return _mean_over_bands(distance, self.get_buffer("envelope_edges"), bandwidth)
 
 
 def _mean_over_bands(values: Tensor, edges: Tensor, bandwidth: Tensor) -> Tensor:
@@ -117,15 +102,6 @@ def _bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -
     if scale == "mel":
         widths = spectral.hz_to_mel(frequencies + half) - spectral.hz_to_mel(frequencies - half)
     return widths / widths.sum()
-
-
-def _compressed(spectrum: Planes, exponent: float) -> Planes:
-    """The magnitude raised to ``exponent``, the phase kept."""
-    if exponent == 1:
-        return spectrum
-    power = spectrum.power + PHASE_FLOOR**2
-    gain = power ** ((exponent - 1) / 2)
-    return Planes(spectrum.real * gain, spectrum.imaginary * gain, power)
 
 
 # ---- adversarial ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """The contract over every kind of quantizer, what is particular to SimVQ, the residual stack, and the others; the lookup."""
 
 import doctest
-import itertools
 from typing import Any
 
 import pytest
@@ -200,37 +199,6 @@ def test_each_stage_lowers_the_error_and_a_prefix_decodes() -> None:
         assert torch.equal(stack.decode(full.codes[:, :count]), fewer.quantized)
         errors.append((fewer.quantized - x).square().mean().item())
     assert errors[0] > 1.2 * errors[1] > 1.2 * 1.2 * errors[2]
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_beam_search_is_that_of_its_formula(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Frame by frame, path by path, from what the stages themselves say."""
-    quantizer, x = make("residual_simvq", variant, codebook_size=6).eval(), latents(2, 9)
-    quantizer.initialize(x)
-    into = [stage.project_in for stage in quantizer.stages]
-    zero = torch.zeros(1, DIM)
-
-    def slow(frame: Tensor, count: int, beam_size: int) -> list[int]:
-        paths: list[tuple[float, list[int], Tensor]] = [(0.0, [], frame)]
-        for stage in quantizer.stages[:count]:
-            grown = []
-            for (_, codes, before), (code, row) in itertools.product(paths, enumerate(stage.codebook)):
-                after = before - stage.decode(torch.tensor([[code]]))
-                seen = sum((way(after) - way(zero)).square().sum() for way in into)
-                grown.append((float(seen + 4 * (stage.project_in(before) - row).square().sum()), [*codes, code], after))
-            paths = sorted(grown, key=lambda path: path[0])[:beam_size]
-        return paths[0][1]
-
-    for count, beam_size in ((3, 4), (2, 3), (3, 36)):
-        expected = [[slow(frame[None], count, beam_size) for frame in item.T] for item in x]
-        found = quantizer.search(x, count, beam_size)
-        assert torch.equal(found, torch.tensor(expected).mT)
-        with monkeypatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
-            patch.setattr(simvq, "BEAM_VALUES", 1)  # one frame at a time
-            assert torch.equal(quantizer.search(x, count, beam_size), found)
-    quantizer.stages[0].weight.data.mul_(0.5)
-    assert not torch.equal(quantizer.train().eval().search(x, 3, 36), found)
 
 
 def test_dropout_masks_losses_and_output_but_keeps_the_graph() -> None:

@@ -209,8 +209,8 @@ def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_fold
     for use in (partial(tiny[1].encode, np.zeros(100), 16000), partial(tiny[1].decode, np.zeros((1, 3, 5), np.int64))):
         with pytest.raises(CodecError, match="exact=False runs with torch only"):
             use(exact=False)
-    with pytest.raises(CodecError, match="beam_size needs torch"):
-        tiny[1].encode(np.zeros(100), 16000, beam_size=2)
+    with pytest.raises(CodecError, match="refine_steps need torch"):
+        tiny[1].encode(np.zeros(100), 16000, refine_steps=2)
     with pytest.raises(CodecError, match="iterable of arrays, not float32"):
         list(tiny[1].encode_blocks(np.zeros((2, 80), np.float32)))
     with pytest.raises(CodecError, match="bits must be 32 or 8, not 4"):
