@@ -266,19 +266,20 @@ class CodecBase(Generic[Signal]):
 
     def _frame_windows(self, *items: Any) -> Iterator[Signal]:
         """What the encoder gives ``[..., n]``, window by window, of one item after another, each in blocks ``[T]``."""
-        checked = (self._each(blocks, self._checked_block) for blocks in items)
-        return self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
+        return self._of_samples(self._encoded, self.encoder_context, items)
 
     def _code_windows(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of the same."""
         if not refine_steps:
-            yield from (self._codes_of(frames, count) for frames in self._frame_windows(*items))
-            return
+            return (self._codes_of(frames, count) for frames in self._frame_windows(*items))
+        # a code is heard as far as the decoder looks back, and what is heard there depends on further codes
+        around = self.decoder_context.left + self.decoder_context.right
+        context = Context(self.encoder_context.left + around, self.encoder_context.right + around)
+        return self._of_samples(partial(self._refined, count=count, steps=refine_steps), context, items)
+
+    def _of_samples(self, compute: Callable[[Signal], Signal], context: Context, items: Any) -> Iterator[Signal]:
         checked = (self._each(blocks, self._checked_block) for blocks in items)
-        before, behind = self.encoder_context, self.decoder_context
-        context = Context(before.left + behind.left, before.right + behind.right)
-        refined = partial(self._refined, count=count, steps=refine_steps)
-        yield from self._computed(refined, checked, context, self.hop_length)
+        return self._computed(compute, checked, context, self.hop_length)
 
     def _waveform_windows(self, decode: Callable[[Signal], Signal], *items: Iterable[Signal]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of one item's codes or latents after another, in blocks ``[..., n]``."""
@@ -353,7 +354,7 @@ class CodecBase(Generic[Signal]):
     def checked_steps(self, asked: int) -> int:
         """``refine_steps`` of :meth:`encode`; a CodecError if this codec does not refine."""
         if (steps := whole_number("refine_steps", asked, 0, MOST_STEPS)) and self._library is np:
-            raise CodecError("refine_steps need torch: they go with Codec, and with --backend torch")
+            raise CodecError("refine_steps need torch: take Codec, or --backend torch")
         return steps
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
