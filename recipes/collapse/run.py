@@ -362,15 +362,6 @@ class Study:
         return {name: [float(f"{value:.4g}") for value in column.tolist()] for name, column in columns.items()}
 
 
-def usable_device(name: str) -> str:
-    """``name``, if tensors can be put there."""
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError):
-        raise ConfigError(f"--device {name}: torch {torch.__version__} has none here; use --device cpu") from None
-    return name
-
-
 def networks(codec: Codec) -> dict[str, Tensor]:
     """Encoder's and decoder's tensors."""
     return {k: v.detach().cpu().clone() for k, v in codec.state_dict().items() if not k.startswith("quantizer.")}
@@ -384,7 +375,12 @@ def run_study(args: argparse.Namespace) -> int:
     if not cells:
         raise ConfigError(f"--only {args.only}: no cell of {args.config} has that in its name")
     records = [record for path in args.manifest for record in read_manifest(path)]
-    study = Study(args.config.stem, config, records, args.out, usable_device(args.device))
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError):
+        text = f"--device {args.device}: torch {torch.__version__} has none here; use --device cpu"
+        raise ConfigError(text) from None
+    study = Study(args.config.stem, config, records, args.out, args.device)
     for cell in cells:
         path = args.out / f"{cell.name}.json"
         if path.is_file():
