@@ -31,7 +31,7 @@ TINY = {
         {"quantizers": ["vq"], "codebook_sizes": [32], "starts": ["first_batch", "after"]},
     ],
     "batch_size": 2, "segment_seconds": 0.25, "warmup": 2, "steps": 3, "ramp": 1, "held_out": 2,
-    "measure_segments": 3, "measure_seconds": 0.5, "listen_segments": 2, "match_segments": 4, "window": 2,
+    "measure_segments": 3, "measure_seconds": 0.5, "listen_segments": 2, "match_segments": 4,
 }  # fmt: skip
 
 
