@@ -61,9 +61,9 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, refused:
     after = json.loads(again["vq-32-after-seed0.json"])
     assert after["steps"] == 0 and after["first_step"] == 5 and after["measured"]["mel"] != vq["measured"]["mel"]
     directions = after["measured"]["directions"]
-    assert directions["variance"] == sorted(directions["variance"], reverse=True) and min(directions["heard"]) > 0
+    assert directions["variance"] == sorted(directions["variance"], reverse=True) and min(directions["heard"]) >= 0
     for error, variance in zip(directions["error"], directions["variance"], strict=True):
-        assert error <= 1.001 * variance
+        assert error <= 1.001 * variance + 1e-9  # a direction of hardly any variance may be rounded to none
 
     page = tmp_path / "page"
     page.mkdir()
