@@ -268,7 +268,7 @@ class _Link:
 
     start: int
     stop: int = 0  # of its last page
-    last: dict[bytes, bytes] = field(default_factory=dict)  # by stream: the head of its last page
+    last: dict[bytes, tuple[int, int]] = field(default_factory=dict)  # by stream: number and flags of its last page
 
 
 def _ogg_parts(source: _Source) -> list[Part]:
@@ -278,25 +278,20 @@ def _ogg_parts(source: _Source) -> list[Part]:
     for position, page in _ogg_pages(source):
         if not links or (page[5] & 2 and not in_head):
             links.append(_Link(position))
-        link, in_head, stream = links[-1], page[5] & 2, page[14:18]
-        expected = _number_of(link.last[stream]) + 1 if stream in link.last else 0
-        if expected < (number := _number_of(page)) < expected + JOINED_PAGES:
+        link, in_head, stream, number = links[-1], page[5] & 2, page[14:18], int.from_bytes(page[18:22], "little")
+        expected = link.last[stream][0] + 1 if stream in link.last else 0
+        if expected < number < expected + JOINED_PAGES:
             raise source.damage(f"page {number} of an Ogg stream stands where page {expected} should be")
-        link.stop, link.last[stream] = position + len(page), page[:27]
+        link.stop, link.last[stream] = position + len(page), (number, page[5])
     parts = []
     for link, stop in zip(links, [*(link.start for link in links[1:]), source.end], strict=True):
         note = f"{len(link.last)} streams are in it, of which one is read" if len(link.last) > 1 else ""
-        if not all(head[5] & 4 for head in link.last.values()):
+        if not all(flags & 4 for _, flags in link.last.values()):
             note = "an Ogg stream in it has no last page and may be cut short"
             if link.stop < stop:
                 raise source.damage("an Ogg stream ends in bytes that are no Ogg page")
         parts.append(Part(source.file, [range(link.start, stop)], note=note))
     return parts
-
-
-def _number_of(page: bytes) -> int:
-    """That of an Ogg page within its stream."""
-    return int.from_bytes(page[18:22], "little")
 
 
 def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:

@@ -412,6 +412,8 @@ class CodecBase(Generic[Signal]):
     _num_threads = 1  # windows computed side by side
     _divisor = 1  # see _windows
     _array: Callable[..., Signal | None]  # values as float32, or int64 if ``integers``; None if they are none of these
+    to_numpy: Callable[[Signal], NDArray[Any]]  # what this codec gives, as an array
+    from_numpy: Callable[[NDArray[Any]], Signal]  # an array as what this codec takes
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
     _encoded: Callable[[Signal], Signal]  # what the encoder makes [..., n] of a window [T]
     _codes_of: Callable[[Signal, int], Signal]  # of what _encoded gave the codes [K, n], for K
@@ -450,14 +452,6 @@ class CodecBase(Generic[Signal]):
 
     def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
         """Decodes a batch of codes chunk by chunk; together the waveform of :meth:`decode`, but for rounding."""
-        raise NotImplementedError
-
-    def to_numpy(self, signal: Signal) -> NDArray[Any]:
-        """What this codec gives, as an array."""
-        raise NotImplementedError
-
-    def from_numpy(self, array: NDArray[Any]) -> Signal:
-        """An array as what this codec takes."""
         raise NotImplementedError
 
     def _encoded_at_once(self, items: list[Signal], count: int) -> Signal:

@@ -49,7 +49,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
     """
 
     _library, _noun = torch, "tensor"
-    _array = staticmethod(as_tensor)
+    _array, from_numpy = staticmethod(as_tensor), staticmethod(torch.from_numpy)
 
     def __init__(self, config: CodecConfig, name: str = "unnamed") -> None:
         super().__init__()
@@ -164,8 +164,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
             return refine(latents, waveform, self.sample_rate, self.quantizer, self.decoder, count, steps)[0]
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        with exact(self.decoder.input.weight):
-            return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
+        return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
 
     def _decoded_latents(self, latents: Tensor) -> Tensor:
         with exact(self.decoder.input.weight):
@@ -194,10 +193,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
         return max(1, min(WINDOW_FRAMES, FRAMES_AT_ONCE // rows))
 
     def to_numpy(self, signal: Tensor) -> NDArray[Any]:
+        """What this codec gives, as an array."""
         return signal.detach().cpu().numpy()
-
-    def from_numpy(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array)
 
     def _padded(self, signal: Tensor, count: int) -> Tensor:
         return F.pad(signal, (0, count))

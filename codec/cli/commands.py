@@ -58,12 +58,11 @@ class _Lines(logging.Handler):
         self.said: set[str] = set()  # what is said once, of whatever file
 
     def emit(self, record: logging.LogRecord) -> None:
-        # a warning is of a file, which may be read twice
-        once = getattr(record, "once", record.getMessage() if record.levelno == logging.WARNING else None)
+        text = record.getMessage()
+        once = getattr(record, "once", text)  # a file may be read twice
         if once not in self.said:
-            say(f"{self.command}: {record.getMessage()}")
-        if once is not None:
             self.said.add(once)
+            say(f"{self.command}: {text}")
 
 
 def encode_main(argv: Sequence[str] | None = None) -> int:

@@ -131,7 +131,7 @@ def _chosen(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> in
         raise CodecError(f"--bitrate {args.bitrate:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
     text = f"using {count} of {num_quantizers} quantizers, {count * one / 1000:g} kbit/s"
     if abs(count * one - args.bitrate * 1000) > 1:
-        log.info(text, extra={"once": text})
+        log.info(text)
     return count
 
 

@@ -6,16 +6,13 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from codec.errors import CodecError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Kept = TypeVar("Kept")
 Init = Literal["first_batch"] | None
@@ -176,7 +173,7 @@ class Quantizer(nn.Module, ABC):
             self._kept[name] = kept = writes, held, compute()
         return kept[2]
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Quantizer:
         self._kept.clear()  # writes through ``.data``, as averages of weights are put in, are not counted
         return super().train(mode)
 
