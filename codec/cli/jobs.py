@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from codec.errors import EXIT_FAILURE, EXIT_OK, UsageError, legible, one_line
+from codec.workers import spread
 
 STREAM = Path("-")
 log = logging.getLogger(__name__)
@@ -138,8 +139,6 @@ def run_jobs(jobs: Sequence[Job], work: Callable[[Job], bool | Exception], worke
     Raises:
         CodecError: a process was killed.
     """
-    from codec.workers import spread
-
     failures, there = Failures(), 0
     with spread(work, jobs, workers) as results:
         if len(jobs) > 1:

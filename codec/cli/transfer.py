@@ -8,7 +8,6 @@ import logging
 import shutil
 import sys
 import tempfile
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -35,13 +34,16 @@ FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24kh
 log = logging.getLogger(__name__)
 
 
-class Worker(ABC):
+class Worker:
     """Does the jobs of a command one by one; each process has one.
 
     Attributes:
         args: of the command.
         alone: whether no other process works beside this one.
     """
+
+    is_done: Callable[[Job], bool]  # whether the target, a file, is what the job gives
+    convert: Callable[[Job], None]  # does the job; what a user can mend is a CodecError or an OSError
 
     def __init__(self, args: argparse.Namespace, alone: bool) -> None:
         self.args, self.alone = args, alone
@@ -51,14 +53,6 @@ class Worker(ABC):
         """Load what all jobs need: the model, if the command names it."""
         if self.args.model is not None:
             self.load(self.args.model)
-
-    @abstractmethod
-    def is_done(self, job: Job) -> bool:
-        """Whether the target, a file, is what the job gives."""
-
-    @abstractmethod
-    def convert(self, job: Job) -> None:
-        """Do the job. What a user can mend is a CodecError or an OSError."""
 
     def load(self, model: str) -> CodecBase[Any]:
         """A model by its name, loaded once."""
@@ -196,20 +190,19 @@ class FileEncoder(Worker):
         """An audio file, or samples as they come; all else from stdin or a pipe is copied first, as formats need seeking."""
         if job.source.suffix.lower() == ".codes":
             raise CodecError(f"{job.source} holds codes already; codec-decode makes audio of them")
+        source: Any = job.source
         pipe, head = None, b""
         if self.args.raw is not None:
             pipe = PcmPipe(sys.stdin.buffer, self.args.raw, self.args.channel)
         elif _is_piped(job):
             pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.args.channel)
-        if pipe is not None or not job.is_stream:
-            with pipe or AudioReader(job.source, channel=self.args.channel) as reader:
+        with ExitStack() as opened:
+            if pipe is None and job.is_stream:
+                source = opened.enter_context(tempfile.TemporaryFile())
+                source.write(head)
+                shutil.copyfileobj(opened.enter_context(_open_bytes(job)), source)
+            with pipe or AudioReader(source, job.source_name, self.args.channel) as reader:
                 yield reader
-        else:
-            with tempfile.TemporaryFile() as copy, _open_bytes(job) as rest:
-                copy.write(head)
-                shutil.copyfileobj(rest, copy)
-                with AudioReader(copy, job.source_name, self.args.channel) as reader:
-                    yield reader
 
 
 class FileDecoder(Worker):
