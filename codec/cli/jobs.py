@@ -8,9 +8,8 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from codec.errors import EXIT_FAILURE, EXIT_OK, UsageError, legible, one_line
 from codec.workers import spread
@@ -19,8 +18,7 @@ STREAM = Path("-")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One file to convert; ``-`` stands for stdin or stdout. Names are for messages."""
 
     source: Path
