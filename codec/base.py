@@ -424,6 +424,11 @@ class CodecBase(Generic[Signal]):
         """Frames on either side beyond which a change of the codes cannot reach a frame of the waveform."""
         raise NotImplementedError
 
+    @property
+    def look_aheads(self) -> tuple[int, int]:
+        """By how many samples the encoder's and the decoder's streams lag behind their input."""
+        return self.streaming_encoder().look_ahead, self.streaming_decoder().look_ahead
+
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
         """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding.
 

@@ -260,13 +260,12 @@ class Reader:
 
     def intact(self) -> Iterator[Codes]:
         """The blocks; the first damage is raised as a ContainerError."""
-        blocks, advice = self.blocks(), "no block is intact"
+        blocks, intact = self.blocks(), False
         for block in blocks:
             if isinstance(block, Damage):
-                if not all(isinstance(other, Damage) for other in blocks):
-                    advice = SALVAGE
-                raise ContainerError(f"{block.reason}; {advice}")
-            advice = SALVAGE
+                intact = intact or not all(isinstance(other, Damage) for other in blocks)
+                raise ContainerError(f"{block.reason}; {SALVAGE if intact else 'no block is intact'}")
+            intact = True
             yield block
 
     def _next_frames(self) -> int:

@@ -87,11 +87,10 @@ def _describe_codes(path: Path) -> dict[str, Any]:
 
 def _describe_model(name: str, backend: str | None) -> dict[str, Any]:
     codec, folder = load_codec(name, backend), find_model(name)
-    parts = {"encoder": (codec.encoder_context, codec.streaming_encoder())}
-    parts["decoder"] = codec.decoder_context, codec.streaming_decoder()
+    contexts = (codec.encoder_context, codec.decoder_context)
     timing: dict[str, float] = {}  # what a frame depends on, and how long a stream waits
-    for part, (context, stream) in parts.items():
-        field, ahead = (context.left + 1 + context.right) * codec.hop_length, stream.look_ahead
+    for part, context, ahead in zip(("encoder", "decoder"), contexts, codec.look_aheads, strict=True):
+        field = (context.left + 1 + context.right) * codec.hop_length
         samples = {"receptive_field": field, "look_ahead": ahead, "latency": ahead + codec.hop_length}
         timing |= {f"{part}_{key}_ms": round(1000 * count / codec.sample_rate, 1) for key, count in samples.items()}
     return {
