@@ -206,14 +206,15 @@ class CodecBase(Generic[Signal]):
         Raises:
             CodecError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
         """
-        codes = self._integers(codes[None] if getattr(codes, "ndim", 0) == 2 else codes, "[B, K, N]")
+        codes = codes[None] if getattr(codes, "ndim", 0) == 2 else codes
+        codes = self._checked(codes, "codes", "[B, K, N]", integers=True)
         batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
         sizes = [self.num_frames(length) for length in samples]
         parts = [item[:, :size] for item, size in zip(codes, sizes, strict=True)]
         for part in parts:
-            self._check_range(part)
+            self._check_stages(part)
         gains = _checked_gains(gain_db, batch)
         if exact:
             windows = self._computed(self._decoded, ([part[:count]] for part in parts), self.decoder_context, 1)
@@ -349,20 +350,15 @@ class CodecBase(Generic[Signal]):
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
         """The codes as int64, if they can be this model's and of this ``shape``."""
-        codes = self._integers(values, shape)
-        self._check_range(codes)
+        codes = self._checked(values, "codes", shape, integers=True)
+        self._check_stages(codes)
         return codes
 
-    def _check_range(self, codes: Signal) -> None:
-        if codes.min() < 0 or codes.max() >= self.codebook_size:
-            raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
-
-    def _integers(self, values: Any, shape: str) -> Signal:
-        """As int64, if they are of this ``shape`` and have as many stages as codes can have."""
-        codes = self._checked(values, "codes", shape, integers=True)
+    def _check_stages(self, codes: Signal) -> None:
         if codes.shape[-2] > self.num_quantizers:
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
-        return codes
+        if codes.min() < 0 or codes.max() >= self.codebook_size:
+            raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
 
     def _checked(self, values: Any, name: str, shape: str, or_else: str = "", integers: bool = False) -> Signal:
         """As float32 or int64, if it is of a shape such as ``[B, 1, T]``; the message says what ``or_else`` is taken."""

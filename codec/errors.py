@@ -109,10 +109,7 @@ def install(extra: str) -> str:
 def _installed(distribution: str) -> bool:
     import importlib.metadata  # here: it takes some time
 
-    try:
-        return bool(importlib.metadata.version(distribution))
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    return any(importlib.metadata.distributions(name=distribution))
 
 
 def one_line(error: BaseException) -> str:
