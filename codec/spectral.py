@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -15,15 +14,10 @@ PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: of complex and envel
 BAND_FADE = 400.0  # Hz over which low_pass goes from all to nothing
 
 
-@functools.lru_cache(maxsize=32)
-def _window(n_fft: int, device: torch.device) -> Tensor:
-    return torch.hann_window(n_fft, device=device)
-
-
 def stft(waveform: Tensor, n_fft: int, hop_length: int) -> Tensor:
     """Complex spectrogram with a Hann window, centered, zeros beyond the ends: ``[B, T] -> [B, N, n_fft // 2 + 1]``."""
     padded = torch.nn.functional.pad(waveform, (n_fft // 2, n_fft // 2))
-    frames = padded.unfold(1, n_fft, hop_length) * _window(n_fft, waveform.device)
+    frames = padded.unfold(1, n_fft, hop_length) * torch.hann_window(n_fft, device=waveform.device)
     return torch.fft.rfft(frames, dim=-1)
 
 
