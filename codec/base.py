@@ -268,10 +268,11 @@ class CodecBase(Generic[Signal]):
     def _code_windows(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one item after another, each in blocks ``[T]``."""
         checked = (self._each(blocks, self._checked_block) for blocks in items)
-        before, behind = self.encoder_context, self.decoder_context
+        before = self.encoder_context
         if not refine_steps:
             frames = self._computed(self._encoded, checked, before, self.hop_length)
             return (self._codes_of(each, count) for each in frames)
+        behind = self.decoder_context
         context = Context(before.left + behind.left, before.right + behind.right)
         refined = partial(self._refined, count=count, steps=refine_steps)
         return self._computed(refined, checked, context, self.hop_length)
