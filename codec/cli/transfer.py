@@ -245,8 +245,7 @@ class FileDecoder(Worker):
             else:
                 path = outputs.enter_context(_output(job, self.args.force))
                 writer = outputs.enter_context(AudioWriter(path, rate, _length(header, rate) or 0, job.target_name))
-            salvage, name = self.args.salvage, job.source_name
-            signal = _salvaged(name, header, codes.blocks(), decode) if salvage else decode(codes.intact())
+            signal = _salvaged(job.source_name, codes, decode) if self.args.salvage else decode(codes.intact())
             signal = _cut(signal, codes, codec.sample_rate)
             signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
             for block in self.followed(signal, rate, header.duration):
@@ -281,12 +280,7 @@ def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
         done += len(block)
 
 
-def _salvaged(
-    name: str,
-    header: Header,
-    blocks: Iterable[Codes | Damage],
-    decode: Callable[[Iterable[Codes]], Iterator[Block]],
-) -> Iterator[Block]:
+def _salvaged(name: str, codes: Reader, decode: Callable[[Iterable[Codes]], Iterator[Block]]) -> Iterator[Block]:
     """Decode each run of intact blocks by itself; the time of a damaged one passes in silence, a missing end is left out.
 
     Raises:
@@ -294,19 +288,19 @@ def _salvaged(
     """
     losses: list[Damage] = []  # said at the end: where no block is intact nothing is written, and the error says all
     intact = False
-    for damaged, run in itertools.groupby(blocks, lambda block: isinstance(block, Damage)):
+    for damaged, run in itertools.groupby(codes.blocks(), lambda block: isinstance(block, Damage)):
         if damaged:
             for loss in cast(Iterator[Damage], run):
                 losses.append(loss)
                 if loss.num_frames and not loss.truncated:
-                    yield np.zeros(loss.num_frames * header.hop_length, np.float32)
+                    yield np.zeros(loss.num_frames * codes.header.hop_length, np.float32)
         else:
             intact = True
             yield from decode(cast(Iterator[Codes], run))
     if losses and not intact:
         raise ContainerError(f"{losses[0].reason}; no block is intact")
     for loss in losses:
-        seconds = loss.num_frames * header.hop_length / header.sample_rate
+        seconds = loss.num_frames * codes.header.hop_length / codes.header.sample_rate
         if loss.truncated:
             effect = f"the output ends {seconds:.1f} s early" if seconds else "the output ends there"
         else:
