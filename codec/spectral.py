@@ -90,11 +90,6 @@ def mel_decibels(samples: Tensor, sample_rate: int, width: int, height: int) -> 
     return (10 * torch.log10(mel.double() + 1e-12)).flip(0)
 
 
-def bin_frequencies(sample_rate: int, n_fft: int) -> Tensor:
-    """Center frequency of each bin in Hz, ``[n_fft // 2 + 1]``."""
-    return torch.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
-
-
 def hz_to_mel(frequency: Tensor) -> Tensor:
     """Slaney's mel scale: linear (200/3 Hz per mel) to 1 kHz, logarithmic (27 mels per factor of 6.4) above."""
     linear = frequency * 3 / 200
@@ -119,7 +114,7 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
 
     A band narrower than the bins' spacing takes the bins next to its center instead of being empty.
     """
-    frequencies = bin_frequencies(sample_rate, n_fft)[:, None]
+    frequencies = torch.fft.rfftfreq(n_fft, 1 / sample_rate)[:, None]
     spacing = sample_rate / n_fft
     edges = mel_edges(sample_rate, n_mels)
     low = torch.minimum(edges[:-2], edges[1:-1] - spacing)

@@ -58,7 +58,7 @@ class SpectralLoss(nn.Module):
         for n_fft, n_mels in zip(config.windows, config.mels, strict=True):
             tables[f"filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, n_mels)
             tables[f"edges_{n_fft}"] = spectral.mel_edges(sample_rate, n_mels)[2:]
-            tables[f"bins_{n_fft}"] = spectral.bin_frequencies(sample_rate, n_fft)
+            tables[f"bins_{n_fft}"] = torch.fft.rfftfreq(n_fft, 1 / sample_rate)
             tables[f"widths_{n_fft}"] = _bin_widths(sample_rate, n_fft, config.phase_scale)
             tables[f"envelope_filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, ENVELOPE_BANDS)
         for name, table in tables.items():  # they move with the module between devices, and are no part of its state
@@ -97,7 +97,7 @@ def _mean_over_bands(values: Tensor, edges: Tensor, bandwidth: Tensor) -> Tensor
 
 def _bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -> Tensor:
     """How much each bin counts, ``[n_fft // 2 + 1]``, of sum 1."""
-    frequencies, half = spectral.bin_frequencies(sample_rate, n_fft), sample_rate / n_fft / 2
+    frequencies, half = torch.fft.rfftfreq(n_fft, 1 / sample_rate), sample_rate / n_fft / 2
     widths = torch.ones_like(frequencies)
     if scale == "mel":
         widths = spectral.hz_to_mel(frequencies + half) - spectral.hz_to_mel(frequencies - half)
