@@ -260,9 +260,8 @@ class AudioReader(AbstractContextManager["AudioReader"]):
                     yield block
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
-        with np.errstate(divide="ignore", invalid="ignore"):  # a mix, or every channel, without any sound
-            loss = 10 * np.log10(np.divide(self._loudest, self._mixed))
-        if loss > 20 * np.log10(self._mixed_channels) + CANCELLING_DB:
+        if self._loudest > self._mixed * self._mixed_channels**2 * 10 ** (CANCELLING_DB / 10):
+            loss = 10 * np.log10(self._loudest / self._mixed) if self._mixed else np.inf
             text = "its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)"
             log.warning(f"%s: {text}", self.name, loss)
 
