@@ -268,12 +268,12 @@ class CodecBase(Generic[Signal]):
     def _code_windows(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one item after another, each in blocks ``[T]``."""
         checked = (self._each(blocks, self._checked_block) for blocks in items)
-        before = self.encoder_context
         if not refine_steps:
-            frames = self._computed(self._encoded, checked, before, self.hop_length)
+            frames = self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
             return (self._codes_of(each, count) for each in frames)
-        behind = self.decoder_context
-        context = Context(before.left + behind.left, before.right + behind.right)
+        # a code is heard as far as the decoder looks back, and what is heard there depends on further codes
+        around = self.decoder_context.left + self.decoder_context.right
+        context = Context(self.encoder_context.left + around, self.encoder_context.right + around)
         refined = partial(self._refined, count=count, steps=refine_steps)
         return self._computed(refined, checked, context, self.hop_length)
 
@@ -346,7 +346,7 @@ class CodecBase(Generic[Signal]):
     def checked_steps(self, asked: int) -> int:
         """``refine_steps`` of :meth:`encode`; a CodecError if this codec does not refine."""
         if (steps := whole_number("refine_steps", asked, 0, MOST_STEPS)) and self._library is np:
-            raise CodecError("refine_steps need torch: they go with Codec, and with --backend torch")
+            raise CodecError("refine_steps need torch: take Codec, or --backend torch")
         return steps
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:

@@ -160,9 +160,10 @@ class Codec(nn.Module, CodecBase[Tensor]):
             return self.quantizer(frames, count).codes[0]
 
     def _refined(self, window: Tensor, count: int, steps: int) -> Tensor:
-        with exact(self.encoder.output.weight):
-            waveform = window.to(self.device)[None, None]
-            latents = self.encoder(waveform)
+        if self.quantizer.training:  # some would learn from what is tried
+            raise CodecError("refine_steps need a model in eval mode: model.eval()")
+        latents, waveform = self._finite(self._encoded(window)), window.to(self.device)[None]
+        with exact(self.decoder.input.weight):
             return refine(latents, waveform, self.sample_rate, self.quantizer, self.decoder, count, steps)[0]
 
     def _decoded(self, codes: Tensor) -> Tensor:
@@ -205,6 +206,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
     # ---- loading and saving ---------------------------------------------------------------------------------------
 
     @classmethod
+    @torch.inference_mode(False)
     def from_pretrained(cls, model: str | Path = DEFAULT_MODEL, device: str | torch.device = "cpu") -> Codec:
         """Load a model in eval mode: the name of one inside the package, a folder, or a hub id ``owner/name[@revision]``.
 

@@ -1,9 +1,9 @@
-"""Short-time Fourier transforms and mel filterbanks, for losses, discriminators and metrics."""
+"""Short-time Fourier transforms, mel filterbanks and distances: for losses, discriminators, metrics and refinement."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,13 +11,14 @@ from torch import Tensor
 BAND_MARGIN = 0.92  # of a limited bandwidth: recordings, and resamplers, fade out over the last part of it
 MEL_FLOOR = 1e-5  # of a full-scale sine: log-mel spectrograms do not tell apart what lies 100 dB below it
 PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: of complex and envelope distances
+ENVELOPE_BANDS = 24  # mel bands of envelope distances
 BAND_FADE = 400.0  # Hz over which low_pass goes from all to nothing
 
 
 def stft(waveform: Tensor, n_fft: int, hop_length: int) -> Tensor:
     """Complex spectrogram with a Hann window, centered, zeros beyond the ends: ``[B, T] -> [B, N, n_fft // 2 + 1]``."""
     padded = torch.nn.functional.pad(waveform, (n_fft // 2, n_fft // 2))
-    frames = padded.unfold(1, n_fft, hop_length) * torch.hann_window(n_fft, device=waveform.device)
+    frames = padded.unfold(1, n_fft, hop_length) * torch.hann_window(n_fft, dtype=torch.float32, device=waveform.device)
     return torch.fft.rfft(frames, dim=-1)
 
 
@@ -49,9 +50,9 @@ def mel_distance(decoded: Planes, recorded: Planes, filters: Tensor) -> Tensor:
 
 
 def complex_distance(decoded: Planes, recorded: Planes, weights: Tensor, exponent: float) -> Tensor:
-    """``sum |S - S'| / sum |S|`` per item, ``[B]``, over real and imaginary parts, magnitudes raised to ``exponent``.
+    """``sum |S - S'| / (sum |S| + floor)`` per item, ``[B]``, over both parts of numbers with magnitudes to the ``exponent``.
 
-    ``weights`` are those of the bins, ``[B, 1, F]`` or ``[F]``.
+    ``weights`` are those of the bins, ``[B, 1, F]`` or ``[F]``, of sum 1; see :func:`bin_widths`.
     """
     decoded, recorded = _compressed(decoded, exponent), _compressed(recorded, exponent)
 
@@ -74,7 +75,7 @@ def _compressed(spectrum: Planes, exponent: float) -> Planes:
 
 
 def envelope_distance(decoded: Planes, recorded: Planes, filters: Tensor) -> Tensor:
-    """``||E - E'|| / ||E||`` over time, ``[B, M]``, E the root of the energy of each of the bands ``filters [F, M]``."""
+    """``||E - E'|| / (||E|| + floor)`` over time, ``[B, M]``, E the root of the energy of a band of ``filters [F, M]``."""
     estimate, target = ((spectrum.power @ filters + 1e-14).sqrt() for spectrum in (decoded, recorded))
     difference = torch.linalg.vector_norm(estimate - target, dim=1)
     floor = PHASE_FLOOR * target.shape[1] ** 0.5
@@ -88,6 +89,15 @@ def mel_decibels(samples: Tensor, sample_rate: int, width: int, height: int) -> 
     mel = power @ mel_filterbank(sample_rate, n_fft, height)
     mel = torch.nn.functional.adaptive_avg_pool1d(mel.t()[None], width)[0]
     return (10 * torch.log10(mel.double() + 1e-12)).flip(0)
+
+
+def bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -> Tensor:
+    """How much each bin counts on that scale, ``[n_fft // 2 + 1]``, of sum 1."""
+    frequencies, half = torch.fft.rfftfreq(n_fft, 1 / sample_rate), sample_rate / n_fft / 2
+    widths = torch.ones_like(frequencies)
+    if scale == "mel":
+        widths = hz_to_mel(frequencies + half) - hz_to_mel(frequencies - half)
+    return widths / widths.sum()
 
 
 def hz_to_mel(frequency: Tensor) -> Tensor:

@@ -19,10 +19,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,14 +49,15 @@ COMMAND = "from codec.cli.commands import {}_main as main; raise SystemExit(main
 Way = tuple[Callable[[], Any], Callable[[Any], object]]  # encode ten seconds; decode what that gave
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median wall time of each call in seconds, the calls taking turns so that a disturbance meets all of them."""
+def interleaved(calls: dict[str, Callable[[], object]], rounds: int, in_a_row: int = 1) -> dict[str, float]:
+    """Median wall time of each call in seconds, the calls taking turns so that a disturbance meets all of them.
+
+    In its turn a call is made ``in_a_row`` times.
+    """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(1 + rounds):  # the first to warm up
         for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
+            times[name].append(timeit.timeit(call, number=in_a_row) / in_a_row)
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
@@ -65,10 +66,6 @@ def by_onnx(model: str, threads: int) -> dict[str, CodecBase[Any]]:
     from codec.runtime import OnnxCodec
 
     return {name: OnnxCodec.from_pretrained(model, bits, threads) for name, bits in (("onnx", 32), ("onnx int8", 8))}
-
-
-def own(codec: CodecBase[Any], samples: NDArray[np.float32]) -> Way:
-    return partial(codec.encode, samples, codec.sample_rate), codec.decode
 
 
 def in_bfloat16(codec: Codec, samples: NDArray[np.float32]) -> Way:
@@ -115,10 +112,10 @@ def against_encodec(model: str, rounds: int, all_of_them: bool) -> None:
     samples = np.random.default_rng(0).standard_normal(SECONDS * 24000, np.float32) * np.float32(0.1)
     ways = peers(samples, all_of_them)
     reference, threads = next(iter(ways)), torch.get_num_threads()
-    ways |= {"torch": own(codec, samples)}
+    codecs = {"torch": codec} | (by_onnx(model, threads) if all_of_them else {})
+    ways |= {name: (partial(each.encode, samples, 24000), each.decode) for name, each in codecs.items()}
     if all_of_them:
         ways["torch bf16"] = in_bfloat16(codec, samples)
-        ways |= {name: own(each, samples) for name, each in by_onnx(model, threads).items()}
     calls: dict[str, Callable[[], object]] = {}
     with torch.no_grad():
         for name, (encode, decode) in ways.items():
@@ -140,12 +137,11 @@ def frame_by_frame(model: str, rounds: int, threads: int) -> None:
     for name, each in codecs.items():
         samples = each.from_numpy(np.full((1, 1, each.hop_length), 0.01, np.float32))
         codes = each.from_numpy(np.ones((1, each.num_quantizers, 1), np.int64))
-        calls[f"{name} encode"] = partial(pushes, each.streaming_encoder().push, samples)
-        calls[f"{name} decode"] = partial(pushes, each.streaming_decoder().push, codes)
+        calls[f"{name} encode"] = partial(each.streaming_encoder().push, samples)
+        calls[f"{name} decode"] = partial(each.streaming_decoder().push, codes)
     rate = codecs["torch"].frame_rate
-    for name, seconds in interleaved(calls, rounds).items():
-        share = seconds / PUSHES * rate
-        print(f"{name:>16}: {1000 * seconds / PUSHES:.2f} ms, {100 * share:.0f} % of a frame's {1000 / rate:.1f} ms")
+    for name, seconds in interleaved(calls, rounds, PUSHES).items():
+        print(f"{name:>16}: {1000 * seconds:.2f} ms, {100 * seconds * rate:.0f} % of a frame's {1000 / rate:.1f} ms")
 
     for backend in BACKENDS:
         waits = [first_sound(codecs["torch"], backend, threads) for _ in range(rounds)]
@@ -170,11 +166,6 @@ def first_sound(codec: CodecBase[Any], backend: str, threads: int) -> float:
     return seconds
 
 
-def pushes(push: Callable[[Any], object], chunk: Any) -> None:
-    for _ in range(PUSHES):
-        push(chunk)
-
-
 def run(threads: int, *arguments: str) -> float:
     """Run Python on so many threads, whose modules stay compiled; returns its peak of resident memory in MiB."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": ""}
@@ -185,7 +176,7 @@ def run(threads: int, *arguments: str) -> float:
     return usage.ru_maxrss / 1024
 
 
-def noise(path: Path, minutes: float) -> None:
+def noise(path: str, minutes: float) -> None:
     """Write a file of 24 kHz, block after block, as an hour would take much memory."""
     rng = np.random.default_rng(0)
     with soundfile.SoundFile(path, "w", 24000, 1) as file:
@@ -198,7 +189,7 @@ def long_files(model: str, threads: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for minutes in (1, 10, 60):
             wav, codes, back = (f"{folder}/{minutes}{name}" for name in (".wav", ".codes", "back.wav"))
-            noise(Path(wav), minutes)
+            noise(wav, minutes)
             for command, source, target in (("encode", wav, codes), ("decode", codes, back)):
                 start = time.perf_counter()
                 peak = run(threads, "-c", COMMAND.format(command), "--model", model, source, target)
@@ -210,7 +201,7 @@ def startup(model: str, rounds: int, threads: int) -> None:
     """codec-encode of ten seconds, from shell to exit, by each backend; and a bare ``import torch``."""
     with tempfile.TemporaryDirectory() as folder:
         wav, codes = f"{folder}/in.wav", f"{folder}/out.codes"
-        noise(Path(wav), SECONDS / 60)
+        noise(wav, SECONDS / 60)
         encode = ("-c", COMMAND.format("encode"), "--force", "--model", model, wav, codes, "--backend")
         calls: dict[str, Callable[[], object]] = {"import torch": partial(run, threads, "-c", "import torch")}
         calls |= {f"codec-encode, {name}": partial(run, threads, *encode, name) for name in BACKENDS}
@@ -279,7 +270,7 @@ def measure(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = Parser(description=__doc__)
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--threads", type=positive, default=2)
@@ -295,8 +286,4 @@ def main() -> int:
     if args.model != DEFAULT_MODEL and args.what == "frames":
         parser.error("--model: --frames measures speech-24khz-live")
     torch.set_num_threads(args.threads)
-    return run_command("benchmark.py", lambda: measure(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("benchmark.py", lambda: measure(args)))

@@ -11,8 +11,6 @@ mean of the weights of several runs that began from one model (Wortsman et al. 2
 takes one of the run's further decoders (``look_aheads``) in place of the model's own.
 """
 
-from __future__ import annotations
-
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
@@ -33,13 +31,11 @@ from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.evaluation.results import Results
 from codec.files import atomic_write, refuse_existing, write_text
 from codec.model import Codec
-from codec.pretrained import DISCRIMINATORS
+from codec.pretrained import DISCRIMINATORS, FILES
 from codec.training.checkpoint import CHECKPOINTS, CheckpointError, latest_checkpoint, module_tensors, read_checkpoint
 from codec.training.config import TrainConfig
 from codec.training.networks import looking_ahead
 from codec.weights import Bits
-
-WRITTEN = ("config.json", "model.safetensors", "README.md", DISCRIMINATORS)
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ class Trained:
     weights: dict[str, Tensor]
 
     @classmethod
-    def read(cls, run: Path, checkpoint: str | None, look_ahead: int | None) -> Trained:
+    def read(cls, run: Path, checkpoint: str | None, look_ahead: int | None) -> "Trained":
         """The average of the weights at a checkpoint of a run: a name, "best", or None for the latest.
 
         ``look_ahead`` chooses among the run's further decoders.
@@ -178,13 +174,6 @@ def _steps(run: Trained) -> str:
     )
 
 
-def weights_hash(codec: Codec, bits: Bits, base: str | None) -> str:
-    """SHA-256 of the ``model.safetensors`` that this export writes: what was evaluated must be just that."""
-    with tempfile.TemporaryDirectory() as folder:
-        codec.save_pretrained(folder, bits=bits, base=base)
-        return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
-
-
 def _table(results: Results) -> list[str]:
     """The model's rows of a report, as a table between two paragraphs."""
     names = [name for name in ("pesq", "stoi", "estoi", "si_sdr", "mel", "distillmos") if name in results.metrics]
@@ -211,7 +200,7 @@ def _table(results: Results) -> list[str]:
 def export(args: argparse.Namespace) -> int:
     """Write the model and its card; returns the exit code."""
     if not args.force:
-        refuse_existing(args.out, WRITTEN)
+        refuse_existing(args.out, (*FILES, "README.md", DISCRIMINATORS))
     if args.out.resolve() == args.run.resolve():
         raise CodecError(f"{args.out} is the run itself, whose config.json would be lost; choose another OUT")
     evaluation = Results.read(args.evaluation) if args.evaluation else None  # before anything is written
@@ -220,11 +209,14 @@ def export(args: argparse.Namespace) -> int:
     chosen = [(args.run, args.checkpoint), *((run, None) for run in args.average_with)]
     runs = [Trained.read(run, checkpoint, args.look_ahead) for run, checkpoint in chosen]
     codec = build_codec(runs, args.out.name)
-    measured = read_json(args.evaluation / "run.json") if evaluation else {}
-    if evaluation and measured.get("weights") != weights_hash(codec, args.bits, args.base):
-        raise CodecError(
-            "the evaluation is of another model or of an export with other options; run codec-evaluate on this one"
-        )
+    if evaluation:  # what was evaluated must be just the model.safetensors that this export writes
+        with tempfile.TemporaryDirectory() as folder:
+            codec.save_pretrained(folder, bits=args.bits, base=args.base)
+            digest = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
+        if read_json(args.evaluation / "run.json").get("weights") != digest:
+            raise CodecError(
+                "the evaluation is of another model or of an export with other options; run codec-evaluate on this one"
+            )
     card = model_card(runs, codec, evaluation)
     codec.save_pretrained(args.out, bits=args.bits, base=args.base)
     write_text(args.out / "README.md", card)

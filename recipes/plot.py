@@ -46,8 +46,8 @@ def plot(args: argparse.Namespace) -> int:
     columns = 3
     rows = -(-len(panels) // columns)
     figure = Figure((4.5 * columns, 3 * rows), layout="tight")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis, (pattern, curves_of_runs) in zip(axes.flat, panels.items(), strict=False):
+    for number, (pattern, curves_of_runs) in enumerate(panels.items(), start=1):
+        axis = figure.add_subplot(rows, columns, number)
         for index, (run, curves) in enumerate(zip(args.runs, curves_of_runs, strict=True)):
             for stage, points in enumerate(curves.values()):
                 label = {"label": run.name} if stage == 0 else {}
@@ -55,9 +55,7 @@ def plot(args: argparse.Namespace) -> int:
         axis.set_title(pattern)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    for axis in axes.flat[len(panels) :]:
-        axis.remove()
-    axes.flat[0].legend()
+    figure.axes[0].legend()
     save_picture(figure, args.out, args.force)
     print(args.out)
     return EXIT_OK

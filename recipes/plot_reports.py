@@ -10,61 +10,30 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from codec.errors import CodecError, Parser, run_command
-from codec.evaluation.results import Result, Results
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
+from codec.evaluation.results import Results
 from codec.files import save_picture
 
-Line = list[tuple[float, Result]]  # x, and what to draw there
+Point = tuple[float, float, float, float]  # x, mean, and how far its interval goes below and above
 
 
-def lines_of(reports: Sequence[tuple[int, Results]], metric: str, by_step: bool) -> dict[str, Line]:
+def lines_of(reports: Sequence[tuple[int, Results]], metric: str, by_step: bool) -> dict[str, list[Point]]:
     """A metric against steps, a line per bitrate of the model, or against the files' bitrate, a line per family."""
-    lines: dict[str, Line] = {}
+    lines: dict[str, list[Point]] = {}
     for step, results in reports:
         for system in results.systems:
             result, x = system.results.get(metric), step if by_step else system.rate or 0.0
             if result and result.mean is not None and (system.kind == "model" if by_step else system.rate):
                 name = f"{system.kbps:g} kbit/s" if by_step else system.family
-                lines.setdefault(name, []).append((x, result))
+                low, high = (result.mean if end is None else end for end in (result.low, result.high))
+                lines.setdefault(name, []).append((x, result.mean, result.mean - low, high - result.mean))
     return {name: sorted(line, key=lambda point: point[0]) for name, line in lines.items()}
 
 
-def draw(panels: dict[str, dict[str, Line]], by_step: bool, out: Path, force: bool) -> None:
-    """One panel per metric; bars are intervals."""
+def plot(args: argparse.Namespace) -> int:
+    """Read the reports and draw one panel per metric, in which bars are intervals; returns the exit code."""
     from matplotlib.figure import Figure
 
-    figure = Figure((5 * len(panels), 3.6), layout="tight")
-    axes = figure.subplots(1, len(panels), squeeze=False)
-    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
-        for (name, line), marker in zip(lines.items(), itertools.cycle("osD^v<>"), strict=False):
-            means = [r.mean or 0.0 for _, r in line]
-            lows = [0.0 if r.low is None else mean - r.low for mean, (_, r) in zip(means, line, strict=True)]
-            highs = [0.0 if r.high is None else r.high - mean for mean, (_, r) in zip(means, line, strict=True)]
-            axis.errorbar([x for x, _ in line], means, yerr=[lows, highs], label=name, marker=marker, capsize=2)
-        axis.set_title(title)
-        axis.set_xlabel("training step" if by_step else "kbit/s")
-        if not by_step:
-            axis.set_xscale("log")
-            ticks = [0.75, 1.5, 3, 6, 12]
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-            axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes.flat[0].legend()
-    save_picture(figure, out, force)
-
-
-def main() -> int:
-    parser = Parser(description=__doc__)
-    parser.add_argument("reports", nargs="+", metavar="REPORT", help="one folder, or STEP=REPORT several times")
-    parser.add_argument("--metrics", nargs="+", default=["pesq", "stoi"], metavar="NAME")
-    parser.add_argument("--out", type=Path, default=Path("quality.png"))
-    parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
-    args = parser.parse_args()
-    return run_command(parser.prog, lambda: plot(args))
-
-
-def plot(args: argparse.Namespace) -> int:
-    """Read the reports and draw them. Returns the exit code."""
     single = len(args.reports) == 1 and "=" not in args.reports[0]
     parts = [("0", "=", args.reports[0])] if single else [text.partition("=") for text in args.reports]
     if odd := ["".join(each) for each in parts if not (each[1] and each[0].isdecimal() and len(each[0]) < 16)]:
@@ -76,9 +45,34 @@ def plot(args: argparse.Namespace) -> int:
     panels = {reports[0][1].metrics[name].label: lines_of(reports, name, not single) for name in args.metrics}
     if empty := [label for label, lines in panels.items() if not lines]:
         raise CodecError(f"no {'system with a bitrate' if single else 'model'} has a value of {empty[0]}")
-    draw(panels, not single, args.out, args.force)
+    figure = Figure((5 * len(panels), 3.6), layout="tight")
+    axes = figure.subplots(1, len(panels), squeeze=False)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+        for (name, line), marker in zip(lines.items(), itertools.cycle("osD^v<>"), strict=False):
+            x, means, *bars = zip(*line, strict=True)
+            axis.errorbar(x, means, yerr=bars, label=name, marker=marker, capsize=2)
+        axis.set_title(title)
+        axis.set_xlabel("kbit/s" if single else "training step")
+        if single:
+            axis.set_xscale("log")
+            ticks = [0.75, 1.5, 3, 6, 12]
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes.flat[0].legend()
+    save_picture(figure, args.out, args.force)
     print(args.out)
-    return 0
+    return EXIT_OK
+
+
+def main() -> int:
+    parser = Parser(description=__doc__)
+    parser.add_argument("reports", nargs="+", metavar="REPORT", help="one folder, or STEP=REPORT several times")
+    parser.add_argument("--metrics", nargs="+", default=["pesq", "stoi"], metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("quality.png"))
+    parser.add_argument("--force", action="store_true", help="overwrite an existing picture")
+    args = parser.parse_args()
+    return run_command(parser.prog, lambda: plot(args))
 
 
 if __name__ == "__main__":

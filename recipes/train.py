@@ -199,8 +199,7 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
     weighted = {name: weights[name] * term for name, term in terms.items()}
     total = torch.stack(list(weighted.values())).sum()
     if not quantize:  # every parameter stays in the graph, or processes would wait for gradients that never come
-        for parameter in networks.codec.quantizer.parameters():
-            total = total + 0.0 * parameter.sum()
+        total = total + 0.0 * sum(parameter.sum() for parameter in networks.codec.quantizer.parameters())
     logged |= {f"loss/{name}": term.detach() for name, term in terms.items()}
     logged |= {f"weighted/{name}": term.detach() for name, term in weighted.items()} | {"loss/total": total.detach()}
     sides.append(("codec", total, networks.codec, codec_optimizers))
@@ -227,12 +226,11 @@ def update(
     norm = run.accelerator.clip_grad_norm_(module.parameters(), run.config.optimizer.clip_norm)
     assert isinstance(norm, Tensor)
     finite = bool(torch.isfinite(norm))
-    if finite:
-        for optimizer in optimizers:
-            optimizer.step()
-    else:
+    if not finite:
         logging.warning("step %d skipped: gradient not finite; segments %s", run.counters.step, batch["index"].tolist())
     for optimizer in optimizers:
+        if finite:
+            optimizer.step()
         optimizer.zero_grad()
     return norm.detach(), finite
 
@@ -403,7 +401,7 @@ def describe_run(run: Run) -> None:
 # ---- the command line -------------------------------------------------------------------------------------------------
 
 
-def parse_arguments() -> argparse.Namespace:
+def main() -> int:
     parser = Parser(description=__doc__, epilog=EXIT_NOTE)
     option = parser.add_argument
     option("--config", required=True, type=Path, metavar="YAML", help="as recipes/libritts/debug.yaml")
@@ -422,11 +420,6 @@ def parse_arguments() -> argparse.Namespace:
     if args.minutes is not None and not args.minutes > 0:  # nan is neither
         parser.error("--minutes must be positive")
     args.out = args.out or Path("runs") / args.config.stem
-    return args
-
-
-def main() -> int:
-    args = parse_arguments()
     try:
         return run_command("train.py", lambda: train(args), interrupted="training had not begun")
     finally:

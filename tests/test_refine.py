@@ -1,14 +1,24 @@
 """Analysis by synthesis: codes whose sound is nearer to the recording than that of the encoder's own."""
 
+from pathlib import Path
+
 import pytest
 import soundfile
 import torch
 from loading import SPEECH
 from pystoi import stoi
+from torch import Tensor
 
 import codec.base
+from codec import CodecError
+from codec.corpus.manifest import Record
+from codec.evaluation.systems import ModelFamily, Reconstruction
 from codec.model import Codec
-from codec.refine import Distance
+from codec.refine import SCALES, Distance
+
+
+def distance(decoded: Tensor, recording: Tensor, sample_rate: int) -> Tensor:
+    return torch.stack([Distance(recording[None], sample_rate, *scale)(decoded[:, 0]) for scale in SCALES]).mean()
 
 
 @pytest.mark.slow
@@ -19,25 +29,36 @@ def test_speech_sounds_better(name: str, count: int) -> None:
     scores, distances = [], []
     for steps in (0, 4):
         codes = model.encode(speech, rate, count, gain_db=gain_db, refine_steps=steps)
-        decoded = model.decode(codes, gain_db=gain_db)[0, :, : len(speech)]
-        scores.append(stoi(speech, decoded[0].numpy(), rate))
-        distances.append(Distance(torch.from_numpy(speech)[None], rate)(decoded).item())
+        decoded = model.decode(codes, gain_db=gain_db)[..., : len(speech)]
+        scores.append(stoi(speech, decoded[0, 0].numpy(), rate))
+        distances.append(distance(decoded, torch.from_numpy(speech), rate).item())
     assert scores[1] > scores[0] + 0.001 and distances[1] < 0.97 * distances[0]
 
 
-def test_it_is_never_worse_and_changes_nothing_else(tiny_model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_never_worse_and_changes_nothing_else(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where steps are far too large the nearest codes of all are kept."""
+    with torch.inference_mode():
+        model = Codec.from_pretrained(tiny_model_folder)
     waveform = torch.from_numpy(soundfile.read(SPEECH[16000], dtype="float32")[0])[:32_000]
-    distance = Distance(waveform[None], 16000)
-    own = tiny_model.encode(waveform, 16000)
-    refined = tiny_model.encode(waveform, 16000, refine_steps=3)
-    assert not torch.equal(refined, own) and torch.equal(tiny_model.encode(waveform, 16000), own)
-    assert all(parameter.grad is None for parameter in tiny_model.parameters())
+    own = model.encode(waveform, 16000)
+    refined = model.encode(waveform, 16000, refine_steps=3)
+    assert not torch.equal(refined, own) and torch.equal(model.encode(waveform, 16000), own)
+    assert all(parameter.grad is None for parameter in model.parameters())
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(tiny_model.encode(waveform, 16000, refine_steps=3), refined)
-    monkeypatch.setattr("codec.refine.STEP", 1e6)
-    far = tiny_model.encode(waveform, 16000, refine_steps=2)
-    assert max(distance(tiny_model.decode(codes)[0]) for codes in (refined, far)) <= distance(tiny_model.decode(own)[0])
+        assert torch.equal(model.encode(waveform, 16000, refine_steps=3), refined)
+    monkeypatch.setattr("codec.refine.RATE", 1e6)
+    far = model.encode(waveform, 16000, refine_steps=2)
+    before, *after = (distance(model.decode(codes), waveform, 16000) for codes in (own, refined, far))
+    assert max(after) <= before
+
+
+def test_what_cannot_be_refined_is_said(tiny_model: Codec) -> None:
+    with pytest.raises(CodecError, match="refine_steps need a model in eval mode"):
+        tiny_model.train().encode(torch.zeros(800), 16000, refine_steps=1)
+    for part in (tiny_model.eval().decoder.input, tiny_model.encoder.output):
+        torch.nn.init.constant_(part.bias, torch.nan)
+        with pytest.raises(CodecError, match="gives NaN or infinity"):
+            tiny_model.encode(torch.zeros(800), 16000, refine_steps=1)
 
 
 def test_windows_and_batches_leave_no_trace(tiny_model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,3 +68,12 @@ def test_windows_and_batches_leave_no_trace(tiny_model: Codec, monkeypatch: pyte
     batch = torch.stack([waveform.flip(0), waveform])
     whole = tiny_model.encode(batch[:, None], 16000, 2, lengths=[9_000, 20_000], refine_steps=2)[1]
     assert torch.equal(torch.cat(list(tiny_model.encode_blocks(waveform.split(777), 2, refine_steps=2)), dim=1), whole)
+
+
+def test_an_evaluation_refines_for_each_number_of_quantizers(tiny_model: Codec) -> None:
+    waveform = soundfile.read(SPEECH[16000], dtype="float32")[0][:8000]
+    gain_db = tiny_model.gain_of(waveform, 16000)
+    outcomes = ModelFamily(tiny_model, [3, 1], refine_steps=2).reconstruct(Record("a", "a.wav", 8000, 16000), waveform)
+    for count, outcome in zip((3, 1), outcomes, strict=True):
+        expected = tiny_model.encode(waveform, 16000, count, gain_db=gain_db, refine_steps=2)[0]
+        assert isinstance(outcome, Reconstruction) and torch.equal(outcome.codes, expected)

@@ -71,7 +71,7 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     refine = (
         "look N times for codes that sound nearer to the input; 15 sound much better at the same bitrate, and are slow"
     )
-    add("--refine-steps", type=positive, default=0, metavar="N", help=f"{refine} (default: 0)")
+    add("--refine-steps", type=positive, default=0, metavar="N", help=refine)
     add("--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate")
     return _run(parser, argv, _encode)
 

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 
-from codec.errors import CodecError, Parser, run_command, say
+from codec.errors import CodecError, Parser, positive, run_command, say
 from codec.evaluation.results import Result, Results, write_rows
 from codec.pretrained import ALIAS
 
@@ -47,6 +47,7 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     add("--metrics", nargs="+", metavar="NAME", help=metrics)
     add("--no-stability", action="store_true", help="do not measure how codes stand changes of the input")
     add("--no-normalize", action="store_true", help="encode as codec-encode --no-normalize and live pipes do")
+    add("--refine-steps", type=positive, default=0, metavar="N", help="encode as codec-encode --refine-steps N does")
     add("--every", type=int, default=1, metavar="N", help="only every Nth utterance")
     add("--examples", type=int, default=5, metavar="N", help="utterances to listen to beside the worst ten")
     add("--workers", type=int, metavar="N", help="processes (default: one per core)")
@@ -101,6 +102,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         metrics=metrics,
         stability=bool(model) and not args.no_stability,
         normalize=not args.no_normalize,
+        refine_steps=args.refine_steps,
         device=args.device,
         out=args.out,
     )

@@ -56,6 +56,7 @@ class Plan:
     metrics: tuple[str, ...]
     stability: bool
     normalize: bool
+    refine_steps: int
     device: str
     out: Path
 
@@ -64,7 +65,7 @@ class Plan:
         families: list[Family] = []
         if self.model:
             codec = Codec.from_pretrained(self.model, self.device)
-            families.append(ModelFamily(codec, self.num_quantizers, self.normalize))
+            families.append(ModelFamily(codec, self.num_quantizers, self.normalize, self.refine_steps))
         families += [FolderFamily(name, Path(folder), kbps) for name, (folder, kbps) in self.folders.items()]
         families += [CLASSICAL[name]() for name in self.classical]
         ids = Counter(system.id for family in families for system in family.systems)

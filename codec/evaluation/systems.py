@@ -61,17 +61,21 @@ Outcome = Reconstruction | str  # or the reason why there is none
 class ModelFamily:
     """A codec of this package, with each ``num_quantizers``: by default all that it has, and halves of it.
 
-    ``normalize``: speech is brought to one level before the encoder, as ``codec-encode`` does.
+    ``normalize``: speech is brought to one level before the encoder, as ``codec-encode`` does. With ``refine_steps``, see
+    ``Codec.encode``, it is encoded anew for each number of quantizers.
     """
 
-    def __init__(self, codec: Codec, num_quantizers: Sequence[int] = (), normalize: bool = True) -> None:
+    def __init__(
+        self, codec: Codec, num_quantizers: Sequence[int] = (), normalize: bool = True, refine_steps: int = 0
+    ) -> None:
         most = codec.num_quantizers
         if odd := [count for count in num_quantizers if not 1 <= count <= most]:
             raise CodecError(f"--num-quantizers {odd[0]}: the model has 1 to {most}")
-        self.codec, self.normalize = codec, normalize
+        self.codec, self.normalize, self.refine_steps = codec, normalize, refine_steps
         self.counts = sorted(set(num_quantizers or [most >> i for i in range(most.bit_length())]), reverse=True)
         label, kbps = Path(codec.name).name, codec.bitrate / most / 1000
         how = "brought to one level and back" if normalize else "encoded at its own level"
+        how += f", codes refined in {refine_steps} steps" * (refine_steps > 0)
         how = f"{how}, encoded whole, decoded, cut to the reference's length; other sample rates resampled by soxr"
         names = {k: f"{label}, {k} quantizer{'s' * (k > 1)}" for k in self.counts}
         self.systems = [System(f"model-{k}", name, label, "model", kbps * k, how) for k, name in names.items()]
@@ -87,21 +91,26 @@ class ModelFamily:
         """In dB, with which ``[T]`` is encoded."""
         return self.codec.gain_of(waveform, sample_rate)[0] if self.normalize else 0.0
 
-    def encode(self, waveform: Tensor, sample_rate: int, num_quantizers: int) -> tuple[Tensor, float]:
+    def encode(
+        self, waveform: Tensor, sample_rate: int, num_quantizers: int, refine_steps: int = 0
+    ) -> tuple[Tensor, float]:
         """Codes ``[K, N]`` of ``[T]``, and their gain in dB."""
         gain_db = self.gain_of(waveform, sample_rate)
-        return self.codec.encode(waveform, sample_rate, num_quantizers, gain_db=gain_db)[0].cpu(), gain_db
+        codes = self.codec.encode(waveform, sample_rate, num_quantizers, gain_db=gain_db, refine_steps=refine_steps)
+        return codes[0].cpu(), gain_db
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
-        start = time.perf_counter()
-        try:
-            codes, gain_db = self.encode(torch.from_numpy(waveform), record.sample_rate, self.counts[0])
-        except CodecError as error:  # a rate or a level that no speech has
-            yield from [str(error)] * len(self.systems)
-            return
-        encoding = time.perf_counter() - start
         for count in self.counts:
             start = time.perf_counter()
+            if self.refine_steps or count == self.counts[0]:
+                try:
+                    signal = torch.from_numpy(waveform)
+                    codes, gain_db = self.encode(signal, record.sample_rate, count, self.refine_steps)
+                except CodecError as error:  # a rate or a level that no speech has
+                    yield from [str(error)] * len(self.systems)
+                    return
+                encoding = time.perf_counter() - start
+                start = time.perf_counter()
             decoded = self.codec.decode(codes[None, :count], gain_db=gain_db)[0, 0].cpu().numpy()
             fitted = fit(resample(decoded, self.codec.sample_rate, record.sample_rate), len(waveform))
             seconds = encoding + time.perf_counter() - start

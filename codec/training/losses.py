@@ -9,8 +9,6 @@ Every such loss is a mean over logits, then over discriminators: its size depend
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +18,6 @@ from codec.spectral import Planes
 from codec.training.config import LossConfig
 from codec.training.discriminators import Outputs
 
-ENVELOPE_BANDS = 24  # mel bands of the envelope term
 FEATURE_FLOOR = 1e-3  # a layer silent on recorded speech must not make the relative distance explode
 
 
@@ -54,13 +51,13 @@ class SpectralLoss(nn.Module):
         self._distances = {"mel": self._mel_distance, "stft": self._stft_distance, "envelope": self._envelope_distance}
         windows = {"mel": config.windows, "stft": config.phase_windows, "envelope": config.envelope_windows}
         self.terms = {name: windows[name] for name in windows if name == "mel" or config.weights[name]}
-        tables = {"envelope_edges": spectral.mel_edges(sample_rate, ENVELOPE_BANDS)[2:]}
+        tables = {"envelope_edges": spectral.mel_edges(sample_rate, spectral.ENVELOPE_BANDS)[2:]}
         for n_fft, n_mels in zip(config.windows, config.mels, strict=True):
             tables[f"filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, n_mels)
             tables[f"edges_{n_fft}"] = spectral.mel_edges(sample_rate, n_mels)[2:]
             tables[f"bins_{n_fft}"] = torch.fft.rfftfreq(n_fft, 1 / sample_rate)
-            tables[f"widths_{n_fft}"] = _bin_widths(sample_rate, n_fft, config.phase_scale)
-            tables[f"envelope_filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, ENVELOPE_BANDS)
+            tables[f"widths_{n_fft}"] = spectral.bin_widths(sample_rate, n_fft, config.phase_scale)
+            tables[f"envelope_filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, spectral.ENVELOPE_BANDS)
         for name, table in tables.items():  # they move with the module between devices, and are no part of its state
             self.register_buffer(name, table, persistent=False)
 
@@ -93,15 +90,6 @@ def _mean_over_bands(values: Tensor, edges: Tensor, bandwidth: Tensor) -> Tensor
     """Mean of ``values [B, M]`` over those of each item's bands that end within its ``bandwidth``, then over items."""
     inside = (edges <= bandwidth[:, None]).float()
     return ((values * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)).mean()
-
-
-def _bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -> Tensor:
-    """How much each bin counts, ``[n_fft // 2 + 1]``, of sum 1."""
-    frequencies, half = torch.fft.rfftfreq(n_fft, 1 / sample_rate), sample_rate / n_fft / 2
-    widths = torch.ones_like(frequencies)
-    if scale == "mel":
-        widths = spectral.hz_to_mel(frequencies + half) - spectral.hz_to_mel(frequencies - half)
-    return widths / widths.sum()
 
 
 # ---- adversarial ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import sys
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.quantizers import SimVQ
@@ -38,21 +38,17 @@ def latents(count: int, mean: float) -> Tensor:
     return torch.randn(count, DIM) / torch.arange(1, DIM + 1) @ turn + mean
 
 
-def build(name: str, codes: int) -> nn.Module:
-    """A quantizer of latents ``[N, DIM]``, or with theirs ``[1, N, DIM]``."""
-    if name == "theirs":
-        return importlib.import_module(THEIRS).SimVQ(dim=DIM, codebook_size=codes)
-    return SimVQ(DIM, codes, DIM, channel_first=False, init="first_batch" if name == "ours" else None)
-
-
 def measure(name: str, codes: int, steps: int, mean: float) -> str:
     """Train one quantizer; a row of the table."""
     torch.manual_seed(0)
-    quantizer = build(name, codes)
+    if name == "theirs":
+        quantizer = importlib.import_module(THEIRS).SimVQ(dim=DIM, codebook_size=codes)
+    else:
+        quantizer = SimVQ(DIM, codes, DIM, channel_first=False, init="first_batch" if name == "ours" else None)
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=1e-2)
     before, times = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     for _ in range(steps):
-        batch = latents(BATCH, mean).requires_grad_()[None]
+        batch = latents(BATCH, mean).requires_grad_()[None]  # [1, N, DIM], the only shape that theirs takes
         began = time.process_time()
         quantized, _, loss = quantizer(batch)
         optimizer.zero_grad()
@@ -60,7 +56,7 @@ def measure(name: str, codes: int, steps: int, mean: float) -> str:
         optimizer.step()
         times.append(1000 * (time.process_time() - began))
     memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024  # MiB on Linux, where it counts KiB
-    new, table = latents(MEASURED, mean), getattr(quantizer, "codebook").detach()  # noqa: B009 - both have it
+    new, table = latents(MEASURED, mean), quantizer.codebook.detach()
     found = nearest(new, table)
     used, error = len(found.unique()), (new - table[found]).square().sum() / (new - new.mean(dim=0)).square().sum()
     share, ms = f"{used:,} ({used / codes:.1%})", statistics.median(times)

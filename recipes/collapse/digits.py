@@ -26,18 +26,6 @@ HELD_OUT = 297  # images
 WIDTH = 64
 
 
-def encoder() -> nn.Sequential:
-    """Images ``[B, 1, 8, 8]`` to latents ``[B, 32, 4, 4]``."""
-    first, second = nn.Conv2d(1, WIDTH, 3, stride=2, padding=1), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
-    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), nn.Conv2d(WIDTH, 32, 1))
-
-
-def decoder() -> nn.Sequential:
-    """Latents ``[B, 32, 4, 4]`` to images ``[B, 1, 8, 8]``."""
-    first, second = nn.Conv2d(32, WIDTH, 3, padding=1), nn.ConvTranspose2d(WIDTH, WIDTH, 4, stride=2, padding=1)
-    return nn.Sequential(first, nn.GELU(), second, nn.GELU(), nn.Conv2d(WIDTH, 1, 3, padding=1))
-
-
 def train(args: argparse.Namespace) -> int:
     """Train, then say what became of the codes."""
     from sklearn.datasets import load_digits
@@ -45,7 +33,11 @@ def train(args: argparse.Namespace) -> int:
     torch.manual_seed(args.seed)
     images = torch.from_numpy(load_digits().images).float()[:, None] / 16  # in [0, 1]
     held_out, images = images[torch.randperm(len(images))].split([HELD_OUT, len(images) - HELD_OUT])
-    encode, decode = encoder(), decoder()
+    # images [B, 1, 8, 8] to latents [B, 32, 4, 4], and back
+    down, inner = nn.Conv2d(1, WIDTH, 3, stride=2, padding=1), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+    encode = nn.Sequential(down, nn.GELU(), inner, nn.GELU(), nn.Conv2d(WIDTH, 32, 1))
+    outer, up = nn.Conv2d(32, WIDTH, 3, padding=1), nn.ConvTranspose2d(WIDTH, WIDTH, 4, stride=2, padding=1)
+    decode = nn.Sequential(outer, nn.GELU(), up, nn.GELU(), nn.Conv2d(WIDTH, 1, 3, padding=1))
     build = SimVQ if args.quantizer == "simvq" else QUANTIZERS[args.quantizer]
     quantizer: Quantizer = build(dim=32, codebook_size=args.codes, codebook_dim=4)
     model = nn.ModuleList([encode, quantizer, decode])

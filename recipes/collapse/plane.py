@@ -24,7 +24,7 @@ from codec.config import QuantizerConfig
 from codec.errors import EXIT_OK, Parser, run_command
 from codec.files import atomic_write, save_picture, write_json
 from codec.health import effective_dimension, stage_health
-from codec.quantizers import Quantizer, SimVQ, build_quantizer
+from codec.quantizers import SimVQ, build_quantizer
 
 CODES = 256  # on the plane
 BATCH = 64  # points per step
@@ -33,15 +33,10 @@ COLOURS = {"vq": "tab:red", "simvq": "tab:blue"}
 TITLES = {"vq": "plain VQ", "simvq": "SimVQ: one linear layer"}
 
 
-def quantizer_2d(kind: str, codes: int, seed: int, **settings: Any) -> Quantizer:
-    """VQ or SimVQ with two dimensions and no projection; both draw the same table for one seed."""
+def quantizer_2d(kind: str, codes: int, seed: int, **settings: Any) -> Any:
+    """VQ or SimVQ, each with its ``codebook [V, 2]`` and no projection; both draw the same table for one seed."""
     torch.manual_seed(seed)
     return build_quantizer(QuantizerConfig(kind=kind, codebook_size=codes, codebook_dim=2, **settings), 2)
-
-
-def table_of(quantizer: Any) -> Tensor:
-    """The effective codes ``[V, 2]`` of VQ or SimVQ as they are now."""
-    return quantizer.codebook.clone()
 
 
 def cloud(count: int, generator: torch.Generator) -> Tensor:
@@ -84,7 +79,7 @@ def follow(kind: str, shape: str, steps: int, seed: int = 0) -> History:
     tables, alive = [], []
     for _ in range(steps):
         points = SHAPES[shape](BATCH, generator).t()[None]
-        tables.append(table_of(quantizer))
+        tables.append(quantizer.codebook.clone())
         output = quantizer(points)
         recent.append(output.codes.flatten())
         alive.append(torch.bincount(torch.cat(tuple(recent)), minlength=CODES) > 0)
@@ -92,7 +87,7 @@ def follow(kind: str, shape: str, steps: int, seed: int = 0) -> History:
         output.codebook_loss.mean().backward()
         optimizer.step()
     codes = quantizer(SHAPES[shape](20_000, generator).t()[None]).codes
-    moved = (table_of(quantizer) - tables[0]).norm(dim=1) > 1e-6
+    moved = (quantizer.codebook - tables[0]).norm(dim=1) > 1e-6
     return History(torch.stack(tables), torch.stack(alive), len(codes.unique()) / CODES, float(moved.float().mean()))
 
 
@@ -135,23 +130,12 @@ def animate(path: Path, histories: dict[tuple[str, str], History], frames: int) 
 # ---- why: what one step moves -------------------------------------------------------------------------------------------
 
 
-def predicted_move(basis: Tensor, codes: Tensor, gradients: Tensor, learning_rate: float) -> Tensor:
-    """How far every code ``[V, d]`` moves in one SGD step on the map W of ``E = C W``: ``-lr * c_i sum_j c_j^T g_j``.
-
-    Since ``dL/dW = sum_j c_j^T g_j`` and ``e_i = c_i W``. After Su Jianlin's note on SimVQ (kexue.fm 10519). Exact where
-    the basis is frozen; a learned bias adds ``-lr * sum_j g_j`` to every code.
-
-    Args:
-        basis: ``C [V, d]``.
-        codes: ``[M]``, the selected codes.
-        gradients: ``g [M, d]``, of the loss by each selected row of E.
-        learning_rate: of SGD.
-    """
-    return -learning_rate * basis @ (basis[codes].t() @ gradients)
-
-
 def one_step(path: Path) -> dict[str, float]:
-    """One SGD step for one point, drawn; returns the largest deviation from the formula and who moved."""
+    """One SGD step for one point, drawn; returns the largest deviation from the formula and who moved.
+
+    The formula is that of ``codec/quantizers/simvq.py``: without b every code moves by ``-lr * c_i sum_j c_j^T g_j``, as
+    ``dL/dW = sum_j c_j^T g_j`` and ``e_i = c_i W``. After Su Jianlin's note on SimVQ (kexue.fm 10519).
+    """
     from matplotlib.figure import Figure
 
     figure = Figure((8.4, 3.9), layout="tight")
@@ -160,16 +144,16 @@ def one_step(path: Path) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for axis, kind in zip(axes, COLOURS, strict=True):
         quantizer = quantizer_2d(kind, 60, seed=3, map_bias=kind != "simvq")  # without one the formula is exact
-        rate, before = 0.45, table_of(quantizer)
+        rate, before = 0.45, quantizer.codebook.clone()
         output = quantizer(point.t()[None])
         chosen = output.codes.flatten()
         output.codebook_loss.sum().backward()
         torch.optim.SGD(quantizer.parameters(), lr=rate).step()
-        move = table_of(quantizer) - before
+        move = quantizer.codebook - before
         numbers[f"{kind}_moved"] = float((move.norm(dim=1) > 1e-7).float().mean())
         if isinstance(quantizer, SimVQ):
-            gradients = 2 * (before[chosen] - point) / point.numel()
-            expected = predicted_move(quantizer.basis, chosen, gradients, rate)
+            gradients = 2 * (before[chosen] - point) / point.numel()  # of the loss by each chosen row of E
+            expected = -rate * quantizer.basis @ (quantizer.basis[chosen].t() @ gradients)
             numbers["formula_largest_deviation"] = float((move - expected).abs().max())
             numbers["largest_move"] = float(move.abs().max())
         axis.quiver(*before.t(), *move.t(), angles="xy", scale_units="xy", scale=1, color=COLOURS[kind], width=0.004)

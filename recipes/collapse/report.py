@@ -287,12 +287,6 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
     save_picture(figure, path)
 
 
-def filled(text: str, bodies: dict[str, str]) -> str:
-    """A page with every marked table replaced."""
-    marks = re.compile("(<!-- table (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-    return marks.sub(lambda m: f"{m[1]}{bodies[m[2]]}\n{m[3]}" if m[2] in bodies else m[0], text)
-
-
 def write_report(places: Sequence[Path], into: Path | None) -> int:
     """Write results, pictures and tables to ``into``, by default the first folder; returns the exit code."""
     results = read_results(places)
@@ -303,8 +297,10 @@ def write_report(places: Sequence[Path], into: Path | None) -> int:
     bodies, pages, toys = tables(results), sorted(into.glob("*.md")), into / "toys.json"
     if toys.is_file():  # toys.py writes it
         bodies["experts"] = experts_table(json.loads(toys.read_text(encoding="utf-8"))["mixture"])
+    marked = re.compile("(<!-- table (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
     for page in pages:
-        write_text(page, filled(page.read_text(encoding="utf-8"), bodies))
+        text = page.read_text(encoding="utf-8")
+        write_text(page, marked.sub(lambda m: f"{m[1]}{bodies[m[2]]}\n{m[3]}" if m[2] in bodies else m[0], text))
     if not pages:
         print("\n\n".join(f"{name}\n{body}" for name, body in bodies.items()))
     return EXIT_OK

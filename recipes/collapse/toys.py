@@ -143,6 +143,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run both toys and write what came out."""
     began = time.process_time()
+    args.out.mkdir(parents=True, exist_ok=True)
     maps = [
         {"map": name, "dim": dim, **summary([follow(settings, dim, seed, args.steps) for seed in SEEDS])}
         for name, settings in MAPS.items() for dim in DIMS

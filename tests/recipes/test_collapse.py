@@ -31,7 +31,7 @@ TINY = {
         {"quantizers": ["vq"], "codebook_sizes": [32], "starts": ["first_batch", "after"]},
     ],
     "batch_size": 2, "segment_seconds": 0.25, "warmup": 2, "steps": 3, "ramp": 1, "held_out": 2,
-    "measure_segments": 3, "measure_seconds": 0.5, "listen_segments": 2, "match_segments": 4, "window": 2,
+    "measure_segments": 3, "measure_seconds": 0.5, "listen_segments": 2, "match_segments": 4,
 }  # fmt: skip
 
 
@@ -61,9 +61,9 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, refused:
     after = json.loads(again["vq-32-after-seed0.json"])
     assert after["steps"] == 0 and after["first_step"] == 5 and after["measured"]["mel"] != vq["measured"]["mel"]
     directions = after["measured"]["directions"]
-    assert directions["variance"] == sorted(directions["variance"], reverse=True) and min(directions["heard"]) > 0
+    assert directions["variance"] == sorted(directions["variance"], reverse=True) and min(directions["heard"]) >= 0
     for error, variance in zip(directions["error"], directions["variance"], strict=True):
-        assert error <= 1.001 * variance
+        assert error <= 1.001 * variance + 1e-9  # a direction of hardly any variance may be rounded to none
 
     page = tmp_path / "page"
     page.mkdir()
@@ -165,7 +165,7 @@ def test_the_page_shows_what_its_text_says(page: Any) -> None:
 @pytest.mark.parametrize(("kind", "name"), [("vq", "PlainVQ"), ("simvq", "SimVQ")])
 def test_a_step_of_the_page_is_a_step_of_the_project(page: Any, kind: str, name: str) -> None:
     quantizer = plane.quantizer_2d(kind, 100, seed=0).double()
-    first, batches = plane.table_of(quantizer).double(), 2 * torch.randn(5, 64, 2, dtype=torch.float64) + 1
+    first, batches = quantizer.codebook.double(), 2 * torch.randn(5, 64, 2, dtype=torch.float64) + 1
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=1.0)
     for batch in batches:
         optimizer.zero_grad()
@@ -176,7 +176,7 @@ def test_a_step_of_the_page_is_a_step_of_the_project(page: Any, kind: str, name:
         for (const points of arguments[1]) step(quantizer, points);
         return [...quantizer.table];"""
     table = page.execute_script(script, first.flatten().tolist(), batches.flatten(1).tolist())
-    torch.testing.assert_close(torch.tensor(table).view(-1, 2), plane.table_of(quantizer).float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.tensor(table).view(-1, 2), quantizer.codebook, atol=1e-5, rtol=1e-5)
 
 
 def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, refused: Refused) -> None:
