@@ -67,8 +67,6 @@ def complex_distance(decoded: Planes, recorded: Planes, weights: Tensor, exponen
 
 def _compressed(spectrum: Planes, exponent: float) -> Planes:
     """The magnitude raised to ``exponent``, the phase kept."""
-    if exponent == 1:
-        return spectrum
     power = spectrum.power + PHASE_FLOOR**2
     gain = power ** ((exponent - 1) / 2)
     return Planes(spectrum.real * gain, spectrum.imaginary * gain, power)
