@@ -260,9 +260,8 @@ class AudioReader(AbstractContextManager["AudioReader"]):
                     yield block
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
-        with np.errstate(divide="ignore", invalid="ignore"):  # a mix, or every channel, without any sound
-            loss = 10 * np.log10(np.divide(self._loudest, self._mixed))
-        if loss > 20 * np.log10(self._mixed_channels) + CANCELLING_DB:
+        if self._loudest > self._mixed * self._mixed_channels**2 * 10 ** (CANCELLING_DB / 10):
+            loss = 10 * np.log10(self._loudest / self._mixed) if self._mixed else np.inf
             text = "its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)"
             log.warning(f"%s: {text}", self.name, loss)
 
@@ -331,14 +330,13 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
     At the end the file is read back: what is there then is all that was written.
 
     Args:
-        path: of the file; one that exists is overwritten.
+        path: of the file, in a folder that can be written to; one that exists is overwritten.
         sample_rate: in Hz.
         num_samples: how many will be written, if known: too many for a WAV file make it RF64, its 64-bit variant.
         name: how messages call it.
 
     Raises:
         AudioError: the format does not take this sample rate or is unknown; the disk is full.
-        OSError: the file cannot be made.
     """
 
     def __init__(self, path: Path, sample_rate: int, num_samples: int = 0, name: str | None = None) -> None:
@@ -354,7 +352,6 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
         if lacks.get(subtype):
             text = f"{subtype.capitalize()} has no sample rate {sample_rate} Hz; take .wav or .flac"
             raise AudioError(f"{self.name}: {text}, or the model's own rate (--native-rate)")
-        open(path, "ab").close()  # the system's own words for a missing or forbidden folder
         try:
             system_path = str(path) if os.name == "nt" else os.fsencode(path)  # as text it must be UTF-8
             self._file = soundfile.SoundFile(system_path, "w", sample_rate, 1, subtype, format=file_format)

@@ -262,41 +262,28 @@ REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 JOINED_PAGES = 100  # a recording of a broadcast may have its head and then pages from so far behind it, or farther
 
 
-@dataclass
-class _Link:
-    """One of the files that follow each other in a chained Ogg file."""
-
-    start: int
-    stop: int = 0  # of its last page
-    last: dict[bytes, bytes] = field(default_factory=dict)  # by stream: the head of its last page
-
-
 def _ogg_parts(source: _Source) -> list[Part]:
     """One part per link: libsndfile reads the first alone, and does not miss its first and last pages of audio."""
-    links: list[_Link] = []
+    # where each link begins, and by stream the end, number and flags of its last page
+    links: list[tuple[int, dict[bytes, tuple[int, int, int]]]] = []
     in_head = 0  # the streams of a link begin all together, before any goes on
     for position, page in _ogg_pages(source):
         if not links or (page[5] & 2 and not in_head):
-            links.append(_Link(position))
-        link, in_head, stream = links[-1], page[5] & 2, page[14:18]
-        expected = _number_of(link.last[stream]) + 1 if stream in link.last else 0
-        if expected < (number := _number_of(page)) < expected + JOINED_PAGES:
+            links.append((position, {}))
+        (_, last), in_head, stream, number = links[-1], page[5] & 2, page[14:18], int.from_bytes(page[18:22], "little")
+        expected = last[stream][1] + 1 if stream in last else 0
+        if expected < number < expected + JOINED_PAGES:
             raise source.damage(f"page {number} of an Ogg stream stands where page {expected} should be")
-        link.stop, link.last[stream] = position + len(page), page[:27]
+        last[stream] = position + len(page), number, page[5]
     parts = []
-    for link, stop in zip(links, [*(link.start for link in links[1:]), source.end], strict=True):
-        note = f"{len(link.last)} streams are in it, of which one is read" if len(link.last) > 1 else ""
-        if not all(head[5] & 4 for head in link.last.values()):
+    for (start, last), stop in zip(links, [*(start for start, _ in links[1:]), source.end], strict=True):
+        note = f"{len(last)} streams are in it, of which one is read" if len(last) > 1 else ""
+        if not all(flags & 4 for *_, flags in last.values()):
             note = "an Ogg stream in it has no last page and may be cut short"
-            if link.stop < stop:
+            if max(end for end, *_ in last.values()) < stop:
                 raise source.damage("an Ogg stream ends in bytes that are no Ogg page")
-        parts.append(Part(source.file, [range(link.start, stop)], note=note))
+        parts.append(Part(source.file, [range(start, stop)], note=note))
     return parts
-
-
-def _number_of(page: bytes) -> int:
-    """That of an Ogg page within its stream."""
-    return int.from_bytes(page[18:22], "little")
 
 
 def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:

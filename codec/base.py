@@ -206,17 +206,18 @@ class CodecBase(Generic[Signal]):
         Raises:
             CodecError: a shape or type that cannot be, or a code outside ``0 <= code < codebook_size``.
         """
-        codes = self._integers(codes[None] if getattr(codes, "ndim", 0) == 2 else codes, "[B, K, N]")
+        codes = codes[None] if getattr(codes, "ndim", 0) == 2 else codes
+        codes = self._checked(codes, "codes", "[B, K, N]", integers=True)
         batch, most, frames = codes.shape
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
         sizes = [self.num_frames(length) for length in samples]
         parts = [item[:, :size] for item, size in zip(codes, sizes, strict=True)]
         for part in parts:
-            self._check_range(part)
+            self._check_stages(part)
         gains = _checked_gains(gain_db, batch)
         if exact:
-            windows = self._waveform_windows(self._decoded, *([part[:count]] for part in parts))
+            windows = self._computed(self._decoded, ([part[:count]] for part in parts), self.decoder_context, 1)
             audio = self._divided([window[None] for window in windows], [size * self.hop_length for size in sizes])
         else:
             audio = list(self._decoded_at_once(codes[:, :count], samples))
@@ -237,7 +238,7 @@ class CodecBase(Generic[Signal]):
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
         checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
-        yield from self._waveform_windows(self._decoded, checked)
+        yield from self._computed(self._decoded, [checked], self.decoder_context, 1)
 
     def _mono_items(self, waveform: Any, sample_rate: int, lengths: Any) -> tuple[list[Signal], int]:
         """Every item of a batch as float32 ``[T]``, without its padding, and the sample rate.
@@ -248,7 +249,7 @@ class CodecBase(Generic[Signal]):
         if len(shape) == 1 or (len(shape) == 2 and (shape[0] == 1 or shape[0] <= FEW_CHANNELS < shape[1])):
             waveform = waveform[(None,) * (3 - len(shape))]
         others = f", or [T], or [C, T] of at most {FEW_CHANNELS} channels"
-        waveform = self._floats(waveform, "waveform", "[B, C, T]", others)
+        waveform = self._checked(waveform, "waveform", "[B, C, T]", others)
         batch, channels, samples = waveform.shape
         if channels > MOST_CHANNELS and channels > samples:
             advice = "if it is [B, T, C], give waveform.swapaxes(1, 2)"
@@ -264,26 +265,17 @@ class CodecBase(Generic[Signal]):
             return items
         return [self.from_numpy(resample(self.to_numpy(item), rate, self.sample_rate)) for item in items]
 
-    def _frame_windows(self, *items: Any) -> Iterator[Signal]:
-        """What the encoder gives ``[..., n]``, window by window, of one item after another, each in blocks ``[T]``."""
-        return self._of_samples(self._encoded, self.encoder_context, items)
-
     def _code_windows(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
-        """Codes ``[K, n]``, window by window, of the same."""
+        """Codes ``[K, n]``, window by window, of one item after another, each in blocks ``[T]``."""
+        checked = (self._each(blocks, self._checked_block) for blocks in items)
         if not refine_steps:
-            return (self._codes_of(frames, count) for frames in self._frame_windows(*items))
+            frames = self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
+            return (self._codes_of(each, count) for each in frames)
         # a code is heard as far as the decoder looks back, and what is heard there depends on further codes
         around = self.decoder_context.left + self.decoder_context.right
         context = Context(self.encoder_context.left + around, self.encoder_context.right + around)
-        return self._of_samples(partial(self._refined, count=count, steps=refine_steps), context, items)
-
-    def _of_samples(self, compute: Callable[[Signal], Signal], context: Context, items: Any) -> Iterator[Signal]:
-        checked = (self._each(blocks, self._checked_block) for blocks in items)
-        return self._computed(compute, checked, context, self.hop_length)
-
-    def _waveform_windows(self, decode: Callable[[Signal], Signal], *items: Iterable[Signal]) -> Iterator[Signal]:
-        """Waveform ``[t]``, window by window, of one item's codes or latents after another, in blocks ``[..., n]``."""
-        return self._computed(decode, items, self.decoder_context, 1)
+        refined = partial(self._refined, count=count, steps=refine_steps)
+        return self._computed(refined, checked, context, self.hop_length)
 
     def _finite(self, values: Signal) -> Signal:
         """What a network gives; a CodecError if it holds NaN or infinity."""
@@ -359,40 +351,33 @@ class CodecBase(Generic[Signal]):
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
         """The codes as int64, if they can be this model's and of this ``shape``."""
-        codes = self._integers(values, shape)
-        self._check_range(codes)
+        codes = self._checked(values, "codes", shape, integers=True)
+        self._check_stages(codes)
         return codes
 
-    def _check_range(self, codes: Signal) -> None:
+    def _check_stages(self, codes: Signal) -> None:
+        if codes.shape[-2] > self.num_quantizers:
+            raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
         if codes.min() < 0 or codes.max() >= self.codebook_size:
             raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
 
-    def _integers(self, values: Any, shape: str) -> Signal:
-        """As int64, if they are of this ``shape`` and have as many stages as codes can have."""
-        codes = self._array(values, integers=True)
-        if codes is None or codes.ndim != shape.count(",") + 1:
-            raise CodecError(f"codes must be an integer {self._noun} {shape}, not {kind_of(values)}")
-        if not 1 <= codes.shape[-2] <= self.num_quantizers:
-            raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
-        if 0 in codes.shape:
-            raise CodecError("codes are empty")
-        return codes
-
-    def _floats(self, values: Any, name: str, shape: str, or_else: str = "") -> Signal:
-        """As float32, if it is of a shape such as ``[B, 1, T]``; the message says what ``or_else`` is taken."""
-        array, axes = self._array(values, integers=False), shape.strip("[]").split(", ")
+    def _checked(self, values: Any, name: str, shape: str, or_else: str = "", integers: bool = False) -> Signal:
+        """As float32 or int64, if it is of a shape such as ``[B, 1, T]``; the message says what ``or_else`` is taken."""
+        array, axes = self._array(values, integers=integers), shape.strip("[]").split(", ")
         sizes = () if array is None else tuple(array.shape)
         if len(sizes) != len(axes) or any(a.isdigit() and a != str(b) for a, b in zip(axes, sizes, strict=True)):
-            advice = "; divide 16-bit values by 32768" if "int" in str(getattr(values, "dtype", "")) else ""
-            raise CodecError(f"{name} must be a float {self._noun} {shape}{or_else}, not {kind_of(values)}{advice}")
+            kind = f"{'an integer' if integers else 'a float'} {self._noun} {shape}{or_else}"
+            scaled = integers or "int" not in str(getattr(values, "dtype", ""))
+            advice = "" if scaled else "; divide 16-bit values by 32768"
+            raise CodecError(f"{name} must be {kind}, not {kind_of(values)}{advice}")
         if 0 in sizes and len(axes) > 1:  # a block may be empty
-            raise CodecError(f"{name} is empty")
+            raise CodecError(f"{name} must not be empty")
         assert array is not None
         return array
 
     def _checked_block(self, values: Any) -> Signal:
         """As float32 ``[T]``."""
-        block = self._floats(values, "a block", "[T]")
+        block = self._checked(values, "a block", "[T]")
         check_peak(block)
         return block
 
@@ -413,6 +398,8 @@ class CodecBase(Generic[Signal]):
     _num_threads = 1  # windows computed side by side
     _divisor = 1  # see _windows
     _array: Callable[..., Signal | None]  # values as float32, or int64 if ``integers``; None if they are none of these
+    to_numpy: Callable[[Signal], NDArray[Any]]  # what this codec gives, as an array
+    from_numpy: Callable[[NDArray[Any]], Signal]  # an array as what this codec takes
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
     _encoded: Callable[[Signal], Signal]  # what the encoder makes [..., n] of a window [T]
     _codes_of: Callable[[Signal, int], Signal]  # of what _encoded gave the codes [K, n], for K
@@ -451,14 +438,6 @@ class CodecBase(Generic[Signal]):
 
     def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
         """Decodes a batch of codes chunk by chunk; together the waveform of :meth:`decode`, but for rounding."""
-        raise NotImplementedError
-
-    def to_numpy(self, signal: Signal) -> NDArray[Any]:
-        """What this codec gives, as an array."""
-        raise NotImplementedError
-
-    def from_numpy(self, array: NDArray[Any]) -> Signal:
-        """An array as what this codec takes."""
         raise NotImplementedError
 
     def _encoded_at_once(self, items: list[Signal], count: int) -> Signal:

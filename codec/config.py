@@ -11,7 +11,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from reprlib import repr as short_repr
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from codec.errors import CodecError
 
@@ -285,8 +285,7 @@ class CodecConfig:
         return (total, True) if total < window else (total - window, False)
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(NamedTuple):
     """How far a network looks: frames to the left and to the right of the one it computes."""
 
     left: int

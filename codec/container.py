@@ -248,7 +248,7 @@ class Reader:
                 block = self._next_block(frames)
                 self._blocks, self._frames = self._blocks + 1, self._frames + frames
                 yield block
-        except _LostError as error:
+        except ContainerError as error:  # it cannot be told where the next block begins
             if self.header.num_samples is None:
                 samples = self._frames * self.header.hop_length * self.header.original_sample_rate
                 self.header = replace(self.header, num_samples=samples // self.header.sample_rate)
@@ -260,13 +260,12 @@ class Reader:
 
     def intact(self) -> Iterator[Codes]:
         """The blocks; the first damage is raised as a ContainerError."""
-        blocks, advice = self.blocks(), "no block is intact"
+        blocks, intact = self.blocks(), False
         for block in blocks:
             if isinstance(block, Damage):
-                if not all(isinstance(other, Damage) for other in blocks):
-                    advice = SALVAGE
-                raise ContainerError(f"{block.reason}; {advice}")
-            advice = SALVAGE
+                intact = intact or not all(isinstance(other, Damage) for other in blocks)
+                raise ContainerError(f"{block.reason}; {SALVAGE if intact else 'no block is intact'}")
+            intact = True
             yield block
 
     def _next_frames(self) -> int:
@@ -275,13 +274,13 @@ class Reader:
             head = self._read(3)
             frames = max(head, key=head.count)
             if head.count(frames) == 1:
-                raise _LostError(f"the head of block {self._blocks + 1} is damaged: what follows cannot be found")
+                raise ContainerError(f"the head of block {self._blocks + 1} is damaged: what follows cannot be found")
             if frames:
                 return frames
             end = _without_checksum(self._read(8 + _CRC.size)) or b""
             header = replace(self.header, num_samples=min(int.from_bytes(end, "little"), _UNKNOWN - 1))
             if not end or header.num_frames < self._frames:
-                raise _LostError("the end is damaged (its checksum is wrong, or it says less than there was)")
+                raise ContainerError("the end is damaged (its checksum is wrong, or it says less than there was)")
             self.header = header
         return min(self._frames_per_block, self.header.num_frames - self._frames)
 
@@ -302,12 +301,8 @@ class Reader:
         data = _read(self._stream, size)
         if len(data) < size:
             count = f"{self.num_blocks - self._blocks} of {self.num_blocks} blocks are"
-            raise _LostError(f"truncated: {'its end is' if self.header.num_samples is None else count} missing")
+            raise ContainerError(f"truncated: {'its end is' if self.header.num_samples is None else count} missing")
         return data
-
-
-class _LostError(ContainerError):
-    """It cannot be told where the next block begins."""
 
 
 class Writer:

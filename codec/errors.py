@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import functools
 import gc
 import io
 import math
@@ -108,10 +109,7 @@ def install(extra: str) -> str:
 def _installed(distribution: str) -> bool:
     import importlib.metadata  # here: it takes some time
 
-    try:
-        return bool(importlib.metadata.version(distribution))
-    except importlib.metadata.PackageNotFoundError:
-        return False
+    return any(importlib.metadata.distributions(name=distribution))
 
 
 def one_line(error: BaseException) -> str:
@@ -198,18 +196,13 @@ def is_postponed(number: int, frame: FrameType | None) -> bool:
     codes = [each.f_code for each, _ in traceback.walk_stack(frame)]
     if not any(code.co_name.startswith("vio_") or code.co_filename == IMPORTING for code in codes):
         return False
-    timer = threading.Timer(0.02, _send, [number])
+    # to the main thread, which wakes if it sleeps; Windows would end the process, so there it does not wake
+    main = threading.main_thread().ident or 0
+    send = signal.raise_signal if sys.platform == "win32" else functools.partial(signal.pthread_kill, main)
+    timer = threading.Timer(0.02, send, [number])
     timer.daemon = True  # where the command has ended meanwhile, nothing is left to stop
     timer.start()
     return True
-
-
-def _send(number: int) -> None:
-    """To the main thread, which wakes if it sleeps; Windows would end the process, so there it does not wake."""
-    if sys.platform == "win32":
-        signal.raise_signal(number)
-    else:
-        signal.pthread_kill(threading.main_thread().ident or 0, number)
 
 
 def say(text: str) -> None:

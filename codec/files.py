@@ -113,8 +113,7 @@ def refuse_existing(folder: Path, names: Iterable[str]) -> None:
 
 def save_picture(figure: Any, path: Path, force: bool = True) -> None:
     """Write a figure of matplotlib in the format of the suffix; without ``force`` a file that exists is a CodecError."""
-    if path.exists() and not force:
-        raise CodecError(f"{path} exists; --force overwrites it")
+    refuse_existing(path.parent, [] if force else [path.name])
     if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
         raise CodecError(f"{path}: pictures are not written as {path.suffix!r}; take .png, .pdf or .svg")
     with atomic_write(path) as temporary:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from codec.quantizers import Quantizer, QuantizerOutput
+from codec.quantizers import Quantizer, QuantizerOutput
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
     """
 
     _library, _noun = torch, "tensor"
-    _array = staticmethod(as_tensor)
+    _array, from_numpy = staticmethod(as_tensor), staticmethod(torch.from_numpy)
 
     def __init__(self, config: CodecConfig, name: str = "unnamed") -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
             num_quantizers: use the first so many stages; default all.
             quantizer_dropout: share of the items that use a random number of stages (residual quantizers).
         """
-        checked = self._floats(waveform, "waveform", "[B, 1, T]")
+        checked = self._checked(waveform, "waveform", "[B, 1, T]")
         if not torch.compiler.is_compiling():
             self._checked_block(checked.flatten())
         waveform = (waveform if isinstance(waveform, Tensor) else checked).to(self.encoder.output.weight.dtype)
@@ -122,7 +122,9 @@ class Codec(nn.Module, CodecBase[Tensor]):
     def latents(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """Latents float ``[B, D, N]`` of a waveform, not quantized: of :meth:`encode` at a gain of 0, and its errors."""
         items = self._items(waveform, sample_rate)
-        return torch.cat([torch.cat(list(self._frame_windows([item])), dim=-1) for item in items])
+        checked = ([self._checked_block(item)] for item in items)
+        windows = self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
+        return torch.cat(self._divided([*windows], [self.num_frames(len(item)) for item in items]))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Waveform float ``[B, 1, T]``, ``T = N * hop_length``, of any latents float ``[B, D, N]``, quantized or not.
@@ -130,9 +132,9 @@ class Codec(nn.Module, CodecBase[Tensor]):
         No gradients pass here. They do through ``codec.decoder(latents)``, which computes all at once and rounds otherwise.
         ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
-        latents = self._floats(latents, "latents", f"[B, {self.config.latent_dim}, N]")
-        audio = [torch.cat(list(self._waveform_windows(self._decoded_latents, [item]))) for item in latents]
-        return torch.stack(audio).unsqueeze(1)
+        latents = self._checked(latents, "latents", f"[B, {self.config.latent_dim}, N]")
+        windows = self._computed(self._decoded_latents, ([item] for item in latents), self.decoder_context, 1)
+        return torch.cat(list(windows)).view(len(latents), 1, -1)
 
     def embed(self, codes: Tensor) -> Tensor:
         """Vectors ``[B, D, N]`` of codes ``[B, k, N]``, summed over their stages, with gradient to the codebooks."""
@@ -195,10 +197,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
         return max(1, min(WINDOW_FRAMES, FRAMES_AT_ONCE // rows))
 
     def to_numpy(self, signal: Tensor) -> NDArray[Any]:
+        """What this codec gives, as an array."""
         return signal.detach().cpu().numpy()
-
-    def from_numpy(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array)
 
     def _padded(self, signal: Tensor, count: int) -> Tensor:
         return F.pad(signal, (0, count))
@@ -220,7 +220,14 @@ class Codec(nn.Module, CodecBase[Tensor]):
         except CodecError as error:
             raise refused(folder / "config.json", error) from None
         load_weights(codec, folder / "model.safetensors")
-        return _on_device(codec, device).eval()
+        try:
+            torch.zeros(1, device=device).item()  # some devices can be named but not used
+            return codec.to(device).eval()
+        except (RuntimeError, AssertionError, ImportError, TypeError) as error:
+            reason = " ".join(str(error).split(". ")[0].split("\n")[0].split())
+            if reason.startswith("Expected one of"):  # torch names two dozen
+                reason = "there is no such kind"
+            raise ModelError(f"device {device} cannot be used here: {reason}; use --device cpu") from None
 
     def save_pretrained(self, folder: str | Path, bits: Bits = 32, base: str | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``; from_pretrained reads them back to an equal model.
@@ -243,13 +250,3 @@ class Codec(nn.Module, CodecBase[Tensor]):
         folder.mkdir(parents=True, exist_ok=True)
         save_weights(self.state_dict(), folder / "model.safetensors", bits, base)
         write_json(folder / "config.json", to_dict(self.config), indent=2)
-
-
-def _on_device(codec: Codec, device: str | torch.device) -> Codec:
-    try:
-        torch.zeros(1, device=device).item()  # some devices can be named but not used
-        return codec.to(device)
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:
-        reason = " ".join(str(error).split(". ")[0].split("\n")[0].split())
-        reason = "there is no such kind" if reason.startswith("Expected one of") else reason  # torch names two dozen
-        raise ModelError(f"device {device} cannot be used here: {reason}; use --device cpu") from None

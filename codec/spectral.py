@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -16,16 +15,10 @@ ENVELOPE_BANDS = 24  # mel bands of envelope distances
 BAND_FADE = 400.0  # Hz over which low_pass goes from all to nothing
 
 
-@functools.lru_cache(maxsize=32)
-def _window(n_fft: int, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):  # whoever comes first: it is kept for those who want gradients, too
-        return torch.hann_window(n_fft, dtype=torch.float32, device=device)
-
-
 def stft(waveform: Tensor, n_fft: int, hop_length: int) -> Tensor:
     """Complex spectrogram with a Hann window, centered, zeros beyond the ends: ``[B, T] -> [B, N, n_fft // 2 + 1]``."""
     padded = torch.nn.functional.pad(waveform, (n_fft // 2, n_fft // 2))
-    frames = padded.unfold(1, n_fft, hop_length) * _window(n_fft, waveform.device)
+    frames = padded.unfold(1, n_fft, hop_length) * torch.hann_window(n_fft, dtype=torch.float32, device=waveform.device)
     return torch.fft.rfft(frames, dim=-1)
 
 
@@ -74,8 +67,6 @@ def complex_distance(decoded: Planes, recorded: Planes, weights: Tensor, exponen
 
 def _compressed(spectrum: Planes, exponent: float) -> Planes:
     """The magnitude raised to ``exponent``, the phase kept."""
-    if exponent == 1:
-        return spectrum
     power = spectrum.power + PHASE_FLOOR**2
     gain = power ** ((exponent - 1) / 2)
     return Planes(spectrum.real * gain, spectrum.imaginary * gain, power)
@@ -98,14 +89,9 @@ def mel_decibels(samples: Tensor, sample_rate: int, width: int, height: int) -> 
     return (10 * torch.log10(mel.double() + 1e-12)).flip(0)
 
 
-def bin_frequencies(sample_rate: int, n_fft: int) -> Tensor:
-    """Center frequency of each bin in Hz, ``[n_fft // 2 + 1]``."""
-    return torch.arange(n_fft // 2 + 1) * (sample_rate / n_fft)
-
-
 def bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -> Tensor:
     """How much each bin counts on that scale, ``[n_fft // 2 + 1]``, of sum 1."""
-    frequencies, half = bin_frequencies(sample_rate, n_fft), sample_rate / n_fft / 2
+    frequencies, half = torch.fft.rfftfreq(n_fft, 1 / sample_rate), sample_rate / n_fft / 2
     widths = torch.ones_like(frequencies)
     if scale == "mel":
         widths = hz_to_mel(frequencies + half) - hz_to_mel(frequencies - half)
@@ -136,7 +122,7 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
 
     A band narrower than the bins' spacing takes the bins next to its center instead of being empty.
     """
-    frequencies = bin_frequencies(sample_rate, n_fft)[:, None]
+    frequencies = torch.fft.rfftfreq(n_fft, 1 / sample_rate)[:, None]
     spacing = sample_rate / n_fft
     edges = mel_edges(sample_rate, n_mels)
     low = torch.minimum(edges[:-2], edges[1:-1] - spacing)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,11 +30,9 @@ from codec.base import FOREVER, MOST_ROWS, checked_lengths, kind_of, native, who
 from codec.config import lag, whole_number
 from codec.errors import CodecError
 from codec.level import LARGEST_PEAK, check_peak
+from codec.quantizers import Quantizer
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
-    from codec.quantizers import Quantizer
+Stream = TypeVar("Stream", bound="_Stream")
 
 
 def as_tensor(values: Any, integers: bool) -> Tensor | None:
@@ -90,7 +88,7 @@ class _Stream:
     def device(self) -> torch.device:
         return self.state["age"].device
 
-    def __copy__(self) -> Self:
+    def __copy__(self: Stream) -> Stream:
         """Another stream of the same model that goes on from here by itself."""
         other = object.__new__(type(self))
         other.__dict__ |= self.__dict__ | {"state": dict(self.state)}
@@ -114,7 +112,7 @@ class _Stream:
             raise CodecError("the state is of another model, or of another batch size")
         self.state = {name: state[name].clone().to(self.device) for name in self.state}
 
-    def to(self, device: str | torch.device) -> Self:
+    def to(self: Stream, device: str | torch.device) -> Stream:
         """Move the state; the model moves by itself."""
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
         return self

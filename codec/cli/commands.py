@@ -25,28 +25,22 @@ TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
        %(prog)s [options] INPUT [INPUT ...] -o DIR"""
 EXIT_NOTE = "exit codes: 0 done, 1 a file, model or device cannot be used, 2 bad usage, 130 interrupted"
 
-ENCODE_EXAMPLES = f"""examples:
+ENCODE_EXAMPLES = """examples:
   codec-encode in.wav out.codes                 all quantizers of the default model
   codec-encode --bitrate 1.5 in.flac out.codes  at most 1.5 kbit/s
   codec-encode speech/ -o codes/                a folder, its tree mirrored; --skip-existing goes on after a stop
   arecord -f S16_LE -r 24000 | codec-encode - - | codec-decode - - | aplay    live; WAV is encoded as it comes
-  codec-encode speech/ -o codes/ --workers 8    on eight processes
-
-{EXIT_NOTE}"""
-DECODE_EXAMPLES = f"""examples:
+  codec-encode speech/ -o codes/ --workers 8    on eight processes"""
+DECODE_EXAMPLES = """examples:
   codec-decode out.codes out.wav
   codec-decode --num-quantizers 2 out.codes out.wav   only the first two codes of each frame
   codec-decode codes/ -o speech/ --format flac        a folder, its tree mirrored
-  codec-decode --salvage damaged.codes out.wav        silence where blocks are lost
-
-{EXIT_NOTE}"""
-INFO_EXAMPLES = f"""examples:
+  codec-decode --salvage damaged.codes out.wav        silence where blocks are lost"""
+INFO_EXAMPLES = """examples:
   codec-info --json out.codes
   codec-info codes/                all .codes files of a folder
   codec-info default               a model, by its name or folder
-  codec-info --environment         versions, devices, and what is not installed
-
-{EXIT_NOTE}"""
+  codec-info --environment         versions, devices, and what is not installed"""
 
 
 class _Lines(logging.Handler):
@@ -58,12 +52,11 @@ class _Lines(logging.Handler):
         self.said: set[str] = set()  # what is said once, of whatever file
 
     def emit(self, record: logging.LogRecord) -> None:
-        # a warning is of a file, which may be read twice
-        once = getattr(record, "once", record.getMessage() if record.levelno == logging.WARNING else None)
+        text = record.getMessage()
+        once = getattr(record, "once", text)  # a file may be read twice
         if once not in self.said:
-            say(f"{self.command}: {record.getMessage()}")
-        if once is not None:
             self.said.add(once)
+            say(f"{self.command}: {text}")
 
 
 def encode_main(argv: Sequence[str] | None = None) -> int:
@@ -140,6 +133,7 @@ def _not_empty(text: str) -> str:
 def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Namespace], int]) -> int:
     lines = _Lines(parser.prog)
     log.setLevel(logging.INFO)
+    parser.epilog = f"{parser.epilog}\n\n{EXIT_NOTE}"
     args = parser.parse_intermixed_args(_after_two_dashes(sys.argv[1:] if argv is None else argv))  # options anywhere
     if args.backend not in (None, "torch"):  # then only numpy has OpenBLAS, whose threads start slowly for nothing
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -8,18 +8,17 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from codec.errors import EXIT_FAILURE, EXIT_OK, UsageError, legible, one_line
+from codec.workers import spread
 
 STREAM = Path("-")
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One file to convert; ``-`` stands for stdin or stdout. Names are for messages."""
 
     source: Path
@@ -138,8 +137,6 @@ def run_jobs(jobs: Sequence[Job], work: Callable[[Job], bool | Exception], worke
     Raises:
         CodecError: a process was killed.
     """
-    from codec.workers import spread
-
     failures, there = Failures(), 0
     with spread(work, jobs, workers) as results:
         if len(jobs) > 1:

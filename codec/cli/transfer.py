@@ -8,7 +8,6 @@ import logging
 import shutil
 import sys
 import tempfile
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
@@ -35,13 +34,16 @@ FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24kh
 log = logging.getLogger(__name__)
 
 
-class Worker(ABC):
+class Worker:
     """Does the jobs of a command one by one; each process has one.
 
     Attributes:
         args: of the command.
         alone: whether no other process works beside this one.
     """
+
+    is_done: Callable[[Job], bool]  # whether the target, a file, is what the job gives
+    convert: Callable[[Job], None]  # does the job; what a user can mend is a CodecError or an OSError
 
     def __init__(self, args: argparse.Namespace, alone: bool) -> None:
         self.args, self.alone = args, alone
@@ -51,14 +53,6 @@ class Worker(ABC):
         """Load what all jobs need: the model, if the command names it."""
         if self.args.model is not None:
             self.load(self.args.model)
-
-    @abstractmethod
-    def is_done(self, job: Job) -> bool:
-        """Whether the target, a file, is what the job gives."""
-
-    @abstractmethod
-    def convert(self, job: Job) -> None:
-        """Do the job. What a user can mend is a CodecError or an OSError."""
 
     def load(self, model: str) -> CodecBase[Any]:
         """A model by its name, loaded once."""
@@ -131,7 +125,7 @@ def _chosen(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> in
         raise CodecError(f"--bitrate {args.bitrate:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
     text = f"using {count} of {num_quantizers} quantizers, {count * one / 1000:g} kbit/s"
     if abs(count * one - args.bitrate * 1000) > 1:
-        log.info(text, extra={"once": text})
+        log.info(text)
     return count
 
 
@@ -196,20 +190,19 @@ class FileEncoder(Worker):
         """An audio file, or samples as they come; all else from stdin or a pipe is copied first, as formats need seeking."""
         if job.source.suffix.lower() == ".codes":
             raise CodecError(f"{job.source} holds codes already; codec-decode makes audio of them")
+        source: Any = job.source
         pipe, head = None, b""
         if self.args.raw is not None:
             pipe = PcmPipe(sys.stdin.buffer, self.args.raw, self.args.channel)
         elif _is_piped(job):
             pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.args.channel)
-        if pipe is not None or not job.is_stream:
-            with pipe or AudioReader(job.source, channel=self.args.channel) as reader:
+        with ExitStack() as opened:
+            if pipe is None and job.is_stream:
+                source = opened.enter_context(tempfile.TemporaryFile())
+                source.write(head)
+                shutil.copyfileobj(opened.enter_context(_open_bytes(job)), source)
+            with pipe or AudioReader(source, job.source_name, self.args.channel) as reader:
                 yield reader
-        else:
-            with tempfile.TemporaryFile() as copy, _open_bytes(job) as rest:
-                copy.write(head)
-                shutil.copyfileobj(rest, copy)
-                with AudioReader(copy, job.source_name, self.args.channel) as reader:
-                    yield reader
 
 
 class FileDecoder(Worker):
@@ -252,8 +245,7 @@ class FileDecoder(Worker):
             else:
                 path = outputs.enter_context(_output(job, self.args.force))
                 writer = outputs.enter_context(AudioWriter(path, rate, _length(header, rate) or 0, job.target_name))
-            salvage, name = self.args.salvage, job.source_name
-            signal = _salvaged(name, header, codes.blocks(), decode) if salvage else decode(codes.intact())
+            signal = _salvaged(job.source_name, codes, decode) if self.args.salvage else decode(codes.intact())
             signal = _cut(signal, codes, codec.sample_rate)
             signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
             for block in self.followed(signal, rate, header.duration):
@@ -288,12 +280,7 @@ def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
         done += len(block)
 
 
-def _salvaged(
-    name: str,
-    header: Header,
-    blocks: Iterable[Codes | Damage],
-    decode: Callable[[Iterable[Codes]], Iterator[Block]],
-) -> Iterator[Block]:
+def _salvaged(name: str, codes: Reader, decode: Callable[[Iterable[Codes]], Iterator[Block]]) -> Iterator[Block]:
     """Decode each run of intact blocks by itself; the time of a damaged one passes in silence, a missing end is left out.
 
     Raises:
@@ -301,19 +288,19 @@ def _salvaged(
     """
     losses: list[Damage] = []  # said at the end: where no block is intact nothing is written, and the error says all
     intact = False
-    for damaged, run in itertools.groupby(blocks, lambda block: isinstance(block, Damage)):
+    for damaged, run in itertools.groupby(codes.blocks(), lambda block: isinstance(block, Damage)):
         if damaged:
             for loss in cast(Iterator[Damage], run):
                 losses.append(loss)
                 if loss.num_frames and not loss.truncated:
-                    yield np.zeros(loss.num_frames * header.hop_length, np.float32)
+                    yield np.zeros(loss.num_frames * codes.header.hop_length, np.float32)
         else:
             intact = True
             yield from decode(cast(Iterator[Codes], run))
     if losses and not intact:
         raise ContainerError(f"{losses[0].reason}; no block is intact")
     for loss in losses:
-        seconds = loss.num_frames * header.hop_length / header.sample_rate
+        seconds = loss.num_frames * codes.header.hop_length / codes.header.sample_rate
         if loss.truncated:
             effect = f"the output ends {seconds:.1f} s early" if seconds else "the output ends there"
         else:

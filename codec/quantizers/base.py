@@ -6,16 +6,13 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
 from codec.errors import CodecError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 Kept = TypeVar("Kept")
 Init = Literal["first_batch"] | None
@@ -176,7 +173,7 @@ class Quantizer(nn.Module, ABC):
             self._kept[name] = kept = writes, held, compute()
         return kept[2]
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Quantizer:
         self._kept.clear()  # writes through ``.data``, as averages of weights are put in, are not counted
         return super().train(mode)
 
@@ -300,15 +297,12 @@ def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Te
     vectors = torch.linalg.eigh(torch.cov(points.t(), correction=0)).eigenvectors
     components = vectors[:, -project_in.out_features :].flip(1)  # [D, at most d], largest first
     components = F.pad(components, (0, project_in.out_features - components.shape[1]))  # [D, d]: beyond D all are zero
-    project_in.weight.copy_(components.t())
-    project_in.bias.copy_(-(mean @ components))
-    project_out.weight.copy_(components)
-    project_out.bias.copy_(mean)
     z = (points - mean) @ components
     scale = z.square().mean().sqrt()
-    project_in.weight.div_(scale)
-    project_in.bias.div_(scale)
-    project_out.weight.mul_(scale)
+    project_in.weight.copy_(components.t() / scale)
+    project_in.bias.copy_(-(mean @ components) / scale)
+    project_out.weight.copy_(components * scale)
+    project_out.bias.copy_(mean)
     return z / scale
 
 

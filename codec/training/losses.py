@@ -55,7 +55,7 @@ class SpectralLoss(nn.Module):
         for n_fft, n_mels in zip(config.windows, config.mels, strict=True):
             tables[f"filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, n_mels)
             tables[f"edges_{n_fft}"] = spectral.mel_edges(sample_rate, n_mels)[2:]
-            tables[f"bins_{n_fft}"] = spectral.bin_frequencies(sample_rate, n_fft)
+            tables[f"bins_{n_fft}"] = torch.fft.rfftfreq(n_fft, 1 / sample_rate)
             tables[f"widths_{n_fft}"] = spectral.bin_widths(sample_rate, n_fft, config.phase_scale)
             tables[f"envelope_filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, spectral.ENVELOPE_BANDS)
         for name, table in tables.items():  # they move with the module between devices, and are no part of its state
