@@ -297,12 +297,15 @@ def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Te
     vectors = torch.linalg.eigh(torch.cov(points.t(), correction=0)).eigenvectors
     components = vectors[:, -project_in.out_features :].flip(1)  # [D, at most d], largest first
     components = F.pad(components, (0, project_in.out_features - components.shape[1]))  # [D, d]: beyond D all are zero
+    project_in.weight.copy_(components.t())
+    project_in.bias.copy_(-(mean @ components))
+    project_out.weight.copy_(components)
+    project_out.bias.copy_(mean)
     z = (points - mean) @ components
     scale = z.square().mean().sqrt()
-    project_in.weight.copy_(components.t() / scale)
-    project_in.bias.copy_(-(mean @ components) / scale)
-    project_out.weight.copy_(components * scale)
-    project_out.bias.copy_(mean)
+    project_in.weight.div_(scale)
+    project_in.bias.div_(scale)
+    project_out.weight.mul_(scale)
     return z / scale
 
 
