@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loading import encoded, flipped, full_disk
 from numpy.typing import NDArray
@@ -422,7 +422,6 @@ def test_full_disk(tmp_path: Path, suffix: str, missing: int, speech: tuple[Samp
 RATES = [(8000, 8000), (8000, 24000), (44100, 24000), (24000, 44100), (16000, 24000), (24000, 11025), (12345, 16001)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     rates=st.sampled_from(RATES),
     length=st.one_of(st.integers(1, 50), st.integers(1, 30_000)),

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loading import ASSETS, flipped
 
@@ -105,7 +105,6 @@ def read_by_documentation(data: bytes) -> tuple[list[int], str, list[list[int]]]
 # ---- what is written is read --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     size=st.one_of(st.integers(2, 2**20), st.sampled_from([2, 1023, 1024, 1025, 2**16, 2**16 + 1, 2**18, 2**20])),
     stages=st.integers(1, 9),
@@ -131,7 +130,6 @@ def test_round_trip(size: int, stages: int, frames: int, seed: int, sizes: list[
 RATES = st.integers(1000, 768_000)
 
 
-@settings(deadline=None)
 @given(samples=st.integers(0, 200_000), original=RATES, rate=RATES, hop=st.integers(1, 65535))
 def test_number_of_frames(samples: int, original: int, rate: int, hop: int) -> None:
     header, _ = make(0, num_samples=samples, original_sample_rate=original, sample_rate=rate, hop_length=hop)

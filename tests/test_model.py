@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,7 +28,6 @@ ENCODER = EncoderConfig(strides=(4, 5, 4), widths=(8, 12, 16), depths=(1, 1, 2))
 QUANTIZER = QuantizerConfig(num_quantizers=3, codebook_size=50, codebook_dim=4)
 DECODER = DecoderConfig(width=16, depth=2, n_fft=320)
 BOTH_SIDES = CodecConfig(8000, 16, False, ENCODER, QUANTIZER, DECODER)
-SINGLE = dataclasses.replace(BOTH_SIDES, quantizer=dataclasses.replace(QUANTIZER, kind="simvq", num_quantizers=1))
 CONFIGS = {"both_sides": BOTH_SIDES, "causal": dataclasses.replace(BOTH_SIDES, causal=True)}
 
 
@@ -104,7 +103,6 @@ def test_a_linear_layer_is_torchs_however_computed(rows: int, product: Any, monk
     assert torch.autograd.gradcheck(layer, x.double().requires_grad_(), fast_mode=True)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     pieces=st.lists(st.integers(0, 40), max_size=8),
     size=st.integers(1, 9),
