@@ -1,7 +1,6 @@
 """The commands run on torch or on ONNX Runtime, whatever of both is here, and say in one line what is missing."""
 
 import sys
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import numpy as np
@@ -55,17 +54,10 @@ def test_without_torch(tiny_model_folder: Path, run: Run, sound: Samples, capsys
     assert capsys.readouterr().out == done.stdout
 
 
-class Broken(MetaPathFinder):
-    """Finds a torch whose library is missing."""
-
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == "torch":
-            raise ImportError("libtorch_cpu.so: cannot open shared object file")
-
-
 def test_a_broken_torch(run: Run, encoded: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    monkeypatch.syspath_prepend(Path.cwd())
+    Path("torch.py").write_text("raise ImportError('libtorch_cpu.so: cannot open shared object file')")
     reason = "torch cannot be used (libtorch_cpu.so: cannot open shared object file)"
     for backend in ([], ["--backend", "torch"]):
         message = f"codec-encode: error: {reason}; install it again, or take --backend onnx\n"

@@ -74,6 +74,7 @@ def write_tiny(kind: str, folder: Path) -> None:
 
 def write_shipped(name: str) -> None:
     codec = Codec.from_pretrained(name)
+    (HERE / name).mkdir(exist_ok=True)
     for path in CLIPS:
         waveform, rate = speech(path)
         codes = codec.encode(waveform, rate)
@@ -121,8 +122,6 @@ def machine() -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name in (*QUANTIZERS, *SHIPPED):
-        (HERE / name).mkdir(exist_ok=True)
     for kind in QUANTIZERS:
         write_tiny(kind, HERE / kind)
     for name in SHIPPED:
@@ -132,11 +131,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         losses = training_losses(Path(temporary))
         numbers = report_numbers(Path(temporary))
-    for name, values in (
-        ("fingerprints", fingerprints),
-        ("training", {"machine": machine(), "points": losses}),
-        ("report", numbers),
-    ):
+    files = {"fingerprints": fingerprints, "training": {"machine": machine(), "points": losses}, "report": numbers}
+    for name, values in files.items():
         (HERE / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
 
 

@@ -121,10 +121,10 @@ def streamed(graph: Path, signal: NDArray[Any], unit: int, totals: NDArray[Any])
     given, *others = session.get_inputs()
     output, *following = (entry.name for entry in session.get_outputs())
     kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-    state = {
-        entry.name: np.zeros([size if isinstance(size, int) else len(signal) for size in entry.shape], kinds[entry.type])
-        for entry in others
-    }
+    state = {}
+    for entry in others:
+        shape = [size if isinstance(size, int) else len(signal) for size in entry.shape]
+        state[entry.name] = np.zeros(shape, kinds[entry.type])
     outputs, start = [], 0
     for size in (1, 2, 7, 1, 20, 9, *[4] * 10):
         state["total"] = totals if start >= 11 else np.full_like(totals, FOREVER)
