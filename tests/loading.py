@@ -19,6 +19,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from codec.config import DecoderConfig, EncoderConfig
+from codec.corpus.manifest import Record
 from codec.errors import STOPPING
 
 Speech = tuple[NDArray[np.float32], int]  # samples, and their rate in Hz
@@ -79,6 +80,12 @@ def encoded(samples: NDArray[Any], rate: int = 16000, form: str = "WAV", **kind:
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=form, **kind)
     return file.getvalue()
+
+
+def recorded(path: Path, samples: NDArray[Any], rate: int = 24000, **facts: str) -> Record:
+    """The samples ``[T]`` as an audio file, and what a manifest says of it."""
+    soundfile.write(path, samples, rate)
+    return Record(path.stem, str(path), len(samples), rate, **facts)
 
 
 def flipped(data: bytes, place: int, bit: int = 0) -> bytes:

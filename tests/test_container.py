@@ -50,11 +50,10 @@ def stream_bytes(header: Header, codes: Codes, sizes: list[int]) -> bytes:
     """A file whose length is not known before its end, in blocks of these sizes, the last frames behind the end."""
     stream = io.BytesIO()
     writer = Writer(stream, header)
-    at = 0
-    for size in sizes:
-        writer.write(codes[:, at : at + size])
-        at += size
-    writer.end(header.num_samples or 0, codes[:, at:])
+    *blocks, rest = np.split(codes, np.cumsum(sizes, dtype=int), axis=1)
+    for block in blocks:
+        writer.write(block)
+    writer.end(header.num_samples or 0, rest)
     return stream.getvalue()
 
 

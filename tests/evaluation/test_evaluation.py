@@ -16,7 +16,7 @@ import numpy as np
 import pystoi
 import pytest
 import soundfile
-from loading import SPEECH, Refused, Said, recipe, wait_for
+from loading import SPEECH, Refused, Said, recipe, recorded, wait_for
 
 from codec import Codec, container
 from codec.corpus.manifest import Record, write_manifest
@@ -39,14 +39,12 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two clips of speech, 10 ms of one, digital silence, and a file that is not there."""
     folder = tmp_path_factory.mktemp("corpus")
     records = []
-    for name, path in (("a", SPEECH[24000]), ("b", SPEECH[16000])):
+    for name, path in zip("ab", SPEECH.values(), strict=True):
         samples, rate = soundfile.read(path, dtype="float32")
-        soundfile.write(folder / f"{name}.flac", samples, rate)
         origin = {"speaker": f"s{name}", "source": f"corpus {name}"}
-        records.append(Record(name, str(folder / f"{name}.flac"), len(samples), rate, **origin))
-    for name, useless in (("short", samples[8000:8240]), ("silent", np.zeros(24000, np.float32))):
-        soundfile.write(folder / f"{name}.flac", useless, 24000)
-        records.append(Record(name, str(folder / f"{name}.flac"), len(useless), 24000))
+        records.append(recorded(folder / f"{name}.flac", samples, rate, **origin))
+    records.append(recorded(folder / "short.flac", samples[8000:8240]))
+    records.append(recorded(folder / "silent.flac", np.zeros(24000)))
     records.append(Record("gone", str(folder / "gone.flac"), 16000, 16000))
     write_manifest(folder / "dev.jsonl", records)
     return folder / "dev.jsonl"
@@ -90,8 +88,7 @@ class TestReport:
         best |= {"ripple": 0, "onset_blur": 0, "level": 0}
         assert {name: found[name]["mean"] for name in best} == pytest.approx(best, abs=1e-3)
         assert not COSTS.keys() & found.keys()  # nobody knows how large the files were
-        copies = next(entry for entry in summary_of(report)["systems"] if entry["id"] == "folder-copy")
-        assert copies["kbps"] == 7.5  # but what was said
+        assert {each.id: each.kbps for each in Results.read(report).systems}["folder-copy"] == 7.5  # but what was said
 
     def test_failures_are_counted_with_their_reason_and_never_averaged_in(self, report: Path) -> None:
         reasons = results(report, "folder-copy")["pesq"]["reasons"]

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from loading import recorded
 
 from codec.config import CodecConfig
 from codec.corpus.manifest import ManifestError, Record
@@ -28,8 +29,8 @@ def records(tmp_path: Path) -> list[Record]:
     """Sines of 440 Hz."""
     records = []
     for name, length, rate in (("a.wav", 72000, 24000), ("b.wav", 16000, 16000), ("c.flac", 4800, 24000)):
-        soundfile.write(tmp_path / name, 0.5 * np.sin(2 * np.pi * 440 / rate * np.arange(length)), rate)
-        records.append(Record(name[0], str(tmp_path / name), length, rate, speaker="s"))
+        sine = 0.5 * np.sin(2 * np.pi * 440 / rate * np.arange(length))
+        records.append(recorded(tmp_path / name, sine, rate, speaker="s"))
     return records
 
 
