@@ -200,9 +200,7 @@ def test_what_follows_the_samples_is_left_out_with_a_word(caplog: pytest.LogCapt
 
 def test_mp2(caplog: pytest.LogCaptureFixture) -> None:
     """Silent frames of 128 and of 64 kbit/s. libsndfile guesses their number by the first one, and no header can tell it."""
-    high, low = (
-        bytes([0xFF, 0xFD, i << 4, 0xC0]).ljust(144_000 * kbps // 44_100, b"\0") for i, kbps in ((8, 128), (4, 64))
-    )
+    high, low = (bytes([0xFF, 0xFD, rate << 4, 0xC0]).ljust(size, b"\0") for rate, size in ((8, 417), (4, 208)))
     assert len(decoded(40 * high)) == 40 * 1152 and len(decoded(low + 20 * high)) == 21 * 1152 and not caplog.text
     with pytest.raises(AudioError, match="of 115,200 samples can be read"):
         decoded(40 * high + 60 * low)

@@ -94,12 +94,8 @@ def test_libritts_takes_what_is_asked_for_and_can_be_used(
     assert prepare("libritts", *args) == 0
     assert ids(tmp_path / "m/dev-clean.jsonl") == list(UTTERANCES)
     skipped = dict(line.split("\t") for line in (tmp_path / "m/dev-clean.skipped.tsv").read_text().splitlines())
-    assert {Path(path).stem: reason[:12] for path, reason in skipped.items()} == {
-        "19_198_000003_000000": "is empty",
-        "19_198_000004_000000": "is not audio",
-        "19_198_000005_000000": "too short: 0",
-        "26_495_000009_000000": "not named SP",
-    }
+    reasons = ["is empty", "is not audio", "too short: 0", "not named SP"]
+    assert [reason[:12] for _, reason in sorted(skipped.items())] == reasons
     assert all(path in caplog.text for path in skipped)
     assert capsys.readouterr().out.splitlines()[1].split()[4] == "4"
     for path in skipped:

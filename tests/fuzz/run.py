@@ -72,19 +72,17 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {"container": read_container, "aud
 
 def seeds(target: str) -> list[bytes]:
     """Good files."""
-    rng = np.random.default_rng(0)
+    rng, files = np.random.default_rng(0), []
     if target == "container":
         with CHECKSUMS_LEFT_OUT:
-            files = []
             for frames, stages, size in ((0, 1, 2), (3, 1, 65536), (10, 8, 1024), (1030, 2, 3)):
                 header = Header("name", "01" * 16, 24000, 48000, 640 * frames, 320, stages, size)
                 files.append(container.dumps(header, rng.integers(0, size, (stages, frames))))
-            return files
+        return files
     noise = (0.1 * rng.standard_normal((9000, 2))).astype(np.float32)
     kinds = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("FLAC", "PCM_16")]
     kinds += [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
     kinds += [("AIFF", "PCM_24"), ("W64", "PCM_16"), ("RF64", "PCM_16"), ("CAF", "ALAC_16")]
-    files = []
     for index, (kind, subtype) in enumerate(kinds):
         file = io.BytesIO()
         soundfile.write(file, noise[:, : 1 + index % 2], 24000, format=kind, subtype=subtype)

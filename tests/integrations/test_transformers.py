@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from loading import SPEECH, load_script
 from safetensors.torch import load_file, save_file
 
 from codec import Codec, CodecConfig, CodecError
-from codec.config import QuantizerConfig, to_dict
+from codec.config import to_dict
 from codec.pretrained import find_model
 
 pytestmark = [
@@ -39,17 +40,15 @@ def shipped(integration: Any) -> Any:
 @pytest.fixture(scope="module")
 def items() -> list[np.ndarray]:
     """A clip of speech at 24 kHz, and part of it."""
-    samples, _ = soundfile.read(Path(__file__).parents[1] / "assets" / "vctk-p228-0006.flac", dtype="float32")
+    samples, _ = soundfile.read(SPEECH[24000], dtype="float32")
     return [samples, samples[5000:30001]]
 
 
 @pytest.mark.parametrize("kind", ["residual_simvq", "simvq", "fsq"])
-def test_a_folder_comes_back(integration: Any, tiny_config: CodecConfig, tmp_path: Path, kind: str) -> None:
+def test_a_folder_comes_back(integration: Any, tmp_path: Path, kind: str) -> None:
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel
 
-    fields = {} if kind == "fsq" else {"codebook_dim": 4}
-    quantizer = QuantizerConfig(kind, codebook_size=64, num_quantizers=1, **fields)
-    config = CodecConfig(**{**vars(tiny_config), "quantizer": quantizer})
+    config = load_script("tests/golden/make.py").tiny_config(kind)
     codec = Codec(config, name="tiny")
     model = integration.CodecModel.from_codec(codec)
     model.save_pretrained(tmp_path)

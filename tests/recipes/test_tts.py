@@ -82,13 +82,12 @@ def test_what_is_written_is_spoken_at_once_and_as_a_whole(tmp_path: Path, single
     layout = TokenLayout(1, single.codebook_size, tts.TEXT_IDS)
     ids = layout.to_tokens(codes)
     spurious = torch.cat([torch.tensor([104, 105]), ids[:50], torch.tensor([layout.special_ids["pad"], 7]), ids[50:]])
-    heard = 0
     with audio.AudioWriter(tmp_path / "out.wav", single.sample_rate) as writer:
         speaker = tts.Speaker(single, writer, prompt_samples=0)
         speaker.put(spurious[None, :20])
         for one in spurious[20:]:
             speaker.put(one[None])
-        heard -= speaker.before
+        heard = -speaker.before
         speaker.end()
     late = speaker.decoder.look_ahead + tts.FRAMES_PER_PUSH * single.hop_length
     whole = single.decode(codes[None])[0]

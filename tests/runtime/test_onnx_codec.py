@@ -200,8 +200,6 @@ def test_arguments_that_cannot_be(tiny_model_folder: Path) -> None:
     for codes in (np.zeros((1, 3, 5), np.float32), torch.zeros(1, 3, 5, dtype=torch.int64), [[0] * 5] * 3):
         with pytest.raises(CodecError, match="codes must be an integer array"):
             onnx.decode(codes)
-    with pytest.raises(CodecError, match="waveform holds NaN"):
-        onnx.encode(np.full(100, np.nan, np.float32), 16000)
     for use in (partial(onnx.encode, np.zeros(100), 16000), partial(onnx.decode, np.zeros((1, 3, 5), np.int64))):
         with pytest.raises(CodecError, match="exact=False runs with torch only"):
             use(exact=False)

@@ -60,10 +60,8 @@ def test_any_batch_and_length(exported: Path, tiny_model_folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own doings
-def test_programs_of_torch_export_take_any_batch_and_length(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the page on porting makes them."""
+def test_programs_of_torch_export(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page on porting makes them they take any batch and length."""
     monkeypatch.chdir(tmp_path)
     (body,) = re.findall(r"```python\n(.*?)```", (ROOT / "recipes" / "PORTING.md").read_text(), flags=re.DOTALL)
     names: dict[str, Any] = {}
