@@ -27,6 +27,7 @@ Said = Callable[[], str]  # gives what was said, see conftest.py
 Refused = Callable[[int, str], None]  # takes an exit code and what must have been said, see conftest.py
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "tests" / "assets"
+DEBUG = ROOT / "recipes" / "libritts" / "debug.yaml"
 SPEECH = {24000: ASSETS / "vctk-p228-0006.flac", 16000: ASSETS / "librispeech-5339-0001.flac"}
 
 LOOKS: dict[str, dict[str, Any]] = {  # changes of the tiny model's configuration, by how far it looks ahead

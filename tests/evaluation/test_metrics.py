@@ -61,10 +61,9 @@ def test_pitch_and_voicing_of_known_sounds() -> None:
     assert voiced[10:190].all() and not voiced[210:].any()
     assert np.nanmedian(low) == pytest.approx(150, rel=0.01)
     assert metrics.voicing_f1(low, high) > 0.97 and metrics.pitch_rmse(low, high) == pytest.approx(10, abs=1.5)
-    nothing = np.nan
-    reference, estimate = np.array([100.0, 100.0, 100.0, nothing]), np.array([100.0, nothing, 100.0, 100.0])
+    reference, estimate = np.array([100.0, 100.0, 100.0, np.nan]), np.array([100.0, np.nan, 100.0, 100.0])
     assert metrics.voicing_f1(reference, estimate) == pytest.approx(2 / 3)  # 2 hits, 3 voiced in each
-    unvoiced = np.full(4, nothing)
+    unvoiced = np.full(4, np.nan)
     with pytest.raises(MetricError, match="no voiced frame"):
         metrics.voicing_f1(unvoiced, estimate)
     with pytest.raises(MetricError, match="voiced in both"):

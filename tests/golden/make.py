@@ -22,7 +22,7 @@ from codec.quantizers import QUANTIZERS
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # where it is a script, and not one of the tests' modules
-from loading import ROOT, SPEECH, recipe  # noqa: E402
+from loading import DEBUG, SPEECH, recipe  # noqa: E402
 
 CLIPS = [*SPEECH.values()]  # of 24 kHz, and of 16 kHz
 SHIPPED = shipped_models()
@@ -93,9 +93,9 @@ def write_corpus(folder: Path) -> Path:
 
 def training_losses(folder: Path) -> list[dict[str, float]]:
     """Scalars of 20 steps of the debug recipe through all its phases, one thread."""
-    manifest, config = write_corpus(folder), ROOT / "recipes" / "libritts" / "debug.yaml"
+    manifest = write_corpus(folder)
     settings = (f"data.train=[{manifest}]", f"data.valid=[{manifest}]", *PHASES, *LOGGING)
-    command = ("--config", config, "--out", folder / "run", "--cpu", "--logger", "none", "--set", *settings)
+    command = ("--config", DEBUG, "--out", folder / "run", "--cpu", "--logger", "none", "--set", *settings)
     assert recipe("train", *command) == 0
     points = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in point.items() if k == "step" or k.startswith("loss/")} for point in points]

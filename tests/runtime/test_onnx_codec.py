@@ -205,8 +205,6 @@ def test_arguments_that_cannot_be(tiny_model_folder: Path) -> None:
             use(exact=False)
     with pytest.raises(CodecError, match="refine_steps need torch"):
         onnx.encode(np.zeros(100), 16000, refine_steps=2)
-    with pytest.raises(CodecError, match="iterable of arrays, not float32"):
-        list(onnx.encode_blocks(np.zeros((2, 80), np.float32)))
     with pytest.raises(CodecError, match="bits must be 32 or 8, not 4"):
         OnnxCodec.from_pretrained(tiny_model_folder, bits=4)
     with pytest.raises(CodecError, match="num_threads must be"):

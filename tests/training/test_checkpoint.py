@@ -26,8 +26,10 @@ def test_checkpoints_are_whole_and_the_newest_and_the_best_are_kept(tmp_path: Pa
     assert save_checkpoint(tmp_path, 7, {"codec": LAYER}, {}, {}) == latest_checkpoint(tmp_path) == killed
 
 
-def test_damage_is_named(tmp_path: Path) -> None:
+def test_damage_and_other_architectures_are_named(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path, 1, {"codec": LAYER}, {}, {})
+    with pytest.raises(CheckpointError, match="does not fit"):
+        checkpoint.load_checkpoint(path, {"codec": torch.nn.Linear(4, 2)}, {})
     damages = [("state.json", text) for text in ("[]", "{}", '{"step": "1"}')]
     for name, damage in (*damages, ("state.safetensors", "damaged")):
         (path / name).write_text(damage)
