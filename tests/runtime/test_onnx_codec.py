@@ -178,10 +178,7 @@ def test_models_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: P
     onnx = OnnxCodec.from_pretrained(tmp_path / "own")
     with pytest.raises(ModelError, match=r"decoder\.input\.bias holds NaN or infinity"):
         onnx.decode(np.zeros((1, 3, 5), np.int64))
-    codec.encoder.norm.weight.data.fill_(3e38)
     codec.quantizer.stages[1].basis.data.fill_(1e20)  # type: ignore[operator, union-attr]
-    with pytest.raises(CodecError, match="the model gives NaN or infinity"):
-        codec.encode(np.ones(400, np.float32), 16000)
     codec.save_pretrained(tmp_path / "own")
     with pytest.raises(ModelError, match="the codebook of stage 2 is too large"):
         OnnxCodec.from_pretrained(tmp_path / "own").encode(np.ones(400, np.float32), 16000)
