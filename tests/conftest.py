@@ -18,7 +18,6 @@ CHROMIUM = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-r
 CHROMIUM += ["disable-component-update", "disable-sync", "autoplay-policy=no-user-gesture-required"]
 CHROMIUM += ["disable-dev-shm-usage"]  # containers have little of it
 CHROMIUM += ["use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"]
-SETTINGS = "_hypothesis_internal_use_settings"  # where hypothesis keeps those of a test
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # of sessions that tests open themselves
 torch.set_num_threads(1)  # the tests' networks are tiny: threads would only wait for each other on a busy machine
 
@@ -27,13 +26,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", type=int, default=1, metavar="N", help="N times as many examples of whatever is random")
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """``--long``, for the tests of hypothesis: ``pytest -m hypothesis --long 100``."""
-    for test in {item.obj for item in items if isinstance(item, pytest.Function)}:
-        if getattr(test, "is_hypothesis_test", False):
-            before = getattr(test, SETTINGS, settings.default)
-            number = before.max_examples * config.getoption("long")
-            setattr(test, SETTINGS, settings(before, max_examples=number, deadline=None))
+    settings.register_profile("codec", max_examples=100 * config.getoption("long"), deadline=None)
+    settings.load_profile("codec")
 
 
 @pytest.fixture(scope="session")

@@ -19,6 +19,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from codec.config import DecoderConfig, EncoderConfig
+from codec.corpus.manifest import Record
 from codec.errors import STOPPING
 
 Speech = tuple[NDArray[np.float32], int]  # samples, and their rate in Hz
@@ -26,6 +27,7 @@ Said = Callable[[], str]  # gives what was said, see conftest.py
 Refused = Callable[[int, str], None]  # takes an exit code and what must have been said, see conftest.py
 ROOT = Path(__file__).resolve().parents[1]
 ASSETS = ROOT / "tests" / "assets"
+DEBUG = ROOT / "recipes" / "libritts" / "debug.yaml"
 SPEECH = {24000: ASSETS / "vctk-p228-0006.flac", 16000: ASSETS / "librispeech-5339-0001.flac"}
 
 LOOKS: dict[str, dict[str, Any]] = {  # changes of the tiny model's configuration, by how far it looks ahead
@@ -79,6 +81,12 @@ def encoded(samples: NDArray[Any], rate: int = 16000, form: str = "WAV", **kind:
     file = io.BytesIO()
     soundfile.write(file, samples, rate, format=form, **kind)
     return file.getvalue()
+
+
+def recorded(path: Path, samples: NDArray[Any], rate: int = 24000, **facts: str) -> Record:
+    """The samples ``[T]`` as an audio file, and what a manifest says of it."""
+    soundfile.write(path, samples, rate)
+    return Record(path.stem, str(path), len(samples), rate, **facts)
 
 
 def flipped(data: bytes, place: int, bit: int = 0) -> bytes:

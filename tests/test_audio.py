@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loading import encoded, flipped, full_disk
 from numpy.typing import NDArray
@@ -148,13 +148,11 @@ def overwritten(data: bytes) -> bytes:
         ("list.m3u", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.ts\n", "is not audio"),
         ("samples.raw", bytes(5000), "raw samples"),
         ("nan.wav", encoded(np.array([0, np.nan]), subtype="FLOAT"), "holds NaN or infinity"),
-        ("inf.wav", encoded(np.array([np.inf, 0]), subtype="FLOAT"), "holds NaN or infinity"),
         ("sum.wav", encoded(np.full((1, 2), 3e38), subtype="FLOAT"), "holds NaN or infinity"),  # beyond float32
         ("empty.wav", encoded(NOISE[:0]), "holds no samples"),
         ("other.wav", with_size("WAV", 0)[:44] + b"LIST\4\0\0\0abcd", "holds no samples"),
         ("short.flac", flac_claiming(48_001), "only 48,000 of 48,001 samples"),
         ("cut.flac", flac_claiming(0)[:-2000], "is damaged"),
-        ("flipped.flac", flipped(noise_as("FLAC"), -500), "is damaged"),
         ("junk.mp3", overwritten(mp3()), "MP3 frames can be read"),
     ],
 )
@@ -201,9 +199,7 @@ def test_what_follows_the_samples_is_left_out_with_a_word(caplog: pytest.LogCapt
 
 def test_mp2(caplog: pytest.LogCaptureFixture) -> None:
     """Silent frames of 128 and of 64 kbit/s. libsndfile guesses their number by the first one, and no header can tell it."""
-    high, low = (
-        bytes([0xFF, 0xFD, i << 4, 0xC0]).ljust(144_000 * kbps // 44_100, b"\0") for i, kbps in ((8, 128), (4, 64))
-    )
+    high, low = (bytes([0xFF, 0xFD, rate << 4, 0xC0]).ljust(size, b"\0") for rate, size in ((8, 417), (4, 208)))
     assert len(decoded(40 * high)) == 40 * 1152 and len(decoded(low + 20 * high)) == 21 * 1152 and not caplog.text
     with pytest.raises(AudioError, match="of 115,200 samples can be read"):
         decoded(40 * high + 60 * low)
@@ -422,7 +418,6 @@ def test_full_disk(tmp_path: Path, suffix: str, missing: int, speech: tuple[Samp
 RATES = [(8000, 8000), (8000, 24000), (44100, 24000), (24000, 44100), (16000, 24000), (24000, 11025), (12345, 16001)]
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     rates=st.sampled_from(RATES),
     length=st.one_of(st.integers(1, 50), st.integers(1, 30_000)),

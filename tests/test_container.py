@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from loading import ASSETS, flipped
 
@@ -50,11 +50,10 @@ def stream_bytes(header: Header, codes: Codes, sizes: list[int]) -> bytes:
     """A file whose length is not known before its end, in blocks of these sizes, the last frames behind the end."""
     stream = io.BytesIO()
     writer = Writer(stream, header)
-    at = 0
-    for size in sizes:
-        writer.write(codes[:, at : at + size])
-        at += size
-    writer.end(header.num_samples or 0, codes[:, at:])
+    *blocks, rest = np.split(codes, np.cumsum(sizes, dtype=int), axis=1)
+    for block in blocks:
+        writer.write(block)
+    writer.end(header.num_samples or 0, rest)
     return stream.getvalue()
 
 
@@ -105,7 +104,6 @@ def read_by_documentation(data: bytes) -> tuple[list[int], str, list[list[int]]]
 # ---- what is written is read --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     size=st.one_of(st.integers(2, 2**20), st.sampled_from([2, 1023, 1024, 1025, 2**16, 2**16 + 1, 2**18, 2**20])),
     stages=st.integers(1, 9),
@@ -131,7 +129,6 @@ def test_round_trip(size: int, stages: int, frames: int, seed: int, sizes: list[
 RATES = st.integers(1000, 768_000)
 
 
-@settings(deadline=None)
 @given(samples=st.integers(0, 200_000), original=RATES, rate=RATES, hop=st.integers(1, 65535))
 def test_number_of_frames(samples: int, original: int, rate: int, hop: int) -> None:
     header, _ = make(0, num_samples=samples, original_sample_rate=original, sample_rate=rate, hop_length=hop)
@@ -215,7 +212,6 @@ def test_a_writer_refuses_what_does_not_fit() -> None:
         *[("sample_rate", 0), ("original_sample_rate", 999), ("original_sample_rate", 2**31)],
         *[("num_samples", -1), ("num_samples", 2**64), ("hop_length", 0), ("hop_length", 2**16)],
         *[("num_quantizers", 0), ("num_quantizers", 256), ("codebook_size", 1), ("codebook_size", 2**32)],
-        *[("num_samples", 1.5), ("num_samples", "9"), ("hop_length", None), ("num_quantizers", [1])],
         *[("gain_db", math.nan), ("gain_db", math.inf), ("gain_db", -201), ("gain_db", "1"), ("gain_db", None)],
         *[("model", None), ("model", b"x"), ("fingerprint", None), ("fingerprint", 5)],
         *[("model", "ü" * 128), ("model", "a\nb"), ("model", "\x1b[31m"), ("model", "\udcff")],
@@ -267,7 +263,6 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
     [
         (b"SV", "not a .codes file"),
         (b"SVQC\x03" + bytes(100), "version 3.*reads versions 1 to 2"),
-        (b"SVQC\x02" + bytes(10), "truncated in the header"),
         (header_bytes(2**64 - 1), "truncated: its end is missing; no block is intact"),
         (header_bytes(2**64 - 1) + b"\1\2\3", "the head of block 1 is damaged"),
         (header_bytes(2**64 - 1) + bytes(15), "the end is damaged"),

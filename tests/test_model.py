@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,7 +28,6 @@ ENCODER = EncoderConfig(strides=(4, 5, 4), widths=(8, 12, 16), depths=(1, 1, 2))
 QUANTIZER = QuantizerConfig(num_quantizers=3, codebook_size=50, codebook_dim=4)
 DECODER = DecoderConfig(width=16, depth=2, n_fft=320)
 BOTH_SIDES = CodecConfig(8000, 16, False, ENCODER, QUANTIZER, DECODER)
-SINGLE = dataclasses.replace(BOTH_SIDES, quantizer=dataclasses.replace(QUANTIZER, kind="simvq", num_quantizers=1))
 CONFIGS = {"both_sides": BOTH_SIDES, "causal": dataclasses.replace(BOTH_SIDES, causal=True)}
 
 
@@ -104,7 +103,6 @@ def test_a_linear_layer_is_torchs_however_computed(rows: int, product: Any, monk
     assert torch.autograd.gradcheck(layer, x.double().requires_grad_(), fast_mode=True)
 
 
-@settings(max_examples=150, deadline=None)
 @given(
     pieces=st.lists(st.integers(0, 40), max_size=8),
     size=st.integers(1, 9),
@@ -161,10 +159,9 @@ def test_an_item_does_not_depend_on_its_batch(model: Codec, exact: bool, monkeyp
     """To the bit where it is computed alone, but for rounding where all items are computed at once, 5 frames by 5."""
     monkeypatch.setattr("codec.model.FRAMES_AT_ONCE", 20)
     lengths = [500, 80, 1333, 1]
-    batch = torch.zeros(4, 1, 1333)
+    batch = torch.full((4, 1, 1333), 0.7)  # whatever the padding holds
     for i, length in enumerate(lengths):
         batch[i, :, :length] = noise(1, length, seed=i)
-        batch[i, :, length:] = 0.7  # whatever the padding holds
     codes = model.encode(batch, 8000, lengths=lengths, exact=exact)
     padded = torch.where(torch.arange(17) * model.hop_length < torch.tensor(lengths)[:, None, None], codes, -1)
     audio = model.decode(padded, lengths=lengths, exact=exact)
@@ -193,18 +190,13 @@ def test_codes_follow_the_signal_not_its_level(model: Codec) -> None:
     assert torch.equal(model.decode(codes, gain_db=torch.zeros(4)), model.decode(codes))
 
 
-def codes_of(*shape: int, value: int = 0, dtype: torch.dtype = torch.int64) -> Tensor:
-    return torch.full(shape, value, dtype=dtype)
-
-
-MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
+MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), torch.zeros(1, 3, 9, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda m: m.encode(torch.zeros(9, 800), 8000), r"of at most 8 channels, .*not torch.float32 \[9, 800\]"),
-        (lambda m: m.encode(np.zeros((800, 2)), 8000), r"float tensor \[B, C, T\], .*not float64 \[800, 2\]$"),
         (lambda m: m.encode(np.zeros(800, np.int16), 8000), "float tensor .*not int16 .*; divide 16-bit values"),
         (lambda m: m.encode([0.0] * 800, 8000), "float tensor .*, not list"),
         (lambda m: m.encode(torch.zeros(800, dtype=torch.complex64), 8000), "float tensor"),
@@ -217,22 +209,22 @@ MONO, SHORT, CODES = torch.zeros(1, 1, 800), torch.zeros(80), codes_of(1, 3, 9)
         (lambda m: m.decode(CODES, gain_db=float("nan")), "gain_db must be .*, not nan"),
         (lambda m: m.decode(CODES, gain_db="6"), "gain_db must be .*, not '6'"),
         (lambda m: m.gain_of(torch.full((800,), 32767.0), 8000), "reaches 32767; divide"),
-        (lambda m: m.decode(codes_of(1, 4, 9)), "4 stages; this model takes 1 to 3"),
-        (lambda m: m.decode(codes_of(1, 3, 9, value=50)), "from 0 to 49"),
+        (lambda m: m.decode(np.zeros((1, 4, 9), int)), "4 stages; this model takes 1 to 3"),
+        (lambda m: m.decode(CODES + 50), "from 0 to 49"),
         (lambda m: m.decode(np.full((3, 9), 2**63, np.uint64)), "from 0 to 49"),
         (lambda m: m.decode(np.zeros((3, 9))), r"not float64 \[1, 3, 9\]"),
-        (lambda m: m.decode(codes_of(1, 3, 0)), "empty"),
+        (lambda m: m.decode(CODES[..., :0]), "empty"),
         (lambda m: m.decode([1, 2]), r"an integer tensor \[B, K, N\], not list"),
-        (lambda m: m.decode(codes_of(3)), r"not torch.int64 \[3\]"),
+        (lambda m: m.decode(CODES[0, :, 0]), r"not torch.int64 \[3\]"),
         (lambda m: m.decode(CODES, num_quantizers=1.5), "whole number from 1 to 3"),
         (lambda m: m.decode(CODES, lengths=[1, 2]), "1 whole numbers"),
         (lambda m: list(m.encode_blocks([SHORT, SHORT.short()])), "float tensor"),
         (lambda m: list(m.encode_blocks([SHORT, torch.full((80,), 3e38)])), "reaches 3e"),
         (lambda m: list(m.encode_blocks(SHORT)), "iterable of tensors, not torch.float32"),
         (lambda m: list(m.encode_blocks([SHORT], num_quantizers=0)), "from 1 to 3"),
-        (lambda m: list(m.decode_blocks([codes_of(3, 2, value=50)])), "from 0 to 49"),
-        (lambda m: list(m.decode_blocks([codes_of(3, 2), codes_of(2, 2)])), "not 3 and then 2"),
-        (lambda m: list(m.decode_blocks([codes_of(1, 3, 2)])), r"an integer tensor \[k, n\]"),
+        (lambda m: list(m.decode_blocks([CODES[0] + 50])), "from 0 to 49"),
+        (lambda m: list(m.decode_blocks([CODES[0], CODES[0, :2]])), "not 3 and then 2"),
+        (lambda m: list(m.decode_blocks([CODES])), r"an integer tensor \[k, n\]"),
         (lambda m: m.encode(SHORT, 16000, refine_steps=-1), "refine_steps must be from 0"),
         (lambda m: m.encode(SHORT, 16000, refine_steps=2, exact=False), "refine_steps go with exact=True"),
         (lambda m: m.decode_latents(torch.zeros(1, 15, 9)), r"tensor \[B, 16, N\], not torch.float32 \[1, 15, 9\]"),

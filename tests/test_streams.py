@@ -87,11 +87,10 @@ def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:
 
     decoder = codec.streaming_decoder(batch_size=2)
     middle = 90  # frames: the first signal of row 1 has ended there, and its last sample is out
-    pieces, valid = [decoder.push(codes[..., :middle])], [decoder.valid]
+    outputs = [(decoder.push(codes[..., :middle])[:, 0], decoder.valid)]
     decoder.reset([1])
-    pieces, valid = [*pieces, decoder.push(codes[..., middle:])], [*valid, decoder.valid]
-    pieces, valid = [*pieces, decoder.flush()], [*valid, decoder.valid]
-    samples, there = torch.cat(pieces, dim=-1)[:, 0], torch.cat(valid, dim=-1)
+    outputs += [(decoder.push(codes[..., middle:])[:, 0], decoder.valid), (decoder.flush()[:, 0], decoder.valid)]
+    samples, there = (torch.cat(parts, dim=-1) for parts in zip(*outputs, strict=True))
     assert torch.allclose(samples[0][there[0]], codec.decode(codes[:1])[0, 0], atol=1e-5)
     expected = torch.cat([codec.decode(part[None])[0, 0] for part in ends])
     assert torch.allclose(samples[1][there[1]], expected, atol=1e-5)

@@ -21,6 +21,7 @@ from codec.weights import Bits
 WIDE, NARROW = "decoder.blocks.0.expand.weight", "encoder.stages.0.0.linear.weight"
 BASIS = "quantizer.stages.1.basis"
 NO_FLOATS = (torch.int64, torch.uint8, torch.bool, torch.complex64, torch.float8_e5m2)
+NO_NAMES = ("\x1b]0;t\x07\n", "k" * 10**5, "\u202ea")
 Change = Callable[[Tensor], Tensor]
 
 
@@ -29,9 +30,8 @@ def model(tiny_config: CodecConfig) -> Codec:
     """With matrices of short rows and of long ones, a row of zeros, and a weight beyond half precision."""
     torch.manual_seed(0)
     model = Codec(replace(tiny_config, latent_dim=64, decoder=replace(tiny_config.decoder, width=64))).eval()
-    with torch.no_grad():
-        model.state_dict()[WIDE][3] = 0.0
-        model.state_dict()[NARROW][0, 0] = 1e6
+    model.state_dict()[WIDE][3] = 0.0
+    model.state_dict()[NARROW][0, 0] = 1e6
     return model
 
 
@@ -72,9 +72,8 @@ def test_a_matrix_is_stored_with_its_step(model: Codec, tmp_path: Path, monkeypa
     monkeypatch.setattr(codec.pretrained, "__file__", str(tmp_path / "__init__.py"))
     state = model.state_dict()
     other = WIDE.replace("expand", "project")
-    with torch.no_grad():
-        state[WIDE].mul_(2)
-        state[other][0, state[other][0].abs().argmin()] += state[other][0].abs().max() / 2
+    state[WIDE].mul_(2)
+    state[other][0, state[other][0].abs().argmin()] += state[other][0].abs().max() / 2
     model.save_pretrained(tmp_path / "other", bits=8, base="base")
     model.save_pretrained(tmp_path / "whole", bits=8)
     stored = load_file(tmp_path / "other" / "model.safetensors")
@@ -126,15 +125,11 @@ def test_damage_is_named(model: Codec, tmp_path: Path, bits: Bits) -> None:
         (WIDE + STEP, lambda _: torch.full((256, 1), 3e38), f"{WIDE} holds NaN or infinity"),
         (NARROW, lambda _: torch.full((8, 8), 1e300, dtype=torch.float64), f"{NARROW} holds NaN or infinity"),
         (NARROW, lambda t: torch.cat([t[1:], t[:1] * torch.nan]), f"{NARROW} holds NaN or infinity"),
-        (NARROW, lambda t: torch.full_like(t, -torch.inf, dtype=torch.bfloat16), f"{NARROW} holds NaN or infinity"),
         (BASIS, lambda t: torch.full_like(t, torch.nan), f"{BASIS} holds NaN or infinity"),
         *((NARROW, lambda t, dtype=dtype: t.to(dtype), f"{NARROW} must be of type F32") for dtype in NO_FLOATS),
         ("encoder.output.bias", None, r"missing encoder\.output\.bias"),
         ("encoder.output.bias", lambda _: torch.zeros(3, 3), "encoder.output.bias"),
-        *(
-            (name, lambda _: torch.zeros(1), "not part of the model")
-            for name in ("\x1b]0;t\x07\n", "k" * 10**5, "\u202ea")
-        ),
+        *((name, lambda _: torch.zeros(1), "not part of the model") for name in NO_NAMES),
     ],
 )
 def test_bad_tensors_are_named(model: Codec, tmp_path: Path, name: str, change: Change | None, message: str) -> None:
@@ -182,10 +177,8 @@ def test_what_came_in_place_of_a_file_is_named(
 HUGE: list[dict[str, Any]] = [
     {"latent_dim": 2**16},
     {"encoder": {"widths": [2**16] * 3, "depths": [64] * 3}},
-    {"encoder": {"kernel_size": 4095}},
     {"decoder": {"width": 2**16, "depth": 64}},
     {"decoder": {"n_fft": 2**20 - 2**20 % 80}},
-    {"quantizer": {"num_quantizers": 255}},
     {"quantizer": {"codebook_size": 2**32 - 1, "codebook_dim": 2**16}},
     {"quantizer": {"kind": "residual_vq", "codebook_size": 2**32 - 1}},
     {"quantizer": {"kind": "lattice_vq", "num_quantizers": 1, "codebook_size": 2**31, "codebook_dim": 16}},

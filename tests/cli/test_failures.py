@@ -34,24 +34,20 @@ def header(tiny_model: Codec) -> Header:
 
 
 FAILURES: list[tuple[Any, str]] = [
-    (["encode", "text.wav", "x.codes"], "error: text.wav is not audio"),
     (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
     (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
     (["encode", "good.codes", "x.codes"], "good.codes holds codes already; codec-decode makes audio of them"),
     (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
-    (["encode", "in.wav", "text.wav/x.codes"], "error: text.wav/x.codes: Not a directory"),
+    (["encode", "in.wav", "empty.wav/x.codes"], "error: empty.wav/x.codes: Not a directory"),
     (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
     (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
-    (["encode", "in.wav", "x.codes", "--model", "."], "error: . is not a model folder: it lacks config.json"),
     (["encode", "in.wav", "x.codes", "--num-quantizers", "4"], "error: --num-quantizers 4: there are only 3"),
     (["encode", "in.wav", "x.codes", "--bitrate", "0.9"], "error: --bitrate 0.9: the lowest is 1 kbit/s"),
     (["encode", "in.wav", "x.codes", "--device", "nonsense"], "error: device nonsense cannot be used here"),
-    (["decode", "text.codes", "x.wav"], "error: text.codes: not a .codes file"),
     (["decode", "good.codes", "x.wav", "--num-quantizers", "4"], "good.codes: --num-quantizers 4: there are only"),
     (["decode", "foreign.codes", "x.wav"], f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', finge"),
     (["decode", "other_hop.codes", "x.wav"], "other_hop.codes: the header contradicts the model that it names"),
     (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
-    (["decode", "good.codes", "good.codes/x.wav"], "error: good.codes/x.wav: Not a directory"),
     (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz-live-v3, "),
     (["info", "folder"], "error: folder is not a model folder"),
 ]
@@ -84,8 +80,6 @@ USAGE: list[tuple[Any, str]] = [
     ids=lambda value: "-".join(map(str, value))[:60] if isinstance(value, list) else "",
 )
 def test_mistakes_are_one_line(run: Run, one_line: Said, header: Header, code: int, args: Any, message: str) -> None:
-    for name in ("text.wav", "text.codes"):
-        Path(name).write_text("hello, world\n" * 100)
     Path("empty.wav").touch()
     for name in ("folder", "dir.codes"):
         Path(name).mkdir()
@@ -146,7 +140,6 @@ def test_a_model_that_is_not_shipped_must_be_given(refused: Refused, header: Hea
 SILENCE = "block {} of 16 is damaged (its checksum is wrong); 1.3 s of silence instead"
 SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # damaged blocks, end, more; what is said
     "middle": ([2], None, b"", [SILENCE.format(3)]),
-    "first": ([0], None, b"", [SILENCE.format(1)]),
     "truncated": ([], 600, b"", ["truncated: 15 of 16 blocks are missing; the output ends 18.7 s early"]),
     "longer": ([], None, b"more", ["bytes follow the last block; they are left out"]),
     "both": ([0], -1, b"", [SILENCE.format(1), "truncated: 1 of 16 blocks are missing; the output ends 0.8 s early"]),
@@ -230,9 +223,7 @@ def read_a_file() -> None:
 
 
 @pytest.mark.parametrize("work", [import_a_module, read_a_file])
-def test_an_interrupt_waits_where_it_would_be_lost(
-    work: Callable[[], None], one_line: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_is_not_lost(work: Callable[[], None], one_line: Said, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(Path.cwd())
     start = time.monotonic()
     assert run_command("x", lambda: work() or time.sleep(5) or 0) == 130 and time.monotonic() - start < 5

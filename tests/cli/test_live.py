@@ -94,15 +94,13 @@ def test_raw_samples(run: Run, sound: Samples, piped: Piped, one_line: Said, ref
     assert one_line() == "codec-encode: stdin ends within a sample, whose first 1 of 2 bytes are left out\n"
     assert (code, out) == piped("encode", data) and code == 0
     assert (code, out) == piped("encode", data + data) and "40044 bytes that its header does not" in one_line()
-    code, decoded = piped("decode", out, "--raw")
-    code_of_wav, with_head = piped("decode", out)
-    assert code == code_of_wav == 0 and with_head[44:] == decoded and len(decoded) == len(raw)
+    code, with_head = piped("decode", out)
+    assert code == 0 and piped("decode", out, "--raw") == (0, with_head[44:]) and len(with_head) == 44 + len(raw)
     for bad in (["a.wav", "b.codes", "--raw", 8000], ["-", "b.codes", "--raw", 0]):
         assert run("encode", *bad) == 2
         assert "--raw goes with - -" in one_line()
-    assert (
-        piped("encode", raw, "--raw", RATE, "--refine-steps", 4)[0] == 2 and "--refine-steps is for files" in one_line()
-    )
+    assert piped("encode", raw, "--raw", RATE, "--refine-steps", 4)[0] == 2
+    assert "--refine-steps is for files" in one_line()
     refused(piped("encode", raw, "--raw", 0)[0], "stdin: original_sample_rate must be from 1000")
 
 
@@ -129,7 +127,6 @@ def test_audio_is_that_of_the_file(run: Run, sound: Samples, piped: Piped, rate:
         (encoded(np.zeros(9000, np.float32))[:-100], "stdin is damaged: only 8,950 of 9,000 samples can be read"),
         (encoded(np.zeros(0, np.float32)), "stdin holds no samples"),
         (encoded(np.full(9000, np.nan, np.float32), subtype="FLOAT"), "stdin: waveform holds NaN"),
-        (encoded(np.full(9000, 32767, np.float32), subtype="FLOAT"), "stdin: waveform must be in [-1, 1]"),
         (b"RIFF", "stdin is not audio that libsndfile reads"),
         (b"", "stdin is empty"),
     ],

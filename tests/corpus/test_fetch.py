@@ -67,6 +67,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 CONTENT = bytes(range(256)) * 40
+NO_FILES = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
 
 
 @pytest.fixture
@@ -134,10 +135,7 @@ def test_unpack_adds_whole_items_only(tmp_path: Path) -> None:
         (tar({"X/split/1.txt": b"1", "X/2.txt": b"2" * 5000}, "w:gz")[:-40], "cannot unpack"),
         (b"no archive", "cannot unpack"),
         (tar({"Y/split/1.txt": b"1"}, "w:gz"), "has no folder X"),
-        *(
-            (tar({"X/split/1.txt": b"1"}, "w:gz", a=kind), "holds a link or a special file, 'a'")
-            for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE)
-        ),
+        *((tar({"X/split/1.txt": b"1"}, "w:gz", a=kind), "holds a link or a special file, 'a'") for kind in NO_FILES),
     ],
     ids=["outside", "cut off", "no archive", "other folder", "link", "hard link", "pipe"],  # archives hold their time
 )

@@ -2,6 +2,7 @@
 
 import errno
 import gzip
+import io
 import json
 import os
 import sys
@@ -93,12 +94,8 @@ def test_libritts_takes_what_is_asked_for_and_can_be_used(
     assert prepare("libritts", *args) == 0
     assert ids(tmp_path / "m/dev-clean.jsonl") == list(UTTERANCES)
     skipped = dict(line.split("\t") for line in (tmp_path / "m/dev-clean.skipped.tsv").read_text().splitlines())
-    assert {Path(path).stem: reason[:12] for path, reason in skipped.items()} == {
-        "19_198_000003_000000": "is empty",
-        "19_198_000004_000000": "is not audio",
-        "19_198_000005_000000": "too short: 0",
-        "26_495_000009_000000": "not named SP",
-    }
+    reasons = ["is empty", "is not audio", "too short: 0", "not named SP"]
+    assert [reason[:12] for _, reason in sorted(skipped.items())] == reasons
     assert all(path in caplog.text for path in skipped)
     assert capsys.readouterr().out.splitlines()[1].split()[4] == "4"
     for path in skipped:
@@ -196,11 +193,6 @@ def test_nothing_of_a_folder_is_lost_in_silence(tmp_path: Path, monkeypatch: pyt
 # --- tar shards ------------------------------------------------------------------------------------------------------
 
 
-def write_shard(path: Path, members: dict[str, bytes], **links: bytes) -> Path:
-    path.write_bytes(tar(members, **links))
-    return path
-
-
 def speech_files(*keys: str) -> dict[str, bytes]:
     silence = encoded(np.zeros(1600))
     return {name: text for key in keys for name, text in ((f"{key}.wav", silence), (f"{key}.json", b"{}"))}
@@ -215,7 +207,8 @@ def shard(tmp_path: Path) -> Path:
         wrong: dict[str, object] = {"typed": meta | {"speaker": 1}, "listed": [1]}
         members[f"{key}.flac"] = b"no audio" if key == "broken" else audio
         members[f"{key}.json"] = json.dumps(wrong.get(key, meta)).encode()
-    return write_shard(tmp_path / "one.tar", members)
+    (tmp_path / "one.tar").write_bytes(tar(members))
+    return tmp_path / "one.tar"
 
 
 def test_shards_are_unpacked_once(shard: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -259,10 +252,9 @@ def test_shards_can_be_read_where_they_lie(shard: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [(), ("--in-place",)], ids=str)
 def test_a_shard_is_read_to_its_end_or_refused(mode: tuple[str, ...], tmp_path: Path, refused: Refused) -> None:
     """tarfile takes what it cannot read for the end of the archive."""
-    shard, out = write_shard(tmp_path / "s.tar", speech_files(*"abcd")), tmp_path / "out"
-    whole, other = shard.read_bytes(), write_shard(tmp_path / "t.tar", speech_files("e")).read_bytes()
-    with tarfile.open(shard) as tar:
-        begin, end = (tar.getmember(name).offset for name in ("c.wav", "d.json"))
+    shard, out, whole, other = tmp_path / "s.tar", tmp_path / "out", tar(speech_files(*"abcd")), tar(speech_files("e"))
+    with tarfile.open(fileobj=io.BytesIO(whole)) as archive:
+        begin, end = (archive.getmember(name).offset for name in ("c.wav", "d.json"))
     member = tarfile.TarInfo("e.wav")
     member.pax_headers = {"GNU.sparse.map": "0,x", "GNU.sparse.size": "9"}
     sparse = member.tobuf(tarfile.PAX_FORMAT)
@@ -296,7 +288,8 @@ def test_keys_of_a_shard_are_those_of_webdataset(tmp_path: Path, capsys: pytest.
     files = speech_files("spk1/1", "spk2/1", "./3", "v.1", "w.1", "w.2")
     files |= {"4.wav": b"", "5.json": b"{}", "6.WAV": files["w.1.wav"], "6.JSON": b"{}", "._3.wav": b"", "README": b""}
     files["spk1/1.json"] = b'{"offset": 9, "num_bytes": 9, "path": "/etc/passwd"}'  # for us to say, not for it
-    assert prepare("shards", write_shard(tmp_path / "s.tar", files), "--out", tmp_path / "out") == 0
+    (tmp_path / "s.tar").write_bytes(tar(files))
+    assert prepare("shards", tmp_path / "s.tar", "--out", tmp_path / "out") == 0
     assert ids(tmp_path / "out/train.jsonl") == ["spk1/1", "spk2/1", "3", "v", "6"]
     assert (tmp_path / "out/audio/spk2/1.wav").exists()
     assert len(read_record(read_manifest(tmp_path / "out/train.jsonl")[0])[0]) == 1600
@@ -362,11 +355,11 @@ def test_user_errors(command: str, message: str, shard: Path, monkeypatch: pytes
     Path("half.tar.gz").write_bytes(gzip.compress(shard.read_bytes())[:100])
     Path("one.tar.gz").write_bytes(gzip.compress(shard.read_bytes()))
     write_folder(Path("in"), ["only"])
-    write_shard(Path("json.tar"), {"a.json": b"no JSON"})
-    write_shard(Path("up.tar"), {"../evil.wav": b""})
-    write_shard(Path("link.tar"), {}, **{"a.wav": tarfile.SYMTYPE})
-    write_shard(Path("hard_link.tar"), {}, **{"a.wav": tarfile.LNKTYPE})
-    write_shard(Path("valid.tar"), speech_files("a", "b") | {"b.json": b'{"split": "valid"}'})
+    Path("json.tar").write_bytes(tar({"a.json": b"no JSON"}))
+    Path("up.tar").write_bytes(tar({"../evil.wav": b""}))
+    Path("link.tar").write_bytes(tar({}, **{"a.wav": tarfile.SYMTYPE}))
+    Path("hard_link.tar").write_bytes(tar({}, **{"a.wav": tarfile.LNKTYPE}))
+    Path("valid.tar").write_bytes(tar(speech_files("a", "b") | {"b.json": b'{"split": "valid"}'}))
     assert prepare(*command.split(), "--out", "out") == (2 if command in USAGE else 1)
     *skipped, error = stderr().splitlines()
     assert message in error and "[Errno" not in error

@@ -16,7 +16,7 @@ import numpy as np
 import pystoi
 import pytest
 import soundfile
-from loading import SPEECH, Refused, Said, recipe, wait_for
+from loading import SPEECH, Refused, Said, recipe, recorded, wait_for
 
 from codec import Codec, container
 from codec.corpus.manifest import Record, write_manifest
@@ -39,14 +39,12 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two clips of speech, 10 ms of one, digital silence, and a file that is not there."""
     folder = tmp_path_factory.mktemp("corpus")
     records = []
-    for name, path in (("a", SPEECH[24000]), ("b", SPEECH[16000])):
+    for name, path in zip("ab", SPEECH.values(), strict=True):
         samples, rate = soundfile.read(path, dtype="float32")
-        soundfile.write(folder / f"{name}.flac", samples, rate)
         origin = {"speaker": f"s{name}", "source": f"corpus {name}"}
-        records.append(Record(name, str(folder / f"{name}.flac"), len(samples), rate, **origin))
-    for name, useless in (("short", samples[8000:8240]), ("silent", np.zeros(24000, np.float32))):
-        soundfile.write(folder / f"{name}.flac", useless, 24000)
-        records.append(Record(name, str(folder / f"{name}.flac"), len(useless), 24000))
+        records.append(recorded(folder / f"{name}.flac", samples, rate, **origin))
+    records.append(recorded(folder / "short.flac", samples[8000:8240]))
+    records.append(recorded(folder / "silent.flac", np.zeros(24000)))
     records.append(Record("gone", str(folder / "gone.flac"), 16000, 16000))
     write_manifest(folder / "dev.jsonl", records)
     return folder / "dev.jsonl"
@@ -90,8 +88,7 @@ class TestReport:
         best |= {"ripple": 0, "onset_blur": 0, "level": 0}
         assert {name: found[name]["mean"] for name in best} == pytest.approx(best, abs=1e-3)
         assert not COSTS.keys() & found.keys()  # nobody knows how large the files were
-        copies = next(entry for entry in summary_of(report)["systems"] if entry["id"] == "folder-copy")
-        assert copies["kbps"] == 7.5  # but what was said
+        assert {each.id: each.kbps for each in Results.read(report).systems}["folder-copy"] == 7.5  # but what was said
 
     def test_failures_are_counted_with_their_reason_and_never_averaged_in(self, report: Path) -> None:
         reasons = results(report, "folder-copy")["pesq"]["reasons"]
@@ -221,12 +218,6 @@ def test_files_that_cannot_be_measured_are_a_reason(tmp_path: Path, length: int,
     soundfile.write(tmp_path / "x.wav", np.zeros(length), rate)
     with pytest.raises(CodecError, match=message):
         read_utterance(Record("x", str(tmp_path / "x.wav"), rate, rate))
-
-
-def test_names_that_are_not_utf8_are_one_line(tmp_path: Path, refused: Refused) -> None:
-    write_manifest(tmp_path / "m.jsonl", [Record("a\udcff", "a\udcff.wav", 16000, 16000)])
-    arguments = ["--manifest", str(tmp_path / "m.jsonl"), "--out", str(tmp_path / "r")]
-    refused(evaluate_main(arguments), "m.jsonl: id, speaker or source of 'a")
 
 
 class TestResuming:
@@ -453,7 +444,7 @@ def test_reports_are_plotted(report: Path, tmp_path: Path, refused: Refused) -> 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such names cannot be")
 def test_names_that_are_not_utf8_reach_a_report(manifest: Path, tmp_path: Path, refused: Refused) -> None:
-    """As older systems left them: of the folder, the manifest and the reconstructions."""
+    """As older systems left them: of the folder, the manifest and the reconstructions. An id must be UTF-8."""
     odd, out = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9", b"out\xff"))
     odd.mkdir()
     shutil.copy(manifest.parent / "a.flac", odd)
@@ -465,6 +456,8 @@ def test_names_that_are_not_utf8_reach_a_report(manifest: Path, tmp_path: Path, 
     assert Results.read(out).manifest.name == os.fsdecode(b"\xe9.jsonl")
     assert list(out.glob("audio/000000/*.png"))
     refused(recipe("plot_reports", f"1={out}", "--metrics", "mel"), "no model has a value of mel distance")
+    write_manifest(tmp_path / "m.jsonl", [Record("a\udcff", "a\udcff.wav", 16000, 16000)])
+    refused(evaluate_main(["--manifest", str(tmp_path / "m.jsonl"), "--out", str(out)]), "id, speaker or source of 'a")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no /dev/full")

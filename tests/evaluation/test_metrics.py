@@ -39,14 +39,13 @@ def test_every_metric_is_best_for_the_same_and_worse_with_noise(name: str) -> No
 
 
 def test_known_values() -> None:
-    x, rate = SPEECH, SPEECH_RATE
     for snr in (20, 0):
-        assert metrics.si_sdr(Pair(x, with_noise(x, snr), rate)) == pytest.approx(snr, abs=0.3)
-    assert metrics.si_sdr(Pair(x, 3 * with_noise(x, 20), rate)) == pytest.approx(20, abs=0.3)
+        assert metrics.si_sdr(Pair(SPEECH, with_noise(SPEECH, snr), SPEECH_RATE)) == pytest.approx(snr, abs=0.3)
+    assert metrics.si_sdr(Pair(SPEECH, 3 * with_noise(SPEECH, 20), SPEECH_RATE)) == pytest.approx(20, abs=0.3)
     assert value(metrics.mel_distance, NOISE, 2 * NOISE) == pytest.approx(np.log(2), abs=1e-3)
     assert value(metrics.log_spectral_distance, NOISE, 2 * NOISE) == pytest.approx(20 * np.log10(2), abs=0.02)
     with pytest.raises(ValueError, match="one length"):
-        metrics.stoi(Pair(x, x[:-1], rate))
+        metrics.stoi(Pair(SPEECH, SPEECH[:-1], SPEECH_RATE))
 
 
 def voice(drift: float, noise: float = 0.02, pitch: float = 150) -> np.ndarray:
@@ -62,10 +61,9 @@ def test_pitch_and_voicing_of_known_sounds() -> None:
     assert voiced[10:190].all() and not voiced[210:].any()
     assert np.nanmedian(low) == pytest.approx(150, rel=0.01)
     assert metrics.voicing_f1(low, high) > 0.97 and metrics.pitch_rmse(low, high) == pytest.approx(10, abs=1.5)
-    nothing = np.nan
-    reference, estimate = np.array([100.0, 100.0, 100.0, nothing]), np.array([100.0, nothing, 100.0, 100.0])
+    reference, estimate = np.array([100.0, 100.0, 100.0, np.nan]), np.array([100.0, np.nan, 100.0, 100.0])
     assert metrics.voicing_f1(reference, estimate) == pytest.approx(2 / 3)  # 2 hits, 3 voiced in each
-    unvoiced = np.full(4, nothing)
+    unvoiced = np.full(4, np.nan)
     with pytest.raises(MetricError, match="no voiced frame"):
         metrics.voicing_f1(unvoiced, estimate)
     with pytest.raises(MetricError, match="voiced in both"):
@@ -82,15 +80,14 @@ def test_log_spectral_distance_leaves_out_what_nobody_hears() -> None:
 
 
 def test_pesq_is_not_asked_where_it_could_run_out_of_room() -> None:
-    x, rate = SPEECH, SPEECH_RATE
     with pytest.raises(MetricError, match="longer than 60 s"):
         metrics.pesq_wb(Pair(np.ones(16000 * 61, np.float32), np.ones(16000 * 61, np.float32), 16000))
     burst = np.concatenate([0.1 * np.random.default_rng(0).standard_normal(4000), np.zeros(6000)]).astype(np.float32)
     with pytest.raises(MetricError, match="bursts"):
         bursts = np.tile(burst, 70)  # 44 s; with 90 of them it ends the process
         metrics.pesq_wb(Pair(bursts, bursts, 16000))
-    long = np.tile(x, -(-25 * rate // len(x)))
-    assert len(long) > 20 * rate and metrics.pesq_wb(Pair(long, long, rate)) == pytest.approx(4.64, abs=0.02)
+    long = np.resize(SPEECH, 25 * SPEECH_RATE)
+    assert metrics.pesq_wb(Pair(long, long, SPEECH_RATE)) == pytest.approx(4.64, abs=0.02)
 
 
 # ---- artefacts of decoders on made-up sounds -------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -35,13 +35,14 @@ with atheris.instrument_imports(include=["codec"]) if atheris else nullcontext()
     from codec.errors import CodecError
 
 NUMBER = {"container": 5000, "audio": 1000}  # of mutations; those of audio take longer
+CHECKSUMS_LEFT_OUT = patch.object(container, "zlib", SimpleNamespace(crc32=lambda data: 0))
 HANGS = 60  # seconds after which an input counts as one that hangs
 EDGES = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 
 
 def read_container(data: bytes) -> bool:
     """Whether it is read; then what is written of it holds the same. Checksums are left out: with them, little is read."""
-    with checksums_left_out():
+    with CHECKSUMS_LEFT_OUT:
         try:
             header, codes = container.loads(data)
         except CodecError:
@@ -50,10 +51,6 @@ def read_container(data: bytes) -> bool:
         again, same = container.loads(container.dumps(header, codes))
         assert again == header and np.array_equal(same, codes)
     return True
-
-
-def checksums_left_out() -> AbstractContextManager[object]:
-    return patch.object(container, "zlib", SimpleNamespace(crc32=lambda data: 0))
 
 
 def read_audio(data: bytes) -> bool:
@@ -75,19 +72,17 @@ TARGETS: dict[str, Callable[[bytes], bool]] = {"container": read_container, "aud
 
 def seeds(target: str) -> list[bytes]:
     """Good files."""
-    rng = np.random.default_rng(0)
+    rng, files = np.random.default_rng(0), []
     if target == "container":
-        with checksums_left_out():
-            files = []
+        with CHECKSUMS_LEFT_OUT:
             for frames, stages, size in ((0, 1, 2), (3, 1, 65536), (10, 8, 1024), (1030, 2, 3)):
                 header = Header("name", "01" * 16, 24000, 48000, 640 * frames, 320, stages, size)
                 files.append(container.dumps(header, rng.integers(0, size, (stages, frames))))
-            return files
+        return files
     noise = (0.1 * rng.standard_normal((9000, 2))).astype(np.float32)
     kinds = [("WAV", "PCM_16"), ("WAV", "FLOAT"), ("WAV", "IMA_ADPCM"), ("FLAC", "PCM_16")]
     kinds += [("OGG", "VORBIS"), ("OGG", "OPUS"), ("MP3", "MPEG_LAYER_III")]
     kinds += [("AIFF", "PCM_24"), ("W64", "PCM_16"), ("RF64", "PCM_16"), ("CAF", "ALAC_16")]
-    files = []
     for index, (kind, subtype) in enumerate(kinds):
         file = io.BytesIO()
         soundfile.write(file, noise[:, : 1 + index % 2], 24000, format=kind, subtype=subtype)

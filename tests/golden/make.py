@@ -22,7 +22,7 @@ from codec.quantizers import QUANTIZERS
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent))  # where it is a script, and not one of the tests' modules
-from loading import ROOT, SPEECH, recipe  # noqa: E402
+from loading import DEBUG, SPEECH, recipe  # noqa: E402
 
 CLIPS = [*SPEECH.values()]  # of 24 kHz, and of 16 kHz
 SHIPPED = shipped_models()
@@ -62,11 +62,9 @@ def write_tiny(kind: str, folder: Path) -> None:
     torch.manual_seed(7)
     codec = Codec(tiny_config(kind)).eval()
     waveform = tiny_speech()
-    with torch.no_grad():
-        codec.quantizer.initialize(codec.encoder(waveform[None, None]))
+    codec.quantizer.initialize(codec.encoder(waveform[None, None]))
     codec.save_pretrained(folder)
     codec = Codec.from_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)
     codes = codec.encode(waveform, 16000)
     container.write(folder / "golden.codes", codec.header(len(waveform), 16000), codes[0].numpy())
     soundfile.write(folder / "golden.flac", codec.decode(codes)[0, 0].numpy(), 16000, subtype="PCM_24")
@@ -74,6 +72,7 @@ def write_tiny(kind: str, folder: Path) -> None:
 
 def write_shipped(name: str) -> None:
     codec = Codec.from_pretrained(name)
+    (HERE / name).mkdir(exist_ok=True)
     for path in CLIPS:
         waveform, rate = speech(path)
         codes = codec.encode(waveform, rate)
@@ -94,9 +93,9 @@ def write_corpus(folder: Path) -> Path:
 
 def training_losses(folder: Path) -> list[dict[str, float]]:
     """Scalars of 20 steps of the debug recipe through all its phases, one thread."""
-    manifest, config = write_corpus(folder), ROOT / "recipes" / "libritts" / "debug.yaml"
+    manifest = write_corpus(folder)
     settings = (f"data.train=[{manifest}]", f"data.valid=[{manifest}]", *PHASES, *LOGGING)
-    command = ("--config", config, "--out", folder / "run", "--cpu", "--logger", "none", "--set", *settings)
+    command = ("--config", DEBUG, "--out", folder / "run", "--cpu", "--logger", "none", "--set", *settings)
     assert recipe("train", *command) == 0
     points = map(json.loads, (folder / "run" / "metrics.jsonl").read_text().splitlines())
     return [{k: v for k, v in point.items() if k == "step" or k.startswith("loss/")} for point in points]
@@ -121,8 +120,6 @@ def machine() -> str:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name in (*QUANTIZERS, *SHIPPED):
-        (HERE / name).mkdir(exist_ok=True)
     for kind in QUANTIZERS:
         write_tiny(kind, HERE / kind)
     for name in SHIPPED:
@@ -132,11 +129,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         losses = training_losses(Path(temporary))
         numbers = report_numbers(Path(temporary))
-    for name, values in (
-        ("fingerprints", fingerprints),
-        ("training", {"machine": machine(), "points": losses}),
-        ("report", numbers),
-    ):
+    files = {"fingerprints": fingerprints, "training": {"machine": machine(), "points": losses}, "report": numbers}
+    for name, values in files.items():
         (HERE / f"{name}.json").write_text(json.dumps(values, indent=1) + "\n")
 
 

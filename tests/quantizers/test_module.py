@@ -158,14 +158,6 @@ def test_bad_arguments_are_named(call: Callable[[], object], message: str) -> No
         call()
 
 
-def test_a_codebook_of_averaged_weights_is_computed_anew() -> None:
-    """Averages are usually written through ``.data``, which torch does not count."""
-    quantizer = SimVQ(**SMALL, init=None).eval()
-    before = quantizer.codebook
-    quantizer.weight.data.mul_(2)
-    torch.testing.assert_close(quantizer.eval().codebook, 2 * before)
-
-
 @pytest.mark.parametrize("width", [DIM, 5])
 @pytest.mark.parametrize("layout", ["vector-quantize-pytorch", "the paper's", "a pair"])
 def test_codes_of_other_layouts_are_equal(layout: str, width: int) -> None:

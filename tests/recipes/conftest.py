@@ -4,23 +4,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
+from loading import recorded
 
-from codec.corpus.manifest import Record, write_manifest
+from codec.corpus.manifest import write_manifest
 
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six short harmonic sounds of six speakers, as train and dev."""
     folder = tmp_path_factory.mktemp("corpus")
-    rng = np.random.default_rng(0)
-    records = []
+    rng, t, records = np.random.default_rng(0), np.arange(24000) / 24000, []
     for index in range(6):
-        t, path = np.arange(24000) / 24000, folder / f"{index}.wav"
         tone = sum(np.sin(2 * np.pi * (100 + 40 * index) * k * t) / k for k in range(1, 20))
-        soundfile.write(path, 0.1 * tone + 0.002 * rng.standard_normal(24000), 24000)
+        samples = 0.1 * tone + 0.002 * rng.standard_normal(24000)
         facts = {"speaker": f"speaker {index}", "source": "made here", "licence": "CC0"}
-        records.append(Record(str(index), str(path), 24000, 24000, **facts))
-    write_manifest(folder / "train.jsonl", records)
-    write_manifest(folder / "dev.jsonl", records)
+        records.append(recorded(folder / f"{index}.wav", samples, **facts))
+    for name in ("train.jsonl", "dev.jsonl"):
+        write_manifest(folder / name, records)
     return folder

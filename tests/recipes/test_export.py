@@ -99,9 +99,7 @@ def test_curves_are_drawn_as_far_as_they_go(run: Path, tmp_path: Path, refused: 
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def test_distil_gives_the_codes_another_encoder(
-    corpus: Path, tiny_model_folder: Path, tmp_path: Path, refused: Refused
-) -> None:
+def test_distil_gives_another_encoder(corpus: Path, tiny_model_folder: Path, tmp_path: Path, refused: Refused) -> None:
     """One that looks less far ahead, for the same codebooks and decoder."""
     fast, arguments = tmp_path / "fast", ("--manifest", corpus / "train.jsonl", "--minutes", 0.01, "--look-ahead")
     assert recipe("distil", tiny_model_folder, fast, *arguments, 4) == 0

@@ -3,8 +3,6 @@
 import os
 import pickle
 import shutil
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 from loading import Refused, load_script, tar, wait_for
-from training_runs import RECIPES, start
+from training_runs import RECIPES, finish, start
 
 from codec import Codec
 from codec.audio import AudioError
@@ -55,7 +53,7 @@ def test_kill_and_go_on(tokenize: Any, corpus: Path, tiny_model_folder: Path, tm
 
     with start([*command, *arguments(tiny_model_folder, broken, manifest)]) as run:
         wait_for((broken / SHARDS[0]).exists, run)
-        os.kill(run.pid, signal.SIGKILL)
+        run.kill()
     assert set(contents(broken)) == {SHARDS[0]}
     first = (broken / SHARDS[0]).stat()
     (broken / ".codes-00001.0.tmp.parquet").write_bytes(b"half")  # what a kill while a shard is written leaves
@@ -63,9 +61,8 @@ def test_kill_and_go_on(tokenize: Any, corpus: Path, tiny_model_folder: Path, tm
     gate.unlink()
     shutil.copy(corpus / "2.wav", gate)
     for out in (broken, whole):
-        line = [*command, *arguments(tiny_model_folder, out, manifest)]
-        done = subprocess.run(line, capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and "5 utterances, 0.00 h, 1 skipped" in done.stdout, done
+        output, _ = finish(start([*command, *arguments(tiny_model_folder, out, manifest)]))
+        assert "5 utterances, 0.00 h, 1 skipped" in output
     assert contents(broken) == contents(whole) and sorted(contents(whole)) == [*SHARDS, "skipped.tsv"]
     assert (broken / SHARDS[0]).stat().st_mtime_ns == first.st_mtime_ns, "a finished shard stays as it is"
     assert (whole / "skipped.tsv").read_text(encoding="utf-8").startswith(f"{bad}\tis not audio")

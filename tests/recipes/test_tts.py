@@ -5,9 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import soundfile
 import torch
-from loading import ASSETS, SPEECH, Refused, load_script
+from loading import ASSETS, SPEECH, Refused, load_script, recorded
 
 from codec import Codec, audio
 from codec.corpus.manifest import Record, read_manifest, write_manifest
@@ -28,9 +27,7 @@ def manifest(tmp_path: Path) -> Path:
     samples = torch.cat([audio.load(path)[0][0] for path in (ASSETS / "example.wav", SPEECH[24000])])
     records = [Record("other", str(SPEECH[16000]), 48000, 16000, speaker="other")]
     for index, part in enumerate(samples.split(31200)[:6]):
-        path = tmp_path / f"{index}.wav"
-        soundfile.write(path, part.numpy(), 24000)
-        records.append(Record(f"p{index}", str(path), len(part), 24000, speaker="one", text=f"ö{index}"))
+        records.append(recorded(tmp_path / f"p{index}.wav", part.numpy(), speaker="one", text=f"ö{index}"))
     write_manifest(tmp_path / "train.jsonl", records)
     return tmp_path / "train.jsonl"
 
@@ -41,7 +38,7 @@ def test_a_corpus_becomes_tokens_a_model_and_speech(manifest: Path, tmp_path: Pa
     assert tts.main(["prepare", str(run), "--manifest", str(manifest), "--speaker", "one"]) == 0
     corpus = tts.Corpus(run)
     assert sorted([*corpus.train, *corpus.held_out]) == [f"p{index}" for index in range(6)]
-    waveform, _ = audio.load(tmp_path / "3.wav")
+    waveform, _ = audio.load(tmp_path / "p3.wav")
     codes = single.encode(waveform, 24000, gain_db=single.gain_of(waveform, 24000))[0]
     assert torch.equal(corpus.codes["p3"].long(), codes)
     ids, targets = corpus.batch(["p3", "p5"])
@@ -85,13 +82,12 @@ def test_what_is_written_is_spoken_at_once_and_as_a_whole(tmp_path: Path, single
     layout = TokenLayout(1, single.codebook_size, tts.TEXT_IDS)
     ids = layout.to_tokens(codes)
     spurious = torch.cat([torch.tensor([104, 105]), ids[:50], torch.tensor([layout.special_ids["pad"], 7]), ids[50:]])
-    heard = 0
     with audio.AudioWriter(tmp_path / "out.wav", single.sample_rate) as writer:
         speaker = tts.Speaker(single, writer, prompt_samples=0)
         speaker.put(spurious[None, :20])
         for one in spurious[20:]:
             speaker.put(one[None])
-        heard -= speaker.before
+        heard = -speaker.before
         speaker.end()
     late = speaker.decoder.look_ahead + tts.FRAMES_PER_PUSH * single.hop_length
     whole = single.decode(codes[None])[0]

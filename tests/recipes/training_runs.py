@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from loading import recipe
+from loading import DEBUG, ROOT, recipe
 
 from codec.training.checkpoint import module_tensors, read_checkpoint
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
-DEBUG = RECIPES / "libritts" / "debug.yaml"
+RECIPES = ROOT / "recipes"
 SHORT = ("phases.steps=8", "phases.autoencoder=2", "phases.ramp=2", "phases.adversarial=5", "data.segment_seconds=0.2")
 SHORT += ("log.scalars_every=2", "log.valid_every=4", "log.checkpoint_every=4", "data.workers=0")
 SHORT += ("optimizer.warmup_steps=1",)

@@ -29,11 +29,6 @@ def pair(request: pytest.FixtureRequest) -> tuple[Codec, OnnxCodec]:
     return Codec.from_pretrained(request.param), OnnxCodec.from_pretrained(request.param, num_threads=1)
 
 
-@pytest.fixture(scope="module")
-def tiny(tiny_model_folder: Path) -> tuple[Codec, OnnxCodec]:
-    return Codec.from_pretrained(tiny_model_folder), OnnxCodec.from_pretrained(tiny_model_folder, num_threads=1)
-
-
 # ---- equal to torch ---------------------------------------------------------------------------------------------------
 
 
@@ -107,8 +102,8 @@ def test_the_nearest_of_equal_codes_is_the_first(tiny_config: CodecConfig, tmp_p
 # ---- shapes, lengths, blocks ----------------------------------------------------------------------------------------
 
 
-def test_batches_channels_lengths_and_gains(tiny: tuple[Codec, OnnxCodec]) -> None:
-    codec, onnx = tiny
+def test_batches_channels_lengths_and_gains(tiny_model_folder: Path) -> None:
+    codec, onnx = Codec.from_pretrained(tiny_model_folder), OnnxCodec.from_pretrained(tiny_model_folder)
     waveform = np.random.default_rng(0).normal(size=(2, 2, 1003)).astype(np.float32).clip(-1, 1)
     gains = onnx.gain_of(waveform, 16000, [1003, 500])
     assert gains == pytest.approx(codec.gain_of(torch.from_numpy(waveform), 16000, [1003, 500])) and min(gains) > 1
@@ -183,10 +178,7 @@ def test_models_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: P
     onnx = OnnxCodec.from_pretrained(tmp_path / "own")
     with pytest.raises(ModelError, match=r"decoder\.input\.bias holds NaN or infinity"):
         onnx.decode(np.zeros((1, 3, 5), np.int64))
-    codec.encoder.norm.weight.data.fill_(3e38)
     codec.quantizer.stages[1].basis.data.fill_(1e20)  # type: ignore[operator, union-attr]
-    with pytest.raises(CodecError, match="the model gives NaN or infinity"):
-        codec.encode(np.ones(400, np.float32), 16000)
     codec.save_pretrained(tmp_path / "own")
     with pytest.raises(ModelError, match="the codebook of stage 2 is too large"):
         OnnxCodec.from_pretrained(tmp_path / "own").encode(np.ones(400, np.float32), 16000)
@@ -196,23 +188,20 @@ def test_models_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: P
         OnnxCodec.from_pretrained(tmp_path / "own").encode(np.zeros(400, np.float32), 16000)
 
 
-def test_arguments_that_cannot_be(tiny: tuple[Codec, OnnxCodec], tiny_model_folder: Path) -> None:
+def test_arguments_that_cannot_be(tiny_model_folder: Path) -> None:
     """The checks are those of Codec (``tests/test_model.py``); here is what arrays have of their own."""
+    onnx = OnnxCodec.from_pretrained(tiny_model_folder)
     for waveform in (np.zeros(100, np.int16), np.zeros(100, complex), torch.zeros(100), [0.0] * 100):
         with pytest.raises(CodecError, match="must be a float array"):
-            tiny[1].encode(waveform, 16000)
+            onnx.encode(waveform, 16000)
     for codes in (np.zeros((1, 3, 5), np.float32), torch.zeros(1, 3, 5, dtype=torch.int64), [[0] * 5] * 3):
         with pytest.raises(CodecError, match="codes must be an integer array"):
-            tiny[1].decode(codes)
-    with pytest.raises(CodecError, match="waveform holds NaN"):
-        tiny[1].encode(np.full(100, np.nan, np.float32), 16000)
-    for use in (partial(tiny[1].encode, np.zeros(100), 16000), partial(tiny[1].decode, np.zeros((1, 3, 5), np.int64))):
+            onnx.decode(codes)
+    for use in (partial(onnx.encode, np.zeros(100), 16000), partial(onnx.decode, np.zeros((1, 3, 5), np.int64))):
         with pytest.raises(CodecError, match="exact=False runs with torch only"):
             use(exact=False)
     with pytest.raises(CodecError, match="refine_steps need torch"):
-        tiny[1].encode(np.zeros(100), 16000, refine_steps=2)
-    with pytest.raises(CodecError, match="iterable of arrays, not float32"):
-        list(tiny[1].encode_blocks(np.zeros((2, 80), np.float32)))
+        onnx.encode(np.zeros(100), 16000, refine_steps=2)
     with pytest.raises(CodecError, match="bits must be 32 or 8, not 4"):
         OnnxCodec.from_pretrained(tiny_model_folder, bits=4)
     with pytest.raises(CodecError, match="num_threads must be"):

@@ -60,10 +60,8 @@ def test_any_batch_and_length(exported: Path, tiny_model_folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch warns of its own doings
-def test_programs_of_torch_export_take_any_batch_and_length(
-    tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the page on porting makes them."""
+def test_programs_of_torch_export(tiny_model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page on porting makes them they take any batch and length."""
     monkeypatch.chdir(tmp_path)
     (body,) = re.findall(r"```python\n(.*?)```", (ROOT / "recipes" / "PORTING.md").read_text(), flags=re.DOTALL)
     names: dict[str, Any] = {}
@@ -114,26 +112,26 @@ def test_mistakes_are_one_line(tiny_model_folder: Path, tmp_path: Path, refused:
 # ---- graphs with state ------------------------------------------------------------------------------------------------
 
 
-class Stream:
-    """A batch of signals through a graph with state."""
-
-    def __init__(self, graph: Path, batch: int) -> None:
-        onnx.checker.check_model(onnx.load(graph), full_check=True)
-        self.session = onnxruntime.InferenceSession(graph)
-        kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
-        self.state = {
-            entry.name: np.zeros([size if isinstance(size, int) else batch for size in entry.shape], kinds[entry.type])
-            for entry in self.session.get_inputs()
-            if entry.name not in ("waveform", "codes")
-        }
-        self.state["total"] += FOREVER  # not known yet
-
-    def push(self, signal: NDArray[Any]) -> NDArray[Any]:
-        name = "waveform" if signal.dtype == np.float32 else "codes"
-        names = [entry.name for entry in self.session.get_outputs()]
-        outputs = dict(zip(names, self.session.run(None, {name: signal, **self.state}), strict=True))
-        self.state |= {key.removeprefix("next_"): value for key, value in outputs.items() if key.startswith("next_")}
-        return outputs["codes" if name == "waveform" else "waveform"]
+def streamed(graph: Path, signal: NDArray[Any], unit: int, totals: NDArray[Any]) -> NDArray[Any]:
+    """All that a graph with state gives for a batch of signals; their totals are told before the first of them ends."""
+    onnx.checker.check_model(onnx.load(graph), full_check=True)
+    session = onnxruntime.InferenceSession(graph)
+    given, *others = session.get_inputs()
+    output, *following = (entry.name for entry in session.get_outputs())
+    kinds = {"tensor(float)": np.float32, "tensor(int64)": np.int64}
+    state = {}
+    for entry in others:
+        shape = [size if isinstance(size, int) else len(signal) for size in entry.shape]
+        state[entry.name] = np.zeros(shape, kinds[entry.type])
+    outputs, start = [], 0
+    for size in (1, 2, 7, 1, 20, 9, *[4] * 10):
+        state["total"] = totals if start >= 11 else np.full_like(totals, FOREVER)
+        chunk = signal[..., start * unit : (start + size) * unit]
+        values = session.run([output, *following], {given.name: chunk, **state})
+        outputs.append(values[0])
+        state |= {name.removeprefix("next_"): value for name, value in zip(following, values[1:], strict=True)}
+        start += size
+    return np.concatenate(outputs, axis=-1)
 
 
 @pytest.mark.parametrize("changes", LOOKS.values(), ids=LOOKS)
@@ -151,25 +149,15 @@ def test_chunks_make_the_whole(tiny_config: CodecConfig, changes: dict[str, Any]
     for row, (total,) in enumerate(totals):
         codes[row, :, :total] = whole.encode(waveform[row, :, : total * hop][None], 16000)[0]
 
-    def pushed(stream: Stream, signal: NDArray[Any], unit: int) -> NDArray[Any]:
-        """Everything that comes out; the rows' totals are told before the first signal ends."""
-        outputs, start = [], 0
-        for size in (1, 2, 7, 1, 20, 9, *[4] * 10):
-            if start >= 11:
-                stream.state["total"] = totals
-            outputs.append(stream.push(signal[..., start * unit : (start + size) * unit]))
-            start += size
-        return np.concatenate(outputs, axis=-1)
-
     padded = np.pad(waveform, [(0, 0), (0, 0), (0, 40 * hop)])
-    streamed = pushed(Stream(out / "encoder_stream.onnx", 2), padded, hop)
+    late_codes = streamed(out / "encoder_stream.onnx", padded, hop, totals)
     delay = facts["encoder_stream"]["delay_frames"]
     assert delay == Codec(whole.config).streaming_encoder().delay
-    np.testing.assert_array_equal(streamed[..., delay : delay + 40], codes)
-    assert (streamed[..., :delay] == -1).all() and (streamed[..., delay + 40 :] == -1).all()
+    np.testing.assert_array_equal(late_codes[..., delay : delay + 40], codes)
+    assert (late_codes[..., :delay] == -1).all() and (late_codes[..., delay + 40 :] == -1).all()
 
     padded = np.pad(codes, [(0, 0), (0, 0), (0, 40)], constant_values=-1)
-    audio = pushed(Stream(out / "decoder_stream.onnx", 2), padded, 1)
+    audio = streamed(out / "decoder_stream.onnx", padded, 1, totals)
     late = facts["decoder_stream"]["delay_samples"]
     for row, (total,) in enumerate(totals):
         reference = whole.decode(codes[row, :, :total][None])[0]
@@ -179,11 +167,11 @@ def test_chunks_make_the_whole(tiny_config: CodecConfig, changes: dict[str, Any]
     encoder, decoder = whole.streaming_encoder(2), whole.streaming_decoder(2, 2)
     for _ in range(2):  # the second time anew
         pieces = np.array_split(waveform[..., : 40 * hop - 3], 6, axis=-1)
-        streamed = np.concatenate([*map(encoder.push, pieces), encoder.flush()], axis=-1)
-        np.testing.assert_array_equal(streamed[0], whole.encode(waveform[0, :, : 40 * hop - 3], 16000)[0])
-        pieces = np.array_split(streamed[:, :2], 9, axis=-1)
+        codes = np.concatenate([*map(encoder.push, pieces), encoder.flush()], axis=-1)
+        np.testing.assert_array_equal(codes[0], whole.encode(waveform[0, :, : 40 * hop - 3], 16000)[0])
+        pieces = np.array_split(codes[:, :2], 9, axis=-1)
         audio = np.concatenate([*map(decoder.push, pieces), decoder.flush()], axis=-1)
-        np.testing.assert_allclose(audio, whole.decode(streamed, 2), atol=1e-5)
+        np.testing.assert_allclose(audio, whole.decode(codes, 2), atol=1e-5)
         decoder.reset()
         first, twin = decoder.push(pieces[0]), copy.copy(decoder)
         twin.push(pieces[0]), twin.flush()

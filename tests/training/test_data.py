@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import torch
 from accelerate import Accelerator
+from loading import recorded
 
 from codec.config import CodecConfig
 from codec.corpus.manifest import ManifestError, Record
@@ -25,11 +26,12 @@ from codec.training.progress import TrainingError
 
 @pytest.fixture
 def records(tmp_path: Path) -> list[Record]:
-    """Sines of 440 Hz."""
+    """Sines of 440 Hz; bad.wav is none of them."""
+    (tmp_path / "bad.wav").write_bytes(b"no audio")
     records = []
     for name, length, rate in (("a.wav", 72000, 24000), ("b.wav", 16000, 16000), ("c.flac", 4800, 24000)):
-        soundfile.write(tmp_path / name, 0.5 * np.sin(2 * np.pi * 440 / rate * np.arange(length)), rate)
-        records.append(Record(name[0], str(tmp_path / name), length, rate, speaker="s"))
+        sine = 0.5 * np.sin(2 * np.pi * 440 / rate * np.arange(length))
+        records.append(recorded(tmp_path / name, sine, rate, speaker="s"))
     return records
 
 
@@ -72,7 +74,6 @@ def test_segments_are_resampled_without_edges(records: list[Record]) -> None:
 
 def test_too_many_bad_files_end_a_run(tmp_path: Path, records: list[Record], caplog: pytest.LogCaptureFixture) -> None:
     config = DataConfig(segment_seconds=0.1)
-    (tmp_path / "bad.wav").write_bytes(b"no audio")
     bad = [Record(f"bad{i}", str(tmp_path / "bad.wav"), 24000, 24000) for i in range(6)]
     dataset = SegmentDataset([*records, *bad[:1]], 24000, config, seed=0)
     for index in range(60):
@@ -90,7 +91,6 @@ def test_too_many_bad_files_end_a_run(tmp_path: Path, records: list[Record], cap
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, records: list[Record], workers: int) -> None:
     """To 16 bits, whatever the process; a file that cannot be read is said, and never drawn."""
-    (tmp_path / "bad.wav").write_bytes(b"no audio")
     records[1] = Record("bad", str(tmp_path / "bad.wav"), 240000, 24000)
     dataset = SegmentDataset(records, 24000, DataConfig(segment_seconds=0.5, workers=workers), seed=0)
     resident = ResidentDataset(dataset, torch.device("cpu"))

@@ -15,6 +15,7 @@ from codec.training.losses import SpectralLoss, discriminator_loss, feature_matc
 
 RATE = 24000
 NOISE = 0.3 * torch.randn((2, 1, 24000), generator=torch.Generator().manual_seed(0))  # far above the floors
+SPEECHLIKE = 0.01 * NOISE[..., :12000].cumsum(dim=-1)
 FULL = torch.tensor([RATE / 2, RATE / 2])
 
 
@@ -25,13 +26,9 @@ def spectral(windows: tuple[int, ...] = (1024,), mels: tuple[int, ...] = (80,), 
     return SpectralLoss(RATE, LossConfig(weights=weights, windows=windows, mels=mels, **settings))
 
 
-def speechlike(batch: int = 2, samples: int = 12000) -> torch.Tensor:
-    return torch.randn(batch, 1, samples, generator=torch.Generator().manual_seed(0)).cumsum(dim=-1) * 0.003
-
-
 def test_zero_on_identical_input_and_finite_gradients() -> None:
     loss = SpectralLoss(RATE, LossConfig())
-    x = speechlike()
+    x = SPEECHLIKE
     same = loss(x, x, FULL)
     assert set(same) == {"mel", "stft"} and all(value == 0 for value in same.values())
     for estimate in (torch.zeros_like(x), torch.randn_like(x), x * 1.1):
@@ -42,7 +39,7 @@ def test_zero_on_identical_input_and_finite_gradients() -> None:
 
 
 def test_mel_measures_gain_and_forgives_phase_where_stft_does_not() -> None:
-    loss, x = spectral(), speechlike()
+    loss, x = spectral(), SPEECHLIKE
     for mel in (loss, spectral((1024,), (1,))):  # of one band alone: the uppermost counts at full bandwidth
         assert mel(2 * x, x, FULL)["mel"].item() == pytest.approx(math.log(2), rel=0.02)
     assert loss(-x, x, FULL)["mel"].item() == pytest.approx(0, abs=1e-6)
@@ -92,7 +89,7 @@ def test_envelope_is_ruled_by_the_loud_moments_of_each_band() -> None:
 
 def test_nothing_above_the_bandwidth_counts() -> None:
     """Nor where a recording fades out: 16 kHz speech brought to 24 kHz lacks what it had just below 8 kHz."""
-    loss, x = spectral((1024, 2048), (80, 128)), speechlike()
+    loss, x = spectral((1024, 2048), (80, 128)), SPEECHLIKE
     hiss = x + 0.05 * torch.sin(2 * torch.pi * 10500 * torch.arange(12000) / RATE)
     narrow, wide = loss(hiss, x, torch.tensor([8000.0, 8000.0])), loss(hiss, x, FULL)
     assert wide["mel"] > 20 * narrow["mel"] and wide["stft"] > 20 * narrow["stft"]

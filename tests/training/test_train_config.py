@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from loading import ROOT
+from loading import DEBUG, ROOT
 
 from codec.config import CodecConfig, ConfigError, from_dict
 from codec.model import Codec
@@ -14,7 +14,6 @@ from codec.training.config import TrainConfig, load_train_config
 from codec.training.networks import looking_ahead
 
 CONFIGS = sorted(path for name in ("default", "libritts") for path in (ROOT / "recipes" / name).rglob("*.yaml"))
-DEBUG = ROOT / "recipes" / "libritts" / "debug.yaml"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.name}-{path.stem}")
