@@ -167,7 +167,7 @@ class CodecBase(Generic[Signal]):
             exact: False computes all items at once, which fills a GPU and on a CPU gains nothing: with torch only, the
                 same but for rounding, which turns a code where two are equally near.
             refine_steps: so many times the latents are moved towards what, decoded, is nearest to the waveform
-                (:mod:`codec.refine`), with torch only. 15 are much better at the same bitrate, and take about as long as
+                (:mod:`codec.refine`), with torch only. 15 come much nearer at the same bitrate, and take about as long as
                 the speech lasts. The codes are then chosen for this decoder, and to be decoded all together.
 
         Raises:

@@ -9,12 +9,13 @@ from loading import SPEECH
 from pystoi import stoi
 from torch import Tensor
 
-import codec.base
 from codec import CodecError
 from codec.corpus.manifest import Record
 from codec.evaluation.systems import ModelFamily, Reconstruction
 from codec.model import Codec
 from codec.refine import SCALES, Distance
+
+SOUND = torch.from_numpy(soundfile.read(SPEECH[16000], dtype="float32")[0][:32_000])
 
 
 def distance(decoded: Tensor, recording: Tensor, sample_rate: int) -> Tensor:
@@ -39,16 +40,15 @@ def test_it_is_never_worse_and_changes_nothing_else(tiny_model_folder: Path, mon
     """Where steps are far too large the nearest codes of all are kept."""
     with torch.inference_mode():
         model = Codec.from_pretrained(tiny_model_folder)
-    waveform = torch.from_numpy(soundfile.read(SPEECH[16000], dtype="float32")[0])[:32_000]
-    own = model.encode(waveform, 16000)
-    refined = model.encode(waveform, 16000, refine_steps=3)
-    assert not torch.equal(refined, own) and torch.equal(model.encode(waveform, 16000), own)
+    own = model.encode(SOUND, 16000)
+    refined = model.encode(SOUND, 16000, refine_steps=3)
+    assert not torch.equal(refined, own) and torch.equal(model.encode(SOUND, 16000), own)
     assert all(parameter.grad is None for parameter in model.parameters())
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.encode(waveform, 16000, refine_steps=3), refined)
+        assert torch.equal(model.encode(SOUND, 16000, refine_steps=3), refined)
     monkeypatch.setattr("codec.refine.RATE", 1e6)
-    far = model.encode(waveform, 16000, refine_steps=2)
-    before, *after = (distance(model.decode(codes), waveform, 16000) for codes in (own, refined, far))
+    far = model.encode(SOUND, 16000, refine_steps=2)
+    before, *after = (distance(model.decode(codes), SOUND, 16000) for codes in (own, refined, far))
     assert max(after) <= before
 
 
@@ -63,15 +63,15 @@ def test_what_cannot_be_refined_is_said(tiny_model: Codec) -> None:
 
 def test_windows_and_batches_leave_no_trace(tiny_model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
     """Long signals are refined window by window, whatever they are batched with or cut into."""
-    monkeypatch.setattr(codec.base, "WINDOW_FRAMES", 40)
-    waveform = torch.from_numpy(soundfile.read(SPEECH[16000], dtype="float32")[0])[:20_000]
-    batch = torch.stack([waveform.flip(0), waveform])
-    whole = tiny_model.encode(batch[:, None], 16000, 2, lengths=[9_000, 20_000], refine_steps=2)[1]
-    assert torch.equal(torch.cat(list(tiny_model.encode_blocks(waveform.split(777), 2, refine_steps=2)), dim=1), whole)
+    monkeypatch.setattr("codec.base.WINDOW_FRAMES", 40)
+    batch = torch.stack([SOUND.flip(0), SOUND])
+    whole = tiny_model.encode(batch[:, None], 16000, 2, lengths=[9_000, 32_000], refine_steps=2)[1]
+    pieces = tiny_model.encode_blocks(SOUND.split(777), 2, refine_steps=2)
+    assert torch.equal(torch.cat(list(pieces), dim=1), whole)
 
 
 def test_an_evaluation_refines_for_each_number_of_quantizers(tiny_model: Codec) -> None:
-    waveform = soundfile.read(SPEECH[16000], dtype="float32")[0][:8000]
+    waveform = SOUND[:8000].numpy()
     gain_db = tiny_model.gain_of(waveform, 16000)
     outcomes = ModelFamily(tiny_model, [3, 1], refine_steps=2).reconstruct(Record("a", "a.wav", 8000, 16000), waveform)
     for count, outcome in zip((3, 1), outcomes, strict=True):
