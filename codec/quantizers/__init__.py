@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TYPE_CHECKING
 
-from codec.config import ConfigError, QuantizerConfig
 from codec.errors import CodecError
 from codec.quantizers.base import Quantizer, QuantizerOutput
 from codec.quantizers.convert import convert
 from codec.quantizers.grid import FSQ, LFQ, LatticeVQ
 from codec.quantizers.simvq import ResidualQuantizer, ResidualSimVQ, SimVQ
 from codec.quantizers.vq import EMAVQ, VQ, ClusteredVQ, FactorisedVQ, IndexVQ
+
+if TYPE_CHECKING:
+    from codec.config import QuantizerConfig
 
 __all__ = [
     "QUANTIZERS", "Quantizer", "QuantizerOutput", "ResidualQuantizer", "ResidualSimVQ", "SimVQ", "build_quantizer", "convert",
@@ -47,6 +50,8 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
     Raises:
         ConfigError: no such kind, or a setting that the kind does not know.
     """
+    from codec.config import ConfigError  # here: a quantizer by itself needs none
+
     kind, settings = config.kind, {name: value for name, value in vars(config).items() if name != "kind"}
     if kind not in QUANTIZERS:
         raise ConfigError(f"quantizer.kind must be one of {', '.join(QUANTIZERS)}, not {kind!r}")
