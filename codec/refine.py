@@ -7,7 +7,7 @@ waveform x are trained, as weights are, while the model stays as it is:
 
 by Adam (Kingma and Ba, arXiv 1412.6980), whose gradient passes the quantizer as in training, straight through. The distance d
 is the mean, over spectrograms of two window lengths, of log-mel, complex and envelope distance (``codec.spectral``). Kept are
-the codes with the least distance, so that none are worse by it than the encoder's own.
+the codes with the least distance, so that those of a window are by it no worse than the encoder's own.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, safe_open
 
 from codec.pretrained import BASE, CHECKSUM, FILES, STEP, ModelError, find_model, refused, shipped_models
 
@@ -108,12 +108,14 @@ class Weights:
 
 def _opened(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The metadata of a safetensors file, and its tensors as its header describes them, each with its bytes as ``data``."""
-    file = path.read_bytes()
-    tensors = dict(deserialize(file))  # finds whatever is wrong in the header
-    header, _, checksum = parts(file)
-    metadata = header.get("__metadata__", {})
+    with safe_open(path, framework="numpy") as file:  # finds whatever is wrong in the header
+        metadata = file.metadata() or {}
+    tensors, data, checksum = parts(path.read_bytes())
     if metadata.get(CHECKSUM, checksum) != checksum:
         raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
+    tensors.pop("__metadata__", None)
+    for tensor in tensors.values():
+        tensor["data"] = data[slice(*tensor["data_offsets"])]
     return metadata, tensors
 
 
