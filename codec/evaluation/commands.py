@@ -110,11 +110,11 @@ def _evaluate(args: argparse.Namespace) -> int:
         say(f"absent: {item.name} ({item.reason})")
     if plan.stability or not args.metrics:
         say(COSTLY)
-    workers, families = min(args.workers or available_cores(), len(records)), plan.families()
-    prepare_folder(plan, families, records, args.force)
-    measured, absent = evaluate(plan, families, records, workers, args.examples), [*absent, *missing]
+    workers = min(args.workers or available_cores(), len(records))
+    prepare_folder(plan, records, args.force)
+    measured, absent = evaluate(plan, records, workers, args.examples), [*absent, *missing]
     say("summing up ...")
-    results, rows = summarize(plan, families, absent, records, measured, args.manifest, workers, args.examples)
+    results, rows = summarize(plan, absent, records, measured, args.manifest, workers, args.examples)
     results.write(args.out)
     write_rows(args.out, rows)
     page = write_report(results, rows, args.out)

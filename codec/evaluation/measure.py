@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from codec.audio import resample
 from codec.config import RATES
@@ -19,6 +18,7 @@ from codec.corpus.manifest import Record
 from codec.corpus.scan import read_record
 from codec.errors import CodecError, one_line
 from codec.evaluation.metrics import COSTS, LINES, METRICS, SILENT, MetricError, Pair, Waveform, mean_spectrum
+from codec.evaluation.results import System
 from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, write_pcm
 from codec.model import Codec
 
@@ -43,7 +43,7 @@ class EvaluationError(CodecError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, and the folder ``out`` of the report; plain values, since it travels to worker processes.
+    """What to measure, and the folder ``out`` of the report; plain values, since a copy of it travels to each process.
 
     ``model`` is a name or folder, "" for none; ``folders`` holds by name those of reconstructions, and their kbit/s
     where it was given; ``classical`` and ``metrics`` are names in CLASSICAL and KNOWN.
@@ -60,8 +60,9 @@ class Plan:
     device: str
     out: Path
 
+    @cached_property
     def families(self) -> list[Family]:
-        """Load the systems, the model first; an EvaluationError where there are none, or two of one id."""
+        """The systems, loaded once, the model first; an EvaluationError where there are none, or two of one id."""
         families: list[Family] = []
         if self.model:
             codec = Codec.from_pretrained(self.model, self.device)
@@ -74,6 +75,11 @@ class Plan:
         if twice := [name for name, count in ids.items() if count > 1]:
             raise EvaluationError(f"two systems would both be called {twice[0]}; give --reconstructions other names")
         return families
+
+    @property
+    def systems(self) -> list[System]:
+        """Those of all families, in their order."""
+        return [system for family in self.families for system in family.systems]
 
     def codes(self, index: int) -> Path:
         """The model's codes of the utterance at ``index`` of the manifest."""
@@ -115,67 +121,47 @@ def read_utterance(record: Record) -> tuple[Record, Waveform]:
     return record, waveform
 
 
-@dataclass
-class Measurer:
-    """Measures one utterance after the other by all systems, in whatever process; each of several loads them for itself."""
-
-    plan: Plan
-
-    @cached_property
-    def families(self) -> Sequence[Family]:
-        return self.plan.families()
-
-    def __call__(self, item: tuple[int, Record]) -> Measured:
-        """Measure one utterance, and write its audio and codes; bad audio is a reason in every cell, never an error."""
-        torch.set_num_threads(1)  # one process per core is faster than threads that wait for each other
-        index, record = item
-        audio = self.plan.audio(index)
-        shutil.rmtree(audio, ignore_errors=True)  # what an evaluation that was killed left
-        audio.mkdir()
-        systems = [system.id for family in self.families for system in family.systems]
-        waveform, outcomes = np.zeros(0, np.float32), list[Outcome]()
-        try:
-            record, waveform = read_utterance(record)
-        except (CodecError, OSError) as error:
-            reason = "reference unreadable: " + one_line(error).removeprefix(record.path).lstrip(": ")
-            outcomes += [reason] * len(systems)
-        else:
-            write_pcm(audio / "reference.flac", waveform, record.sample_rate)
-            outcomes += [outcome for family in self.families for outcome in family.reconstruct(record, waveform)]
-        cells = {}
-        for system, outcome in zip(systems, outcomes, strict=True):
-            if not isinstance(outcome, str):
-                write_pcm(audio / f"{system}.flac", outcome.waveform, record.sample_rate)
-            cells[system] = self._cells(record, waveform, outcome)
-        if "lines" in self.plan.metrics and waveform.any():  # digital silence has no bandwidth
-            self._write_spectra(index, record, waveform, outcomes)
-        first = outcomes[0]  # of the model, with most quantizers, where there is a model
-        if not isinstance(first, str) and first.coded is not None and first.codes is not None:
-            self.plan.codes(index).write_bytes(first.coded)
-        changed = self._changed(record, waveform, first) if self.plan.stability else {}
-        return Measured(index, record.duration, cells, changed)
-
-    def _cells(self, record: Record, waveform: Waveform, outcome: Outcome) -> dict[str, Cell]:
-        if isinstance(outcome, str):
-            return dict.fromkeys(self.plan.metrics, outcome)
-        pair = Pair(waveform, outcome.waveform, record.sample_rate)
-        cells = {name: _score(name, pair) for name in self.plan.metrics if name in METRICS}
-        kilobits = None if outcome.coded is None else len(outcome.coded) * 8 / 1000
-        costs = {"kbps_file": kilobits, "rtf": outcome.seconds}.items()
-        return cells | {n: c / record.duration for n, c in costs if c is not None and n in self.plan.metrics}
-
-    def _write_spectra(self, index: int, record: Record, waveform: Waveform, outcomes: Sequence[Outcome]) -> None:
+def measure_utterance(plan: Plan, item: tuple[int, Record]) -> Measured:
+    """Measure one utterance by all systems, and write its audio and codes; bad audio is a reason in every cell."""
+    torch.set_num_threads(1)  # one process per core is faster than threads that wait for each other
+    index, record = item
+    audio = plan.audio(index)
+    shutil.rmtree(audio, ignore_errors=True)  # what an evaluation that was killed left
+    audio.mkdir()
+    waveform, outcomes = np.zeros(0, np.float32), list[Outcome]()
+    try:
+        record, waveform = read_utterance(record)
+    except (CodecError, OSError) as error:
+        reason = "reference unreadable: " + one_line(error).removeprefix(record.path).lstrip(": ")
+        outcomes += [reason] * len(plan.systems)
+    else:
+        write_pcm(audio / "reference.flac", waveform, record.sample_rate)
+        outcomes += [outcome for family in plan.families for outcome in family.reconstruct(record, waveform)]
+    cells = {}
+    for system, outcome in zip(plan.systems, outcomes, strict=True):
+        if not isinstance(outcome, str):
+            write_pcm(audio / f"{system.id}.flac", outcome.waveform, record.sample_rate)
+        cells[system.id] = _cells(plan.metrics, record, waveform, outcome)
+    if "lines" in plan.metrics and waveform.any():  # digital silence has no bandwidth
         nothing = np.full(len(waveform), np.nan, np.float32)
         waveforms = [waveform, *(nothing if isinstance(each, str) else each.waveform for each in outcomes)]
         powers = np.stack([mean_spectrum(each, record.sample_rate) for each in waveforms])
-        np.save(self.plan.spectra(index), (10 * np.log10(powers + SILENT)).astype(np.float16))
+        np.save(plan.spectra(index), (10 * np.log10(powers + SILENT)).astype(np.float16))
+    first = outcomes[0]  # of the model, with most quantizers, where there is a model
+    if not isinstance(first, str) and first.coded is not None and first.codes is not None:
+        plan.codes(index).write_bytes(first.coded)
+    changed = changed_codes(plan.families[0], record, waveform, first) if plan.stability else {}
+    return Measured(index, record.duration, cells, changed)
 
-    def _changed(self, record: Record, waveform: Waveform, outcome: Outcome) -> Changed:
-        if isinstance(outcome, str):
-            return dict.fromkeys(CHANGES, outcome)
-        assert isinstance(self.families[0], ModelFamily) and outcome.codes is not None
-        samples = resample(waveform, record.sample_rate, self.families[0].codec.sample_rate)
-        return changed_codes(self.families[0], torch.from_numpy(samples), outcome.codes)
+
+def _cells(metrics: Sequence[str], record: Record, waveform: Waveform, outcome: Outcome) -> dict[str, Cell]:
+    if isinstance(outcome, str):
+        return dict.fromkeys(metrics, outcome)
+    pair = Pair(waveform, outcome.waveform, record.sample_rate)
+    cells = {name: _score(name, pair) for name in metrics if name in METRICS}
+    kilobits = None if outcome.coded is None else len(outcome.coded) * 8 / 1000
+    costs = {"kbps_file": kilobits, "rtf": outcome.seconds}.items()
+    return cells | {n: c / record.duration for n, c in costs if c is not None and n in metrics}
 
 
 def _score(name: str, pair: Pair) -> Cell:
@@ -190,13 +176,18 @@ def _score(name: str, pair: Pair) -> Cell:
     return value if np.isfinite(value) else "not finite"
 
 
-def changed_codes(family: ModelFamily, waveform: Tensor, codes: Tensor) -> Changed:
+def changed_codes(family: Family, record: Record, samples: Waveform, outcome: Outcome) -> Changed:
     """For each of :data:`CHANGES`, the share of codes that differ per stage, ``[K]``, or why there is none.
 
-    Of a ``waveform [T]`` at the model's rate and its ``codes [K, N]``. Frames are compared at the same index; of a slice, cut
-    at whole frames, its edges count too.
+    Of ``samples [T]`` and what the model made of them. Frames are compared at the same index; of a slice, cut at whole
+    frames, its edges count too.
     """
-    codec, hop, frames = family.codec, family.codec.hop_length, codes.shape[-1]
+    if isinstance(outcome, str):
+        return dict.fromkeys(CHANGES, outcome)
+    assert isinstance(family, ModelFamily) and outcome.codes is not None
+    codec, codes = family.codec, outcome.codes
+    waveform = torch.from_numpy(resample(samples, record.sample_rate, codec.sample_rate))
+    hop, frames = codec.hop_length, codes.shape[-1]
     start, stop = (frames // 4, frames - frames // 4) if frames >= 4 else (0, 0)  # of fewer, the half would be all
     inputs = {  # and the codes of the original that each one's are compared with
         "shift_quarter": (waveform[hop // 4 :], codes),

@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, replace
+from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +21,8 @@ from tqdm import tqdm
 from codec import __version__
 from codec.corpus.manifest import Record
 from codec.errors import CodecError, one_line
-from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Measurer, Plan
+from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Plan, measure_utterance
 from codec.evaluation.results import Absent
-from codec.evaluation.systems import Family
 from codec.files import atomic_write, read_json, write_json
 from codec.pretrained import find_model
 from codec.workers import spread
@@ -57,9 +57,7 @@ def spaced(utterances: int, count: int) -> range:
     return range(step // 2, utterances, step)[:count]
 
 
-def evaluate(
-    plan: Plan, families: Sequence[Family], records: Sequence[Record], workers: int, examples: int
-) -> list[Measured]:
+def evaluate(plan: Plan, records: Sequence[Record], workers: int, examples: int) -> list[Measured]:
     """What was measured of every record, in their order: now, of those that ``plan.out/rows.jsonl`` does not hold yet.
 
     Evenly spaced ``examples`` have their audio. A worker process that dies is a CodecError.
@@ -76,10 +74,8 @@ def evaluate(
     terminal = sys.stderr is not None and sys.stderr.isatty()  # elsewhere a line a minute
     layout = "{l_bar}{bar}| about {remaining} left" if terminal else "{l_bar} about {remaining} left\n"
     bar = tqdm(total=audio, mininterval=5 if terminal else 60, delay=5, smoothing=0, bar_format=layout)
-    measurer = Measurer(plan)
-    if workers == 1:
-        measurer.families = families  # loaded already
-    with open(rows, "a", encoding="utf-8") as file, bar, spread(measurer, left, workers) as results:
+    measure = partial(measure_utterance, plan if workers == 1 else replace(plan))  # a copy has loaded nothing
+    with open(rows, "a", encoding="utf-8") as file, bar, spread(measure, left, workers) as results:
         for result in results:
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
             file.flush()
@@ -90,9 +86,9 @@ def evaluate(
     return [measured[index] for index in range(total)]
 
 
-def prepare_folder(plan: Plan, families: Sequence[Family], records: Sequence[Record], force: bool) -> None:
+def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
     """Make ``plan.out``, or make sure (EvaluationError) that what it holds is the beginning of this very evaluation."""
-    out, settings = plan.out, fingerprint(plan, families, records)
+    out, settings = plan.out, fingerprint(plan, records)
     path, folders = out / SETTINGS, ("audio", "codes", "spectra")
     if out.exists() and any(out.iterdir()) and not _is_evaluation(out):
         raise EvaluationError(f"{out} is not empty and no evaluation; choose another --out")
@@ -130,11 +126,11 @@ def _settings(path: Path) -> Any:
         raise EvaluationError(f"{path} is damaged: {error}; start anew with --force") from None
 
 
-def fingerprint(plan: Plan, families: Sequence[Family], records: Sequence[Record]) -> dict[str, object]:
+def fingerprint(plan: Plan, records: Sequence[Record]) -> dict[str, object]:
     """What decides the rows: the plan, the records and their files, the weights, the reconstructions, the software."""
     values: dict[str, object] = asdict(replace(plan, out=Path())) | {
         "metrics": {name: KNOWN[name].how for name in plan.metrics},
-        "systems": [asdict(system) for family in families for system in family.systems],
+        "systems": [asdict(system) for system in plan.systems],
         "files": [_hash(map(_stat, sorted(Path(folder).rglob("*")))) for folder, _ in plan.folders.values()],
         "records": _hash([*astuple(record), *_stat(Path(record.path))] for record in records),
         "software": software_versions(plan.metrics),

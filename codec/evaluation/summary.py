@@ -23,9 +23,9 @@ from codec.evaluation.codebooks import model_health
 from codec.evaluation.compare import LEVEL, RESAMPLES, SEED, bootstrap_mean
 from codec.evaluation.measure import CHANGES, KNOWN, Cell, Measured, Plan
 from codec.evaluation.metrics import METRICS, SHORTEST, SILENT, STEP, Array, is_wide, lines
-from codec.evaluation.results import Result, Results, Row, Spectra, Stability, System
+from codec.evaluation.results import Result, Results, Row, Spectra, Stability
 from codec.evaluation.runner import software_versions, spaced
-from codec.evaluation.systems import ALIGNMENT, Family, ModelFamily
+from codec.evaluation.systems import ALIGNMENT, ModelFamily
 from codec.workers import available_cores
 
 REFERENCE = "reference"  # beside the systems' ids, all of which have a family's name before a hyphen
@@ -34,7 +34,6 @@ DRAWN = 8  # values of a spectrum that become one point of its drawing
 
 def summarize(
     plan: Plan,
-    families: Sequence[Family],
     absent: Sequence[schema.Absent],
     records: Sequence[Record],
     measured: Sequence[Measured],
@@ -46,19 +45,18 @@ def summarize(
 
     Deletes the audio of all but evenly spaced ``examples`` and the ten worst.
     """
-    model = families[0] if isinstance(families[0], ModelFamily) else None
+    model = plan.families[0] if isinstance(plan.families[0], ModelFamily) else None
     health = model_health(plan, model, records, measured) if model else None
     speakers = {record.speaker for record in records if record.speaker}
     by_speaker = len(speakers) > 1  # the files of one speaker alone are all there is to resample
     units = [(by_speaker and record.speaker) or record.id for record in records]
     sources, files = sorted({record.source for record in records}), list(zip(records, measured, strict=True))
     parts = {name: [each for record, each in files if record.source == name] for name in sources if len(sources) > 1}
-    bare = [system for family in families for system in family.systems]
-    means = _means(plan, bare, measured, units)
-    by_source = {name: _means(plan, bare, part, units) for name, part in parts.items()}
+    means = _means(plan, measured, units)
+    by_source = {name: _means(plan, part, units) for name, part in parts.items()}
     systems = [
         replace(system, results=means[system.id], by_source={name: each[system.id] for name, each in by_source.items()})
-        for system in bare
+        for system in plan.systems
     ]
     metrics, software = {name: KNOWN[name] for name in plan.metrics}, software_versions(plan.metrics)
     digest, seconds = hashlib.sha256(manifest.read_bytes()).hexdigest(), sum(each.seconds for each in measured)
@@ -75,7 +73,7 @@ def summarize(
         metrics={n: replace(m, package=m.package and f"{m.package} {software[m.package]}") for n, m in metrics.items()},
         absent=tuple(absent),
         systems=tuple(systems),
-        spectra=_spectra(plan, systems, measured),
+        spectra=_spectra(plan, measured),
         health=health,
         stability=_stability(measured, units) if plan.stability else (),
     )
@@ -83,12 +81,10 @@ def summarize(
     return replace(results, examples=_examples(plan, results, rows, measured, examples)), rows
 
 
-def _means(
-    plan: Plan, systems: Sequence[System], measured: Sequence[Measured], units: Sequence[str]
-) -> dict[str, dict[str, Result]]:
+def _means(plan: Plan, measured: Sequence[Measured], units: Sequence[str]) -> dict[str, dict[str, Result]]:
     """By system and metric the mean over the files ``measured``; what nobody knows of a system is left out."""
-    means: dict[str, dict[str, Result]] = {system.id: {} for system in systems}
-    spectra = _mean_spectra(plan, systems, measured)
+    means: dict[str, dict[str, Result]] = {system.id: {} for system in plan.systems}
+    spectra = _mean_spectra(plan, measured)
     for name, system in product(plan.metrics, means):
         cells = {each.index: each.cells[system][name] for each in measured if name in each.cells[system]}
         if any(isinstance(cell, float) for cell in cells.values()) or (cells and name in METRICS):
@@ -100,14 +96,14 @@ def _means(
     return means
 
 
-def _mean_spectra(plan: Plan, systems: Sequence[System], measured: Sequence[Measured]) -> dict[str, tuple[Array, int]]:
+def _mean_spectra(plan: Plan, measured: Sequence[Measured]) -> dict[str, tuple[Array, int]]:
     """Mean power ``[F]`` over the wide-band files, weighted by seconds, and their number: by system, REFERENCE first."""
     sums: dict[str, tuple[Array, float, int]] = {}
     for each in measured:
         if each.seconds < SHORTEST or not plan.spectra(each.index).exists():
             continue
         powers = 10 ** (np.load(plan.spectra(each.index)).astype(np.float64) / 10)
-        for name, power in zip([REFERENCE, *(system.id for system in systems)], powers, strict=True):
+        for name, power in zip([REFERENCE, *(system.id for system in plan.systems)], powers, strict=True):
             if is_wide(powers[0]) and np.isfinite(power[0]):
                 total, seconds, files = sums.get(name, (np.zeros_like(power), 0.0, 0))
                 width = min(len(total), len(power))
@@ -115,9 +111,9 @@ def _mean_spectra(plan: Plan, systems: Sequence[System], measured: Sequence[Meas
     return {name: (total / seconds, files) for name, (total, seconds, files) in sums.items()}
 
 
-def _spectra(plan: Plan, systems: Sequence[System], measured: Sequence[Measured]) -> Spectra | None:
+def _spectra(plan: Plan, measured: Sequence[Measured]) -> Spectra | None:
     """What the page draws of the mean spectra; None without a wide-band file."""
-    spectra, levels = _mean_spectra(plan, systems, measured), {}
+    spectra, levels = _mean_spectra(plan, measured), {}
     for name, (power, _) in spectra.items():
         peaks = np.pad(power, (0, -len(power) % DRAWN)).reshape(-1, DRAWN).max(1)
         levels[name] = tuple((10 * np.log10(peaks + SILENT)).round(1).tolist())
