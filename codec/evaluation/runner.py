@@ -14,7 +14,6 @@ from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -23,7 +22,7 @@ from codec.corpus.manifest import Record
 from codec.errors import CodecError, one_line
 from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Plan, measure_utterance
 from codec.evaluation.results import Absent
-from codec.files import atomic_write, read_json, write_json
+from codec.files import read_json, write_json
 from codec.pretrained import find_model
 from codec.workers import spread
 
@@ -88,18 +87,18 @@ def evaluate(plan: Plan, records: Sequence[Record], workers: int, examples: int)
 
 def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
     """Make ``plan.out``, or make sure (EvaluationError) that what it holds is the beginning of this very evaluation."""
-    out, settings = plan.out, fingerprint(plan, records)
-    path, folders = out / SETTINGS, ("audio", "codes", "spectra")
-    if out.exists() and any(out.iterdir()) and not _is_evaluation(out):
-        raise EvaluationError(f"{out} is not empty and no evaluation; choose another --out")
-    if not path.exists() or force:
+    out, settings, folders = plan.out, fingerprint(plan, records), ("audio", "codes", "spectra")
+    before = _settings(out) if out.exists() and any(out.iterdir()) else None
+    if before is None or force:
         for name in folders:
             shutil.rmtree(out / name, ignore_errors=True)
         for name in (ROWS, "metrics.json", "per_file.csv", "index.html"):
             (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-    elif _settings(path) != settings:
+        write_json(out / SETTINGS, settings)
+    elif isinstance(before, CodecError):
+        raise EvaluationError(f"{out / SETTINGS} is damaged: {before}; start anew with --force")
+    elif before != settings:
         raise EvaluationError(
             f"{out} holds an evaluation of something else (other model, files or settings): "
             "choose another --out, or start anew with --force"
@@ -108,22 +107,16 @@ def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
         (out / name).mkdir(exist_ok=True)
 
 
-def _is_evaluation(folder: Path) -> bool:
-    """Whether an evaluation made it: only then may what it holds be removed."""
+def _settings(folder: Path) -> dict[str, object] | CodecError:
+    """What decided the rows of an evaluation, or why that cannot be read; only what an evaluation made may be removed."""
     try:
         settings = read_json(folder / SETTINGS)
-    except OSError:
-        return False
-    except CodecError:  # it is damaged
-        return (folder / ROWS).exists()
-    return isinstance(settings, dict) and {"records", "systems", "metrics"} <= settings.keys()
-
-
-def _settings(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except CodecError as error:
-        raise EvaluationError(f"{path} is damaged: {error}; start anew with --force") from None
+        if isinstance(settings, dict) and {"records", "systems", "metrics"} <= settings.keys():
+            return settings
+    except (CodecError, OSError) as error:
+        if isinstance(error, CodecError) and (folder / ROWS).exists():
+            return error
+    raise EvaluationError(f"{folder} is not empty and no evaluation; choose another --out")
 
 
 def fingerprint(plan: Plan, records: Sequence[Record]) -> dict[str, object]:
@@ -163,8 +156,7 @@ def read_rows(path: Path) -> dict[int, Measured]:
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:
-        with atomic_write(path) as temporary:
-            temporary.write_bytes(whole)
+        os.truncate(path, len(whole))
     try:
         rows = [Measured(**json.loads(line)) for line in whole.splitlines()]
     except (ValueError, TypeError, RecursionError) as error:
