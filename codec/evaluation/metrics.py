@@ -27,11 +27,10 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from codec import spectral
 from codec.audio import resample
 from codec.errors import CodecError
 from codec.evaluation.results import Metric
-from codec.spectral import log_mel, mel_filterbank, planes
-from codec.spectral import stft as short_time_spectrum
 
 Waveform = NDArray[np.float32]
 Array = NDArray[np.float64]
@@ -41,7 +40,7 @@ RATE = 16000  # of PESQ wide-band (ITU-T P.862.2), and of pitch tracking
 PESQ_UTTERANCES = 25  # half of what the reference code has room for; its voice detector cuts finer
 PESQ_SAFE_SECONDS = 20  # 50 utterances of 0.2 s with gaps of 0.2 s, the shortest that it tells apart
 MEL_BANDS = {256: 32, 512: 64, 1024: 80, 2048: 128}  # by window
-SPECTRAL_FLOOR = 1e-4  # of a full-scale sine: 80 dB
+SPECTRAL_FLOOR = 1e-8  # of the power of a full-scale sine: 80 dB
 
 # of artefacts
 STEP = 6.25  # Hz between the values of a mean spectrum
@@ -158,9 +157,9 @@ def mel_distance(pair: Pair) -> float:
     clean, coded = (torch.from_numpy(w)[None] for w in pair.waveforms[:2])
     distances = []
     for n_fft, bands in MEL_BANDS.items():
-        filters = mel_filterbank(pair.sample_rate, n_fft, bands)
-        difference = log_mel(planes(coded, n_fft), filters) - log_mel(planes(clean, n_fft), filters)
-        distances.append(float(difference.abs().mean()))
+        filters = spectral.mel_filterbank(pair.sample_rate, n_fft, bands)
+        spectra = spectral.planes(coded, n_fft), spectral.planes(clean, n_fft)
+        distances.append(float(spectral.mel_distance(*spectra, filters).mean()))
     return sum(distances) / len(distances)
 
 
@@ -171,9 +170,9 @@ def log_spectral_distance(pair: Pair) -> float:
     has anything above that do not count. Without any other frame there is no value.
     """
     n_fft = max(16, round(pair.sample_rate * 0.008) * 4)
-    spectra = (short_time_spectrum(torch.from_numpy(w)[None], n_fft, n_fft // 4).abs() for w in pair.waveforms[:2])
-    levels = [20 * torch.log10((each / (n_fft / 4)).clamp(min=SPECTRAL_FLOOR)) for each in spectra]
-    heard = (torch.maximum(*levels) > 20 * math.log10(SPECTRAL_FLOOR)).any(dim=-1)
+    powers = (spectral.planes(torch.from_numpy(w)[None], n_fft).power for w in pair.waveforms[:2])
+    levels = [10 * torch.log10(power.clamp(min=SPECTRAL_FLOOR)) for power in powers]
+    heard = (torch.maximum(*levels) > 10 * math.log10(SPECTRAL_FLOOR)).any(dim=-1)
     if not heard.any():
         raise MetricError("nothing lies above the floor of 80 dB under full scale")
     return float((levels[0] - levels[1]).square().mean(dim=-1).sqrt()[heard].mean())
@@ -238,9 +237,8 @@ def mean_spectrum(waveform: Waveform, sample_rate: int) -> Array:
     Windows (Hann) are 160 ms long and overlap by half; zeros stand around ``waveform [T]``, so that any length has one.
     """
     size = round(sample_rate / STEP)
-    window: Array = np.hanning(size + 1)[:-1]
-    frames = sliding_window_view(np.pad(waveform, size // 2), size)[:: size // 2]
-    return np.asarray(np.square(np.abs(np.fft.rfft(frames * window)) / (window.sum() / 2)).mean(axis=0), np.float64)
+    spectrum = spectral.stft(torch.from_numpy(waveform).double()[None], size, size // 2)[0] / (size / 4)
+    return np.asarray(spectrum.abs().square().mean(dim=0), np.float64)
 
 
 def is_wide(spectrum: Array) -> bool:
