@@ -216,15 +216,12 @@ def distillmos(pair: Pair) -> float:
 @cache
 def _distillmos_network() -> Any:
     """The network with the weights inside its package, which imports torchaudio, but for its command line only."""
-    stand_in = types.ModuleType("torchaudio")
-    try:
-        import_module("torchaudio")
-    except (ImportError, OSError, RuntimeError):  # not here, or built for another torch
-        sys.modules["torchaudio"] = stand_in
+    stand_in = types.ModuleType("torchaudio")  # for one that is not here, or built for another torch
+    present = sys.modules.setdefault("torchaudio", stand_in)
     with redirect_stdout(StringIO()):  # it announces its weights
         network = import_module("distillmos").ConvTransformerSQAModel().eval()
-    if sys.modules["torchaudio"] is stand_in:
-        del sys.modules["torchaudio"]  # whoever else looks for it finds that it is not here
+    if present is stand_in:
+        del sys.modules["torchaudio"]  # whoever else looks for it finds what is here
     return network
 
 
