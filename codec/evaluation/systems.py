@@ -20,7 +20,6 @@ from typing import ClassVar
 
 import numpy as np
 import soundfile
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -79,20 +78,15 @@ class ModelFamily:
         how = f"{how}, encoded whole, decoded, cut to the reference's length; other sample rates resampled by soxr"
         names = {k: f"{label}, {k} quantizer{'s' * (k > 1)}" for k in self.counts}
         self.systems = [System(f"model-{k}", name, label, "model", kbps * k, how) for k, name in names.items()]
+        shape = codec.sample_rate, codec.frame_rate, most, codec.codebook_size
+        self.about = Model(label, codec.fingerprint, codec.num_parameters, *shape)  # the facts for a report
 
-    @property
-    def about(self) -> Model:
-        """The facts of the model for a report."""
-        codec = self.codec
-        shape = codec.sample_rate, codec.frame_rate, codec.num_quantizers, codec.codebook_size
-        return Model(Path(codec.name).name, codec.fingerprint, codec.num_parameters, *shape)
-
-    def gain_of(self, waveform: Tensor, sample_rate: int) -> float:
+    def gain_of(self, waveform: Tensor | Waveform, sample_rate: int) -> float:
         """In dB, with which ``[T]`` is encoded."""
         return self.codec.gain_of(waveform, sample_rate)[0] if self.normalize else 0.0
 
     def encode(
-        self, waveform: Tensor, sample_rate: int, num_quantizers: int, refine_steps: int = 0
+        self, waveform: Tensor | Waveform, sample_rate: int, num_quantizers: int, refine_steps: int = 0
     ) -> tuple[Tensor, float]:
         """Codes ``[K, N]`` of ``[T]``, and their gain in dB."""
         gain_db = self.gain_of(waveform, sample_rate)
@@ -104,8 +98,7 @@ class ModelFamily:
             start = time.perf_counter()
             if self.refine_steps or count == self.counts[0]:
                 try:
-                    signal = torch.from_numpy(waveform)
-                    codes, gain_db = self.encode(signal, record.sample_rate, count, self.refine_steps)
+                    codes, gain_db = self.encode(waveform, record.sample_rate, count, self.refine_steps)
                 except CodecError as error:  # a rate or a level that no speech has
                     yield from [str(error)] * len(self.systems)
                     return
@@ -133,20 +126,17 @@ class FolderFamily:
             if path.suffix.lower() in self.suffixes and not path.is_fifo():
                 self.files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
 
-    def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
+    def reconstruct(self, record: Record, waveform: Waveform) -> list[Outcome]:
         files = self._files_of(record)
         if len(files) != 1:
-            yield f"{len(files)} files of that name" if files else "no such file in the folder"
-            return
+            return [f"{len(files)} files of that name" if files else "no such file in the folder"]
         try:
             samples = resample(*read_samples(files[0]), record.sample_rate)
         except (CodecError, OSError) as error:
-            yield f"unreadable: {type(error).__name__}"
-            return
+            return [f"unreadable: {type(error).__name__}"]
         if abs(len(samples) - len(waveform)) > max(0.2 * record.sample_rate, 0.05 * len(waveform)):
-            yield "another length than the reference"
-        else:
-            yield Reconstruction(align(waveform, samples, record.sample_rate))
+            return ["another length than the reference"]
+        return [Reconstruction(align(waveform, samples, record.sample_rate))]
 
     def _files_of(self, record: Record) -> list[Path]:
         """Files at the place that the id names (with or without an audio suffix of its own), or named like the audio."""
