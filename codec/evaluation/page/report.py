@@ -10,13 +10,12 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 
 from codec.evaluation.page import plots
 from codec.evaluation.page import results as shown
 from codec.evaluation.results import Results, Row
-from codec.files import atomic_write
+from codec.files import write_text
 
 _FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in HTML
 
@@ -30,14 +29,14 @@ def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
 
     from codec.evaluation.page.spectrograms import draw_examples  # by torch, which takes seconds to import
 
-    loader, package = jinja2.PackageLoader("codec.evaluation.page", ""), files("codec.evaluation.page")
+    loader = jinja2.PackageLoader("codec.evaluation.page", "")
     environment = jinja2.Environment(
         loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     filters = (plots.number, plots.percent, plots.plural, plots.duration, shown.interval, shown.under)
     environment.filters |= {function.__name__: function for function in filters} | {"thousands": "{:,}".format}
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "allow_nan": False}
-    style, script = (package.joinpath(name).read_text("utf-8") for name in ("report.css", "report.js"))
+    style, script = (Path(__file__).with_name(name).read_text("utf-8") for name in ("report.css", "report.js"))
     page = environment.get_template("page.html.j2").render(
         results=results,
         style=style,
@@ -56,6 +55,5 @@ def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
         arrows=shown.ARROWS,
     )
     target = folder / "index.html"
-    with atomic_write(target) as temporary:
-        temporary.write_text(_FORBIDDEN.sub("\ufffd", page), encoding="utf-8", newline="\n")
+    write_text(target, _FORBIDDEN.sub("\ufffd", page))
     return target

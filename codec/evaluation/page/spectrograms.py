@@ -26,9 +26,10 @@ ANCHORS = (
 )  # fmt: skip
 
 
-# an example; its sounds, the original first: name, path, path of the spectrogram, values where measured; frequencies to
-# name by their height in percent; the values of the headline system
-Listening = tuple[Example, list[tuple[str, str, str, Row | None]], list[tuple[str, float]], Row | None]
+# name and path, beside which its spectrogram lies as PNG, and values where measured
+Sound = tuple[str, PurePosixPath, Row | None]
+# an example; its sounds, the original first; frequencies to name by their height in percent; the headline system's values
+Listening = tuple[Example, list[Sound], list[tuple[str, float]], Row | None]
 
 
 def draw_examples(results: Results, rows: Sequence[Row], folder: Path) -> list[Listening]:
@@ -36,17 +37,15 @@ def draw_examples(results: Results, rows: Sequence[Row], folder: Path) -> list[L
     measured = {(row.id, row.system): row for row in rows}
     listed = []
     for example in results.examples or ():
-        sounds: list[tuple[str, str, Row | None]] = [("Original", example.reference, None)]
+        sounds: list[Sound] = [("Original", PurePosixPath(example.reference), None)]
         systems = [system for system in results.systems if system.id in example.systems]
-        sounds += [(s.name, example.systems[s.id], measured.get((example.id, s.id))) for s in systems]
-        images, rate = spectrograms([folder / path for _, path, _ in sounds])
-        cards = []
-        for (name, path, row), image in zip(sounds, images, strict=True):
-            picture = str(PurePosixPath(path).with_suffix(".png"))
-            (folder / picture).write_bytes(image)
-            cards.append((name, path, picture, row))
+        sounds += [(s.name, PurePosixPath(example.systems[s.id]), measured.get((example.id, s.id))) for s in systems]
+        paths = [folder / path for _, path, _ in sounds]
+        images, rate = spectrograms(paths)
+        for path, image in zip(paths, images, strict=True):
+            path.with_suffix(".png").write_bytes(image)
         marks = [(f"{f / 1000:g}k", 100 * height_of(f, rate)) for f in MARKED if f < 0.45 * rate]
-        listed.append((example, cards, marks, measured.get((example.id, results.headline.id))))
+        listed.append((example, sounds, marks, measured.get((example.id, results.headline.id))))
     return listed
 
 
