@@ -10,7 +10,6 @@ decoder that gives back what it was given has none. Lines are counted in the mea
 
 from __future__ import annotations
 
-import math
 import sys
 import types
 import warnings
@@ -40,7 +39,7 @@ RATE = 16000  # of PESQ wide-band (ITU-T P.862.2), and of pitch tracking
 PESQ_UTTERANCES = 25  # half of what the reference code has room for; its voice detector cuts finer
 PESQ_SAFE_SECONDS = 20  # 50 utterances of 0.2 s with gaps of 0.2 s, the shortest that it tells apart
 MEL_BANDS = {256: 32, 512: 64, 1024: 80, 2048: 128}  # by window
-SPECTRAL_FLOOR = 1e-8  # of the power of a full-scale sine: 80 dB
+SPECTRAL_FLOOR = -80.0  # dB relative to a full-scale sine
 
 # of artefacts
 STEP = 6.25  # Hz between the values of a mean spectrum
@@ -171,8 +170,8 @@ def log_spectral_distance(pair: Pair) -> float:
     """
     n_fft = max(16, round(pair.sample_rate * 0.008) * 4)
     powers = (spectral.planes(torch.from_numpy(w)[None], n_fft).power for w in pair.waveforms[:2])
-    levels = [10 * torch.log10(power.clamp(min=SPECTRAL_FLOOR)) for power in powers]
-    heard = (torch.maximum(*levels) > 10 * math.log10(SPECTRAL_FLOOR)).any(dim=-1)
+    levels = [(10 * torch.log10(power)).clamp(min=SPECTRAL_FLOOR) for power in powers]
+    heard = (torch.maximum(*levels) > SPECTRAL_FLOOR).any(dim=-1)
     if not heard.any():
         raise MetricError("nothing lies above the floor of 80 dB under full scale")
     return float((levels[0] - levels[1]).square().mean(dim=-1).sqrt()[heard].mean())

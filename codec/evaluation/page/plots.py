@@ -22,14 +22,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points in order of x, ``marked`` or not. ``style`` picks color and marker; ``shade`` a place on a ramp (0 to 1)."""
+    """Points in order of x. ``style`` picks color, and marker if they say something; ``shade`` a place on a ramp (0 to 1)."""
 
     name: str
     points: list[Point]
     style: int = 0
     shade: float | None = None
     strong: bool = False
-    marked: bool = True
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from typing import Any
 from codec.evaluation.page.plots import Line, Plot, Point, number
 from codec.evaluation.results import WORST, Metric, Result, Results, Row, Spectra, Stage, System, worst_first
 
-RATES = {"kbps_file", "kbps_entropy"}  # say how many bits were spent, not how well
 SHOWN = 200  # rows of the table of files before "show all"
 MORE = {"failures": -1, "seconds": 2, "speaker": -1, "source": -1}  # its columns after the metrics, and their digits
 ARROWS = {"higher": "↑ higher is better", "lower": "↓ lower is better", "zero": "→ 0 is best", "none": ""}
@@ -22,8 +21,8 @@ def by_bitrate(systems: Sequence[System]) -> list[System]:
 
 
 def quality_metrics(results: Results) -> list[str]:
-    """The metrics that say how well, not how dearly."""
-    return [n for n, m in results.metrics.items() if m.better != "none" and n not in RATES]
+    """The metrics that say how well; a rate says how dearly."""
+    return [n for n, m in results.metrics.items() if m.better != "none" and not m.per_second]
 
 
 def under(metric: Metric) -> str:
@@ -74,7 +73,7 @@ def spectrum_plots(results: Results) -> list[Plot]:
         decoded = f"decoded, {system.results['lines'].mean or 0:g} lines"
         levels = {"recordings": spectra.reference, decoded: spectra.systems[system.id]}
         points = [[Point(i * spectra.step / 1000, level) for i, level in enumerate(each)] for each in levels.values()]
-        lines = [Line(name, points[style], style, marked=False) for style, name in enumerate(levels)]
+        lines = [Line(name, points[style], style) for style, name in enumerate(levels)]
         plots.append(Plot(system.name, "", lines, "kHz"))
     return plots
 
