@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from importlib import import_module
 from io import StringIO
 from typing import Any, NamedTuple
@@ -82,16 +82,15 @@ class Pair:
         """Both at another rate, if the two can be compared."""
         return [resample(waveform, self.sample_rate, sample_rate) for waveform in self.waveforms[:2]]
 
-    @cached_property
-    def pitch(self) -> tuple[Array, Array]:
+    @property
+    def pitch(self) -> list[Array]:
         """Pitch tracks of both."""
-        reference, estimate, sample_rate = self.waveforms
-        return _pitch_of_reference(reference.tobytes(), sample_rate), pitch_track(estimate, sample_rate)
+        return [_pitch_track(waveform.tobytes(), self.sample_rate) for waveform in self.waveforms[:2]]
 
 
-@lru_cache(maxsize=1)
-def _pitch_of_reference(samples: bytes, sample_rate: int) -> Array:
-    """Its pitch track, made once for all that is compared with it one after the other."""
+@lru_cache(maxsize=2)
+def _pitch_track(samples: bytes, sample_rate: int) -> Array:
+    """Made once for both metrics of a pair, and of a reference for all that is compared with it one after the other."""
     return pitch_track(np.frombuffer(samples, np.float32), sample_rate)
 
 
