@@ -85,12 +85,10 @@ class ModelFamily:
         """In dB, with which ``[T]`` is encoded."""
         return self.codec.gain_of(waveform, sample_rate)[0] if self.normalize else 0.0
 
-    def encode(
-        self, waveform: Tensor | Waveform, sample_rate: int, num_quantizers: int, refine_steps: int = 0
-    ) -> tuple[Tensor, float]:
+    def encode(self, waveform: Tensor | Waveform, sample_rate: int, num_quantizers: int) -> tuple[Tensor, float]:
         """Codes ``[K, N]`` of ``[T]``, and their gain in dB."""
-        gain_db = self.gain_of(waveform, sample_rate)
-        codes = self.codec.encode(waveform, sample_rate, num_quantizers, gain_db=gain_db, refine_steps=refine_steps)
+        gain_db, steps = self.gain_of(waveform, sample_rate), self.refine_steps
+        codes = self.codec.encode(waveform, sample_rate, num_quantizers, gain_db=gain_db, refine_steps=steps)
         return codes[0].cpu(), gain_db
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
@@ -98,7 +96,7 @@ class ModelFamily:
             start = time.perf_counter()
             if self.refine_steps or count == self.counts[0]:
                 try:
-                    codes, gain_db = self.encode(waveform, record.sample_rate, count, self.refine_steps)
+                    codes, gain_db = self.encode(waveform, record.sample_rate, count)
                 except CodecError as error:  # a rate or a level that no speech has
                     yield from [str(error)] * len(self.systems)
                     return
