@@ -39,6 +39,8 @@ UNCHECKED = {"AVR", "IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SDS", "VOC"
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks of some millions
+OTHER_RATE = "take .wav, or the model's own rate (--native-rate)"  # where a format lacks one
+LOUD = 2.0  # times full scale: decoded speech goes beyond it by some tenths, but this far only where its recording does
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
 
 WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
@@ -341,7 +343,7 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
 
     def __init__(self, path: Path, sample_rate: int, num_samples: int = 0, name: str | None = None) -> None:
         self.name = name or str(path)
-        self._path, self._written = path, 0
+        self._path, self._written, self._peak = path, 0, 0.0
         if path.suffix.lower() not in WRITTEN:
             suffix = Path(self.name).suffix  # of a temporary file it is another
             raise AudioError(f"{self.name}: audio is not written as {suffix!r}; take one of {', '.join(WRITTEN)}")
@@ -350,16 +352,14 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
             file_format = "RF64"
         lacks = {"OPUS": sample_rate not in OPUS_RATES, "VORBIS": sample_rate > VORBIS_HIGHEST}
         if lacks.get(subtype):
-            text = f"{subtype.capitalize()} has no sample rate {sample_rate} Hz; take .wav or .flac"
-            raise AudioError(f"{self.name}: {text}, or the model's own rate (--native-rate)")
+            raise AudioError(f"{self.name}: {subtype.capitalize()} has no sample rate {sample_rate} Hz; {OTHER_RATE}")
         try:
             system_path = str(path) if os.name == "nt" else os.fsencode(path)  # as text it must be UTF-8
             self._file = soundfile.SoundFile(system_path, "w", sample_rate, 1, subtype, format=file_format)
         except (soundfile.LibsndfileError, ValueError) as error:
             reason = getattr(error, "error_string", str(error)).strip(" .")
             reason = "is the disk full?" if getattr(error, "code", None) == SYSTEM_ERROR else reason
-            text = f"{self.name} cannot be written at {sample_rate} Hz ({reason}); take .wav or .flac"
-            raise AudioError(text) from None
+            raise AudioError(f"{self.name} cannot be written at {sample_rate} Hz ({reason}); {OTHER_RATE}") from None
 
     def __exit__(self, kind: object, *_: object) -> None:
         with self._on_disk():
@@ -368,6 +368,8 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
                 with AudioReader(self._path) as reader:
                     if sum(map(len, reader.blocks())) != self._written:
                         raise AudioError(f"{self.name} lacks samples")
+        if kind is None and self._peak > LOUD:
+            log.warning("%s: reaches %.1f times full scale and is clipped there", self.name, self._peak)
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:
@@ -379,11 +381,17 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
 
     def write(self, block: Block) -> None:
         """Append samples; beyond full scale they are clipped."""
-        samples = np.clip(block, -1.0, 1.0)
+        self._peak = max(self._peak, np.abs(block).max(initial=0.0))
+        samples = to_pcm(block) if self._file.subtype == "PCM_16" else np.clip(block, -1.0, 1.0)
         with self._on_disk():
             for start in range(0, len(samples), WRITE_SAMPLES):
                 self._file.write(samples[start : start + WRITE_SAMPLES])
         self._written += len(samples)
+
+
+def to_pcm(samples: Block) -> NDArray[np.int16]:
+    """Samples as 16 bits, little-endian, clipped at full scale; libsndfile itself would round some formats downwards."""
+    return np.clip(np.round(samples * 2**15), -(2**15), 2**15 - 1).astype("<i2")
 
 
 def measure(path: str | Path | BinaryIO, name: str | None = None) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import soundfile
 
-from codec.audio import AudioError, Block
+from codec.audio import AudioError, Block, to_pcm
 from codec.audio_parts import HEAD_BYTES, UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
@@ -128,7 +128,7 @@ class WavPipe:
     """Writes mono samples to a pipe as 16-bit WAV of unknown length, or raw; like an ``AudioWriter``."""
 
     def __init__(self, stream: IO[bytes], sample_rate: int, raw: bool) -> None:
-        self._stream, self._rate = stream, sample_rate
+        self._stream = stream
         if not raw:
             coding = struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
             self._stream.write(b"RIFF" + b"\xff" * 4 + b"WAVEfmt " + coding + b"data" + b"\xff" * 4)
@@ -136,9 +136,7 @@ class WavPipe:
 
     def write(self, block: Block) -> None:
         """Send samples; beyond full scale they are clipped."""
-        data = io.BytesIO()
-        soundfile.write(data, np.clip(block, -1.0, 1.0), self._rate, "PCM_16", **RAW)
-        self._stream.write(data.getvalue())
+        self._stream.write(to_pcm(block).tobytes())
         self._stream.flush()
 
 

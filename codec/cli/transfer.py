@@ -120,7 +120,7 @@ def _chosen(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> in
     if args.bitrate is None:
         return num_quantizers
     one = bitrate / num_quantizers
-    count = min(int(args.bitrate * 1000 / one + 1e-6), num_quantizers)
+    count = int(min(args.bitrate * 1000 / one + 1e-6, num_quantizers))
     if count < 1:
         raise CodecError(f"--bitrate {args.bitrate:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
     text = f"using {count} of {num_quantizers} quantizers, {count * one / 1000:g} kbit/s"

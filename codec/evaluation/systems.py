@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from codec import container
-from codec.audio import audio_suffixes, read_samples, resample
+from codec.audio import audio_suffixes, read_samples, resample, to_pcm
 from codec.corpus.manifest import Record
 from codec.errors import CodecError
 from codec.evaluation.metrics import Waveform
@@ -70,7 +70,7 @@ class ModelFamily:
         most = codec.num_quantizers
         if odd := [count for count in num_quantizers if not 1 <= count <= most]:
             raise CodecError(f"--num-quantizers {odd[0]}: the model has 1 to {most}")
-        self.codec, self.normalize, self.refine_steps = codec, normalize, refine_steps
+        self.codec, self.normalize, self.refine_steps = codec, normalize, codec.checked_steps(refine_steps)
         self.counts = sorted(set(num_quantizers or [most >> i for i in range(most.bit_length())]), reverse=True)
         label, kbps = Path(codec.name).name, codec.bitrate / most / 1000
         how = "brought to one level and back" if normalize else "encoded at its own level"
@@ -232,11 +232,6 @@ def run_program(*command: str | Path) -> str:
     if done.returncode != 0:
         raise CodecError(f"{command[0]} failed: {said.splitlines()[-1] if said else done.returncode}")
     return said
-
-
-def to_pcm(waveform: Waveform) -> NDArray[np.int16]:
-    """16-bit samples, clipped at full scale."""
-    return np.clip(np.round(waveform * 2**15), -(2**15), 2**15 - 1).astype("<i2")
 
 
 def write_pcm(path: Path, waveform: Waveform, sample_rate: int) -> None:

@@ -85,7 +85,7 @@ def hear(models: Sequence[Codec], path: str) -> list[Any]:
         AudioError: the file cannot be read.
         CodecError: it is longer than a minute.
     """
-    from codec.audio import load, measure, resampled_length
+    from codec.audio import load, measure, resampled_length, to_pcm
 
     num_samples, rate = measure(path)  # of hours, without them in memory
     if num_samples > LONGEST * rate:
@@ -99,8 +99,7 @@ def hear(models: Sequence[Codec], path: str) -> list[Any]:
         length = resampled_length(waveform.shape[-1], rate, model.sample_rate)
         for count in range(1, model.num_quantizers + 1):
             sound = model.decode(codes, count, [length], gain_db)[0, 0].numpy()
-            pcm = np.round(sound.clip(-1, 1) * 32767).astype(np.int16)
-            shown += [(model.sample_rate, pcm), spectrogram(sound, model.sample_rate)]
+            shown += [(model.sample_rate, to_pcm(sound)), spectrogram(sound, model.sample_rate)]
     return shown
 
 
