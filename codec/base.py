@@ -168,7 +168,7 @@ class CodecBase(Generic[Signal]):
                 same but for rounding, which turns a code where two are equally near.
             refine_steps: so many times the latents are moved towards what, decoded, is nearest to the waveform
                 (:mod:`codec.refine`), with torch only. 15 come much nearer at the same bitrate, and take about as long as
-                the speech lasts. The codes are then chosen for this decoder, and to be decoded all together.
+                the speech lasts. They are chosen for this decoder and number of stages; others gain from them, too.
 
         Raises:
             CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels

@@ -88,7 +88,7 @@ class Parser(argparse.ArgumentParser):
 def positive(text: str) -> int:
     """A whole number of at least 1, for a Parser."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+        raise argparse.ArgumentTypeError("must be a whole number of at least 1")
     return int(text)
 
 

@@ -3,11 +3,13 @@
 The encoder gives latents in one pass, and their nearest codes are not those that sound nearest. Here the latents z of one
 waveform x are trained, as weights are, while the model stays as it is:
 
-    minimize ``d(decoder(quantizer(z)), x)`` over z, from ``z = encoder(x)`` on
+    minimize the mean of ``d(decoder(quantizer(z) + noise), x)`` over z, from ``z = encoder(x)`` on
 
 by Adam (Kingma and Ba, arXiv 1412.6980), whose gradient passes the quantizer as in training, straight through. The distance d
-is the mean, over spectrograms of two window lengths, of log-mel, complex and envelope distance (``codec.spectral``). Kept are
-the codes with the least distance, so that those of a window are by it no worse than the encoder's own.
+is the mean, over spectrograms of two window lengths, of log-mel, complex and envelope distance (``codec.spectral``). The
+noise, white and new in every step, keeps z from what brings d down at one point alone, and there costs harmonics; it is that
+of a generator with a seed, so that the same waveform has the same codes. Of the codes of both ends of the way, those with the
+lesser distance without noise are taken.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ SCALES = ((256, 32), (1024, 80))  # n_fft and mel bands of the spectrograms
 EXPONENT = 0.5  # of magnitudes in the complex distance
 RATE = 0.1  # of the latents' standard deviation, over the root of the number of steps: the first step's size
 FINAL = 0.1  # of it: towards this the size of the steps falls
+NOISE = 0.25  # its standard deviation, over that of the latents
 BETAS = (0.8, 0.95)  # Adam's, and its epsilon
 EPSILON = 1e-8
 
@@ -45,28 +48,32 @@ def refine(
         CodecError: the decoder gives NaN.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        z, recording = latents.clone().requires_grad_(), waveform.clone()
+        start, recording = latents.clone(), waveform.clone()
         distances = [Distance(recording, sample_rate, *scale) for scale in SCALES]
-        rate = RATE * latents.std() / steps**0.5
-        mean, square = torch.zeros_like(latents), torch.zeros_like(latents)  # running averages of gradients
-        least, best = math.inf, None
-        for step in range(steps + 1):
-            output = quantizer(z, num_quantizers)
-            decoded = decoder(output.quantized)[:, 0]
-            loss = torch.stack([distance(decoded) for distance in distances]).mean()
-            if loss < least:
-                least, best = loss.item(), output.codes
-            if step == steps:
-                break
-            (gradient,) = torch.autograd.grad(loss, z)
+
+        def distance(quantized: Tensor) -> Tensor:
+            decoded = decoder(quantized)[:, 0]
+            return torch.stack([each(decoded) for each in distances]).mean()
+
+        z, spread = start.clone().requires_grad_(), start.std()
+        mean, square = torch.zeros_like(start), torch.zeros_like(start)  # running averages of gradients
+        generator = torch.Generator("cpu").manual_seed(0)
+        for step in range(steps):
+            noise = torch.randn(start.shape, generator=generator, **spectral.PLAIN).to(start)
+            tried = quantizer(z, num_quantizers).quantized + NOISE * spread * noise
+            (gradient,) = torch.autograd.grad(distance(tried), z)
             with torch.no_grad():
                 mean.lerp_(gradient, 1 - BETAS[0])
                 square.lerp_(gradient.square(), 1 - BETAS[1])
                 direction, size = (m / (1 - beta ** (step + 1)) for m, beta in zip((mean, square), BETAS, strict=True))
-                z -= rate * (1 - (1 - FINAL) * step / steps) * direction / (size.sqrt() + EPSILON)
-    if best is None:
+                rate = RATE * spread / steps**0.5 * (1 - (1 - FINAL) * step / steps)
+                z -= rate * direction / (size.sqrt() + EPSILON)
+        with torch.no_grad():
+            outputs = [quantizer(each, num_quantizers) for each in (start, z)]
+            before, after = (distance(output.quantized).item() for output in outputs)
+    if not math.isfinite(before):
         raise CodecError("the model gives NaN or infinity: the weights of its decoder cannot be right")
-    return best
+    return outputs[after < before].codes
 
 
 class Distance:

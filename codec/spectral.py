@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ MEL_FLOOR = 1e-5  # of a full-scale sine: log-mel spectrograms do not tell apart
 PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: of complex and envelope distances
 ENVELOPE_BANDS = 24  # mel bands of envelope distances
 BAND_FADE = 400.0  # Hz over which low_pass goes from all to nothing
+PLAIN: Any = {"dtype": torch.float32, "device": "cpu"}  # of tables, whatever torch's defaults are
 
 
 def stft(waveform: Tensor, n_fft: int, hop_length: int) -> Tensor:
@@ -91,7 +92,7 @@ def mel_decibels(samples: Tensor, sample_rate: int, width: int, height: int) -> 
 
 def bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -> Tensor:
     """How much each bin counts on that scale, ``[n_fft // 2 + 1]``, of sum 1."""
-    frequencies, half = torch.fft.rfftfreq(n_fft, 1 / sample_rate), sample_rate / n_fft / 2
+    frequencies, half = torch.fft.rfftfreq(n_fft, 1 / sample_rate, **PLAIN), sample_rate / n_fft / 2
     widths = torch.ones_like(frequencies)
     if scale == "mel":
         widths = hz_to_mel(frequencies + half) - hz_to_mel(frequencies - half)
@@ -101,19 +102,19 @@ def bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) ->
 def hz_to_mel(frequency: Tensor) -> Tensor:
     """Slaney's mel scale: linear (200/3 Hz per mel) to 1 kHz, logarithmic (27 mels per factor of 6.4) above."""
     linear = frequency * 3 / 200
-    log = 15 + 27 * torch.log(frequency.clamp(min=1e-3) / 1000) / torch.log(torch.tensor(6.4))
+    log = 15 + 27 * torch.log(frequency.clamp(min=1e-3) / 1000) / math.log(6.4)
     return torch.where(frequency < 1000, linear, log)
 
 
 def mel_to_hz(mel: Tensor) -> Tensor:
     """Inverse of :func:`hz_to_mel`."""
-    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * torch.log(torch.tensor(6.4)) / 27))
+    return torch.where(mel < 15, mel * 200 / 3, 1000 * torch.exp((mel - 15) * math.log(6.4) / 27))
 
 
 def mel_edges(sample_rate: int, n_mels: int) -> Tensor:
     """Corner frequencies in Hz of ``n_mels`` triangular bands from 0 to half the sample rate, ``[n_mels + 2]``."""
-    top = hz_to_mel(torch.tensor(sample_rate / 2))
-    edges = mel_to_hz(torch.linspace(0, 1, n_mels + 2) * top)
+    top = hz_to_mel(torch.tensor(sample_rate / 2, **PLAIN))
+    edges = mel_to_hz(torch.linspace(0, 1, n_mels + 2, **PLAIN) * top)
     return edges.clamp(max=sample_rate / 2)  # rounding put the last one above it, and the band outside every bandwidth
 
 
@@ -122,7 +123,7 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
 
     A band narrower than the bins' spacing takes the bins next to its center instead of being empty.
     """
-    frequencies = torch.fft.rfftfreq(n_fft, 1 / sample_rate)[:, None]
+    frequencies = torch.fft.rfftfreq(n_fft, 1 / sample_rate, **PLAIN)[:, None]
     spacing = sample_rate / n_fft
     edges = mel_edges(sample_rate, n_mels)
     low = torch.minimum(edges[:-2], edges[1:-1] - spacing)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from codec import CodecError
 from codec.corpus.manifest import Record
-from codec.evaluation.measure import changed_codes
+from codec.evaluation.codebooks import _add_entropy_bound
+from codec.evaluation.measure import Measured, changed_codes
 from codec.evaluation.systems import ModelFamily, Reconstruction
+from codec.health import CodebookCounter
 from codec.model import Codec
 from codec.refine import SCALES, Distance
 
@@ -30,19 +32,23 @@ def test_speech_sounds_better(name: str, count: int) -> None:
     codes = (model.encode(speech, rate, count, refine_steps=steps) for steps in (0, 4))
     plain, refined = (model.decode(each)[..., : len(speech)] for each in codes)
     assert stoi(speech, refined[0, 0].numpy(), rate) > stoi(speech, plain[0, 0].numpy(), rate) + 0.001
-    assert distance(refined, torch.from_numpy(speech), rate) < 0.97 * distance(plain, torch.from_numpy(speech), rate)
+    assert distance(refined, torch.from_numpy(speech), rate) < 0.98 * distance(plain, torch.from_numpy(speech), rate)
 
 
 def test_it_is_never_worse_and_changes_nothing_else(tiny_model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where steps are far too large the nearest codes of all are kept."""
+    """Where steps are far too large the encoder's own codes are kept; what torch's defaults are changes nothing."""
     with torch.inference_mode():
         model = Codec.from_pretrained(tiny_model_folder)
     own = model.encode(SOUND, 16000)
     refined = model.encode(SOUND, 16000, refine_steps=3)
     assert not torch.equal(refined, own) and torch.equal(model.encode(SOUND, 16000), own)
     assert all(parameter.grad is None for parameter in model.parameters())
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(model.encode(SOUND, 16000, refine_steps=3), refined)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+            assert torch.equal(model.encode(SOUND, 16000, refine_steps=3), refined)
+    finally:
+        torch.set_default_dtype(torch.float32)
     monkeypatch.setattr("codec.refine.RATE", 1e6)
     far = model.encode(SOUND, 16000, refine_steps=2)
     before, *after = (distance(model.decode(codes), SOUND, 16000) for codes in (own, refined, far))
@@ -52,6 +58,10 @@ def test_it_is_never_worse_and_changes_nothing_else(tiny_model_folder: Path, mon
 def test_what_cannot_be_refined_is_said(tiny_model: Codec) -> None:
     with pytest.raises(CodecError, match="refine_steps need a model in eval mode"):
         tiny_model.train().encode(torch.zeros(800), 16000, refine_steps=1)
+    with torch.inference_mode():
+        frozen = Codec(tiny_model.config).eval()
+    with pytest.raises(CodecError, match="made outside"):
+        frozen.encode(torch.zeros(800), 16000, refine_steps=1)
     for part in (tiny_model.eval().decoder.input, tiny_model.encoder.output):
         torch.nn.init.constant_(part.bias, torch.nan)
         with pytest.raises(CodecError, match="gives NaN or infinity"):
@@ -75,4 +85,8 @@ def test_an_evaluation_refines_for_each_number_of_quantizers(tiny_model: Codec) 
     for count, outcome in zip((3, 1), outcomes, strict=True):
         expected = tiny_model.encode(waveform, 16000, count, gain_db=gain_db, refine_steps=2)[0]
         assert isinstance(outcome, Reconstruction) and torch.equal(outcome.codes, expected)
+    measured = Measured(0, 0.5, {"model-3": {}, "model-1": {}}, {})
+    counter = CodebookCounter(3, tiny_model.codebook_size)
+    _add_entropy_bound(family, counter, {0: outcomes[0].codes}, [measured])
+    assert [len(cells) for cells in measured.cells.values()] == [1, 0], "the codes of one stage are not those kept"
     assert max(changed_codes(family, record, waveform, outcomes[0])["scale"]) < 0.05

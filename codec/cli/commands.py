@@ -68,7 +68,7 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--channel", type=positive, metavar="N", help="encode this channel, from 1 on, not the mean of all")
     add("--no-normalize", action="store_true", help=f"keep the level of the input, as live pipes do (default: {level})")
-    refine = "look N times for codes that sound nearer to the input; 15 come much nearer, and are slow"
+    refine = "look N times for codes of files that sound nearer to the input; 15 come much nearer, and are slow"
     add("--refine-steps", type=positive, default=0, metavar="N", help=refine)
     add("--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate")
     return _run(parser, argv, _encode)

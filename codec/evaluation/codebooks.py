@@ -31,6 +31,7 @@ def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], mea
         counter.add(each[None])
     _add_entropy_bound(family, counter, codes, measured)
     curves = coverage_curve(codes.values(), codec.codebook_size)
+    encoded = not family.refine_steps  # by the encoder alone: refined codes leave other residuals
     latents, residuals = _latent_moments(family, [records[index] for index in codes])
     tables: list[Any] = [stage.codebook for stage in getattr(codec.quantizer, "stages", [codec.quantizer])]
     stages = tuple(
@@ -41,7 +42,7 @@ def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], mea
             codebook_dimension=tables[index].shape[1],
             codebook_effective_dimension=effective_dimension(tables[index]),
             codebook_size=codec.codebook_size,
-            residual_energy=residuals[index].energy / latents.energy if latents.energy > 0 else None,
+            residual_energy=residuals[index].energy / latents.energy if encoded and latents.energy > 0 else None,
         )
         for index, health in enumerate(counter.stages())
     )
@@ -55,9 +56,10 @@ def _add_entropy_bound(
     """Each file's bits, where a code takes ``-log2`` of its share among all codes counted of its stage."""
     share = counter.counts.double() / counter.counts.sum(dim=1, keepdim=True).clamp(min=1)
     bits = -share.clamp(min=1e-300).log2()
+    own = 1 if family.refine_steps else None  # refined codes are others for every number of stages, and these are kept
     for index, each in codes.items():
         bits_of_first = bits.gather(1, each).sum(dim=1).cumsum(dim=0)  # 1, 2, ... K stages
-        for system, count in zip(family.systems, family.counts, strict=True):
+        for system, count in zip(family.systems[:own], family.counts, strict=False):
             kbps = float(bits_of_first[count - 1]) / measured[index].seconds / 1000
             measured[index].cells[system.id]["kbps_entropy"] = kbps
 

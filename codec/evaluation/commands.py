@@ -90,8 +90,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     if odd:
         raise ManifestError(f"{args.manifest}: id, speaker or source of {odd[0]!r} is not UTF-8")
     model = "" if args.model == "none" else args.model
-    if args.num_quantizers and not model:
-        raise CodecError("--num-quantizers goes with a model")
+    if (args.num_quantizers or args.refine_steps) and not model:
+        raise CodecError("--num-quantizers and --refine-steps go with a model")
     metrics, absent = present_metrics(args.metrics)
     classical, missing = present_programs(list(dict.fromkeys(args.baselines)))
     plan = Plan(

@@ -67,7 +67,7 @@ USAGE: list[tuple[Any, str]] = [
     (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
     (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
     (["decode", "a.codes", "a.flac", "--format", "flac"], "--format goes with -o"),
-    (["encode", "folder", "-o", "out", "--workers", 0], "argument --workers: must be at least 1"),
+    (["encode", "folder", "-o", "out", "--workers", 0], "argument --workers: must be a whole number of at least 1"),
     (["decode", "a.codes", "a.raw"], "OUTPUT must end in an audio suffix"),
     (["info", "-"], "reads files, not stdin"),
     (["encode", "in.wav", "a.codes", "--backend", "onnx", "--device", "cuda"], "--device cuda needs torch; ONNX"),
