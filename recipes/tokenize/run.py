@@ -101,7 +101,8 @@ class Tokenizer:
     def __init__(self, model: str, device: str, out: Path, facts: dict[str, Any]) -> None:
         torch.set_num_threads(1)  # Ray has a worker per core
         self.codec, self.out, self.facts = Codec.from_pretrained(model, device), out, facts
-        self.at_once = 0 if device == "cpu" else SECONDS_AT_ONCE
+        self.refine_steps: int = facts.get("refine_steps", 0)
+        self.at_once = 0 if device == "cpu" or self.refine_steps else SECONDS_AT_ONCE
         assert self.codec.fingerprint == facts["fingerprint"], "the workers' model is another one"
 
     def __call__(self, shard: dict[str, Any]) -> dict[str, Any]:
@@ -152,7 +153,10 @@ class Tokenizer:
             lengths = [len(waveforms[i]) for i in batch]
             padded = nn.utils.rnn.pad_sequence([waveforms[i] for i in batch], batch_first=True)[:, None]
             gains = [rows[i]["gain_db"] for i in batch]
-            codes = self.codec.encode(padded, rate, count, lengths, gains, exact=not self.at_once).cpu().numpy()
+            exact, steps = not self.at_once, self.refine_steps
+            codes = (
+                self.codec.encode(padded, rate, count, lengths, gains, exact=exact, refine_steps=steps).cpu().numpy()
+            )
             for i, length, own in zip(batch, lengths, codes, strict=True):
                 rows[i]["codes"] = list(own[:, : self.codec.num_frames(length)])
         return rows
@@ -209,6 +213,8 @@ def tokenize(args: argparse.Namespace) -> int:
     facts = {"model": codec.name, "fingerprint": codec.fingerprint, "sample_rate": codec.sample_rate}
     facts |= {"hop_length": codec.hop_length, "codebook_size": codec.codebook_size, "num_quantizers": count}
     facts |= {"level_db": LEVEL_DB}  # of active speech before the encoder
+    if args.refine_steps:
+        facts["refine_steps"] = codec.checked_steps(args.refine_steps)
     facts["input"] = hashlib.sha256(json.dumps([facts, size, [(r.id, r.path) for r in records]]).encode()).hexdigest()
     shards = {f"codes-{i // size:05d}.parquet": records[i : i + size] for i in range(0, len(records), size)}
     out.mkdir(parents=True, exist_ok=True)
@@ -242,6 +248,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", required=True, type=Path, help="folder for the Parquet shards")
     parser.add_argument("--model", default=DEFAULT_MODEL, help="as for codec-encode (default: %(default)s)")
     parser.add_argument("--num-quantizers", type=positive, metavar="K", help="stages to keep (default: all)")
+    parser.add_argument("--refine-steps", type=positive, default=0, metavar="N", help="as for codec-encode")
     parser.add_argument("--shard-size", type=positive, default=250, help="utterances a shard (default: %(default)s)")
     parser.add_argument("--address", default="local", help="of a Ray cluster, or auto (default: one started here)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the workers compute on")
