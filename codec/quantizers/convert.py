@@ -12,10 +12,10 @@ from codec.errors import CodecError
 from codec.quantizers.simvq import ResidualQuantizer, SimVQ
 
 STACK = "layers."  # before the number of a stage, in a ResidualSimVQ of vector-quantize-pytorch
-LAYOUTS = {  # the linear layer -> the frozen table before it
-    "code_transform": "frozen_codebook",  # SimVQ of vector-quantize-pytorch
-    "embedding_proj": "embedding.weight",  # SimVQ of the paper's repository, github.com/youngsheen/SimVQ
-}
+LAYOUTS = (  # names of the frozen table, and of the linear layer behind it, whose bias may be missing
+    ("frozen_codebook", "code_transform.weight", "code_transform.bias"),  # SimVQ of vector-quantize-pytorch
+    ("embedding.weight", "embedding_proj.weight", "embedding_proj.bias"),  # of the paper, github.com/youngsheen/SimVQ
+)
 
 
 def convert(
@@ -33,26 +33,21 @@ def convert(
     Raises:
         CodecError: another layout.
     """
-    if not isinstance(source, Mapping):
+    if not isinstance(source, Mapping) or not any(name.startswith(STACK) for name in source):
         return _single(source, channel_first=channel_first, **settings)
     count = len({name.split(".")[1] for name in source if name.startswith(STACK)})
-    if not count:
-        return _single(_pair(source), channel_first=channel_first, **settings)
     parts = [{n.split(".", 2)[2]: t for n, t in source.items() if n.startswith(f"{STACK}{i}.")} for i in range(count)]
-    stages = [_single(_pair(part), **settings) for part in parts]
+    stages = [_single(part, **settings) for part in parts]
     return ResidualQuantizer(lambda dim: stages.pop(0), stages[0].dim, count, channel_first).eval()
 
 
-def _pair(state: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """Table, weight and, where there is one, bias of a state dict."""
-    layer = next((layer for layer, table in LAYOUTS.items() if {table, f"{layer}.weight"} <= state.keys()), None)
-    if layer is None:
-        raise CodecError(f"no known layout of SimVQ: {', '.join(state)}; give (table, weight, bias) instead")
-    return tuple(state[name] for name in (LAYOUTS[layer], f"{layer}.weight", f"{layer}.bias") if name in state)
-
-
 @torch.no_grad()
-def _single(tensors: tuple[Tensor, ...], **settings: Any) -> SimVQ:
+def _single(tensors: Mapping[str, Tensor] | tuple[Tensor, ...], **settings: Any) -> SimVQ:
+    if isinstance(tensors, Mapping):
+        names = next((names for names in LAYOUTS if {*names[:2]} <= tensors.keys()), None)
+        if names is None:
+            raise CodecError(f"no known layout of SimVQ: {', '.join(tensors)}; give (table, weight, bias) instead")
+        tensors = tuple(tensors[name] for name in names if name in tensors)
     if len(tensors) not in (2, 3) or not all(isinstance(tensor, Tensor) for tensor in tensors):
         raise CodecError("give tensors (table, weight), or (table, weight, bias)")
     if tensors[0].shape[1:] != tensors[1].shape[1:]:
