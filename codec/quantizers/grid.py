@@ -51,19 +51,12 @@ class GridQuantizer(Compared):
         """The level, or half of one, that is zero."""
         return (self.levels - 1) / 2
 
-    def bounded(self, z: Tensor) -> Tensor:
-        """What is rounded, ``[..., d]`` like z."""
-        return z
-
     def search(self, z: Tensor) -> Tensor:
-        digits = torch.round(self.bounded(z) / self.step + self.middle).long()
+        digits = torch.round(z / self.step + self.middle).long()
         return (digits.clamp(min=0).minimum(self.levels - 1) * self.places).sum(dim=-1)
 
     def rows(self, codes: Tensor) -> Tensor:
         return self.step * (codes.unsqueeze(-1) // self.places % self.levels - self.middle)
-
-    def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
-        return super().carry(self.bounded(z), chosen)
 
     @property
     def codebook(self) -> Tensor:
@@ -78,7 +71,7 @@ class GridQuantizer(Compared):
         spread = start_projections(self.project_in, self.project_out, latents).std(dim=0).clamp(min=1e-6).float()
         self.project_in.weight.div_(spread[:, None])
         self.project_in.bias.div_(spread)
-        values = self.rows(self.search(self.project_in(points.float()))).double()
+        values = self.rows(self.search(self.bounded(self.project_in(points.float())))).double()
         known = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
         gram = known.t() @ known
         gram.diagonal().add_(1e-6 * len(known))  # a level that no point takes leaves no hole
@@ -130,9 +123,9 @@ class LFQ(GridQuantizer):
         each = -(p * p.log() + (1 - p) * (1 - p).log()).sum(dim=2).mean(dim=1)
         together = z.new_zeros(())
         for group in z.tensor_split(-(-z.shape[2] // JOINT_BITS), dim=2):
-            places = torch.arange(group.shape[2], device=z.device)
-            bits = torch.arange(2 ** len(places), device=z.device)[:, None] >> places & 1
-            together = together + mean_entropy(F.softmax(2 * group @ (2.0 * bits - 1).t(), dim=-1))
+            bits = group.shape[2]
+            corners = self.rows(torch.arange(2**bits, device=z.device))[:, :bits]  # all choices of the group
+            together = together + mean_entropy(F.softmax(2 * group @ corners.t(), dim=-1))
         return super().losses(z, chosen)[0], ENTROPY * (each - together)
 
 

@@ -24,11 +24,7 @@ TEMPERATURE = 0.01  # IndexVQ: of the choices whose entropy is taken
 class Compared(Quantizer):
     """A lookup of d dimensions between two projections, with squared distances as losses; subclasses say what is looked up.
 
-    Args:
-        dim: width D of the latents.
-        codebook_size, codebook_dim: V and d.
-        gradient: see ``base.pass_gradient``.
-        layout: ``channel_first`` and ``init``; see SimVQ.
+    The arguments are those of SimVQ; ``layout`` stands for ``channel_first`` and ``init``.
     """
 
     def __init__(
@@ -50,6 +46,10 @@ class Compared(Quantizer):
     def rows(self, codes: Tensor) -> Tensor:
         """Points ``[..., d]`` of codes ``[...]``, with whatever gradient they have."""
 
+    def bounded(self, z: Tensor) -> Tensor:
+        """What is looked up, ``[..., d]`` like z."""
+        return z
+
     def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
         """``chosen`` ``[B, N, d]`` in value, with the gradient of the reconstruction to ``z`` (and to the table)."""
         return base.pass_gradient(z, chosen, self.gradient)
@@ -62,7 +62,7 @@ class Compared(Quantizer):
         """What else moves the table in a training step, given points ``[M, d]`` and their codes ``[M]``; in place."""
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
-        z = self.project_in(latents.transpose(1, 2))  # [B, N, d]
+        z = self.bounded(self.project_in(latents.transpose(1, 2)))  # [B, N, d]
         points = z.detach().flatten(0, 1)  # [M, d]
         codes = self.search(points)  # [M]
         chosen = self.rows(codes.view(z.shape[:2]))  # [B, N, d]
