@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -115,7 +114,7 @@ class Quantizer(nn.Module, ABC):
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.num_quantizers:
             raise CodecError(f"num_quantizers must be from 1 to {self.num_quantizers}, not {count}")
-        if any(parameter.dtype != torch.float32 for parameter in itertools.islice(self.parameters(), 1)):
+        if next((parameter.dtype for parameter in self.parameters()), torch.float32) != torch.float32:
             raise CodecError("a quantizer computes in float32: use quantizer.float(), and autocast around the model")
         if self._awaits_start and self.training:
             if not self.started:
@@ -162,10 +161,9 @@ class Quantizer(nn.Module, ABC):
 
     def kept(self, name: str, tensors: list[Tensor], compute: Callable[[], Kept]) -> Kept:
         """What follows from these tensors, computed again only after one was written to or gave its place to another."""
-        # torch counts the writes to a tensor; not to one that was made in inference mode, which counts as written to
         try:
-            writes = [(tensor.data_ptr(), object() if tensor.is_inference() else tensor._version) for tensor in tensors]
-        except RuntimeError:  # tensors of torch.func have no memory of their own
+            writes = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # torch counts the writes to each
+        except RuntimeError:  # a tensor made in inference mode has no count, one of torch.func no memory of its own
             return compute()
         kept = self._kept.get(name)
         if kept is None or kept[0] != writes:
@@ -181,10 +179,9 @@ class Quantizer(nn.Module, ABC):
         """Latents or codes ``[B, N, C]``; with a mask ``[1, M, C]``."""
         last = values.movedim(1, -1) if self.channel_first and values.ndim > 2 else values
         if mask is not None:
-            if mask.dtype != torch.bool or mask.shape != last.shape[:-1]:
-                raise CodecError(
-                    f"mask must be bool {list(last.shape[:-1])} for these latents, not {mask.dtype} {list(mask.shape)}"
-                )
+            shape = list(last.shape[:-1])
+            if mask.dtype != torch.bool or list(mask.shape) != shape:
+                raise CodecError(f"mask must be bool {shape} for these latents, not {mask.dtype} {list(mask.shape)}")
             return last[mask][None]
         return last.flatten(1, -2) if values.ndim > 2 else last[None]
 
