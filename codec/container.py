@@ -125,8 +125,7 @@ class Header:
     @property
     def num_frames(self) -> int:
         """Frames N; 0 while the length is not known."""
-        samples = -(-(self.num_samples or 0) * self.sample_rate // self.original_sample_rate)
-        return -(-samples // self.hop_length)
+        return -(-(self.length_at(self.sample_rate) or 0) // self.hop_length)
 
     @property
     def duration(self) -> float:
@@ -137,6 +136,10 @@ class Header:
     def bitrate(self) -> float:
         """Of the codes, in bit/s, without headers and checksums."""
         return self.sample_rate / self.hop_length * self.num_quantizers * float(np.log2(self.codebook_size))
+
+    def length_at(self, rate: int) -> int | None:
+        """Samples of the original at another rate, the fewest that last as long; None while they are not known."""
+        return None if self.num_samples is None else -(-self.num_samples * rate // self.original_sample_rate)
 
 
 @dataclass(frozen=True)

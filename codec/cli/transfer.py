@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from codec import container
-from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks, resampled_length
+from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_blocks
 from codec.base import CodecBase, Signal
 from codec.cli.backends import load_codec
 from codec.cli.jobs import STREAM, Job
@@ -221,7 +221,7 @@ class FileDecoder(Worker):
         try:
             with AudioReader(job.target) as reader:
                 samples = sum(map(len, reader.blocks()))
-                return (reader.sample_rate, reader.channels, samples) == (rate, 1, _length(codes.header, rate))
+                return (reader.sample_rate, reader.channels, samples) == (rate, 1, codes.header.length_at(rate))
         except AudioError:
             return False
 
@@ -244,7 +244,7 @@ class FileDecoder(Worker):
                 writer = WavPipe(outputs.enter_context(_stdout()), rate, self.args.raw)
             else:
                 path = outputs.enter_context(_output(job, self.args.force))
-                writer = outputs.enter_context(AudioWriter(path, rate, _length(header, rate) or 0, job.target_name))
+                writer = outputs.enter_context(AudioWriter(path, rate, header.length_at(rate) or 0, job.target_name))
             signal = _salvaged(job.source_name, codes, decode) if self.args.salvage else decode(codes.intact())
             signal = _cut(signal, codes, codec.sample_rate)
             signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
@@ -264,18 +264,11 @@ class FileDecoder(Worker):
         return codec
 
 
-def _length(header: Header, rate: int) -> int | None:
-    """Samples of the original at this rate, None while they are not known."""
-    if header.num_samples is None:
-        return None
-    return resampled_length(header.num_samples, header.original_sample_rate, rate)
-
-
 def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
     """What lies before the end of the original, which is known before the last frame; decoded frames are whole."""
     done = 0
     for block in blocks:
-        length = _length(codes.header, rate)
+        length = codes.header.length_at(rate)
         yield block if length is None else block[: max(length - done, 0)]
         done += len(block)
 
