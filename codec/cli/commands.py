@@ -179,8 +179,8 @@ def _transfer(
     if args.bitrate is not None and not 0 < args.bitrate < math.inf:
         raise UsageError("--bitrate must be positive")
     jobs = plan_jobs(args.paths, args.output_dir, source_suffixes, target_suffixes)
-    workers = min(args.workers, len(jobs))
-    return run_jobs(jobs, kind(args, alone=workers == 1), workers)
+    args.workers = min(args.workers, len(jobs))
+    return run_jobs(jobs, kind(args), args.workers)
 
 
 def _info(args: argparse.Namespace) -> int:

@@ -35,18 +35,13 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Does the jobs of a command one by one; each process has one.
-
-    Attributes:
-        args: of the command.
-        alone: whether no other process works beside this one.
-    """
+    """Does the jobs of a command, by its ``args``, one by one; each process has one."""
 
     is_done: Callable[[Job], bool]  # whether the target, a file, is what the job gives
     convert: Callable[[Job], None]  # does the job; what a user can mend is a CodecError or an OSError
 
-    def __init__(self, args: argparse.Namespace, alone: bool) -> None:
-        self.args, self.alone = args, alone
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
         self._models: dict[str, CodecBase[Any]] = {}
 
     def prepare(self) -> None:
@@ -57,13 +52,13 @@ class Worker:
     def load(self, model: str) -> CodecBase[Any]:
         """A model by its name, loaded once."""
         if model not in self._models:
-            num_threads = None if self.alone else 1
+            num_threads = None if self.args.workers == 1 else 1
             self._models[model] = load_codec(model, self.args.backend, self.args.device, num_threads)
         return self._models[model]
 
     def followed(self, blocks: Iterable[Signal], rate: float, seconds: float) -> Iterator[Signal]:
         """The blocks ``[..., n]`` of a file, of so many values per second; of a long one with a bar, on terminals only."""
-        if seconds <= 60 or not self.alone:
+        if seconds <= 60 or self.args.workers > 1:
             yield from blocks
             return
         from tqdm import tqdm  # here: short files do not wait for it
