@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 import logging
 import math
 import os
 import signal
 import struct
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Any, BinaryIO
 
@@ -124,30 +126,24 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
             raise KeyboardInterrupt
 
 
-class WavPipe:
-    """Writes mono samples to a pipe as 16-bit WAV of unknown length, or raw; like an ``AudioWriter``."""
-
-    def __init__(self, stream: IO[bytes], sample_rate: int, raw: bool) -> None:
-        self._stream = stream
-        if not raw:
-            coding = struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
-            self._stream.write(b"RIFF" + b"\xff" * 4 + b"WAVEfmt " + coding + b"data" + b"\xff" * 4)
-            self._stream.flush()
-
-    def write(self, block: Block) -> None:
-        """Send samples; beyond full scale they are clipped."""
-        self._stream.write(to_pcm(block).tobytes())
-        self._stream.flush()
+@contextmanager
+def stdout() -> Iterator[IO[bytes]]:
+    """It, for errors that name it."""
+    try:
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "stdout") from None
 
 
-def encode_live(
-    codec: CodecBase[Any], pipe: PcmPipe, samples: Iterable[Block], output: IO[bytes], header: Header
-) -> None:
-    """Write the codes of all ``samples`` that come through the pipe, at the model's rate, each block as soon as it can be."""
-    writer, stream = Writer(output, header), codec.streaming_encoder(1, header.num_quantizers)
-    for block in samples:
-        writer.write(codec.to_numpy(stream.push(codec.from_numpy(block)[None, None])[0]))
-    writer.end(pipe.num_samples, codec.to_numpy(stream.flush()[0]))
+def encode_live(codec: CodecBase[Any], pipe: PcmPipe, samples: Iterable[Block], header: Header) -> None:
+    """Send the codes of all ``samples`` that come through the pipe, at the model's rate, each block as soon as it can be."""
+    with stdout() as output:
+        writer, stream = Writer(output, header), codec.streaming_encoder(1, header.num_quantizers)
+        for block in samples:
+            writer.write(codec.to_numpy(stream.push(codec.from_numpy(block)[None, None])[0]))
+        writer.end(pipe.num_samples, codec.to_numpy(stream.flush()[0]))
+    pipe.read_on()
 
 
 def decode_live(codec: CodecBase[Any], blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Any]:
@@ -156,3 +152,13 @@ def decode_live(codec: CodecBase[Any], blocks: Iterable[Codes], num_quantizers: 
     for block in blocks:
         yield stream.push(codec.from_numpy(block)[None])[0, 0]
     yield stream.flush()[0, 0]
+
+
+def send_live(samples: Iterable[Block], sample_rate: int, raw: bool) -> None:
+    """Send mono samples to stdout as 16-bit WAV of unknown length, or raw, each block at once; clipped beyond full scale."""
+    with stdout() as output:
+        coding = struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
+        head = b"RIFF" + b"\xff" * 4 + b"WAVEfmt " + coding + b"data" + b"\xff" * 4
+        for data in itertools.chain([] if raw else [head], (to_pcm(block).tobytes() for block in samples)):
+            output.write(data)
+            output.flush()

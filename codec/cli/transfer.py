@@ -22,7 +22,7 @@ from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_bl
 from codec.base import CodecBase, Signal
 from codec.cli.backends import load_codec
 from codec.cli.jobs import STREAM, Job
-from codec.cli.live import PcmPipe, WavPipe, decode_live, encode_live
+from codec.cli.live import PcmPipe, decode_live, encode_live, send_live, stdout
 from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import CodecError, UsageError
 from codec.files import atomic_write
@@ -118,9 +118,8 @@ def _chosen(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> in
     count = int(min(args.bitrate * 1000 / one + 1e-6, num_quantizers))
     if count < 1:
         raise CodecError(f"--bitrate {args.bitrate:g}: the lowest is {one / 1000:g} kbit/s (one quantizer)")
-    text = f"using {count} of {num_quantizers} quantizers, {count * one / 1000:g} kbit/s"
     if abs(count * one - args.bitrate * 1000) > 1:
-        log.info(text)
+        log.info("using %d of %d quantizers, %g kbit/s", count, num_quantizers, count * one / 1000)
     return count
 
 
@@ -143,32 +142,30 @@ class FileEncoder(Worker):
             except ContainerError:
                 return False
             count, gain_db = self.num_quantizers, self._gain_of(reader)
-            assert isinstance(reader, AudioReader), "pipes are not compared"
             num_samples = reader.num_samples or reader.claimed_samples or sum(map(len, reader.blocks()))
             return there == self.codec.header(num_samples, reader.sample_rate, count, gain_db)
 
     def convert(self, job: Job) -> None:
-        with self._open(job) as reader:
+        pipe, head = None, b""
+        if self.args.raw is not None:
+            pipe = PcmPipe(sys.stdin.buffer, self.args.raw, self.args.channel)
+        elif _is_piped(job):
+            pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.args.channel)
+        if pipe is not None and self.args.refine_steps:
+            raise UsageError("--refine-steps is for files; from a pipe to stdout WAV and raw samples are encoded live")
+        with pipe or self._open(job, head) as reader:
             # made before the long work, in case something in it is wrong
             header = self.codec.header(None, reader.sample_rate, self.num_quantizers)
             gain_db = self._gain_of(reader)
-            scale = np.float32(factor(-gain_db))
-            samples = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
+            blocks = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
+            samples = (block * np.float32(factor(-gain_db)) for block in blocks)
             if self.args.channel is None and reader.channels > 1:
                 log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
             if isinstance(reader, PcmPipe):
-                if self.args.refine_steps:
-                    raise UsageError(
-                        "--refine-steps is for files; from a pipe to stdout WAV and raw samples are encoded live"
-                    )
-                with _stdout() as stream:
-                    encode_live(self.codec, reader, samples, stream, header)
-                reader.read_on()
+                encode_live(self.codec, reader, samples, header)
                 return
             with _output(job, self.args.force) as path:
-                windows = self.codec.encode_blocks(
-                    (scale * block for block in samples), self.num_quantizers, self.args.refine_steps
-                )
+                windows = self.codec.encode_blocks(samples, self.num_quantizers, self.args.refine_steps)
                 windows = self.followed(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
                 codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
                 header = replace(header, num_samples=reader.num_samples, gain_db=gain_db)
@@ -181,23 +178,17 @@ class FileEncoder(Worker):
         return gain_of(reader.blocks(), reader.sample_rate)
 
     @contextmanager
-    def _open(self, job: Job) -> Iterator[AudioReader | PcmPipe]:
-        """An audio file, or samples as they come; all else from stdin or a pipe is copied first, as formats need seeking."""
+    def _open(self, job: Job, head: bytes = b"") -> Iterator[AudioReader]:
+        """An audio file; one from stdin or a pipe is copied first, behind a ``head`` read before, as formats need seeking."""
         if job.source.suffix.lower() == ".codes":
             raise CodecError(f"{job.source} holds codes already; codec-decode makes audio of them")
         source: Any = job.source
-        pipe, head = None, b""
-        if self.args.raw is not None:
-            pipe = PcmPipe(sys.stdin.buffer, self.args.raw, self.args.channel)
-        elif _is_piped(job):
-            pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.args.channel)
         with ExitStack() as opened:
-            if pipe is None and job.is_stream:
+            if job.is_stream:
                 source = opened.enter_context(tempfile.TemporaryFile())
                 source.write(head)
                 shutil.copyfileobj(opened.enter_context(_open_bytes(job)), source)
-            with pipe or AudioReader(source, job.source_name, self.args.channel) as reader:
-                yield reader
+            yield opened.enter_context(AudioReader(source, job.source_name, self.args.channel))
 
 
 class FileDecoder(Worker):
@@ -221,7 +212,7 @@ class FileDecoder(Worker):
             return False
 
     def convert(self, job: Job) -> None:
-        with _open_bytes(job) as stream, ExitStack() as outputs:
+        with _open_bytes(job) as stream:
             codes = Reader(stream)
             header = codes.header
             codec = self._codec_for(header)
@@ -234,17 +225,17 @@ class FileDecoder(Worker):
                 audio = decode_live(codec, kept, count) if live else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
-            writer: AudioWriter | WavPipe
-            if live:
-                writer = WavPipe(outputs.enter_context(_stdout()), rate, self.args.raw)
-            else:
-                path = outputs.enter_context(_output(job, self.args.force))
-                writer = outputs.enter_context(AudioWriter(path, rate, header.length_at(rate) or 0, job.target_name))
             signal = _salvaged(job.source_name, codes, decode) if self.args.salvage else decode(codes.intact())
             signal = _cut(signal, codes, codec.sample_rate)
             signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
-            for block in self.followed(signal, rate, header.duration):
-                writer.write(block)
+            signal = self.followed(signal, rate, header.duration)
+            if live:
+                send_live(signal, rate, self.args.raw)
+                return
+            length = header.length_at(rate) or 0
+            with _output(job, self.args.force) as path, AudioWriter(path, rate, length, job.target_name) as writer:
+                for block in signal:
+                    writer.write(block)
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
@@ -306,16 +297,6 @@ def _open_bytes(job: Job) -> AbstractContextManager[IO[bytes]]:
 
 
 @contextmanager
-def _stdout() -> Iterator[IO[bytes]]:
-    """It, for errors that name it."""
-    try:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "stdout") from None
-
-
-@contextmanager
 def _output(job: Job, overwrite: bool) -> Iterator[Path]:
     """Where to write: a temporary file that becomes the target, or goes to stdout, once it is whole.
 
@@ -330,5 +311,5 @@ def _output(job: Job, overwrite: bool) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "stdout.wav"
         yield path
-        with open(path, "rb") as file, _stdout() as stream:
+        with open(path, "rb") as file, stdout() as stream:
             shutil.copyfileobj(file, stream)
