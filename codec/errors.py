@@ -158,7 +158,10 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be any bytes
     try:
-        return work()
+        code = work()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk is an error
+        return code
     except UsageError as error:
         say(f"{name}: error: {one_line(error)} (see {name} --help)")
         return EXIT_USAGE

@@ -205,5 +205,4 @@ def _info(args: argparse.Namespace) -> int:
             print("\n".join([""] * (index > 0) + lines))
         damaged = damaged or "damage" in facts
     failures.say_others()
-    sys.stdout.flush()
     return EXIT_FAILURE if failures.count or damaged else EXIT_OK
