@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.config import CodecConfig, reach, spread
+from codec.config import CodecConfig, Context
 from codec.errors import CodecError
 
 HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
@@ -175,12 +175,11 @@ class ConvNeXtBlock(Layer):
 class Downsample(Layer):
     """Strided convolution with kernel ``2 * stride``."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int, causal: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, context: Context) -> None:
         super().__init__()
-        self.stride, self.channels = stride, in_channels
-        self.left = stride if causal else stride // 2
-        self.right = stride - self.left
-        self.linear = Linear(2 * stride * in_channels, out_channels)
+        self.left, self.right, self.stride = context
+        self.channels = in_channels
+        self.linear = Linear(2 * self.stride * in_channels, out_channels)
 
     def inside(self, x: Tensor) -> Tensor:
         assert x.shape[1] % self.stride == 0, "the length must be a multiple of the stride"
@@ -188,9 +187,9 @@ class Downsample(Layer):
         return self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
 
 
-def blocks(channels: int, kernel_size: int, look_aheads: list[int]) -> list[Layer]:
-    """Blocks that look so many frames ahead; at first their outputs add up to the size of one."""
-    return [ConvNeXtBlock(channels, kernel_size, look_ahead, 1.0 / len(look_aheads)) for look_ahead in look_aheads]
+def blocks(channels: int, kernel_size: int, contexts: list[Context]) -> list[Layer]:
+    """Blocks that look so far; at first their outputs add up to the size of one."""
+    return [ConvNeXtBlock(channels, kernel_size, context.right, 1.0 / len(contexts)) for context in contexts]
 
 
 def initialize(module: nn.Module) -> None:
@@ -205,25 +204,22 @@ def initialize(module: nn.Module) -> None:
 class Encoder(nn.Module):
     """``[B, 1, T] -> [B, D, N]`` with ``N = T / hop_length``; T must be a multiple of the hop length.
 
-    Attributes:
-        layers: in their order.
-        context: the frames on either side beyond which a change of the waveform cannot reach a latent frame.
+    ``layers`` are its layers in their order.
     """
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        encoder, causal = config.encoder, config.causal
+        encoder = config.encoder
         self.stages = nn.ModuleList()
         self.layers: list[Layer] = []
         channels = 1
-        for stride, width, shares in zip(encoder.strides, encoder.widths, config.encoder_look_aheads(), strict=True):
-            stage = [Downsample(channels, width, stride, causal), *blocks(width, encoder.kernel_size, shares)]
+        for width, (first, *others) in zip(encoder.widths, config.encoder_layers(), strict=True):
+            stage = [Downsample(channels, width, first), *blocks(width, encoder.kernel_size, others)]
             self.stages.append(nn.Sequential(*stage))
             self.layers += stage
             channels = width
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.output = Linear(channels, config.latent_dim)
-        self.context = reach((layer.left, layer.right, layer.stride) for layer in self.layers)
         initialize(self)
 
     def forward(self, waveform: Tensor) -> Tensor:
@@ -236,17 +232,18 @@ class Encoder(nn.Module):
 class ISTFTHead(Layer):
     """Log-magnitude and phase of each frame, then an inverse STFT: ``[B, N, C] -> [B, N * hop]`` (as in Vocos).
 
-    Frame i covers the samples from ``i * hop - offset`` on, with ``offset = (n_fft - hop) / 2``, or 0 if ``causal``.
+    Frame i covers the samples from ``i * hop - offset`` on, with ``offset = (n_fft - hop) / 2``, or 0 if ``causal``: if it
+    looks at no frame after its own.
     """
 
     window: Tensor
 
-    def __init__(self, channels: int, n_fft: int, hop_length: int, causal: bool) -> None:
+    def __init__(self, channels: int, n_fft: int, hop_length: int, context: Context) -> None:
         super().__init__()
         self.n_fft, self.hop_length, self.overlap = n_fft, hop_length, n_fft // hop_length
-        self.causal, self.offset = causal, 0 if causal else (n_fft - hop_length) // 2
-        others = self.overlap - 1  # further hops that a frame's window covers beside its own
-        self.left, self.right = (others, 0) if causal else (-(-others // 2), -(-others // 2))
+        self.left, self.right, _ = context
+        self.causal = not self.right
+        self.offset = 0 if self.causal else (n_fft - hop_length) // 2
         self.output = Linear(channels, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
 
@@ -293,21 +290,17 @@ class ISTFTHead(Layer):
 
 
 class Decoder(nn.Module):
-    """ConvNeXt blocks at the frame rate and an inverse-STFT head: ``[B, D, N] -> [B, 1, N * hop_length]``.
-
-    ``context`` holds the frames on either side beyond which a change of the latents cannot reach a frame of the waveform.
-    """
+    """ConvNeXt blocks at the frame rate and an inverse-STFT head: ``[B, D, N] -> [B, 1, N * hop_length]``."""
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         decoder = config.decoder
-        look_ahead, causal_head = config.decoder_look_ahead
+        *contexts, of_head = config.decoder_layers()
         self.input = Linear(config.latent_dim, decoder.width)
-        self.layers = blocks(decoder.width, decoder.kernel_size, spread(look_ahead, decoder.depth))
+        self.layers = blocks(decoder.width, decoder.kernel_size, contexts)
         self.blocks = nn.Sequential(*self.layers)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
-        self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, causal_head)
-        self.context = reach((layer.left, layer.right, layer.stride) for layer in [*self.layers, self.head])
+        self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, of_head)
         initialize(self)
 
     def forward(self, latents: Tensor) -> Tensor:

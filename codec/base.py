@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.audio import resample
-from codec.config import RATES, CodecConfig, Context, to_dict, whole_number
+from codec.config import RATES, CodecConfig, Context, reach, to_dict, whole_number
 from codec.container import FINGERPRINT_BYTES, MOST_DB, ContainerError, Header
 from codec.errors import CodecError
 from codec.level import check_peak, factor, gain_of
@@ -88,6 +88,21 @@ class CodecBase(Generic[Signal]):
         for tensor in tensors:
             digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
         return digest.hexdigest()
+
+    @property
+    def encoder_context(self) -> Context:
+        """Frames on either side beyond which a change of the waveform cannot reach a code."""
+        return reach(itertools.chain(*self.config.encoder_layers()))
+
+    @property
+    def decoder_context(self) -> Context:
+        """Frames on either side beyond which a change of the codes cannot reach a frame of the waveform."""
+        return reach(self.config.decoder_layers())
+
+    @property
+    def look_aheads(self) -> tuple[int, int]:
+        """By how many samples the encoder's and the decoder's streams lag behind their input."""
+        return self.streaming_encoder().look_ahead, self.streaming_decoder().look_ahead
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
@@ -410,21 +425,6 @@ class CodecBase(Generic[Signal]):
     def num_parameters(self) -> int:
         """Number of weights that training changes; tables that stay as they were drawn do not count."""
         raise NotImplementedError
-
-    @property
-    def encoder_context(self) -> Context:
-        """Frames on either side beyond which a change of the waveform cannot reach a code."""
-        raise NotImplementedError
-
-    @property
-    def decoder_context(self) -> Context:
-        """Frames on either side beyond which a change of the codes cannot reach a frame of the waveform."""
-        raise NotImplementedError
-
-    @property
-    def look_aheads(self) -> tuple[int, int]:
-        """By how many samples the encoder's and the decoder's streams lag behind their input."""
-        return self.streaming_encoder().look_ahead, self.streaming_decoder().look_ahead
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
         """Encodes a batch of signals chunk by chunk; together the codes of :meth:`encode`, but for rounding.

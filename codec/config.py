@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 import sys
 import types
@@ -251,7 +252,7 @@ class CodecConfig:
             self.decoder.n_fft % hop == 0 and self.decoder.n_fft >= 2 * hop,
             f"decoder.n_fft must be a multiple (2 or more) of the hop length {hop}, not {self.decoder.n_fft}",
         )
-        self.encoder_look_aheads()  # which checks encoder.look_ahead
+        self.encoder_layers()  # which checks encoder.look_ahead
 
     @property
     def hop_length(self) -> int:
@@ -263,42 +264,49 @@ class CodecConfig:
         """Stages K, the most codes that a frame can have: 1 where the quantizer is no residual stack."""
         return self.quantizer.num_quantizers if self.quantizer.kind.startswith("residual_") else 1
 
-    def encoder_look_aheads(self) -> list[list[int]]:
-        """By how many steps of its stage each block of the encoder looks ahead, stage by stage; ConfigError if it cannot."""
-        encoder, half = self.encoder, 0 if self.causal else self.encoder.kernel_size // 2
-        strides = [(0, 0 if self.causal else stride - stride // 2, stride) for stride in encoder.strides]
-        blocks = [(0, half * depth, 1) for depth in encoder.depths]
-        most = reach(layer for stage in zip(strides, blocks, strict=True) for layer in stage).right
-        least, shares = most - half * encoder.depths[-1], [[half] * depth for depth in encoder.depths]
+    def encoder_layers(self) -> list[list[Context]]:
+        """How far the layers of each stage of the encoder look, the strided convolution first; ConfigError if they cannot."""
+        encoder, others = self.encoder, self.encoder.kernel_size - 1  # taps of a filter beside the one of its own step
+        half = 0 if self.causal else others // 2
+        back = [stride if self.causal else stride // 2 for stride in encoder.strides]
+        stages = [
+            [Context(left, stride - left, stride), *[Context(others - half, half)] * depth]
+            for left, stride, depth in zip(back, encoder.strides, encoder.depths, strict=True)
+        ]
         if encoder.look_ahead is not None:
+            most = reach(itertools.chain(*stages)).right
+            least = most - half * encoder.depths[-1]
             left = whole_number("encoder.look_ahead", encoder.look_ahead, least, most, ConfigError) - least
-            shares[-1] = [min(half, max(left - half * index, 0)) for index in range(encoder.depths[-1])]
-        return shares
+            shares = [min(half, max(left - half * index, 0)) for index in range(encoder.depths[-1])]
+            stages[-1][1:] = [Context(others - share, share) for share in shares]
+        return stages
 
-    @property
-    def decoder_look_ahead(self) -> tuple[int, bool]:
-        """Frames that the decoder's blocks look ahead together, and whether the inverse STFT's windows look back only."""
-        decoder = self.decoder
-        window = -(-(decoder.n_fft // self.hop_length - 1) // 2)  # frames that a centred one looks ahead
-        centred = decoder.depth * (decoder.kernel_size // 2) + window
+    def decoder_layers(self) -> list[Context]:
+        """How far the decoder's blocks look, and then its inverse STFT, whose windows are centred or look back only."""
+        decoder, depth = self.decoder, self.decoder.depth
+        others = decoder.n_fft // self.hop_length - 1  # further hops that a frame's window covers beside its own
+        window = -(-others // 2)  # of them ahead, if it is centred
+        centred = depth * (decoder.kernel_size // 2) + window
         total = 0 if self.causal else centred if decoder.look_ahead is None else decoder.look_ahead
-        return (total, True) if total < window else (total - window, False)
+        head = Context(others, 0) if total < window else Context(window, window)
+        left = total - head.right  # for the blocks: evenly, the first ones more
+        shares = [left // depth + (index < left % depth) for index in range(depth)]
+        return [*(Context(decoder.kernel_size - 1 - share, share) for share in shares), head]
 
 
 class Context(NamedTuple):
-    """How far a network looks: frames to the left and to the right of the one it computes."""
+    """How far a layer or a network looks: steps of its input to the left and to the right of its own ones.
+
+    ``stride`` is how many steps of its input are one of its output: 1 for a network, whose steps are frames.
+    """
 
     left: int
     right: int
+    stride: int = 1
 
 
-def reach(layers: Iterable[tuple[int, int, int]]) -> Context:
-    """How far layers that follow one another look, in steps of the last one's output.
-
-    Args:
-        layers: ``(left, right, stride)`` of each: how many steps of its input before and after its own ones an output step
-            depends on, and input steps per output step.
-    """
+def reach(layers: Iterable[Context]) -> Context:
+    """How far layers that follow one another look, in steps of the last one's output."""
     before, after, step = 0, 0, 1  # of the first one's input
     for left, right, stride in layers:
         before += step * left
@@ -315,8 +323,3 @@ def lag(left: int, right: int, stride: int, delay: int) -> tuple[int, int]:
     """
     wait, look_ahead = -delay % stride, -(-right // stride)
     return left + look_ahead * stride + wait, (delay + wait) // stride + look_ahead
-
-
-def spread(look_ahead: int, depth: int) -> list[int]:
-    """Frames that each of ``depth`` layers looks ahead where together they do ``look_ahead``: evenly, the first ones more."""
-    return [look_ahead // depth + (index < look_ahead % depth) for index in range(depth)]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from codec.autoencoder import Decoder, Encoder, exact
 from codec.base import WINDOW_FRAMES, CodecBase
-from codec.config import CodecConfig, Context, to_dict
+from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, write_json
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
@@ -77,14 +77,6 @@ class Codec(nn.Module, CodecBase[Tensor]):
         state = self.quantizer.codebook_state()
         arrays = (tensor.detach().cpu().float().numpy() for tensor in state)
         return self.quantizer.kept("fingerprint", state, lambda: self._fingerprint_of(arrays))
-
-    @property
-    def encoder_context(self) -> Context:
-        return self.encoder.context
-
-    @property
-    def decoder_context(self) -> Context:
-        return self.decoder.context
 
     # ---- training -------------------------------------------------------------------------------------------------
 

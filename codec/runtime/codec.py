@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.base import CodecBase, native
-from codec.config import CodecConfig, Context, reach, whole_number
+from codec.config import CodecConfig, whole_number
 from codec.container import Codes
 from codec.errors import CodecError, legible
-from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, shipped_name
+from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
 from codec.pretrained.weights import Floats, Weights
 from codec.runtime.graphs import build_decoder, build_encoder
 from codec.runtime.network import Network, read_stages
@@ -41,7 +41,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     _library, _noun = np, "array"
     _divisor = 2
-    _array = staticmethod(native)
+    _array, to_numpy, from_numpy = staticmethod(native), staticmethod(np.asarray), staticmethod(np.asarray)
     _made_of: tuple[Any, ...]  # what from_pretrained was given
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
@@ -78,8 +78,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
             weights = Weights(folder / "model.safetensors")
             runtime.result()
         codec = cls(config, weights, name, bits, num_threads)
-        by_path = shipped_name(str(model)) is None and Path(model).is_dir()
-        codec._made_of = Path(model).absolute() if by_path else model, bits, num_threads
+        from_hub = "/" in name  # folders have names without
+        codec._made_of = model if from_hub else folder.absolute(), bits, num_threads
         return codec
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -95,14 +95,6 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
     def num_parameters(self) -> int:
         drawn = () if self.config.quantizer.basis == "learnable" else (".basis",)
         return sum(size for name, size in self._weights.sizes.items() if not name.endswith(drawn))
-
-    @property
-    def encoder_context(self) -> Context:
-        return self._encoder[1]
-
-    @property
-    def decoder_context(self) -> Context:
-        return self._decoder[1]
 
     def encoder_graph(self) -> bytes:
         """An ONNX file: ``waveform`` float ``[B, 1, T]`` -> ``codes`` int64 ``[B, K, N]``; see :func:`build_encoder`."""
@@ -127,16 +119,6 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         return Stream(self.config, *graph, batch_size, self._checked_count(num_quantizers, self.num_quantizers))
 
     @cached_property
-    def _encoder(self) -> tuple[Session, Context]:
-        net = Network(self.config, self._weights, self.bits)
-        return self._session(build_encoder, net), reach(net.layers)
-
-    @cached_property
-    def _decoder(self) -> tuple[Session, Context]:
-        net = Network(self.config, self._weights, self.bits)
-        return self._session(build_decoder, net), reach(net.layers)
-
-    @cached_property
     def _streaming_encoder(self) -> tuple[Session, int]:
         net = StreamingNetwork(self.config, self._weights, self.bits)
         return self._session(build_encoder, net), net.late
@@ -159,27 +141,30 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     # ---- what CodecBase needs -------------------------------------------------------------------------------------
 
-    def to_numpy(self, signal: NDArray[Any]) -> NDArray[Any]:
-        return signal
-
-    def from_numpy(self, array: NDArray[Any]) -> NDArray[Any]:
-        return array
-
     def _padded(self, signal: NDArray[Any], count: int) -> NDArray[Any]:
         return np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, count)])
 
-    def _encoded(self, window: Floats) -> Codes:
-        codes: Codes = self._encoder[0].run(["codes"], {"waveform": window[None, None]})[0][0]
-        return codes
+    # a graph is built where it is first asked for, before there are threads that take it
+
+    @cached_property
+    def _encoded(self) -> Callable[[Floats], Codes]:  # type: ignore[override]
+        session = self._session(build_encoder, Network(self.config, self._weights, self.bits))
+        return lambda window: session.run(["codes"], {"waveform": window[None, None]})[0][0]
 
     def _codes_of(self, frames: Codes, count: int) -> Codes:
         return frames[:count]
 
-    def _decoded(self, codes: Codes) -> Floats:
-        unused = [(0, self.num_quantizers - len(codes)), (0, 0)]
-        codes = np.pad(codes, unused, constant_values=-1)  # -1: no code in this stage
-        waveform: Floats = self._decoder[0].run(["waveform"], {"codes": codes[None]})[0][0, 0]
-        return waveform
+    @cached_property
+    def _decoded(self) -> Callable[[Codes], Floats]:  # type: ignore[override]
+        session = self._session(build_decoder, Network(self.config, self._weights, self.bits))
+
+        def decoded(codes: Codes) -> Floats:
+            unused = [(0, self.num_quantizers - len(codes)), (0, 0)]
+            codes = np.pad(codes, unused, constant_values=-1)  # -1: no code in this stage
+            waveform: Floats = session.run(["waveform"], {"codes": codes[None]})[0][0, 0]
+            return waveform
+
+        return decoded
 
 
 def _onnxruntime() -> Any:

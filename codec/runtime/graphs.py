@@ -5,7 +5,6 @@ Batch and length are free. There are no complex numbers: the inverse STFT is a m
 
 from __future__ import annotations
 
-from codec.config import spread
 from codec.runtime.network import Network
 
 
@@ -23,12 +22,11 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
     x = graph("Pad", "waveform", graph("Concat", graph.constant([0] * 5), missing, axis=0))
     x = net.begin(graph("Reshape", x, net.rows(1)), "waveform", config.hop_length)
     channels, per_frame = 1, config.hop_length
-    stages = zip(encoder.strides, encoder.widths, config.encoder_look_aheads(), strict=True)
-    for i, (stride, width, shares) in enumerate(stages):
-        x = net.downsample(x, f"encoder.stages.{i}.0.linear", stride, channels, width)
-        per_frame //= stride
-        for j, right in enumerate(shares, start=1):
-            x = net.block(x, f"encoder.stages.{i}.{j}", width, encoder.kernel_size, right, per_frame)
+    for i, (width, (first, *others)) in enumerate(zip(encoder.widths, config.encoder_layers(), strict=True)):
+        x = net.downsample(x, f"encoder.stages.{i}.0.linear", first, channels, width)
+        per_frame //= first.stride
+        for j, context in enumerate(others, start=1):
+            x = net.block(x, f"encoder.stages.{i}.{j}", width, context, per_frame)
         channels = width
     x = net.linear(net.norm(x, "encoder.norm", channels), "encoder.output", channels, config.latent_dim)
     codes = net.search(x)  # K x [B * N]
@@ -50,8 +48,8 @@ def build_decoder(net: Network, whole: bool = True) -> bytes:
     config, decoder = net.config, net.config.decoder
     x = net.linear(net.lookup("codes"), "decoder.input", config.latent_dim, decoder.width)
     x = net.begin(x, "codes", 1)
-    for j, right in enumerate(spread(config.decoder_look_ahead[0], decoder.depth)):
-        x = net.block(x, f"decoder.blocks.{j}", decoder.width, decoder.kernel_size, right)
+    for j, context in enumerate(config.decoder_layers()[:-1]):
+        x = net.block(x, f"decoder.blocks.{j}", decoder.width, context)
     frames, window = net.inverse_transform(net.norm(x, "decoder.norm", decoder.width))
     net.give_waveform(frames, window)
     net.weights.refuse_unread(but="encoder.")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codec.config import CodecConfig
+from codec.config import CodecConfig, Context
 from codec.pretrained import ModelError
 from codec.pretrained.weights import Floats, Weights
 from codec.runtime.proto import Graph, Shape
@@ -32,16 +32,12 @@ class Network:
 
     Args:
         bits: 32, or 8: activations and weights of the inner matrix products are rounded to 8 bits.
-
-    Attributes:
-        layers: ``(left, right, stride)`` of those that see other frames than their own; see :func:`codec.config.reach`.
     """
 
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
         self.config, self.weights, self.bits = config, weights, bits
         self.graph = Graph()
         self.batch = ""
-        self.layers: list[tuple[int, int, int]] = []
         self.inputs: dict[str, tuple[str, Shape]] = {}  # beside the signal
         self.outputs: dict[str, tuple[str, Shape]] = {}
 
@@ -58,14 +54,11 @@ class Network:
         """Rows as ``[B, *shape]``, in which -1 stands for what is left."""
         return self.graph("Reshape", x, self.graph("Concat", self.batch, self.graph.constant(shape), axis=0))
 
-    def around(self, x: str, left: int, right: int, channels: int, stride: int = 1) -> tuple[str, int, int]:
-        """Rows as ``[B, 1, N, C]`` with what is known before and after them, and how many zeros are missing on both sides.
+    def around(self, x: str, context: Context, channels: int) -> tuple[str, int, int]:
+        """Rows as ``[B, 1, N, C]`` with what is known before and after them, and how many zeros are missing on both sides."""
+        return self.batches(x, 1, -1, channels), context.left, context.right
 
-        ``stride`` is that of the layer's outputs.
-        """
-        return self.batches(x, 1, -1, channels), left, right
-
-    def center(self, x: str, around: str, left: int, right: int, channels: int) -> str:
+    def center(self, x: str, around: str, context: Context, channels: int) -> str:
         """The rows to which a block adds; ``around`` is what it saw of the signal."""
         return x
 
@@ -104,36 +97,33 @@ class Network:
         """Rows in so many pieces."""
         return [x] if count == 1 else self._split(x, count, axis=0)
 
-    def block(self, x: str, name: str, channels: int, kernel_size: int, right: int, per_frame: int = 1) -> str:
-        """A ConvNeXt block that looks ``right`` rows ahead; ``per_frame`` rows are a frame.
+    def block(self, x: str, name: str, channels: int, context: Context, per_frame: int = 1) -> str:
+        """A ConvNeXt block; ``per_frame`` rows are a frame.
 
         Where a frame is many rows, piece by piece: what is four times as wide then stays in the processor's cache.
         """
-        graph, w, left = self.graph, self.weights, kernel_size - 1 - right
-        self.layers.append((left, right, 1))
-        kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, kernel_size)
+        graph, w = self.graph, self.weights
+        kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, context.left + 1 + context.right)
         kernels = graph.constant(kernel, f"{name}.depthwise.conv.weight")
         bias = graph.constant(w.read(f"{name}.depthwise.conv.bias", channels), f"{name}.depthwise.conv.bias")
-        around, before, after = self.around(x, left, right, channels)
+        around, before, after = self.around(x, context, channels)
         columns = graph("Transpose", around, perm=[0, 3, 1, 2])
         y = graph("Conv", columns, kernels, bias, group=channels, pads=[0, before, 0, after])
         y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 3, 1]), self.rows(channels))
         count = max(n for n in range(1, MOST_PIECES + 1) if per_frame % n == 0)
         done = [self.perceptron(piece, name, channels) for piece in self.pieces(y, count)]
         y = graph("Concat", *done, axis=0) if done[1:] else done[0]
-        return self.inside(graph("Add", self.center(x, around, left, right, channels), y, name=name))
+        return self.inside(graph("Add", self.center(x, around, context, channels), y, name=name))
 
     def perceptron(self, x: str, name: str, channels: int) -> str:
         y = self.norm(x, f"{name}.norm", channels)
         y = self.graph("Gelu", self.linear(y, f"{name}.expand", channels, 4 * channels))
         return self.linear(y, f"{name}.project", 4 * channels, channels, self.weights.read(f"{name}.scale", channels))
 
-    def downsample(self, x: str, name: str, stride: int, inner: int, outer: int) -> str:
+    def downsample(self, x: str, name: str, context: Context, inner: int, outer: int) -> str:
         """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
-        graph = self.graph
-        left = stride if self.config.causal else stride // 2
-        self.layers.append((left, stride - left, stride))
-        x, before, after = self.around(x, left, stride - left, inner, stride)
+        graph, stride = self.graph, context.stride
+        x, before, after = self.around(x, context, inner)
         x = graph("Pad", x, graph.constant([0, 0, before, 0, 0, 0, after, 0]))
         x = self.batches(x, -1, stride * inner)
         first = graph("Slice", x, graph.constant([0]), graph.constant([-1]), graph.constant([1]))
@@ -201,8 +191,6 @@ class Network:
         graph, config = self.graph, self.config
         n_fft, hop = config.decoder.n_fft, config.hop_length
         bins, overlap = n_fft // 2 + 1, n_fft // hop
-        half = overlap // 2  # hops of a centred window on either side of a frame
-        self.layers.append((overlap - 1, 0, 1) if config.decoder_look_ahead[1] else (half, half, 1))
         x = self.linear(x, "decoder.head.output", config.decoder.width, 2 * bins)
         log_magnitude, phase = self._split(x, 2, axis=1)
         limit = graph.constant(np.float32(math.log(100.0)))
@@ -223,10 +211,9 @@ class Network:
 
     def give_waveform(self, frames: str, window: Floats) -> None:
         """Overlap and add ``[B, N, overlap, hop]``, divided by the sum of the squared windows."""
-        graph, config = self.graph, self.config
-        overlap, hop = window.shape
+        graph, (overlap, hop) = self.graph, window.shape
         audio = self.overlap_add(frames, overlap)
-        if config.decoder_look_ahead[1]:  # as if frames had come before the first
+        if not self.config.decoder_layers()[-1].right:  # as if frames had come before the first
             envelope, start = graph.constant(np.square(window).sum(axis=0)), 0
         else:
             count = graph("Shape", frames, start=1, end=2)

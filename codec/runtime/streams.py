@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.base import FOREVER, MOST_ROWS, kind_of, native
-from codec.config import CodecConfig, lag, whole_number
+from codec.config import CodecConfig, Context, lag, whole_number
 from codec.errors import CodecError
 from codec.level import check_peak
 from codec.pretrained.weights import Floats, Weights
@@ -49,24 +49,24 @@ class StreamingNetwork(Network):
         graph("Add", "age", self.num_frames, name="next_age")
         return self.inside(x)
 
-    def around(self, x: str, left: int, right: int, channels: int, stride: int = 1) -> tuple[str, int, int]:
+    def around(self, x: str, context: Context, channels: int) -> tuple[str, int, int]:
         """Behind the rows held for this layer, without those whose future is not known yet."""
         graph, axis = self.graph, self.graph.constant([2])
-        count, self.delay = lag(left, right, stride, self.delay)
-        self.per_frame //= stride
+        count, self.delay = lag(*context, self.delay)
+        self.per_frame //= context.stride
         held, next_held = self._state(("batch", 1, count, channels))
         joined = graph("Concat", held, self.batches(x, 1, -1, channels), axis=2)
         graph("Slice", joined, graph.constant([-count or END]), graph.constant([END]), axis, name=next_held)
-        early = count - left - right
+        early = count - context.left - context.right
         if early:
             joined = graph("Slice", joined, graph.constant([0]), graph.constant([-early]), axis)
         return joined, 0, 0
 
-    def center(self, x: str, around: str, left: int, right: int, channels: int) -> str:
-        graph = self.graph
-        if not right:
+    def center(self, x: str, around: str, context: Context, channels: int) -> str:
+        graph, last = self.graph, -context.right
+        if not last:
             return x
-        center = graph("Slice", around, graph.constant([left]), graph.constant([-right]), graph.constant([2]))
+        center = graph("Slice", around, graph.constant([context.left]), graph.constant([last]), graph.constant([2]))
         return graph("Reshape", center, self.rows(channels))
 
     def pieces(self, x: str, count: int) -> list[str]:
@@ -95,7 +95,7 @@ class StreamingNetwork(Network):
             part = graph("Slice", part, graph.constant([overlap - 1 - late]), stop, axis)
             audio = graph("Add", audio, part) if audio else part
         squares = np.square(window)
-        if self.config.decoder_look_ahead[1]:  # as if frames had come before the first
+        if not self.config.decoder_layers()[-1].right:  # as if frames had come before the first
             envelope, offset = graph.constant(squares.sum(axis=0)), 0
         else:
             exists = graph("Cast", self._exists(1, self.delay, overlap), to=FLOAT)
