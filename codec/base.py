@@ -227,15 +227,13 @@ class CodecBase(Generic[Signal]):
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
         sizes = [self.num_frames(length) for length in samples]
-        parts = [item[:, :size] for item, size in zip(codes, sizes, strict=True)]
-        for part in parts:
-            self._check_stages(part)
+        items = [self._known(item[:, :size])[:count] for item, size in zip(codes, sizes, strict=True)]
         gains = _checked_gains(gain_db, batch)
         if exact:
-            windows = self._computed(self._decoded, ([part[:count]] for part in parts), self.decoder_context, 1)
+            windows = self._computed(self._decoded, ([item] for item in items), self.decoder_context, 1)
             audio = self._divided([window[None] for window in windows], [size * self.hop_length for size in sizes])
         else:
-            audio = list(self._decoded_at_once(codes[:, :count], samples))
+            audio = list(self._decoded_at_once(items))
         audio = [item[:, :length] * factor(gain) for item, length, gain in zip(audio, samples, gains, strict=True)]
         return self._batch(audio, max(samples))
 
@@ -366,15 +364,15 @@ class CodecBase(Generic[Signal]):
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
         """The codes as int64, if they can be this model's and of this ``shape``."""
-        codes = self._checked(values, "codes", shape, integers=True)
-        self._check_stages(codes)
-        return codes
+        return self._known(self._checked(values, "codes", shape, integers=True))
 
-    def _check_stages(self, codes: Signal) -> None:
+    def _known(self, codes: Signal) -> Signal:
+        """The codes ``[..., k, N]``, if this model has them."""
         if codes.shape[-2] > self.num_quantizers:
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
         if codes.min() < 0 or codes.max() >= self.codebook_size:
             raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
+        return codes
 
     def _checked(self, values: Any, name: str, shape: str, or_else: str = "", integers: bool = False) -> Signal:
         """As float32 or int64, if it is of a shape such as ``[B, 1, T]``; the message says what ``or_else`` is taken."""
@@ -444,8 +442,8 @@ class CodecBase(Generic[Signal]):
         """What ``encode`` gives for ``items`` of ``[T]``, all of them computed together."""
         raise CodecError("exact=False runs with torch only")
 
-    def _decoded_at_once(self, codes: Signal, samples: list[int]) -> Signal:
-        """Waveform ``[B, 1, T]`` of codes ``[B, k, N]``, all items computed together; T is the longest item's."""
+    def _decoded_at_once(self, items: list[Signal]) -> Signal:
+        """Waveform ``[B, 1, T]`` of ``items`` of codes ``[k, n]``, likewise; T is at least the longest one's."""
         raise CodecError("exact=False runs with torch only")
 
 

@@ -178,13 +178,12 @@ class Codec(nn.Module, CodecBase[Tensor]):
         ]
         return torch.cat([*codes, stream.flush()], dim=-1).clamp(min=0)  # the stream says -1 after a row's end
 
-    def _decoded_at_once(self, codes: Tensor, samples: list[int]) -> Tensor:
-        lengths = torch.tensor(samples, device=codes.device)[:, None, None]
-        used = codes[..., : self.num_frames(max(samples))]
-        own = torch.arange(used.shape[-1], device=codes.device) * self.hop_length < lengths  # [B, 1, N]
-        stream = self.streaming_decoder(len(codes), codes.shape[1])
-        parts = torch.where(own, used, -1).split(self._frames_at_once(len(codes)), dim=-1)
-        return self._finite(torch.cat([*map(stream.push, parts), stream.flush()], dim=-1)[..., : max(samples)])
+    def _decoded_at_once(self, items: list[Tensor]) -> Tensor:
+        frames = max(item.shape[-1] for item in items)
+        codes = torch.stack([F.pad(item, (0, frames - item.shape[-1]), value=-1) for item in items])  # [B, k, N]
+        stream = self.streaming_decoder(*codes.shape[:2])
+        parts = codes.split(self._frames_at_once(len(items)), dim=-1)
+        return self._finite(torch.cat([*map(stream.push, parts), stream.flush()], dim=-1))
 
     @staticmethod
     def _frames_at_once(rows: int) -> int:

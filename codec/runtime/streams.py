@@ -84,16 +84,13 @@ class StreamingNetwork(Network):
 
     def give_waveform(self, frames: str, window: Floats) -> None:
         graph, (overlap, hop) = self.graph, window.shape
-        axis, end = graph.constant([1]), graph.constant([END])
+        axis = graph.constant([1])
         exists = graph("Unsqueeze", self._exists(1, self.delay), graph.constant([2, 3]))
         held, next_held = self._state(("batch", overlap - 1, overlap, hop))
         frames = graph("Concat", held, graph("Mul", frames, graph("Cast", exists, to=FLOAT)), axis=1)
-        graph("Slice", frames, graph.constant([1 - overlap or END]), end, axis, name=next_held)
-        audio = ""
-        for late, part in enumerate(self._split(frames, overlap, axis=2)):  # [B, n + overlap - 1, 1, hop]
-            stop = graph.constant([-late]) if late else end
-            part = graph("Slice", part, graph.constant([overlap - 1 - late]), stop, axis)
-            audio = graph("Add", audio, part) if audio else part
+        graph("Slice", frames, graph.constant([1 - overlap]), graph.constant([END]), axis, name=next_held)
+        whole = self.overlap_add(frames, overlap)  # [B, overlap - 1 + n + overlap - 1, hop]
+        audio = graph("Slice", whole, graph.constant([overlap - 1]), graph.constant([1 - overlap]), axis)
         squares = np.square(window)
         if not self.config.decoder_layers()[-1].right:  # as if frames had come before the first
             envelope, offset = graph.constant(squares.sum(axis=0)), 0
@@ -116,7 +113,7 @@ class StreamingNetwork(Network):
     def _exists(self, per_frame: int, delay: int, overlap: int = 0) -> str:
         """Which of the ``[B, n * per_frame]`` rows that come out now are of the signal.
 
-        With ``overlap`` that is said of each and of those before it, ``[B, n, 1, overlap]``.
+        With ``overlap`` that is said of each and of those before it, ``[B, n, overlap]``.
         """
         graph = self.graph
         scale = graph.constant([per_frame])
@@ -124,7 +121,7 @@ class StreamingNetwork(Network):
         first = graph("Sub", graph("Mul", "age", scale), graph.constant([delay]))
         index = graph("Add", first, graph("Range", graph.constant(0), count, graph.constant(1)))
         if overlap:
-            index, total = (graph("Unsqueeze", each, graph.constant([2, 3])) for each in (index, total))
+            index, total = (graph("Unsqueeze", each, graph.constant([2])) for each in (index, total))
             index = graph("Sub", index, graph.constant(range(overlap)))
         begun = graph("GreaterOrEqual", index, graph.constant([0]))
         return graph("And", begun, graph("Less", index, total))
