@@ -140,7 +140,8 @@ class Stream:
         self._run, self._config, self._late = session.run, config, late
         codes: NDArray[Any] = np.zeros((batch, num_quantizers, 0), np.int64)
         samples: NDArray[Any] = np.zeros((batch, 1, 0), np.float32)
-        self._encodes = entries[0].name == "waveform"
+        self._name = entries[0].name
+        self._encodes = self._name == "waveform"
         # of a frame: how many are read, and how many given
         self._unit, self._per_frame = (hop, 1) if self._encodes else (1, hop)
         self._input, self._nothing = (samples, codes) if self._encodes else (codes, samples)
@@ -153,7 +154,6 @@ class Stream:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._flushed, self._frames = False, 0  # frames: that the graph was given
         self._rest = self._input  # what is no whole frame yet
         self._state = self._zeros | {"total": self._zeros["total"] + FOREVER}
 
@@ -186,30 +186,25 @@ class Stream:
     def flush(self) -> NDArray[Any]:
         """End the signals here; the rest of the output."""
         self._check_open()
-        total = self._frames - (-self._rest.shape[-1] // self._unit)
-        self._flushed, self._state = True, self._state | {"total": np.full_like(self._state["total"], total)}
-        before = max(self._frames * self._per_frame - self._late, 0)
-        frames = total - self._frames + -(-self._late // self._per_frame)  # what stands behind the end is passed over
-        missing = frames * self._unit - self._rest.shape[-1]
-        rest = self._through(np.pad(self._rest, [(0, 0), (0, 0), (0, missing)]))
-        return rest[..., : total * self._per_frame - before]
+        frames = -(-self._rest.shape[-1] // self._unit)
+        self._state = self._state | {"total": self._state["age"] + frames}
+        missing = (frames - (-self._late // self._per_frame)) * self._unit - self._rest.shape[-1]
+        return self._through(np.pad(self._rest, [(0, 0), (0, 0), (0, missing)]))
 
     def _check_open(self) -> None:
-        if self._flushed:
+        if (self._state["total"] < FOREVER).any():
             raise CodecError("the stream was flushed: reset it before the next chunk")
 
     def _through(self, signal: NDArray[Any]) -> NDArray[Any]:
-        """What the graph makes of whole frames."""
+        """What the graph makes of whole frames, but for what comes before the signal and behind its end."""
         if not signal.size:
             return self._nothing
-        frames = signal.shape[-1] // self._unit
-        name, given = ("waveform", "codes") if self._encodes else ("codes", "waveform")
         if not self._encodes:
             unused = self._config.num_quantizers - signal.shape[1]
             signal = np.pad(signal, [(0, 0), (0, unused), (0, 0)], constant_values=-1)  # -1: no code in this stage
-        changing = [key for key in self._state if key != "total"]
-        outputs = self._run([given, *(f"next_{key}" for key in changing)], {name: signal, **self._state})
-        self._state = self._state | dict(zip(changing, outputs[1:], strict=True))  # a copy of the stream keeps its own
-        first = max(self._late - self._frames * self._per_frame, 0)  # what comes before it precedes the signal
-        self._frames += frames
-        return outputs[0][:, : self._nothing.shape[1], first:]
+        age, total = (int(self._state[key][0, 0]) for key in ("age", "total"))
+        first, end = (max(self._late + (frame - age) * self._per_frame, 0) for frame in (0, total))
+        output, *following = self._run(None, {self._name: signal, **self._state})  # in the order of the inputs
+        changing = (key for key in self._state if key != "total")
+        self._state = self._state | dict(zip(changing, following, strict=True))  # a copy of the stream keeps its own
+        return output[:, : self._nothing.shape[1], first:end]
