@@ -78,10 +78,10 @@ class Layer(nn.Module):
         channels: of the input.
     """
 
-    left: int
-    right: int
-    channels: int
-    stride: int = 1
+    def __init__(self, channels: int, context: Context) -> None:
+        super().__init__()
+        self.channels = channels
+        self.left, self.right, self.stride = context
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inside(F.pad(x, (0, 0, self.left, self.right)))
@@ -100,15 +100,11 @@ class Layer(nn.Module):
 
 
 class DepthwiseConv(Layer):
-    """One filter per channel along the frames, length kept.
+    """One filter per channel along the frames, length kept."""
 
-    ``look_ahead`` of the filter's taps lie after the frame itself: half of them for a centred filter, 0 for a causal one.
-    """
-
-    def __init__(self, channels: int, kernel_size: int, look_ahead: int) -> None:
-        super().__init__()
-        self.left, self.right = kernel_size - 1 - look_ahead, look_ahead
-        self.conv = nn.Conv2d(channels, channels, (1, kernel_size), groups=channels)
+    def __init__(self, channels: int, context: Context) -> None:
+        super().__init__(channels, context)
+        self.conv = nn.Conv2d(channels, channels, (1, self.left + 1 + self.right), groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         padding = max(self.left, self.right)  # the convolution pads both ends alike, without a copy of its input
@@ -139,10 +135,9 @@ class ConvNeXtBlock(Layer):
     After Liu et al., "A ConvNet for the 2020s" (arXiv 2201.03545), in one dimension as in Vocos (arXiv 2306.00814).
     """
 
-    def __init__(self, channels: int, kernel_size: int, look_ahead: int, scale: float) -> None:
-        super().__init__()
-        self.depthwise = DepthwiseConv(channels, kernel_size, look_ahead)
-        self.left, self.right, self.channels = self.depthwise.left, self.depthwise.right, channels
+    def __init__(self, channels: int, context: Context, scale: float) -> None:
+        super().__init__(channels, context)
+        self.depthwise = DepthwiseConv(channels, context)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
         self.expand = Linear(channels, 4 * channels)
         self.project = Linear(4 * channels, channels)
@@ -176,9 +171,7 @@ class Downsample(Layer):
     """Strided convolution with kernel ``2 * stride``."""
 
     def __init__(self, in_channels: int, out_channels: int, context: Context) -> None:
-        super().__init__()
-        self.left, self.right, self.stride = context
-        self.channels = in_channels
+        super().__init__(in_channels, context)
         self.linear = Linear(2 * self.stride * in_channels, out_channels)
 
     def inside(self, x: Tensor) -> Tensor:
@@ -187,9 +180,9 @@ class Downsample(Layer):
         return self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
 
 
-def blocks(channels: int, kernel_size: int, contexts: list[Context]) -> list[Layer]:
+def blocks(channels: int, contexts: list[Context]) -> list[Layer]:
     """Blocks that look so far; at first their outputs add up to the size of one."""
-    return [ConvNeXtBlock(channels, kernel_size, context.right, 1.0 / len(contexts)) for context in contexts]
+    return [ConvNeXtBlock(channels, context, 1.0 / len(contexts)) for context in contexts]
 
 
 def initialize(module: nn.Module) -> None:
@@ -209,12 +202,11 @@ class Encoder(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        encoder = config.encoder
         self.stages = nn.ModuleList()
         self.layers: list[Layer] = []
         channels = 1
-        for width, (first, *others) in zip(encoder.widths, config.encoder_layers(), strict=True):
-            stage = [Downsample(channels, width, first), *blocks(width, encoder.kernel_size, others)]
+        for width, (first, *others) in zip(config.encoder.widths, config.encoder_layers(), strict=True):
+            stage = [Downsample(channels, width, first), *blocks(width, others)]
             self.stages.append(nn.Sequential(*stage))
             self.layers += stage
             channels = width
@@ -239,9 +231,8 @@ class ISTFTHead(Layer):
     window: Tensor
 
     def __init__(self, channels: int, n_fft: int, hop_length: int, context: Context) -> None:
-        super().__init__()
+        super().__init__(channels, context)
         self.n_fft, self.hop_length, self.overlap = n_fft, hop_length, n_fft // hop_length
-        self.left, self.right, _ = context
         self.causal = not self.right
         self.offset = 0 if self.causal else (n_fft - hop_length) // 2
         self.output = Linear(channels, n_fft + 2)
@@ -297,7 +288,7 @@ class Decoder(nn.Module):
         decoder = config.decoder
         *contexts, of_head = config.decoder_layers()
         self.input = Linear(config.latent_dim, decoder.width)
-        self.layers = blocks(decoder.width, decoder.kernel_size, contexts)
+        self.layers = blocks(decoder.width, contexts)
         self.blocks = nn.Sequential(*self.layers)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
         self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, of_head)

@@ -108,12 +108,11 @@ class Weights:
 
 def _opened(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The metadata of a safetensors file, and its tensors as its header describes them, each with its bytes as ``data``."""
-    with safe_open(path, framework="numpy") as file:  # finds whatever is wrong in the header
-        metadata = file.metadata() or {}
-    tensors, data, checksum = parts(path.read_bytes())
+    with safe_open(path, framework="numpy"):  # finds whatever is wrong in the header
+        tensors, data, checksum = parts(path.read_bytes())
+    metadata = tensors.pop("__metadata__", None) or {}
     if metadata.get(CHECKSUM, checksum) != checksum:
         raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
-    tensors.pop("__metadata__", None)
     for tensor in tensors.values():
         tensor["data"] = data[slice(*tensor["data_offsets"])]
     return metadata, tensors
