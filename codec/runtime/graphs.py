@@ -21,12 +21,11 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
     missing = graph("Mod", graph("Neg", length), graph.constant([config.hop_length]))
     x = graph("Pad", "waveform", graph("Concat", graph.constant([0] * 5), missing, axis=0))
     x = net.begin(graph("Reshape", x, net.rows(1)), "waveform", config.hop_length)
-    channels, per_frame = 1, config.hop_length
+    channels = 1
     for i, (width, (first, *others)) in enumerate(zip(encoder.widths, config.encoder_layers(), strict=True)):
         x = net.downsample(x, f"encoder.stages.{i}.0.linear", first, channels, width)
-        per_frame //= first.stride
         for j, context in enumerate(others, start=1):
-            x = net.block(x, f"encoder.stages.{i}.{j}", width, context, per_frame)
+            x = net.block(x, f"encoder.stages.{i}.{j}", width, context)
         channels = width
     x = net.linear(net.norm(x, "encoder.norm", channels), "encoder.output", channels, config.latent_dim)
     codes = net.search(x)  # K x [B * N]

@@ -32,18 +32,21 @@ class Network:
 
     Args:
         bits: 32, or 8: activations and weights of the inner matrix products are rounded to 8 bits.
+
+    Attributes:
+        per_frame: how many of the last layer's rows are a frame.
     """
 
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
         self.config, self.weights, self.bits = config, weights, bits
         self.graph = Graph()
-        self.batch = ""
+        self.batch, self.per_frame = "", 1
         self.inputs: dict[str, tuple[str, Shape]] = {}  # beside the signal
         self.outputs: dict[str, tuple[str, Shape]] = {}
 
     def begin(self, x: str, signal: str, per_frame: int) -> str:
-        """Rows of the ``signal``, whose shape tells the batch; streams need to know how many are a frame."""
-        self.batch = self.graph("Shape", signal, start=0, end=1)
+        """Rows of the ``signal``, whose shape tells the batch; so many are a frame."""
+        self.batch, self.per_frame = self.graph("Shape", signal, start=0, end=1), per_frame
         return x
 
     def rows(self, channels: int) -> str:
@@ -97,8 +100,8 @@ class Network:
         """Rows in so many pieces."""
         return [x] if count == 1 else self._split(x, count, axis=0)
 
-    def block(self, x: str, name: str, channels: int, context: Context, per_frame: int = 1) -> str:
-        """A ConvNeXt block; ``per_frame`` rows are a frame.
+    def block(self, x: str, name: str, channels: int, context: Context) -> str:
+        """A ConvNeXt block.
 
         Where a frame is many rows, piece by piece: what is four times as wide then stays in the processor's cache.
         """
@@ -110,7 +113,7 @@ class Network:
         columns = graph("Transpose", around, perm=[0, 3, 1, 2])
         y = graph("Conv", columns, kernels, bias, group=channels, pads=[0, before, 0, after])
         y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 3, 1]), self.rows(channels))
-        count = max(n for n in range(1, MOST_PIECES + 1) if per_frame % n == 0)
+        count = max(n for n in range(1, MOST_PIECES + 1) if self.per_frame % n == 0)
         done = [self.perceptron(piece, name, channels) for piece in self.pieces(y, count)]
         y = graph("Concat", *done, axis=0) if done[1:] else done[0]
         return self.inside(graph("Add", self.center(x, around, context, channels), y, name=name))
@@ -123,6 +126,7 @@ class Network:
     def downsample(self, x: str, name: str, context: Context, inner: int, outer: int) -> str:
         """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
         graph, stride = self.graph, context.stride
+        self.per_frame //= stride
         x, before, after = self.around(x, context, inner)
         x = graph("Pad", x, graph.constant([0, 0, before, 0, 0, 0, after, 0]))
         x = self.batches(x, -1, stride * inner)

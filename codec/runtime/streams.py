@@ -30,20 +30,20 @@ class StreamingNetwork(Network):
     """Layers that hold the inputs which they will need again.
 
     Attributes:
-        per_frame, delay: of the last layer's rows: how many are a frame, and by how many they are late.
+        delay: by how many the last layer's rows are late.
         late: by how many frames codes, or samples the waveform, are late.
     """
 
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
         super().__init__(config, weights, bits)
-        self.per_frame, self.delay, self.late = 1, 0, 0
+        self.delay, self.late = 0, 0
         self.num_frames = ""  # of this chunk, [1]
         self.inputs = {"age": ("int64", ("batch", 1)), "total": ("int64", ("batch", 1))}
         self.outputs = {"next_age": ("int64", ("batch", 1))}
 
     def begin(self, x: str, signal: str, per_frame: int) -> str:
         super().begin(x, signal, per_frame)
-        graph, self.per_frame = self.graph, per_frame
+        graph = self.graph
         length = graph("Shape", signal, start=2, end=3)
         self.num_frames = graph("Div", length, graph.constant([per_frame]))
         graph("Add", "age", self.num_frames, name="next_age")
@@ -53,7 +53,6 @@ class StreamingNetwork(Network):
         """Behind the rows held for this layer, without those whose future is not known yet."""
         graph, axis = self.graph, self.graph.constant([2])
         count, self.delay = lag(*context, self.delay)
-        self.per_frame //= context.stride
         held, next_held = self._state(("batch", 1, count, channels))
         joined = graph("Concat", held, self.batches(x, 1, -1, channels), axis=2)
         graph("Slice", joined, graph.constant([-count or END]), graph.constant([END]), axis, name=next_held)
