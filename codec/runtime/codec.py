@@ -16,7 +16,7 @@ from codec.base import CodecBase, native
 from codec.config import CodecConfig, whole_number
 from codec.container import Codes
 from codec.errors import CodecError, legible
-from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
+from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, shipped_name
 from codec.pretrained.weights import Floats, Weights
 from codec.runtime.graphs import build_decoder, build_encoder
 from codec.runtime.network import Network, read_stages
@@ -78,8 +78,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
             weights = Weights(folder / "model.safetensors")
             runtime.result()
         codec = cls(config, weights, name, bits, num_threads)
-        from_hub = "/" in name  # folders have names without
-        codec._made_of = model if from_hub else folder.absolute(), bits, num_threads
+        by_path = shipped_name(str(model)) is None and Path(model).is_dir()
+        codec._made_of = Path(model).absolute() if by_path else model, bits, num_threads
         return codec
 
     def __reduce__(self) -> tuple[Any, ...]:

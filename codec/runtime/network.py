@@ -224,9 +224,8 @@ class Network:
             shape = graph("Concat", graph.constant([1]), count, graph.constant([overlap, hop]), axis=0)
             squares = graph("Expand", graph.constant(np.square(window)[None, None]), shape)
             envelope, start = self.overlap_add(squares, overlap), (overlap - 1) * hop // 2
-        shape = graph("Concat", self.batch, graph.constant([1, -1]), axis=0)
         envelope = graph("Max", envelope, graph.constant(np.float32(1e-11)))  # nothing is divided by 0
-        audio = graph("Reshape", graph("Div", audio, envelope), shape)
+        audio = self.batches(graph("Div", audio, envelope), 1, -1)
         stop = start - (overlap - 1) * hop
         axes, first, last = graph.constant([2]), graph.constant([start]), graph.constant([stop])
         graph("Slice", audio, first, last, axes, name="waveform")
