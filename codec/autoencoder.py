@@ -221,20 +221,18 @@ class Encoder(nn.Module):
         return self.output(self.norm(x)).transpose(1, 2)
 
 
-class ISTFTHead(Layer):
+class ISTFTHead(nn.Module):
     """Log-magnitude and phase of each frame, then an inverse STFT: ``[B, N, C] -> [B, N * hop]`` (as in Vocos).
 
-    Frame i covers the samples from ``i * hop - offset`` on, with ``offset = (n_fft - hop) / 2``, or 0 if ``causal``: if it
-    looks at no frame after its own.
+    Frame i covers the samples from ``i * hop - offset`` on, with ``offset = (n_fft - hop) / 2``, or 0 if ``causal``.
     """
 
     window: Tensor
 
-    def __init__(self, channels: int, n_fft: int, hop_length: int, context: Context) -> None:
-        super().__init__(channels, context)
+    def __init__(self, channels: int, n_fft: int, hop_length: int, causal: bool) -> None:
+        super().__init__()
         self.n_fft, self.hop_length, self.overlap = n_fft, hop_length, n_fft // hop_length
-        self.causal = not self.right
-        self.offset = 0 if self.causal else (n_fft - hop_length) // 2
+        self.causal, self.offset = causal, 0 if causal else (n_fft - hop_length) // 2
         self.output = Linear(channels, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
 
@@ -286,12 +284,12 @@ class Decoder(nn.Module):
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
         decoder = config.decoder
-        *contexts, of_head = config.decoder_layers()
+        *contexts, head = config.decoder_layers()
         self.input = Linear(config.latent_dim, decoder.width)
         self.layers = blocks(decoder.width, contexts)
         self.blocks = nn.Sequential(*self.layers)
         self.norm = nn.LayerNorm(decoder.width, eps=1e-6)
-        self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, of_head)
+        self.head = ISTFTHead(decoder.width, decoder.n_fft, config.hop_length, causal=not head.right)
         initialize(self)
 
     def forward(self, latents: Tensor) -> Tensor:

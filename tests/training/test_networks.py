@@ -38,7 +38,7 @@ def test_further_decoders_learn_to_decode_the_same_codes(tiny_config: CodecConfi
         assert torch.equal(decoded, decoder(output.quantized)[..., : waveform.shape[-1]])
         gradient = torch.autograd.grad(decoded.square().sum(), joint.encoder.output.weight, retain_graph=True)[0]
         assert gradient.abs().max() > 0
-    assert [sum(layer.right for layer in [*other.layers, other.head]) for other in joint.others] == [2, 3]
+    assert [sum(layer.right for layer in other.layers) for other in joint.others] == [0, 1]  # beyond the window's two
     assert len(joint.eval()(waveform).waveform) == 2  # in use there is one
 
 
