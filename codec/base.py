@@ -418,6 +418,8 @@ class CodecBase(Generic[Signal]):
     _codes_of: Callable[[Signal, int], Signal]  # of what _encoded gave the codes [K, n], for K
     _refined: Callable[..., Signal]  # of a window [T] the codes [K, n], for ``count`` = K and ``steps``
     _decoded: Callable[[Signal], Signal]  # the waveform [T] of a window of codes [k, n]
+    _encoded_at_once: Callable[[list[Signal], int], Signal]  # codes [B, K, N] of items [T], all computed together
+    _decoded_at_once: Callable[[list[Signal]], Signal]  # the waveform [B, 1, T] of items [k, n], likewise
 
     @property
     def num_parameters(self) -> int:
@@ -437,14 +439,6 @@ class CodecBase(Generic[Signal]):
     def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Any:
         """Decodes a batch of codes chunk by chunk; together the waveform of :meth:`decode`, but for rounding."""
         raise NotImplementedError
-
-    def _encoded_at_once(self, items: list[Signal], count: int) -> Signal:
-        """What ``encode`` gives for ``items`` of ``[T]``, all of them computed together."""
-        raise CodecError("exact=False runs with torch only")
-
-    def _decoded_at_once(self, items: list[Signal]) -> Signal:
-        """Waveform ``[B, 1, T]`` of ``items`` of codes ``[k, n]``, likewise; T is at least the longest one's."""
-        raise CodecError("exact=False runs with torch only")
 
 
 def native(values: Any, integers: bool) -> NDArray[Any] | None:

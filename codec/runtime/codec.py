@@ -24,6 +24,7 @@ from codec.runtime.streams import Stream, StreamingNetwork
 from codec.workers import available_cores
 
 Session = Any  # onnxruntime's
+Build = Callable[[Any, bool], bytes]  # of graphs.py
 MOST_THREADS = 2**16  # far beyond any use
 DEFAULT_THREADS = 8  # at most: each holds the activations of a window, some 110 MB
 
@@ -48,6 +49,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         self.config, self.name, self.bits = config, name, bits
         self.num_quantizers, self.codebook_size = config.num_quantizers, config.quantizer.codebook_size
         self._weights = weights
+        self._streaming: dict[Build, tuple[Session, int]] = {}  # sessions of streams, with their delays
         threads = min(available_cores(), DEFAULT_THREADS) if num_threads is None else num_threads
         self._num_threads = whole_number("num_threads", threads, 1, MOST_THREADS)
 
@@ -110,25 +112,19 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         return (build_encoder(encoder), encoder.late), (build_decoder(decoder), decoder.late)
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Stream:
-        return self._stream(self._streaming_encoder, batch_size, num_quantizers)
+        return self._stream(build_encoder, batch_size, num_quantizers)
 
     def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Stream:
-        return self._stream(self._streaming_decoder, batch_size, num_quantizers)
+        return self._stream(build_decoder, batch_size, num_quantizers)
 
-    def _stream(self, graph: tuple[Session, int], batch_size: int, num_quantizers: int | None) -> Stream:
-        return Stream(self.config, *graph, batch_size, self._checked_count(num_quantizers, self.num_quantizers))
+    def _stream(self, build: Build, batch_size: int, num_quantizers: int | None) -> Stream:
+        if build not in self._streaming:
+            net = StreamingNetwork(self.config, self._weights, self.bits)
+            self._streaming[build] = self._session(build, net), net.late
+        count = self._checked_count(num_quantizers, self.num_quantizers)
+        return Stream(self.config, *self._streaming[build], batch_size, count)
 
-    @cached_property
-    def _streaming_encoder(self) -> tuple[Session, int]:
-        net = StreamingNetwork(self.config, self._weights, self.bits)
-        return self._session(build_encoder, net), net.late
-
-    @cached_property
-    def _streaming_decoder(self) -> tuple[Session, int]:
-        net = StreamingNetwork(self.config, self._weights, self.bits)
-        return self._session(build_decoder, net), net.late
-
-    def _session(self, build: Callable[[Any, bool], bytes], net: Network) -> Session:
+    def _session(self, build: Build, net: Network) -> Session:
         runtime = _onnxruntime()
         graph = build(net, False)  # weights are handed over beside it: within it they would be copied three times
         options = runtime.SessionOptions()
@@ -143,6 +139,11 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     def _padded(self, signal: NDArray[Any], count: int) -> NDArray[Any]:
         return np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, count)])
+
+    def _encoded_at_once(self, *args: Any) -> Any:
+        raise CodecError("exact=False runs with torch only")
+
+    _decoded_at_once = _encoded_at_once
 
     # a graph is built where it is first asked for, before there are threads that take it
 
