@@ -23,7 +23,6 @@ NORM_EPSILON = 1e-6
 CODES_PER_TILE = 4096  # distances held at once per frame: a large table is searched piece by piece
 CODES_PER_GROUP = 256
 FAR = 1e38  # a distance that no code has
-MOST_PIECES = 8  # of a block's rows: more are no faster, and take longer to load
 END = 2**62  # of a slice
 
 
@@ -36,6 +35,8 @@ class Network:
     Attributes:
         per_frame: how many of the last layer's rows are a frame.
     """
+
+    most_pieces = 8  # of a block's rows: more are no faster, and take longer to load
 
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
         self.config, self.weights, self.bits = config, weights, bits
@@ -96,10 +97,6 @@ class Network:
         bias = self.graph.constant(self.weights.read(f"{name}.bias", channels), f"{name}.bias")
         return self.graph("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON)
 
-    def pieces(self, x: str, count: int) -> list[str]:
-        """Rows in so many pieces."""
-        return [x] if count == 1 else self._split(x, count, axis=0)
-
     def block(self, x: str, name: str, channels: int, context: Context) -> str:
         """A ConvNeXt block.
 
@@ -113,8 +110,9 @@ class Network:
         columns = graph("Transpose", around, perm=[0, 3, 1, 2])
         y = graph("Conv", columns, kernels, bias, group=channels, pads=[0, before, 0, after])
         y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 3, 1]), self.rows(channels))
-        count = max(n for n in range(1, MOST_PIECES + 1) if self.per_frame % n == 0)
-        done = [self.perceptron(piece, name, channels) for piece in self.pieces(y, count)]
+        count = max(n for n in range(1, self.most_pieces + 1) if self.per_frame % n == 0)
+        pieces = self._split(y, count, axis=0) if count > 1 else [y]
+        done = [self.perceptron(piece, name, channels) for piece in pieces]
         y = graph("Concat", *done, axis=0) if done[1:] else done[0]
         return self.inside(graph("Add", self.center(x, around, context, channels), y, name=name))
 

@@ -34,6 +34,8 @@ class StreamingNetwork(Network):
         late: by how many frames codes, or samples the waveform, are late.
     """
 
+    most_pieces = 1  # chunks are short
+
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
         super().__init__(config, weights, bits)
         self.delay, self.late = 0, 0
@@ -67,9 +69,6 @@ class StreamingNetwork(Network):
             return x
         center = graph("Slice", around, graph.constant([context.left]), graph.constant([last]), graph.constant([2]))
         return graph("Reshape", center, self.rows(channels))
-
-    def pieces(self, x: str, count: int) -> list[str]:
-        return [x]  # chunks are short
 
     def inside(self, x: str) -> str:
         graph = self.graph
