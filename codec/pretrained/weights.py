@@ -56,8 +56,7 @@ class Weights:
     @property
     def sizes(self) -> dict[str, int]:
         """Numbers in each tensor."""
-        steps = {name + STEP for name in self._tensors}
-        return {name: math.prod(tensor["shape"]) for name, tensor in self._tensors.items() if name not in steps}
+        return {name: math.prod(t["shape"]) for name, t in self._tensors.items() if not name.endswith(STEP)}
 
     def read(self, name: str, *shape: int) -> Floats:
         """A tensor of this shape in float32."""
