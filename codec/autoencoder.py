@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.config import CodecConfig, Context
+from codec.config import CodecConfig, Reach
 from codec.errors import CodecError
 
 HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
@@ -78,7 +78,7 @@ class Layer(nn.Module):
         channels: of the input.
     """
 
-    def __init__(self, channels: int, context: Context) -> None:
+    def __init__(self, channels: int, context: Reach) -> None:
         super().__init__()
         self.channels = channels
         self.left, self.right, self.stride = context
@@ -102,7 +102,7 @@ class Layer(nn.Module):
 class DepthwiseConv(Layer):
     """One filter per channel along the frames, length kept."""
 
-    def __init__(self, channels: int, context: Context) -> None:
+    def __init__(self, channels: int, context: Reach) -> None:
         super().__init__(channels, context)
         self.conv = nn.Conv2d(channels, channels, (1, self.left + 1 + self.right), groups=channels)
 
@@ -135,7 +135,7 @@ class ConvNeXtBlock(Layer):
     After Liu et al., "A ConvNet for the 2020s" (arXiv 2201.03545), in one dimension as in Vocos (arXiv 2306.00814).
     """
 
-    def __init__(self, channels: int, context: Context, scale: float) -> None:
+    def __init__(self, channels: int, context: Reach, scale: float) -> None:
         super().__init__(channels, context)
         self.depthwise = DepthwiseConv(channels, context)
         self.norm = nn.LayerNorm(channels, eps=1e-6)
@@ -170,7 +170,7 @@ class ConvNeXtBlock(Layer):
 class Downsample(Layer):
     """Strided convolution with kernel ``2 * stride``."""
 
-    def __init__(self, in_channels: int, out_channels: int, context: Context) -> None:
+    def __init__(self, in_channels: int, out_channels: int, context: Reach) -> None:
         super().__init__(in_channels, context)
         self.linear = Linear(2 * self.stride * in_channels, out_channels)
 
@@ -180,7 +180,7 @@ class Downsample(Layer):
         return self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
 
 
-def blocks(channels: int, contexts: list[Context]) -> list[Layer]:
+def blocks(channels: int, contexts: list[Reach]) -> list[Layer]:
     """Blocks that look so far; at first their outputs add up to the size of one."""
     return [ConvNeXtBlock(channels, context, 1.0 / len(contexts)) for context in contexts]
 

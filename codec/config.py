@@ -264,13 +264,13 @@ class CodecConfig:
         """Stages K, the most codes that a frame can have: 1 where the quantizer is no residual stack."""
         return self.quantizer.num_quantizers if self.quantizer.kind.startswith("residual_") else 1
 
-    def encoder_layers(self) -> list[list[Context]]:
+    def encoder_layers(self) -> list[list[Reach]]:
         """How far the layers of each stage of the encoder look, the strided convolution first; ConfigError if they cannot."""
         encoder, others = self.encoder, self.encoder.kernel_size - 1  # taps of a filter beside the one of its own step
         half = 0 if self.causal else others // 2
         back = [stride if self.causal else stride // 2 for stride in encoder.strides]
         stages = [
-            [Context(left, stride - left, stride), *[Context(others - half, half)] * depth]
+            [Reach(left, stride - left, stride), *[Reach(others - half, half)] * depth]
             for left, stride, depth in zip(back, encoder.strides, encoder.depths, strict=True)
         ]
         if encoder.look_ahead is not None:
@@ -278,34 +278,38 @@ class CodecConfig:
             least = most - half * encoder.depths[-1]
             left = whole_number("encoder.look_ahead", encoder.look_ahead, least, most, ConfigError) - least
             shares = [min(half, max(left - half * index, 0)) for index in range(encoder.depths[-1])]
-            stages[-1][1:] = [Context(others - share, share) for share in shares]
+            stages[-1][1:] = [Reach(others - share, share) for share in shares]
         return stages
 
-    def decoder_layers(self) -> list[Context]:
+    def decoder_layers(self) -> list[Reach]:
         """How far the decoder's blocks look, and then its inverse STFT, whose windows are centred or look back only."""
         decoder, depth = self.decoder, self.decoder.depth
         others = decoder.n_fft // self.hop_length - 1  # further hops that a frame's window covers beside its own
         window = -(-others // 2)  # of them ahead, if it is centred
         centred = depth * (decoder.kernel_size // 2) + window
         total = 0 if self.causal else centred if decoder.look_ahead is None else decoder.look_ahead
-        head = Context(others, 0) if total < window else Context(window, window)
+        head = Reach(others, 0) if total < window else Reach(window, window)
         left = total - head.right  # for the blocks: evenly, the first ones more
         shares = [left // depth + (index < left % depth) for index in range(depth)]
-        return [*(Context(decoder.kernel_size - 1 - share, share) for share in shares), head]
+        return [*(Reach(decoder.kernel_size - 1 - share, share) for share in shares), head]
 
 
 class Context(NamedTuple):
-    """How far a layer or a network looks: steps of its input to the left and to the right of its own ones.
+    """How far a network looks: frames to the left and to the right of the one it computes."""
 
-    ``stride`` is how many steps of its input are one of its output: 1 for a network, whose steps are frames.
-    """
+    left: int
+    right: int
+
+
+class Reach(NamedTuple):
+    """How far a layer looks: steps of its input before and after its own ones, of which ``stride`` are one of its output."""
 
     left: int
     right: int
     stride: int = 1
 
 
-def reach(layers: Iterable[Context]) -> Context:
+def reach(layers: Iterable[Reach]) -> Context:
     """How far layers that follow one another look, in steps of the last one's output."""
     before, after, step = 0, 0, 1  # of the first one's input
     for left, right, stride in layers:

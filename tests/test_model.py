@@ -20,7 +20,7 @@ import codec.autoencoder
 import codec.base
 from codec import CodecError
 from codec.autoencoder import ConvNeXtBlock, Linear
-from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig
+from codec.config import CodecConfig, Context, DecoderConfig, EncoderConfig, QuantizerConfig, Reach
 from codec.model import Codec
 from codec.pretrained import ModelError
 
@@ -136,7 +136,7 @@ def test_windows_hold_every_frame_once(pieces: list[int], size: int, context: Co
 def test_a_traced_block_takes_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without gradients, too, where long signals are otherwise computed piece by piece."""
     monkeypatch.setattr(codec.autoencoder, "HIDDEN_ELEMENTS", 2000)
-    block = ConvNeXtBlock(16, Context(3, 3), scale=0.5)
+    block = ConvNeXtBlock(16, Reach(3, 3), scale=0.5)
     with torch.no_grad():
         traced: Any = torch.jit.trace(block, torch.randn(1, 20, 16))  # type: ignore[no-untyped-call]
         x = torch.randn(1, 90, 16)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from codec.config import CodecConfig, Context
+from codec.config import CodecConfig, Reach
 from codec.pretrained import ModelError
 from codec.pretrained.weights import Floats, Weights
 from codec.runtime.proto import Graph, Shape
@@ -58,11 +58,11 @@ class Network:
         """Rows as ``[B, *shape]``, in which -1 stands for what is left."""
         return self.graph("Reshape", x, self.graph("Concat", self.batch, self.graph.constant(shape), axis=0))
 
-    def around(self, x: str, context: Context, channels: int) -> tuple[str, int, int]:
+    def around(self, x: str, context: Reach, channels: int) -> tuple[str, int, int]:
         """Rows as ``[B, 1, N, C]`` with what is known before and after them, and how many zeros are missing on both sides."""
         return self.batches(x, 1, -1, channels), context.left, context.right
 
-    def center(self, x: str, around: str, context: Context, channels: int) -> str:
+    def center(self, x: str, around: str, context: Reach, channels: int) -> str:
         """The rows to which a block adds; ``around`` is what it saw of the signal."""
         return x
 
@@ -97,7 +97,7 @@ class Network:
         bias = self.graph.constant(self.weights.read(f"{name}.bias", channels), f"{name}.bias")
         return self.graph("LayerNormalization", x, scale, bias, axis=-1, epsilon=NORM_EPSILON)
 
-    def block(self, x: str, name: str, channels: int, context: Context) -> str:
+    def block(self, x: str, name: str, channels: int, context: Reach) -> str:
         """A ConvNeXt block.
 
         Where a frame is many rows, piece by piece: what is four times as wide then stays in the processor's cache.
@@ -121,7 +121,7 @@ class Network:
         y = self.graph("Gelu", self.linear(y, f"{name}.expand", channels, 4 * channels))
         return self.linear(y, f"{name}.project", 4 * channels, channels, self.weights.read(f"{name}.scale", channels))
 
-    def downsample(self, x: str, name: str, context: Context, inner: int, outer: int) -> str:
+    def downsample(self, x: str, name: str, context: Reach, inner: int, outer: int) -> str:
         """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
         graph, stride = self.graph, context.stride
         self.per_frame //= stride

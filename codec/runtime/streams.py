@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.base import FOREVER, MOST_ROWS, kind_of, native
-from codec.config import CodecConfig, Context, lag, whole_number
+from codec.config import CodecConfig, Reach, lag, whole_number
 from codec.errors import CodecError
 from codec.level import check_peak
 from codec.pretrained.weights import Floats, Weights
@@ -51,7 +51,7 @@ class StreamingNetwork(Network):
         graph("Add", "age", self.num_frames, name="next_age")
         return self.inside(x)
 
-    def around(self, x: str, context: Context, channels: int) -> tuple[str, int, int]:
+    def around(self, x: str, context: Reach, channels: int) -> tuple[str, int, int]:
         """Behind the rows held for this layer, without those whose future is not known yet."""
         graph, axis = self.graph, self.graph.constant([2])
         count, self.delay = lag(*context, self.delay)
@@ -63,7 +63,7 @@ class StreamingNetwork(Network):
             joined = graph("Slice", joined, graph.constant([0]), graph.constant([-early]), axis)
         return joined, 0, 0
 
-    def center(self, x: str, around: str, context: Context, channels: int) -> str:
+    def center(self, x: str, around: str, context: Reach, channels: int) -> str:
         graph, last = self.graph, -context.right
         if not last:
             return x

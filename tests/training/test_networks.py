@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from codec.autoencoder import DepthwiseConv
-from codec.config import CodecConfig, ConfigError, Context
+from codec.config import CodecConfig, ConfigError, Reach
 from codec.model import Codec
 from codec.training.config import OptimizerConfig
 from codec.training.networks import JointCodec, codec_optimizers, copy_blocks, set_learning_rates, start_codec
@@ -44,7 +44,7 @@ def test_further_decoders_learn_to_decode_the_same_codes(tiny_config: CodecConfi
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_filters_that_look_less_or_further_ahead_keep_their_taps_in_time(causal: bool) -> None:
-    source, grown = (DepthwiseConv(4, Context(6 - ahead, ahead)) for ahead in (not causal, causal))
+    source, grown = (DepthwiseConv(4, Reach(6 - ahead, ahead)) for ahead in (not causal, causal))
     source.conv.weight.data[..., : source.left - 3] = 0  # but those from 3 steps before to now, which both have
     source.conv.weight.data[..., source.left + 1 :] = 0
     copy_blocks(torch.nn.Sequential(grown), torch.nn.Sequential(source))
