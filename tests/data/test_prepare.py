@@ -135,7 +135,6 @@ def test_folder_is_split_by_whole_speakers(tmp_path: Path, capsys: pytest.Captur
     [
         (10, 0.02, 0.0, (9, 1, 0)),
         (200, 0.02, 0.01, (194, 4, 2)),
-        (2, 0.9, 0.0, (1, 1, 0)),
         (3, 0.5, 0.45, (1, 1, 1)),
         (4, 0.0, 0.0, (4, 0, 0)),
     ],
@@ -341,8 +340,7 @@ USAGE = {
         ("shards json.tar", "no utterance can be used: all 1 were skipped"),
         ("shards one.tar.gz --in-place", "one.tar.gz is compressed, so it cannot be read in place"),
         ("shards up.tar", "up.tar holds '../evil.wav', which would be unpacked elsewhere"),
-        ("shards link.tar", "link.tar holds a link or a special file, 'a.wav'"),
-        ("shards hard_link.tar --in-place", "hard_link.tar holds a link or a special file, 'a.wav'"),
+        ("shards link.tar --in-place", "link.tar holds a link or a special file, 'a.wav'"),
         ("shards valid.tar --hold-out 1", "the shards have a split valid already"),
         ("shards one.tar one.tar", "one.tar has a again, after one.tar; keys must differ"),
         ("shards one.tar --hold-out 1", "--hold-out 1: of train, one side would be empty"),
@@ -358,7 +356,6 @@ def test_user_errors(command: str, message: str, shard: Path, monkeypatch: pytes
     Path("json.tar").write_bytes(tar({"a.json": b"no JSON"}))
     Path("up.tar").write_bytes(tar({"../evil.wav": b""}))
     Path("link.tar").write_bytes(tar({}, **{"a.wav": tarfile.SYMTYPE}))
-    Path("hard_link.tar").write_bytes(tar({}, **{"a.wav": tarfile.LNKTYPE}))
     Path("valid.tar").write_bytes(tar(speech_files("a", "b") | {"b.json": b'{"split": "valid"}'}))
     assert prepare(*command.split(), "--out", "out") == (2 if command in USAGE else 1)
     *skipped, error = stderr().splitlines()

@@ -10,7 +10,7 @@ from loading import DEBUG, ROOT
 from codec.config import CodecConfig, ConfigError, from_dict
 from codec.model import Codec
 from codec.pretrained import find_model, shipped_models
-from codec.training.config import TrainConfig, load_train_config
+from codec.training.config import load_train_config
 from codec.training.networks import looking_ahead
 
 CONFIGS = sorted(path for name in ("default", "libritts") for path in (ROOT / "recipes" / name).rglob("*.yaml"))
@@ -45,20 +45,14 @@ def test_a_shipped_model_has_its_configuration_in_one_file(name: str) -> None:
         ("data.gain_db=[0.0, .inf]", "gain_db must be from -100 to 100, not inf"),
         ("data.gain_db=[0.0, -1.0]", "a lowest and a highest gain"),
         ("losses.phase_windows=[]", "phase_windows must be among windows, one at least, or weights.stft 0"),
-        ("losses={weights: {envelope: 1.0}, envelope_windows: []}", "envelope_windows must be among windows"),
-        ("optimizer.learning_rate=-1.0", "learning_rate must be from 1e-15 to 10, not -1"),
         ("log.audio_examples=-1", "audio_examples must be 0 or more, not -1"),
         ("discriminator={periods: [], resolutions: []}", "must not both be empty"),
-        ("discriminator.periods=[2, 0]", "periods must be 1 or more, not 0"),
         ("discriminator.period_max_channels=1", "period_max_channels must be [0-9]+ or more, not 1"),
         ("discriminator.resolutions=[1024, 510]", r"resolutions must be multiples of 4, not \[1024, 510\]"),
-        ("discriminator.resolution_stride=0", "resolution_stride must be from 1 to 9, not 0"),
         ("discriminator.band_edges=[0.5, 0.25]", "band_edges must rise and leave each band a bin of"),
-        ("discriminator={resolutions: [8], band_edges: [0.1]}", "band_edges must rise and leave each band a bin of 8"),
         ("look_aheads=[99]", "look_ahead must be from 0 to"),
         ("look_aheads=[2, 2]", r"look_aheads must differ, not \[2, 2\]"),
         ("discriminator.periods=[2, 20000]", "periods: 20000 is longer than a segment of"),
-        ("seed=-1", "seed must be from 0 to"),
         ("phases.steps=1000000000000000", "steps must be from 1 to"),
         ("nonsense", "KEY=VALUE"),
         ("data.train=[2026-13-45]", "not YAML"),
@@ -88,11 +82,3 @@ def test_a_file_extends_one_other_and_mistaken_ones_are_named(tmp_path: Path) ->
         load_train_config(tmp_path / "a.yaml")
     with pytest.raises(ConfigError, match=r"example\.wav: not YAML"):
         load_train_config(ROOT / "tests" / "assets" / "example.wav")
-
-
-def test_learning_rate_warms_up_twice_and_falls_to_its_end() -> None:
-    config = TrainConfig()
-    rates = [config.learning_rate(step) for step in range(config.phases.steps + 1)]
-    assert rates[0] < 0.02 and rates[99] > 0.98
-    assert rates[500] < 0.02 < 0.9 < rates[660]
-    assert rates[-1] == pytest.approx(config.optimizer.final_ratio)
