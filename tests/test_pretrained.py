@@ -82,16 +82,10 @@ def test_a_second_decoder_holds_no_weight_twice(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_speech_stays_intelligible_as_a_whole_and_in_chunks(model: Codec, speech: Speech) -> None:
+def test_speech_stays_intelligible(model: Codec, speech: Speech) -> None:
     samples, rate = speech
     waveform = torch.from_numpy(resample(samples, rate, model.sample_rate))[None, None]
-    codes = model.encode(waveform, model.sample_rate)
-    decoded = model.decode(codes)
+    decoded = model.decode(model.encode(waveform, model.sample_rate))
     pair = Pair(samples, resample(decoded[0, 0].numpy(), model.sample_rate, rate)[: len(samples)], rate)
     *_, least_pesq, least_stoi = SHIPPED[model.name]
     assert pesq_wb(pair) > least_pesq and stoi(pair) > least_stoi
-    encoder, decoder = model.streaming_encoder(), model.streaming_decoder()
-    given = torch.cat([*map(encoder.push, waveform.split(7001, dim=-1)), encoder.flush()], dim=-1)
-    assert (given != codes).any(dim=1).sum() <= 1  # products of other sizes may round otherwise
-    heard = torch.cat([*map(decoder.push, codes.split(11, dim=-1)), decoder.flush()], dim=-1)
-    assert torch.allclose(heard, decoded, atol=1e-5)
