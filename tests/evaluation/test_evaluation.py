@@ -27,7 +27,7 @@ from codec.evaluation.compare import Report, bootstrap_mean, compare
 from codec.evaluation.measure import KNOWN, EvaluationError, read_utterance
 from codec.evaluation.metrics import COSTS
 from codec.evaluation.results import Estimate, Results, read_rows, write_rows
-from codec.evaluation.runner import present_metrics, spaced
+from codec.evaluation.runner import present_metrics
 from codec.evaluation.systems import Codec2Family, Family, FolderFamily, OpusFamily, present_programs
 
 METRICS = [name for name in KNOWN if name != "distillmos"]
@@ -278,10 +278,6 @@ class TestResuming:
         subprocess.run(arguments, check=True)
         for system in ("model-3", "model-1"):
             assert results(tmp_path / "r", system)["pesq"] == results(report, system)["pesq"]
-
-
-def test_examples_are_evenly_spaced() -> None:
-    assert [list(spaced(30, count)) for count in (0, 2, 3)] == [[], [7, 22], [5, 15, 25]] and len(spaced(3, 5)) == 3
 
 
 @pytest.mark.parametrize(
