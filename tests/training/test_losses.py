@@ -109,6 +109,22 @@ def together(*parts: Outputs) -> Outputs:
     return outputs
 
 
+def test_hinge_losses() -> None:
+    def outputs(real: tuple[float, ...], fake: tuple[float, ...]) -> Outputs:
+        """One discriminator per pair of logits: of two recorded items, then of two decoded ones."""
+        return [DiscriminatorOutput(torch.tensor([r, r, f, f]), []) for r, f in zip(real, fake, strict=True)]
+
+    for real, fake, expected in (
+        ((1.0,), (-1.0,), 0.0),
+        ((3.0,), (-2.0,), 0.0),  # beyond the margin nothing more is gained
+        ((0.0,), (0.0,), 2.0),
+        ((0.5, -1.0), (0.25, -3.0), ((0.5 + 1.25) + (2.0 + 0.0)) / 2),
+    ):
+        assert discriminator_loss(outputs(real, fake), recorded=2).item() == pytest.approx(expected)
+    for fake, expected in (((1.0,), 0.0), ((4.0,), 0.0), ((-0.5, 0.5), (1.5 + 0.5) / 2)):
+        assert generator_loss(outputs((-9.0,) * len(fake), fake), recorded=2).item() == pytest.approx(expected)
+
+
 def test_feature_matching_averages_items_layers_and_discriminators() -> None:
     def output(*layers: list[list[float]]) -> DiscriminatorOutput:
         """One layer per argument, one list of activations per item."""
