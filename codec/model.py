@@ -155,7 +155,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         if self.quantizer.training:  # some would learn from what is tried
             raise CodecError("refine_steps need a model in eval mode: model.eval()")
         if self.decoder.input.weight.is_inference():
-            raise CodecError("refine_steps need weights made outside torch.inference_mode: load the model there")
+            raise CodecError("refine_steps need a model that was made outside torch.inference_mode")
         latents, waveform = self._finite(self._encoded(window)), window.to(self.device)[None]
         with exact(self.decoder.input.weight):
             return refine(latents, waveform, self.sample_rate, self.quantizer, self.decoder, count, steps)[0]
