@@ -57,7 +57,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     for name, record in zip(names, tqdm(records, unit=" utt", disable=None), strict=True):
         samples, rate = read_record(record)
         gain_db = codec.gain_of(samples, rate)  # whoever speaks, one level
-        codes[name] = codec.encode(samples, rate, gain_db=gain_db)[0].int()
+        codes[name] = codec.encode(samples, rate, gain_db=gain_db, refine_steps=args.refine_steps)[0].int()
     texts = {name: record.text for name, record in zip(names, records, strict=True)}
     facts = {"model": args.model, "fingerprint": codec.fingerprint, "texts": json.dumps(texts)}
     args.run.mkdir(parents=True, exist_ok=True)
@@ -246,6 +246,7 @@ def main(argv: list[str] | None = None) -> int:
             command.add_argument("--manifest", type=Path, required=True)
             command.add_argument("--speaker", help="default: all of the manifest")
             command.add_argument("--model", default="speech-24khz-single")
+            command.add_argument("--refine-steps", type=positive, default=0, help="as for codec-encode")
         elif work is train:
             command.add_argument("--steps", type=positive, default=200, help=f"of {BATCH} utterances")
         else:
