@@ -8,7 +8,7 @@ depthwise convolution alone is several times slower on CPUs.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ from codec.errors import CodecError
 HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
 FEW_ROWS = 16  # of which MKL's product is as fast, and a convolution not worth its call
 ROWS = 128  # are filled up to a multiple: oneDNN keeps what it has prepared for every number of rows
-CPU: dict[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+CPU: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 AMD = CPU.get("sse4a")  # theirs alone have it
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if AMD else None
 TRANSPOSED = range(8, 100) if torch.backends.mkl.is_available() and not AMD else range(0)  # rows

@@ -344,7 +344,9 @@ class Writer:
     def _send(self, data: bytes) -> None:
         if self._ended:
             raise ContainerError("the end was written already: a Writer writes one file")
-        self._stream.write(data)
+        rest = memoryview(data)
+        while rest:  # a socket takes what it has room for, and files of some libraries do not say how much
+            rest = rest[self._stream.write(rest) or len(rest) :]
         self._stream.flush()
 
 

@@ -62,8 +62,9 @@ EXIT_NOTE = """exit codes: 0 done, or stopped by ctrl-C, SIGTERM or a closed ter
 class Run:
     """A training run as one process sees it.
 
-    ``changes`` are those of its settings. ``tracker`` and ``bar`` come when training begins, the tracker on the first process
-    only. ``saved_step`` is that of the last checkpoint, ``shown`` says that the reference examples have been shown.
+    ``init`` is the model that it began from, ``changes`` are those of its settings. ``tracker`` and ``bar`` come when it
+    begins, the tracker on the first process only. ``saved_step`` is that of the last checkpoint, ``shown`` says that the
+    reference examples have been shown.
     """
 
     config: TrainConfig
@@ -74,6 +75,7 @@ class Run:
     dataset: SegmentDataset
     valid: list[Record]
     counters: Counters
+    init: str | None
     changes: Sequence[str] = ()
     tracker: Tracker | None = None
     bar: tqdm[Any] | None = None
@@ -267,11 +269,14 @@ def set_up(args: argparse.Namespace) -> Run:
         dataset=SegmentDataset(records, config.model.sample_rate, data, config.seed),
         valid=valid,
         counters=Counters(),
+        init=args.init,
         changes=changes,
     )
     if checkpoint is not None:
         run.counters = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.saved_step = run.counters.step
+        if any(change.startswith(("losses.", "data.valid")) for change in changes):
+            run.counters.best_loss = None  # validation measures something else from now on
     return run
 
 
@@ -316,8 +321,8 @@ def begin_record(run: Run, logger: str) -> tqdm[Any]:
     """Describe the run in its folder, open the tracker (both on the first process only) and the bar."""
     first = run.accelerator.is_main_process
     if first:
+        run.tracker = Tracker(run.folder, logger, run.counters.step)  # first: it refuses the folder of a running run
         describe_run(run)
-        run.tracker = Tracker(run.folder, logger, run.counters.step)
         run.tracker.text("config", json.dumps(to_dict(run.config), indent=1))
     disable = None if first else True  # None: unless stderr is a terminal
     run.bar = tqdm(total=run.config.phases.steps, initial=run.counters.step, unit=" step", disable=disable)
@@ -384,12 +389,12 @@ def report_pace(run: Run, seconds: float) -> None:
 
 def describe_run(run: Run) -> None:
     """Write what was trained on what: config.json and data.json, for export and for whoever comes upon the folder."""
-    run.folder.mkdir(parents=True, exist_ok=True)
     sources: dict[str, float] = {}
     for record in run.dataset.records:
         key = " | ".join((record.source or "unnamed source", record.licence or "licence unknown"))
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
-    facts = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
+    speech = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
+    facts = {"init": run.init, **speech}
     for name, values in (("config.json", to_dict(run.config)), ("data.json", facts)):
         write_json(run.folder / name, values)
     if run.changes:  # for the model's card

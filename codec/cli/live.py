@@ -22,7 +22,7 @@ from codec.audio import AudioError, Block, to_pcm
 from codec.audio_parts import HEAD_BYTES, UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
-from codec.errors import STOPPING
+from codec.errors import STOPPING, CodecError
 
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
 CHUNK_SECONDS = 0.1
@@ -147,10 +147,14 @@ def encode_live(codec: CodecBase[Any], pipe: PcmPipe, samples: Iterable[Block], 
 
 
 def decode_live(codec: CodecBase[Any], blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Any]:
-    """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be."""
+    """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be; before an error what came until then."""
     stream = codec.streaming_decoder(1, num_quantizers)
-    for block in blocks:
-        yield stream.push(codec.from_numpy(block)[None])[0, 0]
+    try:
+        for block in blocks:
+            yield stream.push(codec.from_numpy(block)[None])[0, 0]
+    except CodecError:
+        yield stream.flush()[0, 0]
+        raise
     yield stream.flush()[0, 0]
 
 

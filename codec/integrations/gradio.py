@@ -57,7 +57,7 @@ def build(gradio: Any, models: Sequence[Codec]) -> Any:
             shown = [gradio.Image(label="Spectrogram of the original", buttons=[])]
         for model in models:
             gradio.Markdown(f"## {model.name}")
-            shown.append(gradio.Image(label=f"Codes, {model.frame_rate:g} frames a second", buttons=[]))
+            shown.append(gradio.Image(label=f"Codes, {model.frame_rate:g} frames a second", buttons=[], format="png"))
             with gradio.Row():
                 for count in range(1, model.num_quantizers + 1):
                     with gradio.Column(min_width=260):

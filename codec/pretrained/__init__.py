@@ -57,7 +57,10 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
     folder = find_model(model)
     by_folder = os.path.isdir(model) or shipped_name(str(model)) is not None
     try:
-        config = from_dict(CodecConfig, read_json(folder / "config.json"))
+        values = read_json(folder / "config.json")
+        if "architecture" in values:
+            raise CodecError("it is a CodecModel's; its .codec.save_pretrained writes the folder of a Codec")
+        config = from_dict(CodecConfig, values)
     except CodecError as error:
         raise refused(folder / "config.json", error) from None
     return folder, config, folder.resolve().name if by_folder else str(model)

@@ -66,8 +66,9 @@ class Quantizer(nn.Module, ABC):
     Codes have the same shape with K in place of D, also for one stage; masks have it without D.
 
     Codes are found in float32, outside autocast; where distances are equal the lowest index is taken, and NaN, which is not
-    looked for, gets some code. In eval mode nothing changes and every item of a batch is quantized as if alone. Single
-    quantizers have ``codebook``, their points ``[V, d]``.
+    looked for, gets some code. In eval mode nothing changes, and items of a batch do not know of each other: only rounding
+    differs from each alone. Single quantizers have ``codebook``, their points ``[V, d]``. What follows from the weights is
+    kept in eval mode: after writes through ``.data``, which torch does not count, call ``eval()`` again.
     """
 
     num_quantizers = 1
@@ -82,6 +83,10 @@ class Quantizer(nn.Module, ABC):
         self._awaits_start = init is not None
         if init is not None:
             self.register_buffer("started", torch.tensor(False))
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._awaits_start = "started" in self._buffers
 
     @abstractmethod
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:

@@ -61,6 +61,7 @@ class SimVQ(Quantizer):
         channel_first: bool = True,
         init: Init = "first_batch",
     ) -> None:
+        given = isinstance(basis, Tensor)
         if isinstance(basis, Tensor):
             table, basis = basis.detach().clone(), "frozen"
         else:  # drawn first: a seed gives one table whatever the projections
@@ -70,6 +71,7 @@ class SimVQ(Quantizer):
         one_of("gradient", gradient, "ste", "rotation")
         super().__init__(dim, len(table), channel_first, init)
         self.gradient, self.diagonal, self.from_data, d = gradient, map == "diagonal", basis == "data", table.shape[1]
+        self.given = given
         if basis == "learnable":
             self.basis = nn.Parameter(table)
         else:
@@ -118,6 +120,11 @@ class SimVQ(Quantizer):
         """Data-matched start: principal components for the projections, then ``matched_map`` of what the lookup sees."""
         points = base.start_projections(self.project_in, self.project_out, latents).float()  # [M, d], M = B N
         weight, bias = matched_map(points, self.diagonal, self.bias is not None)
+        if self.given:  # the map takes rows of mean 0 and covariance I / d: make them such before it
+            own, mean = matched_map(self.basis.float(), self.diagonal, self.bias is not None)
+            inverse = torch.linalg.pinv(own.diag() if self.diagonal else own)
+            weight = inverse.diag() * weight if self.diagonal else inverse @ weight
+            bias = bias - (mean * weight if self.diagonal else mean @ weight)
         if self.from_data:  # C takes the points themselves, W and b change nothing yet
             self.basis.copy_(base.sampled_points(points, self.codebook_size))
             weight, bias = torch.ones_like(weight) if self.diagonal else torch.eye(len(weight)), torch.zeros_like(bias)

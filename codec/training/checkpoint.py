@@ -105,6 +105,9 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], Counters]:
     Raises:
         CheckpointError: damaged or missing.
     """
+    if not checkpoint.is_dir():
+        there = ", ".join(path.name for path in whole_checkpoints(checkpoint.parent))
+        raise CheckpointError(f"there is no {checkpoint}; there are {there or 'none'}")
     try:
         tensors, meta = load_file(checkpoint / STATE), read_json(checkpoint / META)
         counters = from_dict(Counters, meta, "", True)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes ``metrics.jsonl`` (one line per point in time) and, unless ``logger="none"``, events for TensorBoard.
 
-    Where the disk is full or the folder was removed, that is said once and nothing is raised.
+    Where the disk is full or the folder was removed, that is said once and nothing is raised. While there is one, another for
+    the same folder is refused as a CodecError, where the file system knows locks.
 
     Args:
         folder: of the run.
@@ -42,6 +43,7 @@ class Tracker:
 
     def __init__(self, folder: Path, logger: str, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(folder)
         self._metrics = folder / "metrics.jsonl"
         kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
         write_text(self._metrics, "".join(json.dumps(point) + "\n" for point in kept))
@@ -79,6 +81,7 @@ class Tracker:
     def close(self) -> None:
         """Write out what is buffered."""
         self._event("close")
+        self._lock.close()
 
     def _event(self, method: str, *args: Any) -> None:
         """Call TensorBoard's writer; where its disk is full or its folder gone, it is not called again."""
@@ -88,6 +91,20 @@ class Tracker:
         except OSError as error:
             log.warning("nothing more goes to TensorBoard, training goes on: %s", error.strerror)
             self.writer = None
+
+
+def _locked(folder: Path) -> IO[str]:
+    """A file in the folder that is locked until it is closed, or its process ends."""
+    lock = open(folder / "lock", "w")  # noqa: SIM115  it is to stay open
+    try:
+        import fcntl
+
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise CodecError(f"another run trains in {folder}; choose another --out, or end it") from None
+    except (ImportError, OSError):  # Windows, or a file system without locks
+        pass
+    return lock
 
 
 def _unless_tensorboards(hook: Callable[[Any], object], failure: Any) -> None:

@@ -207,6 +207,12 @@ def speaker_of(path: Path) -> str:
     return path.stem.partition("_")[0]
 
 
+def text_of(path: Path) -> str:
+    """What is said, from the file beside the audio, or "" where there is none."""
+    text = path.with_suffix(".normalized.txt")
+    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+
+
 def scan_split(folder: Path, excluded: set[str], limit: int | None, min_seconds: float) -> Scan:
     """Look at every audio file of a split, in sorted order."""
     paths = sorted(folder.glob("*/*/*.wav"), key=lambda path: path.as_posix())
@@ -236,6 +242,7 @@ def records(corpus: Corpus, split: str, good: Sequence[AudioInfo]) -> list[Recor
             language="en",
             source=corpus.source,
             licence="CC-BY-4.0",
+            text=text_of(info.path),
         )
         for info in good
     ]

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -167,6 +167,7 @@ class Study:
         if not held or not kept:
             raise ManifestError("too few speakers: none, or all, are held out; set held_out (one in so many) otherwise")
         self.data = {"train": summary(kept), "measured": summary(held)}
+        self.speech = hashlib.sha256(json.dumps([asdict(record) for record in records]).encode()).hexdigest()
         rate = config.model.sample_rate
         self._train = functools.partial(SegmentDataset, kept, rate, DataConfig(segment_seconds=config.segment_seconds))
         measured = DataConfig(segment_seconds=config.measure_seconds, gain_db=(0.0, 0.0))
@@ -217,8 +218,8 @@ class Study:
         if not steps:
             return networks(codec)
         c = self.config
-        training = [c.batch_size, c.segment_seconds, steps, c.learning_rate, c.ramp]
-        decides = [to_dict(c.model, retired=True), *training, self.data]
+        training = [c.batch_size, c.segment_seconds, steps, c.warmup + c.steps, c.learning_rate, c.ramp, c.weights]
+        decides = [to_dict(c.model, retired=True), *training, self.speech]
         key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         path = self.out / f"warmup-{key}-seed{seed}.safetensors"
         if not path.is_file():
@@ -256,7 +257,7 @@ class Study:
         """A hash of everything that a cell's result depends on but the machine."""
         left_out = ("cells", "quantizers")
         values = {key: value for key, value in to_dict(self.config, retired=True).items() if key not in left_out}
-        values |= {"quantizer": to_dict(self.config.quantizers[cell.quantizer]), "data": self.data}
+        values |= {"quantizer": to_dict(self.config.quantizers[cell.quantizer]), "data": self.speech}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def run(self, cell: Cell) -> dict[str, Any]:
@@ -380,7 +381,11 @@ def run_study(args: argparse.Namespace) -> int:
     for cell in cells:
         path = args.out / f"{cell.name}.json"
         if path.is_file():
-            if json.loads(path.read_text(encoding="utf-8")).get("decides") != study.decides(cell):
+            try:
+                decides = json.loads(path.read_text(encoding="utf-8"))["decides"]
+            except (ValueError, LookupError, TypeError):
+                raise ConfigError(f"{path} is damaged; remove it, and its cell is run again") from None
+            if decides != study.decides(cell):
                 raise ConfigError(f"{path} is a result of other settings or other speech; choose another --out")
             continue
         result = study.run(cell)

@@ -21,6 +21,7 @@ export function gainOf(samples, sampleRate) {
     powers[Math.floor(i / size)] += (x * x) / size;
     peak = Math.max(peak, Math.abs(x));
   });
+  if (!(peak <= 8)) throw new CodecError("its samples are no sound: NaN, infinity, or far beyond full scale; repair it first");
   const loudest = Math.max(...powers), active = powers.filter((power) => power >= loudest / 1000);
   const level = 10 * Math.log10(active.reduce((sum, power) => sum + power) / active.length);
   return peak ? Math.max(level + 28, 20 * Math.log10(peak), -60) : 0;
