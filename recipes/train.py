@@ -75,7 +75,7 @@ class Run:
     dataset: SegmentDataset
     valid: list[Record]
     counters: Counters
-    init: str | None
+    init: str | None = None
     changes: Sequence[str] = ()
     tracker: Tracker | None = None
     bar: tqdm[Any] | None = None

@@ -11,6 +11,7 @@ from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -201,6 +202,9 @@ def test_a_writer_refuses_what_does_not_fit() -> None:
         with pytest.raises(ContainerError, match=reason):
             writer.end(count, CODES[:, :0])
     writer.end(np.int64(3200), CODES[:, 4:])  # type: ignore[arg-type]
+    taken: list[bytes] = []  # by a stream that takes 7 bytes at once, as a socket may
+    Writer(Mock(write=lambda data: taken.append(bytes(data[:7])) or min(len(data), 7)), HEADER).end(3200, CODES)
+    assert b"".join(taken) == stream_bytes(HEADER, CODES, [])
     for call in (lambda: writer.write(CODES), lambda: writer.end(3200, CODES[:, 4:])):
         with pytest.raises(ContainerError, match="the end was written already"):
             call()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -43,7 +45,7 @@ class Tracker:
 
     def __init__(self, folder: Path, logger: str, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(folder)
+        self._unlock = weakref.finalize(self, os.close, _locked(folder))
         self._metrics = folder / "metrics.jsonl"
         kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
         write_text(self._metrics, "".join(json.dumps(point) + "\n" for point in kept))
@@ -81,7 +83,7 @@ class Tracker:
     def close(self) -> None:
         """Write out what is buffered."""
         self._event("close")
-        self._lock.close()
+        self._unlock()
 
     def _event(self, method: str, *args: Any) -> None:
         """Call TensorBoard's writer; where its disk is full or its folder gone, it is not called again."""
@@ -93,14 +95,15 @@ class Tracker:
             self.writer = None
 
 
-def _locked(folder: Path) -> IO[str]:
-    """A file in the folder that is locked until it is closed, or its process ends."""
-    lock = open(folder / "lock", "w")  # noqa: SIM115  it is to stay open
+def _locked(folder: Path) -> int:
+    """A file in the folder, locked until it is closed or its process ends."""
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
     try:
         import fcntl
 
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        os.close(lock)
         raise CodecError(f"another run trains in {folder}; choose another --out, or end it") from None
     except (ImportError, OSError):  # Windows, or a file system without locks
         pass

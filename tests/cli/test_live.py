@@ -144,6 +144,7 @@ def test_a_stream_whose_end_is_missing_is_salvaged(sound: Samples, piped: Piped,
     _, coded = piped("encode", encoded(sound[:RATE]))
     _, whole = piped("decode", coded)
     code, out = piped("decode", coded[:-50], "--salvage")
+    assert piped("decode", coded[:-50]) == (1, out), "before the error, where it is one"
     assert code == 0 and "truncated: its end is missing; the output ends there" in stderr()
     assert out[: len(out) // 2] == whole[: len(out) // 2]
 

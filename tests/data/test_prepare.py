@@ -65,8 +65,8 @@ def test_libritts_has_one_manifest_per_split(tmp_path: Path, capsys: pytest.Capt
     assert sorted(path.stem for path in out.iterdir()) == ["dev-clean", "test-other", "train-clean-100"]
     assert ids(out / "train-clean-100.jsonl") == list(UTTERANCES)
     first = read_manifest(out / "dev-clean.jsonl")[0]
-    path = tmp_path / "LibriTTS/dev-clean/19/198/19_198_000000_000000.wav"
-    assert first == Record(UTTERANCES[0], str(path), 14400, 24000, "19", "dev", 0, "en", "libritts", "CC-BY-4.0")
+    path = str(tmp_path / "LibriTTS/dev-clean/19/198/19_198_000000_000000.wav")
+    assert first == Record(UTTERANCES[0], path, 14400, 24000, "19", "dev", 0, "en", "libritts", "CC-BY-4.0", "Hello.")
     assert {record.split for record in read_manifest(out / "test-other.jsonl")} == {"test"}
     (row,) = [line.split() for line in said.out.splitlines() if line.startswith("train-clean-100")]
     assert row[1:6] == ["4", "0.00", "2", "0", "0"]  # files, hours, speakers, skipped, excluded

@@ -59,6 +59,7 @@ def test_the_page_has_a_place_for_each(tiny_model: Codec, tmp_path: Path) -> Non
     build(gradio, [tiny_model])
     answer, _, places = gradio.Audio.return_value.change.call_args.args
     assert len(places) == len(answer(str(SPEECH[RATE]))) == len(answer(None))
+    assert "png" in [call.kwargs.get("format") for call in gradio.Image.call_args_list]  # WebP ends at 16,383 pixels
     soundfile.write(tmp_path / "long.wav", np.zeros(61 * 8000), 8000)
     (tmp_path / "text.wav").write_text("no sound")
     for name, reason in ("long.wav", "longer than 60 s"), ("text.wav", "text.wav"):

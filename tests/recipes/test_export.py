@@ -36,6 +36,7 @@ def test_export_takes_the_mean_of_runs_of_one_model(corpus: Path, run: Path, tmp
         torch.testing.assert_close(tensor, (first[key] + second[key]) / 2, rtol=1e-6, atol=1e-8)
     card = (mean / "README.md").read_text()
     assert "mean of the weights of 2 runs" in card and "Seed 5." in card and "Seed 6." in card
+    assert f"began from the weights of {tmp_path / 'model'}" in card
 
     stranger = tmp_path / "stranger"
     assert train(corpus, stranger, *TWO_STEPS, "seed=9") == 0

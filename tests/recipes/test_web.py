@@ -146,8 +146,10 @@ def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
     assert run(page, saved)["numSamples"] == 23900
     assert not page.find_element(By.ID, "original").is_displayed()
     (tmp_path / "text.wav").write_text("no sound")
-    page.find_element(By.ID, "file").send_keys(str(tmp_path / "text.wav"))
-    says(page, "this browser does not read it as audio")
+    soundfile.write(tmp_path / "nan.wav", np.full(2400, np.nan, np.float32), 24000, "FLOAT")
+    for name, said in ("text.wav", "this browser does not read it as audio"), ("nan.wav", "repair it first"):
+        page.find_element(By.ID, "file").send_keys(str(tmp_path / name))
+        says(page, said)
 
     run(page, "codec.Codec.prototype.encode = async () => Array(8).fill([1024])")  # beyond the decoder's tables
     page.find_element(By.ID, "example").click()

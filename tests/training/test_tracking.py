@@ -38,6 +38,9 @@ def test_metrics_continue_where_a_resumed_run_does(tmp_path: Path) -> None:
         tracker.scalars({"x": step}, step)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 40, "x"')  # killed while writing
+    with pytest.raises(CodecError, match="another run trains in"):
+        Tracker(tmp_path, "none", first_step=20)
+    tracker.close()
     Tracker(tmp_path, "none", first_step=20).scalars({"x": 31}, 30)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 10, "x": 10}, {"step": 20, "x": 20}, {"step": 30, "x": 31}]
