@@ -62,9 +62,8 @@ EXIT_NOTE = """exit codes: 0 done, or stopped by ctrl-C, SIGTERM or a closed ter
 class Run:
     """A training run as one process sees it.
 
-    ``init`` is the model that it began from, ``changes`` are those of its settings. ``tracker`` and ``bar`` come when it
-    begins, the tracker on the first process only. ``saved_step`` is that of the last checkpoint, ``shown`` says that the
-    reference examples have been shown.
+    ``init`` names the model of its start; ``changes`` are those of its settings. ``tracker`` (on the first process only) and
+    ``bar`` come when it begins. ``saved_step`` is that of the last checkpoint, ``shown``: reference examples were shown.
     """
 
     config: TrainConfig
@@ -394,9 +393,8 @@ def describe_run(run: Run) -> None:
         key = " | ".join((record.source or "unnamed source", record.licence or "licence unknown"))
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
     speech = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
-    facts = {"init": run.init, **speech}
-    for name, values in (("config.json", to_dict(run.config)), ("data.json", facts)):
-        write_json(run.folder / name, values)
+    write_json(run.folder / "config.json", to_dict(run.config))
+    write_json(run.folder / "data.json", {"init": run.init, **speech})
     if run.changes:  # for the model's card
         with open(run.folder / "notes.md", "a", encoding="utf-8") as notes:
             print(f"\n\nFrom step {run.counters.step} on, {', '.join(run.changes)}.", file=notes)

@@ -167,7 +167,7 @@ class Study:
         if not held or not kept:
             raise ManifestError("too few speakers: none, or all, are held out; set held_out (one in so many) otherwise")
         self.data = {"train": summary(kept), "measured": summary(held)}
-        self.speech = hashlib.sha256(json.dumps([asdict(record) for record in records]).encode()).hexdigest()
+        self.speech = [asdict(record) for record in records]
         rate = config.model.sample_rate
         self._train = functools.partial(SegmentDataset, kept, rate, DataConfig(segment_seconds=config.segment_seconds))
         measured = DataConfig(segment_seconds=config.measure_seconds, gain_db=(0.0, 0.0))
@@ -217,11 +217,7 @@ class Study:
         codec = Codec(replace(self.config.model, quantizer=QuantizerConfig(kind="vq", codebook_size=2, codebook_dim=1)))
         if not steps:
             return networks(codec)
-        c = self.config
-        training = [c.batch_size, c.segment_seconds, steps, c.warmup + c.steps, c.learning_rate, c.ramp, c.weights]
-        decides = [to_dict(c.model, retired=True), *training, self.speech]
-        key = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
-        path = self.out / f"warmup-{key}-seed{seed}.safetensors"
+        path = self.out / f"warmup-{self.hashed(start=steps)}-seed{seed}.safetensors"
         if not path.is_file():
             codec.to(self.device)
             for step, losses, _ in self.fit(codec, seed, range(steps), quantize=False):
@@ -255,9 +251,13 @@ class Study:
 
     def decides(self, cell: Cell) -> str:
         """A hash of everything that a cell's result depends on but the machine."""
+        return self.hashed(quantizer=to_dict(self.config.quantizers[cell.quantizer]))
+
+    def hashed(self, **what: Any) -> str:
+        """A hash of the speech, of the settings of all cells, and of ``what``."""
         left_out = ("cells", "quantizers")
         values = {key: value for key, value in to_dict(self.config, retired=True).items() if key not in left_out}
-        values |= {"quantizer": to_dict(self.config.quantizers[cell.quantizer]), "data": self.speech}
+        values |= {"data": self.speech, **what}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def run(self, cell: Cell) -> dict[str, Any]:
@@ -375,18 +375,13 @@ def run_study(args: argparse.Namespace) -> int:
     try:
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError):
-        text = f"--device {args.device}: torch {torch.__version__} has none here; use --device cpu"
-        raise ConfigError(text) from None
+        raise ConfigError(f"--device {args.device}: torch {torch.__version__} has none here; take cpu") from None
     study = Study(args.config.stem, config, records, args.out, args.device)
     for cell in cells:
         path = args.out / f"{cell.name}.json"
         if path.is_file():
-            try:
-                decides = json.loads(path.read_text(encoding="utf-8"))["decides"]
-            except (ValueError, LookupError, TypeError):
-                raise ConfigError(f"{path} is damaged; remove it, and its cell is run again") from None
-            if decides != study.decides(cell):
-                raise ConfigError(f"{path} is a result of other settings or other speech; choose another --out")
+            if study.decides(cell) not in path.read_text(encoding="utf-8", errors="replace"):
+                raise ConfigError(f"{path} is damaged, or of other settings or other speech; choose another --out")
             continue
         result = study.run(cell)
         write_text(path, json.dumps(result) + "\n")

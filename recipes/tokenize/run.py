@@ -215,8 +215,7 @@ def tokenize(args: argparse.Namespace) -> int:
     facts |= {"level_db": LEVEL_DB}  # of active speech before the encoder
     if args.refine_steps:
         facts["refine_steps"] = codec.checked_steps(args.refine_steps)
-    decides = [facts, size, *map(asdict, records)]
-    facts["input"] = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
+    facts["input"] = hashlib.sha256(json.dumps([facts, size, *map(asdict, records)]).encode()).hexdigest()
     shards = {f"codes-{i // size:05d}.parquet": records[i : i + size] for i in range(0, len(records), size)}
     out.mkdir(parents=True, exist_ok=True)
     for half in out.glob(".codes-*.tmp.parquet"):  # of a killed run
