@@ -344,9 +344,8 @@ class Writer:
     def _send(self, data: bytes) -> None:
         if self._ended:
             raise ContainerError("the end was written already: a Writer writes one file")
-        rest = memoryview(data)
-        while rest:  # a socket takes what it has room for, and files of some libraries do not say how much
-            rest = rest[self._stream.write(rest) or len(rest) :]
+        while data:  # a socket takes what it has room for, and files of some libraries do not say how much
+            data = data[self._stream.write(data) or len(data) :]
         self._stream.flush()
 
 

@@ -73,8 +73,8 @@ class TokenLayout:
     def to_codes(self, tokens: Ids, invalid: Invalid = "refuse") -> Ids:
         """Codes ``[K, N]`` of one sequence ``[L]`` that a language model has written, without its prompt.
 
-        Begin may be missing; the first end ends it, or pads do. What else is no code in its place is ``invalid``; an error
-        counts places from behind begin.
+        Begin may be missing; the first end ends it, or pads do. What else is no code in its place is ``invalid``; in errors
+        places are counted from the first id after begin.
         """
         begin, end, pad = self.special_ids.values()
         ids = _array(tokens, "tokens", "[L]")

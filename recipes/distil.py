@@ -1,4 +1,4 @@
-"""Teach a model's encoder to look less far ahead, so that streams wait less; codebooks and decoder stay, on 8 bits.
+"""Teach a model's encoder to look less far ahead, so that streams wait less; codebooks and decoder stay, stored on 8 bits.
 
     python recipes/distil.py speech-24khz models/fast --manifest manifests/train.jsonl --look-ahead 2 --minutes 115
 

@@ -44,7 +44,6 @@ class Data:
 
     train: str
     hours_by_source: dict[str, float]
-    init: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,18 +144,16 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
         "## Training",
         *([f"The mean of the weights of {len(runs)} runs from one model:"] if len(runs) > 1 else []),
         *map(_steps, runs),
-        *([f"They began from the weights of {data.init}, whose card says what those had heard."] if data.init else []),
         f"Speech: {data.train}. Sources, in hours:",
         "\n".join(f"- {name}: {time:.2f}" for name, time in hours),
         "## Quality",
         *(_table(evaluation) if evaluation else ["Not yet measured."]),
         "## Limits",
         "Made for speech of one person at a time: music, overlapping voices and noise come back distorted. It has heard "
-        f"only the languages and accents of {f'{data.init} and of ' if data.init else ''}the sources above. `codec-encode` "
-        "brings files to one level and back, so that neither codes nor quality depend on their volume, from peaks of 0 to "
-        "-60 dB of full scale. Pipes, streams and `encode` without `gain_db` take speech as it is: best is active speech "
-        "from -36 to -19 dB; louder speech comes back softer, softer speech with less quality. Do not use it where a changed "
-        "word does harm.",
+        "only the languages and accents of the sources above. `codec-encode` brings files to one level and back, so that "
+        "neither codes nor quality depend on their volume, from peaks of 0 to -60 dB of full scale. Pipes, streams and "
+        "`encode` without `gain_db` take speech as it is: best is active speech from -36 to -19 dB; louder speech comes back "
+        "softer, softer speech with less quality. Do not use it where a changed word does harm.",
     ]
     notes = runs[0].run / "notes.md"
     if notes.exists():

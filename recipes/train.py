@@ -32,7 +32,7 @@ from tqdm import tqdm
 from codec.config import ConfigError, from_dict, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
-from codec.files import read_json, write_json
+from codec.files import read_json, write_json, write_text
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
@@ -62,8 +62,8 @@ EXIT_NOTE = """exit codes: 0 done, or stopped by ctrl-C, SIGTERM or a closed ter
 class Run:
     """A training run as one process sees it.
 
-    ``init`` names the model of its start; ``changes`` are those of its settings. ``tracker`` (on the first process only) and
-    ``bar`` come when it begins. ``saved_step`` is that of the last checkpoint, ``shown``: reference examples were shown.
+    ``init`` names the model of its start, ``changes`` are those of its settings. ``tracker`` (on the first process only) and
+    ``bar`` come when training begins. ``saved_step`` is that of the last checkpoint, ``shown``: the examples were shown.
     """
 
     config: TrainConfig
@@ -274,8 +274,6 @@ def set_up(args: argparse.Namespace) -> Run:
     if checkpoint is not None:
         run.counters = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.saved_step = run.counters.step
-        if any(change.startswith(("losses.", "data.valid")) for change in changes):
-            run.counters.best_loss = None  # validation measures something else from now on
     return run
 
 
@@ -394,8 +392,11 @@ def describe_run(run: Run) -> None:
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
     speech = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
     write_json(run.folder / "config.json", to_dict(run.config))
-    write_json(run.folder / "data.json", {"init": run.init, **speech})
-    if run.changes:  # for the model's card
+    write_json(run.folder / "data.json", speech)
+    if run.init is not None and run.saved_step < 0:  # notes are for the model's card
+        start = f"Training began from the weights of {run.init}; its card says what they were trained on.\n"
+        write_text(run.folder / "notes.md", start)
+    if run.changes:
         with open(run.folder / "notes.md", "a", encoding="utf-8") as notes:
             print(f"\n\nFrom step {run.counters.step} on, {', '.join(run.changes)}.", file=notes)
         logging.warning("other settings than before: %s", ", ".join(run.changes))

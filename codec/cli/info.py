@@ -52,7 +52,7 @@ def describe(name: str, backend: str | None) -> dict[str, Any]:
     Raises:
         ContainerError, ModelError, OSError: it cannot be read.
     """
-    if Path(name).exists() and not Path(name).is_dir():
+    if Path(name).is_file():
         return _describe_codes(Path(name))
     if Path(name).is_dir() or shipped_name(name) is not None:
         return _describe_model(name, backend)

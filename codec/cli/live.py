@@ -147,15 +147,19 @@ def encode_live(codec: CodecBase[Any], pipe: PcmPipe, samples: Iterable[Block], 
 
 
 def decode_live(codec: CodecBase[Any], blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Any]:
-    """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be; before an error what came until then."""
+    """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be."""
     stream = codec.streaming_decoder(1, num_quantizers)
-    try:
-        for block in blocks:
-            yield stream.push(codec.from_numpy(block)[None])[0, 0]
-    except CodecError:
-        yield stream.flush()[0, 0]
-        raise
+    for block in blocks:
+        yield stream.push(codec.from_numpy(block)[None])[0, 0]
     yield stream.flush()[0, 0]
+
+
+def until_error(blocks: Iterable[Codes], errors: list[CodecError]) -> Iterator[Codes]:
+    """The blocks before an error, which goes to ``errors``: the sound of all of them is still sent."""
+    try:
+        yield from blocks
+    except CodecError as error:
+        errors.append(error)
 
 
 def send_live(samples: Iterable[Block], sample_rate: int, raw: bool) -> None:

@@ -22,7 +22,7 @@ from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_bl
 from codec.base import CodecBase, Signal
 from codec.cli.backends import load_codec
 from codec.cli.jobs import STREAM, Job
-from codec.cli.live import PcmPipe, decode_live, encode_live, send_live, stdout
+from codec.cli.live import PcmPipe, decode_live, encode_live, send_live, stdout, until_error
 from codec.container import Codes, ContainerError, Damage, Header, Reader
 from codec.errors import CodecError, UsageError
 from codec.files import atomic_write
@@ -225,12 +225,16 @@ class FileDecoder(Worker):
                 audio = decode_live(codec, kept, count) if live else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
-            signal = _salvaged(job.source_name, codes, decode) if self.args.salvage else decode(codes.intact())
+            errors: list[CodecError] = []
+            intact = until_error(codes.intact(), errors) if live else codes.intact()
+            signal = _salvaged(job.source_name, codes, decode) if self.args.salvage else decode(intact)
             signal = _cut(signal, codes, codec.sample_rate)
             signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
             signal = self.followed(signal, rate, header.duration)
             if live:
                 send_live(signal, rate, self.args.raw)
+                if errors:
+                    raise errors[0]
                 return
             length = header.length_at(rate) or 0
             with _output(job, self.args.force) as path, AudioWriter(path, rate, length, job.target_name) as writer:

@@ -39,7 +39,7 @@ class Record:
     language: str = ""  # this and the next two: where the utterance comes from, for model cards
     source: str = ""
     licence: str = ""
-    text: str = ""  # what is said, for word error rates
+    text: str = ""  # what is said
     offset: int = 0  # where in a tar shard, the path, the audio lies
     num_bytes: int = 0  # of the audio in the shard; 0: the whole file is the audio
 

@@ -58,7 +58,7 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
     by_folder = os.path.isdir(model) or shipped_name(str(model)) is not None
     try:
         values = read_json(folder / "config.json")
-        if "architecture" in values:
+        if isinstance(values, dict) and "architecture" in values:
             raise CodecError("it is a CodecModel's; its .codec.save_pretrained writes the folder of a Codec")
         config = from_dict(CodecConfig, values)
     except CodecError as error:

@@ -66,8 +66,8 @@ class Quantizer(nn.Module, ABC):
     Codes have the same shape with K in place of D, also for one stage; masks have it without D.
 
     Codes are found in float32, outside autocast; where distances are equal the lowest index is taken, and NaN, which is not
-    looked for, gets some code. In eval mode nothing changes, and items of a batch do not know of each other: only rounding
-    differs from each alone. Single quantizers have ``codebook``, their points ``[V, d]``. What follows from the weights is
+    looked for, gets some code. In eval mode nothing changes, and each item of a batch gets what it gets alone, but for
+    rounding. Single quantizers have ``codebook``, their points ``[V, d]``. What follows from the weights is
     kept in eval mode: after writes through ``.data``, which torch does not count, call ``eval()`` again.
     """
 

@@ -122,7 +122,7 @@ class SimVQ(Quantizer):
         weight, bias = matched_map(points, self.diagonal, self.bias is not None)
         if self.given:  # the map takes rows of mean 0 and covariance I / d: make them such before it
             own, mean = matched_map(self.basis.float(), self.diagonal, self.bias is not None)
-            inverse = torch.linalg.pinv(own.diag() if self.diagonal else own)
+            inverse = torch.linalg.pinv(own.diag() if self.diagonal else own, rtol=1e-6, hermitian=True)
             weight = inverse.diag() * weight if self.diagonal else inverse @ weight
             bias = bias - (mean * weight if self.diagonal else mean @ weight)
         if self.from_data:  # C takes the points themselves, W and b change nothing yet

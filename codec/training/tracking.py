@@ -35,7 +35,7 @@ class Tracker:
     """Writes ``metrics.jsonl`` (one line per point in time) and, unless ``logger="none"``, events for TensorBoard.
 
     Where the disk is full or the folder was removed, that is said once and nothing is raised. While there is one, another for
-    the same folder is refused as a CodecError, where the file system knows locks.
+    the same folder is refused as a CodecError, but on Windows and file systems without locks.
 
     Args:
         folder: of the run.
@@ -46,6 +46,8 @@ class Tracker:
     def __init__(self, folder: Path, logger: str, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._unlock = weakref.finalize(self, os.close, _locked(folder))
+        if hasattr(os, "register_at_fork"):  # readers that outlive a killed run for a moment do not hold its lock
+            os.register_at_fork(after_in_child=self._unlock)
         self._metrics = folder / "metrics.jsonl"
         kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
         write_text(self._metrics, "".join(json.dumps(point) + "\n" for point in kept))
@@ -97,7 +99,7 @@ class Tracker:
 
 def _locked(folder: Path) -> int:
     """A file in the folder, locked until it is closed or its process ends."""
-    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR)
+    lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o666)
     try:
         import fcntl
 

@@ -4,8 +4,8 @@
     python data/libritts/prepare.py --root corpora --out manifests/ --download --splits dev-clean train-clean-100
     python data/libritts/prepare.py --root corpora --out manifests/ --corpus libritts-r --exclude *_bad_sample_list.txt
 
-The corpus is laid out as SPLIT/SPEAKER/CHAPTER/SPEAKER_CHAPTER_PARAGRAPH_UTTERANCE.wav; the transcripts beside the
-audio are not read. Each split becomes OUT/SPLIT.jsonl, and what was skipped is named in OUT/SPLIT.skipped.tsv.
+The corpus is laid out as SPLIT/SPEAKER/CHAPTER/SPEAKER_CHAPTER_PARAGRAPH_UTTERANCE.wav, with the normalized
+transcripts beside the audio. Each split becomes OUT/SPLIT.jsonl, and what was skipped is named in OUT/SPLIT.skipped.tsv.
 
 Both corpora are CC BY 4.0. LibriTTS-R comes with lists of the utterances whose restoration may have failed
 (libritts_r_failed_speech_restoration_examples.tar.gz at https://www.openslr.org/141/). Its authors advise to leave
@@ -209,8 +209,10 @@ def speaker_of(path: Path) -> str:
 
 def text_of(path: Path) -> str:
     """What is said, from the file beside the audio, or "" where there is none."""
-    text = path.with_suffix(".normalized.txt")
-    return text.read_text(encoding="utf-8").strip() if text.is_file() else ""
+    try:
+        return path.with_suffix(".normalized.txt").read_text(encoding="utf-8", errors="replace").strip()
+    except FileNotFoundError:
+        return ""
 
 
 def scan_split(folder: Path, excluded: set[str], limit: int | None, min_seconds: float) -> Scan:

@@ -20,7 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain, product
 from pathlib import Path
 from typing import Any, ClassVar
@@ -167,7 +167,7 @@ class Study:
         if not held or not kept:
             raise ManifestError("too few speakers: none, or all, are held out; set held_out (one in so many) otherwise")
         self.data = {"train": summary(kept), "measured": summary(held)}
-        self.speech = [asdict(record) for record in records]
+        self.speech = [(record.id, record.num_samples, record.speaker, record.bandwidth_hz) for record in records]
         rate = config.model.sample_rate
         self._train = functools.partial(SegmentDataset, kept, rate, DataConfig(segment_seconds=config.segment_seconds))
         measured = DataConfig(segment_seconds=config.measure_seconds, gain_db=(0.0, 0.0))

@@ -21,7 +21,7 @@ import tarfile
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -215,7 +215,8 @@ def tokenize(args: argparse.Namespace) -> int:
     facts |= {"level_db": LEVEL_DB}  # of active speech before the encoder
     if args.refine_steps:
         facts["refine_steps"] = codec.checked_steps(args.refine_steps)
-    facts["input"] = hashlib.sha256(json.dumps([facts, size, *map(asdict, records)]).encode()).hexdigest()
+    decides = [facts, size, [(record.id, record.path, record.offset, record.num_samples) for record in records]]
+    facts["input"] = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     shards = {f"codes-{i // size:05d}.parquet": records[i : i + size] for i in range(0, len(records), size)}
     out.mkdir(parents=True, exist_ok=True)
     for half in out.glob(".codes-*.tmp.parquet"):  # of a killed run

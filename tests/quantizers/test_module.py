@@ -126,8 +126,8 @@ def test_a_basis_of_latents_and_one_of_your_own() -> None:
     table = torch.randn(40, 3)
     own = SimVQ(DIM, basis=table, init=None)
     assert own.codebook_size == 40 and torch.equal(own.codebook, table) and "basis" not in dict(own.named_parameters())
-    own, factors = SimVQ(DIM, basis=5 + 3 * table), SimVQ(DIM, basis=9 + table, map="diagonal")
-    assert all(len(each(x).codes.unique()) > 30 for each in (own, factors)), "the start undoes its mean and spread"
+    flat, factors = SimVQ(DIM, basis=5 + torch.eye(16)), SimVQ(DIM, basis=9 + table, map="diagonal")
+    assert all(len(each(x).codes.unique()) > 0.7 * each.codebook_size for each in (flat, factors)), "in their place"
 
 
 X, PAIR = torch.zeros(1, DIM, 9), (torch.zeros(9, 3), torch.zeros(3, 3))

@@ -88,7 +88,7 @@ def test_a_study_runs_resumes_and_reports(corpus: Path, tmp_path: Path, refused:
     assert "| 5 | after | plain VQ | 1 |" in text and "| the experts | 50.0% (25.0% to 75.0%) | 0.100" in text
 
     config.write_text(yaml.safe_dump(TINY | {"steps": 4}), encoding="utf-8")
-    refused(run.main(arguments), "is a result of other settings")  # and is not taken for this study's
+    refused(run.main(arguments), "or of other settings or other speech")  # and is not taken for this study's
     assert {path.name for path in page.iterdir()} == {"README.md", "results.jsonl", "filling.png", "toys.json"}
 
 
