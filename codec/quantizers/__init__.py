@@ -63,7 +63,7 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
     for name in unknown:
         value, default = settings.pop(name), getattr(type(config)(), name)
         if value != default and (name, value) != ("num_quantizers", 1):  # one stage may be said to be one
-            raise ConfigError(f"quantizer.{name} means nothing to {kind}: leave {value!r} out")
+            raise ConfigError(f"quantizer.{name} means nothing to {kind}: leave {value!r} out, or set {default!r}")
     if settings.get("gradient") == "straight_through":
         settings["gradient"] = "ste"
     try:

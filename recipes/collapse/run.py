@@ -98,7 +98,7 @@ class StudyConfig(Bounded):
     measure_seconds: float = bounded(4.0, 0.001, 3600)
     listen_segments: int = bounded(40, 0)
     match_segments: int = bounded(400, 0)
-    RETIRED: ClassVar[dict[str, int]] = {"window": 50}  # in what ``decides`` hashes of earlier results
+    RETIRED: ClassVar[dict[str, int]] = {"window": 50}  # in configurations of before
 
     def __post_init__(self) -> None:
         super().__post_init__()
