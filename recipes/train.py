@@ -393,12 +393,12 @@ def describe_run(run: Run) -> None:
     speech = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
     write_json(run.folder / "config.json", to_dict(run.config))
     write_json(run.folder / "data.json", speech)
-    if run.init is not None and run.saved_step < 0:  # notes are for the model's card
-        start = f"Training began from the weights of {run.init}; its card says what they were trained on.\n"
-        write_text(run.folder / "notes.md", start)
+    notes = run.folder / "notes.md"  # for the model's card
+    if run.init is not None and run.saved_step < 0 and not notes.exists():
+        write_text(notes, f"Training began from the weights of {run.init}; its card says what they were trained on.\n")
     if run.changes:
-        with open(run.folder / "notes.md", "a", encoding="utf-8") as notes:
-            print(f"\n\nFrom step {run.counters.step} on, {', '.join(run.changes)}.", file=notes)
+        with open(notes, "a", encoding="utf-8") as file:
+            print(f"\n\nFrom step {run.counters.step} on, {', '.join(run.changes)}.", file=file)
         logging.warning("other settings than before: %s", ", ".join(run.changes))
 
 

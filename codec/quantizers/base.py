@@ -67,8 +67,8 @@ class Quantizer(nn.Module, ABC):
 
     Codes are found in float32, outside autocast; where distances are equal the lowest index is taken, and NaN, which is not
     looked for, gets some code. In eval mode nothing changes, and each item of a batch gets what it gets alone, but for
-    rounding. Single quantizers have ``codebook``, their points ``[V, d]``. What follows from the weights is
-    kept in eval mode: after writes through ``.data``, which torch does not count, call ``eval()`` again.
+    rounding; what follows from the weights is kept: after writes through ``.data``, which torch does not count, call
+    ``eval()`` again. Single quantizers have ``codebook``, their points ``[V, d]``.
     """
 
     num_quantizers = 1
