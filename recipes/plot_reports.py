@@ -5,12 +5,12 @@ python recipes/plot_reports.py 0=reports/start 1400=reports/1400 2600=reports/26
 """
 
 import argparse
-import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
+from codec.evaluation.page.plots import log_ticks
 from codec.evaluation.results import Results
 from codec.files import save_picture
 
@@ -47,19 +47,22 @@ def plot(args: argparse.Namespace) -> int:
         raise CodecError(f"no {'system with a bitrate' if single else 'model'} has a value of {empty[0]}")
     figure = Figure((5 * len(panels), 3.6), layout="tight")
     axes = figure.subplots(1, len(panels), squeeze=False)
+    shown = dict.fromkeys(name for lines in panels.values() for name in lines)  # with its look, the same in all panels
+    styles = {name: index for index, name in enumerate(shown)}
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
-        for (name, line), marker in zip(lines.items(), itertools.cycle("osD^v<>"), strict=False):
+        for name, line in lines.items():
             x, means, *bars = zip(*line, strict=True)
-            axis.errorbar(x, means, yerr=bars, label=name, marker=marker, capsize=2)
+            look = {"color": f"C{styles[name] % 10}", "marker": "osD^v<>"[styles[name] % 7]}
+            shown[name] = axis.errorbar(x, means, yerr=bars, capsize=2, **look)
         axis.set_title(title)
         axis.set_xlabel("kbit/s" if single else "training step")
         if single:
             axis.set_xscale("log")
-            ticks = [0.75, 1.5, 3, 6, 12]
+            ticks = log_ticks(*(end(point[0] for line in lines.values() for point in line) for end in (min, max)))
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes.flat[0].legend()
+    axes.flat[0].legend(shown.values(), shown.keys())
     save_picture(figure, args.out, args.force)
     print(args.out)
     return EXIT_OK

@@ -34,7 +34,8 @@ COSTLY += "--no-stability"
 def evaluate_main(argv: Sequence[str] | None = None) -> int:
     """codec-evaluate: measure systems on a manifest and write a report. Returns the exit code."""
     about = "Measure a model, folders of reconstructions and classical codecs on the same utterances."
-    folder = "a folder of decoded files, named by the utterances' ids or like their files, with their bitrate to plot them at"
+    folder = "a folder of decoded files, named by the utterances' ids or placed like their files, with their bitrate to plot "
+    folder += "them at"
     metrics = "default: all whose packages are here; PESQ, STOI and pitch: extra eval"
     parser = Parser("codec-evaluate", description=about, epilog=EVALUATE_EXAMPLES)
     add = parser.add_argument
@@ -43,7 +44,9 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     add("--model", default=ALIAS, help="shipped model, model folder, hub id or none (default: the shipped one)")
     add("--num-quantizers", type=int, nargs="+", metavar="K", help="default: all the model has, and halves of it")
     add("--reconstructions", action="append", default=[], metavar="NAME[@KBPS]=DIR", help=f"{folder}; may be repeated")
-    add("--baselines", nargs="*", choices=["opus", "codec2"], default=["opus", "codec2"], help="none: --baselines")
+    add(
+        "--baselines", nargs="*", choices=["opus", "codec2"], default=["opus", "codec2"], help="--baselines alone: none"
+    )
     add("--metrics", nargs="+", metavar="NAME", help=metrics)
     add("--no-stability", action="store_true", help="do not measure how codes stand changes of the input")
     add("--no-normalize", action="store_true", help="encode as codec-encode --no-normalize and live pipes do")
@@ -120,7 +123,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     page = write_report(results, rows, args.out)
     print(f"{table(results)}\n\nreport: {page}")
     if not any(result.n for system in results.systems for result in system.results.values()):
-        raise CodecError(f"no metric has a value for any of the {len(records)} utterances; the report says why")
+        raise CodecError(f"no metric has a value for any of the {len(records)} utterances; see {page}")
     return 0
 
 
@@ -163,7 +166,9 @@ def _compare(args: argparse.Namespace) -> int:
         say(f"note: {note}")
     known = {difference.metric for difference in differences}
     if missing := [name for name in args.metrics or () if name not in known]:
-        raise CodecError(f"--metrics {missing[0]}: not compared; there are {', '.join(sorted(known))}")
+        raise CodecError(f"--metrics {missing[0]}: not compared; there are {', '.join(sorted(known)) or 'none'}")
+    if not known:
+        raise CodecError("no metric has values of the same files for both systems; each report says why")
     differences = [each for each in differences if each.metric in (args.metrics or known)]
     if args.json:
         print(json.dumps([asdict(difference) | {"clear": difference.clear} for difference in differences], indent=1))

@@ -72,6 +72,7 @@ class Plan:
         ids = Counter(system.id for family in families for system in family.systems)
         if not ids:
             raise EvaluationError("nothing to measure: no model, no --reconstructions, no classical codec here")
+        ids += Counter(family.systems[0].family for family in families)  # as plots call them
         if twice := [name for name, count in ids.items() if count > 1]:
             raise EvaluationError(f"two systems would both be called {twice[0]}; give --reconstructions other names")
         return families
@@ -90,7 +91,7 @@ class Plan:
         return self.out / "audio" / f"{index:06d}"
 
     def spectra(self, index: int) -> Path:
-        """An utterance's mean spectra in dB, float16 ``[1 + systems, F]``: the reference's first; NaN for what failed."""
+        """An utterance's mean spectra in dB, float16 ``[1 + systems, F]``: the reference's first; NaN: failed or silent."""
         return self.out / "spectra" / f"{index:06d}.npy"
 
 
@@ -144,7 +145,8 @@ def measure_utterance(plan: Plan, item: tuple[int, Record]) -> Measured:
         cells[system.id] = _cells(plan.metrics, record, waveform, outcome)
     if "lines" in plan.metrics and waveform.any():  # digital silence has no bandwidth
         nothing = np.full(len(waveform), np.nan, np.float32)
-        waveforms = [waveform, *(nothing if isinstance(each, str) else each.waveform for each in outcomes)]
+        decoded = [nothing[:0] if isinstance(each, str) else each.waveform for each in outcomes]
+        waveforms = [waveform, *(each if each.any() else nothing for each in decoded)]
         powers = np.stack([mean_spectrum(each, record.sample_rate) for each in waveforms])
         np.save(plan.spectra(index), (10 * np.log10(powers + SILENT)).astype(np.float16))
     first = outcomes[0]  # of the model, with most quantizers, where there is a model

@@ -76,7 +76,7 @@ class Pair:
             raise MetricError("shorter than a quarter of a second")
         if not (self.reference.any() and self.estimate.any()):
             raise MetricError("digital silence cannot be compared")
-        return self.reference, self.estimate, self.sample_rate
+        return np.asarray(self.reference, np.float32), np.asarray(self.estimate, np.float32), self.sample_rate
 
     def resampled(self, sample_rate: int) -> list[Waveform]:
         """Both at another rate, if the two can be compared."""
@@ -152,6 +152,8 @@ def si_sdr(pair: Pair) -> float:
 
 def mel_distance(pair: Pair) -> float:
     """Mean absolute difference of natural-log mel magnitudes, mean over :data:`MEL_BANDS`; hop a quarter of the window."""
+    if max(np.abs(w).max() for w in pair.waveforms[:2]) < 10 ** (SPECTRAL_FLOOR / 20):
+        raise MetricError("nothing lies above 80 dB under full scale")
     clean, coded = (torch.from_numpy(w)[None] for w in pair.waveforms[:2])
     distances = []
     for n_fft, bands in MEL_BANDS.items():
@@ -172,7 +174,7 @@ def log_spectral_distance(pair: Pair) -> float:
     levels = [(10 * torch.log10(power)).clamp(min=SPECTRAL_FLOOR) for power in powers]
     heard = (torch.maximum(*levels) > SPECTRAL_FLOOR).any(dim=-1)
     if not heard.any():
-        raise MetricError("nothing lies above the floor of 80 dB under full scale")
+        raise MetricError("nothing lies above 80 dB under full scale")
     return float((levels[0] - levels[1]).square().mean(dim=-1).sqrt()[heard].mean())
 
 

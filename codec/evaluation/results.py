@@ -195,13 +195,15 @@ class Stability:
 class Spectra:
     """Mean spectra of the ``files`` that are wide-band: the highest level in dB of every ``step`` Hz, from 0 on.
 
-    0 dB is a full-scale sine; ``systems`` holds by id those of the decoded files.
+    0 dB is a full-scale sine; ``systems`` holds by id those of the decoded files, ``recorded`` those of the recordings of
+    a system that lacks some of the files.
     """
 
     step: float
     files: int
     reference: tuple[float, ...]
     systems: dict[str, tuple[float, ...]]
+    recorded: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,13 @@ class Results:
         models = [s for s in self.systems if s.kind == "model"]
         return max(models, key=lambda s: s.kbps or 0.0) if models else self.systems[0]
 
+    @property
+    def ranking(self) -> str:
+        """The first metric that says of a file how good it is; the first of all where there is none."""
+        return next(
+            (n for n, m in self.metrics.items() if m.better != "none" and n != "lines"), next(iter(self.metrics))
+        )
+
     def write(self, folder: Path) -> None:
         """Write ``metrics.json`` into ``folder``."""
         text = json.dumps(to_dict(self), indent=1, ensure_ascii=False, allow_nan=False)
@@ -274,11 +283,11 @@ class Row:
 
 
 def worst_first(results: Results, rows: Sequence[Row]) -> dict[str, int]:
-    """Rank of each file by the first metric of the headline system, 1 the worst.
+    """Rank of each file by :attr:`Results.ranking` of the headline system, 1 the worst.
 
     Files that it has no value for and another system has come first; those that no system has one for have no rank.
     """
-    first = next(iter(results.metrics))
+    first = results.ranking
     goodness = results.metrics[first].goodness
     judged = {row.id: -math.inf for row in rows if row.values[first] is not None}
     own = (row for row in rows if row.system == results.headline.id)

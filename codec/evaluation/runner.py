@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, astuple, replace
 from functools import partial
-from importlib.metadata import version
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from codec.corpus.manifest import Record
 from codec.errors import CodecError, one_line
 from codec.evaluation.measure import KNOWN, EvaluationError, Measured, Plan, measure_utterance
 from codec.evaluation.results import Absent
+from codec.evaluation.systems import FolderFamily
 from codec.files import read_json, write_json
 from codec.pretrained import find_model
 from codec.workers import spread
@@ -87,6 +88,9 @@ def evaluate(plan: Plan, records: Sequence[Record], workers: int, examples: int)
 
 def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
     """Make ``plan.out``, or make sure (EvaluationError) that what it holds is the beginning of this very evaluation."""
+    for family in plan.families:
+        if isinstance(family, FolderFamily):
+            family.check(records)
     out, settings, folders = plan.out, fingerprint(plan, records), ("audio", "codes", "spectra")
     before = _settings(out) if out.exists() and any(out.iterdir()) else None
     if before is None or force:
@@ -147,7 +151,8 @@ def _hash(values: Iterable[Sequence[object]]) -> str:
 def software_versions(metrics: Sequence[str]) -> dict[str, str]:
     """Versions of this package, of Python, and of all packages that have a say in the values of ``metrics``."""
     packages = dict.fromkeys([*PACKAGES, *(KNOWN[name].package or "torch" for name in metrics)])
-    installed = {name: version(name) for name in packages if find_spec(name)}
+    versions = {name: [each.version for each in distributions(name=name)] for name in packages if find_spec(name)}
+    installed = {name: (found or ["of unknown version"])[0] for name, found in versions.items()}  # a folder has none
     return {"codec": __version__, "python": platform.python_version(), **installed}
 
 

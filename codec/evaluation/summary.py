@@ -8,7 +8,7 @@ import platform
 import shlex
 import shutil
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
@@ -91,13 +91,16 @@ def _means(plan: Plan, measured: Sequence[Measured], units: Sequence[str]) -> di
             seconds = {each.index: each.seconds for each in measured} if KNOWN[name].per_second else None
             means[system][name] = _mean(cells, units, seconds)
         elif name == "lines" and system in spectra:
-            (spectrum, files), (recorded, _) = spectra[system], spectra[REFERENCE]
+            (recorded, spectrum), files = spectra[system]
             means[system][name] = Result(float(len(lines(spectrum, recorded))), None, None, files)
     return means
 
 
 def _mean_spectra(plan: Plan, measured: Sequence[Measured]) -> dict[str, tuple[Array, int]]:
-    """Mean power ``[F]`` over the wide-band files, weighted by seconds, and their number: by system, REFERENCE first."""
+    """Mean power of recordings and decoded speech, ``[2, F]``, over the wide-band files of each system and of REFERENCE.
+
+    Weighted by seconds; with the number of those files.
+    """
     sums: dict[str, tuple[Array, float, int]] = {}
     for each in measured:
         if each.seconds < SHORTEST or not plan.spectra(each.index).exists():
@@ -105,19 +108,27 @@ def _mean_spectra(plan: Plan, measured: Sequence[Measured]) -> dict[str, tuple[A
         powers = 10 ** (np.load(plan.spectra(each.index)).astype(np.float64) / 10)
         for name, power in zip([REFERENCE, *(system.id for system in plan.systems)], powers, strict=True):
             if is_wide(powers[0]) and np.isfinite(power[0]):
-                total, seconds, files = sums.get(name, (np.zeros_like(power), 0.0, 0))
-                width = min(len(total), len(power))
-                sums[name] = total[:width] + each.seconds * power[:width], seconds + each.seconds, files + 1
+                both = np.stack([powers[0], power])
+                total, seconds, files = sums.get(name, (np.zeros_like(both), 0.0, 0))
+                width = min(total.shape[1], both.shape[1])
+                sums[name] = total[:, :width] + each.seconds * both[:, :width], seconds + each.seconds, files + 1
     return {name: (total / seconds, files) for name, (total, seconds, files) in sums.items()}
 
 
 def _spectra(plan: Plan, measured: Sequence[Measured]) -> Spectra | None:
     """What the page draws of the mean spectra; None without a wide-band file."""
-    spectra, levels = _mean_spectra(plan, measured), {}
-    for name, (power, _) in spectra.items():
-        peaks = np.pad(power, (0, -len(power) % DRAWN)).reshape(-1, DRAWN).max(1)
-        levels[name] = tuple((10 * np.log10(peaks + SILENT)).round(1).tolist())
-    return Spectra(DRAWN * STEP, spectra[REFERENCE][1], levels.pop(REFERENCE), levels) if spectra else None
+    spectra = _mean_spectra(plan, measured)
+    if not spectra:
+        return None
+    (recorded, _), most = spectra.pop(REFERENCE)
+    decoded = {name: _levels(both[1]) for name, (both, _) in spectra.items()}
+    fewer = {name: _levels(both[0]) for name, (both, files) in spectra.items() if files < most}
+    return Spectra(DRAWN * STEP, most, _levels(recorded), decoded, fewer)
+
+
+def _levels(power: Array) -> tuple[float, ...]:
+    peaks = np.pad(power, (0, -len(power) % DRAWN)).reshape(-1, DRAWN).max(1)
+    return tuple((10 * np.log10(peaks + SILENT)).round(1).tolist())
 
 
 def _mean(cells: Mapping[int, Cell], units: Sequence[str], weights: Mapping[int, float] | None = None) -> Result:
@@ -161,8 +172,12 @@ def _examples(
 def _row(plan: Plan, record: Record, measured: Measured, system: str) -> Row:
     cells = {name: measured.cells[system].get(name) for name in plan.metrics}
     values = {name: cell if isinstance(cell, float) else None for name, cell in cells.items()}
-    failures = "; ".join(f"{name}: {cell}" for name, cell in cells.items() if isinstance(cell, str))
-    return Row(record.id, record.speaker, record.source, measured.seconds, system, values, failures)
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for name, cell in cells.items():
+        if isinstance(cell, str):
+            reasons[cell].append(name)
+    texts = (f"{'all' if len(names) == len(cells) else ', '.join(names)}: {text}" for text, names in reasons.items())
+    return Row(record.id, record.speaker, record.source, measured.seconds, system, values, "; ".join(texts))
 
 
 def _processor() -> str:

@@ -26,7 +26,7 @@ from torch import Tensor
 from codec import container
 from codec.audio import audio_suffixes, read_samples, resample, to_pcm
 from codec.corpus.manifest import Record
-from codec.errors import CodecError
+from codec.errors import CodecError, one_line
 from codec.evaluation.metrics import Waveform
 from codec.evaluation.results import Absent, Model, System
 from codec.model import Codec
@@ -110,7 +110,7 @@ class ModelFamily:
 
 
 class FolderFamily:
-    """Reconstructions that somebody else made: per utterance one audio file ``ID.*``, or one named like its audio."""
+    """Reconstructions that somebody else made: per utterance one audio file ``ID.*``, or one placed like its audio."""
 
     def __init__(self, name: str, folder: Path, kbps: float | None = None) -> None:
         if not folder.is_dir():
@@ -131,18 +131,30 @@ class FolderFamily:
         try:
             samples = resample(*read_samples(files[0]), record.sample_rate)
         except (CodecError, OSError) as error:
-            return [f"unreadable: {type(error).__name__}"]
+            return ["unreadable: " + one_line(error).removeprefix(str(files[0])).lstrip(": ")]
         if abs(len(samples) - len(waveform)) > max(0.2 * record.sample_rate, 0.05 * len(waveform)):
             return ["another length than the reference"]
         return [Reconstruction(align(waveform, samples, record.sample_rate))]
 
+    def check(self, records: Sequence[Record]) -> None:
+        """Refuse, as a CodecError, a file that would stand for two recordings: names of theirs may be alike."""
+        taken: dict[Path, Record] = {}
+        for path, record in ((path, each) for each in records for path in self._files_of(each)):
+            other = taken.setdefault(path, record)
+            if (other.path, other.offset) != (record.path, record.offset):
+                raise CodecError(
+                    f"{path} would stand for both {other.id} and {record.id}; name reconstructions by the ids, or place them "
+                    "in folders as the recordings are"
+                )
+
     def _files_of(self, record: Record) -> list[Path]:
-        """Files at the place that the id names (with or without an audio suffix of its own), or named like the audio."""
+        """Files at the place that the id names (with or without an audio suffix of its own), or as the audio's path ends."""
         names = [record.id]
         if Path(record.id).suffix.lower() in self.suffixes:
             names.append(Path(record.id).with_suffix("").as_posix())
-        if not record.num_bytes and "/" not in record.id:  # a shard's name is nobody's; a path in the id says enough
-            names.append(Path(record.path).stem)
+        if not record.num_bytes:  # a shard's name is nobody's
+            parts = Path(record.path).with_suffix("").parts
+            names += ["/".join(parts[start:]) for start in range(1, len(parts))]  # the longest first
         return next((self.files[name] for name in names if name in self.files), [])
 
 

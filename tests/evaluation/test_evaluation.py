@@ -101,7 +101,7 @@ class TestReport:
         assert model["mel"]["reasons"]["shorter than a quarter of a second"] == 1
         rows = {(row.id, row.system): row for row in read_rows(report, Results.read(report))}
         assert len(rows) == 5 * 3
-        assert rows["gone", "model-3"].values["pesq"] is None and "unreadable" in rows["gone", "model-3"].failures
+        assert rows["gone", "model-3"].failures == "all: reference unreadable: No such file or directory"
         values = [rows[name, "model-3"].values["pesq"] for name in ("a", "b")]
         assert model["pesq"]["mean"] == pytest.approx(np.mean(values), abs=1e-5)
 
@@ -119,6 +119,7 @@ class TestReport:
         assert set(spectra["systems"]) == {"model-3", "model-1", "folder-copy"}
         assert len(spectra["reference"]) * 50 == pytest.approx(12000, abs=50)
         assert spectra["systems"]["folder-copy"] == pytest.approx(spectra["reference"], abs=0.1)
+        assert spectra["recorded"] == {}  # they all have that file
         found = results(report, "folder-copy")["lines"]
         assert (found["mean"], found["n"], found["low"], found["failed"]) == (0, 1, None, 0)
         assert results(report, "model-1")["lines"]["mean"] > 0  # the tiny model knows nothing of speech
@@ -201,7 +202,7 @@ def test_where_every_utterance_fails_there_is_a_report(tiny_model_folder: Path, 
     write_manifest(tmp_path / "m.jsonl", records)
     command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--metrics", "mel"]
     assert evaluate_main([*command, "--baselines", "--workers", "1", "--out", str(out)]) == 1
-    assert "no metric has a value for any of the 2 utterances; the report says why" in stderr()
+    assert "no metric has a value for any of the 2 utterances; see " in stderr()
     assert (out / "index.html").exists()
     names = [line.split(",")[:3] for line in (out / "per_file.csv").read_text().splitlines()[1:]]
     assert names[0] == ["'=cmd|' /C calc'!A0", "'@s", "'+1"] and names[-1][0] == "'a"
@@ -418,10 +419,19 @@ def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, noise, 16000)
     family = FolderFamily("made", tmp_path / "made")
-    for name, path in (("two/001", "two/001"), ("two/001.wav", "two/001"), ("x17", "alone")):
+    for name, path in (
+        ("two/001", "a"),
+        ("two/001.wav", "a"),
+        ("x17", "alone"),
+        ("a/alone.wav", "a/alone"),
+        ("2", "two/001"),
+    ):
         (made,) = outcomes(family, noise, 16000, name, f"/corpus/{path}.wav")
         assert np.allclose(made.waveform, noise, atol=1e-4)
     assert outcomes(family, noise, 16000, "one/001.wav", "/corpus/one/001.wav") == ["no such file in the folder"]
+    family.check([Record("x17", "/corpus/alone.wav", 1, 1), Record("b", "/corpus/alone.wav", 1, 1)])  # of one recording
+    with pytest.raises(CodecError, match="flac would stand for both 1 and 2"):
+        family.check([Record(str(n), f"/corpus/{n}/alone.wav", 1, 1) for n in (1, 2)])
 
 
 def test_reports_are_plotted(report: Path, tmp_path: Path, refused: Refused) -> None:

@@ -44,6 +44,8 @@ def test_known_values() -> None:
     assert metrics.si_sdr(Pair(SPEECH, 3 * with_noise(SPEECH, 20), SPEECH_RATE)) == pytest.approx(20, abs=0.3)
     assert value(metrics.mel_distance, NOISE, 2 * NOISE) == pytest.approx(np.log(2), abs=1e-3)
     assert value(metrics.log_spectral_distance, NOISE, 2 * NOISE) == pytest.approx(20 * np.log10(2), abs=0.02)
+    double, single = (Pair(x, with_noise(x, 0), SPEECH_RATE).pitch for x in (SPEECH.astype(np.float64), SPEECH))
+    assert np.array_equal(double, single, equal_nan=True)
     with pytest.raises(ValueError, match="one length"):
         metrics.stoi(Pair(SPEECH, SPEECH[:-1], SPEECH_RATE))
 
@@ -75,8 +77,9 @@ def test_log_spectral_distance_leaves_out_what_nobody_hears() -> None:
     assert value(metrics.log_spectral_distance, padded, louder) == pytest.approx(20 * np.log10(2), abs=0.2)
     faint = np.full(24000, 2.0**-15, np.float32)
     faint[::2] *= -1
-    with pytest.raises(MetricError, match="above the floor"):
-        metrics.log_spectral_distance(Pair(1e-2 * faint, 1e-2 * faint, 24000))
+    for metric in (metrics.log_spectral_distance, metrics.mel_distance):
+        with pytest.raises(MetricError, match="above 80 dB under"):
+            metric(Pair(1e-2 * faint, 1e-2 * faint, 24000))
 
 
 def test_pesq_is_not_asked_where_it_could_run_out_of_room() -> None:

@@ -39,12 +39,11 @@ def interval(result: Result, digits: int) -> str:
 
 def failures(results: Results) -> dict[tuple[str, int, int, tuple[tuple[str, int], ...]], list[str]]:
     """Names of the systems that failed alike: label of the metric, failed files, all files, reasons and their counts."""
+    found = [(s.name, results.metrics[n].label, r) for s in results.systems for n, r in s.results.items() if r.failed]
+    changes = [each for each in results.stability or () if each.changed.failed]
     groups = defaultdict(list)
-    for system in results.systems:
-        for name, result in system.results.items():
-            if result.failed:
-                files, reasons = result.n + result.failed, tuple(result.reasons.items())
-                groups[results.metrics[name].label, result.failed, files, reasons].append(system.name)
+    for system, label, result in [*found, *((results.headline.name, each.label, each.changed) for each in changes)]:
+        groups[label, result.failed, result.n + result.failed, tuple(result.reasons.items())].append(system)
     return groups
 
 
@@ -71,7 +70,8 @@ def spectrum_plots(results: Results) -> list[Plot]:
     plots, spectra = [], results.spectra or Spectra(0.0, 0, (), {})
     for system in (system for system in results.systems if system.id in spectra.systems):
         decoded = f"decoded, {system.results['lines'].mean or 0:g} lines"
-        levels = {"recordings": spectra.reference, decoded: spectra.systems[system.id]}
+        recorded = spectra.recorded.get(system.id, spectra.reference)
+        levels = {"recordings": recorded, decoded: spectra.systems[system.id]}
         points = [[Point(i * spectra.step / 1000, level) for i, level in enumerate(each)] for each in levels.values()]
         lines = [Line(name, points[style], style) for style, name in enumerate(levels)]
         plots.append(Plot(system.name, "", lines, "kHz"))
