@@ -55,8 +55,8 @@ WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
 def load(path: str | Path, channel: int | None = None) -> tuple[Tensor, int]:
     """Waveform float32 ``[1, T]`` of an audio file, and its sample rate in Hz.
 
-    Channels are mixed down, or one alone is read, counted from 1. Samples are in [-1, 1]; only files of floats may hold
-    others.
+    Channels are mixed down, or one alone is read, counted from 1. Samples are in [-1, 1]; files of floats may hold
+    others, and so may Ogg and MP3 of very loud sound.
 
     Raises:
         AudioError: cannot be read as audio.

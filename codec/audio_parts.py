@@ -85,7 +85,7 @@ class _Source:
             self.start += 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(head[6:])) + 10 * (head[5] >> 4 & 1)
         if self.at(max(self.end - 128, 0), 3) == b"TAG":
             self.end -= 128
-        if (foot := self.at(max(self.end - 32, 0), 32))[:8] == b"APETAGEX":
+        if len(foot := self.at(max(self.end - 32, 0), 32)) == 32 and foot.startswith(b"APETAGEX"):
             self.end -= int.from_bytes(foot[12:16], "little") + 32 * (foot[23] >> 7)
         self.end = max(self.start, self.end)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from codec.audio import resample
-from codec.config import RATES, CodecConfig, Context, reach, to_dict, whole_number
+from codec.config import RATES, CodecConfig, Reach, reach, to_dict, whole_number
 from codec.container import FINGERPRINT_BYTES, MOST_DB, ContainerError, Header
 from codec.errors import CodecError
 from codec.level import check_peak, factor, gain_of
@@ -90,12 +90,12 @@ class CodecBase(Generic[Signal]):
         return digest.hexdigest()
 
     @property
-    def encoder_context(self) -> Context:
+    def encoder_context(self) -> Reach:
         """Frames on either side beyond which a change of the waveform cannot reach a code."""
         return reach(itertools.chain(*self.config.encoder_layers()))
 
     @property
-    def decoder_context(self) -> Context:
+    def decoder_context(self) -> Reach:
         """Frames on either side beyond which a change of the codes cannot reach a frame of the waveform."""
         return reach(self.config.decoder_layers())
 
@@ -169,10 +169,10 @@ class CodecBase(Generic[Signal]):
         ``ceil(T * codec.sample_rate / sample_rate)``.
 
         Every item is computed by itself, long ones in windows of a fixed size: its codes are, bit for bit, the same
-        whatever it was batched with, and memory does not grow with its length.
+        whatever it was batched with, and the networks' memory does not grow with its length.
 
         Args:
-            waveform: float in [-1, 1], ``[B, C, T]``, ``[C, T]`` (C <= 8) or ``[T]``; channels are mixed down.
+            waveform: float in [-1, 1], ``[B, C, T]``, ``[C, T]`` (C <= 8 < T) or ``[T]``; channels are mixed down.
             sample_rate: of the waveform, in Hz; another one than the model's is resampled.
             num_quantizers: stages to use, 1 to ``codec.num_quantizers``; default all.
             lengths: ``[B]``, samples of each item that count, where a batch of unequal items was padded at the end. The
@@ -250,7 +250,7 @@ class CodecBase(Generic[Signal]):
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
-        checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
+        checked = self._each(blocks, lambda block: self._known(self._checked(block, "codes", "[k, n]", integers=True)))
         yield from self._computed(self._decoded, [checked], self.decoder_context, 1)
 
     def _mono_items(self, waveform: Any, sample_rate: int, lengths: Any) -> tuple[list[Signal], int]:
@@ -261,7 +261,7 @@ class CodecBase(Generic[Signal]):
         shape = list(getattr(waveform, "shape", ()))
         if len(shape) == 1 or (len(shape) == 2 and (shape[0] == 1 or shape[0] <= FEW_CHANNELS < shape[1])):
             waveform = waveform[(None,) * (3 - len(shape))]
-        others = f", or [T], or [C, T] of at most {FEW_CHANNELS} channels"
+        others = f", or [T], or [C, T] of at most {FEW_CHANNELS} channels, T > {FEW_CHANNELS}"
         waveform = self._checked(waveform, "waveform", "[B, C, T]", others)
         batch, channels, samples = waveform.shape
         if channels > MOST_CHANNELS and channels > samples:
@@ -286,7 +286,7 @@ class CodecBase(Generic[Signal]):
             return (self._codes_of(each, count) for each in frames)
         # a code is heard as far as the decoder looks back, and what is heard there depends on further codes
         around = self.decoder_context.left + self.decoder_context.right
-        context = Context(self.encoder_context.left + around, self.encoder_context.right + around)
+        context = Reach(self.encoder_context.left + around, self.encoder_context.right + around)
         refined = partial(self._refined, count=count, steps=refine_steps)
         return self._computed(refined, checked, context, self.hop_length)
 
@@ -297,7 +297,7 @@ class CodecBase(Generic[Signal]):
         return values
 
     def _computed(
-        self, compute: Callable[[Signal], Signal], items: Iterable[Iterable[Signal]], context: Context, unit: int
+        self, compute: Callable[[Signal], Signal], items: Iterable[Iterable[Signal]], context: Reach, unit: int
     ) -> Iterator[Signal]:
         """What ``compute`` gives for the new frames of every window of every item, in their order."""
         per_frame = self.hop_length // unit  # a frame has one place on one side and a hop of samples on the other
@@ -309,7 +309,7 @@ class CodecBase(Generic[Signal]):
         windows = itertools.chain.from_iterable(self._windows(blocks, context, unit) for blocks in items)
         return in_threads(computed, windows, self._num_threads)
 
-    def _windows(self, blocks: Iterable[Signal], context: Context, unit: int) -> Iterator[tuple[Signal, int, int]]:
+    def _windows(self, blocks: Iterable[Signal], context: Reach, unit: int) -> Iterator[tuple[Signal, int, int]]:
         """Yield ``(window, before, count)``: frames ``before`` to ``before + count`` of each window are new.
 
         Windows have ``WINDOW_FRAMES`` new frames, however the blocks are cut, and reach ``context`` frames further on both
@@ -326,7 +326,8 @@ class CodecBase(Generic[Signal]):
         last = self._divisor * WINDOW_FRAMES
         for block in itertools.chain(blocks, [None]):
             if block is not None:
-                held = block if held is None else self._library.concatenate([held, block], -1)
+                # a copy, as the caller may fill the same array again
+                held = self._library.concatenate([block] if held is None else [held, block], -1)
             elif held is not None:
                 held = self._padded(held, -held.shape[-1] % unit)
             else:
@@ -361,10 +362,6 @@ class CodecBase(Generic[Signal]):
         if (steps := whole_number("refine_steps", asked, 0, MOST_STEPS)) and self._library is np:
             raise CodecError("refine_steps need torch: take Codec, or --backend torch")
         return steps
-
-    def _checked_codes(self, values: Any, shape: str) -> Signal:
-        """The codes as int64, if they can be this model's and of this ``shape``."""
-        return self._known(self._checked(values, "codes", shape, integers=True))
 
     def _known(self, codes: Signal) -> Signal:
         """The codes ``[..., k, N]``, if this model has them."""
@@ -449,7 +446,7 @@ def native(values: Any, integers: bool) -> NDArray[Any] | None:
 
 
 def kind_of(value: Any) -> str:
-    return f"{value.dtype} {list(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+    return f"{value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else type(value).__name__
 
 
 def checked_lengths(lengths: Any, batch: int, longest: int, least: int = 1) -> list[int]:
@@ -463,7 +460,7 @@ def checked_lengths(lengths: Any, batch: int, longest: int, least: int = 1) -> l
 def whole_numbers(name: str, values: Any, low: int, high: int) -> list[int]:
     """The values of a list, an array or a tensor as ints; a CodecError if they are none."""
     values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, list | tuple):
+    if not isinstance(values, Sequence):
         raise CodecError(f"{name} must be a list of whole numbers, not {values!r}")
     return [whole_number(name, value, low, high) for value in values]
 

@@ -224,8 +224,8 @@ class DecoderConfig:
         set_whole(self, ConfigError, width=WIDTHS, depth=DEPTHS, kernel_size=KERNELS, n_fft=(2, 2**20))
         require(self.kernel_size % 2 == 1, "kernel_size must be odd")
         require(self.n_fft % 2 == 0, "n_fft must be even")
-        if self.look_ahead is not None:  # at most that of centred filters
-            set_whole(self, ConfigError, look_ahead=(0, self.depth * (self.kernel_size // 2)))
+        if self.look_ahead is not None:
+            set_whole(self, ConfigError, look_ahead=(0, 2**16))
 
 
 @dataclass(frozen=True)
@@ -252,7 +252,7 @@ class CodecConfig:
             self.decoder.n_fft % hop == 0 and self.decoder.n_fft >= 2 * hop,
             f"decoder.n_fft must be a multiple (2 or more) of the hop length {hop}, not {self.decoder.n_fft}",
         )
-        self.encoder_layers()  # which checks encoder.look_ahead
+        self.encoder_layers(), self.decoder_layers()  # which check their look_ahead
 
     @property
     def hop_length(self) -> int:
@@ -286,37 +286,33 @@ class CodecConfig:
         decoder, depth = self.decoder, self.decoder.depth
         others = decoder.n_fft // self.hop_length - 1  # further hops that a frame's window covers beside its own
         window = -(-others // 2)  # of them ahead, if it is centred
-        centred = depth * (decoder.kernel_size // 2) + window
-        total = 0 if self.causal else centred if decoder.look_ahead is None else decoder.look_ahead
+        total = 0 if self.causal else depth * (decoder.kernel_size // 2) + window
+        if decoder.look_ahead is not None:
+            total = whole_number("decoder.look_ahead", decoder.look_ahead, 0, total, ConfigError)
         head = Reach(others, 0) if total < window else Reach(window, window)
         left = total - head.right  # for the blocks: evenly, the first ones more
         shares = [left // depth + (index < left % depth) for index in range(depth)]
         return [*(Reach(decoder.kernel_size - 1 - share, share) for share in shares), head]
 
 
-class Context(NamedTuple):
-    """How far a network looks: frames to the left and to the right of the one it computes."""
-
-    left: int
-    right: int
-
-
 class Reach(NamedTuple):
-    """How far a layer looks: steps of its input before and after its own ones, of which ``stride`` are one of its output."""
+    """How far a layer, or several, look: steps of the input before and after their own, of which ``stride`` are one of the
+    output.
+    """
 
     left: int
     right: int
     stride: int = 1
 
 
-def reach(layers: Iterable[Reach]) -> Context:
+def reach(layers: Iterable[Reach]) -> Reach:
     """How far layers that follow one another look, in steps of the last one's output."""
     before, after, step = 0, 0, 1  # of the first one's input
     for left, right, stride in layers:
         before += step * left
         after += step * right
         step *= stride
-    return Context(-(-before // step), -(-after // step))
+    return Reach(-(-before // step), -(-after // step))
 
 
 def lag(left: int, right: int, stride: int, delay: int) -> tuple[int, int]:

@@ -345,7 +345,10 @@ class Writer:
         if self._ended:
             raise ContainerError("the end was written already: a Writer writes one file")
         while data:  # a socket takes what it has room for, and files of some libraries do not say how much
-            data = data[self._stream.write(data) or len(data) :]
+            written = self._stream.write(data)
+            if written is None and isinstance(self._stream, io.RawIOBase):
+                raise BlockingIOError("the stream takes nothing now, and part of a file would be lost: let it block")
+            data = data[len(data) if written is None else written :]
         self._stream.flush()
 
 
@@ -353,7 +356,7 @@ def _checked(codes: ArrayLike, header: Header, num_frames: int | None = None) ->
     """Codes ``[K, N]`` as int64, if they fit the header; any N by default."""
     try:
         codes = np.asarray(codes)
-    except (ValueError, TypeError) as error:  # rows of unequal lengths, a tensor on another device
+    except (ValueError, TypeError, RuntimeError) as error:  # rows of unequal lengths, a tensor on another device
         raise ContainerError(f"codes cannot be taken as an array: {error}") from None
     shape = (header.num_quantizers, codes.shape[-1] if num_frames is None and codes.ndim else num_frames)
     if codes.shape != shape:

@@ -150,7 +150,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     global _interrupted
     _interrupted = -math.inf
     atexit.register(gc.freeze)  # the objects end with the process: the interpreter need not search them for circles
-    for polite in STOPPING:
+    for polite in STOPPING if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
             signal.signal(polite, _interrupt)
     if sys.stderr is None:  # closed: what is said goes nowhere, not into a file that has got its number

@@ -52,7 +52,7 @@ def stage_health(counts: Tensor) -> StageHealth:
         frames=frames,
         usage=float((counts > 0).double().mean()),
         perplexity=2.0**entropy,
-        normalised_entropy=entropy / math.log2(len(counts)),
+        normalised_entropy=entropy / math.log2(max(len(counts), 2)),
         unseen_mass=float((counts == 1).sum()) / frames if frames else 1.0,
     )
 
@@ -107,9 +107,9 @@ class Moments:
 
     @property
     def effective_dimension(self) -> float:
-        """Participation ratio ``(sum l)^2 / sum l^2`` of the covariance's eigenvalues l: 1 to D."""
-        covariance = self.covariance
-        return float(covariance.diagonal().sum().square() / covariance.square().sum().clamp(min=1e-30))
+        """Participation ratio ``(sum l)^2 / sum l^2`` of the covariance's eigenvalues l: 1 to D, 0 without any spread."""
+        shares = self.covariance / max(self.energy, 1e-300)
+        return float(shares.diagonal().sum() / shares.square().sum().clamp(min=1e-30))
 
 
 class HealthMonitor:

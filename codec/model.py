@@ -15,7 +15,7 @@ from codec.autoencoder import Decoder, Encoder, exact
 from codec.base import WINDOW_FRAMES, CodecBase
 from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
-from codec.files import as_path, write_json
+from codec.files import as_path, atomic_write, write_json
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
 from codec.quantizers import build_quantizer
 from codec.refine import refine
@@ -45,7 +45,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
     audio are computed in float32, also inside an autocast, and refused after ``half()`` or ``bfloat16()``. ``forward`` is for
     training, and has the precision of the autocast around it: other codes than ``encode``.
 
-    Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, without gradients but for ``forward``.
+    Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, with gradients of ``forward`` and
+    ``embed`` only.
     """
 
     _library, _noun = torch, "tensor"
@@ -130,7 +131,9 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     def embed(self, codes: Tensor) -> Tensor:
         """Vectors ``[B, D, N]`` of codes ``[B, k, N]``, summed over their stages, with gradient to the codebooks."""
-        return self.quantizer.embed(self._checked_codes(codes, "[B, K, N]").to(self.device))
+        return self.quantizer.embed(
+            self._known(self._checked(codes, "codes", "[B, K, N]", integers=True)).to(self.device)
+        )
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
         count = self._checked_count(num_quantizers, self.num_quantizers)
@@ -241,5 +244,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
         if bits not in get_args(Bits):
             raise CodecError(f"bits must be 32, 16 or 8, not {bits!r}")
         folder.mkdir(parents=True, exist_ok=True)
-        save_weights(self.state_dict(), folder / "model.safetensors", bits, base)
-        write_json(folder / "config.json", to_dict(self.config), indent=2)
+        with atomic_write(
+            folder / "config.json"
+        ) as path:  # both are written before one is replaced: no mixture on a full disk
+            write_json(path, to_dict(self.config), indent=2)
+            save_weights(self.state_dict(), folder / "model.safetensors", bits, base)

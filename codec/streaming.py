@@ -208,17 +208,18 @@ class StreamingEncoder(_Stream):
             CodecError: another shape or type, NaN, or the stream was flushed; the state is as before.
         """
         samples = self._checked_chunk(samples, False, 1, "samples must be a float tensor [B, 1, T]")
+        count, hop, rest, waiting = samples.shape[-1], self.hop_length, self.state["rest"], self.state["waiting"]
+        lengths = checked_lengths(lengths, self.batch_size, count, least=0)
+        ends = torch.tensor(lengths, device=self.device)[:, None]
+        own = (torch.arange(count, device=self.device) < ends) & (self.state["total"] == FOREVER)
+        samples = torch.where(own[:, None], samples, 0)
         try:
             check_peak(samples)
         except CodecError as error:
             fits = samples.abs() <= LARGEST_PEAK  # also False for NaN
             raise CodecError(f"{_misfit(fits)}{error}") from None
-        count, hop, rest, waiting = samples.shape[-1], self.hop_length, self.state["rest"], self.state["waiting"]
-        lengths = checked_lengths(lengths, self.batch_size, count, least=0)
         with exact(self.encoder.output.weight):
-            ends = torch.tensor(lengths, device=self.device)[:, None]
-            own = (torch.arange(count, device=self.device) < ends) & (self.state["total"] == FOREVER)
-            joined = torch.cat([rest, samples * own[:, None]], dim=-1)
+            joined = torch.cat([rest, samples], dim=-1)
             frames = self.state["age"] - (-(ends + waiting) // hop)  # of a row that ends in this chunk
             self.state["total"] = torch.minimum(self.state["total"], torch.where(ends < count, frames, FOREVER))
             new = (int(waiting.min()) + count) // hop

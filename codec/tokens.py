@@ -132,7 +132,7 @@ def resync(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int =
     frames = np.flatnonzero((windows == order).all(axis=-1))[:, None] + order  # [N, K], which of the codes
     begins, ends = np.append(places[frames[:, 0]], len(ids)), np.append(0, places[frames[:, -1]] + 1)
     lost = (2 * (begins - ends) + count) // (2 * count)  # frames before each and after the last
-    masked = np.full((count, len(frames) + lost.sum()), -1)
+    masked = np.full((count, len(frames) + lost.sum()), -1, np.int64)
     masked[:, np.arange(len(frames)) + lost[:-1].cumsum()] = codes[frames].T
     return _like(clean(masked, size, invalid), tokens)
 
@@ -155,7 +155,7 @@ def delay(codes: Ids, fill: int) -> Ids:
     """
     values = _array(codes, "codes", "[..., K, N]")
     *batch, count, frames = values.shape
-    delayed = np.full((*batch, count, frames + count - 1), whole_number("fill", fill, -MOST, MOST))
+    delayed = np.full((*batch, count, frames + count - 1), whole_number("fill", fill, -MOST, MOST), np.int64)
     for k in range(count):
         delayed[..., k, k : k + frames] = values[..., k, :]
     return _like(delayed, codes)

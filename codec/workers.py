@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -72,7 +73,8 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
     from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
-    with ProcessPoolExecutor(workers, context, _begin, (work,)) as pool:
+    most = 61 if sys.platform == "win32" else workers  # that Windows waits for
+    with ProcessPoolExecutor(min(workers, most), context, _begin, (work,)) as pool:
         try:
             with _without_interrupts():
                 futures = [pool.submit(_do, item) for item in items]

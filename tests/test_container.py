@@ -205,6 +205,8 @@ def test_a_writer_refuses_what_does_not_fit() -> None:
     taken: list[bytes] = []  # by a stream that takes 7 bytes at once, as a socket may
     Writer(Mock(write=lambda data: taken.append(bytes(data[:7])) or min(len(data), 7)), HEADER).end(3200, CODES)
     assert b"".join(taken) == stream_bytes(HEADER, CODES, [])
+    with pytest.raises(BlockingIOError, match="let it block"):
+        Writer(Mock(io.RawIOBase, write=lambda data: None), HEADER)
     for call in (lambda: writer.write(CODES), lambda: writer.end(3200, CODES[:, 4:])):
         with pytest.raises(ContainerError, match="the end was written already"):
             call()

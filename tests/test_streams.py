@@ -74,7 +74,8 @@ def test_nothing_waits_longer_than_the_look_ahead(codec: Codec) -> None:
 def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:
     """Row 0 is one long signal; row 1 a short one, then after a reset another."""
     long, first, second = speech(4), speech(5, 4000 - 50), speech(6, 8000)
-    row = torch.cat([first, speech(7, LENGTH - 4000 - 8000 + 50), second])  # what comes after the end is passed over
+    ignored = torch.full((LENGTH - 4000 - 8000 + 50,), torch.nan)  # after the end is passed over
+    row = torch.cat([first, ignored, second])
     batch = torch.stack([long, row])[:, None]
     encoder = codec.streaming_encoder(batch_size=2)
     outputs = [encoder.push(batch[..., :4000], [4000, len(first)]), encoder.push(batch[..., 4000:8000])]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -82,6 +83,11 @@ def test_a_matrix_is_stored_with_its_step(model: Codec, tmp_path: Path, monkeypa
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in whole.items())
     with pytest.raises(ModelError, match="is no shipped model"):
         model.save_pretrained(tmp_path / "lost", base=str(tmp_path / "whole"))
+    before = (tmp_path / "whole" / "model.safetensors").read_bytes()
+    monkeypatch.setattr("codec.model.write_json", Mock(side_effect=OSError))
+    with pytest.raises(OSError):
+        model.save_pretrained(tmp_path / "whole", bits=16)
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == before
 
 
 # ---- files that are not what they were ------------------------------------------------------------------------------

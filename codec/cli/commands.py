@@ -63,7 +63,8 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     """codec-encode: audio files to .codes files. Returns the exit code."""
     parser = Parser("codec-encode", TRANSFER_USAGE, "Encode speech to .codes files.", ENCODE_EXAMPLES)
     source, target = "audio file, folder (with -o), or - for stdin", ".codes file, or - for stdout"
-    _add_transfer_arguments(parser, source, target, model="the shipped one", backends=BACKENDS)
+    same = "length, level, model and bitrate, refined or not"
+    _add_transfer_arguments(parser, source, target, same, model="the shipped one", backends=BACKENDS)
     level = "files are brought to one level, and back when decoded"
     add = parser.add_argument
     add("--channel", type=positive, metavar="N", help="encode this channel, from 1 on, not the mean of all")
@@ -79,7 +80,8 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
     parser = Parser("codec-decode", TRANSFER_USAGE, "Decode .codes files to audio.", DECODE_EXAMPLES)
     source = ".codes file, folder (with -o), or - for stdin"
     target = "audio file, its format told by its suffix, or - for WAV on stdout"
-    _add_transfer_arguments(parser, source, target, model="the one that the file names", backends=DECODERS)
+    same = "length and rate, by whatever model and of however many quantizers"
+    _add_transfer_arguments(parser, source, target, same, model="the one that the file names", backends=DECODERS)
     add = parser.add_argument
     add("--format", type=_not_empty, help="audio format of the files written with -o (default: wav)")
     add("--native-rate", action="store_true", help="write at the model's sample rate, not the original's")
@@ -99,10 +101,11 @@ def info_main(argv: Sequence[str] | None = None) -> int:
     return _run(parser, argv, _info)
 
 
-def _add_transfer_arguments(parser: Parser, source: str, target: str, model: str, backends: Sequence[str]) -> None:
+def _add_transfer_arguments(
+    parser: Parser, source: str, target: str, same: str, model: str, backends: Sequence[str]
+) -> None:
     add, add_rate = parser.add_argument, parser.add_mutually_exclusive_group().add_argument
-    skip = "pass over inputs whose output is intact and of their length, level, model and bitrate, refined or not; "
-    skip += "with --force, others are made anew"
+    skip = f"pass over inputs whose output is intact and of their {same}; with --force, others are made anew"
     workers = "processes for several inputs, of one thread each (default: 1)"
     add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}; missing folders are made")
     add("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")

@@ -24,7 +24,7 @@ from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
 from codec.errors import STOPPING, CodecError
 
-# least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.6 kbit/s
+# least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.5 kbit/s
 CHUNK_SECONDS = 0.1
 READ_BYTES = 2**16  # most that is read at once
 RAW = {"format": "RAW", "endian": "LITTLE"}

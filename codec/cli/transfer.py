@@ -29,7 +29,7 @@ from codec.files import atomic_write
 from codec.level import factor, gain_of
 from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_name
 
-# what files of versions 1 and 2 call their model
+# what files of the models' versions 1 and 2 call them
 FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Worker:
         if job.target.is_dir():
             raise IsADirectoryError(f"{job.target} is a folder")
         if not self.args.force:
-            other = " but was made otherwise (input, model or bitrate)" if compared else ""
+            other = " but was made otherwise (input or settings)" if compared else ""
             leave = "" if compared or job.is_stream else ", --skip-existing leaves it"
             raise FileExistsError(f"{job.target} exists{other}; --force overwrites it{leave}")
         if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
@@ -142,7 +142,7 @@ class FileEncoder(Worker):
             except ContainerError:
                 return False
             count, gain_db = self.num_quantizers, self._gain_of(reader)
-            num_samples = reader.num_samples or reader.claimed_samples or sum(map(len, reader.blocks()))
+            num_samples = reader.num_samples or sum(map(len, reader.blocks()))  # by gain_of, or here
             return there == self.codec.header(num_samples, reader.sample_rate, count, gain_db)
 
     def convert(self, job: Job) -> None:

@@ -121,10 +121,10 @@ class CodecModel(PreTrainedAudioTokenizerBase):
             raise CodecError(f"input_values must be a tensor [B, C, T], not {kind_of(input_values)}")
         if bandwidth is not None and num_quantizers is not None:
             raise CodecError("bandwidth and num_quantizers say the same thing: give one of them")
+        count, lengths = num_quantizers if bandwidth is None else self._count(bandwidth), _lengths(padding_mask)
         if padding_mask is not None and padding_mask.shape[-1] != input_values.shape[-1]:
             raise CodecError(f"padding_mask is for {padding_mask.shape[-1]} samples, not {input_values.shape[-1]}")
-        count = num_quantizers if bandwidth is None else self._count(bandwidth)
-        codes = self.codec.encode(input_values, self.config.sampling_rate, count, _lengths(padding_mask))
+        codes = self.codec.encode(input_values, self.config.sampling_rate, count, lengths)
         return CodecModelOutput(audio_codes=codes)
 
     @can_return_tuple

@@ -60,6 +60,8 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
         unknown.append("num_quantizers")
     if kind in ("fsq", "lfq", "lattice_vq"):  # the number of codes gives their dimension, and they round
         unknown += ["codebook_dim", "gradient"]
+    if kind == "index_vq":  # its gradient is that of soft choices
+        unknown.append("gradient")
     for name in unknown:
         value, default = settings.pop(name), getattr(type(config)(), name)
         if value != default and (name, value) != ("num_quantizers", 1):  # one stage may be said to be one

@@ -126,6 +126,8 @@ class Quantizer(nn.Module, ABC):
                 self.initialize(latents, mask)
             self._awaits_start = False  # looked at once: reading the buffer waits for the GPU
         frames = self._frames(latents, mask)
+        if self.training and not frames.shape[-1]:
+            raise CodecError("there is nothing to learn from: no frame, or a mask that is False everywhere")
         with torch.autocast(frames.device.type, enabled=False):  # in half precision codes change places
             output = self.quantize(frames.float(), count, dropout if self.training else 0.0)
         output.quantized = self._shaped(output.quantized, latents, mask, 0.0)

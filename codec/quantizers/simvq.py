@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from codec.errors import CodecError
 from codec.quantizers import base
 from codec.quantizers.base import Gradient, Init, Quantizer, QuantizerOutput, one_of
 
@@ -63,7 +64,9 @@ class SimVQ(Quantizer):
     ) -> None:
         given = isinstance(basis, Tensor)
         if isinstance(basis, Tensor):
-            table, basis = basis.detach().clone(), "frozen"
+            if basis.ndim != 2:
+                raise CodecError(f"basis must be [V, d], not {list(basis.shape)}")
+            table, basis = basis.detach().clone().float(), "frozen"
         else:  # drawn first: a seed gives one table whatever the projections
             table = base.random_table(codebook_size, codebook_dim)
         one_of("basis", basis, "frozen", "learnable", "data")

@@ -72,7 +72,7 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
         assert run(*again) == 1
         *errors, counts = capsys.readouterr().err.splitlines()
         assert counts == f"codec-{command}: files done: 1, there already: 1, failed: 2"
-        refused = "codec-{}: error: {} exists but was made otherwise (input, model or bitrate); --force overwrites it"
+        refused = "codec-{}: error: {} exists but was made otherwise (input or settings); --force overwrites it"
         assert errors == [refused.format(command, path) for path in (other, damaged)]
         assert other.read_bytes() == before and missing.read_bytes() == content[missing]
         stamp = done.stat().st_mtime_ns

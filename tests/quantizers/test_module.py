@@ -124,7 +124,7 @@ def test_a_basis_of_latents_and_one_of_your_own() -> None:
     distance = torch.cdist(quantizer.codebook, quantizer.project_in(x)).min(dim=1).values
     assert (distance < 0.1).all() and len(quantizer(x).codes.unique()) > 450
     table = torch.randn(40, 3)
-    own = SimVQ(DIM, basis=table, init=None)
+    own = SimVQ(DIM, basis=table.double(), init=None)
     assert own.codebook_size == 40 and torch.equal(own.codebook, table) and "basis" not in dict(own.named_parameters())
     flat, factors = SimVQ(DIM, basis=5 + torch.eye(16)), SimVQ(DIM, basis=9 + table, map="diagonal")
     assert all(len(each(x).codes.unique()) > 0.7 * each.codebook_size for each in (flat, factors)), "in their place"
@@ -139,6 +139,7 @@ STACK = ResidualSimVQ(**SMALL, num_quantizers=2, init=None)
     [
         (lambda: STACK(X, mask=torch.ones(1, 9, dtype=torch.int64)), r"mask must be bool \[1, 9\] .*, not torch.int64"),
         (lambda: STACK(X, mask=torch.ones(9, 1, dtype=torch.bool)), r"mask must be bool \[1, 9\] .*, not .* \[9, 1\]"),
+        (lambda: STACK(X, mask=torch.zeros(1, 9, dtype=torch.bool)), "a mask that is False everywhere"),
         (lambda: STACK.decode(torch.zeros(1, 3, 9, dtype=torch.int64)), "codes of 3 stages; there are 2"),
         (lambda: SimVQ(0, 16, 4), "dim must be a whole number from 1"),
         (lambda: SimVQ(8, -3, 4), "codebook_size must be a whole number from 1"),
@@ -148,6 +149,7 @@ STACK = ResidualSimVQ(**SMALL, num_quantizers=2, init=None)
         (lambda: STACK(X[:, :5]), "5 channels"),
         (lambda: copy.deepcopy(STACK).half()(X), r"computes in float32: use quantizer\.float\(\)"),
         (lambda: SimVQ(**SMALL, basis="other"), "basis must be one of 'frozen.*, not 'other'"),
+        (lambda: SimVQ(8, basis=PAIR[0][0]), r"basis must be \[V, d\], not \[3\]"),
         (lambda: SimVQ(**SMALL, gradient="other"), "gradient must be one of 'ste.*, not 'other'"),
         (lambda: SimVQ(**SMALL, map="other"), "map must be one of 'dense.*, not 'other'"),
         (lambda: SimVQ(**SMALL, init="other"), "init must be one of 'first.*, not 'other'"),

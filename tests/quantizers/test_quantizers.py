@@ -26,7 +26,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "wider": {"codebook_dim": DIM + 4},  # than the latents
 }
 GRIDS = ("fsq", "lfq", "lattice_vq")
-VARIANTS_OF = {kind: [*VARIANTS][: 7 if kind.endswith("simvq") else 1 if kind in GRIDS else 3] for kind in QUANTIZERS}
+COUNTS = {"simvq": 7, "residual_simvq": 7, "index_vq": 2, **dict.fromkeys(GRIDS, 1)}
+VARIANTS_OF = {kind: [*VARIANTS][: COUNTS.get(kind, 3)] for kind in QUANTIZERS}
 
 
 def make(kind: str, variant: str = "default", **fields: object) -> Any:
@@ -142,7 +143,7 @@ def test_equal_codes_go_to_the_lowest_index(kind: str) -> None:
 
 def test_settings_that_a_kind_cannot_use_are_named() -> None:
     useless = {"vq": {"basis": "learnable"}, "residual_ema_vq": {"map": "diagonal"}, "lfq": {"map_bias": False}}
-    useless |= {"fsq": {"codebook_dim": 4}, "lattice_vq": {"gradient": "rotation"}, "simvq": {"num_quantizers": 3}}
+    useless |= {"fsq": {"codebook_dim": 4}, "index_vq": {"gradient": "rotation"}, "simvq": {"num_quantizers": 3}}
     for kind, setting in useless.items():
         with pytest.raises(ConfigError, match=f"quantizer.{next(iter(setting))} means nothing to {kind}"):
             make(kind, **setting)
