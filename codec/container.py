@@ -45,7 +45,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -108,9 +108,11 @@ class Header:
             raise ContainerError(f"the model's name {name!r} is not printable, or longer than 255 bytes")
         if not isinstance(digits, str) or not re.fullmatch(f"[0-9a-f]{{{2 * FINGERPRINT_BYTES}}}", digits):
             raise ContainerError(f"fingerprint must be {2 * FINGERPRINT_BYTES} hex digits, not {self.fingerprint!r}")
-        if not isinstance(self.gain_db, (int, float, np.integer, np.floating)) or not abs(self.gain_db) <= MOST_DB:
+        gain: Any = self.gain_db
+        gain = gain.item() if getattr(gain, "ndim", None) == 0 else gain
+        if not isinstance(gain, (int, float)) or not abs(gain) <= MOST_DB:
             raise ContainerError(f"gain_db must be a number from {-MOST_DB:g} to {MOST_DB:g}, not {self.gain_db!r}")
-        object.__setattr__(self, "gain_db", float(np.float32(self.gain_db)))
+        object.__setattr__(self, "gain_db", float(np.float32(gain)))
 
     @property
     def bits_per_code(self) -> int:

@@ -3,7 +3,7 @@
     python recipes/check_golden.py OUT mine.safetensors
 
 ``mine.safetensors`` holds any of the tensors of ``OUT/golden.json`` under the same names. The exit code is 1 if one
-differs, or if none has such a name.
+differs, or has another name.
 """
 
 import json
@@ -16,21 +16,24 @@ from numpy.typing import NDArray
 
 
 def read(path: Path) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file by name."""
-    data = path.read_bytes()
-    start = 8 + int.from_bytes(data[:8], "little")
-    entries = {name: entry for name, entry in json.loads(data[8:start]).items() if name != "__metadata__"}
-    types = {"F32": np.float32, "I64": np.int64}
-    parts = {name: data[start:][slice(*entry["data_offsets"])] for name, entry in entries.items()}
-    return {name: np.frombuffer(parts[name], types[e["dtype"]]).reshape(e["shape"]) for name, e in entries.items()}
+    """The tensors of a safetensors file by name; without such a file the program ends."""
+    try:
+        data = path.read_bytes()
+        start = 8 + int.from_bytes(data[:8], "little")
+        entries = {name: entry for name, entry in json.loads(data[8:start]).items() if name != "__metadata__"}
+        types = {name: f"<{e['dtype'][0].lower()}{int(e['dtype'][1:]) // 8}" for name, e in entries.items()}
+        parts = {name: data[start:][slice(*entry["data_offsets"])] for name, entry in entries.items()}
+        return {name: np.frombuffer(parts[name], types[name]).reshape(e["shape"]) for name, e in entries.items()}
+    except (OSError, ValueError, KeyError) as error:  # ValueError: no JSON, or a type that numpy lacks
+        sys.exit(f"{path} is no safetensors file of numbers as numpy has them: {error}")
 
 
 if len(sys.argv) != 3:
     sys.exit("usage: python recipes/check_golden.py OUT mine.safetensors")
 golden, mine = Path(sys.argv[1]), read(Path(sys.argv[2]))
 reference, wrong = read(golden / "golden.safetensors"), 0
-if not mine.keys() & reference.keys():
-    sys.exit(f"{sys.argv[2]} has none of the names in {golden / 'golden.json'}")
+if unknown := sorted(mine.keys() - reference.keys()):
+    sys.exit(f"{sys.argv[2]}: no tensor is called {', '.join(unknown)} in {golden / 'golden.json'}")
 for name, entry in json.loads((golden / "golden.json").read_text())["tensors"].items():
     if name in mine and mine[name].shape != reference[name].shape:
         wrong += 1

@@ -33,7 +33,6 @@ def read_curves(run: Path, pattern: str) -> dict[str, tuple[list[int], list[floa
 def plot(args: argparse.Namespace) -> int:
     """Draw one picture with a panel per pattern; a run keeps its color, the curves of one pattern grow paler."""
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
 
     if missing := [str(run) for run in args.runs if not (run / "metrics.jsonl").is_file()]:
         raise CodecError(f"no metrics.jsonl in {', '.join(missing)}")
@@ -49,15 +48,17 @@ def plot(args: argparse.Namespace) -> int:
     figure = Figure((4.5 * columns, 3 * rows), layout="tight")
     for number, (pattern, curves_of_runs) in enumerate(panels.items(), start=1):
         axis = figure.add_subplot(rows, columns, number)
-        for index, curves in enumerate(curves_of_runs):
+        for index, (run, curves) in enumerate(zip(args.runs, curves_of_runs, strict=True)):
+            axis.plot(
+                [], [], color=f"C{index % 10}", label=run.resolve().name
+            )  # for the legend, with curves or without
             for stage, points in enumerate(curves.values()):
                 marker, paler = "." if len(points[0]) == 1 else None, 1 - 0.8 * stage / len(curves)
                 axis.plot(*points, marker=marker, linewidth=1, color=f"C{index % 10}", alpha=paler)
         axis.set_title(pattern)
         axis.set_xlabel("step")
         axis.grid(alpha=0.3)
-    lines = [Line2D([], [], color=f"C{index % 10}", label=run.resolve().name) for index, run in enumerate(args.runs)]
-    figure.axes[0].legend(handles=lines)
+    figure.axes[0].legend()
     save_picture(figure, args.out, args.force)
     print(args.out)
     return EXIT_OK

@@ -36,14 +36,7 @@ from codec.files import read_json, write_json, write_text
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
-from codec.training.checkpoint import (
-    CHECKPOINTS,
-    CheckpointError,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-    start_from,
-)
+from codec.training.checkpoint import CHECKPOINTS, load_checkpoint, prune_checkpoints, save_checkpoint, start_from
 from codec.training.config import TrainConfig, load_train_config
 from codec.training.data import SegmentDataset, batches, end_readers
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
@@ -281,19 +274,19 @@ def changes_since(path: Path, config: TrainConfig, checkpoint: Path) -> list[str
     """What differs from the run's config.json; checkpoints alone do not tell, as a sample rate changes no shape of a weight.
 
     Raises:
-        CheckpointError: look_aheads or a field of model or discriminator differs, or phases.autoencoder, if the phase was
+        ConfigError: look_aheads or a field of model or discriminator differs, or phases.autoencoder, if the phase was
             over at the ``checkpoint`` there or here, or the file is damaged.
     """
     changes, step = [], int(checkpoint.name.removeprefix("step_"))
     try:
         before = from_dict(TrainConfig, read_json(path)) if path.is_file() else config
     except CodecError as error:
-        raise CheckpointError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
+        raise ConfigError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
     for name, old, new in differences("", to_dict(before), to_dict(config)):
         # a quantizer is not matched twice, nor used unmatched
         fixed = name == "phases.autoencoder" and step > min(old, new)
         if fixed or name.startswith(("model.", "discriminator.", "look_aheads")):
-            raise CheckpointError(
+            raise ConfigError(
                 f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
                 "own settings of it, and its --init, or another --out"
             )

@@ -250,7 +250,7 @@ class FileDecoder(Worker):
                 f"made with model {header.model!r}, which is not a shipped one; give {right or 'it'} with --model"
             )
         codec = self.load(self.args.model or header.model)
-        codec.check(header, f"give {right or 'the right one'} with --model, or leave --model out if it is shipped")
+        codec.check(header, f"give {right or 'the right one'} with --model, or none if it is shipped")
         return codec
 
 

@@ -113,6 +113,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         self,
         input_values: Tensor,
         padding_mask: Tensor | None = None,
+        *,  # the third argument of EncodecModel is the bandwidth, of MimiModel the number of codebooks
         bandwidth: float | None = None,
         num_quantizers: int | None = None,
     ) -> CodecModelOutput:
@@ -143,11 +144,14 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         self,
         input_values: Tensor,
         padding_mask: Tensor | None = None,
+        *,
         bandwidth: float | None = None,
         num_quantizers: int | None = None,
     ) -> CodecModelOutput:
         """Codes of waveforms ``[B, C, T]``, and the waveforms ``[B, 1, T]`` that these decode to."""
-        codes = self.encode(input_values, padding_mask, bandwidth, num_quantizers, return_dict=True).audio_codes
+        codes = self.encode(
+            input_values, padding_mask, bandwidth=bandwidth, num_quantizers=num_quantizers, return_dict=True
+        ).audio_codes
         audio = self.decode(codes, padding_mask, return_dict=True).audio_values
         return CodecModelOutput(codes, audio[..., : input_values.shape[-1]])
 

@@ -153,11 +153,8 @@ class Tokenizer:
             lengths = [len(waveforms[i]) for i in batch]
             padded = nn.utils.rnn.pad_sequence([waveforms[i] for i in batch], batch_first=True)[:, None]
             gains = [rows[i]["gain_db"] for i in batch]
-            exact, steps = not self.at_once, self.refine_steps
-            codes = (
-                self.codec.encode(padded, rate, count, lengths, gains, exact=exact, refine_steps=steps).cpu().numpy()
-            )
-            for i, length, own in zip(batch, lengths, codes, strict=True):
+            codes = self.codec.encode(padded, rate, count, lengths, gains, not self.at_once, self.refine_steps)
+            for i, length, own in zip(batch, lengths, codes.cpu().numpy(), strict=True):
                 rows[i]["codes"] = list(own[:, : self.codec.num_frames(length)])
         return rows
 

@@ -50,6 +50,8 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     records = [record for record in read_manifest(args.manifest) if args.speaker in (None, record.speaker)]
     if len(records) < 2:
         raise CodecError(f"{args.manifest}: {len(records)} utterances of speaker {args.speaker}; at least 2 are needed")
+    for record in records:  # what cannot be read is told before the long work
+        read_record(record)
     codec, codes = Codec.from_pretrained(args.model), {}
     if codec.num_quantizers > 1:
         raise CodecError(f"{args.model} has {codec.num_quantizers} codes per frame; take a model of one")

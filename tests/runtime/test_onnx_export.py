@@ -89,12 +89,15 @@ def test_golden_tensors_and_their_checker(tiny_model_folder: Path, tmp_path: Pat
         save_file({name.replace("_", "."): tensor for name, tensor in mine.items()}, tmp_path / "mine.safetensors")
         return python((ROOT / "recipes" / "check_golden.py").read_text(), tmp_path, tmp_path / "mine.safetensors")
 
-    good = check(output_codes=codes, output_waveform=audio)
+    good = check(output_codes=codes.astype(np.int32), output_waveform=audio)
     assert good.returncode == 0 and good.stdout.count("ok ") == 2, good.stdout + good.stderr
     assert check(output_waveform=audio * 1.01).returncode == 1
     assert check(output_waveform=audio[..., 1:]).returncode == 1
-    assert "has none of the names" in check(waveform=audio).stderr
-    assert python((ROOT / "recipes" / "check_golden.py").read_text(), tmp_path).stderr.startswith("usage: ")
+    assert "no tensor is called waveform in" in check(output_codes=codes, waveform=audio).stderr
+    (tmp_path / "golden.json").rename(tmp_path / "mine.safetensors")
+    for names, said in (((), "usage: "), (("mine.safetensors",), f"{tmp_path / 'mine.safetensors'} is no safetensors")):
+        script = (ROOT / "recipes" / "check_golden.py").read_text()
+        assert python(script, tmp_path, *(tmp_path / name for name in names)).stderr.startswith(said)
 
 
 def test_mistakes_are_one_line(tiny_model_folder: Path, tmp_path: Path, refused: Refused) -> None:
