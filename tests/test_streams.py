@@ -153,7 +153,6 @@ BAD_SAMPLES: list[tuple[Any, Any, str]] = [
     (np.zeros((2, 1, 80), np.int16), None, r"float tensor.*not int16 \[2, 1, 80\]"),
     (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
     (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
-    (torch.zeros(2, 1, 80), 80, "lengths must be a list"),
 ]
 BAD_CODES: list[tuple[Any, str]] = [
     (CODES[:, :2], "K = 3"),

@@ -4,9 +4,7 @@ import io
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -201,17 +199,11 @@ def test_a_consumer_that_goes_ends_it_quietly(sound: Samples, tiny_model_folder:
         head = stream.tell()
         writer.write(np.zeros((3, 2000), int))
         data = stream.getvalue()
-    with start(command, tiny_model_folder) as child:
-
-        def feed(pipe: IO[bytes]) -> None:
-            with suppress(BrokenPipeError), pipe:
-                pipe.write(data)
-                while True:
-                    pipe.write(data[head:])
-
-        feeder = threading.Thread(target=feed, args=[child.stdin])
-        feeder.start()
+    Path("begin").write_bytes(data)
+    Path("more").write_bytes(data[head:])
+    endless = subprocess.Popen(["bash", "-c", "cat begin; while cat more; do :; done"], stdout=subprocess.PIPE)
+    with endless, start(command, tiny_model_folder, stdin=endless.stdout) as child:
+        endless.stdout.close()  # the child alone holds it
         assert child.stdout.read(100)
         child.stdout.close()
-        feeder.join()
         assert (child.wait(), child.stderr.read()) == (1, b"")

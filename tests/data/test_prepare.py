@@ -133,7 +133,6 @@ def test_folder_is_split_by_whole_speakers(tmp_path: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("items", "dev", "test", "sizes"),
     [
-        (10, 0.02, 0.0, (9, 1, 0)),
         (200, 0.02, 0.01, (194, 4, 2)),
         (3, 0.5, 0.45, (1, 1, 1)),
         (4, 0.0, 0.0, (4, 0, 0)),

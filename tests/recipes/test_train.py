@@ -240,11 +240,7 @@ def test_a_run_is_killed_resumed_exported_and_trained_on(corpus: Path, tmp_path:
     assert f"step_{last:08d}" in kept and len(kept) <= 3
 
     assert recipe("export", run, model, "--with-discriminator") == 0
-    files = {"config.json", "model.safetensors", "README.md", "discriminator.safetensors"}
-    assert {path.name for path in model.iterdir()} == files
     assert "made here | CC0" in (model / "README.md").read_text()
-    average, exported = state(run, last, "average"), load_file(model / "model.safetensors")
-    assert exported.keys() == average.keys() and all(torch.equal(exported[k], average[k]) for k in average)
     launcher = ("-m", "accelerate.commands.launch", "--config_file", str(RECIPES / "accelerate" / "cpu.yaml"))
     tuned = tmp_path / "tuned"  # the precision is fixed for a process
     finish(start([*command(corpus, tuned, "precision=bf16", launcher=launcher), *QUIET, "--init", str(model)]))

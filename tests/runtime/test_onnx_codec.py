@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import pickle
-import shutil
 import threading
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from loading import ASSETS, LOOKS, SPEECH, Speech, python
-from safetensors.torch import load_file, save_file
 
 from codec import Codec, CodecConfig
 from codec.base import WINDOW_FRAMES
@@ -155,36 +153,17 @@ def test_two_threads_give_the_same(tiny_model_folder: Path, bits: int, monkeypat
 # ---- mistakes ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn], ids=str)
-def test_weights_of_every_float_type(tiny_model_folder: Path, tmp_path: Path, dtype: torch.dtype) -> None:
-    shutil.copy(tiny_model_folder / "config.json", tmp_path)
-    tensors = load_file(tiny_model_folder / "model.safetensors")
-    save_file({name: tensor.to(dtype) for name, tensor in tensors.items()}, tmp_path / "model.safetensors")
-    codec, onnx = Codec.from_pretrained(tmp_path), OnnxCodec.from_pretrained(tmp_path)
-    codes = np.arange(30).reshape(1, 3, 10)
-    np.testing.assert_allclose(onnx.decode(codes), codec.decode(codes).numpy(), atol=1e-5)
-
-
 def test_models_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: Path) -> None:
-    """Another quantizer at once; when they are needed, the weights of another model, and NaN."""
+    """Another quantizer at once, a codebook when it is needed; ``tests/test_weights.py`` has what the reader refuses."""
     quantizer = QuantizerConfig("residual_vq", 2, 16, 4)
     Codec(dataclasses.replace(tiny_config, quantizer=quantizer)).save_pretrained(tmp_path / "vq")
     with pytest.raises(ModelError, match="the quantizer residual_vq, which runs with torch only"):
         OnnxCodec.from_pretrained(tmp_path / "vq")
     codec = Codec(tiny_config)
-    codec.decoder.input.bias.data[3] = torch.nan
-    codec.save_pretrained(tmp_path / "own")
-    onnx = OnnxCodec.from_pretrained(tmp_path / "own")
-    with pytest.raises(ModelError, match=r"decoder\.input\.bias holds NaN or infinity"):
-        onnx.decode(np.zeros((1, 3, 5), np.int64))
     codec.quantizer.stages[1].basis.data.fill_(1e20)  # type: ignore[operator, union-attr]
     codec.save_pretrained(tmp_path / "own")
     with pytest.raises(ModelError, match="the codebook of stage 2 is too large"):
         OnnxCodec.from_pretrained(tmp_path / "own").encode(np.ones(400, np.float32), 16000)
-    Codec(dataclasses.replace(tiny_config, latent_dim=12)).save_pretrained(tmp_path / "other")
-    (tmp_path / "other" / "model.safetensors").replace(tmp_path / "own" / "model.safetensors")
-    with pytest.raises(ModelError, match=r"encoder\.output\.bias is \[12\], config\.json says \[16\]"):
-        OnnxCodec.from_pretrained(tmp_path / "own").encode(np.zeros(400, np.float32), 16000)
 
 
 def test_arguments_that_cannot_be(tiny_model_folder: Path) -> None:

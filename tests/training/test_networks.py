@@ -19,7 +19,6 @@ def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecCon
     deeper = replace(tiny_config, encoder=encoder, decoder=replace(tiny_config.decoder, depth=3))
     grown = JointCodec(deeper)
     assert start_codec(grown, source, "mine")
-    assert sum(p.numel() for p in grown.parameters()) > sum(p.numel() for p in source.parameters())
     waveform = 0.1 * torch.randn(2, 1, 10 * source.hop_length)
     a, b = source(waveform), grown.eval()(waveform)
     assert torch.equal(a.codes, b.codes) and torch.equal(a.waveform, b.waveform)
