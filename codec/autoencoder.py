@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from codec.config import CodecConfig, Reach
 from codec.errors import CodecError
 
-HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB
+HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB for each item
 FEW_ROWS = 16  # of which MKL's product is as fast, and a convolution not worth its call
 ROWS = 128  # are filled up to a multiple: oneDNN keeps what it has prepared for every number of rows
 CPU: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}

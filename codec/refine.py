@@ -6,7 +6,7 @@ waveform x are trained, as weights are, while the model stays as it is:
     minimize the mean of ``d(decoder(quantizer(z) + noise), x)`` over z, from ``z = encoder(x)`` on
 
 by Adam (Kingma and Ba, arXiv 1412.6980), whose gradient passes the quantizer as in training, straight through. The distance d
-is the mean, over spectrograms of two window lengths, of log-mel, complex and envelope distance (``codec.spectral``). The
+is the sum of log-mel, complex and envelope distance (``codec.spectral``), its mean over two window lengths. The
 noise, white and new in every step, keeps z from what brings d down at one point alone, and there costs harmonics; it is that
 of a generator with a seed, so that the same waveform has the same codes. Of the codes of both ends of the way, those with the
 lesser distance without noise are taken.

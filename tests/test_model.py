@@ -326,9 +326,9 @@ def test_hub_ids_are_fetched_by_revision_and_keep_their_name(tmp_path: Path, mon
     make(CONFIGS["causal"]).save_pretrained(tmp_path / "snapshot")
     hub = Mock(snapshot_download=Mock(return_value=str(tmp_path / "snapshot")))
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert Codec.from_pretrained("owner/name@v2").name == "owner/name@v2"
+    assert Codec.from_pretrained("owner/name@refs/pr/2").name == "owner/name@refs/pr/2"
     names = ["config.json", "model.safetensors"]
-    hub.snapshot_download.assert_called_once_with("owner/name", revision="v2", allow_patterns=names)
+    hub.snapshot_download.assert_called_once_with("owner/name", revision="refs/pr/2", allow_patterns=names)
     (tmp_path / "snapshot/model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"is not a model folder: it lacks model.safetensors"):
         Codec.from_pretrained("owner/name")

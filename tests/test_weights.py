@@ -82,6 +82,8 @@ def test_a_matrix_is_stored_with_its_step(model: Codec, tmp_path: Path, monkeypa
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in whole.items())
     with pytest.raises(ModelError, match="is no shipped model"):
         model.save_pretrained(tmp_path / "lost", base=str(tmp_path / "whole"))
+    (tmp_path / "base-v1" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
+    refusal(tmp_path / "other", "base-v1.model.safetensors cannot be used: it is a git-lfs pointer")
     before = (tmp_path / "whole" / "model.safetensors").read_bytes()
     monkeypatch.setattr("codec.model.write_json", Mock(side_effect=OSError))
     with pytest.raises(OSError):
@@ -141,6 +143,7 @@ def test_damage_is_named(model: Codec, tmp_path: Path, bits: Bits) -> None:
         (BASIS, lambda t: torch.full_like(t, torch.nan), f"{BASIS} holds NaN or infinity"),
         *((NARROW, lambda t, dtype=dtype: t.to(dtype), f"{NARROW} must be of type F32") for dtype in NO_FLOATS),
         ("encoder.output.bias", lambda _: torch.zeros(3, 3), "encoder.output.bias"),
+        ("encoder.output.bias", lambda t: t.to(torch.int8), "encoder.output.bias must be of type F32"),
         *((name, lambda _: torch.zeros(1), "not part of the model") for name in NO_NAMES),
     ],
 )

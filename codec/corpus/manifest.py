@@ -22,7 +22,7 @@ LARGEST = 2**48  # samples, bytes or Hz: beyond it lies no recording, but an "un
 
 
 class ManifestError(CodecError):
-    """A manifest line that cannot be used; the message names the file and the line."""
+    """A manifest, or a line or file of it, that cannot be used; the message names it."""
 
 
 @dataclass(frozen=True)

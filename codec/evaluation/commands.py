@@ -69,7 +69,7 @@ def compare_main(argv: Sequence[str] | None = None) -> int:
     add("b", type=Path, metavar="B", help="folder of the other; may be the same with --pair")
     ids = "systems of A and B (default: those of the same id)"
     add("--pair", action="append", default=[], metavar="ID:ID", help=ids)
-    add("--metrics", nargs="+", metavar="NAME", help="default: all that both have")
+    add("--metrics", nargs="+", metavar="NAME", help="default: all that both have, but the speed")
     add("--json", action="store_true", help="JSON instead of a table")
     args = parser.parse_args(argv)
     return run_command(parser.prog, lambda: _compare(args))

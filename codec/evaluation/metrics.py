@@ -422,6 +422,7 @@ COSTS: dict[str, Metric] = {  # what a reconstruction took in bits and time: mea
     "rtf": Metric(
         "real-time factor", "", "none", 4,
         "Seconds of encoding and decoding for a second of speech, one thread, whatever else the machine was doing; programs "
-        "of other systems include their start, and encoding is that of all quantizers.", per_second=True,
+        "of other systems include their start, and encoding, unless codes are refined, is that of all quantizers.",
+        per_second=True,
     ),
 }  # fmt: skip

@@ -105,7 +105,8 @@ def _mean_spectra(plan: Plan, measured: Sequence[Measured]) -> dict[str, tuple[A
     for each in measured:
         if each.seconds < SHORTEST or not plan.spectra(each.index).exists():
             continue
-        powers = 10 ** (np.load(plan.spectra(each.index)).astype(np.float64) / 10)
+        levels = np.load(plan.spectra(each.index)).astype(np.float64)
+        powers = (10 ** (levels / 10) - SILENT).clip(min=0)
         for name, power in zip([REFERENCE, *(system.id for system in plan.systems)], powers, strict=True):
             if is_wide(powers[0]) and np.isfinite(power[0]):
                 both = np.stack([powers[0], power])

@@ -67,14 +67,14 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
 
 
 def _download(name: str) -> Path:
-    if name.count("/") != 1 or name.startswith(("/", ".", "~")) or not all(name.split("/")):
+    repo, _, revision = name.partition("@")
+    if repo.count("/") != 1 or repo.startswith(("/", ".", "~")) or not all(repo.split("/")):
         shipped = ", ".join(shipped_models())
         raise ModelError(f"no model {name!r}: give a shipped name ({shipped}), a model folder, or a hub id owner/name")
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ModelError(f"there is no folder {name!r}; to fetch it from the hub: {install('hub')}") from None
-    repo, _, revision = name.partition("@")
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
     except Exception as error:  # network, HTTP and validation errors share no base class

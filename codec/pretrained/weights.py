@@ -39,18 +39,15 @@ class Weights:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            metadata, self._tensors = _opened(path)
-            base = metadata.get(BASE)
-            if base is not None:
-                if base not in shipped_models():
-                    raise ModelError(
-                        f"{path} goes with the shipped model {base!r}, which this version of the package does not have"
-                    )
-                _, others = _opened(find_model(base) / FILES[1])
-                self._tensors |= {n: t for n, t in others.items() if n.removesuffix(STEP) not in self._tensors}
-        except (SafetensorError, OSError) as error:
-            raise refused(path, error) from None
+        metadata, self._tensors = _opened(path)
+        base = metadata.get(BASE)
+        if base is not None:
+            if base not in shipped_models():
+                raise ModelError(
+                    f"{path} goes with the shipped model {base!r}, which this version of the package does not have"
+                )
+            _, others = _opened(find_model(base) / FILES[1])
+            self._tensors |= {n: t for n, t in others.items() if n.removesuffix(STEP) not in self._tensors}
         self.unread = set(self._tensors)
 
     @property
@@ -70,7 +67,7 @@ class Weights:
             ModelError: there is none of this name, shape and type, or it holds NaN.
         """
         with np.errstate(over="ignore"):  # what is too large for float32 is refused below
-            tensor = self._raw(name, shape, FLOATS | {"I8": "i1"})
+            tensor = self._raw(name, shape, FLOATS | ({"I8": "i1"} if len(shape) == 2 else {}))
             step = self._raw(name + STEP, (*shape[:1], 1), FLOATS) if tensor.dtype == np.int8 else None
             largest = tensor if step is None else 128 * step
         if not np.isfinite(largest).all():
@@ -107,8 +104,11 @@ class Weights:
 
 def _opened(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The metadata of a safetensors file, and its tensors as its header describes them, each with its bytes as ``data``."""
-    with safe_open(path, framework="numpy"):  # finds whatever is wrong in the header
-        tensors, data, checksum = parts(path.read_bytes())
+    try:
+        with safe_open(path, framework="numpy"):  # finds whatever is wrong in the header
+            tensors, data, checksum = parts(path.read_bytes())
+    except (SafetensorError, OSError) as error:
+        raise refused(path, error) from None
     metadata = tensors.pop("__metadata__", None) or {}
     if metadata.get(CHECKSUM, checksum) != checksum:
         raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")

@@ -34,7 +34,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     Codes and audio are those of ``Codec`` but for rounding, which may turn a code where two are equally near. Signals
     of one stream begin and end together: what comes and goes by itself takes a stream of its own. A ``copy.copy`` of a stream
-    goes on by itself. Latents, ``embed`` and ``exact=False`` need torch.
+    goes on by itself. Latents, ``embed``, ``refine_steps`` and ``exact=False`` need torch.
 
     Attributes:
         bits: 32 or 8, of the inner matrix products.

@@ -46,7 +46,7 @@ class DataConfig(Bounded):
         segment_seconds: length of a segment; a whole number of frames.
         gain_db: lowest and highest random gain; a segment is never amplified beyond full scale.
         normalize: bring every segment to the level at which speech is encoded before that gain.
-        max_bad_fraction: training stops once more than this share of the files tried cannot be read.
+        max_bad_fraction: training stops once more than this share of the files tried, and more than three, cannot be read.
         workers: reading processes per training process.
         valid_limit: use only the first so many validation utterances; 0 for all.
         max_speaker_hours: a speaker with more speech is drawn as if it were so much; 0 for no cap.
@@ -250,7 +250,7 @@ class TrainConfig(Bounded):
         different = len(set(self.look_aheads)) == len(self.look_aheads)
         require(different, f"look_aheads must differ, not {list(self.look_aheads)}")
         for look_ahead in self.look_aheads:
-            replace(self.model.decoder, look_ahead=look_ahead)  # which says if it cannot
+            replace(self.model, decoder=replace(self.model.decoder, look_ahead=look_ahead))  # which says if it cannot
         seconds, hop = self.data.segment_seconds, self.model.hop_length
         samples = seconds * self.model.sample_rate
         whole = round(samples / hop) >= 1 and abs(samples / hop - round(samples / hop)) <= 1e-6

@@ -126,6 +126,7 @@ $("record").addEventListener("click", () => {
   const recording = (on) => {
     $("record").textContent = on ? "Stop" : "Record";
     $("record").classList.toggle("on", on);
+    $("rates").inert = on;
   };
   if (stopRecording) { stopRecording(); return; }
   work(async () => {

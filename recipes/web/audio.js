@@ -29,7 +29,7 @@ export function gainOf(samples, sampleRate) {
 
 /** Record the microphone as it is, without what browsers do to calls; returns a function that stops and gives the file. */
 export async function record() {
-  const stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: false, noiseSuppression: false } });
+  const stream = await navigator.mediaDevices.getUserMedia({ audio: { autoGainControl: false, echoCancellation: false, noiseSuppression: false } });
   const recorder = new MediaRecorder(stream, { audioBitsPerSecond: 256000 }), parts = [];
   recorder.ondataavailable = ({ data }) => parts.push(data);
   const stopped = new Promise((done) => { recorder.onstop = done; });

@@ -44,7 +44,7 @@ export function read(buffer) {
   };
 
   if (String.fromCharCode(...bytes.subarray(0, 4)) !== "SVQC") throw new CodecError("this is not a .codes file");
-  const version = bytes[4];
+  const version = bytes[4] ?? 2; // of a file that ends there
   if (version !== 1 && version !== 2) throw new CodecError(`this is a .codes file of version ${version}; this page reads 1 and 2`);
   take(version === 1 ? 45 : 51);
   const nameLength = bytes[at - 1], nameStart = at;
@@ -61,7 +61,8 @@ export function read(buffer) {
     codebookSize: view.getUint32(40, true),
     gainDb: version === 1 ? 0 : view.getFloat32(44, true),
   };
-  if (![header.sampleRate, header.originalSampleRate, header.hopLength, header.numQuantizers].every(Boolean) || header.codebookSize < 2)
+  if (![header.sampleRate, header.originalSampleRate, header.hopLength, header.numQuantizers].every(Boolean) || header.codebookSize < 2
+      || !(Math.abs(header.gainDb) <= 200))
     throw new CodecError("the header holds numbers that cannot be");
 
   const flat = []; // frame by frame, and within a frame stage by stage

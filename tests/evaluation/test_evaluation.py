@@ -19,12 +19,13 @@ import soundfile
 from loading import SPEECH, Refused, Said, recipe, recorded, wait_for
 
 from codec import Codec, container
+from codec.audio import resample
 from codec.corpus.manifest import Record, write_manifest
 from codec.errors import CodecError
-from codec.evaluation import systems
+from codec.evaluation import metrics, summary, systems
 from codec.evaluation.commands import compare_main, evaluate_main
 from codec.evaluation.compare import Report, bootstrap_mean, compare
-from codec.evaluation.measure import KNOWN, EvaluationError, read_utterance
+from codec.evaluation.measure import KNOWN, EvaluationError, Measured, read_utterance
 from codec.evaluation.metrics import COSTS
 from codec.evaluation.results import Estimate, Results, read_rows, write_rows
 from codec.evaluation.runner import present_metrics
@@ -123,6 +124,14 @@ class TestReport:
         found = results(report, "folder-copy")["lines"]
         assert (found["mean"], found["n"], found["low"], found["failed"]) == (0, 1, None, 0)
         assert results(report, "model-1")["lines"]["mean"] > 0  # the tiny model knows nothing of speech
+
+    def test_a_quiet_recording_of_a_narrow_band_is_not_wide(self, tmp_path: Path) -> None:
+        """Its spectrum is kept over a floor, which is no sound."""
+        quiet = resample(1e-3 * np.random.default_rng(0).standard_normal(16000).astype(np.float32), 16000, 48000)
+        levels = 10 * np.log10(metrics.mean_spectrum(quiet, 48000)[None] + metrics.SILENT)
+        np.save(tmp_path / "0.npy", levels.astype(np.float16))
+        plan = Mock(systems=(), spectra=lambda index: tmp_path / "0.npy")
+        assert not summary._mean_spectra(plan, [Measured(0, 1.0, {}, {})])
 
     def test_codes_are_kept_and_every_utterance_counts(self, report: Path) -> None:
         """The numbers of health and stability are in ``test_golden.py``."""

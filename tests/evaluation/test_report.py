@@ -115,8 +115,9 @@ def test_results_by_source(page: Page, tmp_path: Path) -> None:
     assert re.findall(r"<summary>(.*?) <small>", page.source) == ["PESQ-WB", "STOI", "SI-SDR", "Mel distance"]
     rows = page.rows("results")[len(SYSTEMS) + 1 :]
     assert rows[0] == ["System", "source not given", SOURCE]
-    assert rows[1][1:] == ["2.718 n 3", "2.346 [2.100, 2.500] n 106 · 2 failed"]
-    assert rows[2][1:] == ["not measured"] * 2
+    assert rows[1][1:] == ["not measured"] * 2
+    found = next(row[1:] for row in rows if row[0] == "default, 8 quantizers")
+    assert found == ["2.718 n 3", "2.346 [2.100, 2.500] n 106 · 2 failed"]
     alone = tuple(replace(system, by_source={}) for system in make_results().systems)
     assert "By source" not in Page(make_report(tmp_path, 2, make_results(systems=alone))).text
 
@@ -193,7 +194,11 @@ def test_numbers_and_ticks() -> None:
     assert (duration(6.24), duration(738.1), duration(9000)) == ("6.2\u00a0s", "12.3\u00a0min", "2.5\u00a0h")
 
     assert log_ticks(0.75, 24) == [1, 2, 5, 10, 20] and log_ticks(75, 55310) == [100, 1000, 10000]
-    assert len(log_ticks(6, 6)) >= 1 and len(log_ticks(1.2, 3.2)) >= 3 and len(log_ticks(75, 424)) >= 3
+    assert (
+        all(len(log_ticks(rate, rate)) >= 1 for rate in (6, 2.4, 1.2))
+        and len(log_ticks(1.2, 3.2)) >= 3
+        and len(log_ticks(75, 424)) >= 3
+    )
     assert [short(value) for value in (0.5, 200, 1e4, 1e6)] == ["0.5", "200", "10k", "1M"]
     equal = 4.643888473510742  # the PESQ-WB of speech and itself, whose mean is larger by rounding
     for low, high in ((1.04, 4.64), (0.6, 0.9), (-4.1, 8.2), (2.0, 2.0), (0.0, 0.0), (equal, equal + 1e-15)):

@@ -85,13 +85,13 @@ def short(value: float) -> str:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Three or more round numbers between two positive ones: powers of ten if that many fit, else 1, 2, 5, else more."""
+    """Round numbers about two positive ones, three or more if they can be: powers of ten, else 1, 2, 5, else more."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for steps in ((1,), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 8)):
         ticks = [s * 10.0**d for d in decades for s in steps if low / 1.15 <= s * 10.0**d <= high * 1.15]
         if len(ticks) >= 3:
             break
-    return ticks
+    return ticks or [float(f"{low:.2g}")]
 
 
 def linear_ticks(low: float, high: float) -> list[float]:

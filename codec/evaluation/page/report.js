@@ -70,14 +70,11 @@
       if (digits >= 0) cell.className = "num";
       if (key === "failures" && value) cell.className = "text";
       if (key === "id" && Object.hasOwn(data.anchors, value)) {
-        const link = cell.appendChild(document.createElement("a"));
-        link.href = "#" + data.anchors[value];
-        link.textContent = value;
+        const link = document.createElement("a");
+        cell.append(Object.assign(link, { href: "#" + data.anchors[value], textContent: value }));
       } else if (value === null) {
-        const none = cell.appendChild(document.createElement("span"));
-        none.className = "none";
-        none.title = "no value";
-        none.textContent = "–";
+        const none = document.createElement("span");
+        cell.append(Object.assign(none, { className: "none", title: "no value", textContent: "–" }));
       } else {
         cell.textContent = digits >= 0 ? number(value, digits) : value;
       }

@@ -1,7 +1,7 @@
 """An evaluation as a page to read and listen to: tables, plots, players with spectrograms, every file.
 
-The page needs nothing from elsewhere and opens from disk. It is plain HTML; its script only sorts and filters the table of
-files, marks tables that go on beyond their edge, and stops a player when another starts.
+The page needs nothing from elsewhere and opens from disk. It is plain HTML; its script sorts and filters the table of
+files, marks tables that go on beyond their edge, opens linked examples, and sees to it that one player plays at a time.
 """
 
 from __future__ import annotations
