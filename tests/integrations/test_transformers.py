@@ -121,7 +121,13 @@ def test_what_is_refused(shipped: Any) -> None:
     with pytest.raises(CodecError, match="give one of them"):
         shipped.encode(waveform, bandwidth=1.5, num_quantizers=2)
     right = "pad on the right"
-    for bad, said in (mask, right), (0 * mask, right), (mask[0], r"not \[640\]"), (mask[:, 9:], "631 samples"):
+    for bad, said in (
+        (mask, right),
+        (0 * mask, right),
+        (mask[0], r"not \[640\]"),
+        (mask[:, 10:], "630 samples"),
+        ([1], "not list"),
+    ):
         with pytest.raises(CodecError, match=said):
             shipped(waveform, bad)
     with pytest.raises(CodecError, match="the folder of a Codec"):
