@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from codec.audio_parts import AudioError as AudioError  # of this module too
 from codec.audio_parts import Part, find_parts, incomplete
 from codec.config import whole_number
-from codec.errors import install
+from codec.errors import CodecError, install
 from codec.files import as_path, atomic_write, check_binary
 
 if TYPE_CHECKING:
@@ -338,7 +338,8 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
         name: how messages call it.
 
     Raises:
-        AudioError: the format does not take this sample rate or is unknown; the disk is full.
+        AudioError: the format does not take this sample rate, or is unknown.
+        CodecError: the disk is full.
     """
 
     def __init__(self, path: Path, sample_rate: int, num_samples: int = 0, name: str | None = None) -> None:
@@ -357,8 +358,9 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
             system_path = str(path) if os.name == "nt" else os.fsencode(path)  # as text it must be UTF-8
             self._file = soundfile.SoundFile(system_path, "w", sample_rate, 1, subtype, format=file_format)
         except (soundfile.LibsndfileError, ValueError) as error:
+            if getattr(error, "code", None) == SYSTEM_ERROR:
+                raise CodecError(f"{self.name} cannot be written; is the disk full?") from None
             reason = getattr(error, "error_string", str(error)).strip(" .")
-            reason = "is the disk full?" if getattr(error, "code", None) == SYSTEM_ERROR else reason
             raise AudioError(f"{self.name} cannot be written at {sample_rate} Hz ({reason}); {OTHER_RATE}") from None
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -377,7 +379,7 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
         try:
             yield
         except (soundfile.LibsndfileError, AssertionError, AudioError):
-            raise AudioError(f"{self.name} cannot be written; is the disk full?") from None
+            raise CodecError(f"{self.name} cannot be written; is the disk full?") from None
 
     def write(self, block: Block) -> None:
         """Append samples; beyond full scale they are clipped."""

@@ -235,8 +235,9 @@ def main() -> int:
     option("run", type=Path, metavar="RUN")
     option("out", type=Path, metavar="OUT")
     option("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
-    mean = "take the mean of the weights with these runs'"
-    option("--average-with", type=Path, nargs="+", default=[], metavar="RUN", help=mean)
+    option(
+        "--average-with", type=Path, nargs="+", default=[], metavar="RUN", help="take means with their latest weights"
+    )
     option("--look-ahead", type=int, metavar="N", help="with the further decoder that looks N frames ahead")
     option("--bits", type=int, default=32, choices=get_args(Bits), help="of a stored weight (default: 32)")
     option("--base", metavar="MODEL", help="a shipped model: what it holds alike is not stored again")

@@ -43,15 +43,12 @@ def plot(args: argparse.Namespace) -> int:
         del panels[pattern]
     if not panels:
         raise CodecError(f"no curve yet in {', '.join(map(str, args.runs))}")
-    columns = 3
-    rows = -(-len(panels) // columns)
-    figure = Figure((4.5 * columns, 3 * rows), layout="tight")
+    rows = -(-len(panels) // 3)
+    figure = Figure((13.5, 3 * rows), layout="tight")
     for number, (pattern, curves_of_runs) in enumerate(panels.items(), start=1):
-        axis = figure.add_subplot(rows, columns, number)
+        axis = figure.add_subplot(rows, 3, number)
         for index, (run, curves) in enumerate(zip(args.runs, curves_of_runs, strict=True)):
-            axis.plot(
-                [], [], color=f"C{index % 10}", label=run.resolve().name
-            )  # for the legend, with curves or without
+            axis.plot([], [], color=f"C{index % 10}", label=run.resolve().name)  # for the legend
             for stage, points in enumerate(curves.values()):
                 marker, paler = "." if len(points[0]) == 1 else None, 1 - 0.8 * stage / len(curves)
                 axis.plot(*points, marker=marker, linewidth=1, color=f"C{index % 10}", alpha=paler)

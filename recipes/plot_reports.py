@@ -5,6 +5,8 @@ python recipes/plot_reports.py 0=reports/start 1400=reports/1400 2600=reports/26
 """
 
 import argparse
+import itertools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,13 +49,11 @@ def plot(args: argparse.Namespace) -> int:
         raise CodecError(f"no {'system with a bitrate' if single else 'model'} has a value of {empty[0]}")
     figure = Figure((5 * len(panels), 3.6), layout="tight")
     axes = figure.subplots(1, len(panels), squeeze=False)
-    shown = dict.fromkeys(name for lines in panels.values() for name in lines)  # with its look, the same in all panels
-    styles = {name: index for index, name in enumerate(shown)}
+    names = dict.fromkeys(name for lines in panels.values() for name in lines)  # each looks alike in all panels
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
-        for name, line in lines.items():
-            x, means, *bars = zip(*line, strict=True)
-            look = {"color": f"C{styles[name] % 10}", "marker": "osD^v<>"[styles[name] % 7]}
-            shown[name] = axis.errorbar(x, means, yerr=bars, capsize=2, **look)
+        for name, marker in zip(names, itertools.cycle("osD^v<>"), strict=False):
+            x, means, *bars = zip(*lines.get(name, [(math.nan, math.nan, 0.0, 0.0)]), strict=True)
+            axis.errorbar(x, means, yerr=bars, label=name, marker=marker, capsize=2)
         axis.set_title(title)
         axis.set_xlabel("kbit/s" if single else "training step")
         if single:
@@ -62,7 +62,7 @@ def plot(args: argparse.Namespace) -> int:
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(shown.values(), shown.keys())
+    axes.flat[0].legend()
     save_picture(figure, args.out, args.force)
     print(args.out)
     return EXIT_OK

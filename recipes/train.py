@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from codec.config import ConfigError, from_dict, to_dict
-from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
+from codec.corpus.manifest import ManifestError, Record, evenly, read_manifest, summary
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import read_json, write_json, write_text
 from codec.health import CodebookCounter, effective_dimension
@@ -100,10 +100,8 @@ def train(args: argparse.Namespace) -> int:
     config, counters, networks, accelerator = run.config, run.counters, run.networks, run.accelerator
     if config.phases.progress(counters.step, counters.seconds) >= 1:
         if accelerator.is_main_process:
-            print(
-                f"nothing left to do: {run.folder} is at step {counters.step} and phases.steps is {config.phases.steps}; "
-                f"raise it to train on, as with --set phases.steps={2 * counters.step}, or phases.minutes if it is set"
-            )
+            more = f"minutes={2 * config.phases.minutes:g}" if config.phases.minutes else f"steps={2 * counters.step}"
+            print(f"nothing left to do: {run.folder} is at step {counters.step}; to train on: --set phases.{more}")
         accelerator.end_training()
         return EXIT_OK
     stop.listen()
@@ -247,7 +245,7 @@ def set_up(args: argparse.Namespace) -> Run:
     checkpoint = start_from(args.out, args.resume, args.minutes is not None, accelerator)
     changes = changes_since(args.out / "config.json", config, checkpoint) if checkpoint else []
     records = [record for path in data.train for record in read_manifest(path)]
-    valid = [record for path in data.valid for record in read_manifest(path)][: data.valid_limit or None]
+    valid = evenly([record for path in data.valid for record in read_manifest(path)], data.valid_limit or None)
     if not valid:
         raise ManifestError(f"data.valid: no utterance in {', '.join(data.valid) or 'an empty list; give a manifest'}")
     if any(record.duration > LONGEST for record in valid):
@@ -347,8 +345,9 @@ def validate_run(run: Run) -> None:
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True
     loss = values["valid/mel"] + values.get("valid/stft", 0.0)
-    if quantize and (counters.best_loss is None or loss < counters.best_loss):
-        counters.best_loss, counters.best = loss, f"step_{counters.step:08d}"
+    of = summary(run.valid)
+    if quantize and (counters.best_loss is None or loss < counters.best_loss or of != counters.best_of):
+        counters.best_loss, counters.best, counters.best_of = loss, f"step_{counters.step:08d}", of
         run.save()
 
 
@@ -384,6 +383,10 @@ def describe_run(run: Run) -> None:
         key = " | ".join((record.source or "unnamed source", record.licence or "licence unknown"))
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
     speech = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
+    before = read_json(run.folder / "data.json") if run.saved_step > 0 else speech
+    texts = [f"{each['train']} from {', '.join(each['hours_by_source'])}" for each in (speech, before)]
+    if texts[0] != texts[1]:
+        run.changes = [*run.changes, f"the speech is {texts[0]} instead of {texts[1]}"]
     write_json(run.folder / "config.json", to_dict(run.config))
     write_json(run.folder / "data.json", speech)
     notes = run.folder / "notes.md"  # for the model's card

@@ -408,7 +408,7 @@ def test_full_disk(tmp_path: Path, suffix: str, missing: int, speech: tuple[Samp
         return (tmp_path / name).stat().st_size
 
     size = write(f"fits{suffix}")
-    with full_disk(size - missing), pytest.raises(AudioError, match=r"^out cannot be written; is the disk full\?$"):
+    with full_disk(size - missing), pytest.raises(CodecError, match=r"^out cannot be written; is the disk full\?$"):
         write(f"fails{suffix}")
 
 

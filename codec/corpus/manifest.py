@@ -13,11 +13,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import TypeVar
 
 from codec.config import from_dict, without_repeats
 from codec.errors import CodecError
 from codec.files import atomic_write
 
+Item = TypeVar("Item")
 LARGEST = 2**48  # samples, bytes or Hz: beyond it lies no recording, but an "unknown" or a mistake
 
 
@@ -130,6 +132,12 @@ def read_manifest(path: str | Path) -> list[Record]:
                 raise ManifestError(f"{path}:{number}: id {record.id!r} again, after line {lines[record.id]}")
             records.append(dataclasses.replace(record, path=(folder / record.path).as_posix()))
     return records
+
+
+def evenly(items: Sequence[Item], limit: int | None) -> list[Item]:
+    """At most so many of the items, evenly spaced: of sorted ones the first few would all be of one speaker."""
+    count = len(items) if limit is None else min(limit, len(items))
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def summary(records: Sequence[Record]) -> str:

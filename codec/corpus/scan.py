@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from codec.audio import AudioError, measure, read_samples
-from codec.corpus.manifest import Record, audio_source
+from codec.corpus.manifest import Record, audio_source, evenly
 from codec.errors import CodecError, legible, one_line
 from codec.files import atomic_write
 from codec.workers import in_threads
@@ -50,11 +50,10 @@ def probe(
     """Read the headers of audio files, in many threads; both lists keep the order of ``paths``.
 
     A file that is damaged further in counts as usable here; training skips such files when it meets them. Files shorter
-    than ``min_seconds`` are bad. With a ``limit`` so many are read, evenly spaced: of sorted paths the first few would all
-    be of one speaker. The ``label`` stands before the progress bar.
+    than ``min_seconds`` are bad. With a ``limit`` so many are read, evenly spaced. The ``label`` stands before the progress
+    bar.
     """
-    if limit is not None and limit < len(paths):
-        paths = [paths[i * len(paths) // limit] for i in range(limit)]
+    paths = evenly(paths, limit)
     probed = in_threads(lambda path: _probe_file(path, min_seconds), paths, THREADS)
     results = list(tqdm(probed, label, len(paths), unit=" files", disable=None))
     good = [result for result in results if isinstance(result, AudioInfo)]

@@ -48,7 +48,7 @@ class DataConfig(Bounded):
         normalize: bring every segment to the level at which speech is encoded before that gain.
         max_bad_fraction: training stops once more than this share of the files tried, and more than three, cannot be read.
         workers: reading processes per training process.
-        valid_limit: use only the first so many validation utterances; 0 for all.
+        valid_limit: use only so many validation utterances, evenly spaced in the manifests; 0 for all.
         max_speaker_hours: a speaker with more speech is drawn as if it were so much; 0 for no cap.
         resident: hold all training speech in the device's memory, as 16-bit samples, and cut segments there: a GPU never
             waits for files. An hour takes 173 MB at 24 kHz.

@@ -85,14 +85,17 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
     """
     torch.manual_seed(config.seed)
     codec = JointCodec(config.model, config.look_aheads)
-    quantizer_matched = init is not None and start_codec(codec, Codec.from_pretrained(init), init)
+    source = None if init is None else Codec.from_pretrained(init)
+    quantizer_matched = source is not None and start_codec(codec, source, str(init))
     discriminators = Discriminators(config.discriminator)
     if init is not None and config.phases.adversarial >= 0:
         start_discriminators(discriminators, find_model(init) / DISCRIMINATORS)
     codec, discriminators = codec.to(accelerator.device).train(), discriminators.to(accelerator.device).train()
     if config.train == "decoder":
-        if not quantizer_matched:
+        if source is None or not quantizer_matched:
             raise ConfigError("train: decoder needs --init with a model of the configuration's encoder and quantizer")
+        if codec.fingerprint != source.fingerprint:
+            raise ConfigError("train: decoder with a decoder of another size needs model.first_decoder, that of --init")
         for fixed in (codec.encoder, codec.quantizer):
             fixed.requires_grad_(False).eval()
     average = copy.deepcopy(codec).eval().requires_grad_(False)

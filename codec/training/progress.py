@@ -32,6 +32,7 @@ class Counters:
     skipped_files: int = 0
     best: str | None = None
     best_loss: float | None = None
+    best_of: str = ""  # on what speech that was measured
     seconds: float = 0.0  # of training, over all legs
 
     def judge_step(self, finite: bool, most: int) -> None:

@@ -20,6 +20,7 @@ from codec.corpus.manifest import ManifestError, Record, audio_source
 from codec.errors import CodecError, one_line
 from codec.files import write_text
 from codec.health import CodebookCounter
+from codec.level import check_peak
 from codec.model import Codec
 from codec.spectral import mel_decibels
 from codec.training.losses import SpectralLoss
@@ -142,6 +143,7 @@ def readable(records: Iterable[Record], codec: Codec) -> Iterator[tuple[Record, 
             with AudioReader(audio_source(record), record.path) as reader:
                 length = min(reader.claimed_samples or record.num_samples, LONGEST * reader.sample_rate)
                 samples = resample(reader.segment(0, length), reader.sample_rate, codec.sample_rate)
+            check_peak(samples)
         except (OSError, CodecError) as error:
             log.warning("skipped %s: %s", record.path, error)
         else:

@@ -80,7 +80,7 @@ def split_records(records: Sequence[Record], args: argparse.Namespace) -> dict[s
     """Split -> its records, by whole speakers or by file; says which."""
     num_speakers = len({record.speaker for record in records})
     by = args.split_by or ("speaker" if num_speakers > 1 else "file")
-    keys = [record.speaker if by == "speaker" else record.id for record in records]
+    keys = [(by == "speaker" and record.speaker) or record.id for record in records]
     try:
         split_of = assign_splits(keys, args.dev_fraction, args.test_fraction, args.seed)
     except PrepareError as error:

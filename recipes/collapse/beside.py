@@ -10,7 +10,6 @@ start from the first batch. Each line is measured in a process of its own.
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
-import importlib
 import importlib.util
 import multiprocessing
 import resource

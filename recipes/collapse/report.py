@@ -155,9 +155,9 @@ def table(results: Sequence[Result], lead: Sequence[str], columns: Sequence[Colu
     """A Markdown table: a row for each combination of the ``lead`` keys, seeds together."""
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
-        groups.setdefault(tuple(result[key] for key in lead), []).append(result)
+        groups.setdefault((result["study"], *(result[key] for key in lead)), []).append(result)
     rows = []
-    for key, chosen in groups.items():
+    for (_, *key), chosen in groups.items():
         names = [NAMES.get(str(part), f"{part:,}" if isinstance(part, int) else str(part)) for part in key]
         rows.append([*names, str(len(chosen)), *(cell_text(chosen, value, form) for _, value, form in columns)])
     heads = [{"codebook_size": "V"}.get(key, key) for key in lead]
@@ -172,7 +172,7 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def tables(results: Sequence[Result]) -> dict[str, str]:
     """All tables by name."""
-    order = list(NAMES)
+    order = [*NAMES, *sorted({r["quantizer"] for r in results} - NAMES.keys())]
     results = sorted(results, key=lambda r: (r["codebook_size"], order.index(r["quantizer"]), r["start"], r["seed"]))
     longer, filling = ([r for r in results if r["study"] == name] for name in ("longer", "filling"))
     results = [r for r in results if r not in longer + filling]
@@ -213,10 +213,12 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
 
 def water_table(cells: Sequence[Result]) -> str:
     """By bits, what reverse water-filling asks for and what both kinds of table lose of one autoencoder's latents."""
-    rows = []
+    rows, plain_or_ours = [], re.compile(r"(residual\d*_)?(sim)?vq")
     for bits in sorted({bits_of(r) for r in cells}):
         group = [r for r in cells if bits_of(r) == bits]
-        lost = {"simvq" in r["quantizer"]: f"{kept(r)[1]:.1%}" for r in group if r["quantizer"].endswith("vq")}
+        lost = {
+            "simvq" in r["quantizer"]: f"{kept(r)[1]:.1%}" for r in group if plain_or_ours.fullmatch(r["quantizer"])
+        }
         needs = [str(above_water(group[0], name)) for name in ("variance", "heard")]
         rows.append([f"{bits:.0f}", *needs, f"{predicted(group[0])[1]:.1%}", lost.get(False, "-"), lost.get(True, "-")])
     return markdown(("bits", "above water", "as heard", "a Gaussian must lose", "plain VQ loses", "SimVQ loses"), rows)

@@ -154,7 +154,7 @@ def cells_of(config: StudyConfig) -> list[Cell]:
 def is_held_out(record: Record, one_in: int) -> bool:
     """Whether the utterance's speaker (where unknown: the utterance) is kept for measuring; of the name alone."""
     name = record.speaker or record.id
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") % one_in == 0
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big") % one_in == 0
 
 
 class Study:
@@ -244,8 +244,9 @@ class Study:
             frames = round(config.segment_seconds * codec.frame_rate)
             segments = max(config.match_segments, -(-cell.codebook_size // frames))
             steps = range(-(-segments // config.batch_size))
+            missing = -self.batch(cell.seed, 0)[0].shape[-1] % codec.hop_length
             with torch.no_grad():
-                waveforms = (self.batch(cell.seed, step)[0].to(self.device) for step in steps)
+                waveforms = (F.pad(self.batch(cell.seed, step)[0].to(self.device), (0, missing)) for step in steps)
                 codec.quantizer.initialize(torch.cat(list(map(codec.encoder, waveforms))))
         return codec
 
