@@ -408,8 +408,12 @@ def test_full_disk(tmp_path: Path, suffix: str, missing: int, speech: tuple[Samp
         return (tmp_path / name).stat().st_size
 
     size = write(f"fits{suffix}")
-    with full_disk(size - missing), pytest.raises(CodecError, match=r"^out cannot be written; is the disk full\?$"):
+    with (
+        full_disk(size - missing),
+        pytest.raises(CodecError, match=r"^out cannot be written; is the disk full\?$") as error,
+    ):
         write(f"fails{suffix}")
+    assert not isinstance(error.value, AudioError), "which would be one of the input"
 
 
 # ---- resampling -----------------------------------------------------------------------------------------------------

@@ -135,7 +135,11 @@ def read_manifest(path: str | Path) -> list[Record]:
 
 
 def evenly(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most so many of the items, evenly spaced: of sorted ones the first few would all be of one speaker."""
+    """At most so many of the items, evenly spaced: of sorted ones the first few would all be of one speaker.
+
+    >>> evenly("abcdefg", 3), evenly("ab", 3)
+    (['a', 'c', 'e'], ['a', 'b'])
+    """
     count = len(items) if limit is None else min(limit, len(items))
     return [items[i * len(items) // count] for i in range(count)]
 

@@ -213,12 +213,10 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
 
 def water_table(cells: Sequence[Result]) -> str:
     """By bits, what reverse water-filling asks for and what both kinds of table lose of one autoencoder's latents."""
-    rows, plain_or_ours = [], re.compile(r"(residual\d*_)?(sim)?vq")
+    rows, kinds = [], re.compile(r"(residual\d*_)?(sim)?vq")
     for bits in sorted({bits_of(r) for r in cells}):
         group = [r for r in cells if bits_of(r) == bits]
-        lost = {
-            "simvq" in r["quantizer"]: f"{kept(r)[1]:.1%}" for r in group if plain_or_ours.fullmatch(r["quantizer"])
-        }
+        lost = {"simvq" in r["quantizer"]: f"{kept(r)[1]:.1%}" for r in group if kinds.fullmatch(r["quantizer"])}
         needs = [str(above_water(group[0], name)) for name in ("variance", "heard")]
         rows.append([f"{bits:.0f}", *needs, f"{predicted(group[0])[1]:.1%}", lost.get(False, "-"), lost.get(True, "-")])
     return markdown(("bits", "above water", "as heard", "a Gaussian must lose", "plain VQ loses", "SimVQ loses"), rows)

@@ -65,7 +65,9 @@ def make_results(**changes: Any) -> schema.Results:
         health=schema.Health(tuple(map(_stage, range(8))), schema.Latents(256, 31.24, 55310), ("Few are <needed>.",)),
         stability=(
             schema.Stability("shift", "input shifted", schema.Result(0.4213, 0.401, 0.44, 111), shares),
-            schema.Stability("quiet", "input 6 dB quieter", schema.Result(0.31, None, None, 111), None),
+            schema.Stability(
+                "quiet", "input 6 dB quieter", schema.Result(0.31, None, None, 110, 1, {"too short": 1}), None
+            ),
         ),
     )
     return replace(results, **changes)

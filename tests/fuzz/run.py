@@ -2,7 +2,6 @@
 
     python tests/fuzz/run.py                          some thousand mutations of good files for each
     python tests/fuzz/run.py --long 100               a hundred times as many
-    python tests/fuzz/run.py audio --coverage 600     what atheris finds in so many seconds (pip install atheris)
 
 Mutation N of a target is always the same; one that fails is named by its number: ``--first N`` begins there.
 """
@@ -13,26 +12,17 @@ import io
 import logging
 import random
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import numpy as np
 import soundfile
 
-try:
-    import atheris
-except ModuleNotFoundError:
-    atheris = None
-
-with atheris.instrument_imports(include=["codec"]) if atheris else nullcontext():
-    from codec import audio, container
-    from codec.container import Header
-    from codec.errors import CodecError
+from codec import audio, container
+from codec.container import Header
+from codec.errors import CodecError
 
 NUMBER = {"container": 5000, "audio": 1000}  # of mutations; those of audio take longer
 CHECKSUMS_LEFT_OUT = patch.object(container, "zlib", SimpleNamespace(crc32=lambda data: 0))
@@ -136,30 +126,15 @@ def fuzz(target: str, first: int, number: int) -> int:
     return read
 
 
-def fuzz_by_coverage(target: str, seconds: int) -> None:
-    """Let libFuzzer look for inputs that reach new code; does not return. What fails is kept as ``crash-*``."""
-    with tempfile.TemporaryDirectory() as corpus:
-        for index, data in enumerate(seeds(target)):
-            Path(corpus, str(index)).write_bytes(data)
-        options = [f"-max_total_time={seconds}", "-max_len=30000", f"-timeout={HANGS}", "-print_final_stats=1"]
-        atheris.Setup([sys.argv[0], *options, corpus], lambda data: TARGETS[target](data) and None)
-        atheris.Fuzz()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(TARGETS)} (default: all)")
     parser.add_argument("--long", type=int, default=1, metavar="N", help="N times as many mutations")
     parser.add_argument("--first", type=int, default=0, metavar="N", help="number of the first mutation")
-    parser.add_argument("--coverage", type=int, metavar="SECONDS", help="guided by coverage, one target")
     args = parser.parse_args()
-    if args.coverage and not (atheris and len(args.targets) == 1):
-        parser.error("--coverage takes one TARGET and needs the package atheris")
     warnings.simplefilter("error")
     logging.disable()
     for target in args.targets or TARGETS:
-        if args.coverage:
-            fuzz_by_coverage(target, args.coverage)
         number = NUMBER[target] * args.long
         print(f"{target}: {number} mutations, {fuzz(target, args.first, number)} of them read, all others refused")
 

@@ -128,8 +128,10 @@ def test_validation_skips_what_cannot_be_read(
     tiny_config: CodecConfig, records: list[Record], caplog: pytest.LogCaptureFixture
 ) -> None:
     accelerator, spectral = Accelerator(cpu=True), SpectralLoss(tiny_config.sample_rate, LossConfig())
-    gone = replace(records[0], path="gone.wav")
-    values = tracking.validate(Codec(tiny_config), [gone, records[1]], spectral, False, accelerator)
-    assert values["valid/utterances"] == 1 and values["valid/mel"] > 0 and "skipped gone.wav" in caplog.text
+    gone, loud = (replace(records[0], path=path) for path in ("gone.wav", records[0].path + ".loud.wav"))
+    soundfile.write(loud.path, np.full(8000, 9.0), 8000, subtype="FLOAT")
+    values = tracking.validate(Codec(tiny_config), [gone, loud, records[1]], spectral, False, accelerator)
+    assert values["valid/utterances"] == 1 and values["valid/mel"] > 0
+    assert "skipped gone.wav" in caplog.text and f"skipped {loud.path}: waveform must be in" in caplog.text
     with pytest.raises(ManifestError, match="none of 1 files can be read"):
         tracking.validate(Codec(tiny_config), [gone], spectral, False, accelerator)
