@@ -120,7 +120,7 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     if others:
         log.info("%s: files of other kinds passed over: %d", folder, others)
     if links:
-        log.info("%s: links to folders not followed: %d; give them by name", folder, links)
+        log.info("%s: links to folders not followed: %d; give what they lead to", folder, links)
     return sorted(files)
 
 

@@ -6,13 +6,15 @@
 Writes OUT/train.jsonl, and OUT/dev.jsonl and OUT/test.jsonl as far as their fractions ask for them; what was skipped is
 named in OUT/skipped.tsv. Hidden files and folders (.name) are passed over, links to folders are not followed.
 
-The speaker of DIR/anna/2021/a.wav is "anna", that of a file right in DIR is unknown. The split depends on the seed and
+The speaker of DIR/anna/2021/a.wav is "anna", that of a file right in DIR is unknown, and each of those is split
+off by itself. The split depends on the seed and
 on the names of the speakers (or of the files) alone, so it is the same on every machine.
 """
 
 import argparse
 import dataclasses
 import hashlib
+import logging
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -138,6 +140,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)  # of what is passed over
     return run_command("prepare.py", lambda: prepare(args), "the same command begins again")
 
 

@@ -134,7 +134,7 @@ def test_links(run: Run, stderr: Said) -> None:
     Path("in/b.wav").symlink_to("a.wav")
     assert run("encode", "in", "-o", "out") == 0
     said = stderr()
-    assert "links to folders not followed: 1; give them by name" in said and "other kinds passed over: 1" in said
+    assert "links to folders not followed: 1; give what they lead to" in said and "other kinds passed over: 1" in said
     assert names("out") == ["a.codes", "b.codes"]
     Path("in/lost.wav").symlink_to("nowhere.wav")
     assert run("encode", "in", "-o", "out", "--force") == 1
