@@ -42,8 +42,9 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights. Worker
     processes must be spawned, not forked: a forked child of a process in which torch has run on threads hangs. Codes and
-    audio are computed in float32, also inside an autocast, and refused after ``half()`` or ``bfloat16()``. ``forward`` is for
-    training, and has the precision of the autocast around it: other codes than ``encode``.
+    audio are computed in float32, also inside an autocast, and refused after ``half()`` or ``bfloat16()``; on GPUs leave TF32
+    off, as torch does, or codes may be others. ``forward`` is for training, and has the precision of the autocast around it:
+    other codes than ``encode``.
 
     Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, with gradients of ``forward`` and
     ``embed`` only.
