@@ -81,7 +81,7 @@ def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) ->
 
     Raises:
         AudioError: no floats; more than one item or channel; NaN; the format is unknown or does not take this sample rate.
-        CodecError: the sample rate is no whole number.
+        CodecError: the sample rate is no whole number; the disk is full.
         OSError: the file cannot be written.
     """
     rate = whole_number("sample_rate", sample_rate, 1, 2**31 - 1)

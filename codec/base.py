@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -326,8 +326,7 @@ class CodecBase(Generic[Signal]):
         last = self._divisor * WINDOW_FRAMES
         for block in itertools.chain(blocks, [None]):
             if block is not None:
-                # a copy, as the caller may fill the same array again
-                held = self._library.concatenate([block] if held is None else [held, block], -1)
+                held = block if held is None else self._library.concatenate([held, block], -1)
             elif held is not None:
                 held = self._padded(held, -held.shape[-1] % unit)
             else:
@@ -341,6 +340,7 @@ class CodecBase(Generic[Signal]):
                 done += count
                 keep = max(done - context.left, 0)
                 held, start = held[..., (keep - start) * unit :], keep
+            held = self._library.concatenate([held], -1)  # a copy, as the caller may fill the same array again
 
     def _divided(self, parts: list[Signal], sizes: list[int]) -> list[Signal]:
         """Parts, joined and divided anew into items of these sizes."""
@@ -460,7 +460,7 @@ def checked_lengths(lengths: Any, batch: int, longest: int, least: int = 1) -> l
 def whole_numbers(name: str, values: Any, low: int, high: int) -> list[int]:
     """The values of a list, an array or a tensor as ints; a CodecError if they are none."""
     values = values.tolist() if hasattr(values, "tolist") else values
-    if not isinstance(values, Sequence):
+    if not isinstance(values, list | tuple | range):
         raise CodecError(f"{name} must be a list of whole numbers, not {values!r}")
     return [whole_number(name, value, low, high) for value in values]
 

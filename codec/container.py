@@ -348,7 +348,7 @@ class Writer:
             raise ContainerError("the end was written already: a Writer writes one file")
         while data:  # a socket takes what it has room for, and files of some libraries do not say how much
             written = self._stream.write(data)
-            if written is None and isinstance(self._stream, io.RawIOBase):
+            if written == 0 or (written is None and isinstance(self._stream, io.RawIOBase)):
                 raise BlockingIOError("the stream takes nothing now, and part of a file would be lost: let it block")
             data = data[len(data) if written is None else written :]
         self._stream.flush()

@@ -24,7 +24,7 @@ def read(path: Path) -> dict[str, NDArray[Any]]:
         types = {name: f"<{e['dtype'][0].lower()}{int(e['dtype'][1:]) // 8}" for name, e in entries.items()}
         parts = {name: data[start:][slice(*entry["data_offsets"])] for name, entry in entries.items()}
         return {name: np.frombuffer(parts[name], types[name]).reshape(e["shape"]) for name, e in entries.items()}
-    except (OSError, ValueError, KeyError) as error:  # ValueError: no JSON, or a type that numpy lacks
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         sys.exit(f"{path} is no safetensors file of numbers as numpy has them: {error}")
 
 
@@ -32,8 +32,8 @@ if len(sys.argv) != 3:
     sys.exit("usage: python recipes/check_golden.py OUT mine.safetensors")
 golden, mine = Path(sys.argv[1]), read(Path(sys.argv[2]))
 reference, wrong = read(golden / "golden.safetensors"), 0
-if unknown := sorted(mine.keys() - reference.keys()):
-    sys.exit(f"{sys.argv[2]}: no tensor is called {', '.join(unknown)} in {golden / 'golden.json'}")
+if unknown := ", ".join(sorted(mine.keys() - reference.keys())) or "at all" * (not mine):
+    sys.exit(f"{sys.argv[2]}: no tensors that {golden / 'golden.json'} has: {unknown}")
 for name, entry in json.loads((golden / "golden.json").read_text())["tensors"].items():
     if name in mine and mine[name].shape != reference[name].shape:
         wrong += 1

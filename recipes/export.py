@@ -236,14 +236,13 @@ def main() -> int:
     option("out", type=Path, metavar="OUT")
     option("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
     option(
-        "--average-with", type=Path, nargs="+", default=[], metavar="RUN", help="take means with their latest weights"
+        "--average-with", type=Path, nargs="+", default=[], metavar="RUN", help="average with the latest of each RUN"
     )
     option("--look-ahead", type=int, metavar="N", help="with the further decoder that looks N frames ahead")
     option("--bits", type=int, default=32, choices=get_args(Bits), help="of a stored weight (default: 32)")
     option("--base", metavar="MODEL", help="a shipped model: what it holds alike is not stored again")
     option("--evaluation", type=Path, metavar="REPORT", help="folder of codec-evaluate, for the card")
-    further = "also write the discriminators, which train.py --init goes on with"
-    option("--with-discriminator", action="store_true", help=further)
+    option("--with-discriminator", action="store_true", help="also write the discriminators, for train.py --init")
     option("--force", action="store_true", help="overwrite an existing model")
     args = parser.parse_args()
     return run_command("export.py", lambda: export(args))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
+import hashlib
 import json
 import logging
 import math
@@ -100,7 +101,8 @@ def train(args: argparse.Namespace) -> int:
     config, counters, networks, accelerator = run.config, run.counters, run.networks, run.accelerator
     if config.phases.progress(counters.step, counters.seconds) >= 1:
         if accelerator.is_main_process:
-            more = f"minutes={2 * config.phases.minutes:g}" if config.phases.minutes else f"steps={2 * counters.step}"
+            over = counters.step >= config.phases.steps
+            more = f"steps={2 * counters.step}" if over else f"minutes={2 * config.phases.minutes:g}"
             print(f"nothing left to do: {run.folder} is at step {counters.step}; to train on: --set phases.{more}")
         accelerator.end_training()
         return EXIT_OK
@@ -345,8 +347,8 @@ def validate_run(run: Run) -> None:
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True
     loss = values["valid/mel"] + values.get("valid/stft", 0.0)
-    of = summary(run.valid)
-    if quantize and (counters.best_loss is None or loss < counters.best_loss or of != counters.best_of):
+    of = hashlib.sha256(repr([(r.id, r.path, r.offset) for r in run.valid]).encode()).hexdigest()[:16]
+    if quantize and (counters.best_loss is None or loss < counters.best_loss or counters.best_of not in ("", of)):
         counters.best_loss, counters.best, counters.best_of = loss, f"step_{counters.step:08d}", of
         run.save()
 
@@ -383,10 +385,9 @@ def describe_run(run: Run) -> None:
         key = " | ".join((record.source or "unnamed source", record.licence or "licence unknown"))
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
     speech = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
-    before = read_json(run.folder / "data.json") if run.saved_step > 0 else speech
-    texts = [f"{each['train']} from {', '.join(each['hours_by_source'])}" for each in (speech, before)]
-    if texts[0] != texts[1]:
-        run.changes = [*run.changes, f"the speech is {texts[0]} instead of {texts[1]}"]
+    learned, run.counters.speech = run.counters.speech, f"{speech['train']} of {', '.join(sorted(sources))}"
+    if learned not in ("", run.counters.speech):
+        run.changes = [*run.changes, f"the speech is {run.counters.speech} instead of {learned}"]
     write_json(run.folder / "config.json", to_dict(run.config))
     write_json(run.folder / "data.json", speech)
     notes = run.folder / "notes.md"  # for the model's card

@@ -72,8 +72,8 @@ class Plan:
         ids = Counter(system.id for family in families for system in family.systems)
         if not ids:
             raise EvaluationError("nothing to measure: no model, no --reconstructions, no classical codec here")
-        ids += Counter(family.systems[0].family for family in families)  # as plots call them
-        if twice := [name for name, count in ids.items() if count > 1]:
+        names = Counter(family.systems[0].family for family in families)  # of lines in plots
+        if twice := [name for counts in (ids, names) for name, count in counts.items() if count > 1]:
             raise EvaluationError(f"two systems would both be called {twice[0]}; give --reconstructions other names")
         return families
 

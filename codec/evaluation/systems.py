@@ -154,7 +154,10 @@ class FolderFamily:
             names.append(Path(record.id).with_suffix("").as_posix())
         if not record.num_bytes:  # a shard's name is nobody's
             parts = Path(record.path).with_suffix("").parts
-            names += ["/".join(parts[start:]) for start in range(1, len(parts))]  # the longest first
+            tails = ["/".join(parts[start:]) for start in range(1, len(parts))]  # the longest first
+            folders = {name.rpartition("/")[0] for name in self.files} - {""}
+            own = next((i for i, tail in enumerate(tails) if tail.rpartition("/")[0] in folders), len(tails))
+            names += tails[: own + 1]  # where the recording's folder is there, no file outside of it is the recording's
         return next((self.files[name] for name in names if name in self.files), [])
 
 

@@ -113,21 +113,21 @@ class Quantizer(nn.Module, ABC):
         item, so that ``dropout`` draws once for all of it.
 
         Raises:
-            CodecError: latents of another width; a first batch that does not vary; stages that there are not; a quantizer
-                in half or double precision, which would give other codes.
+            CodecError: latents of another width; a first batch that does not vary; in training, no frame at all; stages that
+                there are not; a quantizer in half or double precision, which would give other codes.
         """
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.num_quantizers:
             raise CodecError(f"num_quantizers must be from 1 to {self.num_quantizers}, not {count}")
         if next((parameter.dtype for parameter in self.parameters()), torch.float32) != torch.float32:
             raise CodecError("a quantizer computes in float32: use quantizer.float(), and autocast around the model")
+        frames = self._frames(latents, mask)
+        if self.training and not frames.shape[-1]:
+            raise CodecError("there is nothing to learn from: no frame, or a mask that is False everywhere")
         if self._awaits_start and self.training:
             if not self.started:
                 self.initialize(latents, mask)
             self._awaits_start = False  # looked at once: reading the buffer waits for the GPU
-        frames = self._frames(latents, mask)
-        if self.training and not frames.shape[-1]:
-            raise CodecError("there is nothing to learn from: no frame, or a mask that is False everywhere")
         with torch.autocast(frames.device.type, enabled=False):  # in half precision codes change places
             output = self.quantize(frames.float(), count, dropout if self.training else 0.0)
         output.quantized = self._shaped(output.quantized, latents, mask, 0.0)

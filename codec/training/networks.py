@@ -95,7 +95,10 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
         if source is None or not quantizer_matched:
             raise ConfigError("train: decoder needs --init with a model of the configuration's encoder and quantizer")
         if codec.fingerprint != source.fingerprint:
-            raise ConfigError("train: decoder with a decoder of another size needs model.first_decoder, that of --init")
+            raise ConfigError(
+                f"train: decoder would give the codes of {init} another meaning: the encoder must be the same, and a decoder "
+                "of another size needs model.first_decoder"
+            )
         for fixed in (codec.encoder, codec.quantizer):
             fixed.requires_grad_(False).eval()
     average = copy.deepcopy(codec).eval().requires_grad_(False)

@@ -32,7 +32,8 @@ class Counters:
     skipped_files: int = 0
     best: str | None = None
     best_loss: float | None = None
-    best_of: str = ""  # on what speech that was measured
+    best_of: str = ""  # a hash of what that was measured on
+    speech: str = ""  # that is learned from
     seconds: float = 0.0  # of training, over all legs
 
     def judge_step(self, finite: bool, most: int) -> None:

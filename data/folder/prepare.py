@@ -6,9 +6,8 @@
 Writes OUT/train.jsonl, and OUT/dev.jsonl and OUT/test.jsonl as far as their fractions ask for them; what was skipped is
 named in OUT/skipped.tsv. Hidden files and folders (.name) are passed over, links to folders are not followed.
 
-The speaker of DIR/anna/2021/a.wav is "anna", that of a file right in DIR is unknown, and each of those is split
-off by itself. The split depends on the seed and
-on the names of the speakers (or of the files) alone, so it is the same on every machine.
+The speaker of DIR/anna/2021/a.wav is "anna"; that of a file right in DIR is unknown, and counts as one of its own. The split
+depends on the seed and on the names of the speakers (or of the files) alone, so it is the same on every machine.
 """
 
 import argparse
@@ -82,6 +81,8 @@ def split_records(records: Sequence[Record], args: argparse.Namespace) -> dict[s
     """Split -> its records, by whole speakers or by file; says which."""
     num_speakers = len({record.speaker for record in records})
     by = args.split_by or ("speaker" if num_speakers > 1 else "file")
+    if by == "speaker" and num_speakers == 1 and not records[0].speaker:
+        raise PrepareError("--split-by speaker: no file lies in the folder of a speaker; take --split-by file")
     keys = [(by == "speaker" and record.speaker) or record.id for record in records]
     try:
         split_of = assign_splits(keys, args.dev_fraction, args.test_fraction, args.seed)

@@ -244,9 +244,9 @@ class Study:
             frames = round(config.segment_seconds * codec.frame_rate)
             segments = max(config.match_segments, -(-cell.codebook_size // frames))
             steps = range(-(-segments // config.batch_size))
-            missing = -self.batch(cell.seed, 0)[0].shape[-1] % codec.hop_length
+            fill = -self.batch(cell.seed, 0)[0].shape[-1] % codec.hop_length
             with torch.no_grad():
-                waveforms = (F.pad(self.batch(cell.seed, step)[0].to(self.device), (0, missing)) for step in steps)
+                waveforms = (F.pad(self.batch(cell.seed, step)[0].to(self.device), (0, fill)) for step in steps)
                 codec.quantizer.initialize(torch.cat(list(map(codec.encoder, waveforms))))
         return codec
 

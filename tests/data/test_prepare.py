@@ -334,6 +334,7 @@ USAGE = {
         ("libritts --root with_r --corpus libritts-r", "no usable file in"),
         ("folder --root with_r", "no audio in"),
         ("folder --root in --split-by speaker", "too few speakers: 1 cannot be split into 2"),
+        ("folder --root in/only/deeper --split-by speaker", "no file lies in the folder of a speaker"),
         ("folder --root in --min-seconds 9", "no usable file in"),
         ("shards half.tar.gz", "half.tar.gz is no tar file, or a damaged one"),
         ("shards json.tar", "no utterance can be used: all 1 were skipped"),

@@ -438,6 +438,7 @@ def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
         (made,) = outcomes(family, noise, 16000, name, f"/corpus/{path}.wav")
         assert np.allclose(made.waveform, noise, atol=1e-4)
     assert outcomes(family, noise, 16000, "one/001.wav", "/corpus/one/001.wav") == ["no such file in the folder"]
+    assert outcomes(family, noise, 16000, "x17", "/corpus/two/alone.wav") == ["no such file in the folder"]
     family.check([Record("x17", "/corpus/alone.wav", 1, 1), Record("b", "/corpus/alone.wav", 1, 1)])  # of one recording
     with pytest.raises(CodecError, match="flac would stand for both 1 and 2"):
         family.check([Record(str(n), f"/corpus/{n}/alone.wav", 1, 1) for n in (1, 2)])

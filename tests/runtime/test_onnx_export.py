@@ -93,7 +93,8 @@ def test_golden_tensors_and_their_checker(tiny_model_folder: Path, tmp_path: Pat
     assert good.returncode == 0 and good.stdout.count("ok ") == 2, good.stdout + good.stderr
     assert check(output_waveform=audio * 1.01).returncode == 1
     assert check(output_waveform=audio[..., 1:]).returncode == 1
-    assert "no tensor is called waveform in" in check(output_codes=codes, waveform=audio).stderr
+    assert "golden.json has: waveform\n" in check(output_codes=codes, waveform=audio).stderr
+    assert "golden.json has: at all\n" in check().stderr
     (tmp_path / "golden.json").rename(tmp_path / "mine.safetensors")
     for names, said in (((), "usage: "), (("mine.safetensors",), f"{tmp_path / 'mine.safetensors'} is no safetensors")):
         script = (ROOT / "recipes" / "check_golden.py").read_text()
