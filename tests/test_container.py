@@ -148,7 +148,7 @@ def test_golden_files_of_every_version() -> None:
     np.testing.assert_array_equal(codes, GOLDEN_CODES)
     header, codes = loads((ASSETS / "long_v1.codes").read_bytes())
     assert header == make(1030, fingerprint="0" * 32)[0] and np.array_equal(codes, make(1030)[1])
-    header = dataclasses.replace(GOLDEN_HEADER, gain_db=np.float32(-1.5))
+    header = dataclasses.replace(GOLDEN_HEADER, gain_db=np.array(-1.5))
     known, open_ended = [(ASSETS / name).read_bytes() for name in ("golden_v2.codes", "golden_v2_stream.codes")]
     assert dumps(header, GOLDEN_CODES) == known and stream_bytes(header, GOLDEN_CODES, [2, 3]) == open_ended
     for data in (known, open_ended):

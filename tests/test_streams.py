@@ -79,7 +79,7 @@ def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:
     batch = torch.stack([long, row])[:, None]
     encoder = codec.streaming_encoder(batch_size=2)
     outputs = [encoder.push(batch[..., :4000], [4000, len(first)]), encoder.push(batch[..., 4000:8000])]
-    encoder.reset([1])
+    encoder.reset(range(1, 2))
     outputs += [encoder.push(batch[..., 8000:]), encoder.flush()]
     codes = torch.cat(outputs, dim=-1)
     assert torch.equal(codes[0], codec.encode(long, codec.sample_rate)[0])

@@ -234,7 +234,7 @@ class TestResuming:
     def test_goes_on_after_a_kill(self, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         """In the middle of a line; what is kept to listen to are the two that have a value, and the examples."""
         out = tmp_path / "r"
-        command = [*command, "--out", str(out), "--metrics", "mel", "lines", "--no-stability"]
+        command = [*command, "--out", str(out), "--metrics", "lines", "mel", "--no-stability"]
         assert evaluate_main(command) == 0
         whole = (out / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         before = results(out, "model-3")
@@ -301,6 +301,7 @@ class TestResuming:
         (["--model", "none"], "nothing to measure"),
         (["--every", "0"], "at least 1"),
         (["--device", "cuda:77"], "use --device cpu"),
+        (["--reconstructions", "tiny=."], "two systems would both be called tiny;"),
         (["--reconstructions", "a b=.", "--reconstructions", "a-b=."], "two systems would both be called folder-a-b"),
     ],
 )
