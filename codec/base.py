@@ -250,7 +250,7 @@ class CodecBase(Generic[Signal]):
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
-        checked = self._each(blocks, lambda block: self._known(self._checked(block, "codes", "[k, n]", integers=True)))
+        checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
         yield from self._computed(self._decoded, [checked], self.decoder_context, 1)
 
     def _mono_items(self, waveform: Any, sample_rate: int, lengths: Any) -> tuple[list[Signal], int]:
@@ -362,6 +362,10 @@ class CodecBase(Generic[Signal]):
         if (steps := whole_number("refine_steps", asked, 0, MOST_STEPS)) and self._library is np:
             raise CodecError("refine_steps need torch: take Codec, or --backend torch")
         return steps
+
+    def _checked_codes(self, values: Any, shape: str) -> Signal:
+        """The codes as int64, if they can be this model's and of this ``shape``."""
+        return self._known(self._checked(values, "codes", shape, integers=True))
 
     def _known(self, codes: Signal) -> Signal:
         """The codes ``[..., k, N]``, if this model has them."""

@@ -132,9 +132,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     def embed(self, codes: Tensor) -> Tensor:
         """Vectors ``[B, D, N]`` of codes ``[B, k, N]``, summed over their stages, with gradient to the codebooks."""
-        return self.quantizer.embed(
-            self._known(self._checked(codes, "codes", "[B, K, N]", integers=True)).to(self.device)
-        )
+        return self.quantizer.embed(self._checked_codes(codes, "[B, K, N]").to(self.device))
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
         count = self._checked_count(num_quantizers, self.num_quantizers)
@@ -245,8 +243,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         if bits not in get_args(Bits):
             raise CodecError(f"bits must be 32, 16 or 8, not {bits!r}")
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(
-            folder / "config.json"
-        ) as path:  # both are written before one is replaced: no mixture on a full disk
+        # both are written before one is replaced: a full disk leaves no mixture
+        with atomic_write(folder / "config.json") as path:
             write_json(path, to_dict(self.config), indent=2)
             save_weights(self.state_dict(), folder / "model.safetensors", bits, base)

@@ -235,9 +235,7 @@ def main() -> int:
     option("run", type=Path, metavar="RUN")
     option("out", type=Path, metavar="OUT")
     option("--checkpoint", help="name of a checkpoint, or best (default: the latest)")
-    option(
-        "--average-with", type=Path, nargs="+", default=[], metavar="RUN", help="average with the latest of each RUN"
-    )
+    option("--average-with", type=Path, nargs="+", default=[], metavar="RUN", help="average with the latest of RUN")
     option("--look-ahead", type=int, metavar="N", help="with the further decoder that looks N frames ahead")
     option("--bits", type=int, default=32, choices=get_args(Bits), help="of a stored weight (default: 32)")
     option("--base", metavar="MODEL", help="a shipped model: what it holds alike is not stored again")

@@ -44,9 +44,7 @@ def evaluate_main(argv: Sequence[str] | None = None) -> int:
     add("--model", default=ALIAS, help="shipped model, model folder, hub id or none (default: the shipped one)")
     add("--num-quantizers", type=int, nargs="+", metavar="K", help="default: all the model has, and halves of it")
     add("--reconstructions", action="append", default=[], metavar="NAME[@KBPS]=DIR", help=f"{folder}; may be repeated")
-    add(
-        "--baselines", nargs="*", choices=["opus", "codec2"], default=["opus", "codec2"], help="--baselines alone: none"
-    )
+    add("--baselines", nargs="*", choices=["opus", "codec2"], default=["opus", "codec2"], help="without a name: none")
     add("--metrics", nargs="+", metavar="NAME", help=metrics)
     add("--no-stability", action="store_true", help="do not measure how codes stand changes of the input")
     add("--no-normalize", action="store_true", help="encode as codec-encode --no-normalize and live pipes do")

@@ -123,6 +123,7 @@ class FolderFamily:
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in self.suffixes and not path.is_fifo():
                 self.files.setdefault(path.relative_to(folder).with_suffix("").as_posix(), []).append(path)
+        self.folders = {name.rpartition("/")[0] for name in self.files} - {""}
 
     def reconstruct(self, record: Record, waveform: Waveform) -> list[Outcome]:
         files = self._files_of(record)
@@ -155,8 +156,7 @@ class FolderFamily:
         if not record.num_bytes:  # a shard's name is nobody's
             parts = Path(record.path).with_suffix("").parts
             tails = ["/".join(parts[start:]) for start in range(1, len(parts))]  # the longest first
-            folders = {name.rpartition("/")[0] for name in self.files} - {""}
-            own = next((i for i, tail in enumerate(tails) if tail.rpartition("/")[0] in folders), len(tails))
+            own = next((i for i, tail in enumerate(tails) if tail.rpartition("/")[0] in self.folders), len(tails))
             names += tails[: own + 1]  # where the recording's folder is there, no file outside of it is the recording's
         return next((self.files[name] for name in names if name in self.files), [])
 
