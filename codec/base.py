@@ -432,8 +432,8 @@ class CodecBase(Generic[Signal]):
 
         Signals of a ``Codec`` may come and go: ``help("codec.streaming")``. Those of an ``OnnxCodec`` begin and end together.
 
-        Streams keep the level of what is pushed. Where ``gain_db`` is known ahead (:meth:`gain_of` of earlier speech), push
-        ``chunk * 10 ** (-gain_db / 20)``, and multiply what is decoded by ``10 ** (gain_db / 20)``.
+        Streams keep the level of what is pushed. Where a gain is known ahead (``g = gain_of(earlier, rate)[0]``), push
+        ``chunk * 10 ** (-g / 20)``, and multiply what is decoded by ``10 ** (g / 20)``.
         """
         raise NotImplementedError
 

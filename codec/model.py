@@ -47,7 +47,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
     other codes than ``encode``.
 
     Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, with gradients of ``forward`` and
-    ``embed`` only.
+    ``embed`` only. Begin with ``help(Codec.encode)``, ``help(Codec.decode)`` and ``help(Codec.gain_of)``.
     """
 
     _library, _noun = torch, "tensor"

@@ -10,9 +10,9 @@ Signals may come and go, as the calls of a server do::
 
 ``valid`` is bool ``[B, n]``: which entries of the last output belong to their row. The last codes and samples of a row come
 while other rows go on. Where all have ended nothing moves any more: then ``decoder.push(encoder.flush())`` and
-``decoder.flush()`` give the rest, and ``reset()`` begins anew. A chunk that is late holds up all rows, for a shorter length
-ends its row. A reset row loses what it still holds. One stream is for one thread, and to be reset after an interrupt within
-``push``.
+``decoder.flush()`` give the rest, and ``reset()`` begins anew. All rows advance together: where the next samples of one
+are late, all wait, as a shorter length ends its row. A reset row loses what it still holds. One stream is for one thread,
+and to be reset after an interrupt within ``push``. ``look_ahead`` is how many samples a stream lags behind what it is given.
 """
 
 from __future__ import annotations
@@ -247,7 +247,8 @@ class StreamingDecoder(_Stream):
     """Codes in, samples out; made by :meth:`codec.model.Codec.streaming_decoder`.
 
     Attributes:
-        offset: samples by which the waveform lags beyond ``delay``: the part of a window before its frame.
+        delay: frames that the network waits for.
+        offset: samples by which the waveform lags beyond them: the part of a window before its frame.
         look_ahead: both together, in samples.
     """
 

@@ -151,9 +151,9 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
         "## Limits",
         "Made for speech of one person at a time: music, overlapping voices and noise come back distorted. It has heard "
         "only the languages and accents of the sources above. `codec-encode` brings files to one level and back, so that "
-        "neither codes nor quality depend on their volume, from peaks of 0 to -60 dB of full scale. Pipes, streams and "
-        "`encode` without `gain_db` take speech as it is: best is active speech from -36 to -19 dB; louder speech comes back "
-        "softer, softer speech with less quality. Do not use it where a changed word does harm.",
+        "quality does not depend on their volume, and codes hardly do (16 bits round quiet files), from peaks of 0 to -60 dB "
+        "of full scale. Pipes, streams and `encode` without `gain_db` take speech as it is: best is active speech from -36 "
+        "to -19 dB; louder speech comes back softer, softer with less quality. Do not use it where a changed word does harm.",
     ]
     notes = runs[0].run / "notes.md"
     if notes.exists():

@@ -29,7 +29,7 @@ ENCODE_EXAMPLES = """examples:
   codec-encode in.wav out.codes                 all quantizers of the default model
   codec-encode --bitrate 1.5 in.flac out.codes  at most 1.5 kbit/s
   codec-encode speech/ -o codes/                a folder, its tree mirrored; --skip-existing goes on after a stop
-  arecord -f S16_LE -r 24000 | codec-encode - - | codec-decode - - | aplay    live; WAV is encoded as it comes
+  arecord -f S16_LE -r 24000 | codec-encode - - | codec-decode - - --model speech-24khz-live | aplay    live
   codec-encode speech/ -o codes/ --workers 8    on eight processes"""
 DECODE_EXAMPLES = """examples:
   codec-decode out.codes out.wav
