@@ -149,7 +149,6 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     """
     global _interrupted
     _interrupted = -math.inf
-    atexit.register(gc.freeze)  # the objects end with the process: the interpreter need not search them for circles
     for polite in STOPPING if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
             signal.signal(polite, _interrupt)
@@ -161,6 +160,8 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         code = work()
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk is an error
+        if code == EXIT_OK:  # the interpreter need not search for circles at its end; those of an error hold soxr's objects
+            atexit.register(gc.freeze)
         return code
     except UsageError as error:
         say(f"{name}: error: {one_line(error)} (see {name} --help)")

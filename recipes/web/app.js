@@ -16,9 +16,12 @@ const kbps = (count) => String(Number((codec.bitrate(count) / 1000).toFixed(2)))
 let codec; // the model
 let clip; // { title, samples (null of a .codes file), codes, numSamples, gainDb, sounds: by number of quantizers, 0 the original }
 let stopRecording = null;
+let busy = 0; // how many things are being done
 
 /** Do what a person asked for; what they can mend is said on the page. */
 async function work(task) {
+  const focused = document.activeElement;
+  busy += 1;
   inputs.forEach((input) => { input.disabled = true; });
   try {
     await task();
@@ -26,7 +29,9 @@ async function work(task) {
     say(`That did not work: ${error.message}`);
     if (!(error instanceof CodecError || error instanceof DOMException)) throw error;
   } finally {
-    inputs.forEach((input) => { input.disabled = !codec; });
+    busy -= 1;
+    inputs.forEach((input) => { input.disabled = !codec || busy > 0; });
+    if (document.activeElement === document.body) focused.focus(); // a button that is disabled loses it
   }
 }
 
@@ -35,6 +40,9 @@ function tooLong(seconds) {
 }
 
 async function openFile(blob, title) {
+  player.pause();
+  say("Reading …");
+  if (!blob.size) throw new CodecError("it holds no sound");
   const buffer = await blob.arrayBuffer();
   const isCodes = new TextDecoder().decode(buffer.slice(0, 4)) === "SVQC";
   await (isCodes ? openCodes(buffer, title) : openAudio(buffer, title));
@@ -54,6 +62,9 @@ async function openCodes(buffer, title) {
   const { header, codes } = read(buffer), { config } = codec;
   if (!config.fingerprint.startsWith(header.fingerprint))
     throw new CodecError(`its codes are those of the model ${header.model}; this page has ${config.name}`);
+  if (header.sampleRate !== config.sample_rate || header.hopLength !== config.hop_length
+      || header.codebookSize !== config.codebook_size || codes.length > config.num_quantizers)
+    throw new CodecError("its header contradicts the model that it names");
   if (!codes[0].length) throw new CodecError("it holds no sound");
   tooLong(header.numSamples / header.originalSampleRate);
   const numSamples = Math.ceil((header.numSamples * header.sampleRate) / header.originalSampleRate);
@@ -68,13 +79,14 @@ async function show(next) {
   $("rates").replaceChildren(...[...(clip.samples ? [0] : []), ...choices].map((count) => {
     const label = document.createElement("label"), radio = document.createElement("input");
     Object.assign(radio, { type: "radio", name: "rate", value: count, checked: count === choices.length });
-    radio.addEventListener("change", () => work(() => listen(count)).then(() => radio.focus()));
+    radio.addEventListener("change", () => work(() => listen(count)));
     label.append(radio, count ? kbps(count) : "original");
     return label;
   }));
   $("original").hidden = !clip.samples;
   if (clip.samples) spectrogram($("original").querySelector("canvas"), clip.samples, codec.config.sample_rate);
   player.removeAttribute("src");
+  player.load(); // at its beginning
   await listen(choices.length);
   $("result").hidden = false;
 }
@@ -130,10 +142,12 @@ $("record").addEventListener("click", () => {
   };
   if (stopRecording) { stopRecording(); return; }
   work(async () => {
+    player.pause(); // or the microphone hears it
     const stop = await record();
     recording(true);
     say("Recording … speak, then press Stop");
     $("record").disabled = false;
+    $("record").focus();
     const pressed = new Promise((resolve) => { stopRecording = resolve; });
     const limit = setTimeout(stopRecording, (LONGEST - 1) * 1000);
     await pressed;

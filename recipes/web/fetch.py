@@ -4,10 +4,11 @@ import hashlib
 import shutil
 import sys
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from codec.corpus.fetch import fetch
-from codec.errors import run_command
+from codec.errors import Parser, run_command
 
 PACKAGE = "https://registry.npmjs.org/onnxruntime-web/-/onnxruntime-web-1.30.0.tgz"
 CHECKSUM = "sha256:d2228df7e4616bc3348bf504ee888f3bec43789a273f0a63f3e68d203ce3bf71"
@@ -18,8 +19,9 @@ SHA256 = {  # of what is taken from it
 HERE = Path(__file__).resolve().parent
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code. Files that are there and right are kept."""
+    Parser(description=__doc__).parse_args(argv)
     return run_command("fetch.py", lambda: _fetch(HERE / "vendor"))
 
 
