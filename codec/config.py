@@ -39,7 +39,8 @@ def without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """The mapping of the pairs of a file; a ConfigError where a key comes twice: one of its values would be lost."""
     values: dict[Any, Any] = {}
     for key, value in pairs:
-        require(key not in values, f"key {shown(key)} comes twice; leave one of them")
+        if key in values:
+            raise ConfigError(f"key {shown(key)} comes twice; leave one of them")
         values[key] = value
     return values
 
