@@ -70,7 +70,7 @@ class _Stream:
         self.quantizer, self.num_quantizers = quantizer, count
         self.valid = torch.zeros(batch, 0, dtype=torch.bool)
         self.state = {
-            "age": weight.new_zeros(batch, 1, dtype=torch.int64),  # frames since each row's start
+            "age": weight.new_zeros(batch, 1, dtype=torch.int64),  # frames since each row's start; below 0 before it
             "total": weight.new_full((batch, 1), FOREVER, dtype=torch.int64),  # frames of each row
             "flushed": weight.new_zeros(batch, dtype=torch.bool),
         }
