@@ -36,7 +36,6 @@ MP3_LEAD = 2**14  # samples before a place in an MP3 file that its decoder needs
 CANCELLING_DB = 6.0  # a mix that is softer by this than the loudest channel among silent ones would make it
 # formats in which libsndfile does not miss an end
 UNCHECKED = {"AVR", "IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SDS", "VOC", "WVE", "XI"}
-OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks of some millions
 OTHER_RATE = "take .wav, or the model's own rate (--native-rate)"  # where a format lacks one
@@ -351,9 +350,8 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
         file_format, subtype = WRITTEN[path.suffix.lower()]
         if file_format == "WAV" and 2 * num_samples > WAV_BYTES:
             file_format = "RF64"
-        lacks = {"OPUS": sample_rate not in OPUS_RATES, "VORBIS": sample_rate > VORBIS_HIGHEST}
-        if lacks.get(subtype):
-            raise AudioError(f"{self.name}: {subtype.capitalize()} has no sample rate {sample_rate} Hz; {OTHER_RATE}")
+        if subtype == "VORBIS" and sample_rate > VORBIS_HIGHEST:
+            raise AudioError(f"{self.name}: Vorbis has no sample rate {sample_rate} Hz; {OTHER_RATE}")
         try:
             system_path = str(path) if os.name == "nt" else os.fsencode(path)  # as text it must be UTF-8
             self._file = soundfile.SoundFile(system_path, "w", sample_rate, 1, subtype, format=file_format)

@@ -39,7 +39,8 @@ def without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     """The mapping of the pairs of a file; a ConfigError where a key comes twice: one of its values would be lost."""
     values: dict[Any, Any] = {}
     for key, value in pairs:
-        require(key not in values, f"key {shown(key)} comes twice; leave one of them")
+        if key in values:
+            raise ConfigError(f"key {shown(key)} comes twice; leave one of them")
         values[key] = value
     return values
 
@@ -290,7 +291,9 @@ class CodecConfig:
         if decoder.look_ahead is not None:
             total = whole_number("decoder.look_ahead", decoder.look_ahead, 0, total, ConfigError)
         head = Reach(others, 0) if total < window else Reach(window, window)
-        left = total - head.right  # for the blocks: evenly, the first ones more
+        left, most = total - head.right, depth * (decoder.kernel_size - 1)
+        require(left <= most, f"decoder.look_ahead must be at most {most}, or at least {window}, not {total}")
+        # for the blocks: evenly, the first ones more
         shares = [left // depth + (index < left % depth) for index in range(depth)]
         return [*(Reach(decoder.kernel_size - 1 - share, share) for share in shares), head]
 

@@ -15,7 +15,7 @@ from codec.autoencoder import Decoder, Encoder, exact
 from codec.base import WINDOW_FRAMES, CodecBase
 from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
-from codec.files import as_path, atomic_write, write_json
+from codec.files import as_path, atomic_write, refuse_existing, write_json
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
 from codec.quantizers import build_quantizer
 from codec.refine import refine
@@ -238,8 +238,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
             OSError: it cannot be written to.
         """
         folder = as_path(folder)
-        if folder.exists() and not folder.is_dir():
-            raise CodecError(f"{folder} is a file; save_pretrained takes a folder")
+        refuse_existing(folder, [])
         if bits not in get_args(Bits):
             raise CodecError(f"bits must be 32, 16 or 8, not {bits!r}")
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,7 +23,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from codec.autoencoder import Decoder, Encoder, Layer, exact
 from codec.base import FOREVER, MOST_ROWS, checked_lengths, kind_of, native, whole_numbers
@@ -71,7 +70,7 @@ class _Stream:
         self.quantizer, self.num_quantizers = quantizer, count
         self.valid = torch.zeros(batch, 0, dtype=torch.bool)
         self.state = {
-            "age": weight.new_zeros(batch, 1, dtype=torch.int64),  # frames since each row's start
+            "age": weight.new_zeros(batch, 1, dtype=torch.int64),  # frames since each row's start; below 0 before it
             "total": weight.new_full((batch, 1), FOREVER, dtype=torch.int64),  # frames of each row
             "flushed": weight.new_zeros(batch, dtype=torch.bool),
         }
@@ -103,8 +102,8 @@ class _Stream:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go back to a state of a stream of the same model and batch size."""
 
-        def kinds(tensors: dict[str, Tensor]) -> dict[str, object]:  # samples of a frame begun may be of any number
-            return {name: (t.dtype, t.shape[: 2 if name == "rest" else None]) for name, t in tensors.items()}
+        def kinds(tensors: dict[str, Tensor]) -> dict[str, object]:
+            return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
 
         fits = isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values())
         own = self.state_dict()
@@ -177,24 +176,18 @@ class StreamingEncoder(_Stream):
         weight = encoder.output.weight.detach()
         super().__init__(quantizer, encoder.layers, weight, hop, batch_size, num_quantizers)
         self.encoder, self.hop_length, self.look_ahead = encoder, hop, self.delay * hop
-        self.state["rest"] = weight.new_zeros(self.batch_size, 1, 0)  # the last samples of every row
+        self.state["rest"] = weight.new_zeros(self.batch_size, 1, 2 * hop)  # the last samples of every row; see reset
         self.state["waiting"] = torch.zeros_like(self.state["age"])  # how many of them are in no whole frame yet
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """As of every stream. Rows that begin while the others wait for the end of a frame join them with the next one, so
-        that what they give comes up to a frame later.
+        that what they give comes up to a frame later. No row's samples ever fill two frames while they wait.
         """
         super().reset(rows)
-        chosen, waiting, rest = self._chosen(rows), self.state["waiting"], self.state["rest"]
+        chosen, waiting = self._chosen(rows), self.state["waiting"]
         others = [row for row in range(self.batch_size) if row not in chosen]
         if others and waiting[others].min() > 0:  # a frame before their first, of zeros
             waiting[chosen], self.state["age"][chosen] = self.hop_length, -1
-        self.state["rest"] = self._last(F.pad(rest, (self.hop_length, 0)), waiting)
-
-    @staticmethod
-    def _last(samples: Tensor, waiting: Tensor) -> Tensor:
-        """Of samples ``[B, 1, T]`` the last ones that any row needs; a copy, as a view would hold all of them."""
-        return samples[..., samples.shape[-1] - int(waiting.max()) :].clone()
 
     def push(self, samples: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Codes int64 ``[B, K, n]`` that are final now; n may be 0, and -1 stands where a row has no frame.
@@ -224,7 +217,7 @@ class StreamingEncoder(_Stream):
             self.state["total"] = torch.minimum(self.state["total"], torch.where(ends < count, frames, FOREVER))
             new = (int(waiting.min()) + count) // hop
             self.state["waiting"] = waiting + count - new * hop
-            self.state["rest"] = self._last(joined, self.state["waiting"])
+            self.state["rest"] = joined[..., count:].clone()  # a view would hold all of it
             if not new:
                 return self._given(ends.new_zeros(self.batch_size, self.num_quantizers, 0), own[:, :0], 0)
             places = rest.shape[-1] - waiting + torch.arange(new * hop, device=self.device)  # of each row's frames
@@ -236,8 +229,9 @@ class StreamingEncoder(_Stream):
 
     def flush(self) -> Tensor:
         """End every row where it stands; the rest of the codes ``[B, K, n]``."""
-        frames = self.delay - (-self.state["rest"].shape[-1] // self.hop_length)
-        missing = frames * self.hop_length - int(self.state["waiting"].min()) + 1
+        waiting = self.state["waiting"]
+        frames = self.delay - (-int(waiting.max()) // self.hop_length)
+        missing = frames * self.hop_length - int(waiting.min()) + 1
         codes = self.push(self.state["rest"].new_zeros(self.batch_size, 1, missing), [0] * self.batch_size)
         self.state["flushed"] = torch.ones_like(self.state["flushed"])
         return codes

@@ -67,7 +67,7 @@ def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
     [
         ("a.wav", 2, 44100, r"a\.wav: a file takes one waveform \[1, T\], not \[2, 80\]"),
         *((f"a{suffix}", 1, 24000, r"take one of \.wav, \.flac") for suffix in (".xyz", "", ".raw", ".mat5")),
-        *(("a.opus", 1, rate, rf"a\.opus: Opus has no sample rate {rate} Hz; take \.wav") for rate in (44100, 22050)),
+        ("a.opus", 1, 44100, r"a\.opus.*44100 Hz.*48000.*take \.wav"),
         ("a.mp3", 1, 96000, r"a\.mp3.*96000 Hz.*take \.wav"),
         ("a.ogg", 1, 200_001, r"a\.ogg.*200001 Hz.*take \.wav"),
     ],

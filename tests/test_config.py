@@ -26,6 +26,7 @@ from codec.errors import CodecError
         ({"encoder": {"strides": [2**16, 1, 1]}}, "hop length, .*, must be below 65536, not 65536"),
         ({"encoder": {"look_ahead": 1}}, "^encoder.look_ahead must be from 2 to 14, not 1"),
         ({"causal": True, "decoder": {"look_ahead": 7}}, "^decoder.look_ahead must be from 0 to 0, not 7"),
+        ({"decoder": {"depth": 1, "n_fft": 5120, "look_ahead": 7}}, "look_ahead must be at most 6, or at least 8"),
         ({"encoder": {"widths": [8, -1, 8]}}, "encoder: widths must be from 1 to 65536, not -1"),
         ({"decoder": {"kernel_size": 6}}, "kernel_size must be odd"),
         ({"decoder": {"n_fft": 45}}, "n_fft must be even"),

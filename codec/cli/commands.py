@@ -110,7 +110,7 @@ def _add_transfer_arguments(
     add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}; missing folders are made")
     add("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")
     add_rate("--bitrate", type=float, metavar="KBPS", help="use as many quantizers as fit into this, in kbit/s")
-    add_rate("--num-quantizers", type=int, metavar="K", help="use the first K quantizers (default: all)")
+    add_rate("--num-quantizers", type=positive, metavar="K", help="use the first K quantizers (default: all)")
     add("--model", type=_not_empty, help=f"shipped model, model folder, or hub id owner/name (default: {model})")
     add("--device", default="cpu", help="torch device, such as cpu or cuda (default: cpu)")
     _add_backend(parser, backends)
@@ -177,8 +177,6 @@ def _transfer(
 ) -> int:
     if args.raw is not None and args.paths != ["-", "-"]:
         raise UsageError("--raw goes with - -, from stdin to stdout; files hold their sample rate")
-    if args.num_quantizers is not None and args.num_quantizers < 1:
-        raise UsageError("--num-quantizers must be at least 1")
     if args.bitrate is not None and not 0 < args.bitrate < math.inf:
         raise UsageError("--bitrate must be positive")
     jobs = plan_jobs(args.paths, args.output_dir, source_suffixes, target_suffixes)

@@ -55,7 +55,7 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
         ModelError: no such model, or its ``config.json`` cannot be used.
     """
     folder = find_model(model)
-    by_folder = os.path.isdir(model) or shipped_name(str(model)) is not None
+    local = os.path.isdir(model) or shipped_name(str(model)) is not None
     try:
         values = read_json(folder / "config.json")
         if isinstance(values, dict) and "architecture" in values:
@@ -63,7 +63,7 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
         config = from_dict(CodecConfig, values)
     except CodecError as error:
         raise refused(folder / "config.json", error) from None
-    return folder, config, folder.resolve().name if by_folder else str(model)
+    return folder, config, folder.resolve().name if local else str(model)
 
 
 def _download(name: str) -> Path:

@@ -62,20 +62,19 @@ class SimVQ(Quantizer):
         channel_first: bool = True,
         init: Init = "first_batch",
     ) -> None:
-        given = isinstance(basis, Tensor)
+        origin = "given" if isinstance(basis, Tensor) else basis
         if isinstance(basis, Tensor):
             if basis.ndim != 2:
                 raise CodecError(f"basis must be [V, d], not {list(basis.shape)}")
-            table, basis = basis.detach().clone().float(), "frozen"
+            table = basis.detach().clone().float()
         else:  # drawn first: a seed gives one table whatever the projections
+            one_of("basis", basis, "frozen", "learnable", "data")
             table = base.random_table(codebook_size, codebook_dim)
-        one_of("basis", basis, "frozen", "learnable", "data")
         one_of("map", map, "dense", "diagonal")
         one_of("gradient", gradient, "ste", "rotation")
         super().__init__(dim, len(table), channel_first, init)
-        self.gradient, self.diagonal, self.from_data, d = gradient, map == "diagonal", basis == "data", table.shape[1]
-        self.given = given
-        if basis == "learnable":
+        self.origin, self.gradient, self.diagonal, d = origin, gradient, map == "diagonal", table.shape[1]
+        if origin == "learnable":
             self.basis = nn.Parameter(table)
         else:
             self.register_buffer("basis", table)
@@ -123,15 +122,14 @@ class SimVQ(Quantizer):
         """Data-matched start: principal components for the projections, then ``matched_map`` of what the lookup sees."""
         points = base.start_projections(self.project_in, self.project_out, latents).float()  # [M, d], M = B N
         weight, bias = matched_map(points, self.diagonal, self.bias is not None)
-        if self.given:  # the map takes rows of mean 0 and covariance I / d: make them such before it
+        if self.origin == "given":  # the map takes rows of mean 0 and covariance I / d: make them such before it
             own, mean = matched_map(self.basis.float(), self.diagonal, self.bias is not None)
-            inverse = torch.linalg.pinv(own.diag() if self.diagonal else own, rtol=1e-6, hermitian=True)
-            weight = inverse.diag() * weight if self.diagonal else inverse @ weight
-            bias = bias - (mean * weight if self.diagonal else mean @ weight)
-        if self.from_data:  # C takes the points themselves, W and b change nothing yet
+            weight = torch.linalg.pinv(own, rtol=1e-6, hermitian=True) @ weight
+            bias = bias - mean @ weight
+        if self.origin == "data":  # C takes the points themselves, W and b change nothing yet
             self.basis.copy_(base.sampled_points(points, self.codebook_size))
-            weight, bias = torch.ones_like(weight) if self.diagonal else torch.eye(len(weight)), torch.zeros_like(bias)
-        self.weight.copy_(weight)
+            weight, bias = torch.eye(len(weight)), torch.zeros_like(bias)
+        self.weight.copy_(weight.diag() if self.diagonal else weight)
         if self.bias is not None:
             self.bias.copy_(bias)
 
@@ -156,7 +154,7 @@ def matched_map(points: Tensor, diagonal: bool = False, with_bias: bool = True) 
     bias = points.mean(dim=0) if with_bias else torch.zeros_like(points[0])
     centered, root_d = points - bias, float(points.shape[1]) ** 0.5
     if diagonal:
-        return root_d * centered.square().mean(dim=0).sqrt(), bias
+        return root_d * centered.square().mean(dim=0).sqrt().diag(), bias
     values, vectors = torch.linalg.eigh(centered.t() @ centered / len(centered))
     return root_d * ((vectors * values.clamp(min=0).sqrt()) @ vectors.t()), bias
 
