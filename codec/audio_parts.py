@@ -138,6 +138,8 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
         return _chunked_parts(source)
     if head[4:8] == b"ftyp":
         return _mp4_parts(source)
+    if head[:4] == EBML:
+        return _matroska_parts(source)
     if head[:4] in AU:
         layout = AU[head[:4]]
         start = source.start + int.from_bytes(head[4:8], layout.order)
@@ -253,6 +255,36 @@ def _mp4_parts(source: _Source) -> list[Part]:
         size = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")
         if size < 8 or (position := position + size) >= source.end:
             break
+    return [Part(source.file, [range(*ends)]) for ends in pairwise([*starts, source.end])]
+
+
+EBML, SEGMENT, CLUSTER = bytes.fromhex("1A45DFA3"), bytes.fromhex("18538067"), bytes.fromhex("1F43B675")
+# of a segment: SeekHead, Info, Tracks, Cues, Tags, Attachments, Chapters, Void, CRC-32; of a cluster: its time, blocks, place
+ELEMENTS = {EBML, SEGMENT, CLUSTER} | set(
+    map(bytes.fromhex, "114D9B74 1549A966 1654AE6B 1C53BB6B 1254C367 1941A469 1043A770 EC BF E7 A3 A0 A7 AB 5854 AF".split())
+)
+
+
+def _matroska_parts(source: _Source) -> list[Part]:
+    """Matroska files (WebM, too) that follow each other, as MP4; their decoder passes over damage in silence.
+
+    A recorder does not know how long a segment or a cluster becomes: what is in them is told by its own id and size.
+    """
+    starts, position, least = [], source.start, source.end
+    while position < source.end:
+        head = source.at(position, 12)
+        id_bytes = 9 - head[0].bit_length()  # as many as the first bit that is set tells, here and in sizes
+        element, size = head[:id_bytes], head[id_bytes : id_bytes + 9 - max(head[id_bytes:][:1], default=0).bit_length()]
+        if element not in ELEMENTS or len(size) > 8:
+            raise source.damage(f"at byte {position:,} begins what is no element of Matroska")
+        if element == EBML:
+            starts.append(position)
+        position += id_bytes + len(size)
+        length, unknown = int.from_bytes(size, "big") % 2 ** (7 * len(size)), 2 ** (7 * len(size)) - 1
+        end = position if length == unknown else position + length
+        position, least = (position, max(least, end)) if element in (SEGMENT, CLUSTER) else (end, least)
+    if max(position, least) > source.end:
+        raise source.damage("its end is missing")
     return [Part(source.file, [range(*ends)]) for ends in pairwise([*starts, source.end])]
 
 
