@@ -368,6 +368,10 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
                 with AudioReader(self._path) as reader:
                     if sum(map(len, reader.blocks())) != self._written:
                         raise AudioError(f"{self.name} lacks samples")
+        if kind is None and not self._path.stat().st_size:
+            raise AudioError(
+                f"{self.name}: there is no sound to write, and an empty {self._path.suffix} is no file; take .wav"
+            )
         if kind is None and self._peak > LOUD:
             log.warning("%s: reaches %.1f times full scale and is clipped there", self.name, self._peak)
 

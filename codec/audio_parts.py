@@ -260,9 +260,12 @@ def _mp4_parts(source: _Source) -> list[Part]:
 
 EBML, SEGMENT, CLUSTER = bytes.fromhex("1A45DFA3"), bytes.fromhex("18538067"), bytes.fromhex("1F43B675")
 # of a segment: SeekHead, Info, Tracks, Cues, Tags, Attachments, Chapters, Void, CRC-32; of a cluster: its time, blocks, place
-ELEMENTS = {EBML, SEGMENT, CLUSTER} | set(
-    map(bytes.fromhex, "114D9B74 1549A966 1654AE6B 1C53BB6B 1254C367 1941A469 1043A770 EC BF E7 A3 A0 A7 AB 5854 AF".split())
-)
+ELEMENTS = {EBML, SEGMENT, CLUSTER} | {
+    bytes.fromhex(element)
+    for element in re.findall(
+        r"\w+", "114D9B74 1549A966 1654AE6B 1C53BB6B 1254C367 1941A469 1043A770 EC BF E7 A3 A0 A7 AB 5854 AF"
+    )
+}
 
 
 def _matroska_parts(source: _Source) -> list[Part]:
@@ -274,7 +277,10 @@ def _matroska_parts(source: _Source) -> list[Part]:
     while position < source.end:
         head = source.at(position, 12)
         id_bytes = 9 - head[0].bit_length()  # as many as the first bit that is set tells, here and in sizes
-        element, size = head[:id_bytes], head[id_bytes : id_bytes + 9 - max(head[id_bytes:][:1], default=0).bit_length()]
+        element, size = (
+            head[:id_bytes],
+            head[id_bytes : id_bytes + 9 - max(head[id_bytes:][:1], default=0).bit_length()],
+        )
         if element not in ELEMENTS or len(size) > 8:
             raise source.damage(f"at byte {position:,} begins what is no element of Matroska")
         if element == EBML:

@@ -24,6 +24,7 @@ import gc
 import io
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -79,6 +80,11 @@ class Parser(argparse.ArgumentParser):
         self.formatter_class = argparse.RawDescriptionHelpFormatter
         if names:
             self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if any(re.fullmatch(r"(--[\w-]+=)?", given) for given in (sys.argv[1:] if args is None else args)):
+            self.error("an argument is empty")  # of a variable that is not set; as a path it would be this folder
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog}: error: {message} (see {self.prog} --help)")
@@ -160,7 +166,9 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         code = work()
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk is an error
-        if code == EXIT_OK:  # the interpreter need not search for circles at its end; those of an error hold soxr's objects
+        if (
+            code == EXIT_OK
+        ):  # the interpreter need not search for circles at its end; those of an error hold soxr's objects
             atexit.register(gc.freeze)
         return code
     except UsageError as error:

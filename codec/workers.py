@@ -74,7 +74,9 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
 
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
     most = 61 if sys.platform == "win32" else workers  # that Windows waits for
-    with ProcessPoolExecutor(min(workers, most), context, _begin, (work,)) as pool:
+    with _without_interrupts():  # a process that tracks semaphores starts with the pool
+        pool = ProcessPoolExecutor(min(workers, most), context, _begin, (work,))
+    with pool:
         try:
             with _without_interrupts():
                 futures = [pool.submit(_do, item) for item in items]

@@ -71,7 +71,12 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     add("--no-normalize", action="store_true", help=f"keep the level of the input, as live pipes do (default: {level})")
     refine = "look N times for codes of files that sound nearer to the input; 15 come much nearer, and are slow"
     add("--refine-steps", type=positive, default=0, metavar="N", help=refine)
-    add("--raw", type=int, metavar="HZ", help="stdin holds raw 16-bit samples of one channel at this rate")
+    add(
+        "--raw",
+        type=int,
+        metavar="HZ",
+        help="stdin holds raw 16-bit samples of one channel at this rate, which keep their level",
+    )
     return _run(parser, argv, _encode)
 
 
@@ -83,7 +88,7 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
     same = "length and rate, by whatever model and of however many quantizers"
     _add_transfer_arguments(parser, source, target, same, model="the one that the file names", backends=DECODERS)
     add = parser.add_argument
-    add("--format", type=_not_empty, help="audio format of the files written with -o (default: wav)")
+    add("--format", help="audio format of the files written with -o (default: wav)")
     add("--native-rate", action="store_true", help="write at the model's sample rate, not the original's")
     add("--salvage", action="store_true", help="decode the intact blocks of a damaged file")
     add("--raw", action="store_true", default=None, help="write raw 16-bit samples to stdout, without a WAV header")
@@ -108,10 +113,10 @@ def _add_transfer_arguments(
     skip = f"pass over inputs whose output is intact and of their {same}; with --force, others are made anew"
     workers = "processes for several inputs, of one thread each (default: 1)"
     add("paths", nargs="+", metavar="PATH", help=f"INPUT: {source}; OUTPUT: {target}; missing folders are made")
-    add("-o", "--output-dir", type=_not_empty, metavar="DIR", help="write all outputs into this folder")
+    add("-o", "--output-dir", metavar="DIR", help="write all outputs into this folder")
     add_rate("--bitrate", type=float, metavar="KBPS", help="use as many quantizers as fit into this, in kbit/s")
     add_rate("--num-quantizers", type=positive, metavar="K", help="use the first K quantizers (default: all)")
-    add("--model", type=_not_empty, help=f"shipped model, model folder, or hub id owner/name (default: {model})")
+    add("--model", help=f"shipped model, model folder, or hub id owner/name (default: {model})")
     add("--device", default="cpu", help="torch device, such as cpu or cuda (default: cpu)")
     _add_backend(parser, backends)
     add("--force", action="store_true", help="overwrite existing outputs")
@@ -123,12 +128,6 @@ def _add_backend(parser: Parser, backends: Sequence[str]) -> None:
     about = "the library that runs models (default: torch if it is installed, else onnx)"
     about += "; onnx8 rounds to 8 bits and is the fastest" * ("onnx8" in backends)
     parser.add_argument("--backend", choices=backends, help=about)
-
-
-def _not_empty(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("must not be empty")
-    return text
 
 
 def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Namespace], int]) -> int:

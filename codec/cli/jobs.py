@@ -52,8 +52,6 @@ def plan_jobs(
         UsageError: paths that cannot be paired, or a standard stream that is closed.
         OSError: a folder that cannot be read.
     """
-    if "" in paths:
-        raise UsageError("a path is empty")
     if output_dir is None:
         return [_pair(paths, target_suffixes)]
     outputs = Path(output_dir)
@@ -66,7 +64,9 @@ def plan_jobs(
             raise UsageError("stdin has no name for a file in the output folder; give OUTPUT instead of -o")
         folder, sources = (path, files_below(path, source_suffixes)) if path.is_dir() else (path.parent, [path])
         for source in sources:
-            pairs[source, (outputs / source.relative_to(folder)).with_suffix(target_suffixes[0])] = None
+            inside = source.relative_to(folder)
+            stem = inside.with_suffix("") if inside.suffix.lower() in source_suffixes else inside  # talk.2024 has none
+            pairs[source, outputs / stem.parent / (stem.name + target_suffixes[0])] = None
     if not pairs:
         kind = next(iter(source_suffixes)) if len(source_suffixes) == 1 else "audio"
         raise UsageError(f"nothing to do: no {kind} file in {' '.join(paths)}")

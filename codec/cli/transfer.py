@@ -31,13 +31,14 @@ from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_name
 
 # what files of the models' versions 1 and 2 call them
 FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
+DAMAGED, MADE_OTHERWISE = "is damaged, or of another kind", "was made otherwise (input or settings)"
 log = logging.getLogger(__name__)
 
 
 class Worker:
     """Does the jobs of a command, by its ``args``, one by one; each process has one."""
 
-    is_done: Callable[[Job], bool]  # whether the target, a file, is what the job gives
+    fault: Callable[[Job], str]  # of the target, a file: why it is not what the job gives, "" if it is
     convert: Callable[[Job], None]  # does the job; what a user can mend is a CodecError or an OSError
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -93,12 +94,12 @@ class Worker:
     def _stays(self, job: Job) -> bool:
         """Whether what is at the target is what the job gives, and to be left; an OSError if it may not be replaced."""
         compared = self.args.skip_existing and not job.is_stream and job.target.is_file()
-        if compared and self.is_done(job):
+        if compared and not (fault := self.fault(job)):
             return True
         if job.target.is_dir():
             raise IsADirectoryError(f"{job.target} is a folder")
         if not self.args.force:
-            other = " but was made otherwise (input or settings)" if compared else ""
+            other = f" but {fault}" if compared else ""
             leave = "" if compared or job.is_stream else ", --skip-existing leaves it"
             raise FileExistsError(f"{job.target} exists{other}; --force overwrites it{leave}")
         if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
@@ -135,15 +136,16 @@ class FileEncoder(Worker):
         self.num_quantizers = _chosen(self.args, self.codec.num_quantizers, self.codec.bitrate)
         self.codec.checked_steps(self.args.refine_steps)
 
-    def is_done(self, job: Job) -> bool:
+    def fault(self, job: Job) -> str:
         with self._open(job) as reader:
             try:
                 there, _ = container.read(job.target)
             except ContainerError:
-                return False
+                return DAMAGED
             count, gain_db = self.num_quantizers, self._gain_of(reader)
             num_samples = reader.num_samples or sum(map(len, reader.blocks()))  # by gain_of, or here
-            return there == self.codec.header(num_samples, reader.sample_rate, count, gain_db)
+            right = self.codec.header(num_samples, reader.sample_rate, count, gain_db)
+            return "" if there == right else MADE_OTHERWISE
 
     def convert(self, job: Job) -> None:
         pipe, head = None, b""
@@ -186,8 +188,13 @@ class FileEncoder(Worker):
         with ExitStack() as opened:
             if job.is_stream:
                 source = opened.enter_context(tempfile.TemporaryFile())
-                source.write(head)
-                shutil.copyfileobj(opened.enter_context(_open_bytes(job)), source)
+                try:
+                    source.write(head)
+                    shutil.copyfileobj(opened.enter_context(_open_bytes(job)), source)
+                    source.flush()
+                except OSError as error:
+                    place = f"{job.source_name}, copied to {tempfile.gettempdir()} (TMPDIR)"
+                    raise OSError(error.errno, error.strerror, place) from None
             yield opened.enter_context(AudioReader(source, job.source_name, self.args.channel))
 
 
@@ -198,7 +205,7 @@ class FileDecoder(Worker):
     samples.
     """
 
-    def is_done(self, job: Job) -> bool:
+    def fault(self, job: Job) -> str:
         with _open_bytes(job) as stream:
             codes = Reader(stream)
             if codes.header.num_samples is None:
@@ -206,10 +213,10 @@ class FileDecoder(Worker):
         rate = codes.header.sample_rate if self.args.native_rate else codes.header.original_sample_rate
         try:
             with AudioReader(job.target) as reader:
-                samples = sum(map(len, reader.blocks()))
-                return (reader.sample_rate, reader.channels, samples) == (rate, 1, codes.header.length_at(rate))
+                there = reader.sample_rate, reader.channels, sum(map(len, reader.blocks()))
         except AudioError:
-            return False
+            return DAMAGED
+        return "" if there == (rate, 1, codes.header.length_at(rate)) else MADE_OTHERWISE
 
     def convert(self, job: Job) -> None:
         with _open_bytes(job) as stream:
@@ -237,7 +244,10 @@ class FileDecoder(Worker):
                     raise errors[0]
                 return
             length = header.length_at(rate) or 0
-            with _output(job, self.args.force) as path, AudioWriter(path, rate, length, job.target_name) as writer:
+            named = (
+                None if job.target == STREAM else job.target_name
+            )  # of a stream it is TMPDIR's disk that may be full
+            with _output(job, self.args.force) as path, AudioWriter(path, rate, length, named) as writer:
                 for block in signal:
                     writer.write(block)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, EncodecFeatureExtractor, PretrainedConfig
 from transformers.modeling_utils import PreTrainedAudioTokenizerBase
@@ -79,7 +79,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
     ``return_dict=False`` all return tuples. They raise the CodecErrors of ``Codec.encode`` and ``Codec.decode``.
 
     There are no scales: codes are those of the recording's own level. ``codec-encode`` and ``recipes/tokenize`` bring all to
-    one level: for codes like theirs divide waveforms by ``10 ** (gain_db / 20)``, ``gain_db`` from ``model.codec.gain_of``.
+    one level: for codes like theirs divide each waveform by ``10 ** (g / 20)``, g of the list that ``model.codec.gain_of`` gives.
     """
 
     config_class = CodecModelConfig
@@ -171,12 +171,18 @@ class CodecModel(PreTrainedAudioTokenizerBase):
 
     @torch.no_grad()
     def initialize_weights(self) -> None:
-        """Draw what no checkpoint has, as a new Codec does: all of a new model, of a loaded one the tables not stored."""
-        new = Codec(self.codec.config)
-        drawn = [*new.parameters(), *new.buffers()]
-        for tensor, value in zip([*self.codec.parameters(), *self.codec.buffers()], drawn, strict=True):
-            if not getattr(tensor, "_is_hf_initialized", False):
+        """Draw what no checkpoint has, as a new Codec does: all of a new model, of a loaded one what is not stored."""
+        own = [*self.codec.parameters(), *self.codec.buffers()]
+        given = [getattr(tensor, "_is_hf_initialized", False) for tensor in own]
+        with torch.random.fork_rng([], any(given)):  # who loads a model draws nothing
+            new = Codec(self.codec.config)
+        for tensor, value, there in zip(own, [*new.parameters(), *new.buffers()], given, strict=True):
+            if not there:
                 tensor.copy_(value)
+
+    def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
+        if module is self:  # in a model that holds this one, which asks for each module of it
+            self.initialize_weights()
 
 
 def _lengths(padding_mask: Tensor | None) -> list[int] | None:

@@ -52,9 +52,9 @@ def export_main(argv: Sequence[str] | None = None) -> int:
         "--golden", metavar="AUDIO", type=Path, help="also write golden tensors of its first 2 s (torch)"
     )
     parser.add_argument("--streaming", action="store_true", help="also write graphs with state, for chunk after chunk")
-    parser.add_argument("--force", action="store_true", help="overwrite existing files")
+    parser.add_argument("--force", action="store_true", help="replace all files of an export that is there")
     args = parser.parse_args(argv)
-    return run_command("codec-export", lambda: _export(args))
+    return run_command("codec-export", lambda: _export(args), "what is in OUT may be of two models: run it again")
 
 
 def _export(args: argparse.Namespace) -> int:
@@ -78,6 +78,8 @@ def _export(args: argparse.Namespace) -> int:
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(data)
         print(f"{folder / name}  {len(data) / 1e6:.2f} MB")
+    for name in {*FILES, *STREAMING, *GOLDEN} - files.keys():  # of what was there before
+        (folder / name).unlink(missing_ok=True)
     return EXIT_OK
 
 
