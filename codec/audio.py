@@ -38,7 +38,7 @@ CANCELLING_DB = 6.0  # a mix that is softer by this than the loudest channel amo
 UNCHECKED = {"AVR", "IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SDS", "VOC", "WVE", "XI"}
 VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks of some millions
-OTHER_RATE = "take .wav, or the model's own rate (--native-rate)"  # where a format lacks one
+OTHER_RATE = "take .wav, or the model's own rate (codec-decode --native-rate)"  # where a format lacks one
 LOUD = 2.0  # times full scale: decoded speech goes beyond it by some tenths, but this far only where its recording does
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
 
@@ -83,7 +83,7 @@ def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) ->
         CodecError: the sample rate is no whole number; the disk is full.
         OSError: the file cannot be written.
     """
-    rate = whole_number("sample_rate", sample_rate, 1, 2**31 - 1)
+    rate, path = whole_number("sample_rate", sample_rate, 1, 2**31 - 1), as_path(path)
     floats: Any = isinstance(waveform, np.ndarray) and waveform.dtype.kind == "f"
     if not isinstance(waveform, np.ndarray) and hasattr(waveform, "is_floating_point"):
         floats, waveform = waveform.is_floating_point(), waveform.detach().cpu().double().numpy()

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from codec.audio import resample
 from codec.config import RATES, CodecConfig, Reach, reach, to_dict, whole_number
-from codec.container import FINGERPRINT_BYTES, MOST_DB, ContainerError, Header
+from codec.container import FINGERPRINT_BYTES, MOST_DB, ContainerError, Header, former_model
 from codec.errors import CodecError
 from codec.level import check_peak, factor, gain_of
 from codec.workers import in_threads
@@ -131,14 +131,15 @@ class CodecBase(Generic[Signal]):
             gain_db=gain_db,
         )
 
-    def check(self, header: Header, advice: str = "load the one that it names") -> None:
-        """Refuse, as a ContainerError that ends with ``advice``, the ``header`` of codes that another model made."""
+    def check(self, header: Header, advice: str = "") -> None:
+        """Refuse, as a ContainerError that ends with ``advice``, if any, the ``header`` of codes that another model made."""
         count = min(header.num_quantizers, self.num_quantizers)
         own = self.header(header.num_samples, header.original_sample_rate, count, header.gain_db)
         if own.fingerprint != header.fingerprint:
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
-                f"this is {self.name!r}, fingerprint {own.fingerprint}; {advice}"
+                f"this is {self.name!r}, fingerprint {own.fingerprint}; "
+                + (advice or f"load {former_model(header.model) or 'the one that it names'}")
             )
         if header != replace(own, model=header.model):
             raise ContainerError("the header contradicts the model that it names")
@@ -371,7 +372,7 @@ class CodecBase(Generic[Signal]):
         """The codes ``[..., k, N]``, if this model has them."""
         if codes.shape[-2] > self.num_quantizers:
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
-        if codes.min() < 0 or codes.max() >= self.codebook_size:
+        if codes.shape[-1] and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
         return codes
 
@@ -384,7 +385,7 @@ class CodecBase(Generic[Signal]):
             scaled = integers or "int" not in str(getattr(values, "dtype", ""))
             advice = "" if scaled else "; divide 16-bit values by 32768"
             raise CodecError(f"{name} must be {kind}, not {kind_of(values)}{advice}")
-        if 0 in sizes and len(axes) > 1:  # a block may be empty
+        if 0 in sizes[: -1 if shape in ("[T]", "[k, n]") else None]:  # a block may be empty
             raise CodecError(f"{name} must not be empty")
         assert array is not None
         return array

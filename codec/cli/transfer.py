@@ -23,14 +23,12 @@ from codec.base import CodecBase, Signal
 from codec.cli.backends import load_codec
 from codec.cli.jobs import STREAM, Job
 from codec.cli.live import PcmPipe, decode_live, encode_live, send_live, stdout, until_error
-from codec.container import Codes, ContainerError, Damage, Header, Reader
+from codec.container import Codes, ContainerError, Damage, Header, Reader, former_model
 from codec.errors import CodecError, UsageError
 from codec.files import atomic_write
 from codec.level import factor, gain_of
 from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_name
 
-# what files of the models' versions 1 and 2 call them
-FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
 DAMAGED, MADE_OTHERWISE = "is damaged, or of another kind", "was made otherwise (input or settings)"
 log = logging.getLogger(__name__)
 
@@ -253,8 +251,7 @@ class FileDecoder(Worker):
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
-        former = header.model.replace("-live", "")  # two decoders of the same codes
-        right = f"tests/golden/{former} in the repository" if former in FORMER else None
+        right = former_model(header.model)
         if self.args.model is None and shipped_name(header.model) is None:
             raise ContainerError(
                 f"made with model {header.model!r}, which is not a shipped one; give {right or 'it'} with --model"

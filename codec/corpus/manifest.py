@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from operator import index
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,7 +79,9 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
         for record in records:
             audio = Path(record.path).resolve()
             relative = audio.relative_to(folder).as_posix() if audio.is_relative_to(folder) else audio.as_posix()
-            file.write(json.dumps(dataclasses.asdict(record) | {"path": relative}, ensure_ascii=False) + "\n")
+            file.write(
+                json.dumps(dataclasses.asdict(record) | {"path": relative}, ensure_ascii=False, default=index) + "\n"
+            )
 
 
 def parse_record(text: str | bytes, **known: object) -> Record:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ class CodecModel(PreTrainedAudioTokenizerBase):
     ``return_dict=False`` all return tuples. They raise the CodecErrors of ``Codec.encode`` and ``Codec.decode``.
 
     There are no scales: codes are those of the recording's own level. ``codec-encode`` and ``recipes/tokenize`` bring all to
-    one level: for codes like theirs divide each waveform by ``10 ** (g / 20)``, g of the list that ``model.codec.gain_of`` gives.
+    one level: for codes like theirs divide each waveform by ``10 ** (g / 20)``, g of those that
+    ``model.codec.gain_of`` gives.
     """
 
     config_class = CodecModelConfig
@@ -134,7 +136,10 @@ class CodecModel(PreTrainedAudioTokenizerBase):
 
         T is that of the mask of what was encoded, or else ``N * hop_length``.
         """
-        audio = self.codec.decode(audio_codes, lengths=_lengths(padding_mask))
+        lengths = _lengths(padding_mask)
+        if lengths and (len(lengths), self.codec.num_frames(max(lengths))) != (len(audio_codes), audio_codes.shape[-1]):
+            raise CodecError(f"padding_mask is not that of what was encoded to {kind_of(audio_codes)}")
+        audio = self.codec.decode(audio_codes, lengths=lengths)
         if padding_mask is not None:
             audio = F.pad(audio, (0, padding_mask.shape[-1] - audio.shape[-1]))
         return CodecModelOutput(audio_values=audio)
@@ -164,10 +169,10 @@ class CodecModel(PreTrainedAudioTokenizerBase):
     def _count(self, bandwidth: float) -> int:
         bandwidths = self.config.target_bandwidths
         for count, target in enumerate(bandwidths, start=1):
-            if math.isclose(bandwidth, target, rel_tol=1e-3):
+            if isinstance(bandwidth, Real) and math.isclose(bandwidth, target, rel_tol=1e-3):
                 return count
         targets = ", ".join(f"{target:g}" for target in bandwidths)
-        raise CodecError(f"bandwidth must be one of {targets} kbit/s, not {bandwidth:g}")
+        raise CodecError(f"bandwidth must be one of {targets} kbit/s, not {bandwidth!r}")
 
     @torch.no_grad()
     def initialize_weights(self) -> None:

@@ -156,7 +156,7 @@ def test_salvage(run: Run, encoded: Path, stderr: Said, case: str) -> None:
         data = flipped(data, len(container.pack_header(header)) + index * num_bytes + 20)
     encoded.write_bytes(data[:end] + more)
     assert run("decode", encoded, "out.wav") == 1
-    advice = f"{lines[0].partition(';')[0]}; --salvage decodes the intact blocks"
+    advice = f"{lines[0].partition(';')[0]}; codec-decode --salvage decodes the intact blocks"
     assert stderr() == f"codec-decode: error: in.codes: {advice}\n" and not Path("out.wav").exists()
     assert run("decode", encoded, "out.wav", "--salvage") == 0
     assert stderr().splitlines() == [f"codec-decode: in.codes: {line}" for line in lines]
