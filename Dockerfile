@@ -3,7 +3,7 @@
 # Small:    docker build --target slim -t simvq-codec:slim .       the same commands by ONNX Runtime, without torch
 # On CUDA:  docker build --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cu128 -t simvq-codec:cuda .
 #           docker run --rm --gpus all -v "$PWD:/audio" simvq-codec:cuda encode in.wav out.codes --device cuda
-# Training in a container: docker run --shm-size 1g (or --ipc=host): processes that read ahead pass batches through /dev/shm,
+# Where you are not user 1000: --user "$(id -u)". Training in an image of your own: docker run --shm-size 1g (or --ipc=host): processes that read ahead pass batches through /dev/shm,
 #           of which Docker gives 64 MB; or --set data.workers=0.
 ARG PYTHON_VERSION=3.11
 FROM python:${PYTHON_VERSION}-slim-bookworm AS base

@@ -235,7 +235,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             except ModuleNotFoundError:
                 raise AudioError(
                     f"{self.name} is not audio that libsndfile reads ({error.error_string.strip(' .')}); for M4A, AAC, "
-                    f"WebM, AMR and others {install('formats')}, or convert it to WAV or FLAC first"
+                    f"WebM, AMR and others {install('av')}, or convert it to WAV or FLAC first"
                 ) from None
         if not 1 <= (self._channel or 1) <= decoder.channels:
             decoder.close()

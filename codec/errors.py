@@ -104,11 +104,11 @@ def legible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def install(extra: str) -> str:
-    """How to install an extra of this package: beside torch, without it, or in a checkout that is not installed."""
+def install(package: str) -> str:
+    """How to install a package, beside torch by its extra of this one, which a checkout need not have installed."""
+    extra = EXTRAS[package]
     if not _installed("torch"):  # the extra would bring it
-        names = (package for package, its in EXTRAS.items() if its == extra)
-        return "pip install " + " ".join(names).replace("yaml", "PyYAML")
+        return f"pip install {package}".replace("yaml", "PyYAML")
     return f"pip install '{DISTRIBUTION}[{extra}]'" if _installed(DISTRIBUTION) else f"pip install -e '.[{extra}]'"
 
 
@@ -129,12 +129,15 @@ def one_line(error: BaseException) -> str:
 
 def outside(error: BaseException) -> str:
     """What is wrong with the machine, not with the code: a missing or broken package, or too little memory; or ""."""
+    if isinstance(error, ImportError) and (error.name, error.path) == (
+        "torch",
+        None,
+    ):  # or an empty folder of that name
+        return "this needs the package torch, which is missing: pip install torch"  # models also run without it
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").partition(".")[0]
         if package in EXTRAS:
-            return f"the package {package} is missing: {install(EXTRAS[package])}"
-        if package == "torch":  # models also run without it, but not everything does
-            return "this needs the package torch, which is missing: pip install torch"
+            return f"the package {package} is missing: {install(package)}"
     if isinstance(error, (ImportError, OSError)):  # OSError: of a library that it loads
         for frame, _ in traceback.walk_tb(error.__traceback__):
             package = str(frame.f_globals.get("__name__")).partition(".")[0]

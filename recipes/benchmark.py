@@ -218,6 +218,8 @@ def at_once(model: str, manifest: str, device: str) -> None:
     rate, hop = codec.sample_rate, codec.hop_length
     loaded = (torch.from_numpy(resample(*read_record(record), rate)) for record in read_manifest(manifest))
     waveforms, frames, worst = sorted(loaded, key=len), Counter[str](), 0.0
+    if not waveforms:
+        raise CodecError(f"{manifest} lists no utterance")
     times: defaultdict[str, float] = defaultdict(float)
 
     def timed(name: str, call: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -272,8 +274,8 @@ def measure(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", default=DEFAULT_MODEL)
-    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--model", help=f"default: {DEFAULT_MODEL}")
+    parser.add_argument("--threads", type=positive, help="default: 2; --backends takes 1 and 2")
     parser.add_argument("--rounds", type=positive, default=7)
     what = parser.add_mutually_exclusive_group()
     for name in ("backends", "frames", "memory", "startup"):
@@ -283,7 +285,10 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.device != "cpu" and not args.batch:
         parser.error("--device is that of --batch")
-    if args.model != DEFAULT_MODEL and args.what == "frames":
+    if args.model and args.what == "frames":
         parser.error("--model: --frames measures speech-24khz-live")
+    if args.threads and args.what == "backends":
+        parser.error("--threads: --backends measures 1 and 2")
+    args.model, args.threads = args.model or DEFAULT_MODEL, args.threads or 2
     torch.set_num_threads(args.threads)
     sys.exit(run_command("benchmark.py", lambda: measure(args)))

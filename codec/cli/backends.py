@@ -44,11 +44,11 @@ def torch_is_here() -> bool:
         ModelError: it is, but cannot be used.
     """
     try:
-        import torch  # noqa: F401
+        import torch
     except (ImportError, OSError) as error:  # OSError: of a library that it loads
         if isinstance(error, ModuleNotFoundError) and error.name == "torch":
             return False
         raise ModelError(
             f"torch cannot be used ({legible(str(error))}); install it again, or take --backend onnx"
         ) from None
-    return True
+    return torch.__file__ is not None  # else a folder of that name, as an uninstall may leave one

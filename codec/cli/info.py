@@ -25,7 +25,7 @@ def environment() -> dict[str, Any]:
     """Versions, devices, and the optional packages, with the way to get those that are missing."""
     distributions = importlib.metadata.packages_distributions()
     ways = {package: f"pip install {package}" for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")}
-    ways |= {package: install(extra) for package, extra in EXTRAS.items()}
+    ways |= {package: install(package) for package in EXTRAS}
     facts = {"codec": __version__, "python": platform.python_version(), "platform": platform.platform()}
     facts["devices"] = ", ".join(_devices())
     for package, way in ways.items():

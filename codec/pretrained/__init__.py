@@ -74,7 +74,9 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise ModelError(f"there is no folder {name!r}; to fetch it from the hub: {install('hub')}") from None
+        raise ModelError(
+            f"there is no folder {name!r}; to fetch it from the hub: {install('huggingface_hub')}"
+        ) from None
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
     except Exception as error:  # network, HTTP and validation errors share no base class

@@ -176,6 +176,8 @@ def _onnxruntime() -> Any:
         raise ModelError("to run models without torch, onnxruntime is needed: pip install onnxruntime") from None
     except ImportError as error:  # of another processor or system
         raise ModelError(
-            f"onnxruntime is installed but cannot be used ({legible(str(error))}): install it again"
+            f"onnxruntime is installed but cannot be used ({legible(str(error))}): pip install -U onnxruntime"
         ) from None
+    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 17):
+        raise ModelError(f"onnxruntime {onnxruntime.__version__} is too old: pip install -U onnxruntime")
     return onnxruntime

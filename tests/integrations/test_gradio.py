@@ -20,7 +20,7 @@ RATE = 24000
 
 def test_without_gradio(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    refused(demo_main([]), f"codec-demo: error: the package gradio is missing: {install('demo')}\n")
+    refused(demo_main([]), f"codec-demo: error: the package gradio is missing: {install('gradio')}\n")
 
 
 def test_only_the_address_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
