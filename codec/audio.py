@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -98,10 +99,11 @@ def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) ->
         writer.write(samples.reshape(-1))
 
 
-def audio_suffixes() -> set[str]:
+@functools.cache
+def audio_suffixes() -> frozenset[str]:
     """Suffixes of the files that libsndfile reads here, or PyAV would."""
     formats = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
-    return formats | {*WRITTEN, ".wave", ".snd", ".sph", ".aifc"} | AV_SUFFIXES
+    return frozenset(formats | {*WRITTEN, ".wave", ".snd", ".sph", ".aifc"} | AV_SUFFIXES)
 
 
 class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]

@@ -19,7 +19,6 @@ from codec.workers import in_threads
 
 log = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = frozenset({".flac", ".mp3", ".ogg", ".opus", ".wav"})
 SHOWN = 10  # bad files in the log
 ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # of a name in a table
 THREADS = 16  # opening a file is waiting for the disk, so more threads than cores help
@@ -64,10 +63,15 @@ def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
     try:
         num_samples, sample_rate = measure(path)
     except (AudioError, OSError) as error:
-        return BadFile(path, one_line(error).removeprefix(f"{legible(str(path))} "))
+        return BadFile(path, reason_of(error, path))
     if num_samples < min_seconds * sample_rate:
         return BadFile(path, f"too short: {num_samples / sample_rate:.3f} s")
     return AudioInfo(path, num_samples, sample_rate)
+
+
+def reason_of(error: Exception, path: str | Path) -> str:
+    """What is wrong with a file, without its name."""
+    return one_line(error).removeprefix(legible(str(path))).lstrip(": ")
 
 
 def report_bad(bad: Sequence[BadFile], path: Path) -> None:

@@ -28,12 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codec.audio import resample
+from codec.audio import audio_suffixes, resample
 from codec.cli.jobs import files_below
 from codec.corpus.manifest import ManifestError, Record, parse_record, read_manifest
-from codec.corpus.scan import AUDIO_SUFFIXES, BadFile, PrepareError, read_record, report_bad
+from codec.corpus.scan import BadFile, PrepareError, read_record, reason_of, report_bad
 from codec.corpus.shards import key_of, walk
-from codec.errors import EXIT_OK, CodecError, Parser, legible, one_line, positive, run_command, say
+from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, one_line, positive, run_command, say
 from codec.files import atomic_write
 from codec.level import LEVEL_DB, check_peak, gain_of
 from codec.model import Codec
@@ -57,13 +57,13 @@ def find_records(inputs: Sequence[Path]) -> list[Record]:
         if times > 1:
             raise PrepareError(f"id {name!r} stands {times} times in the input; leave one out, or write a manifest")
     if not records:
-        raise PrepareError(f"no audio in the input: looked for {', '.join(sorted(AUDIO_SUFFIXES))}")
+        raise PrepareError("no audio in the input")
     return records
 
 
 def in_folder(root: Path) -> list[Record]:
     """The audio below a folder, whose subfolders are taken for the speakers, as ``data/folder/prepare.py`` does."""
-    names = [path.relative_to(root) for path in files_below(root, AUDIO_SUFFIXES)]
+    names = [path.relative_to(root) for path in files_below(root, audio_suffixes())]
     speakers = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
     return [Record(n.as_posix(), str(root / n), 0, 0, speaker) for n, speaker in zip(names, speakers, strict=True)]
 
@@ -74,7 +74,7 @@ def in_tar(path: Path) -> list[Record]:
     Raises:
         PrepareError: a KEY.json that is no JSON object; and as :func:`walk`.
     """
-    records, speakers = [], {}
+    records, speakers, suffixes = [], {}, audio_suffixes()
 
     def take(archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         key, suffix = key_of(member.name), PurePosixPath(member.name).suffix.lower()
@@ -83,7 +83,7 @@ def in_tar(path: Path) -> list[Record]:
                 speakers[key] = parse_record(file.read(), id=key, path=key, num_samples=1, sample_rate=1).speaker
             except ManifestError as error:
                 raise PrepareError(f"{path}: {member.name}: {error}; pack it again") from None
-        elif suffix in AUDIO_SUFFIXES:
+        elif suffix in suffixes:
             num_bytes = member.size or 1  # 0: all of the tar
             records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=num_bytes))
 
@@ -136,7 +136,7 @@ class Tokenizer:
                 check_peak(waveform)
             except (CodecError, FileNotFoundError, PermissionError, IsADirectoryError) as error:  # not of the machine
                 place = f"{record.path}:{name}" if record.num_bytes else record.path
-                skipped.append((place, one_line(error).removeprefix(f"{legible(record.path)} ")))
+                skipped.append((place, reason_of(error, record.path)))
                 continue
             facts = {"duration": len(samples) / rate, "num_samples": len(waveform), "num_quantizers": count}
             rows.append({"id": name, "speaker": speaker, "gain_db": gain_db} | facts)
@@ -236,7 +236,7 @@ def tokenize(args: argparse.Namespace) -> int:
     hours, rate = sum(each["seconds"] for each in every) / 3600, seconds / (time.monotonic() - start)
     print(f"{out}: {len(records) - len(bad)} utterances, {hours:.2f} h, {len(bad)} skipped")
     print(f"this run: {seconds / 3600:.2f} h, {rate:.1f} hours of audio per hour, its start included")
-    return EXIT_OK
+    return EXIT_OK if len(bad) < len(records) else EXIT_FAILURE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -251,6 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the workers compute on")
     parser.add_argument("--workers", type=positive, metavar="N", help="default: one per CPU core, or per GPU")
     args = parser.parse_args(argv)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("codec").setLevel(logging.INFO)  # of what is passed over
     return run_command("run.py", lambda: tokenize(args), "the same command goes on where this one was")
 
 
