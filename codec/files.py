@@ -112,12 +112,13 @@ def refuse_existing(folder: Path, names: Iterable[str]) -> None:
 
 
 def save_picture(figure: Any, path: Path, force: bool = True) -> None:
-    """Write a figure of matplotlib in the format of the suffix; without ``force`` a file that exists is a CodecError."""
+    """Write a figure of matplotlib, whose suffix tells the format, and print where; a file that exists needs ``force``."""
     refuse_existing(path.parent, [] if force else [path.name])
     if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
         raise CodecError(f"{path}: pictures are not written as {path.suffix!r}; take .png, .pdf or .svg")
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=80)
+    print(path)
 
 
 def write_json(path: str | Path, value: Any, indent: int = 1) -> None:

@@ -274,8 +274,8 @@ def measure(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", help=f"default: {DEFAULT_MODEL}")
-    parser.add_argument("--threads", type=positive, help="default: 2; --backends takes 1 and 2")
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--threads", type=positive, default=2, help="default: %(default)s; --backends takes 1 and 2")
     parser.add_argument("--rounds", type=positive, default=7)
     what = parser.add_mutually_exclusive_group()
     for name in ("backends", "frames", "memory", "startup"):
@@ -285,10 +285,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.device != "cpu" and not args.batch:
         parser.error("--device is that of --batch")
-    if args.model and args.what == "frames":
+    if args.model != DEFAULT_MODEL and args.what == "frames":
         parser.error("--model: --frames measures speech-24khz-live")
-    if args.threads and args.what == "backends":
-        parser.error("--threads: --backends measures 1 and 2")
-    args.model, args.threads = args.model or DEFAULT_MODEL, args.threads or 2
     torch.set_num_threads(args.threads)
     sys.exit(run_command("benchmark.py", lambda: measure(args)))

@@ -57,7 +57,6 @@ def plot(args: argparse.Namespace) -> int:
         axis.grid(alpha=0.3)
     figure.axes[0].legend()
     save_picture(figure, args.out, args.force)
-    print(args.out)
     return EXIT_OK
 
 

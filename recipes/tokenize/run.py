@@ -251,8 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what the workers compute on")
     parser.add_argument("--workers", type=positive, metavar="N", help="default: one per CPU core, or per GPU")
     args = parser.parse_args(argv)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("codec").setLevel(logging.INFO)  # of what is passed over
+    logging.basicConfig(format="%(message)s", level=logging.INFO)  # of what is passed over
     return run_command("run.py", lambda: tokenize(args), "the same command goes on where this one was")
 
 

@@ -4,7 +4,6 @@ import hashlib
 import shutil
 import sys
 import tarfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from codec.corpus.fetch import fetch
@@ -19,9 +18,8 @@ SHA256 = {  # of what is taken from it
 HERE = Path(__file__).resolve().parent
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Returns the exit code. Files that are there and right are kept."""
-    Parser(description=__doc__).parse_args(argv)
     return run_command("fetch.py", lambda: _fetch(HERE / "vendor"))
 
 
@@ -43,4 +41,5 @@ def _fetch(folder: Path) -> int:
 
 
 if __name__ == "__main__":
+    Parser(description=__doc__).parse_args()
     sys.exit(main())

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-from itertools import starmap
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +72,9 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
         assert run(*again) == 1
         *errors, counts = capsys.readouterr().err.splitlines()
         assert counts == f"codec-{command}: files done: 1, there already: 1, failed: 2"
-        reasons = {other: "was made otherwise (input or settings)", damaged: "is damaged, or of another kind"}
-        refused = f"codec-{command}: error: {{}} exists but {{}}; --force overwrites it".format
-        assert errors == list(starmap(refused, reasons.items()))
+        reasons = (other, "was made otherwise (input or settings)"), (damaged, "is damaged, or of another kind")
+        told = [f"{path} exists but {why}; --force overwrites it" for path, why in reasons]
+        assert errors == [f"codec-{command}: error: {each}" for each in told]
         assert other.read_bytes() == before and missing.read_bytes() == content[missing]
         stamp = done.stat().st_mtime_ns
         assert run(*again, "--force") == 0 and done.stat().st_mtime_ns == stamp

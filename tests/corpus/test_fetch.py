@@ -53,9 +53,6 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content[start:][: self.server.breaks_after])
 
-    def log_message(self, format: str, *args: object) -> None:
-        """Keep the tests' output clean."""
-
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:

@@ -46,10 +46,9 @@ def items() -> list[np.ndarray]:
 
 @pytest.mark.parametrize("kind", ["residual_simvq", "simvq", "fsq"])
 def test_a_folder_comes_back(integration: Any, tmp_path: Path, kind: str) -> None:
-    """Also that of a model which holds a CodecModel; random numbers are those of before."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, PreTrainedModel
 
-    class Speaker(PreTrainedModel):
+    class Speaker(PreTrainedModel):  # it holds one
         config_class = integration.CodecModelConfig
 
         def __init__(self, config: Any) -> None:
@@ -130,19 +129,17 @@ def test_it_gives_what_the_codec_gives(integration: Any, shipped: Any, items: li
 def test_what_is_refused(shipped: Any) -> None:
     waveform, mask = torch.zeros(1, 1, 640), torch.ones(1, 640)
     mask[:, :10] = 0
-    with pytest.raises(CodecError, match=r"one of 0.75, 1.5, .*, 6 kbit/s, not 2"):
-        shipped.encode(waveform, bandwidth=2.0)
-    with pytest.raises(CodecError, match="give one of them"):
-        shipped.encode(waveform, bandwidth=1.5, num_quantizers=2)
-    right = "pad on the right"
     for bad, said in (
-        (mask, right),
-        (0 * mask, right),
-        (mask[0], r"not \[640\]"),
-        (mask[:, 10:], "630 samples"),
-        ([1], "not list"),
+        ({"bandwidth": 2.0}, r"one of 0.75, 1.5, .*, 6 kbit/s, not 2"),
+        ({"bandwidth": 1.5, "num_quantizers": 2}, "give one of them"),
+        *(({"padding_mask": wrong}, "pad on the right") for wrong in (mask, 0 * mask)),
+        ({"padding_mask": mask[0]}, r"not \[640\]"),
+        ({"padding_mask": mask[:, 10:]}, "630 samples"),
+        ({"padding_mask": [1]}, "not list"),
     ):
         with pytest.raises(CodecError, match=said):
-            shipped(waveform, bad)
+            shipped(waveform, **bad)
+    with pytest.raises(CodecError, match="padding_mask is not that of what was encoded"):
+        shipped.decode(shipped.encode(waveform).audio_codes, torch.ones(1, 641))
     with pytest.raises(CodecError, match="the folder of a Codec"):
         type(shipped).from_pretrained(find_model("speech-24khz"))

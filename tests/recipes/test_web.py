@@ -27,7 +27,7 @@ PAGE = ROOT / "recipes" / "web"
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Of the page with the default model, served as ``python -m http.server`` does."""
-    if load_script("recipes/web/fetch.py").main([]) != 0:
+    if load_script("recipes/web/fetch.py").main() != 0:
         pytest.skip("needs the npm registry")
     folder = tmp_path_factory.mktemp("web")
     for path in (*PAGE.glob("*.*"), PAGE / "vendor", ASSETS):
