@@ -259,13 +259,10 @@ def _mp4_parts(source: _Source) -> list[Part]:
 
 
 EBML, SEGMENT, CLUSTER = bytes.fromhex("1A45DFA3"), bytes.fromhex("18538067"), bytes.fromhex("1F43B675")
-# of a segment: SeekHead, Info, Tracks, Cues, Tags, Attachments, Chapters, Void, CRC-32; of a cluster: its time, blocks, place
-ELEMENTS = {EBML, SEGMENT, CLUSTER} | {
-    bytes.fromhex(element)
-    for element in re.findall(
-        r"\w+", "114D9B74 1549A966 1654AE6B 1C53BB6B 1254C367 1941A469 1043A770 EC BF E7 A3 A0 A7 AB 5854 AF"
-    )
-}
+# of a segment: SeekHead, Info, Tracks, Cues, Tags, Attachments, Chapters, Void, CRC-32, signature
+WITHIN = "114D9B74 1549A966 1654AE6B 1C53BB6B 1254C367 1941A469 1043A770 EC BF 1B538667 "
+WITHIN += "E7 A3 A0 A7 AB 5854 AF"  # of a cluster: its time, blocks and place
+ELEMENTS = {EBML, SEGMENT, CLUSTER} | {bytes.fromhex(element) for element in re.findall(r"\w+", WITHIN)}
 
 
 def _matroska_parts(source: _Source) -> list[Part]:
@@ -273,25 +270,28 @@ def _matroska_parts(source: _Source) -> list[Part]:
 
     A recorder does not know how long a segment or a cluster becomes: what is in them is told by its own id and size.
     """
-    starts, position, least = [], source.start, source.end
+    starts, position, told = [], source.start, 0  # told: where the last segment of known size ends
     while position < source.end:
         head = source.at(position, 12)
         id_bytes = 9 - head[0].bit_length()  # as many as the first bit that is set tells, here and in sizes
-        element, size = (
-            head[:id_bytes],
-            head[id_bytes : id_bytes + 9 - max(head[id_bytes:][:1], default=0).bit_length()],
-        )
-        if element not in ELEMENTS or len(size) > 8:
+        size_bytes = 9 - max(head[id_bytes:][:1], default=0).bit_length()
+        element, size = head[:id_bytes], head[id_bytes:][:size_bytes]
+        if element not in ELEMENTS or size_bytes > 8:
+            if position == told:
+                break
             raise source.damage(f"at byte {position:,} begins what is no element of Matroska")
         if element == EBML:
             starts.append(position)
-        position += id_bytes + len(size)
-        length, unknown = int.from_bytes(size, "big") % 2 ** (7 * len(size)), 2 ** (7 * len(size)) - 1
-        end = position if length == unknown else position + length
-        position, least = (position, max(least, end)) if element in (SEGMENT, CLUSTER) else (end, least)
-    if max(position, least) > source.end:
+        position += id_bytes + size_bytes
+        length = int.from_bytes(size, "big") % 2 ** (7 * size_bytes)
+        if element == SEGMENT and length < 2 ** (7 * size_bytes) - 1:  # which means that it is not known
+            told = position + length
+        position += length * (element not in (SEGMENT, CLUSTER))
+    if max(position, told) > source.end:
         raise source.damage("its end is missing")
-    return [Part(source.file, [range(*ends)]) for ends in pairwise([*starts, source.end])]
+    parts = [Part(source.file, [range(*ends)]) for ends in pairwise([*starts, position])]
+    parts[-1].note = f"{source.end - position:,} bytes behind its end are left out" * (position < source.end)
+    return parts
 
 
 # ---- Ogg --------------------------------------------------------------------------------------------------------------

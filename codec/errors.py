@@ -82,9 +82,17 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if any(re.fullmatch(r"(--[\w-]+=)?", given) for given in (sys.argv[1:] if args is None else args)):
-            self.error("an argument is empty")  # of a variable that is not set; as a path it would be this folder
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(self._filled(args), namespace)
+
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_intermixed_args(self._filled(args), namespace)
+
+    def _filled(self, args: Any) -> Any:
+        """The arguments, none of them empty, as of a variable that is not set: as a path it would be this folder."""
+        for given in sys.argv[1:] if args is None else args:
+            if re.fullmatch(r"(--[\w-]+=)?", given):
+                self.error(f"an argument is empty{given and ': '}{given}")
+        return args
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog}: error: {message} (see {self.prog} --help)")
@@ -129,14 +137,11 @@ def one_line(error: BaseException) -> str:
 
 def outside(error: BaseException) -> str:
     """What is wrong with the machine, not with the code: a missing or broken package, or too little memory; or ""."""
-    if isinstance(error, ImportError) and (error.name, error.path) == (
-        "torch",
-        None,
-    ):  # or an empty folder of that name
-        return "this needs the package torch, which is missing: pip install torch"  # models also run without it
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError) and error.path is None:  # also of a folder of that name without the package
         package = (error.name or "").partition(".")[0]
-        if package in EXTRAS:
+        if package == "torch":  # models also run without it, but not everything does
+            return "this needs the package torch, which is missing: pip install torch"
+        if package in EXTRAS and isinstance(error, ModuleNotFoundError):
             return f"the package {package} is missing: {install(package)}"
     if isinstance(error, (ImportError, OSError)):  # OSError: of a library that it loads
         for frame, _ in traceback.walk_tb(error.__traceback__):
@@ -169,9 +174,8 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         code = work()
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk is an error
-        if (
-            code == EXIT_OK
-        ):  # the interpreter need not search for circles at its end; those of an error hold soxr's objects
+        # the interpreter need not search for circles at its end; but those of an error hold objects of soxr's
+        if code == EXIT_OK:
             atexit.register(gc.freeze)
         return code
     except UsageError as error:

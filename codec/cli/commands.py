@@ -71,12 +71,8 @@ def encode_main(argv: Sequence[str] | None = None) -> int:
     add("--no-normalize", action="store_true", help=f"keep the level of the input, as live pipes do (default: {level})")
     refine = "look N times for codes of files that sound nearer to the input; 15 come much nearer, and are slow"
     add("--refine-steps", type=positive, default=0, metavar="N", help=refine)
-    add(
-        "--raw",
-        type=int,
-        metavar="HZ",
-        help="stdin holds raw 16-bit samples of one channel at this rate, which keep their level",
-    )
+    raw = "stdin holds raw 16-bit samples of one channel at this rate, which keep their level"
+    add("--raw", type=int, metavar="HZ", help=raw)
     return _run(parser, argv, _encode)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import itertools
 import logging
 import shutil
@@ -191,6 +192,8 @@ class FileEncoder(Worker):
                     shutil.copyfileobj(opened.enter_context(_open_bytes(job)), source)
                     source.flush()
                 except OSError as error:
+                    if error.errno != errno.ENOSPC:
+                        raise
                     place = f"{job.source_name}, copied to {tempfile.gettempdir()} (TMPDIR)"
                     raise OSError(error.errno, error.strerror, place) from None
             yield opened.enter_context(AudioReader(source, job.source_name, self.args.channel))
@@ -242,9 +245,8 @@ class FileDecoder(Worker):
                     raise errors[0]
                 return
             length = header.length_at(rate) or 0
-            named = (
-                None if job.target == STREAM else job.target_name
-            )  # of a stream it is TMPDIR's disk that may be full
+            # of a stream it is TMPDIR's disk that may be full
+            named = None if job.target == STREAM else job.target_name
             with _output(job, self.args.force) as path, AudioWriter(path, rate, length, named) as writer:
                 for block in signal:
                     writer.write(block)

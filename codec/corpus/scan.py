@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from codec.audio import AudioError, measure, read_samples
+from codec.audio import AudioError, audio_suffixes, measure, read_samples
 from codec.corpus.manifest import Record, audio_source, evenly
 from codec.errors import CodecError, legible, one_line
 from codec.files import atomic_write
 from codec.workers import in_threads
 
 log = logging.getLogger(__name__)
+
+# without films and features, which stand beside the audio of some corpora
+AUDIO_SUFFIXES = audio_suffixes() - {".3gp", ".htk", ".mkv", ".mov", ".mp4", ".sd2", ".webm"}
 
 SHOWN = 10  # bad files in the log
 ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # of a name in a table

@@ -102,7 +102,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         codec = codec if isinstance(codec, Codec) else Codec.from_pretrained(codec)
         with torch.device("meta"):  # a place for the codec, without weights of its own
             model = cls(CodecModelConfig(to_dict(codec.config), codec.name))
-        model.codec = codec
+        model.codec, model._is_hf_initialized = codec, True  # lest a model that holds this one draws it anew
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -137,8 +137,10 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         T is that of the mask of what was encoded, or else ``N * hop_length``.
         """
         lengths = _lengths(padding_mask)
-        if lengths and (len(lengths), self.codec.num_frames(max(lengths))) != (len(audio_codes), audio_codes.shape[-1]):
-            raise CodecError(f"padding_mask is not that of what was encoded to {kind_of(audio_codes)}")
+        if lengths and getattr(audio_codes, "ndim", 0) == 3:
+            batch, _, frames = audio_codes.shape
+            if len(lengths) != batch or self.codec.num_frames(max(lengths)) > frames:
+                raise CodecError(f"padding_mask is not that of what was encoded to {kind_of(audio_codes)}")
         audio = self.codec.decode(audio_codes, lengths=lengths)
         if padding_mask is not None:
             audio = F.pad(audio, (0, padding_mask.shape[-1] - audio.shape[-1]))
@@ -177,6 +179,8 @@ class CodecModel(PreTrainedAudioTokenizerBase):
     @torch.no_grad()
     def initialize_weights(self) -> None:
         """Draw what no checkpoint has, as a new Codec does: all of a new model, of a loaded one what is not stored."""
+        if getattr(self, "_is_hf_initialized", False):
+            return
         own = [*self.codec.parameters(), *self.codec.buffers()]
         given = [getattr(tensor, "_is_hf_initialized", False) for tensor in own]
         with torch.random.fork_rng([], any(given)):  # who loads a model draws nothing
@@ -184,6 +188,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         for tensor, value, there in zip(own, [*new.parameters(), *new.buffers()], given, strict=True):
             if not there:
                 tensor.copy_(value)
+        self._is_hf_initialized = True
 
     def _initialize_weights(self, module: nn.Module, is_custom_code: bool = False) -> None:
         if module is self:  # in a model that holds this one, which asks for each module of it

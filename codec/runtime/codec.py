@@ -178,6 +178,7 @@ def _onnxruntime() -> Any:
         raise ModelError(
             f"onnxruntime is installed but cannot be used ({legible(str(error))}): pip install -U onnxruntime"
         ) from None
-    if tuple(map(int, onnxruntime.__version__.split(".")[:2])) < (1, 17):
-        raise ModelError(f"onnxruntime {onnxruntime.__version__} is too old: pip install -U onnxruntime")
+    version = getattr(onnxruntime, "__version__", "0.0")  # a folder without the package has none
+    if tuple(map(int, version.split(".")[:2])) < (1, 17):
+        raise ModelError(f"onnxruntime {version} is too old, or broken: pip install -U onnxruntime")
     return onnxruntime

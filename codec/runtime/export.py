@@ -54,15 +54,14 @@ def export_main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--streaming", action="store_true", help="also write graphs with state, for chunk after chunk")
     parser.add_argument("--force", action="store_true", help="replace all files of an export that is there")
     args = parser.parse_args(argv)
-    return run_command("codec-export", lambda: _export(args), "what is in OUT may be of two models: run it again")
+    return run_command("codec-export", lambda: _export(args), "run it again: OUT may hold files of two models")
 
 
 def _export(args: argparse.Namespace) -> int:
     from codec.runtime import OnnxCodec
 
     folder: Path = args.output
-    names = FILES + (STREAMING if args.streaming else ()) + (GOLDEN if args.golden else ())
-    refuse_existing(folder, () if args.force else names)
+    refuse_existing(folder, () if args.force else FILES + STREAMING + GOLDEN)
     codec = OnnxCodec.from_pretrained(args.model, args.bits)
     files = {"encoder.onnx": codec.encoder_graph(), "decoder.onnx": codec.decoder_graph()}
     facts = describe(codec)

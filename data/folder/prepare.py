@@ -18,10 +18,9 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from codec.audio import audio_suffixes
 from codec.cli.jobs import files_below
 from codec.corpus.manifest import Record, summary, write_manifest
-from codec.corpus.scan import AudioInfo, PrepareError, probe, report_bad
+from codec.corpus.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad
 from codec.errors import EXIT_OK, Parser, run_command, say
 
 SPLITS = ("train", "dev", "test")
@@ -31,7 +30,7 @@ def find_audio(root: Path) -> list[Path]:
     """Every audio file below ``root``, sorted by its path."""
     if not root.is_dir():
         raise PrepareError(f"no such folder: {root}")
-    paths = files_below(root, audio_suffixes())
+    paths = files_below(root, AUDIO_SUFFIXES)
     if not paths:
         raise PrepareError(f"no audio in {root}")
     return sorted(paths, key=lambda path: path.as_posix())

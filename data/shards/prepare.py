@@ -23,9 +23,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from codec.audio import AudioError, AudioReader, AudioWriter, audio_suffixes, measure
+from codec.audio import AudioError, AudioReader, AudioWriter, measure
 from codec.corpus.manifest import ManifestError, Record, parse_record, summary, write_manifest
-from codec.corpus.scan import PrepareError
+from codec.corpus.scan import AUDIO_SUFFIXES, PrepareError
 from codec.corpus.shards import key_of, walk
 from codec.errors import EXIT_OK, Parser, run_command, say
 from codec.files import atomic_write
@@ -52,7 +52,7 @@ def read_file(archive: tarfile.TarFile, member: tarfile.TarInfo) -> File:
 def utterances(files: Iterable[File]) -> Iterator[tuple[str, list[File]]]:
     """The files of each key, which stand side by side."""
     for key, group in itertools.groupby(files, lambda file: key_of(str(file.name))):
-        chosen = [file for file in group if file.name.suffix.lower() in {".json", *audio_suffixes()}]
+        chosen = [file for file in group if file.name.suffix.lower() in {".json", *AUDIO_SUFFIXES}]
         if chosen:
             yield key, chosen
 

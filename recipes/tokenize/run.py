@@ -28,10 +28,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from codec.audio import audio_suffixes, resample
+from codec.audio import resample
 from codec.cli.jobs import files_below
 from codec.corpus.manifest import ManifestError, Record, parse_record, read_manifest
-from codec.corpus.scan import BadFile, PrepareError, read_record, reason_of, report_bad
+from codec.corpus.scan import AUDIO_SUFFIXES, BadFile, PrepareError, read_record, reason_of, report_bad
 from codec.corpus.shards import key_of, walk
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, one_line, positive, run_command, say
 from codec.files import atomic_write
@@ -63,7 +63,7 @@ def find_records(inputs: Sequence[Path]) -> list[Record]:
 
 def in_folder(root: Path) -> list[Record]:
     """The audio below a folder, whose subfolders are taken for the speakers, as ``data/folder/prepare.py`` does."""
-    names = [path.relative_to(root) for path in files_below(root, audio_suffixes())]
+    names = [path.relative_to(root) for path in files_below(root, AUDIO_SUFFIXES)]
     speakers = [name.parts[0] if len(name.parts) > 1 else "" for name in names]
     return [Record(n.as_posix(), str(root / n), 0, 0, speaker) for n, speaker in zip(names, speakers, strict=True)]
 
@@ -74,7 +74,7 @@ def in_tar(path: Path) -> list[Record]:
     Raises:
         PrepareError: a KEY.json that is no JSON object; and as :func:`walk`.
     """
-    records, speakers, suffixes = [], {}, audio_suffixes()
+    records, speakers = [], {}
 
     def take(archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         key, suffix = key_of(member.name), PurePosixPath(member.name).suffix.lower()
@@ -83,7 +83,7 @@ def in_tar(path: Path) -> list[Record]:
                 speakers[key] = parse_record(file.read(), id=key, path=key, num_samples=1, sample_rate=1).speaker
             except ManifestError as error:
                 raise PrepareError(f"{path}: {member.name}: {error}; pack it again") from None
-        elif suffix in suffixes:
+        elif suffix in AUDIO_SUFFIXES:
             num_bytes = member.size or 1  # 0: all of the tar
             records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=num_bytes))
 

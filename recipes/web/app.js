@@ -31,7 +31,7 @@ async function work(task) {
   } finally {
     busy -= 1;
     inputs.forEach((input) => { input.disabled = !codec || busy > 0; });
-    if (document.activeElement === document.body) focused.focus(); // a button that is disabled loses it
+    if (document.activeElement === document.body) focused?.focus({ preventScroll: true }); // a button that is disabled loses it
   }
 }
 

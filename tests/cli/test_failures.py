@@ -60,7 +60,7 @@ USAGE: list[tuple[Any, str]] = [
     (["decode", "dir.codes", "-o", "out"], "no .codes file in dir.codes"),
     (["encode", "in.wav", "-o", "in.wav"], "-o in.wav is a file"),
     (["encode", "", "-o", "out"], "an argument is empty"),
-    (["info", "--model="], "an argument is empty"),
+    (["info", "--model="], "an argument is empty: --model="),
     (["encode", "in.wav", "out.codes", "--bitrate", "nan"], "--bitrate must be positive"),
     (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
     (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
