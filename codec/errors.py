@@ -113,9 +113,9 @@ def legible(text: str) -> str:
 
 
 def install(package: str) -> str:
-    """How to install a package, beside torch by its extra of this one, which a checkout need not have installed."""
+    """How to install a package: by its extra of this one; alone where torch is missing, which the extra would bring."""
     extra = EXTRAS[package]
-    if not _installed("torch"):  # the extra would bring it
+    if not _installed("torch"):
         return f"pip install {package}".replace("yaml", "PyYAML")
     return f"pip install '{DISTRIBUTION}[{extra}]'" if _installed(DISTRIBUTION) else f"pip install -e '.[{extra}]'"
 
