@@ -265,8 +265,9 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             raise AudioError(f"{self.name} holds no samples")
         if self._loudest > self._mixed * self._mixed_channels**2 * 10 ** (CANCELLING_DB / 10):
             loss = 10 * np.log10(self._loudest / self._mixed) if self._mixed else np.inf
-            text = "its channels cancel each other, their mix is %.0f dB softer than the loudest; take one (--channel)"
-            log.warning(f"%s: {text}", self.name, loss)
+            how = f"{loss:.0f} dB softer than the loudest" if np.isfinite(loss) else "silent"
+            text = "its channels cancel each other, their mix is %s; take one of them (codec-encode --channel)"
+            log.warning(f"%s: {text}", self.name, how)
 
     def segment(self, start: int, num_samples: int) -> Block:
         """The mono samples ``[num_samples]`` from ``start`` on, quickly where a format allows; errors as :meth:`blocks`."""

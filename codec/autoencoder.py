@@ -238,6 +238,12 @@ class ISTFTHead(nn.Module):
         self.output = Linear(channels, n_fft + 2)
         self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
 
+    def _apply(self, *args: Any, **settings: Any) -> ISTFTHead:
+        super()._apply(*args, **settings)
+        # not from itself: float() would not bring back the digits that half() took
+        self.window = torch.hann_window(self.n_fft, dtype=torch.float32).to(self.window)
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         windows = self.window.square().expand(1, x.shape[1], -1)
         covered = slice(self.offset, self.offset + x.shape[1] * self.hop_length)

@@ -270,7 +270,9 @@ class CodecBase(Generic[Signal]):
             raise CodecError(f"waveform would be {channels} channels of {samples} samples; {advice}")
         rate = whole_number("sample_rate", sample_rate, *RATES)
         sizes = checked_lengths(lengths, batch, samples)
-        return [item[:size] for item, size in zip(waveform.mean(1), sizes, strict=True)], rate
+        # not mean: how that adds many channels hangs on the length, and an item would not be what it is alone
+        mix = sum((waveform[:, channel] for channel in range(1, channels)), waveform[:, 0]) / channels
+        return [item[:size] for item, size in zip(mix, sizes, strict=True)], rate
 
     def _items(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
         """The same at the model's rate."""

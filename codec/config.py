@@ -222,7 +222,7 @@ class DecoderConfig:
     look_ahead: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        set_whole(self, ConfigError, width=WIDTHS, depth=DEPTHS, kernel_size=KERNELS, n_fft=(2, 2**20))
+        set_whole(self, ConfigError, width=WIDTHS, depth=DEPTHS, kernel_size=KERNELS, n_fft=(2, 2**13))
         require(self.kernel_size % 2 == 1, "kernel_size must be odd")
         require(self.n_fft % 2 == 0, "n_fft must be even")
         if self.look_ahead is not None:

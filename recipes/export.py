@@ -54,6 +54,7 @@ class Trained:
     config: TrainConfig
     checkpoint: Path
     step: int
+    start: str  # a hash of the weights that training began from
     weights: dict[str, Tensor]
 
     @classmethod
@@ -65,8 +66,6 @@ class Trained:
         values = read_json(run / "config.json") if (run / "config.json").is_file() else None
         if not isinstance(values, dict) or not all(isinstance(values.get(n), dict) for n in ("losses", "optimizer")):
             raise CheckpointError(f"{run} is not the folder of a training run: it has no config.json of one")
-        values["losses"].pop("adversarial", None)  # of runs made while there were several forms and schedules
-        values["optimizer"].pop("schedule", None)
         path = latest_checkpoint(run / CHECKPOINTS)
         if checkpoint == "best":
             checkpoint = read_checkpoint(path)[1].best
@@ -86,7 +85,7 @@ class Trained:
             weights |= {f"decoder.{key.removeprefix(other)}": weights[key] for key in weights if key.startswith(other)}
             config = replace(config, model=looking_ahead(config.model, look_ahead))
         weights = {key: tensor for key, tensor in weights.items() if not key.startswith("others.")}
-        return cls(run, config, path, counters.step, weights)
+        return cls(run, config, path, counters.step, counters.start, weights)
 
 
 def build_codec(runs: list[Trained], name: str) -> Codec:
@@ -108,9 +107,8 @@ def build_codec(runs: list[Trained], name: str) -> Codec:
     for other in others:
         if other.config.model != first.config.model:
             raise CodecError(f"{other.run} trained another architecture than {first.run}")
-        seeds = [c.seed if c.phases.autoencoder else None for c in (first.config, other.config)]  # None: with --init
-        if seeds[0] != seeds[1]:
-            raise CodecError(f"{other.run} did not begin from one model with {first.run}, but from another seed")
+        if other.start != first.start:
+            raise CodecError(f"{other.run} did not begin from one model with {first.run}: take one --init, or one seed")
         for key, tensor in first.weights.items():
             if key not in trained and not torch.equal(other.weights[key], tensor):
                 why = "they did not begin from one model, or the quantizer trains by running means, which have none"
@@ -214,9 +212,7 @@ def export(args: argparse.Namespace) -> int:
             codec.save_pretrained(folder, bits=args.bits, base=args.base)
             digest = hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
         if read_json(args.evaluation / "run.json").get("weights") != digest:
-            raise CodecError(
-                "the evaluation is of another model or of an export with other options; run codec-evaluate on this one"
-            )
+            raise CodecError("the evaluation is of another model or of an export with other options; evaluate this one")
     card = model_card(runs, codec, evaluation)
     codec.save_pretrained(args.out, bits=args.bits, base=args.base)
     write_text(args.out / "README.md", card)

@@ -21,7 +21,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -236,9 +236,8 @@ def set_up(args: argparse.Namespace) -> Run:
     """Read the configuration and the manifests, build everything, and go back to where the run was."""
     import accelerate.utils  # not accelerate alone: where it is missing, the folder beside this script has its name
 
-    config = load_train_config(args.config, args.set)
-    if args.init is not None:  # an autoencoder already
-        config = replace(config, phases=replace(config.phases, autoencoder=0))
+    began = [] if args.init is None else ["phases.autoencoder=0"]  # it is an autoencoder already
+    config = load_train_config(args.config, [*args.set, *began])
     accelerator = accelerate.Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=args.cpu)
     data, world = config.data, accelerator.num_processes
     if data.batch_size % world:
@@ -385,6 +384,9 @@ def describe_run(run: Run) -> None:
         key = " | ".join((record.source or "unnamed source", record.licence or "licence unknown"))
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
     speech = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
+    if run.saved_step < 0:
+        weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in run.networks.codec.state_dict().values())
+        run.counters.start = hashlib.sha256(weights).hexdigest()
     learned, run.counters.speech = run.counters.speech, f"{speech['train']} of {', '.join(sorted(sources))}"
     if learned not in ("", run.counters.speech):
         run.changes = [*run.changes, f"the speech is {run.counters.speech} instead of {learned}"]

@@ -315,10 +315,10 @@ def test_segments(data: bytes) -> None:
 
 
 def test_channels_that_cancel(caplog: pytest.LogCaptureFixture) -> None:
-    for other, loss in ((-NOISE, np.inf), (-0.9 * NOISE, 26.0)):
+    for other, loss in ((-NOISE, "silent"), (-0.9 * NOISE, "26 dB softer")):
         stereo = encoded(np.stack([NOISE, other], 1), subtype="FLOAT")
         assert len(decoded(stereo)) == 48_000
-        assert f"a file: its channels cancel each other, their mix is {loss:.0f} dB softer" in caplog.text
+        assert f"a file: its channels cancel each other, their mix is {loss}" in caplog.text
         caplog.clear()
         np.testing.assert_array_equal(decoded(stereo, channel=2), other.astype(np.float32))
         assert not caplog.text

@@ -18,7 +18,7 @@ from codec.level import factor
 
 UTTERANCES = 200  # whose latents are looked at, spread evenly over the manifest
 LONGEST = 20  # seconds of each
-FEW_CODES, FEW_DIMENSIONS = 0.5, 0.05  # below these shares collapse is spoken of
+FEW_CODES = 0.5  # of what the bits could say: below it collapse is spoken of
 ENOUGH = 10  # frames per code, or per dimension, without which it is not
 
 
@@ -82,7 +82,10 @@ def _latent_moments(family: ModelFamily, records: Sequence[Record]) -> tuple[Mom
 
 
 def _notes(stages: Sequence[Stage], latents: Latents) -> tuple[str, str]:
-    """Whether tokens have collapsed (few codes are in use), or embeddings (in few dimensions): see arXiv 2411.16550."""
+    """Whether tokens have collapsed (few codes are in use), and how many dimensions embeddings spread over: arXiv 2411.16550.
+
+    No number of dimensions says by itself that embeddings have collapsed: good models of speech use a handful of hundreds.
+    """
     poor = [str(stage.stage) for stage in stages if stage.normalised_entropy < FEW_CODES]
     least = min(stage.normalised_entropy for stage in stages)
     tokens = f"No token collapse: every stage's codes say at least {100 * least:.0f} % of what their bits could."
@@ -90,10 +93,8 @@ def _notes(stages: Sequence[Stage], latents: Latents) -> tuple[str, str]:
         tokens = f"Token collapse in stage {', '.join(poor)}: the codes say less than half of what their bits could."
     if stages[0].frames < ENOUGH * (stages[0].codebook_size or 0):
         tokens = "Too few frames to tell whether tokens have collapsed."
-    spread = f"the latents spread over {latents.effective_dimension:.1f} of {latents.dimension} dimensions"
-    embeddings = f"No embedding collapse by this measure: {spread} (participation ratio)."
-    if latents.effective_dimension / latents.dimension < FEW_DIMENSIONS:
-        embeddings = f"Embedding collapse: {spread} only."
+    spread = f"{latents.effective_dimension:.1f} of {latents.dimension} dimensions (participation ratio)"
+    embeddings = f"The latents spread over {spread}."
     if latents.frames < ENOUGH * latents.dimension:
-        embeddings = "Too few frames to tell whether embeddings have collapsed."
+        embeddings = "Too few frames to tell over how many dimensions the latents spread."
     return tokens, embeddings

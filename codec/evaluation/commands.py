@@ -107,6 +107,9 @@ def _evaluate(args: argparse.Namespace) -> int:
         device=args.device,
         out=args.out,
     )
+    for folder, _ in plan.folders.values():
+        if Path(os.path.realpath(args.out)).is_relative_to(folder):
+            raise CodecError(f"--out {args.out} lies in {folder}, whose files are measured; choose a folder elsewhere")
     for item in (*absent, *missing):
         say(f"absent: {item.name} ({item.reason})")
     if plan.stability or not args.metrics:

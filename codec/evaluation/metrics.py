@@ -253,7 +253,7 @@ def lines(spectrum: Array, reference: Array) -> Array:
     width = min(len(spectrum), len(reference))
     own, recorded = (10 * np.log10(each[:width] + SILENT) for each in (spectrum, reference))
     excess, other = (
-        level - np.median(sliding_window_view(np.pad(level, half, mode="edge"), 2 * half + 1), axis=1)
+        level - np.median(sliding_window_view(np.pad(level, half, mode="reflect"), 2 * half + 1), axis=1)
         for level in (own, recorded)
     )
     peak = own == np.max(sliding_window_view(np.pad(own, 1, mode="edge"), 3), axis=1)

@@ -51,10 +51,10 @@ def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[
     return tuple(present), absent
 
 
-def spaced(utterances: int, count: int) -> range:
+def spaced(utterances: int, count: int) -> list[int]:
     """Indices of ``count`` utterances (of all, if there are fewer), evenly spaced."""
-    step = max(1, utterances // max(count, 1))
-    return range(step // 2, utterances, step)[:count]
+    count = min(count, utterances)
+    return [(2 * index + 1) * utterances // (2 * count) for index in range(count)]
 
 
 def evaluate(plan: Plan, records: Sequence[Record], workers: int, examples: int) -> list[Measured]:

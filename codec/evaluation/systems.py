@@ -35,7 +35,7 @@ OPUS_KBPS = (6, 8, 12)
 CODEC2_MODES = ("700C", "1200", "2400", "3200")  # names that are also bit/s, but for the C
 CODEC2_RATE = 8000
 ALIGNMENT = (
-    "Models and Opus: by construction. Folders and Codec2: one delay a file, up to 100 ms, where the waveforms' correlation "
+    "Models and Opus: by construction. Folders and Codec2: one delay a file, up to 200 ms, where the waveforms' correlation "
     "peaks (if it reaches 0.5 there), else where that of their 1 ms envelopes does; then cut, or filled with zeros, to the "
     "reference's length."
 )
@@ -268,13 +268,14 @@ def align(reference: Waveform, estimate: Waveform, sample_rate: int) -> Waveform
 
 
 def find_delay(reference: Waveform, estimate: Waveform, sample_rate: int) -> int:
-    """Samples that ``estimate`` comes after ``reference``, both ``[T]``; negative if it comes before. At most 100 ms.
+    """Samples that ``estimate`` comes after ``reference``, both ``[T]``; negative if it comes before. At most 200 ms.
 
-    A codec that keeps the waveform is found to the sample by it, where its correlation reaches 0.5; one that makes new
-    phases (a vocoder) only by the 1 ms envelopes, and not at all if they fit nearly as well unshifted.
+    A codec that keeps the waveform, or turns it upside down, is found to the sample by it, where the correlation reaches
+    0.5; one that makes new phases (a vocoder) only by the 1 ms envelopes, and not at all if they fit nearly as well
+    unshifted.
     """
-    most = int(0.1 * sample_rate)
-    delay, peak, _ = _peak(reference, estimate, most)
+    most = int(0.2 * sample_rate)
+    delay, peak, _ = max((_peak(reference, each, most) for each in (estimate, -estimate)), key=lambda found: found[1])
     if peak >= 0.5:
         return delay
     step = max(1, round(sample_rate / 1000))

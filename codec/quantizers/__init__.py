@@ -64,8 +64,9 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
         unknown.append("gradient")
     for name in unknown:
         value, default = settings.pop(name), getattr(type(config)(), name)
-        if value != default and (name, value) != ("num_quantizers", 1):  # one stage may be said to be one
-            raise ConfigError(f"quantizer.{name} means nothing to {kind}: leave {value!r} out, or set {default!r}")
+        allowed = (default, 1) if name == "num_quantizers" else (default,)  # one stage may be said to be one
+        if value not in allowed:
+            raise ConfigError(f"quantizer.{name} means nothing to {kind}: leave {value!r} out, or set {allowed[-1]!r}")
     if settings.get("gradient") == "straight_through":
         settings["gradient"] = "ste"
     try:

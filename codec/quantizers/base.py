@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codec.errors import CodecError
 
@@ -45,7 +47,7 @@ class QuantizerOutput:
     their text says.
     """
 
-    quantized: Tensor  # float32, shaped as the latents, with gradients to them and to the codebooks; 0 where masked
+    quantized: Tensor  # float32, shaped as the latents, with gradients to them; 0 where masked
     codes: Tensor  # int64, shaped as the latents with K in place of D; -1 where masked
     commitment_loss: Tensor  # [B, K], pulls latents to their codes
     codebook_loss: Tensor  # [B, K], pulls codes to latents
@@ -119,7 +121,8 @@ class Quantizer(nn.Module, ABC):
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.num_quantizers:
             raise CodecError(f"num_quantizers must be from 1 to {self.num_quantizers}, not {count}")
-        if next((parameter.dtype for parameter in self.parameters()), torch.float32) != torch.float32:
+        floats = (each.dtype for each in chain(self.parameters(), self.buffers()) if each.is_floating_point())
+        if next(floats, torch.float32) != torch.float32:
             raise CodecError("a quantizer computes in float32: use quantizer.float(), and autocast around the model")
         frames = self._frames(latents, mask)
         if self.training and not frames.shape[-1]:
@@ -135,7 +138,7 @@ class Quantizer(nn.Module, ABC):
         return output
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Vectors of the codes of any first stages, shaped as the latents, with gradients to the codebooks; 0 for -1."""
+        """Vectors of the codes of any first stages, shaped as the latents, with gradients to the codebooks; 0 where a frame is -1."""
         stages = self.points(codes).transpose(1, 2)  # [B, k, N]
         if not 1 <= stages.shape[1] <= self.num_quantizers:
             raise CodecError(f"codes of {stages.shape[1]} stages; there are {self.num_quantizers}")
@@ -165,14 +168,15 @@ class Quantizer(nn.Module, ABC):
         if distributed.is_available() and distributed.is_initialized():
             for tensor in self.state_dict().values():
                 distributed.broadcast(tensor, src=0)
+            count_write()
 
     def kept(self, name: str, tensors: list[Tensor], compute: Callable[[], Kept]) -> Kept:
         """What follows from these tensors, computed again only after one was written to or gave its place to another."""
         try:
-            writes = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # torch counts the writes to each
+            writes = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # torch counts most writes to each
         except RuntimeError:  # a tensor made in inference mode has no count, one of torch.func no memory of its own
             return compute()
-        kept = self._kept.get(name)
+        kept, writes = self._kept.get(name), [(uncounted, 0), *writes]
         if kept is None or kept[0] != writes:
             held = [tensor.detach() for tensor in tensors]  # their memory: no other tensor can come to lie there
             self._kept[name] = kept = writes, held, compute()
@@ -209,6 +213,18 @@ class Quantizer(nn.Module, ABC):
             whole = points.new_full((*mask.shape, points.shape[-1]), fill)
             whole[mask] = points[0]
         return whole.movedim(-1, 1) if first else whole
+
+
+uncounted = 0  # writes to any tensor that torch may not have counted
+
+
+def count_write(*_: object) -> None:
+    """Note one, after which all that is kept is computed again."""
+    global uncounted
+    uncounted += 1
+
+
+register_optimizer_step_post_hook(count_write)  # fused optimizers write without a count
 
 
 # ---- tables of codes --------------------------------------------------------------------------------------------------
@@ -275,7 +291,7 @@ def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:
         length = z.norm(dim=-1, keepdim=True)
         scale = torch.where(length > 1e-6, value.norm(dim=-1, keepdim=True) / length, 1.0)
         u, v = F.normalize(z, dim=-1), F.normalize(value, dim=-1)
-        r = F.normalize(u + v, dim=-1)
+        r = F.normalize(u + v, dim=-1, eps=1e-5)  # a shorter sum is rounding
     turned = scale * (z - 2 * r * (r * z).sum(dim=-1, keepdim=True) + 2 * v * (u * z).sum(dim=-1, keepdim=True))
     return value + (turned - turned.detach())
 

@@ -52,8 +52,8 @@ class GridQuantizer(Compared):
         return (self.levels - 1) / 2
 
     def search(self, z: Tensor) -> Tensor:
-        digits = torch.round(z / self.step + self.middle).long()
-        return (digits.clamp(min=0).minimum(self.levels - 1) * self.places).sum(dim=-1)
+        digits = torch.round(z / self.step + self.middle).clamp(min=0).minimum(self.levels - 1)
+        return (digits.long() * self.places).sum(dim=-1)
 
     def rows(self, codes: Tensor) -> Tensor:
         return self.step * (codes.unsqueeze(-1) // self.places % self.levels - self.middle)

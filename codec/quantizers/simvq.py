@@ -96,7 +96,7 @@ class SimVQ(Quantizer):
         """The chosen codes, ``[..., d]``: W and b learn, only the chosen rows of C pass through them."""
         if torch.is_grad_enabled():
             return self.map_basis(F.embedding(codes, self.basis))
-        return F.embedding(codes, self.codebook)  # the same to the bit
+        return F.embedding(codes, self.codebook)  # the same but for rounding
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.project_out(self.rows(codes[:, 0])).transpose(1, 2)

@@ -145,7 +145,9 @@ class Refreshed(VQ):
         hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype)
         sums = z.new_zeros(self.codebook_size, z.shape[1]).index_add_(0, codes, z)
         if distributed.is_available() and distributed.is_initialized():
-            z = z.clone()
+            count = torch.tensor(len(z), device=z.device)  # a process's own may be another: masks differ
+            distributed.broadcast(count, src=0)
+            z = z.clone() if distributed.get_rank() == 0 else z.new_empty(int(count), z.shape[1])
             distributed.broadcast(z, src=0)
             for tensor in (hits, sums):
                 distributed.all_reduce(tensor)

@@ -178,7 +178,7 @@ class Stream:
             raise CodecError(f"codes must be from 0 to {size - 1}; are they of another model?")
         chunk = np.concatenate([self._rest, chunk], axis=-1)
         whole = chunk.shape[-1] // self._unit * self._unit
-        self._rest = chunk[..., whole:]
+        self._rest = chunk[..., whole:].copy()  # a view would keep the whole chunk
         return self._through(chunk[..., :whole])
 
     def flush(self) -> NDArray[Any]:

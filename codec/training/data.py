@@ -50,7 +50,9 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 
     def __init__(self, records: Sequence[Record], sample_rate: int, config: DataConfig, seed: int) -> None:
         if not records:
-            raise ManifestError("the manifest is empty")
+            raise ManifestError(
+                "there is no utterance to draw from: the manifests of data.train are empty, or none is given"
+            )
         self.records, self.sample_rate, self.config, self.seed = list(records), sample_rate, config, seed
         self.num_samples = round(config.segment_seconds * sample_rate)
         self.ends = np.cumsum(draw_weights(records, config.max_speaker_hours))

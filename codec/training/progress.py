@@ -34,6 +34,7 @@ class Counters:
     best_loss: float | None = None
     best_of: str = ""  # a hash of what that was measured on
     speech: str = ""  # that is learned from
+    start: str = ""  # a hash of the weights that it began from
     seconds: float = 0.0  # of training, over all legs
 
     def judge_step(self, finite: bool, most: int) -> None:

@@ -369,14 +369,14 @@ class TestStatistics:
 
 
 class TestAlignment:
-    @pytest.mark.parametrize("delay", [-900, -1, 0, 37, 1200])
+    @pytest.mark.parametrize("delay", [-900, -1, 0, 37, 3000])
     def test_a_waveform_is_found_to_the_sample(self, delay: int, speech: tuple[np.ndarray, int]) -> None:
         x, rate = speech
         noisy = x + 0.003 * np.random.default_rng(0).standard_normal(len(x)).astype(np.float32)
         moved = np.pad(noisy, (delay, 0)) if delay >= 0 else noisy[-delay:]
-        assert systems.find_delay(x, moved, rate) == delay
+        assert systems.find_delay(x, moved, rate) == systems.find_delay(x, -moved, rate) == delay
         back = systems.align(x, moved, rate)
-        assert len(back) == len(x) and np.allclose(back[1500:-1500], noisy[1500:-1500])
+        assert len(back) == len(x) and np.allclose(back[3000:-3000], noisy[3000:-3000])
 
     def test_new_phases_are_found_by_the_envelope(self, speech: tuple[np.ndarray, int]) -> None:
         x, rate = speech

@@ -100,16 +100,16 @@ def test_lines_are_counted_in_the_mean_of_many_frames() -> None:
     """At any sample rate; neither noise nor what moves is a line, nor a sine below 7 kHz, nor one of the recordings."""
     recorded = mean_spectrum(NOISE, RATE)
     sweep = 0.05 * np.sin(2 * np.pi * (7500 + 500 * TIME) * TIME)
-    sines = [0.01 * np.sin(2 * np.pi * frequency * TIME) for frequency in (5000, 9000, 9075, 11850)]
+    sines = [0.01 * np.sin(2 * np.pi * frequency * TIME) for frequency in (5000, 9000, 9075, 11993.75)]
     for moving in (NOISE, NOISE + sweep, NOISE + sines[0]):
         assert len(metrics.lines(mean_spectrum(moving, RATE), recorded)) == 0
     assert metrics.lines(mean_spectrum(NOISE + sines[1], RATE), recorded) == pytest.approx([9000])
     decoded = NOISE + sum(sines)
-    assert metrics.lines(mean_spectrum(decoded, RATE), recorded) == pytest.approx([9000, 9075, 11850])
+    assert metrics.lines(mean_spectrum(decoded, RATE), recorded) == pytest.approx([9000, 9075, 11993.75])
     whistling = mean_spectrum(NOISE + sines[2], RATE)
-    assert metrics.lines(mean_spectrum(decoded, RATE), whistling) == pytest.approx([9000, 11850])
+    assert metrics.lines(mean_spectrum(decoded, RATE), whistling) == pytest.approx([9000, 11993.75])
     slower = [mean_spectrum(x, 22050) for x in (decoded, NOISE)]
-    assert metrics.lines(*slower) == pytest.approx([f * 22050 / RATE for f in (9000, 9075, 11850)], abs=STEP)
+    assert metrics.lines(*slower) == pytest.approx([f * 22050 / RATE for f in (9000, 9075, 11993.75)], abs=STEP)
 
 
 def test_a_mean_spectrum_is_power_relative_to_a_full_scale_sine() -> None:

@@ -1,7 +1,6 @@
 """Exports of a run or several, and pictures of their curves, which overwrite nothing unasked."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -42,8 +41,7 @@ def test_export_takes_the_mean_of_runs_of_one_model(corpus: Path, run: Path, tmp
     assert train(corpus, stranger, *TWO_STEPS, "seed=9") == 0
     config = json.loads((stranger / "config.json").read_text())
     for section, change, message in (
-        ("phases", {}, "did not begin from one model"),
-        ("phases", {"autoencoder": 1}, "did not begin from one model with"),
+        ("phases", {}, "did not begin from one model with"),
         ("phases", {"autoencoder": 2}, "has no quantizer yet: it comes after 2"),
         ("model", {"latent_dim": 40}, "trained another architecture"),
     ):
@@ -71,12 +69,7 @@ def test_exports_are_not_overwritten(run: Path, tmp_path: Path, refused: Refused
     refused(recipe("export", run, model, "--evaluation", tmp_path / "nowhere"), "nowhere is no finished report")
     assert not model.exists()
     refused(recipe("export", find_model("speech-24khz"), model), " is not the folder of a training run")
-    earlier = tmp_path / "earlier"  # a run of an earlier version, whose configuration holds settings that have gone
-    shutil.copytree(run, earlier)
-    config = json.loads((run / "config.json").read_text())
-    config["losses"]["adversarial"], config["optimizer"]["schedule"] = "hinge", "cosine"
-    (earlier / "config.json").write_text(json.dumps(config))
-    assert recipe("export", earlier, model) == 0
+    assert recipe("export", run, model) == 0
     (model / "README.md").write_text("mine")
     refused(recipe("export", run, model), f"export.py: error: {model}/config.json exists; --force overwrites it")
     assert (model / "README.md").read_text() == "mine"

@@ -293,7 +293,7 @@ def test_a_run_starts_from_an_exported_model(corpus: Path, tmp_path: Path, refus
 
 
 def test_a_decoder_is_trained_on_fixed_codes(corpus: Path, tmp_path: Path, refused: Refused) -> None:
-    settings = ("phases.steps=2", "phases.autoencoder=0", "phases.adversarial=0", "train=decoder", MUON)
+    settings = ("phases.steps=2", "phases.adversarial=0", "train=decoder", MUON)
     run, model = tmp_path / "run", tmp_path / "model"
     assert train(corpus, tmp_path / "start", "phases.steps=1", *QUANTIZED) == 0
     assert recipe("export", tmp_path / "start", model) == 0
@@ -307,7 +307,7 @@ def test_a_decoder_is_trained_on_fixed_codes(corpus: Path, tmp_path: Path, refus
     assert point["loss/commitment"] > 0 and point["loss/codebook"] > 0 and point["loss/adversarial"] > 0
     other = "model.quantizer.codebook_size=64"
     for flags in ((), ("--init", str(model))):
-        code = train(corpus, tmp_path / "none", *settings, other, flags=flags)
+        code = train(corpus, tmp_path / "none", *settings, other, "phases.adversarial=2", flags=flags)
         refused(code, "train.py: error: train: decoder needs --init with a model of")
 
 

@@ -18,6 +18,7 @@ from codec.spectral import hz_to_mel, mel_decibels
 WIDTH, HEIGHT = 480, 160  # pixels: time steps and mel bands
 MARKED = (500, 1000, 4000)  # Hz, named at the edge of a spectrogram
 RANGE_DB = 80.0  # below the loudest point of the reference
+FAINT_DB = -60.0  # that point at least, or silence would shine
 LEVELS = 64  # colours; more would only make the files larger
 # anchors of a map whose lightness rises evenly, black over purple and orange to pale yellow
 ANCHORS = (
@@ -56,7 +57,7 @@ def spectrograms(paths: Sequence[Path]) -> tuple[list[bytes], int]:
     """
     sounds, (rate, *_) = zip(*map(read_samples, paths), strict=True)
     loudness = [mel_decibels(torch.from_numpy(sound), rate, WIDTH, HEIGHT).numpy() for sound in sounds]
-    top = loudness[0].max()
+    top = max(loudness[0].max(), FAINT_DB)
     return [_png(np.clip((image - top) / RANGE_DB + 1, 0, 1)) for image in loudness], rate
 
 
