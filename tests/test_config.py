@@ -30,7 +30,7 @@ from codec.errors import CodecError
         ({"encoder": {"widths": [8, -1, 8]}}, "encoder: widths must be from 1 to 65536, not -1"),
         ({"decoder": {"kernel_size": 6}}, "kernel_size must be odd"),
         ({"decoder": {"n_fft": 45}}, "n_fft must be even"),
-        ({"decoder": {"n_fft": 2**30}}, "decoder: n_fft must be from 2 to 1048576"),
+        ({"decoder": {"n_fft": 2**30}}, "decoder: n_fft must be from 2 to 8192"),
         ({"causal": [[[[[[[["deep"]]]]]]]]}, r"causal must be of type bool, not \[\[\["),
     ],
 )

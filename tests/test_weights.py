@@ -194,7 +194,7 @@ HUGE: list[dict[str, Any]] = [
     {"latent_dim": 2**16},
     {"encoder": {"widths": [2**16] * 3, "depths": [64] * 3}},
     {"decoder": {"width": 2**16, "depth": 64}},
-    {"decoder": {"n_fft": 2**20 - 2**20 % 80}},
+    {"decoder": {"n_fft": 8160}},
     {"quantizer": {"codebook_size": 2**32 - 1, "codebook_dim": 2**16}},
     {"quantizer": {"kind": "residual_vq", "codebook_size": 2**32 - 1}},
     {"quantizer": {"kind": "lattice_vq", "num_quantizers": 1, "codebook_size": 2**31, "codebook_dim": 16}},

@@ -108,7 +108,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         out=args.out,
     )
     for folder, _ in plan.folders.values():
-        if Path(os.path.realpath(args.out)).is_relative_to(folder):
+        if Path(folder) in Path(os.path.realpath(args.out)).parents:
             raise CodecError(f"--out {args.out} lies in {folder}, whose files are measured; choose a folder elsewhere")
     for item in (*absent, *missing):
         say(f"absent: {item.name} ({item.reason})")

@@ -138,7 +138,10 @@ class Quantizer(nn.Module, ABC):
         return output
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Vectors of the codes of any first stages, shaped as the latents, with gradients to the codebooks; 0 where a frame is -1."""
+        """Vectors of the codes of any first stages, shaped as the latents, with gradients to the codebooks.
+
+        0 where a frame is -1.
+        """
         stages = self.points(codes).transpose(1, 2)  # [B, k, N]
         if not 1 <= stages.shape[1] <= self.num_quantizers:
             raise CodecError(f"codes of {stages.shape[1]} stages; there are {self.num_quantizers}")
