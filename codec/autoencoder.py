@@ -239,9 +239,10 @@ class ISTFTHead(nn.Module):
         self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
 
     def _apply(self, *args: Any, **settings: Any) -> ISTFTHead:
+        before = self.window.dtype
         super()._apply(*args, **settings)
-        # not from itself: float() would not bring back the digits that half() took
-        self.window = torch.hann_window(self.n_fft, dtype=torch.float32).to(self.window)
+        if self.window.dtype != before:  # made anew: float() would not bring back the digits that half() took
+            self.window = torch.hann_window(self.n_fft, dtype=torch.float32, device="cpu").to(self.window)
         return self
 
     def forward(self, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Trained:
     config: TrainConfig
     checkpoint: Path
     step: int
-    start: str  # a hash of the weights that training began from
+    start: str  # a hash of the weights that training began from; "" where that was not yet written
     weights: dict[str, Tensor]
 
     @classmethod
@@ -107,7 +107,7 @@ def build_codec(runs: list[Trained], name: str) -> Codec:
     for other in others:
         if other.config.model != first.config.model:
             raise CodecError(f"{other.run} trained another architecture than {first.run}")
-        if other.start != first.start:
+        if other.start != first.start and "" not in (first.start, other.start):
             raise CodecError(f"{other.run} did not begin from one model with {first.run}: take one --init, or one seed")
         for key, tensor in first.weights.items():
             if key not in trained and not torch.equal(other.weights[key], tensor):

@@ -385,8 +385,9 @@ def describe_run(run: Run) -> None:
         sources[key] = sources.get(key, 0.0) + record.duration / 3600
     speech = {"train": summary(run.dataset.records), "valid": summary(run.valid), "hours_by_source": sources}
     if run.saved_step < 0:
-        weights = b"".join(tensor.cpu().numpy().tobytes() for tensor in run.networks.codec.state_dict().values())
-        run.counters.start = hashlib.sha256(weights).hexdigest()
+        state = run.networks.codec.state_dict()
+        weights = (state[name].cpu().numpy().tobytes() for name in state if not name.startswith("others."))
+        run.counters.start = hashlib.sha256(b"".join(weights)).hexdigest()
     learned, run.counters.speech = run.counters.speech, f"{speech['train']} of {', '.join(sorted(sources))}"
     if learned not in ("", run.counters.speech):
         run.changes = [*run.changes, f"the speech is {run.counters.speech} instead of {learned}"]

@@ -270,12 +270,14 @@ def align(reference: Waveform, estimate: Waveform, sample_rate: int) -> Waveform
 def find_delay(reference: Waveform, estimate: Waveform, sample_rate: int) -> int:
     """Samples that ``estimate`` comes after ``reference``, both ``[T]``; negative if it comes before. At most 200 ms.
 
-    A codec that keeps the waveform, or turns it upside down, is found to the sample by it, where the correlation reaches
-    0.5; one that makes new phases (a vocoder) only by the 1 ms envelopes, and not at all if they fit nearly as well
-    unshifted.
+    A codec that keeps the waveform is found to the sample by it, where the correlation reaches 0.5 (0.9 upside down); one
+    that makes new phases (a vocoder) only by the 1 ms envelopes, and not at all if they fit nearly as well unshifted.
     """
     most = int(0.2 * sample_rate)
-    delay, peak, _ = max((_peak(reference, each, most) for each in (estimate, -estimate)), key=lambda found: found[1])
+    delay, peak, _ = _peak(reference, estimate, most)
+    turned, opposite, _ = _peak(reference, -estimate, most)
+    if opposite > max(peak, 0.9):  # less is not certain: half a period of the voice away, the other sign fits as well
+        return turned
     if peak >= 0.5:
         return delay
     step = max(1, round(sample_rate / 1000))

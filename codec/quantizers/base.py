@@ -174,7 +174,7 @@ class Quantizer(nn.Module, ABC):
             count_write()
 
     def kept(self, name: str, tensors: list[Tensor], compute: Callable[[], Kept]) -> Kept:
-        """What follows from these tensors, computed again only after one was written to or gave its place to another."""
+        """What follows from these tensors, computed again after one was written to or replaced (or any optimizer stepped)."""
         try:
             writes = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # torch counts most writes to each
         except RuntimeError:  # a tensor made in inference mode has no count, one of torch.func no memory of its own
@@ -294,7 +294,7 @@ def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:
         length = z.norm(dim=-1, keepdim=True)
         scale = torch.where(length > 1e-6, value.norm(dim=-1, keepdim=True) / length, 1.0)
         u, v = F.normalize(z, dim=-1), F.normalize(value, dim=-1)
-        r = F.normalize(u + v, dim=-1, eps=1e-5)  # a shorter sum is rounding
+        r = F.normalize(u + v, dim=-1, eps=1e-5)  # of a sum that is shorter, all is rounding
     turned = scale * (z - 2 * r * (r * z).sum(dim=-1, keepdim=True) + 2 * v * (u * z).sum(dim=-1, keepdim=True))
     return value + (turned - turned.detach())
 

@@ -52,7 +52,7 @@ class GridQuantizer(Compared):
         return (self.levels - 1) / 2
 
     def search(self, z: Tensor) -> Tensor:
-        digits = torch.round(z / self.step + self.middle).clamp(min=0).minimum(self.levels - 1)
+        digits = torch.round(z / self.step + self.middle).nan_to_num().clamp(min=0).minimum(self.levels - 1)
         return (digits.long() * self.places).sum(dim=-1)
 
     def rows(self, codes: Tensor) -> Tensor:

@@ -147,7 +147,7 @@ class Refreshed(VQ):
         if distributed.is_available() and distributed.is_initialized():
             count = torch.tensor(len(z), device=z.device)  # a process's own may be another: masks differ
             distributed.broadcast(count, src=0)
-            z = z.clone() if distributed.get_rank() == 0 else z.new_empty(int(count), z.shape[1])
+            z = z.contiguous() if distributed.get_rank() == 0 else z.new_empty(int(count), z.shape[1])
             distributed.broadcast(z, src=0)
             for tensor in (hits, sums):
                 distributed.all_reduce(tensor)

@@ -144,8 +144,7 @@ STACK = ResidualSimVQ(**SMALL, num_quantizers=2, init=None)
         (lambda: convert((PAIR[0],)), r"give tensors \(table, weight\)"),
         (lambda: STACK(X, num_quantizers=3), "num_quantizers must be from 1 to 2, not 3"),
         (lambda: STACK(X[:, :5]), "5 channels"),
-        (lambda: copy.deepcopy(STACK).half()(X), r"computes in float32: use quantizer\.float\(\)"),
-        (lambda: EMAVQ(8, 16, 8).half()(X), "computes in float32"),
+        (lambda: EMAVQ(8, 16, 8).half()(X), r"computes in float32: use quantizer\.float\(\)"),
         (lambda: SimVQ(**SMALL, basis="other"), "basis must be one of 'frozen.*, not 'other'"),
         (lambda: SimVQ(8, basis=PAIR[0][0]), r"basis must be \[V, d\], not \[3\]"),
         (lambda: SimVQ(**SMALL, gradient="other"), "gradient must be one of 'ste.*, not 'other'"),
@@ -209,9 +208,9 @@ def test_compilation_changes_no_code(quantizer: Any, training: bool) -> None:
 def start_in_a_process(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.manual_seed(0)
-    residual, clustered = ResidualSimVQ(**SMALL, num_quantizers=2), ClusteredVQ(**SMALL)
+    residual, clustered = ResidualSimVQ(**SMALL, num_quantizers=2), ClusteredVQ(DIM, 64, DIM)
     x = latents(200 + 50 * rank, seed=rank)
-    assert residual(x).loss > 0 and clustered(x).loss > 0
+    assert residual(x).loss > 0 and clustered(x.t()[None].contiguous()).loss > 0
     residual.eval().initialize(x)  # as a model is in that is not trained at once
     kept = {"kept": residual.stages[0].codebook, "clustered": clustered.codebook}
     torch.save(residual.state_dict() | kept, f"{folder}/{rank}.pt")

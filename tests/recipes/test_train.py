@@ -305,10 +305,9 @@ def test_a_decoder_is_trained_on_fixed_codes(corpus: Path, tmp_path: Path, refus
         assert moved == {name for name in after if name.startswith("decoder.")}
     (point,) = (point for point in read_scalars(run / "metrics.jsonl") if "loss/total" in point)
     assert point["loss/commitment"] > 0 and point["loss/codebook"] > 0 and point["loss/adversarial"] > 0
-    other = "model.quantizer.codebook_size=64"
+    changes = (*settings, "model.quantizer.codebook_size=64", "phases.adversarial=2")
     for flags in ((), ("--init", str(model))):
-        code = train(corpus, tmp_path / "none", *settings, other, "phases.adversarial=2", flags=flags)
-        refused(code, "train.py: error: train: decoder needs --init with a model of")
+        refused(train(corpus, tmp_path / "none", *changes, flags=flags), "train: decoder needs --init with a model of")
 
 
 def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, refused: Refused) -> None:

@@ -18,7 +18,7 @@ from codec.spectral import hz_to_mel, mel_decibels
 WIDTH, HEIGHT = 480, 160  # pixels: time steps and mel bands
 MARKED = (500, 1000, 4000)  # Hz, named at the edge of a spectrogram
 RANGE_DB = 80.0  # below the loudest point of the reference
-FAINT_DB = -60.0  # that point at least, or silence would shine
+FAINT_DB = -40.0  # taken for it where all is fainter, or silence would shine
 LEVELS = 64  # colours; more would only make the files larger
 # anchors of a map whose lightness rises evenly, black over purple and orange to pale yellow
 ANCHORS = (
