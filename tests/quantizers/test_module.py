@@ -1,6 +1,5 @@
 """SimVQ in somebody else's model: torch alone, any layout, masks, the start by itself, layouts of other implementations."""
 
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
