@@ -81,18 +81,12 @@ class Parser(argparse.ArgumentParser):
         if names:
             self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_args(self._filled(args), namespace)
-
-    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
-        return super().parse_known_intermixed_args(self._filled(args), namespace)
-
-    def _filled(self, args: Any) -> Any:
-        """The arguments, none of them empty, as of a variable that is not set: as a path it would be this folder."""
+    def parse_args(self, args: Any = None, namespace: Any = None, intermixed: bool = False) -> Any:
+        """None may be empty, as of a variable that is not set: as a path it would be this folder."""
         for given in sys.argv[1:] if args is None else args:
             if re.fullmatch(r"(--[\w-]+=)?", given):
                 self.error(f"an argument is empty{given and ': '}{given}")
-        return args
+        return (super().parse_intermixed_args if intermixed else super().parse_args)(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         say(f"{self.prog}: error: {message} (see {self.prog} --help)")

@@ -130,7 +130,8 @@ def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Na
     lines = _Lines(parser.prog)
     log.setLevel(logging.INFO)
     parser.epilog = f"{parser.epilog}\n\n{EXIT_NOTE}"
-    args = parser.parse_intermixed_args(_after_two_dashes(sys.argv[1:] if argv is None else argv))  # options anywhere
+    given = _after_two_dashes(sys.argv[1:] if argv is None else argv)
+    args = parser.parse_args(given, intermixed=True)  # options anywhere
     if args.backend not in (None, "torch"):  # then only numpy has OpenBLAS, whose threads start slowly for nothing
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     advice = "; --skip-existing goes on" if getattr(args, "output_dir", None) else ""
