@@ -108,16 +108,13 @@ def legible(text: str) -> str:
 
 def install(package: str) -> str:
     """How to install a package: by its extra of this one; alone where torch is missing, which the extra would bring."""
-    extra = EXTRAS[package]
-    if not _installed("torch"):
+    from importlib.metadata import distributions  # here: it takes some time
+
+    if not any(distributions(name="torch")):
         return f"pip install {package}".replace("yaml", "PyYAML")
-    return f"pip install '{DISTRIBUTION}[{extra}]'" if _installed(DISTRIBUTION) else f"pip install -e '.[{extra}]'"
-
-
-def _installed(distribution: str) -> bool:
-    import importlib.metadata  # here: it takes some time
-
-    return any(importlib.metadata.distributions(name=distribution))
+    if any(distributions(name=DISTRIBUTION)):
+        return f"pip install '{DISTRIBUTION}[{EXTRAS[package]}]'"
+    return f"pip install -e '.[{EXTRAS[package]}]'"
 
 
 def one_line(error: BaseException) -> str:

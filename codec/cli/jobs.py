@@ -34,10 +34,6 @@ class Job(NamedTuple):
     def source_name(self) -> str:
         return "stdin" if self.source == STREAM else str(self.source)
 
-    @property
-    def target_name(self) -> str:
-        return "stdout" if self.target == STREAM else str(self.target)
-
 
 def plan_jobs(
     paths: Sequence[str], output_dir: str | None, source_suffixes: Collection[str], target_suffixes: Sequence[str]
@@ -145,7 +141,7 @@ def run_jobs(jobs: Sequence[Job], work: Callable[[Job], bool | Exception], worke
             results = iter(tqdm(results, total=len(jobs), unit=" file", disable=None))
         for job, result in zip(jobs, results, strict=True):
             if isinstance(result, Exception):
-                failures.add(result, job.source_name, job.target_name)
+                failures.add(result, job.source_name, str(job.target))
             else:
                 there += not result
     failures.say_others()

@@ -246,7 +246,7 @@ class FileDecoder(Worker):
                 return
             length = header.length_at(rate) or 0
             # of a stream it is TMPDIR's disk that may be full
-            named = None if job.target == STREAM else job.target_name
+            named = None if job.target == STREAM else str(job.target)
             with _output(job, self.args.force) as path, AudioWriter(path, rate, length, named) as writer:
                 for block in signal:
                     writer.write(block)
