@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -99,7 +98,6 @@ def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) ->
         writer.write(samples.reshape(-1))
 
 
-@functools.cache
 def audio_suffixes() -> frozenset[str]:
     """Suffixes of the files that libsndfile reads here, or PyAV would."""
     formats = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}

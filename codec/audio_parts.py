@@ -147,15 +147,11 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
     if (nist := re.match(rb"NIST_1A\s+(\d+)\s", head)) and b"shorten" not in head:
         number = {key: int(value) for key, value in re.findall(rb"(\w+) -\w+ (\d+)", head)}
         size = number.get(b"sample_count", 0) * number.get(b"channel_count", 1) * number.get(b"sample_n_bytes", 2)
-        start = source.start + int(nist[1])
-        if size > (there := source.end - start):
-            raise incomplete(name, there, size, "bytes of samples")
-        if 0 < size < there - HEAD_BYTES:
-            return [source.part({}, start + size, note=_left_out(size, there - size))]
+        return [_sized_part(source, source.start + int(nist[1]), source.start, NIST, {}, size)]
     return _mp3_parts(source) or [source.part({})]
 
 
-# ---- formats that say how many bytes the samples have: RIFF and its kin, AU --------------------------------------------
+# ---- formats that say how many bytes the samples have: RIFF and its kin, AU, NIST -------------------------------------
 
 
 class _Layout(NamedTuple):
@@ -178,6 +174,7 @@ LAYOUTS = {
 }
 SAMPLES = (b"data", b"SSND", b"BODY")  # chunks that hold them
 AU = {b".snd": _Layout(0, 0, 4, "big", 1, 0), b"dns.": _Layout(0, 0, 4, "little", 1, 0)}
+NIST = _Layout(0, 0, 0, "big", 1, 0)  # its size is text, which is not mended
 MP3_IN_WAV = b"\x55\0"
 # a killed writer leaves a size of 8 (AIFF) or 4 (CAF): the bytes before the samples that it counts; up to 8 bytes behind
 # the samples are padding
@@ -219,9 +216,11 @@ def _chunked_parts(source: _Source) -> list[Part]:
     return [source.part(patches)]
 
 
-def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patches: dict[int, bytes]) -> Part:
-    """A file whose samples begin at ``data`` and have as many bytes as the number at ``size_at`` says."""
-    told = int.from_bytes(source.at(size_at, layout.size_bytes), layout.order)
+def _sized_part(
+    source: _Source, data: int, size_at: int, layout: _Layout, patches: dict[int, bytes], told: int = 0
+) -> Part:
+    """A file whose samples begin at ``data``, of as many bytes as the number at ``size_at`` says, or a text has ``told``."""
+    told = told or int.from_bytes(source.at(size_at, layout.size_bytes), layout.order)
     size, there = max(told - layout.counted, 0), max(source.end - data, 0)
     end, note = data + size + -size % layout.align, ""
     for chunk, _, following in _chunks(source, end, layout) if layout.id_bytes else ():
@@ -237,12 +236,8 @@ def _sized_part(source: _Source, data: int, size_at: int, layout: _Layout, patch
     elif size > there:
         raise incomplete(source.name, there, size, "bytes of samples")
     elif stray > HEAD_BYTES:
-        note = _left_out(size, stray)
+        note = f"its {size:,} bytes of samples are followed by {stray:,} that belong to no chunk and are left out"
     return source.part(patches, end if note else source.end, note=note)
-
-
-def _left_out(size: int, stray: int) -> str:
-    return f"its {size:,} bytes of samples are followed by {stray:,} that belong to no chunk and are left out"
 
 
 def _mp4_parts(source: _Source) -> list[Part]:
