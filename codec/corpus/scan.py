@@ -31,14 +31,6 @@ class PrepareError(CodecError):
     """What keeps a corpus from being prepared; the message is one line for the user."""
 
 
-class AudioInfo(NamedTuple):
-    """A usable audio file: its length in samples per channel, and its sample rate in Hz."""
-
-    path: Path
-    num_samples: int
-    sample_rate: int
-
-
 class BadFile(NamedTuple):
     """A file that was passed over, and why."""
 
@@ -48,8 +40,10 @@ class BadFile(NamedTuple):
 
 def probe(
     paths: Sequence[Path], min_seconds: float = 0.0, limit: int | None = None, label: str = ""
-) -> tuple[list[AudioInfo], list[BadFile]]:
+) -> tuple[list[Record], list[BadFile]]:
     """Read the headers of audio files, in many threads; both lists keep the order of ``paths``.
+
+    Records tell of a file its path, length and rate; its name without the suffix is their id.
 
     A file that is damaged further in counts as usable here; training skips such files when it meets them. Files shorter
     than ``min_seconds`` are bad. With a ``limit`` so many are read, evenly spaced. The ``label`` stands before the progress
@@ -58,18 +52,18 @@ def probe(
     paths = evenly(paths, limit)
     probed = in_threads(lambda path: _probe_file(path, min_seconds), paths, THREADS)
     results = list(tqdm(probed, label, len(paths), unit=" files", disable=None))
-    good = [result for result in results if isinstance(result, AudioInfo)]
+    good = [result for result in results if isinstance(result, Record)]
     return good, [result for result in results if isinstance(result, BadFile)]
 
 
-def _probe_file(path: Path, min_seconds: float) -> AudioInfo | BadFile:
+def _probe_file(path: Path, min_seconds: float) -> Record | BadFile:
     try:
         num_samples, sample_rate = measure(path)
     except (AudioError, OSError) as error:
         return BadFile(path, reason_of(error, path))
     if num_samples < min_seconds * sample_rate:
         return BadFile(path, f"too short: {num_samples / sample_rate:.3f} s")
-    return AudioInfo(path, num_samples, sample_rate)
+    return Record(path.stem, str(path), num_samples, sample_rate)
 
 
 def reason_of(error: Exception, path: str | Path) -> str:

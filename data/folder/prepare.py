@@ -20,7 +20,7 @@ from pathlib import Path
 
 from codec.cli.jobs import files_below
 from codec.corpus.manifest import Record, summary, write_manifest
-from codec.corpus.scan import AUDIO_SUFFIXES, AudioInfo, PrepareError, probe, report_bad
+from codec.corpus.scan import AUDIO_SUFFIXES, PrepareError, probe, report_bad
 from codec.errors import EXIT_OK, Parser, run_command, say
 
 SPLITS = ("train", "dev", "test")
@@ -36,9 +36,9 @@ def find_audio(root: Path) -> list[Path]:
     return sorted(paths, key=lambda path: path.as_posix())
 
 
-def speaker_of(path: Path, root: Path) -> str:
-    """The name of the folder right below ``root`` that the file is in; "" for a file in ``root`` itself."""
-    return path.relative_to(root).parts[0] if path.parent != root else ""
+def speaker_of(name: Path) -> str:
+    """The name of the folder that the file is in, right below the root; "" for a file in the root itself."""
+    return name.parts[0] if len(name.parts) > 1 else ""
 
 
 def assign_splits(items: Iterable[str], dev_fraction: float, test_fraction: float, seed: int) -> dict[str, str]:
@@ -60,20 +60,19 @@ def assign_splits(items: Iterable[str], dev_fraction: float, test_fraction: floa
     return dict(zip(drawn, splits, strict=True))
 
 
-def records(good: Sequence[AudioInfo], args: argparse.Namespace) -> list[Record]:
+def records(good: Sequence[Record], args: argparse.Namespace) -> list[Record]:
     """The manifest records, without their splits."""
+    names = [Path(record.path).relative_to(args.root) for record in good]
     return [
-        Record(
-            id=info.path.relative_to(args.root).as_posix(),
-            path=str(info.path),
-            num_samples=info.num_samples,
-            sample_rate=info.sample_rate,
-            speaker=speaker_of(info.path, args.root) if args.speaker_from == "folder" else "",
+        dataclasses.replace(
+            record,
+            id=name.as_posix(),
+            speaker=speaker_of(name) if args.speaker_from == "folder" else "",
             language=args.language,
             source=args.source,
             licence=args.licence,
         )
-        for info in good
+        for record, name in zip(good, names, strict=True)
     ]
 
 

@@ -16,12 +16,12 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from codec.corpus.fetch import fetch, unpack
 from codec.corpus.manifest import Record, write_manifest
-from codec.corpus.scan import AudioInfo, BadFile, PrepareError, probe, report_bad
+from codec.corpus.scan import BadFile, PrepareError, probe, report_bad
 from codec.errors import EXIT_OK, Parser, run_command
 
 MIRROR = "https://www.openslr.org/resources"
@@ -189,22 +189,22 @@ def read_excluded(files: Sequence[Path]) -> set[str]:
 class Scan:
     """What was found in one split."""
 
-    good: list[AudioInfo]
+    good: list[Record]
     bad: list[BadFile]
     excluded: int
 
     @property
     def hours(self) -> float:
-        return sum(info.num_samples / info.sample_rate for info in self.good) / 3600
+        return sum(record.duration for record in self.good) / 3600
 
     @property
     def speakers(self) -> int:
-        return len({speaker_of(info.path) for info in self.good})
+        return len({speaker_of(record) for record in self.good})
 
 
-def speaker_of(path: Path) -> str:
+def speaker_of(record: Record) -> str:
     """The speaker, from the file's name."""
-    return path.stem.partition("_")[0]
+    return record.id.partition("_")[0]
 
 
 def text_of(path: Path) -> str:
@@ -231,22 +231,19 @@ def _named_as_placed(path: Path) -> bool:
     return match is not None and (match["speaker"], match["chapter"]) == (path.parts[-3], path.parts[-2])
 
 
-def records(corpus: Corpus, split: str, good: Sequence[AudioInfo]) -> list[Record]:
+def records(corpus: Corpus, split: str, good: Sequence[Record]) -> list[Record]:
     """The manifest records of a split; ``train-clean-100`` is of the split "train"."""
     return [
-        Record(
-            id=info.path.stem,
-            path=str(info.path),
-            num_samples=info.num_samples,
-            sample_rate=info.sample_rate,
-            speaker=speaker_of(info.path),
+        replace(
+            record,
+            speaker=speaker_of(record),
             split=split.partition("-")[0],
             language="en",
             source=corpus.source,
             licence="CC-BY-4.0",
-            text=text_of(info.path),
+            text=text_of(Path(record.path)),
         )
-        for info in good
+        for record in good
     ]
 
 
@@ -257,7 +254,7 @@ def print_validation(scans: Mapping[str, Scan]) -> None:
         row = f"{split:16}{len(scan.good):8}{scan.hours:8.2f}{scan.speakers:10}{len(scan.bad):9}{scan.excluded:10}"
         known = SPLITS[split]
         print(f"{row}   {known.files} files, {known.hours} h, {known.speakers} speakers")
-    rates = {info.sample_rate for scan in scans.values() for info in scan.good} - {SAMPLE_RATE}
+    rates = {record.sample_rate for scan in scans.values() for record in scan.good} - {SAMPLE_RATE}
     if rates:
         print(f"note: there are files of {', '.join(map(str, sorted(rates)))} Hz, the corpus has {SAMPLE_RATE} Hz")
 
