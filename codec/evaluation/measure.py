@@ -15,8 +15,8 @@ import torch
 from codec.audio import resample
 from codec.config import RATES
 from codec.corpus.manifest import Record
-from codec.corpus.scan import read_record
-from codec.errors import CodecError, one_line
+from codec.corpus.scan import read_record, reason_of
+from codec.errors import CodecError
 from codec.evaluation.metrics import COSTS, LINES, METRICS, SILENT, MetricError, Pair, Waveform, mean_spectrum
 from codec.evaluation.results import System
 from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, write_pcm
@@ -133,7 +133,7 @@ def measure_utterance(plan: Plan, item: tuple[int, Record]) -> Measured:
     try:
         record, waveform = read_utterance(record)
     except (CodecError, OSError) as error:
-        reason = "reference unreadable: " + one_line(error).removeprefix(record.path).lstrip(": ")
+        reason = f"reference unreadable: {reason_of(error, record.path)}"
         outcomes += [reason] * len(plan.systems)
     else:
         write_pcm(audio / "reference.flac", waveform, record.sample_rate)

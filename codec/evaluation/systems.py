@@ -26,7 +26,8 @@ from torch import Tensor
 from codec import container
 from codec.audio import audio_suffixes, read_samples, resample, to_pcm
 from codec.corpus.manifest import Record
-from codec.errors import CodecError, one_line
+from codec.corpus.scan import reason_of
+from codec.errors import CodecError
 from codec.evaluation.metrics import Waveform
 from codec.evaluation.results import Absent, Model, System
 from codec.model import Codec
@@ -132,7 +133,7 @@ class FolderFamily:
         try:
             samples = resample(*read_samples(files[0]), record.sample_rate)
         except (CodecError, OSError) as error:
-            return ["unreadable: " + one_line(error).removeprefix(str(files[0])).lstrip(": ")]
+            return [f"unreadable: {reason_of(error, files[0])}"]
         if abs(len(samples) - len(waveform)) > max(0.2 * record.sample_rate, 0.05 * len(waveform)):
             return ["another length than the reference"]
         return [Reconstruction(align(waveform, samples, record.sample_rate))]
