@@ -279,7 +279,7 @@ class CodecBase(Generic[Signal]):
         items, rate = self._mono_items(waveform, sample_rate, lengths)
         if rate == self.sample_rate:
             return items
-        return [self.from_numpy(resample(self.to_numpy(item), rate, self.sample_rate)) for item in items]
+        return [self._array(resample(self.to_numpy(item), rate, self.sample_rate), integers=False) for item in items]
 
     def _code_windows(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one item after another, each in blocks ``[T]``."""
@@ -389,7 +389,6 @@ class CodecBase(Generic[Signal]):
             raise CodecError(f"{name} must be {kind}, not {kind_of(values)}{advice}")
         if 0 in sizes[: -1 if shape in ("[T]", "[k, n]") else None]:  # a block may be empty
             raise CodecError(f"{name} must not be empty")
-        assert array is not None
         return array
 
     def _checked_block(self, values: Any) -> Signal:
@@ -414,9 +413,8 @@ class CodecBase(Generic[Signal]):
     _noun: str  # what it calls an array
     _num_threads = 1  # windows computed side by side
     _divisor = 1  # see _windows
-    _array: Callable[..., Signal | None]  # values as float32, or int64 if ``integers``; None if they are none of these
+    _array: Callable[..., Any]  # values as float32, or int64 if ``integers``; None if they are none of these
     to_numpy: Callable[[Signal], NDArray[Any]]  # what this codec gives, as an array
-    from_numpy: Callable[[NDArray[Any]], Signal]  # an array as what this codec takes
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
     _encoded: Callable[[Signal], Signal]  # what the encoder makes [..., n] of a window [T]
     _codes_of: Callable[[Signal, int], Signal]  # of what _encoded gave the codes [K, n], for K

@@ -51,7 +51,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
     """
 
     _library, _noun = torch, "tensor"
-    _array, from_numpy = staticmethod(as_tensor), staticmethod(torch.from_numpy)
+    _array = staticmethod(as_tensor)
 
     def __init__(self, config: CodecConfig, name: str = "unnamed") -> None:
         super().__init__()

@@ -42,7 +42,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     _library, _noun = np, "array"
     _divisor = 2
-    _array, to_numpy, from_numpy = staticmethod(native), staticmethod(np.asarray), staticmethod(np.asarray)
+    _array, to_numpy = staticmethod(native), staticmethod(np.asarray)
     _made_of: tuple[Any, ...]  # what from_pretrained was given
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
