@@ -65,8 +65,7 @@ class CodecBase(Generic[Signal]):
 
     def bitrate_of(self, num_quantizers: int) -> float:
         """Bitrate of the first ``num_quantizers`` quantizers in bit/s; a CodecError if there are fewer."""
-        count = self._checked_count(num_quantizers, self.num_quantizers)
-        return self.frame_rate * count * float(np.log2(self.codebook_size))
+        return self.frame_rate * self._checked_count(num_quantizers) * float(np.log2(self.codebook_size))
 
     @property
     def fingerprint(self) -> str:
@@ -126,7 +125,7 @@ class CodecBase(Generic[Signal]):
             original_sample_rate=sample_rate,
             num_samples=num_samples,
             hop_length=self.hop_length,
-            num_quantizers=self._checked_count(num_quantizers, self.num_quantizers),
+            num_quantizers=self._checked_count(num_quantizers),
             codebook_size=self.codebook_size,
             gain_db=gain_db,
         )
@@ -192,7 +191,7 @@ class CodecBase(Generic[Signal]):
         """
         items = self._items(waveform, sample_rate, lengths)
         items = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
-        count, refine_steps = self._checked_count(num_quantizers, self.num_quantizers), self.checked_steps(refine_steps)
+        count, refine_steps = self._checked_count(num_quantizers), self.checked_steps(refine_steps)
         if not exact:
             if refine_steps:
                 raise CodecError("refine_steps go with exact=True")
@@ -246,7 +245,7 @@ class CodecBase(Generic[Signal]):
         Together exactly what :meth:`encode` gives for the whole, which would refuse what is refused here, each block in its
         turn; memory is that of one window, or one for each thread, and one block.
         """
-        count = self._checked_count(num_quantizers, self.num_quantizers)
+        count = self._checked_count(num_quantizers)
         yield from self._code_windows(count, self.checked_steps(refine_steps), blocks)
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
@@ -356,8 +355,9 @@ class CodecBase(Generic[Signal]):
 
     # ---- checks -------------------------------------------------------------------------------------------------
 
-    def _checked_count(self, asked: int | None, most: int) -> int:
-        """A number of quantizers that was asked for; ``most`` by default."""
+    def _checked_count(self, asked: int | None, most: int | None = None) -> int:
+        """A number of quantizers that was asked for; by default ``most``, which is by default all of the model."""
+        most = self.num_quantizers if most is None else most
         return most if asked is None else whole_number("num_quantizers", asked, 1, most)
 
     def checked_steps(self, asked: int) -> int:

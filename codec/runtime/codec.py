@@ -121,8 +121,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         if build not in self._streaming:
             net = StreamingNetwork(self.config, self._weights, self.bits)
             self._streaming[build] = self._session(build, net), net.late
-        count = self._checked_count(num_quantizers, self.num_quantizers)
-        return Stream(self.config, *self._streaming[build], batch_size, count)
+        return Stream(self.config, *self._streaming[build], batch_size, self._checked_count(num_quantizers))
 
     def _session(self, build: Build, net: Network) -> Session:
         runtime = _onnxruntime()
