@@ -204,7 +204,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: CodecConfig) -> None:
         super().__init__()
-        self.stages = nn.ModuleList()
+        self.stages = nn.Sequential()
         self.layers: list[Layer] = []
         channels = 1
         for width, (first, *others) in zip(config.encoder.widths, config.encoder_layers(), strict=True):
@@ -217,9 +217,7 @@ class Encoder(nn.Module):
         initialize(self)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        x = waveform.transpose(1, 2)
-        for stage in self.stages:
-            x = stage(x)
+        x = self.stages(waveform.transpose(1, 2))
         return self.output(self.norm(x)).transpose(1, 2)
 
 

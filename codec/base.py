@@ -65,8 +65,7 @@ class CodecBase(Generic[Signal]):
 
     def bitrate_of(self, num_quantizers: int) -> float:
         """Bitrate of the first ``num_quantizers`` quantizers in bit/s; a CodecError if there are fewer."""
-        count = self._checked_count(num_quantizers, self.num_quantizers)
-        return self.frame_rate * count * float(np.log2(self.codebook_size))
+        return self.frame_rate * self._checked_count(num_quantizers) * float(np.log2(self.codebook_size))
 
     @property
     def fingerprint(self) -> str:
@@ -126,7 +125,7 @@ class CodecBase(Generic[Signal]):
             original_sample_rate=sample_rate,
             num_samples=num_samples,
             hop_length=self.hop_length,
-            num_quantizers=self._checked_count(num_quantizers, self.num_quantizers),
+            num_quantizers=self._checked_count(num_quantizers),
             codebook_size=self.codebook_size,
             gain_db=gain_db,
         )
@@ -192,7 +191,7 @@ class CodecBase(Generic[Signal]):
         """
         items = self._items(waveform, sample_rate, lengths)
         items = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
-        count, refine_steps = self._checked_count(num_quantizers, self.num_quantizers), self.checked_steps(refine_steps)
+        count, refine_steps = self._checked_count(num_quantizers), self.checked_steps(refine_steps)
         if not exact:
             if refine_steps:
                 raise CodecError("refine_steps go with exact=True")
@@ -246,7 +245,7 @@ class CodecBase(Generic[Signal]):
         Together exactly what :meth:`encode` gives for the whole, which would refuse what is refused here, each block in its
         turn; memory is that of one window, or one for each thread, and one block.
         """
-        count = self._checked_count(num_quantizers, self.num_quantizers)
+        count = self._checked_count(num_quantizers)
         yield from self._code_windows(count, self.checked_steps(refine_steps), blocks)
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
@@ -279,7 +278,7 @@ class CodecBase(Generic[Signal]):
         items, rate = self._mono_items(waveform, sample_rate, lengths)
         if rate == self.sample_rate:
             return items
-        return [self.from_numpy(resample(self.to_numpy(item), rate, self.sample_rate)) for item in items]
+        return [self._array(resample(self.to_numpy(item), rate, self.sample_rate), integers=False) for item in items]
 
     def _code_windows(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one item after another, each in blocks ``[T]``."""
@@ -356,8 +355,9 @@ class CodecBase(Generic[Signal]):
 
     # ---- checks -------------------------------------------------------------------------------------------------
 
-    def _checked_count(self, asked: int | None, most: int) -> int:
-        """A number of quantizers that was asked for; ``most`` by default."""
+    def _checked_count(self, asked: int | None, most: int | None = None) -> int:
+        """A number of quantizers that was asked for; by default ``most``, which is by default all of the model."""
+        most = self.num_quantizers if most is None else most
         return most if asked is None else whole_number("num_quantizers", asked, 1, most)
 
     def checked_steps(self, asked: int) -> int:
@@ -389,7 +389,6 @@ class CodecBase(Generic[Signal]):
             raise CodecError(f"{name} must be {kind}, not {kind_of(values)}{advice}")
         if 0 in sizes[: -1 if shape in ("[T]", "[k, n]") else None]:  # a block may be empty
             raise CodecError(f"{name} must not be empty")
-        assert array is not None
         return array
 
     def _checked_block(self, values: Any) -> Signal:
@@ -414,9 +413,8 @@ class CodecBase(Generic[Signal]):
     _noun: str  # what it calls an array
     _num_threads = 1  # windows computed side by side
     _divisor = 1  # see _windows
-    _array: Callable[..., Signal | None]  # values as float32, or int64 if ``integers``; None if they are none of these
+    _array: Callable[..., Any]  # values as float32, or int64 if ``integers``; None if they are none of these
     to_numpy: Callable[[Signal], NDArray[Any]]  # what this codec gives, as an array
-    from_numpy: Callable[[NDArray[Any]], Signal]  # an array as what this codec takes
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
     _encoded: Callable[[Signal], Signal]  # what the encoder makes [..., n] of a window [T]
     _codes_of: Callable[[Signal, int], Signal]  # of what _encoded gave the codes [K, n], for K

@@ -51,7 +51,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
     """
 
     _library, _noun = torch, "tensor"
-    _array, from_numpy = staticmethod(as_tensor), staticmethod(torch.from_numpy)
+    _array = staticmethod(as_tensor)
 
     def __init__(self, config: CodecConfig, name: str = "unnamed") -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         if not torch.compiler.is_compiling():
             self._checked_block(checked.flatten())
         waveform = (waveform if isinstance(waveform, Tensor) else checked).to(self.encoder.output.weight.dtype)
-        num_quantizers = self._checked_count(num_quantizers, self.num_quantizers)
+        num_quantizers = self._checked_count(num_quantizers)
         length = waveform.shape[-1]
         latents = self.encoder(F.pad(waveform, (0, -length % self.hop_length)))
         if not quantize:
@@ -135,12 +135,11 @@ class Codec(nn.Module, CodecBase[Tensor]):
         return self.quantizer.embed(self._checked_codes(codes, "[B, K, N]").to(self.device))
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingEncoder:
-        count = self._checked_count(num_quantizers, self.num_quantizers)
+        count = self._checked_count(num_quantizers)
         return StreamingEncoder(self.encoder, self.quantizer, batch_size, count, self.hop_length)
 
     def streaming_decoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> StreamingDecoder:
-        count = self._checked_count(num_quantizers, self.num_quantizers)
-        return StreamingDecoder(self.decoder, self.quantizer, batch_size, count)
+        return StreamingDecoder(self.decoder, self.quantizer, batch_size, self._checked_count(num_quantizers))
 
     # ---- what CodecBase needs --------------------------------------------------------------------------------------
 

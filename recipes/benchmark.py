@@ -132,11 +132,11 @@ def against_encodec(model: str, rounds: int, all_of_them: bool) -> None:
 
 def frame_by_frame(model: str, rounds: int, threads: int) -> None:
     """A push of one frame through each stream, against the time that the frame lasts."""
-    codecs = {"torch": Codec.from_pretrained(model)} | by_onnx(model, threads)
+    codecs: dict[str, CodecBase[Any]] = {"torch": Codec.from_pretrained(model), **by_onnx(model, threads)}
     calls: dict[str, Callable[[], object]] = {}
     for name, each in codecs.items():
-        samples = each.from_numpy(np.full((1, 1, each.hop_length), 0.01, np.float32))
-        codes = each.from_numpy(np.ones((1, each.num_quantizers, 1), np.int64))
+        samples = np.full((1, 1, each.hop_length), 0.01, np.float32)
+        codes = np.ones((1, each.num_quantizers, 1), np.int64)
         calls[f"{name} encode"] = partial(each.streaming_encoder().push, samples)
         calls[f"{name} decode"] = partial(each.streaming_decoder().push, codes)
     rate = codecs["torch"].frame_rate

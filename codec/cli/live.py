@@ -141,7 +141,7 @@ def encode_live(codec: CodecBase[Any], pipe: PcmPipe, samples: Iterable[Block], 
     with stdout() as output:
         writer, stream = Writer(output, header), codec.streaming_encoder(1, header.num_quantizers)
         for block in samples:
-            writer.write(codec.to_numpy(stream.push(codec.from_numpy(block)[None, None])[0]))
+            writer.write(codec.to_numpy(stream.push(block[None, None])[0]))
         writer.end(pipe.num_samples, codec.to_numpy(stream.flush()[0]))
     pipe.read_on()
 
@@ -150,7 +150,7 @@ def decode_live(codec: CodecBase[Any], blocks: Iterable[Codes], num_quantizers: 
     """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be."""
     stream = codec.streaming_decoder(1, num_quantizers)
     for block in blocks:
-        yield stream.push(codec.from_numpy(block)[None])[0, 0]
+        yield stream.push(block[None])[0, 0]
     yield stream.flush()[0, 0]
 
 

@@ -42,7 +42,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     _library, _noun = np, "array"
     _divisor = 2
-    _array, to_numpy, from_numpy = staticmethod(native), staticmethod(np.asarray), staticmethod(np.asarray)
+    _array, to_numpy = staticmethod(native), staticmethod(np.asarray)
     _made_of: tuple[Any, ...]  # what from_pretrained was given
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
@@ -121,8 +121,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         if build not in self._streaming:
             net = StreamingNetwork(self.config, self._weights, self.bits)
             self._streaming[build] = self._session(build, net), net.late
-        count = self._checked_count(num_quantizers, self.num_quantizers)
-        return Stream(self.config, *self._streaming[build], batch_size, count)
+        return Stream(self.config, *self._streaming[build], batch_size, self._checked_count(num_quantizers))
 
     def _session(self, build: Build, net: Network) -> Session:
         runtime = _onnxruntime()
