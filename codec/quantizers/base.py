@@ -233,24 +233,28 @@ register_optimizer_step_post_hook(count_write)  # fused optimizers write without
 # ---- tables of codes --------------------------------------------------------------------------------------------------
 
 
-def nearest(points: Tensor, codebook: Tensor) -> Tensor:
+def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> Tensor:
     """Index ``[M]`` of the row of ``codebook`` ``[V, d]`` nearest to each of ``points`` ``[M, d]``; ties to the lowest.
 
-    ``|p - c|^2 = |p|^2 - 2 p.c + |c|^2``, where the first term is the same for all codes and is left out. Always
-    in float32, outside autocast: in half precision near codes change places. No gradient.
+    ``|p - c|^2 = |p|^2 - 2 p.c + |c|^2``, where the first term is the same for all codes and is left out; ``squared`` is the
+    last, ``[V]``, where it is known. Always in float32, outside autocast: in half precision near codes change places. No
+    gradient.
 
     >>> nearest(torch.tensor([[0.9, 0.2]]), torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]))
     tensor([1])
     """
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
         points, codebook = points.float(), codebook.float()
-        squared = codebook.square().sum(dim=1)
+        squared = codebook.square().sum(dim=1) if squared is None else squared
         if missing := -len(codebook) % GROUP:  # filled up with codes that are infinitely far away
             codebook, squared = F.pad(codebook, (0, 0, 0, missing)), F.pad(squared, (0, missing), value=torch.inf)
+        loops = not torch.compiler.is_exporting()  # they would fix the number of points
         rows, columns = CPU_TILE
         if points.device.type != "cpu":
             rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
-        parts = [points] if torch.compiler.is_exporting() else points.split(rows)  # a loop would fix their number
+        elif loops and len(points) < rows:  # the same memory holds more codes: all, for a frame of a stream
+            columns = rows * columns // max(len(points), 1) // GROUP * GROUP
+        parts = points.split(rows) if loops else [points]
         tiles = list(zip(codebook.split(columns), squared.split(columns), strict=True))
         memory = points.new_empty(parts[0].shape[0], min(columns, len(codebook)))
         found = []

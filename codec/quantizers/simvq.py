@@ -84,7 +84,7 @@ class SimVQ(Quantizer):
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
         z = self.project_in(latents.transpose(1, 2))  # [B, N, d], the lookup space
-        codes = base.nearest(z.flatten(0, 1), self.codebook).view(z.shape[:2])  # [B, N]
+        codes = base.nearest(z.flatten(0, 1), *self._table).view(z.shape[:2])  # [B, N]
         chosen = self.rows(codes)  # [B, N, d]
         commitment_loss = (z - chosen.detach()).square().mean(dim=(1, 2))  # [B], moves the encoder to the codes
         codebook_loss = (z.detach() - chosen).square().mean(dim=(1, 2))  # [B], moves the codes: W and b
@@ -108,15 +108,21 @@ class SimVQ(Quantizer):
 
     @property
     def codebook(self) -> Tensor:
-        """The effective table ``[V, d]`` in float32, without gradient; kept in eval mode, where W then costs nothing."""
-        if self.training or torch.compiler.is_compiling():
-            return self._table()
-        tensors = [tensor for tensor in (self.basis, self.weight, self.bias) if tensor is not None]
-        return self.kept("codebook", tensors, self._table)
+        """The effective table ``[V, d]`` in float32, without gradient."""
+        return self._table[0]
 
-    def _table(self) -> Tensor:
+    @property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """The codebook and the squared lengths of its rows, ``[V]``; kept in eval mode, where W then costs nothing."""
+        if self.training or torch.compiler.is_compiling():
+            return self._mapped()
+        tensors = [tensor for tensor in (self.basis, self.weight, self.bias) if tensor is not None]
+        return self.kept("table", tensors, self._mapped)
+
+    def _mapped(self) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), torch.autocast(self.basis.device.type, enabled=False):
-            return self.map_basis(self.basis).float()
+            codebook = self.map_basis(self.basis).float()
+            return codebook, codebook.square().sum(dim=1)
 
     def match(self, latents: Tensor) -> None:
         """Data-matched start: principal components for the projections, then ``matched_map`` of what the lookup sees."""

@@ -286,7 +286,7 @@ def test_examples_in_docstrings(module: object) -> None:
     assert result.attempted > 0 and result.failed == 0
 
 
-@pytest.mark.parametrize("tile", [(1024, 2048), (7, 64), (7, 256), (64, 128), (500, 320)])
+@pytest.mark.parametrize("tile", [(1024, 2048), (7, 64), (7, 256), (64, 128), (500, 320), (1000, 64)])
 def test_nearest_with_ties_to_the_lowest_index(monkeypatch: pytest.MonkeyPatch, tile: tuple[int, int]) -> None:
     monkeypatch.setattr(base, "CPU_TILE", tile)
     generator = torch.Generator().manual_seed(3)
