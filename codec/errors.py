@@ -160,13 +160,15 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     if sys.stderr is None:  # closed: what is said goes nowhere, not into a file that has got its number
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
+        if isinstance(sys.stdout.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: a write may take a part, which is no error
+            sys.stdout = open(sys.stdout.fileno(), "w", 1, sys.stdout.encoding, closefd=False)  # noqa: SIM115
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be any bytes
     try:
         code = work()
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a full disk is an error
-        # the interpreter need not search for circles at its end; but those of an error hold objects of soxr's
         if code == EXIT_OK:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # here, where a full disk is an error
+            # the interpreter need not search for circles at its end; but those of an error hold objects of soxr's
             atexit.register(gc.freeze)
         return code
     except UsageError as error:

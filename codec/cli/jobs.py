@@ -8,6 +8,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -84,6 +85,9 @@ def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
     for path, name in ((source, "stdin"), (target, "stdout")):
         if path == STREAM and getattr(sys, name) is None:
             raise UsageError(f"{name} is closed")
+    if source == STREAM:
+        with suppress(OSError, ValueError, AttributeError):  # no descriptor; an older Python on Windows
+            os.set_blocking(sys.stdin.fileno(), True)  # or a pause in the input would look like its end
     if target == STREAM and sys.stdout.isatty():
         raise UsageError("stdout is a terminal, which cannot show it; give OUTPUT, or send it to a file or a pipe")
     return Job(source, target)

@@ -10,6 +10,7 @@ import os
 import signal
 import struct
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from codec.audio import AudioError, Block, to_pcm
 from codec.audio_parts import HEAD_BYTES, UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
-from codec.errors import STOPPING, CodecError
+from codec.errors import STOPPING, WAY_OUT, CodecError
 
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.5 kbit/s
 CHUNK_SECONDS = 0.1
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 class PcmPipe(AbstractContextManager["PcmPipe"]):
     """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here.
 
-    Where ctrl-C or a polite kill would interrupt, what has come is all there is; it interrupts at the end instead.
+    Where ctrl-C or a polite kill would interrupt, what has come is all there is; it interrupts at the end instead. One more,
+    later, gives up on whoever should read the codes.
     """
 
     stream: BinaryIO  # at the first sample, little-endian, channels interleaved
@@ -48,7 +50,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
     claimed: float = math.inf  # samples per channel, if their number is known
     behind: int = 0  # bytes that the header announces behind them
     num_samples: int = 0  # read so far
-    stopped: bool = False  # by a signal
+    stopped: float = 0.0  # when a signal did it, by ``time.monotonic``
     name = "stdin"
 
     @classmethod
@@ -116,8 +118,10 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
         return self
 
     def _stop(self, *_: object) -> None:
-        self.stopped = True
-        os.dup2(os.open(os.devnull, os.O_RDONLY), self.stream.fileno())  # a read that waits ends, too
+        late = self.stopped and time.monotonic() - self.stopped > WAY_OUT
+        waited_for = sys.stdout if late else self.stream
+        os.dup2(os.open(os.devnull, os.O_RDWR), waited_for.fileno())  # what waits there ends, too
+        self.stopped = self.stopped or time.monotonic()
 
     def __exit__(self, kind: object, *_: object) -> None:
         for number, handler in self._handlers.items():

@@ -59,7 +59,9 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
     try:
         values = read_json(folder / "config.json")
         if isinstance(values, dict) and "architecture" in values:
-            raise CodecError("it is a CodecModel's; its .codec.save_pretrained writes the folder of a Codec")
+            raise CodecError(
+                "it is of codec-export, or of a CodecModel, whose .codec.save_pretrained writes the folder"
+            )
         config = from_dict(CodecConfig, values)
     except CodecError as error:
         raise refused(folder / "config.json", error) from None

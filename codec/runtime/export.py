@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from codec.config import to_dict
-from codec.errors import EXIT_OK, Parser, run_command
+from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import atomic_write, refuse_existing
 
 EXAMPLES = """examples:
@@ -62,6 +62,8 @@ def _export(args: argparse.Namespace) -> int:
 
     folder: Path = args.output
     refuse_existing(folder, () if args.force else FILES + STREAMING + GOLDEN)
+    if (folder / "model.safetensors").exists():
+        raise CodecError(f"{folder} holds a model, whose config.json would be lost; choose another OUT")
     codec = OnnxCodec.from_pretrained(args.model, args.bits)
     files = {"encoder.onnx": codec.encoder_graph(), "decoder.onnx": codec.decoder_graph()}
     facts = describe(codec)
