@@ -138,7 +138,7 @@ class CodecBase(Generic[Signal]):
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
                 f"this is {self.name!r}, fingerprint {own.fingerprint}; "
-                + (advice or f"load {former_model(header.model) or 'the one that it names'}")
+                + (advice or f"load {former_model(header.fingerprint) or 'the one that it names'}")
             )
         if header != replace(own, model=header.model):
             raise ContainerError("the header contradicts the model that it names")

@@ -62,8 +62,12 @@ VERSION = 2
 BLOCK_FRAMES = 256
 MOST_FRAMES = 255  # of a block before the end: its head is one byte, three times
 MOST_DB = 200.0
-# what files of the models' versions 1 and 2 call them
-FORMER = ("speech-24khz", "speech-24khz-single", "speech-24khz-v2", "speech-24khz-single-v2")
+FORMER = {  # models' versions 1 and 2, by the fingerprint in files that they made
+    "d29a3ad6b51dfa40fb0da4960fb4c009": "speech-24khz",
+    "082fab0a77c69f8aadfad3abc4db6ac1": "speech-24khz-single",
+    "7725cadd8f400093c92d5d2a43f1718e": "speech-24khz-v2",
+    "5c86e87a3ce490fb5b3c13b798dc2cff": "speech-24khz-single-v2",
+}
 SALVAGE = "codec-decode --salvage decodes the intact blocks"
 FINGERPRINT_BYTES = 16
 _UNKNOWN = 2**64 - 1
@@ -71,10 +75,10 @@ _FIXED = {1: struct.Struct("<4sB16sIIQHBIB"), 2: struct.Struct("<4sB16sIIQHBIfHB
 _CRC = struct.Struct("<I")
 
 
-def former_model(name: str) -> str | None:
-    """Where the model lies that a file calls so, if it is a former version of one inside the package."""
-    name = name.replace("-live", "")  # two decoders of the same codes
-    return f"tests/golden/{name} in the repository" if name in FORMER else None
+def former_model(fingerprint: str) -> str | None:
+    """Where the model of a file's fingerprint lies, if it is a former version of one inside the package."""
+    name = FORMER.get(fingerprint)
+    return name and f"tests/golden/{name} in the repository"
 
 
 class ContainerError(CodecError):

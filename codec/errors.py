@@ -174,8 +174,8 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     except UsageError as error:
         say(f"{name}: error: {one_line(error)} (see {name} --help)")
         return EXIT_USAGE
-    except KeyboardInterrupt:
-        say(f"{name}: interrupted; {interrupted}")
+    except KeyboardInterrupt as stop:
+        say(f"{name}: interrupted; {str(stop) or interrupted}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell

@@ -127,7 +127,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self.stopped and kind is None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("what came until then is encoded")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from codec.container import Codes, ContainerError, Damage, Header, Reader, forme
 from codec.errors import CodecError, UsageError
 from codec.files import atomic_write
 from codec.level import factor, gain_of
-from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_name
+from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_models, shipped_name
 
 DAMAGED, MADE_OTHERWISE = "is damaged, or of another kind", "was made otherwise (input or settings)"
 log = logging.getLogger(__name__)
@@ -253,8 +253,11 @@ class FileDecoder(Worker):
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file, and not merely one of the same name."""
-        right = former_model(header.model)
+        right = former_model(header.fingerprint)
         if self.args.model is None and shipped_name(header.model) is None:
+            for name in sorted(shipped_models(), key=len) if right is None else ():  # another decoder of the same codes
+                if self.load(name).fingerprint.startswith(header.fingerprint):
+                    right = f"it, or {name}, which has the same codes,"
             raise ContainerError(
                 f"made with model {header.model!r}, which is not a shipped one; give {right or 'it'} with --model"
             )

@@ -20,6 +20,7 @@ from codec.errors import CodecError
 from codec.evaluation.metrics import COSTS, LINES, METRICS, SILENT, MetricError, Pair, Waveform, mean_spectrum
 from codec.evaluation.results import System
 from codec.evaluation.systems import CLASSICAL, Family, FolderFamily, ModelFamily, Outcome, write_pcm
+from codec.level import check_peak
 from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
@@ -108,12 +109,14 @@ class Measured:
 def read_utterance(record: Record) -> tuple[Record, Waveform]:
     """The waveform ``[T]``, and the record with the length and rate that the file has, whatever the manifest remembers.
 
-    Raises CodecError where it cannot be measured, or kept as FLAC, and OSError where it is not there.
+    Files of floats may go beyond full scale: they are brought down to it, as other codecs read integers, and so that all
+    systems get the same. Raises CodecError where it cannot be measured, or kept as FLAC, and OSError where it is not there.
     """
     too_long = CodecError(f"longer than {LONGEST} s; cut it into utterances")
     if record.duration > LONGEST:
         raise too_long
     waveform, sample_rate = read_record(record)
+    waveform /= max(check_peak(waveform), 1.0)
     if not RATES[0] <= sample_rate <= 655_350 or (sample_rate >= 2**16 and sample_rate % 10):  # FLAC takes no others
         raise CodecError(f"its rate of {sample_rate} Hz is below {RATES[0]}, or none of FLAC's; resample it")
     record = replace(record, sample_rate=sample_rate, num_samples=len(waveform))

@@ -18,7 +18,7 @@ from codec.audio import AudioReader, resample
 from codec.corpus.manifest import ManifestError, Record, audio_source
 from codec.corpus.scan import read_record
 from codec.errors import STOPPING, CodecError
-from codec.level import factor, gain_of
+from codec.level import check_peak, factor, gain_of
 from codec.training.config import DataConfig
 from codec.training.progress import TrainingError
 from codec.workers import in_threads
@@ -66,6 +66,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             self.tried.add(record.id)
             try:
                 segment = self.cut(number, position)
+                check_peak(segment)
                 if self.config.normalize:
                     gain *= factor(-gain_of([segment.cpu().numpy()], self.sample_rate))
                 break
@@ -144,13 +145,14 @@ class ResidentDataset(SegmentDataset):
         self.ends, self.skipped = np.cumsum(np.diff(self.ends, prepend=0.0) * readable), readable.count(False)
 
     def _whole(self, record: Record) -> Tensor:
-        """An utterance as 16-bit samples ``[T]``, none where it cannot be read."""
+        """An utterance as 16-bit samples ``[T]``, softer where it goes beyond full scale; none where it cannot be read."""
         try:
             samples = resample(*read_record(record), self.sample_rate)
+            samples /= max(check_peak(samples), 1.0)
         except (OSError, CodecError) as error:
             self.count_bad(record, error)
             samples = np.zeros(0, np.float32)
-        return torch.from_numpy((samples.clip(-1, 1) * FULL_SCALE).round().astype(np.int16))
+        return torch.from_numpy((samples * FULL_SCALE).round().astype(np.int16))
 
     def cut(self, number: int, position: float) -> Tensor:
         samples = self.utterances[number]
