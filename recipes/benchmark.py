@@ -263,7 +263,7 @@ def measure(args: argparse.Namespace) -> int:
     elif args.what == "startup":
         startup(args.model, args.rounds, args.threads)
     elif args.what == "frames":
-        frame_by_frame("speech-24khz-live", args.rounds, args.threads)
+        frame_by_frame(args.model, args.rounds, args.threads)
     else:
         every = args.what == "backends"
         for threads in (1, 2) if every else (args.threads,):
@@ -274,7 +274,7 @@ def measure(args: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__)
-    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--model", help=f"default: {DEFAULT_MODEL}; of --frames speech-24khz-live")
     parser.add_argument("--threads", type=positive, default=2, help="default: %(default)s; --backends takes 1 and 2")
     parser.add_argument("--rounds", type=positive, default=7)
     what = parser.add_mutually_exclusive_group()
@@ -285,7 +285,6 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.device != "cpu" and not args.batch:
         parser.error("--device is that of --batch")
-    if args.what == "frames" and args.model not in (DEFAULT_MODEL, "speech-24khz-live"):
-        parser.error("--model: --frames measures speech-24khz-live")
+    args.model = args.model or ("speech-24khz-live" if args.what == "frames" else DEFAULT_MODEL)
     torch.set_num_threads(args.threads)
     sys.exit(run_command("benchmark.py", lambda: measure(args)))

@@ -184,11 +184,9 @@ def _table(results: Results) -> list[str]:
             lines.append(f"| {system.kbps:g} | {' | '.join(cells)} |")
     manifest, interval = results.manifest, results.interval
     speakers = f" of {manifest.speakers} speakers" if manifest.speakers else ""
-    how = (
-        f"Means over {manifest.utterances} utterances{speakers} with "
-        f"{100 * interval.level:g} % intervals (bootstrap over {interval.unit}), measured on "
-        f"{results.created[:10]} by `{results.command}`:"
-    )
+    intervals = f" with {100 * interval.level:g} % intervals (bootstrap over {interval.unit})" * (" to " in lines[-1])
+    how = f"Means over {manifest.utterances} utterances{speakers}{intervals}, measured on {results.created[:10]} by "
+    how += f"`{results.command}`:"
     assert results.health is not None, "a report on a model has it"
     stages = results.health.stages
     usage = ", ".join(f"{100 * stage.usage:.1f} %" for stage in stages)

@@ -114,5 +114,4 @@ def test_the_wheel_holds_all_of_it(tmp_path: Path) -> None:
     commands.read_string(wheel.read(next(n for n in wheel.namelist() if n.endswith("/entry_points.txt"))).decode())
     for name, target in commands["console_scripts"].items():
         module, _, function = target.partition(":")
-        code = f"from {module} import {function} as main; main(['--version'])"
-        assert python(code).stdout.startswith(name)
+        assert python(f"from {module} import {function} as main; main(['--version'])").stdout.startswith(name)

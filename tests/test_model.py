@@ -62,8 +62,7 @@ def test_bitrates_of_a_codebook_whose_size_is_no_power_of_two(model: Codec) -> N
 def test_forward_reaches_every_parameter(model: Codec) -> None:
     output = model.train()(noise(2, 800))
     assert output.commitment_loss is not None and output.codebook_loss is not None
-    loss = output.waveform.square().mean() + output.commitment_loss.mean() + output.codebook_loss.mean()
-    loss.backward()
+    (output.waveform.square().mean() + output.commitment_loss.mean() + output.codebook_loss.mean()).backward()
     assert [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
     model.zero_grad()
     assert model(noise(2, 800), quantize=False).codes is None

@@ -86,7 +86,6 @@ def test_an_evaluation_refines_for_each_number_of_quantizers(tiny_model: Codec) 
         expected = tiny_model.encode(waveform, 16000, count, gain_db=gain_db, refine_steps=2)[0]
         assert isinstance(outcome, Reconstruction) and torch.equal(outcome.codes, expected)
     measured = Measured(0, 0.5, {"model-3": {}, "model-1": {}}, {})
-    counter = CodebookCounter(3, tiny_model.codebook_size)
-    _add_entropy_bound(family, counter, {0: outcomes[0].codes}, [measured])
+    _add_entropy_bound(family, CodebookCounter(3, tiny_model.codebook_size), {0: outcomes[0].codes}, [measured])
     assert [len(cells) for cells in measured.cells.values()] == [1, 0], "the codes of one stage are not those kept"
     assert max(changed_codes(family, record, waveform, outcomes[0])["scale"]) < 0.05

@@ -102,8 +102,7 @@ def test_rows_begin_anew_within_a_frame(codec: Codec) -> None:
     """Whatever the others wait for; what is final before comes, too."""
     signals, stream = torch.stack([speech(10 + row) for row in range(3)]), codec.streaming_encoder(batch_size=3)
     starts, given = [0, 0, 0], [torch.zeros(3, 0, dtype=torch.int64)] * 3
-    places = [0, *cuts(LENGTH, 700, seed=3), LENGTH]
-    for number, (start, stop) in enumerate(pairwise(places)):
+    for number, (start, stop) in enumerate(pairwise([0, *cuts(LENGTH, 700, seed=3), LENGTH])):
         if number % 5 == 3:
             rows = [number % 3, (number // 3) % 3]
             stream.reset(rows)
@@ -137,8 +136,7 @@ def test_a_state_can_be_kept_copied_and_gone_back_to(codec: Codec) -> None:
     state, twin = stream.state_dict(), codec.streaming_encoder(num_quantizers=2)
     rest = torch.cat([stream.push(waveform[..., 5000:]), stream.flush()], dim=-1)
     twin.load_state_dict(state)
-    other = copy.copy(twin)
-    for again in (twin, other):
+    for again in (twin, copy.copy(twin)):
         assert torch.equal(torch.cat([again.push(waveform[..., 5000:]), again.flush()], dim=-1), rest)
     stream.reset()
     assert torch.equal(pushed(stream, waveform, []), codec.encode(waveform, codec.sample_rate, 2))

@@ -86,8 +86,7 @@ def test_a_spurious_token_costs_its_frame(drawn: Drawn, data: st.DataObject) -> 
     layout, codes = drawn
     tokens = flatten(codes, layout.codebook_size, layout.first_id)
     place = data.draw(st.integers(0, len(tokens)))
-    stop = layout.special_ids["begin"]
-    spurious = data.draw(st.integers(0, stop - 1))
+    spurious = data.draw(st.integers(0, layout.special_ids["begin"] - 1))
     frames = layout.to_codes(np.insert(tokens, place, spurious), "drop").T.tolist()
     frame, inside = divmod(place, layout.num_quantizers)
     before, after = codes.T[:frame].tolist(), codes.T[frame + (inside > 0) :].tolist()
@@ -105,8 +104,7 @@ def test_masked_frames_keep_the_times() -> None:
     assert clean(parallel, 10, "drop").tolist() == [[0, 2], [3, 5]]
     late_end = np.pad(delay(CODES, fill=10), ((0, 0), (0, 2)), constant_values=10)
     assert clean(undelay(late_end), 10, "drop").tolist() == CODES.tolist()
-    stopped_early = delay(CODES, fill=10)[:, :3]  # after three of its four steps
-    assert undelay(stopped_early).tolist() == CODES[:, :2].tolist()
+    assert undelay(delay(CODES, fill=10)[:, :3]).tolist() == CODES[:, :2].tolist(), "after three of its four steps"
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,7 @@ def test_a_matrix_is_stored_with_its_step(model: Codec, tmp_path: Path, monkeypa
     state[other][0, state[other][0].abs().argmin()] += state[other][0].abs().max() / 2
     model.save_pretrained(tmp_path / "other", bits=8, base="base")
     model.save_pretrained(tmp_path / "whole", bits=8)
-    stored = load_file(tmp_path / "other" / "model.safetensors")
-    assert stored.keys() == {WIDE, WIDE + STEP, other, other + STEP}
+    assert load_file(tmp_path / "other" / "model.safetensors").keys() == {WIDE, WIDE + STEP, other, other + STEP}
     loaded, whole = (Codec.from_pretrained(tmp_path / name).state_dict() for name in ("other", "whole"))
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in whole.items())
     with pytest.raises(ModelError, match="is no shipped model"):

@@ -258,6 +258,7 @@ class FileDecoder(Worker):
             for name in sorted(shipped_models(), key=len) if right is None else ():  # another decoder of the same codes
                 if self.load(name).fingerprint.startswith(header.fingerprint):
                     right = f"it, or {name}, which has the same codes,"
+                    break
             raise ContainerError(
                 f"made with model {header.model!r}, which is not a shipped one; give {right or 'it'} with --model"
             )

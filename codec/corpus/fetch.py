@@ -8,11 +8,12 @@ import shutil
 import tarfile
 import urllib.error
 import urllib.request
-import zlib
+from collections import deque
 from pathlib import Path
 
 from tqdm import tqdm
 
+from codec.corpus.shards import walk
 from codec.errors import CodecError
 
 CHUNK = 1 << 20  # bytes read at once
@@ -85,7 +86,7 @@ def unpack(archive: Path, inside: str, base: Path) -> None:
     """Move what the tar archive holds in its folder ``inside`` to ``base``, without touching what is there already.
 
     Everything is unpacked to a hidden folder first, so that whatever appears in ``base`` is complete even after a kill.
-    Members that would leave that folder are refused, and all links: by them tarfile's own filter has been deceived.
+    Hidden files are passed over; links are refused, by which tarfile's own filter has been deceived.
 
     Raises:
         CodecError: a damaged or malicious archive, or one without the folder ``inside``.
@@ -95,17 +96,12 @@ def unpack(archive: Path, inside: str, base: Path) -> None:
     staging = base / ".unpacking"
     shutil.rmtree(staging, ignore_errors=True)  # left by a killed run
     try:
-        with tarfile.open(archive) as tar:
-            for member in tqdm(tar, desc=f"unpacking {archive.name}", unit=" files", disable=None):
-                if not (member.isreg() or member.isdir()):
-                    raise CodecError(f"{archive} holds a link or a special file, {member.name!r}; it is not unpacked")
-                tar.extract(member, staging, filter="data")
+        files = walk(archive, False, lambda tar, member: tar.extract(member, staging, filter="data"))
+        deque(tqdm(files, desc=f"unpacking {archive.name}", unit=" files", disable=None), 0)
         if not (staging / inside).is_dir():
             raise CodecError(f"{archive} has no folder {inside}")
         for item in sorted((staging / inside).iterdir()):
             if not (base / item.name).exists():
                 item.rename(base / item.name)
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise CodecError(f"cannot unpack {archive}: {error}") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)

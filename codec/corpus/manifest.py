@@ -87,6 +87,8 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
 def parse_record(text: str | bytes, **known: object) -> Record:
     """The record that a JSON object is, with the ``known`` fields in place of its own; other keys are passed over.
 
+    A field that is null counts as not there, a speaker that is a number as its digits.
+
     Raises:
         ManifestError: no JSON object, a field that is missing or of a wrong type, or a value that cannot be.
     """
@@ -94,7 +96,10 @@ def parse_record(text: str | bytes, **known: object) -> Record:
         values = json.loads(text, object_pairs_hook=without_repeats)
         if not isinstance(values, dict):
             raise ManifestError("no JSON object")
-        record = from_dict(Record, values | known, ignore_unknown=True)
+        values = {name: value for name, value in values.items() if value is not None} | known
+        if type(values.get("speaker")) is int:
+            values["speaker"] = str(values["speaker"])
+        record = from_dict(Record, values, ignore_unknown=True)
         texts = "".join(value for value in vars(record).values() if isinstance(value, str))
         texts.encode(errors="surrogateescape")
     except (ValueError, RecursionError) as error:  # no JSON or text, endless digits, a wrong type; nested too deep

@@ -116,13 +116,12 @@ def read_utterance(record: Record) -> tuple[Record, Waveform]:
     if record.duration > LONGEST:
         raise too_long
     waveform, sample_rate = read_record(record)
-    waveform /= max(check_peak(waveform), 1.0)
     if not RATES[0] <= sample_rate <= 655_350 or (sample_rate >= 2**16 and sample_rate % 10):  # FLAC takes no others
         raise CodecError(f"its rate of {sample_rate} Hz is below {RATES[0]}, or none of FLAC's; resample it")
     record = replace(record, sample_rate=sample_rate, num_samples=len(waveform))
     if record.duration > LONGEST:  # the manifest was wrong
         raise too_long
-    return record, waveform
+    return record, waveform / max(check_peak(waveform), 1.0)
 
 
 def measure_utterance(plan: Plan, item: tuple[int, Record]) -> Measured:

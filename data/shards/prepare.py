@@ -123,7 +123,8 @@ def read_shards(shards: Sequence[Path], folder: Path | None, limit: int | None) 
             if limit is not None and len(records) >= limit:
                 return records, bad
             if key in seen:
-                raise PrepareError(f"{shard.name} has {key} again, after {seen[key]}; keys must differ")
+                side_by_side = "keys must differ, and the files of each stand side by side: tar --sort=name"
+                raise PrepareError(f"{shard.name} has {key} again, after {seen[key]}; {side_by_side}")
             seen[key] = shard.name
             try:
                 records.append(describe(key, group, shard, folder))

@@ -200,8 +200,7 @@ def autoencode(kind: str, weak: bool, matched: bool, warmup: bool, seed: int, st
         error of the reconstruction relative to the variance.
     """
     quantizer = quantizer_2d(kind, 128, seed)
-    hidden = [1] if weak else [64, 64]
-    encoder, decoder = perceptron(16, hidden, 2), perceptron(2, [64, 64], 16)
+    encoder, decoder = perceptron(16, [1] if weak else [64, 64], 2), perceptron(2, [64, 64], 16)
     generator = torch.Generator().manual_seed(seed + 100)
     optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters(), *quantizer.parameters()], lr=3e-3)
     begin = steps // 3 if warmup else 0

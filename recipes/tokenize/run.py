@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import pickle
+import signal
 import sys
 import tarfile
 import time
@@ -39,6 +40,7 @@ from codec.level import LEVEL_DB, check_peak, gain_of
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
 
+TARS = {".tar", ".tgz", ".gz", ".bz2", ".xz"}
 SECONDS_AT_ONCE = 400  # of audio on a GPU: 30,000 frames of the shipped models
 READ_AHEAD = 4  # times as much is read before it is sorted by length
 
@@ -51,11 +53,11 @@ def find_records(inputs: Sequence[Path]) -> list[Record]:
     """
     records: list[Record] = []
     for path in map(Path.absolute, inputs):
-        read = in_folder if path.is_dir() else in_tar if path.suffix in (".tar", ".gz", ".tgz") else read_manifest
+        read = in_folder if path.is_dir() else in_tar if path.suffix.lower() in TARS else read_manifest
         records += read(path)
     for name, times in Counter(record.id for record in records).items():
         if times > 1:
-            raise PrepareError(f"id {name!r} stands {times} times in the input; leave one out, or write a manifest")
+            raise PrepareError(f"id {name!r} stands {times} times in the input; leave one out (tar ids end at a dot)")
     if not records:
         raise PrepareError("no audio in the input")
     return records
@@ -74,13 +76,13 @@ def in_tar(path: Path) -> list[Record]:
     Raises:
         PrepareError: a KEY.json that is no JSON object; and as :func:`walk`.
     """
-    records, speakers = [], {}
+    records, speakers, facts = [], {}, {"num_samples": 1, "sample_rate": 1, "offset": 0, "num_bytes": 0}
 
     def take(archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
         key, suffix = key_of(member.name), PurePosixPath(member.name).suffix.lower()
         if suffix == ".json" and (file := archive.extractfile(member)):
             try:
-                speakers[key] = parse_record(file.read(), id=key, path=key, num_samples=1, sample_rate=1).speaker
+                speakers[key] = parse_record(file.read(), **facts, id=key, path=key).speaker
             except ManifestError as error:
                 raise PrepareError(f"{path}: {member.name}: {error}; pack it again") from None
         elif suffix in AUDIO_SUFFIXES:
@@ -88,6 +90,8 @@ def in_tar(path: Path) -> list[Record]:
             records.append(Record(key, str(path), 0, 0, offset=member.offset_data, num_bytes=num_bytes))
 
     deque(walk(path, True, take), 0)
+    if silent := speakers.keys() - {record.id for record in records}:
+        say(f"{path}: without audio of a kind that is read, and passed over: {len(silent)}, the first {min(silent)}")
     return [replace(record, speaker=speakers.get(record.id, "")) for record in records]
 
 
@@ -191,6 +195,7 @@ def work(shards: list[dict[str, Any]], args: argparse.Namespace, *settings: obje
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     ray.init(args.address, logging_level="ERROR")
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # ray's own would abort
     logging.getLogger("ray.data").setLevel("ERROR")
     cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
     if args.device == "cuda" and not gpus:

@@ -18,8 +18,7 @@ from codec import Codec, container
     [(1, 16000, 1), (81, 16000, 1), (40_959, 16000, 1), (7, 11025, 1), (44_101, 44100, 2), (9001, 96000, 3)],
 )
 def test_exactly_as_many_samples(run: Run, length: int, rate: int, channels: int) -> None:
-    noise = np.random.default_rng(length).uniform(-0.3, 0.3, (length, channels))
-    soundfile.write("in.wav", noise, rate)
+    soundfile.write("in.wav", np.random.default_rng(length).uniform(-0.3, 0.3, (length, channels)), rate)
     assert run("encode", "in.wav", "out.codes") == 0
     assert run("decode", "out.codes", "out.wav") == 0
     info = soundfile.info("out.wav")
@@ -53,8 +52,7 @@ def test_channels_are_mixed_or_one_is_taken(run: Run, sound: Samples, stderr: Sa
     sound = sound[:RATE]
     write("a.wav", "b.wav", samples=np.stack([sound, sound], axis=1))
     assert run("encode", "a.wav", "b.wav", "-o", "out") == 0  # said once
-    said = stderr()
-    assert said == "codec-encode: a.wav: 2 channels mixed down to one\ncodec-encode: files done: 2\n"
+    assert stderr() == "codec-encode: a.wav: 2 channels mixed down to one\ncodec-encode: files done: 2\n"
     write("opposite.wav", samples=np.stack([sound, -sound], axis=1))
     write("second.wav", samples=-sound)
     assert run("encode", "opposite.wav", "a.codes", "--channel", 2) == run("encode", "second.wav", "b.codes") == 0

@@ -23,7 +23,7 @@ from shell import HOP, RATE, Run, names, process
 
 from codec import Codec, container
 from codec.cli.commands import decode_main
-from codec.container import BLOCK_FRAMES, Header
+from codec.container import BLOCK_FRAMES, FORMER, Header
 from codec.errors import STOPPING, legible, run_command
 
 
@@ -130,6 +130,10 @@ def test_a_model_that_is_not_shipped_must_be_given(refused: Refused, header: Hea
     container.write("tiny.codes", header, np.zeros((3, 10), int))
     message = "tiny.codes: made with model 'tiny', which is not a shipped one; give it with --model"
     refused(decode_main(["tiny.codes", "a.wav"]), message)
+    shipped, former = Codec.from_pretrained("speech-24khz").fingerprint[:32], min(FORMER)
+    for fingerprint, other in ((shipped, "it, or speech-24khz-v3, "), (former, "tests/golden/speech-24khz-single")):
+        container.write("tiny.codes", replace(header, fingerprint=fingerprint), np.zeros((3, 10), int))
+        refused(decode_main(["tiny.codes", "a.wav"]), message.removesuffix("it with --model") + other)
 
 
 # ---- damaged files --------------------------------------------------------------------------------------------------
@@ -271,3 +275,8 @@ def test_a_full_or_closed_stdout(header: Header) -> None:
     assert (done.returncode, done.stderr) == (1, "codec-info: error: No space left on device\n")
     done = shell(process("info", "a.codes"), "| true")
     assert (done.returncode, done.stderr) == (1, "")
+    _reader, writer = os.pipe()
+    os.set_blocking(writer, False)  # what a pipe takes a part of is not all written
+    many, raw = process("info", *["a.codes"] * 400), os.environ | {"PYTHONUNBUFFERED": "1"}
+    full = subprocess.run(many, stdout=writer, stderr=subprocess.PIPE, env=raw)
+    assert full.returncode == 1 and b"without blocking" in full.stderr

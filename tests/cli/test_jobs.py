@@ -73,8 +73,8 @@ def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureF
         *errors, counts = capsys.readouterr().err.splitlines()
         assert counts == f"codec-{command}: files done: 1, there already: 1, failed: 2"
         reasons = (other, "was made otherwise (input or settings)"), (damaged, "is damaged, or of another kind")
-        told = [f"{path} exists but {why}; --force overwrites it" for path, why in reasons]
-        assert errors == [f"codec-{command}: error: {each}" for each in told]
+        say = "codec-{}: error: {} exists but {}; --force overwrites it"
+        assert errors == [say.format(command, *reason) for reason in reasons]
         assert other.read_bytes() == before and missing.read_bytes() == content[missing]
         stamp = done.stat().st_mtime_ns
         assert run(*again, "--force") == 0 and done.stat().st_mtime_ns == stamp

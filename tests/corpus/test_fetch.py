@@ -128,13 +128,14 @@ def test_unpack_adds_whole_items_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (tar({"X/split/1.txt": b"1", "../evil.txt": b"!"}, "w:gz"), "outside"),
-        (tar({"X/split/1.txt": b"1", "X/2.txt": b"2" * 5000}, "w:gz")[:-40], "cannot unpack"),
-        (b"no archive", "cannot unpack"),
+        (tar({"X/split/1.txt": b"1", "../evil.txt": b"!"}, "w:gz"), "elsewhere"),
+        (tar({"X/split/1.txt": b"1", "X/2.txt": b"2" * 5000}, "w:gz")[:-40], "or a damaged one"),
+        (tar({"X/split/1.txt": b"1", "X/split/2.txt": b"2"}).replace(b"X/split/2", b"X/splot/2"), "or a damaged one"),
+        (b"no archive", "or a damaged one"),
         (tar({"Y/split/1.txt": b"1"}, "w:gz"), "has no folder X"),
         *((tar({"X/split/1.txt": b"1"}, "w:gz", a=kind), "holds a link or a special file, 'a'") for kind in NO_FILES),
     ],
-    ids=["outside", "cut off", "no archive", "other folder", "link", "hard link", "pipe"],  # archives hold their time
+    ids=["outside", "cut", "header", "text", "other", "link", "hard link", "pipe"],  # archives hold their time
 )
 def test_unpack_refuses_bad_archives(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.tar.gz").write_bytes(content)

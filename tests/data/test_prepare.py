@@ -33,8 +33,7 @@ def prepare(name: str, *args: object) -> int:
 
 def write_audio(path: Path, seconds: float = 1.0, sample_rate: int = 24000, **kwargs: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    samples = 0.1 * np.sin(np.arange(round(seconds * sample_rate)) * 0.05)
-    soundfile.write(path, samples, sample_rate, **kwargs)
+    soundfile.write(path, 0.1 * np.sin(np.arange(round(seconds * sample_rate)) * 0.05), sample_rate, **kwargs)
 
 
 def ids(manifest: Path) -> list[str]:
@@ -201,8 +200,8 @@ def shard(tmp_path: Path) -> Path:
     """Two utterances, and between them one whose audio cannot be decoded, and two of mistaken metadata."""
     members, audio = {}, encoded(np.full((16000, 2), 0.25), form="FLAC")
     for key in ("a", "broken", "typed", "listed", "b"):
-        meta = {"speaker": f"of {key}", "split": "dev" if key == "b" else "train", "bandwidth_hz": 7000, "note": 1}
-        wrong: dict[str, object] = {"typed": meta | {"speaker": 1}, "listed": [1]}
+        meta = {"speaker": f"of {key}", "split": "dev" if key == "b" else "train", "bandwidth_hz": 7000, "text": None}
+        wrong: dict[str, object] = {"typed": meta | {"speaker": [1]}, "listed": [1]}
         members[f"{key}.flac"] = b"no audio" if key == "broken" else audio
         members[f"{key}.json"] = json.dumps(wrong.get(key, meta)).encode()
     (tmp_path / "one.tar").write_bytes(tar(members))

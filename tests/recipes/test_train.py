@@ -108,8 +108,7 @@ def test_legs_of_minutes_make_one_run(corpus: Path, tmp_path: Path, capsys: pyte
     reached = 0
     for _ in range(2):
         assert train(corpus, tmp_path, *QUANTIZED, "phases.steps=100000", flags=("--minutes", "0.0001")) == 0
-        name = latest_checkpoint(tmp_path / "checkpoints").name
-        before, reached = reached, int(name.removeprefix("step_"))
+        before, reached = reached, int(latest_checkpoint(tmp_path / "checkpoints").name.removeprefix("step_"))
         assert reached > before
         said = capsys.readouterr().out
         assert f"stopped at step {reached}:" in said and "; the same command goes on from there" in said

@@ -108,6 +108,7 @@ def test_mistakes_are_one_line(tiny_model_folder: Path, tmp_path: Path, refused:
     for out, options, message in (
         ("short.wav", [], "is a file; give a folder"),
         ("full", [], "exists; --force overwrites it"),
+        (str(tiny_model_folder), ["--force"], "holds a model, whose config.json would be lost"),
         ("out", ["--golden", str(tmp_path / "short.wav")], "is shorter than 2 s"),
     ):
         refused(export_main([str(tiny_model_folder), str(tmp_path / out), *options]), message)

@@ -84,8 +84,9 @@ def test_too_many_bad_files_end_a_run(tmp_path: Path, records: list[Record], cap
 
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, records: list[Record], workers: int) -> None:
-    """To 16 bits, whatever the process; a file that cannot be read is said, and never drawn."""
+    """To 16 bits, whatever the process; unscaled integers are said, and never drawn, what is a little too loud is softer."""
     records[1] = Record("bad", str(tmp_path / "bad.wav"), 240000, 24000)
+    soundfile.write(tmp_path / "bad.wav", np.linspace(-30_000, 30_000, 240_000), 24000, "FLOAT")
     dataset = SegmentDataset(records, 24000, DataConfig(segment_seconds=0.5, workers=workers), seed=0)
     resident = ResidentDataset(dataset, torch.device("cpu"))
     assert resident.bad == {"bad"} and [int(resident[index]["skipped"]) for index in range(20)] == [1] + 19 * [0]
@@ -93,7 +94,10 @@ def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, record
     for index in range(20):
         for name, value in resident[index].items():
             torch.testing.assert_close(value, dataset[index][name], atol=1e-4, rtol=0)
-    bad = [Record(f"{i}", str(tmp_path / "bad.wav"), 24000, 24000) for i in range(4)]
+    soundfile.write(tmp_path / "bad.wav", np.linspace(-2, 2, 240_000), 24000, "FLOAT")
+    one = SegmentDataset(records[1:2], 24000, dataset.config, seed=0)
+    assert len(ResidentDataset(one, torch.device("cpu")).utterances[0].unique()) > 50_000, "not clipped"
+    bad = [Record(f"{i}", str(tmp_path / "none.wav"), 24000, 24000) for i in range(4)]
     good = [replace(records[2], id=f"good{i}") for i in range(5)]
     limits = [DataConfig(max_bad_fraction=share, workers=0) for share in (0.5, 0.01)]
     few, many = (SegmentDataset([*bad, *good], 24000, config, seed=0) for config in limits)
@@ -119,8 +123,7 @@ def test_validation_cuts_a_long_utterance(tmp_path: Path, monkeypatch: pytest.Mo
     codec: Any = SimpleNamespace(sample_rate=8000, device="cpu")
     for num_samples in (13 * 8000 + 1, 11 * 8000 + 3):
         soundfile.write(tmp_path / "x.wav", samples[:num_samples], 8000, subtype="FLOAT")
-        record = Record("x", str(tmp_path / "x.wav"), num_samples, 8000)
-        ((_, speech),) = tracking.readable([record], codec)
+        ((_, speech),) = tracking.readable([Record("x", str(tmp_path / "x.wav"), num_samples, 8000)], codec)
         assert torch.equal(speech[0, 0], torch.from_numpy(samples[: min(num_samples, 12 * 8000)]))
 
 
