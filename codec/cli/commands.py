@@ -87,7 +87,7 @@ def decode_main(argv: Sequence[str] | None = None) -> int:
     add("--format", help="audio format of the files written with -o (default: wav)")
     add("--native-rate", action="store_true", help="write at the model's sample rate, not the original's")
     add("--salvage", action="store_true", help="decode the intact blocks of a damaged file")
-    add("--raw", action="store_true", default=None, help="write raw 16-bit samples to stdout, without a WAV header")
+    add("--raw", action="store_true", default=None, help="with - -: write raw 16-bit samples, without a WAV header")
     return _run(parser, argv, _decode)
 
 

@@ -1,4 +1,4 @@
-"""Write the manifests of any folder of audio: wav, flac, ogg, opus and mp3 files, at any depth.
+"""Write the manifests of any folder of audio, of all kinds that codec-encode takes, at any depth.
 
     python data/folder/prepare.py --root DIR --out manifests/
     python data/folder/prepare.py --root DIR --out manifests/ --speaker-from none --dev-fraction 0.05 --licence CC0-1.0
