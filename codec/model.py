@@ -41,10 +41,11 @@ class Codec(nn.Module, CodecBase[Tensor]):
     """A neural speech codec: convolutional encoder, (residual) SimVQ, decoder.
 
     ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights. Worker
-    processes must be spawned, not forked (a forked child of a process in which torch has run on threads hangs), but for those
-    of a DataLoader, where "forkserver" is the one that does not do: it cannot send so many tensors. Codes and audio are computed in float32, also inside an autocast, and refused after ``half()`` or
-    ``bfloat16()``. Leave TF32 off and ``torch.set_float32_matmul_precision`` at "highest", as torch does, or codes may be
-    others. ``forward`` is for training, and has the precision of the autocast around it: other codes than ``encode``.
+    processes must be spawned, not forked (a forked child of a process in which torch has run on threads hangs), but for
+    those of a DataLoader, where "forkserver" is the one that does not do: it cannot send so many tensors. Codes and audio
+    are computed in float32, also inside an autocast, and refused after ``half()`` or ``bfloat16()``. Leave TF32 off and
+    ``torch.set_float32_matmul_precision`` at "highest", as torch does, or codes may be others. ``forward`` is for training,
+    and has the precision of the autocast around it: other codes than ``encode``.
 
     Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, with gradients of ``forward`` and
     ``embed`` only. Begin with ``help(Codec.encode)``, ``help(Codec.decode)`` and ``help(Codec.gain_of)``.
