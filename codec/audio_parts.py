@@ -230,12 +230,13 @@ def _sized_part(
         if chunk in SAMPLES and size > HEAD_BYTES:
             note = "samples in a second chunk are left out"
     stray = source.end - end
-    if (size <= HEAD_BYTES < stray) or (size > there and any(told in sizes for sizes in UNKNOWN_SIZES)):
+    unknown = (size <= HEAD_BYTES < stray) or (size > there and any(told in sizes for sizes in UNKNOWN_SIZES))
+    if unknown and layout.size_bytes:
         true_size = min(there + layout.counted, 256**layout.size_bytes - 1)
         patches = {**patches, size_at: true_size.to_bytes(layout.size_bytes, layout.order)}
     elif size > there:
         raise incomplete(source.name, there, size, "bytes of samples")
-    elif stray > HEAD_BYTES:
+    elif stray > HEAD_BYTES and size:
         note = f"its {size:,} bytes of samples are followed by {stray:,} that belong to no chunk and are left out"
     return source.part(patches, end if note else source.end, note=note)
 

@@ -31,6 +31,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -82,7 +83,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse_args(self, args: Any = None, namespace: Any = None, intermixed: bool = False) -> Any:
-        """None may be empty, as of a variable that is not set: as a path it would be this folder."""
+        """No argument may be empty, as that of a variable that is not set is: as a path it would be this folder."""
         for given in sys.argv[1:] if args is None else args:
             if re.fullmatch(r"(--[\w-]+=)?", given):
                 self.error(f"an argument is empty{given and ': '}{given}")
@@ -159,16 +160,18 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
             signal.signal(polite, _interrupt)
     if sys.stderr is None:  # closed: what is said goes nowhere, not into a file that has got its number
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        if isinstance(sys.stdout.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: a write may take a part, which is no error
-            sys.stdout = open(sys.stdout.fileno(), "w", 1, sys.stdout.encoding, closefd=False)  # noqa: SIM115
-        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be any bytes
+    given = sys.stdout
+    if isinstance(given, io.TextIOWrapper):
+        given.reconfigure(errors="backslashreplace")  # as stderr: names of files may be any bytes
+        with suppress(OSError):  # it has no number
+            if isinstance(given.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: a write may take a part, which is no error
+                sys.stdout = open(given.fileno(), "w", 1, given.encoding, given.errors, closefd=False)  # noqa: SIM115
     try:
         code = work()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here, where a full disk is an error
+        # the interpreter need not search for circles at its end; but those of an error hold objects of soxr's
         if code == EXIT_OK:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a full disk is an error
-            # the interpreter need not search for circles at its end; but those of an error hold objects of soxr's
             atexit.register(gc.freeze)
         return code
     except UsageError as error:
@@ -188,8 +191,15 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         try:
             if sys.stdout is not None:
                 sys.stdout.flush()
-        except OSError:  # the rest goes nowhere, for the interpreter's own flush at exit would fail too
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError:
+            drop_output()
+        sys.stdout = given
+
+
+def drop_output() -> None:
+    """Send what stdout still holds nowhere: once it has failed, the interpreter's own flush at exit would fail, too."""
+    with suppress(OSError):  # it has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -11,8 +11,8 @@ Signals may come and go, as the calls of a server do::
 ``valid`` is bool ``[B, n]``: which entries of the last output belong to their row. The last codes and samples of a row come
 while other rows go on. Where all have ended nothing moves any more: then ``decoder.push(encoder.flush())`` and
 ``decoder.flush()`` give the rest, and ``reset()`` begins anew. All rows advance together: where the next samples of one
-are late, all wait, as a shorter length ends its row. A reset row loses what it still holds:
-nothing once ``ceil(num_samples / hop_length) * hop_length`` of its samples are final. One stream is for one thread, and to
+are late, all wait, as a shorter length ends its row. A reset row loses what it still holds;
+a decoder's holds nothing more once all samples of its frames have come out. One stream is for one thread, and to
 be reset after an interrupt within ``push``. ``look_ahead`` is how many samples a stream lags behind what it is given.
 """
 

@@ -23,7 +23,7 @@ from codec.audio import AudioError, Block, to_pcm
 from codec.audio_parts import HEAD_BYTES, UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
-from codec.errors import STOPPING, WAY_OUT, CodecError
+from codec.errors import STOPPING, WAY_OUT, CodecError, drop_output
 
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.5 kbit/s
 CHUNK_SECONDS = 0.1
@@ -51,6 +51,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
     behind: int = 0  # bytes that the header announces behind them
     num_samples: int = 0  # read so far
     stopped: float = 0.0  # when a signal did it, by ``time.monotonic``
+    outcome: str = "what came until then is encoded"
     name = "stdin"
 
     @classmethod
@@ -120,6 +121,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
     def _stop(self, *_: object) -> None:
         late = self.stopped and time.monotonic() - self.stopped > WAY_OUT
         waited_for = sys.stdout if late else self.stream
+        self.outcome = "nobody took the codes, whose end is missing" if late else self.outcome
         os.dup2(os.open(os.devnull, os.O_RDWR), waited_for.fileno())  # what waits there ends, too
         self.stopped = self.stopped or time.monotonic()
 
@@ -127,7 +129,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         if self.stopped and kind is None:
-            raise KeyboardInterrupt("what came until then is encoded")
+            raise KeyboardInterrupt(self.outcome)
 
 
 @contextmanager
@@ -137,6 +139,7 @@ def stdout() -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
     except OSError as error:
+        drop_output()
         raise OSError(error.errno, error.strerror, "stdout") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import lzma
 import tarfile
@@ -14,7 +15,8 @@ from codec.corpus.scan import PrepareError
 from codec.errors import CodecError, one_line
 
 Taken = TypeVar("Taken")
-BLOCK, RECORD = 512, 10240  # bytes of a tar file; two blocks of zeros end it, which most programs extend to a record
+BLOCK = 512  # bytes of a tar file; two blocks of zeros end it, which most programs extend to a record of so many:
+RECORDS = [BLOCK * blocks for blocks in (20, 40, 64, 128, 256, 512, 1024, 2048)]
 
 
 def key_of(name: str) -> str:
@@ -50,7 +52,7 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
                 while (block := file.read(BLOCK)) and not any(block):
                     end += len(block)
                 zeros = end - archive.offset
-                padded = 2 * BLOCK < zeros < 2 * BLOCK + RECORD and (end - start) % RECORD == 0
+                padded = any(2 * BLOCK < zeros < 2 * BLOCK + size and (end - start) % size == 0 for size in RECORDS)
                 if zeros != 2 * BLOCK and not padded:
                     raise tarfile.ReadError(f"no file and no end at byte {archive.offset}")
                 if not block:
@@ -59,7 +61,8 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
                 start, archive = end, tarfile.TarFile(fileobj=file)
     except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
         # ValueError: of a number in a header
-        if isinstance(error, CodecError) or getattr(error, "filename", None):
+        said_already = getattr(error, "errno", None) not in (None, errno.EINVAL)  # EINVAL: damage leads to no place
+        if isinstance(error, CodecError) or said_already:
             raise
         reason = one_line(error).partition(":")[0]
         raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None

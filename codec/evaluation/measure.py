@@ -109,8 +109,7 @@ class Measured:
 def read_utterance(record: Record) -> tuple[Record, Waveform]:
     """The waveform ``[T]``, and the record with the length and rate that the file has, whatever the manifest remembers.
 
-    Files of floats may go beyond full scale: they are brought down to it, as other codecs read integers, and so that all
-    systems get the same. Raises CodecError where it cannot be measured, or kept as FLAC, and OSError where it is not there.
+    Raises CodecError where it cannot be measured, or kept as FLAC, and OSError where it is not there.
     """
     too_long = CodecError(f"longer than {LONGEST} s; cut it into utterances")
     if record.duration > LONGEST:
@@ -121,7 +120,8 @@ def read_utterance(record: Record) -> tuple[Record, Waveform]:
     record = replace(record, sample_rate=sample_rate, num_samples=len(waveform))
     if record.duration > LONGEST:  # the manifest was wrong
         raise too_long
-    return record, waveform / max(check_peak(waveform), 1.0)
+    check_peak(waveform)
+    return record, waveform
 
 
 def measure_utterance(plan: Plan, item: tuple[int, Record]) -> Measured:

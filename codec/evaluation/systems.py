@@ -175,16 +175,19 @@ class ProgramFamily(ABC):
         """What comes back, ``[T]`` at ``record.sample_rate``, and the path of the coded file."""
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
+        # floats go beyond full scale, the integers that programs read do not
+        peak = max(np.abs(waveform).max(), np.float32(1))
         for system in self.systems:
             with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
                 try:
-                    decoded, path = self.run(system, Path(folder), record, waveform)
+                    decoded, path = self.run(system, Path(folder), record, waveform / peak)
                     seconds = time.perf_counter() - start
                     coded = path.read_bytes()
                 except (CodecError, OSError, subprocess.SubprocessError) as error:
                     yield " ".join(str(error).split()).replace(f"{folder}/", "")
                     continue
+            decoded = peak * decoded
             aligned = align(waveform, decoded, record.sample_rate) if self.delayed else fit(decoded, len(waveform))
             yield Reconstruction(aligned, coded, seconds)
 

@@ -59,9 +59,7 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
     try:
         values = read_json(folder / "config.json")
         if isinstance(values, dict) and "architecture" in values:
-            raise CodecError(
-                "it is of codec-export, or of a CodecModel, whose .codec.save_pretrained writes the folder"
-            )
+            raise CodecError("codec-export or a CodecModel wrote it; give a Codec's folder (.codec.save_pretrained)")
         config = from_dict(CodecConfig, values)
     except CodecError as error:
         raise refused(folder / "config.json", error) from None

@@ -248,13 +248,13 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
         squared = codebook.square().sum(dim=1) if squared is None else squared
         if missing := -len(codebook) % GROUP:  # filled up with codes that are infinitely far away
             codebook, squared = F.pad(codebook, (0, 0, 0, missing)), F.pad(squared, (0, missing), value=torch.inf)
-        loops = not torch.compiler.is_exporting()  # they would fix the number of points
         rows, columns = CPU_TILE
         if points.device.type != "cpu":
             rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
-        elif loops and len(points) < rows:  # the same memory holds more codes: all, for a frame of a stream
+        elif len(points) < rows and not torch.compiler.is_compiling():
+            # the same memory holds more codes: all, for a frame of a stream
             columns = rows * columns // max(len(points), 1) // GROUP * GROUP
-        parts = points.split(rows) if loops else [points]
+        parts = [points] if torch.compiler.is_exporting() else points.split(rows)  # a loop would fix their number
         tiles = list(zip(codebook.split(columns), squared.split(columns), strict=True))
         memory = points.new_empty(parts[0].shape[0], min(columns, len(codebook)))
         found = []

@@ -66,7 +66,6 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             self.tried.add(record.id)
             try:
                 segment = self.cut(number, position)
-                check_peak(segment)
                 if self.config.normalize:
                     gain *= factor(-gain_of([segment.cpu().numpy()], self.sample_rate))
                 break
@@ -97,6 +96,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
             margin = 0 if rate == self.sample_rate else rate // 50
             before = min(margin, start)
             samples = reader.segment(start - before, min(before + length + margin, total - start + before))
+        check_peak(samples)
         samples = resample(samples, rate, self.sample_rate)
         samples = samples[round(before * self.sample_rate / rate) :][: self.num_samples]
         return torch.from_numpy(np.pad(samples, (0, self.num_samples - len(samples))))

@@ -40,7 +40,7 @@ from codec.level import LEVEL_DB, check_peak, gain_of
 from codec.model import Codec
 from codec.pretrained import DEFAULT_MODEL
 
-TARS = {".tar", ".tgz", ".gz", ".bz2", ".xz"}
+TARS = {".tar", ".tgz", ".tbz", ".tbz2", ".txz", ".gz", ".bz2", ".xz"}
 SECONDS_AT_ONCE = 400  # of audio on a GPU: 30,000 frames of the shipped models
 READ_AHEAD = 4  # times as much is read before it is sorted by length
 
@@ -57,7 +57,7 @@ def find_records(inputs: Sequence[Path]) -> list[Record]:
         records += read(path)
     for name, times in Counter(record.id for record in records).items():
         if times > 1:
-            raise PrepareError(f"id {name!r} stands {times} times in the input; leave one out (tar ids end at a dot)")
+            raise PrepareError(f"id {name!r} stands {times} times in the input; leave one out (in tars: up to a dot)")
     if not records:
         raise PrepareError("no audio in the input")
     return records
@@ -194,8 +194,8 @@ def work(shards: list[dict[str, Any]], args: argparse.Namespace, *settings: obje
     import ray.data
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(args.address, logging_level="ERROR")
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # ray's own would abort
+    handler, _ = signal.getsignal(signal.SIGTERM), ray.init(args.address, logging_level="ERROR")
+    signal.signal(signal.SIGTERM, handler)  # ray's own would abort
     logging.getLogger("ray.data").setLevel("ERROR")
     cpus, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
     if args.device == "cuda" and not gpus:

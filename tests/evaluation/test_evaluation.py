@@ -227,8 +227,6 @@ def test_files_that_cannot_be_measured_are_a_reason(tmp_path: Path, length: int,
     soundfile.write(tmp_path / "x.wav", np.full(length, 20.0), rate, "FLOAT")
     with pytest.raises(CodecError, match=message):
         read_utterance(Record("x", str(tmp_path / "x.wav"), rate, rate))
-    soundfile.write(tmp_path / "x.wav", np.full(8, 2.0), 8000, "FLOAT")
-    assert read_utterance(Record("x", str(tmp_path / "x.wav"), 8, 8000))[1].max() == 1, "as what all systems can take"
 
 
 class TestResuming:
@@ -402,7 +400,7 @@ class TestClassicalCodecs:
         assert not absent
 
     def test_more_bits_are_better(self, speech: tuple[np.ndarray, int]) -> None:
-        x, rate = speech
+        x, rate = 6 * speech[0] / np.abs(speech[0]).max(), speech[1]  # beyond full scale, which their files do not hold
         family = OpusFamily((6, 24))
         assert family.systems[0].how.startswith("opusenc opus-tools")
         low, high = (np.corrcoef(x, made.waveform)[0, 1] for made in outcomes(family, x, rate))

@@ -60,7 +60,7 @@ def test_a_folder_comes_back(integration: Any, tmp_path: Path, kind: str) -> Non
     codec = Codec(config, name="tiny")
     model = integration.CodecModel.from_codec(codec)
     model.save_pretrained(tmp_path)
-    with pytest.raises(CodecError, match="it is of codec-export, or of a CodecModel"):
+    with pytest.raises(CodecError, match="codec-export or a CodecModel wrote it"):
         Codec.from_pretrained(tmp_path)
     again, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(report.values()) and type(again) is integration.CodecModel and not again.training

@@ -11,7 +11,7 @@ from torch import Tensor, distributed, nn
 
 from codec.errors import CodecError
 from codec.health import HealthMonitor
-from codec.quantizers import Quantizer, ResidualSimVQ, SimVQ, convert
+from codec.quantizers import Quantizer, ResidualSimVQ, SimVQ, base, convert
 from codec.quantizers.vq import EMAVQ, ClusteredVQ
 
 DIM = 12
@@ -193,7 +193,8 @@ def test_codes_of_another_residual_stack_are_equal() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
-def test_compilation_changes_no_code(quantizer: Any, training: bool) -> None:
+def test_compilation_changes_no_code(quantizer: Any, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "GROUP", 16), monkeypatch.setattr(base, "CPU_TILE", (150, 32))
     x = latents(2, 50).transpose(1, 2)
     expected = quantizer(x).codes
     quantizer.train(training)
