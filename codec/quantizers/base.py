@@ -251,7 +251,7 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
         rows, columns = CPU_TILE
         if points.device.type != "cpu":
             rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
-        elif len(points) < rows and not torch.compiler.is_compiling():
+        elif not torch.compiler.is_compiling() and len(points) < rows:
             # the same memory holds more codes: all, for a frame of a stream
             columns = rows * columns // max(len(points), 1) // GROUP * GROUP
         parts = [points] if torch.compiler.is_exporting() else points.split(rows)  # a loop would fix their number
