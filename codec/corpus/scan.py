@@ -61,7 +61,7 @@ def _probe_file(path: Path, min_seconds: float) -> Record | BadFile:
         num_samples, sample_rate = measure(path)
     except (AudioError, OSError) as error:
         return BadFile(path, reason_of(error, path))
-    if not num_samples >= min_seconds * sample_rate:  # nor if that is NaN
+    if not num_samples >= min_seconds * sample_rate:  # also where that is NaN
         return BadFile(path, f"too short: {num_samples / sample_rate:.3f} s")
     return Record(path.stem, str(path), num_samples, sample_rate)
 
