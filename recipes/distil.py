@@ -9,6 +9,7 @@ The student's latents follow those of the model, as the lookups of all its stage
 import codec.scripts  # noqa: F401  first: it says what the others lack
 
 import argparse
+import copy
 import math
 import sys
 import time
@@ -17,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from codec.corpus.manifest import read_manifest
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
@@ -25,7 +25,7 @@ from codec.model import Codec
 from codec.pretrained import shipped_name
 from codec.training.config import DataConfig, OptimizerConfig
 from codec.training.data import SegmentDataset
-from codec.training.networks import JointCodec, adamw, set_learning_rates, start_codec
+from codec.training.networks import JointCodec, adamw, follow, set_learning_rates, start_codec
 
 DATA = DataConfig(batch_size=8, segment_seconds=2.0, normalize=True, gain_db=(-8.5, 8.5), max_speaker_hours=0.25)
 LEARNING_RATE, WARMUP, HOLD = 6e-4, 50, 0.4  # peak; steps up to it; share of the time at it, before the rate falls
@@ -41,9 +41,9 @@ def distil(args: argparse.Namespace) -> int:
     student = JointCodec(replace(teacher.config, encoder=encoder))
     start_codec(student, teacher, args.model)
     student.to(args.device)
-    args.out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known before the long work
-    average = AveragedModel(student.encoder, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
+    average = copy.deepcopy(student.encoder)
     segments = SegmentDataset(read_manifest(args.manifest), teacher.sample_rate, DATA, seed=83)
+    args.out.mkdir(parents=True, exist_ok=True)  # where it cannot be, that is known before the long work
     optimizer = adamw(student.encoder.parameters(), OptimizerConfig(), LEARNING_RATE)
     stages = getattr(teacher.quantizer, "stages", [teacher.quantizer])
     same = torch.eye(teacher.config.latent_dim)  # the matrix of a stage without projection
@@ -66,14 +66,14 @@ def distil(args: argparse.Namespace) -> int:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(student.encoder.parameters(), 1.0)
             optimizer.step()
-            average.update_parameters(student.encoder)
+            follow(average, student.encoder, DECAY, step)
             step += 1
             if step % 50 == 0:
                 print(f"step {step}: error {loss.item():.5f} of the latents' variance", flush=True)
     except KeyboardInterrupt:
         if not step:
             raise
-    student.encoder.load_state_dict(average.module.state_dict())
+    student.encoder = average
     student.save_pretrained(args.out, bits=8, base=shipped_name(args.model))
     print(f"done at step {step}: {args.out}")
     return EXIT_OK

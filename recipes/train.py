@@ -18,8 +18,10 @@ import hashlib
 import json
 import logging
 import math
+import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -43,7 +45,15 @@ from codec.training.data import SegmentDataset, batches, end_readers
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
 from codec.training.networks import Networks, build_networks, set_learning_rates, start_quantizer, update_average
 from codec.training.progress import Clock, Counters, StopSignal, of_every_process
-from codec.training.tracking import LONGEST, Tracker, codebook_scalars, show_examples, validate
+from codec.training.tracking import (
+    LONGEST,
+    NONE_READABLE,
+    Tracker,
+    codebook_scalars,
+    readable,
+    show_examples,
+    validate,
+)
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -108,7 +118,7 @@ def train(args: argparse.Namespace) -> int:
         return EXIT_OK
     stop.listen()
     bar = begin_record(run, args.logger)
-    stream = batches(run.dataset, range(counters.step, config.phases.steps), accelerator)
+    stream = batches(run.dataset, counters.segments, config.phases.steps - counters.step, accelerator)
     before, began = counters.seconds, time.monotonic()
     counter, clock = CodebookCounter(networks.codec.num_quantizers, networks.codec.codebook_size), Clock()
 
@@ -123,6 +133,7 @@ def train(args: argparse.Namespace) -> int:
         torch.manual_seed(hash((config.seed, counters.step, accelerator.process_index)))
         logged, output = train_step(run, batch)
         counters.step += 1
+        counters.segments += config.data.batch_size
         counters.seconds = before + time.monotonic() - began
         if config.phases.minutes:  # they decide on the learning rate and the end
             counters.seconds = of_every_process(counters.seconds, accelerator)[0]
@@ -240,6 +251,11 @@ def set_up(args: argparse.Namespace) -> Run:
     config = load_train_config(args.config, [*args.set, *began])
     accelerator = accelerate.Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=args.cpu)
     data, world = config.data, accelerator.num_processes
+    if int(os.environ.get("WORLD_SIZE", 1)) > world:
+        raise CodecError(
+            "several processes were started, but no GPU is seen, so that each would train for itself; give --cpu, or mend "
+            "the driver or the build of torch"
+        )
     if data.batch_size % world:
         raise ConfigError(f"data.batch_size {data.batch_size} cannot be shared evenly by {world} processes")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if accelerator.is_main_process else logging.ERROR)
@@ -251,6 +267,11 @@ def set_up(args: argparse.Namespace) -> Run:
         raise ManifestError(f"data.valid: no utterance in {', '.join(data.valid) or 'an empty list; give a manifest'}")
     if any(record.duration > LONGEST for record in valid):
         logging.warning("validation takes the first %d s of longer utterances", LONGEST)
+    trained = Counter((record.path, record.offset) for record in records)
+    if twice := sum(count > 1 for count in trained.values()):
+        logging.warning("data.train: %d utterances stand in it more than once", twice)
+    if shared := sum((record.path, record.offset) in trained for record in valid):
+        logging.warning("data.valid: %d of %d utterances are trained on, too", shared, len(valid))
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -263,9 +284,14 @@ def set_up(args: argparse.Namespace) -> Run:
         init=args.init,
         changes=changes,
     )
+    if next(readable(valid, run.networks.codec), None) is None:  # before long work, not after it
+        raise ManifestError(NONE_READABLE.format(len(valid)))
     if checkpoint is not None:
         run.counters = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.saved_step = run.counters.step
+        run.counters.segments = (
+            run.counters.segments or run.counters.step * data.batch_size
+        )  # it was not always counted
     return run
 
 
@@ -346,7 +372,8 @@ def validate_run(run: Run) -> None:
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True
     loss = values["valid/mel"] + values.get("valid/stft", 0.0)
-    of = hashlib.sha256(repr([(r.id, r.path, r.offset) for r in run.valid]).encode()).hexdigest()[:16]
+    measured = [(r.id, r.path, r.offset) for r in run.valid], values["valid/utterances"], config.losses
+    of = hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
     if quantize and (counters.best_loss is None or loss < counters.best_loss or counters.best_of not in ("", of)):
         counters.best_loss, counters.best, counters.best_of = loss, f"step_{counters.step:08d}", of
         run.save()

@@ -132,7 +132,7 @@ class Quantizer(nn.Module, ABC):
                 self.initialize(latents, mask)
             self._awaits_start = False  # looked at once: reading the buffer waits for the GPU
         with torch.autocast(frames.device.type, enabled=False):  # in half precision codes change places
-            output = self.quantize(frames.float(), count, dropout if self.training else 0.0)
+            output = self.quantize(frames.float(), count, dropout)
         output.quantized = self._shaped(output.quantized, latents, mask, 0.0)
         output.codes = self._shaped(output.codes, latents, mask, -1)
         return output

@@ -78,7 +78,7 @@ class PhaseConfig(Bounded):
     Attributes:
         steps: length of the run.
         autoencoder: steps without quantizer at the start; then the codebooks are matched to the latents' distribution.
-        ramp: steps over which the learning rate rises again after that start.
+        ramp: steps over which the learning rate rises again after that start; none where there is no autoencoder phase.
         adversarial: step at which the discriminators come in; -1 for never.
         minutes: length of the run by the clock, all its legs together; ``steps`` then only bounds it. 0: by ``steps``.
     """

@@ -122,10 +122,11 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
 def draw_weights(records: Sequence[Record], max_speaker_hours: float) -> list[float]:
     """How often each record is drawn, in seconds of speech; a record without a speaker is a speaker of its own."""
     most = 3600 * (max_speaker_hours or math.inf)
-    spoken: dict[str, float] = defaultdict(float)
-    for record in records:
-        spoken[record.speaker or record.id] += record.duration
-    return [record.duration * min(1.0, most / spoken[record.speaker or record.id]) for record in records]
+    speakers = [record.speaker or (record.path, record.offset) for record in records]  # ids of two corpora may be alike
+    spoken: dict[object, float] = defaultdict(float)
+    for speaker, record in zip(speakers, records, strict=True):
+        spoken[speaker] += record.duration
+    return [record.duration * min(1.0, most / spoken[each]) for each, record in zip(speakers, records, strict=True)]
 
 
 class ResidentDataset(SegmentDataset):
@@ -161,8 +162,8 @@ class ResidentDataset(SegmentDataset):
         return torch.nn.functional.pad(segment, (0, self.num_samples - len(segment)))
 
 
-def batches(dataset: SegmentDataset, steps: range, accelerator: Accelerator) -> Iterator[dict[str, Tensor]]:
-    """Yield this process's share of the batch of each step.
+def batches(dataset: SegmentDataset, first: int, steps: int, accelerator: Accelerator) -> Iterator[dict[str, Tensor]]:
+    """Yield this process's share of the batch of each of so many steps; ``first`` is the index of the first segment.
 
     Raises:
         ManifestError: too many files cannot be read.
@@ -170,7 +171,7 @@ def batches(dataset: SegmentDataset, steps: range, accelerator: Accelerator) -> 
     """
     config, rank = dataset.config, accelerator.process_index
     share = config.batch_size // accelerator.num_processes
-    starts = (step * config.batch_size + rank * share for step in steps)
+    starts = (first + step * config.batch_size + rank * share for step in range(steps))
     indices = (list(range(start, start + share)) for start in starts)
     workers = 0 if config.resident else config.workers
     try:

@@ -236,9 +236,15 @@ def start_quantizer(networks: Networks, dataset: SegmentDataset) -> None:
 
 
 @torch.no_grad()
-def update_average(networks: Networks, decay: float, step: int) -> None:
-    """Move the running average of the weights by ``1 - decay`` of the way, more at the beginning."""
+def follow(average: nn.Module, module: nn.Module, decay: float, step: int) -> None:
+    """Move the running average of a module's weights by ``1 - decay`` of the way, more at the beginning."""
     decay = min(decay, (1 + step) / (10 + step))
-    torch._foreach_lerp_(list(networks.average.parameters()), list(networks.codec.parameters()), 1 - decay)
+    torch._foreach_lerp_(list(average.parameters()), list(module.parameters()), 1 - decay)
+
+
+@torch.no_grad()
+def update_average(networks: Networks, decay: float, step: int) -> None:
+    """Move the running average of the codec to where it is now."""
+    follow(networks.average, networks.codec, decay, step)
     for average, moved in zip(networks.average.quantizer.buffers(), networks.codec.quantizer.buffers(), strict=True):
         average.copy_(moved)  # tables that are running averages already

@@ -27,6 +27,7 @@ class Counters:
     """What a run remembers beside its weights; ``best`` names the checkpoint with the lowest validation loss so far."""
 
     step: int = 0
+    segments: int = 0  # drawn so far, over all processes
     bad_steps: int = 0
     bad_in_a_row: int = 0
     skipped_files: int = 0

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LONGEST = 60  # seconds of an utterance: the memory that a forward pass takes grows with them
+NONE_READABLE = "data.valid: none of {} files can be read; prepare the data again"
 log = logging.getLogger(__name__)
 
 
@@ -58,7 +59,7 @@ class Tracker:
             from torch.utils.tensorboard import SummaryWriter
 
             threading.excepthook = partial(_unless_tensorboards, threading.excepthook)
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         """One point of each named curve."""
@@ -170,7 +171,7 @@ def validate(
             counter.add(output.codes)
     *totals, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").cpu()
     if not count:
-        raise ManifestError(f"data.valid: none of {len(records)} files can be read; prepare the data again")
+        raise ManifestError(NONE_READABLE.format(len(records)))
     values = {f"valid/{name}": float(total / count) for name, total in zip(spectral.terms, totals, strict=True)}
     values["valid/utterances"] = float(count)
     if quantize:

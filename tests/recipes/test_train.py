@@ -22,7 +22,7 @@ from training_runs import QUANTIZED, QUIET, RECIPES, TORCHRUN, command, finish, 
 
 from codec.corpus.manifest import Record, write_manifest
 from codec.errors import install
-from codec.training.checkpoint import latest_checkpoint, whole_checkpoints
+from codec.training.checkpoint import latest_checkpoint, read_checkpoint, whole_checkpoints
 from codec.training.config import load_train_config
 from codec.training.losses import SpectralLoss
 from codec.training.progress import TrainingError
@@ -80,9 +80,12 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, refuse
     message = "holds a run already; continue it with --resume or choose another --out"
     refused(train(corpus, adamw, *one_step, "phases.steps=2"), message)
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
-    assert train(corpus, adamw, *one_step, "phases.steps=2", "seed=5", flags=("--resume",)) == 0
+    changes = ("data.batch_size=2", "phases.steps=2", "seed=5")
+    assert train(corpus, adamw, *one_step, *changes, flags=("--resume",)) == 0
     notes = (adamw / "notes.md").read_text().strip()
-    assert notes == "From step 1 on, phases.steps is 2 instead of 1, seed is 5 instead of 0."
+    what = "data.batch_size is 2 instead of 4, phases.steps is 2 instead of 1, seed is 5 instead of 0"
+    assert notes == f"From step 1 on, {what}."
+    assert read_checkpoint(latest_checkpoint(adamw / "checkpoints"))[1].segments == 4 + 2, "none is drawn twice"
     for text in ('{"model": {}, "mod', "5", '{"model": {"latent_dim": "wide"}}', '{"look_aheads": 2}'):
         (adamw / "config.json").write_text(text)
         code = train(corpus, adamw, *one_step, "phases.steps=2", flags=("--resume",))
@@ -309,7 +312,7 @@ def test_a_decoder_is_trained_on_fixed_codes(corpus: Path, tmp_path: Path, refus
         refused(train(corpus, tmp_path / "none", *changes, flags=flags), "train: decoder needs --init with a model of")
 
 
-def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, refused: Refused) -> None:
+def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     write_manifest(tmp_path / "silent.jsonl", [recorded(tmp_path / "silent.wav", np.zeros(24000))])
     write_manifest(tmp_path / "gone.jsonl", [Record(name, f"{name}.wav", 24000, 24000) for name in "abc"])
     gone, silent = (f"data.train=[{tmp_path}/{name}.jsonl]" for name in ("gone", "silent"))
@@ -321,6 +324,12 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, refused: Refused) -
         ((silent, *QUANTIZED), "the latents do not vary: the input is silent or"),
     ):
         refused(train(corpus, tmp_path / "run", *settings), message)
+    refused(
+        train(corpus, tmp_path / "early", gone.replace("train", "valid")), "data.valid: none of 3 files can be read"
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as launchers set it
+    refused(train(corpus, tmp_path / "early"), "several processes were started, but no GPU is seen")
+    assert not (tmp_path / "early").exists(), "before anything is written"
 
 
 @pytest.mark.parametrize("package", ["yaml", "accelerate", "the folder accelerate"])
