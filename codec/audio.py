@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from codec.audio_parts import AudioError as AudioError  # of this module too
 from codec.audio_parts import Part, find_parts, incomplete
 from codec.config import whole_number
-from codec.errors import CodecError, install
+from codec.errors import CodecError, install_command
 from codec.files import as_path, atomic_write, check_binary
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             except ModuleNotFoundError:
                 raise AudioError(
                     f"{self.name} is not audio that libsndfile reads ({error.error_string.strip(' .')}); for M4A, AAC, "
-                    f"WebM, AMR and others {install('av')}, or convert it to WAV or FLAC first"
+                    f"WebM, AMR and others {install_command('av')}, or convert it to WAV or FLAC first"
                 ) from None
         if not 1 <= (self._channel or 1) <= decoder.channels:
             decoder.close()

@@ -29,7 +29,7 @@ TRANSPOSED = range(8, 100) if torch.backends.mkl.is_available() and not AMD else
 
 
 @contextmanager
-def exact(weight: Tensor) -> Iterator[None]:
+def float32_inference(weight: Tensor) -> Iterator[None]:
     """Without gradients, all is computed in float32, also inside an autocast: half precision gives other codes.
 
     Raises:
@@ -86,9 +86,9 @@ class Layer(nn.Module):
         self.left, self.right, self.stride = context
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inside(F.pad(x, (0, 0, self.left, self.right)))
+        return self.unpadded(F.pad(x, (0, 0, self.left, self.right)))
 
-    def inside(self, x: Tensor) -> Tensor:
+    def unpadded(self, x: Tensor) -> Tensor:
         """Without padding: ``[B, left + N * stride + right, C_in] -> [B, N, C_out]``."""
         raise NotImplementedError
 
@@ -98,7 +98,7 @@ class Layer(nn.Module):
         ``held`` are the input steps before these, as many as :func:`codec.config.lag` says.
         """
         joined, count = torch.cat([held, x], dim=1), x.shape[1]
-        return self.inside(joined[:, : self.left + count + self.right]), joined[:, count:].clone()
+        return self.unpadded(joined[:, : self.left + count + self.right]), joined[:, count:].clone()
 
 
 class DepthwiseConv(Layer):
@@ -113,7 +113,7 @@ class DepthwiseConv(Layer):
         y = self._convolved(x, padding)[:, padding - self.left :]
         return y[:, : x.shape[1]]
 
-    def inside(self, x: Tensor) -> Tensor:
+    def unpadded(self, x: Tensor) -> Tensor:
         if x.is_cpu and eager_inference() and x.shape[:-1].numel() < FEW_ROWS:  # single frames of streams
             weight, bias = self.conv.parameters()
             taps = x.unfold(1, weight.shape[-1], 1)  # [B, N, C, kernel_size]
@@ -146,13 +146,13 @@ class ConvNeXtBlock(Layer):
         self.scale = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._added(x, self.depthwise(x))
+        return self._add_perceptron(x, self.depthwise(x))
 
-    def inside(self, x: Tensor) -> Tensor:
-        y = self.depthwise.inside(x)
-        return self._added(x[:, self.left : self.left + y.shape[1]], y)
+    def unpadded(self, x: Tensor) -> Tensor:
+        y = self.depthwise.unpadded(x)
+        return self._add_perceptron(x[:, self.left : self.left + y.shape[1]], y)
 
-    def _added(self, x: Tensor, y: Tensor) -> Tensor:
+    def _add_perceptron(self, x: Tensor, y: Tensor) -> Tensor:
         """``x`` and the perceptron of what its neighbours gave, ``y``."""
         if not eager_inference():
             return x + self.scale * self.perceptron(y)
@@ -176,7 +176,7 @@ class Downsample(Layer):
         super().__init__(in_channels, context)
         self.linear = Linear(2 * self.stride * in_channels, out_channels)
 
-    def inside(self, x: Tensor) -> Tensor:
+    def unpadded(self, x: Tensor) -> Tensor:
         assert x.shape[1] % self.stride == 0, "the length must be a multiple of the stride"
         x = x.reshape(x.shape[0], -1, self.stride * x.shape[2])
         return self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))

@@ -189,16 +189,16 @@ class CodecBase(Generic[Signal]):
             CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
                 of fewer samples (``[B, T, C]``); NaN in the waveform, or a peak beyond 8 (integers not scaled to [-1, 1]).
         """
-        items = self._items(waveform, sample_rate, lengths)
+        items = self._items_at_model_rate(waveform, sample_rate, lengths)
         items = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
         count, refine_steps = self._checked_count(num_quantizers), self.checked_steps(refine_steps)
         if not exact:
             if refine_steps:
                 raise CodecError("refine_steps go with exact=True")
             return self._encoded_at_once(items, count)
-        codes = list(self._code_windows(count, refine_steps, *([item] for item in items)))
+        codes = list(self._codes_by_window(count, refine_steps, *([item] for item in items)))
         sizes = [self.num_frames(len(item)) for item in items]
-        return self._batch(self._divided(codes, sizes), max(sizes))
+        return self._batch(self._into_items(codes, sizes), max(sizes))
 
     def decode(
         self,
@@ -227,11 +227,11 @@ class CodecBase(Generic[Signal]):
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
         sizes = [self.num_frames(length) for length in samples]
-        items = [self._known(item[:, :size])[:count] for item, size in zip(codes, sizes, strict=True)]
+        items = [self._checked_range(item[:, :size])[:count] for item, size in zip(codes, sizes, strict=True)]
         gains = _checked_gains(gain_db, batch)
         if exact:
-            windows = self._computed(self._decoded, ([item] for item in items), self.decoder_context, 1)
-            audio = self._divided([window[None] for window in windows], [size * self.hop_length for size in sizes])
+            windows = self._compute_windows(self._decoded, ([item] for item in items), self.decoder_context, 1)
+            audio = self._into_items([window[None] for window in windows], [size * self.hop_length for size in sizes])
         else:
             audio = list(self._decoded_at_once(items))
         audio = [item[:, :length] * factor(gain) for item, length, gain in zip(audio, samples, gains, strict=True)]
@@ -246,12 +246,12 @@ class CodecBase(Generic[Signal]):
         turn; memory is that of one window, or one for each thread, and one block.
         """
         count = self._checked_count(num_quantizers)
-        yield from self._code_windows(count, self.checked_steps(refine_steps), blocks)
+        yield from self._codes_by_window(count, self.checked_steps(refine_steps), blocks)
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
-        checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
-        yield from self._computed(self._decoded, [checked], self.decoder_context, 1)
+        checked = self._check_each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
+        yield from self._compute_windows(self._decoded, [checked], self.decoder_context, 1)
 
     def _mono_items(self, waveform: Any, sample_rate: int, lengths: Any) -> tuple[list[Signal], int]:
         """Every item of a batch as float32 ``[T]``, without its padding, and the sample rate.
@@ -273,24 +273,24 @@ class CodecBase(Generic[Signal]):
         mix = sum((waveform[:, channel] for channel in range(1, channels)), waveform[:, 0]) / channels
         return [item[:size] for item, size in zip(mix, sizes, strict=True)], rate
 
-    def _items(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
+    def _items_at_model_rate(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
         """The same at the model's rate."""
         items, rate = self._mono_items(waveform, sample_rate, lengths)
         if rate == self.sample_rate:
             return items
         return [self._array(resample(self.to_numpy(item), rate, self.sample_rate), integers=False) for item in items]
 
-    def _code_windows(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
+    def _codes_by_window(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one item after another, each in blocks ``[T]``."""
-        checked = (self._each(blocks, self._checked_block) for blocks in items)
+        checked = (self._check_each(blocks, self._checked_block) for blocks in items)
         if not refine_steps:
-            frames = self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
+            frames = self._compute_windows(self._encoded, checked, self.encoder_context, self.hop_length)
             return (self._codes_of(each, count) for each in frames)
         # a code is heard as far as the decoder looks back, and what is heard there depends on further codes
         around = self.decoder_context.left + self.decoder_context.right
         context = Reach(self.encoder_context.left + around, self.encoder_context.right + around)
         refined = partial(self._refined, count=count, steps=refine_steps)
-        return self._computed(refined, checked, context, self.hop_length)
+        return self._compute_windows(refined, checked, context, self.hop_length)
 
     def _finite(self, values: Signal) -> Signal:
         """What a network gives; a CodecError if it holds NaN or infinity."""
@@ -298,7 +298,7 @@ class CodecBase(Generic[Signal]):
             raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
         return values
 
-    def _computed(
+    def _compute_windows(
         self, compute: Callable[[Signal], Signal], items: Iterable[Iterable[Signal]], context: Reach, unit: int
     ) -> Iterator[Signal]:
         """What ``compute`` gives for the new frames of every window of every item, in their order."""
@@ -308,10 +308,10 @@ class CodecBase(Generic[Signal]):
             signal, before, count = window
             return self._finite(compute(signal))[..., before * per_frame : (before + count) * per_frame]
 
-        windows = itertools.chain.from_iterable(self._windows(blocks, context, unit) for blocks in items)
+        windows = itertools.chain.from_iterable(self._cut_windows(blocks, context, unit) for blocks in items)
         return in_threads(computed, windows, self._num_threads)
 
-    def _windows(self, blocks: Iterable[Signal], context: Reach, unit: int) -> Iterator[tuple[Signal, int, int]]:
+    def _cut_windows(self, blocks: Iterable[Signal], context: Reach, unit: int) -> Iterator[tuple[Signal, int, int]]:
         """Yield ``(window, before, count)``: frames ``before`` to ``before + count`` of each window are new.
 
         Windows have ``WINDOW_FRAMES`` new frames, however the blocks are cut, and reach ``context`` frames further on both
@@ -344,7 +344,7 @@ class CodecBase(Generic[Signal]):
                 held, start = held[..., (keep - start) * unit :], keep
             held = self._library.concatenate([held], -1)  # a copy, as the caller may fill the same array again
 
-    def _divided(self, parts: list[Signal], sizes: list[int]) -> list[Signal]:
+    def _into_items(self, parts: list[Signal], sizes: list[int]) -> list[Signal]:
         """Parts, joined and divided anew into items of these sizes."""
         joined, ends = self._library.concatenate(parts, -1), itertools.accumulate(sizes)
         return [joined[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -368,9 +368,9 @@ class CodecBase(Generic[Signal]):
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
         """The codes as int64, if they can be this model's and of this ``shape``."""
-        return self._known(self._checked(values, "codes", shape, integers=True))
+        return self._checked_range(self._checked(values, "codes", shape, integers=True))
 
-    def _known(self, codes: Signal) -> Signal:
+    def _checked_range(self, codes: Signal) -> Signal:
         """The codes ``[..., k, N]``, if this model has them."""
         if codes.shape[-2] > self.num_quantizers:
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
@@ -397,7 +397,7 @@ class CodecBase(Generic[Signal]):
         check_peak(block)
         return block
 
-    def _each(self, blocks: Any, check: Callable[[Any], Signal]) -> Iterator[Signal]:
+    def _check_each(self, blocks: Any, check: Callable[[Any], Signal]) -> Iterator[Signal]:
         """The checked blocks of an iterable; not a single array, whose rows would pass for blocks."""
         if hasattr(blocks, "shape") or not isinstance(blocks, Iterable):
             raise CodecError(f"blocks must be a list or another iterable of {self._noun}s, not {kind_of(blocks)}")
@@ -412,7 +412,7 @@ class CodecBase(Generic[Signal]):
     _library: Any  # numpy or torch
     _noun: str  # what it calls an array
     _num_threads = 1  # windows computed side by side
-    _divisor = 1  # see _windows
+    _divisor = 1  # see _cut_windows
     _array: Callable[..., Any]  # values as float32, or int64 if ``integers``; None if they are none of these
     to_numpy: Callable[[Signal], NDArray[Any]]  # what this codec gives, as an array
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
@@ -443,7 +443,7 @@ class CodecBase(Generic[Signal]):
         raise NotImplementedError
 
 
-def native(values: Any, integers: bool) -> NDArray[Any] | None:
+def as_array(values: Any, integers: bool) -> NDArray[Any] | None:
     """A numpy array of any float type as float32, or of any integer type as int64; None for everything else."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in ("iu" if integers else "f"):
         return None

@@ -39,8 +39,8 @@ from codec import __version__
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 STOPPING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # there is no SIGHUP on Windows
-WAY_OUT = 1.0  # seconds for which an interrupted command is left to end by itself
-IMPORTING = "<frozen importlib._bootstrap>"  # where Python imports modules
+GRACE_SECONDS = 1.0  # seconds for which an interrupted command is left to end by itself
+IMPORT_MACHINERY = "<frozen importlib._bootstrap>"  # where Python imports modules
 
 DISTRIBUTION = "simvq-codec"  # what pip calls this package
 EXTRAS = {  # package -> the extra of this one that brings it; heavy packages are imported where they are used
@@ -107,7 +107,7 @@ def legible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def install(package: str) -> str:
+def install_command(package: str) -> str:
     """How to install a package: by its extra of this one; alone where torch is missing, which the extra would bring."""
     from importlib.metadata import distributions  # here: it takes some time
 
@@ -120,21 +120,21 @@ def install(package: str) -> str:
 
 def one_line(error: BaseException) -> str:
     """The message on one line: file errors as ``path: reason``, a missing package with the extra to install."""
-    if text := outside(error):
+    if text := environment_fault(error):
         return text
     if isinstance(error, OSError) and error.strerror:
         return legible(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return legible(str(error)) or type(error).__name__
 
 
-def outside(error: BaseException) -> str:
+def environment_fault(error: BaseException) -> str:
     """What is wrong with the machine, not with the code: a missing or broken package, or too little memory; or ""."""
     if isinstance(error, ImportError) and error.path is None:  # also of a folder of that name without the package
         package = (error.name or "").partition(".")[0]
         if package == "torch":  # models also run without it, but not everything does
             return "this needs the package torch, which is missing: pip install torch"
         if package in EXTRAS and isinstance(error, ModuleNotFoundError):
-            return f"the package {package} is missing: {install(package)}"
+            return f"the package {package} is missing: {install_command(package)}"
     if isinstance(error, (ImportError, OSError)):  # OSError: of a library that it loads
         for frame, _ in traceback.walk_tb(error.__traceback__):
             package = str(frame.f_globals.get("__name__")).partition(".")[0]
@@ -183,7 +183,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     except BrokenPipeError:
         return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell
     except (CodecError, OSError, ImportError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (CodecError, OSError)) and not outside(error):
+        if not isinstance(error, (CodecError, OSError)) and not environment_fault(error):
             raise
         say(f"{name}: error: {one_line(error)}")
         return EXIT_FAILURE
@@ -205,7 +205,7 @@ def drop_output() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but not once more while the command ends, whose temporary files would stay."""
     global _interrupted
-    if time.monotonic() - _interrupted > WAY_OUT and not is_postponed(number, frame):
+    if time.monotonic() - _interrupted > GRACE_SECONDS and not is_postponed(number, frame):
         _interrupted = time.monotonic()
         raise KeyboardInterrupt
 
@@ -216,7 +216,7 @@ def is_postponed(number: int, frame: FrameType | None) -> bool:
     That is where libsndfile reads from Python, or a module is imported.
     """
     codes = [each.f_code for each, _ in traceback.walk_stack(frame)]
-    if not any(code.co_name.startswith("vio_") or code.co_filename == IMPORTING for code in codes):
+    if not any(code.co_name.startswith("vio_") or code.co_filename == IMPORT_MACHINERY for code in codes):
         return False
     # to the main thread, which wakes if it sleeps; Windows would end the process, so there it does not wake
     main = threading.main_thread().ident or 0

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.autoencoder import Decoder, Encoder, exact
+from codec.autoencoder import Decoder, Encoder, float32_inference
 from codec.base import WINDOW_FRAMES, CodecBase
 from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
@@ -116,10 +116,10 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     def latents(self, waveform: Tensor, sample_rate: int) -> Tensor:
         """Latents float ``[B, D, N]`` of a waveform, not quantized: of :meth:`encode` at a gain of 0, and its errors."""
-        items = self._items(waveform, sample_rate)
+        items = self._items_at_model_rate(waveform, sample_rate)
         checked = ([self._checked_block(item)] for item in items)
-        windows = self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
-        return torch.cat(self._divided([*windows], [self.num_frames(len(item)) for item in items]))
+        windows = self._compute_windows(self._encoded, checked, self.encoder_context, self.hop_length)
+        return torch.cat(self._into_items([*windows], [self.num_frames(len(item)) for item in items]))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Waveform float ``[B, 1, T]``, ``T = N * hop_length``, of any latents float ``[B, D, N]``, quantized or not.
@@ -128,7 +128,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
         latents = self._checked(latents, "latents", f"[B, {self.config.latent_dim}, N]")
-        windows = self._computed(self._decoded_latents, ([item] for item in latents), self.decoder_context, 1)
+        windows = self._compute_windows(self._decoded_latents, ([item] for item in latents), self.decoder_context, 1)
         return torch.cat(list(windows)).view(len(latents), 1, -1)
 
     def embed(self, codes: Tensor) -> Tensor:
@@ -146,11 +146,11 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     def _encoded(self, window: Tensor) -> Tensor:
         """Latents ``[1, D, n]``."""
-        with exact(self.encoder.output.weight):
+        with float32_inference(self.encoder.output.weight):
             return self.encoder(window.to(self.device)[None, None])
 
     def _codes_of(self, frames: Tensor, count: int) -> Tensor:
-        with exact(self.encoder.output.weight):
+        with float32_inference(self.encoder.output.weight):
             return self.quantizer(frames, count).codes[0]
 
     def _refined(self, window: Tensor, count: int, steps: int) -> Tensor:
@@ -159,15 +159,15 @@ class Codec(nn.Module, CodecBase[Tensor]):
         if self.decoder.input.weight.is_inference():
             raise CodecError("refine_steps need a model that was made outside torch.inference_mode")
         latents, waveform = self._finite(self._encoded(window)), window.to(self.device)[None]
-        with exact(self.decoder.input.weight):
+        with float32_inference(self.decoder.input.weight):
             return refine(latents, waveform, self.sample_rate, self.quantizer, self.decoder, count, steps)[0]
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        with exact(self.decoder.input.weight):
+        with float32_inference(self.decoder.input.weight):
             return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
 
     def _decoded_latents(self, latents: Tensor) -> Tensor:
-        with exact(self.decoder.input.weight):
+        with float32_inference(self.decoder.input.weight):
             return self.decoder(latents.to(self.device)[None])[0, 0]
 
     def _encoded_at_once(self, items: list[Tensor], count: int) -> Tensor:

@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from codec.autoencoder import Decoder, Encoder, Layer, exact
-from codec.base import FOREVER, MOST_ROWS, checked_lengths, kind_of, native, whole_numbers
+from codec.autoencoder import Decoder, Encoder, Layer, float32_inference
+from codec.base import FOREVER, MOST_ROWS, as_array, checked_lengths, kind_of, whole_numbers
 from codec.config import lag, whole_number
 from codec.errors import CodecError
 from codec.level import LARGEST_PEAK, check_peak
@@ -38,14 +38,14 @@ Stream = TypeVar("Stream", bound="_Stream")
 def as_tensor(values: Any, integers: bool) -> Tensor | None:
     """A tensor or an array of any float type as float32, or of any integer type as int64; None for everything else."""
     if not isinstance(values, Tensor):
-        array = native(values, integers)
+        array = as_array(values, integers)
         return None if array is None else torch.from_numpy(array)
     if integers:
         return values.long() if "int" in str(values.dtype) else None
     return values.float() if values.is_floating_point() else None
 
 
-def _misfit(fits: Tensor) -> str:
+def _row_prefix(fits: Tensor) -> str:
     """How an error begins: with the first row of ``[B, ...]`` that is not True throughout, where there are several."""
     return f"row {int((~fits.flatten(1).all(dim=1)).nonzero()[0])}: " if len(fits) > 1 else ""
 
@@ -123,7 +123,7 @@ class _Stream:
         Raises:
             CodecError: no such row; or single rows of a stream that was flushed.
         """
-        chosen = self._chosen(rows)
+        chosen = self._row_indices(rows)
         if len(set(chosen)) < self.batch_size and self.state["flushed"].any():
             raise CodecError("the stream was flushed: reset all rows")
         # a copy: what was made in inference mode cannot be written to outside of it, and another stream may share it
@@ -131,7 +131,7 @@ class _Stream:
         for name, tensor in self.state.items():
             tensor[chosen] = FOREVER if name == "total" else 0
 
-    def _chosen(self, rows: Sequence[int] | None) -> list[int]:
+    def _row_indices(self, rows: Sequence[int] | None) -> list[int]:
         return list(range(self.batch_size)) if rows is None else whole_numbers("rows", rows, 0, self.batch_size - 1)
 
     def _checked_chunk(self, values: Any, integers: bool, rows: int, expected: str) -> Tensor:
@@ -143,7 +143,7 @@ class _Stream:
             raise CodecError(f"{expected} with B = {self.batch_size}, not {kind_of(values)}")
         return chunk.to(self.device)
 
-    def _inside(self, count: int, delay: int, per_frame: int = 1) -> Tensor:
+    def _valid_mask(self, count: int, delay: int, per_frame: int = 1) -> Tensor:
         """Which ``[B, count]`` of what a layer gives now, ``per_frame`` to a frame and ``delay`` late, are of their row."""
         index = self.state["age"] * per_frame - delay + torch.arange(count, device=self.device)
         return (index >= 0) & (index < self.state["total"] * per_frame)
@@ -154,11 +154,11 @@ class _Stream:
             name = f"layer_{number}"
             x, self.state[name] = layer.push(x, self.state[name])
             if (per_frame, delay) not in masks:
-                masks[per_frame, delay] = self._inside(frames * per_frame, delay, per_frame)[..., None]
+                masks[per_frame, delay] = self._valid_mask(frames * per_frame, delay, per_frame)[..., None]
             x = x * masks[per_frame, delay]
         return x
 
-    def _given(self, output: Tensor, valid: Tensor, frames: int) -> Tensor:
+    def _advance_and_trim(self, output: Tensor, valid: Tensor, frames: int) -> Tensor:
         """``output [B, C, n]`` of so many new frames, from the first to the last place that any row has."""
         self.state["age"] = self.state["age"] + frames
         places = valid.any(dim=0).nonzero().flatten().tolist() or [0, -1]
@@ -185,7 +185,7 @@ class StreamingEncoder(_Stream):
         that what they give comes up to a frame later. No row's samples ever fill two frames while they wait.
         """
         super().reset(rows)
-        chosen, waiting = self._chosen(rows), self.state["waiting"]
+        chosen, waiting = self._row_indices(rows), self.state["waiting"]
         others = [row for row in range(self.batch_size) if row not in chosen]
         if others and waiting[others].min() > 0:  # a frame before their first, of zeros
             waiting[chosen], self.state["age"][chosen] = self.hop_length, -1
@@ -211,8 +211,8 @@ class StreamingEncoder(_Stream):
             check_peak(samples)
         except CodecError as error:
             fits = samples.abs() <= LARGEST_PEAK  # also False for NaN
-            raise CodecError(f"{_misfit(fits)}{error}") from None
-        with exact(self.encoder.output.weight):
+            raise CodecError(f"{_row_prefix(fits)}{error}") from None
+        with float32_inference(self.encoder.output.weight):
             joined = torch.cat([rest, samples], dim=-1)
             frames = self.state["age"] - (-(ends + waiting) // hop)  # of a row that ends in this chunk
             self.state["total"] = torch.minimum(self.state["total"], torch.where(ends < count, frames, FOREVER))
@@ -220,13 +220,13 @@ class StreamingEncoder(_Stream):
             self.state["waiting"] = waiting + count - new * hop
             self.state["rest"] = joined[..., count:].clone()  # a view would hold all of it
             if not new:
-                return self._given(ends.new_zeros(self.batch_size, self.num_quantizers, 0), own[:, :0], 0)
+                return self._advance_and_trim(ends.new_zeros(self.batch_size, self.num_quantizers, 0), own[:, :0], 0)
             places = rest.shape[-1] - waiting + torch.arange(new * hop, device=self.device)  # of each row's frames
-            x = joined.transpose(1, 2).gather(1, places[..., None]) * self._inside(new * hop, 0, hop)[..., None]
+            x = joined.transpose(1, 2).gather(1, places[..., None]) * self._valid_mask(new * hop, 0, hop)[..., None]
             x = self._through_layers(x, new)
             latents = self.encoder.output(self.encoder.norm(x)).transpose(1, 2)
-            codes, valid = self.quantizer(latents, self.num_quantizers).codes, self._inside(new, self.delay)
-            return self._given(torch.where(valid[:, None], codes, -1), valid, new)
+            codes, valid = self.quantizer(latents, self.num_quantizers).codes, self._valid_mask(new, self.delay)
+            return self._advance_and_trim(torch.where(valid[:, None], codes, -1), valid, new)
 
     def flush(self) -> Tensor:
         """End every row where it stands; the rest of the codes ``[B, K, n]``."""
@@ -273,17 +273,17 @@ class StreamingDecoder(_Stream):
         fits = torch.where(there[:, None], (codes >= 0) & (codes < size), codes == -1)
         if not bool(fits.all()):
             reason = f"codes must be from 0 to {size - 1}, or -1 in all stages; are they of another model?"
-            raise CodecError(f"{_misfit(fits)}{reason}")
-        with exact(self.decoder.input.weight):
+            raise CodecError(f"{_row_prefix(fits)}{reason}")
+        with float32_inference(self.decoder.input.weight):
             if not new:
-                return self._given(self.state["sums"][:, :1, :0], there, 0)
-            self.state["age"], self.state["total"] = self._with_bounds(there, new)
+                return self._advance_and_trim(self.state["sums"][:, :1, :0], there, 0)
+            self.state["age"], self.state["total"] = self._age_and_total(there, new)
             x = self.decoder.input(self.quantizer.decode(codes.clamp(min=0)).transpose(1, 2))
-            x = self._through_layers(x * self._inside(new, 0)[..., None], new)
-            sums, exists = self.state["sums"], self._inside(new, self.delay)
+            x = self._through_layers(x * self._valid_mask(new, 0)[..., None], new)
+            sums, exists = self.state["sums"], self._valid_mask(new, self.delay)
             samples, self.state["sums"] = self.decoder.head.push_frames(self.decoder.norm(x), exists, sums)
-            valid = self._inside(new * hop, self.look_ahead, hop)
-            return self._given((samples * valid)[:, None], valid, new)
+            valid = self._valid_mask(new * hop, self.look_ahead, hop)
+            return self._advance_and_trim((samples * valid)[:, None], valid, new)
 
     def flush(self) -> Tensor:
         """End every row where it stands; the rest of the samples ``[B, 1, t]``."""
@@ -292,7 +292,7 @@ class StreamingDecoder(_Stream):
         self.state["flushed"] = torch.ones_like(self.state["flushed"])
         return samples
 
-    def _with_bounds(self, there: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _age_and_total(self, there: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Age and total ``[B, 1]`` of rows that may begin or end within this chunk."""
         place = torch.arange(count, device=self.device)
         first = torch.where(there, place, count).amin(dim=1, keepdim=True)

@@ -18,10 +18,10 @@ from codec.errors import EXIT_INTERRUPTED, CodecError, is_postponed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Said = list[logging.LogRecord]
+Records = list[logging.LogRecord]
 
 _work: Callable[..., Any]  # of a process of its own, with what it says on the way
-_said: queue.SimpleQueue[logging.LogRecord]
+_records: queue.SimpleQueue[logging.LogRecord]
 
 
 def available_cores() -> int:
@@ -75,12 +75,12 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
     most = 61 if sys.platform == "win32" else workers  # that Windows waits for
     with _without_interrupts():  # a process that tracks semaphores starts with the pool
-        pool = ProcessPoolExecutor(min(workers, most), context, _begin, (work,))
+        pool = ProcessPoolExecutor(min(workers, most), context, _set_up_worker, (work,))
     with pool:
         try:
             with _without_interrupts():
-                futures = [pool.submit(_do, item) for item in items]
-            yield (_say(future.result()) for future in futures)
+                futures = [pool.submit(_work_and_collect_logs, item) for item in items]
+            yield (_log_and_unpack(future.result()) for future in futures)
         except BaseException as error:
             with _without_interrupts():  # nor is this one's word cut short
                 for process in multiprocessing.active_children():
@@ -103,37 +103,37 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(work: Callable[..., Any]) -> None:
+def _set_up_worker(work: Callable[..., Any]) -> None:
     from logging.handlers import QueueHandler
 
     from tqdm import tqdm
 
-    global _work, _said
-    _work, _said = work, queue.SimpleQueue()
+    global _work, _records
+    _work, _records = work, queue.SimpleQueue()
     logger = logging.getLogger("codec")
-    logger.addHandler(QueueHandler(_said))
+    logger.addHandler(QueueHandler(_records))
     logger.setLevel(logging.INFO)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which Python warns where a process ends at once
-    signal.signal(signal.SIGTERM, _end)
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _do(item: Any) -> tuple[Any, Said]:
+def _work_and_collect_logs(item: Any) -> tuple[Any, Records]:
     try:
         result = _work(item)
     except SystemExit:
         os._exit(EXIT_INTERRUPTED)  # the pool would go on
-    return result, [_said.get() for _ in range(_said.qsize())]
+    return result, [_records.get() for _ in range(_records.qsize())]
 
 
-def _say(done: tuple[Any, Said]) -> Any:
-    result, said = done
-    for record in said:
+def _log_and_unpack(done: tuple[Any, Records]) -> Any:
+    result, records = done
+    for record in records:
         logging.getLogger(record.name).handle(record)
     return result
 
 
-def _end(number: int, frame: FrameType | None) -> None:
+def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
     """Leave by the way on which temporary files are removed."""
     if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN or is_postponed(number, frame):
         return  # the pool sends another, which came before it was ignored: raised on that way it would leave the files

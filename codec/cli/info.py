@@ -10,7 +10,7 @@ from typing import Any
 from codec import __version__, container
 from codec.cli.backends import load_codec, torch_is_here
 from codec.cli.jobs import files_below
-from codec.errors import EXTRAS, install
+from codec.errors import EXTRAS, install_command
 from codec.pretrained import FILES, ModelError, find_model, shipped_models, shipped_name
 
 
@@ -25,7 +25,7 @@ def environment() -> dict[str, Any]:
     """Versions, devices, and the optional packages, with the way to get those that are missing."""
     distributions = importlib.metadata.packages_distributions()
     ways = {package: f"pip install {package}" for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")}
-    ways |= {package: install(package) for package in EXTRAS}
+    ways |= {package: install_command(package) for package in EXTRAS}
     facts = {"codec": __version__, "python": platform.python_version(), "platform": platform.platform()}
     facts["devices"] = ", ".join(_devices())
     for package, way in ways.items():

@@ -23,7 +23,7 @@ from codec.audio import AudioError, Block, to_pcm
 from codec.audio_parts import HEAD_BYTES, UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
-from codec.errors import STOPPING, WAY_OUT, CodecError, drop_output
+from codec.errors import GRACE_SECONDS, STOPPING, CodecError, drop_output
 
 # least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.5 kbit/s
 CHUNK_SECONDS = 0.1
@@ -119,7 +119,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
         return self
 
     def _stop(self, *_: object) -> None:
-        late = self.stopped and time.monotonic() - self.stopped > WAY_OUT
+        late = self.stopped and time.monotonic() - self.stopped > GRACE_SECONDS
         waited_for = sys.stdout if late else self.stream
         self.outcome = "nobody took the codes, whose end is missing" if late else self.outcome
         os.dup2(os.open(os.devnull, os.O_RDWR), waited_for.fileno())  # what waits there ends, too

@@ -56,7 +56,7 @@ class Worker:
             self._models[model] = load_codec(model, self.args.backend, self.args.device, num_threads)
         return self._models[model]
 
-    def followed(self, blocks: Iterable[Signal], rate: float, seconds: float) -> Iterator[Signal]:
+    def with_bar(self, blocks: Iterable[Signal], rate: float, seconds: float) -> Iterator[Signal]:
         """The blocks ``[..., n]`` of a file, of so many values per second; of a long one with a bar, on terminals only."""
         if seconds <= 60 or self.args.workers > 1:
             yield from blocks
@@ -81,7 +81,7 @@ class Worker:
             reason = f"{job.source} is not the only input for {job.target}; rename it, or convert it by itself"
             return CodecError(reason)
         try:
-            if job.target != STREAM and job.target.exists() and self._stays(job):
+            if job.target != STREAM and job.target.exists() and self._keeps_target(job):
                 return False
             self.convert(job)
         except (BrokenPipeError, ModelError, UsageError):
@@ -90,7 +90,7 @@ class Worker:
             return error
         return True
 
-    def _stays(self, job: Job) -> bool:
+    def _keeps_target(self, job: Job) -> bool:
         """Whether what is at the target is what the job gives, and to be left; an OSError if it may not be replaced."""
         compared = self.args.skip_existing and not job.is_stream and job.target.is_file()
         if compared and not (fault := self.fault(job)):
@@ -106,7 +106,7 @@ class Worker:
         return False
 
 
-def _chosen(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> int:
+def _quantizer_count(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> int:
     """How many quantizers to use, of so many that take ``bitrate`` bit/s together; a bitrate other than asked for is said."""
     if args.num_quantizers is not None:
         if args.num_quantizers > num_quantizers:
@@ -132,7 +132,7 @@ class FileEncoder(Worker):
 
     def prepare(self) -> None:
         self.codec = self.load(self.args.model or DEFAULT_MODEL)
-        self.num_quantizers = _chosen(self.args, self.codec.num_quantizers, self.codec.bitrate)
+        self.num_quantizers = _quantizer_count(self.args, self.codec.num_quantizers, self.codec.bitrate)
         self.codec.checked_steps(self.args.refine_steps)
 
     def fault(self, job: Job) -> str:
@@ -167,7 +167,7 @@ class FileEncoder(Worker):
                 return
             with _output(job, self.args.force) as path:
                 windows = self.codec.encode_blocks(samples, self.num_quantizers, self.args.refine_steps)
-                windows = self.followed(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
+                windows = self.with_bar(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
                 codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
                 header = replace(header, num_samples=reader.num_samples, gain_db=gain_db)
                 path.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
@@ -224,7 +224,7 @@ class FileDecoder(Worker):
             codes = Reader(stream)
             header = codes.header
             codec = self._codec_for(header)
-            count = _chosen(self.args, header.num_quantizers, header.bitrate)
+            count = _quantizer_count(self.args, header.num_quantizers, header.bitrate)
             rate = codec.sample_rate if self.args.native_rate else header.original_sample_rate
             live = self.args.raw or (header.num_samples is None and _is_piped(job))
 
@@ -238,7 +238,7 @@ class FileDecoder(Worker):
             signal = _salvaged(job.source_name, codes, decode) if self.args.salvage else decode(intact)
             signal = _cut(signal, codes, codec.sample_rate)
             signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
-            signal = self.followed(signal, rate, header.duration)
+            signal = self.with_bar(signal, rate, header.duration)
             if live:
                 send_live(signal, rate, self.args.raw)
                 if errors:

@@ -20,7 +20,7 @@ from codec.files import atomic_write, write_text
 FORMAT = 1
 WORST = 10  # utterances that a report marks and lets one listen to
 FORMULA = "(?=[=+@-])"  # a spreadsheet computes a cell that begins so, unless an apostrophe goes before
-_text = partial(re.sub, f"^'{FORMULA}", "")  # of such a cell
+_plain = partial(re.sub, f"^'{FORMULA}", "")  # the text of such a cell, without its apostrophe
 
 
 class ReportError(CodecError):
@@ -313,7 +313,7 @@ def read_rows(folder: Path, results: Results) -> list[Row]:
     with _reading(folder, "per_file.csv") as path, open(path, encoding="utf-8", newline="") as file:
         rows = [
             Row(
-                *(_text(cells["id"]), _text(cells["speaker"]), _text(cells["source"]), float(cells["seconds"])),
+                *(_plain(cells["id"]), _plain(cells["speaker"]), _plain(cells["source"]), float(cells["seconds"])),
                 cells["system"],
                 {name: float(cells[name]) if cells[name] else None for name in results.metrics},
                 cells["failures"],

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from codec.config import CodecConfig, from_dict
-from codec.errors import CodecError, install
+from codec.errors import CodecError, install_command
 from codec.files import as_path, read_json
 
 DEFAULT_MODEL = "speech-24khz"
@@ -75,7 +75,7 @@ def _download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ModelError(
-            f"there is no folder {name!r}; to fetch it from the hub: {install('huggingface_hub')}"
+            f"there is no folder {name!r}; to fetch it from the hub: {install_command('huggingface_hub')}"
         ) from None
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))

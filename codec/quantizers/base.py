@@ -81,7 +81,7 @@ class Quantizer(nn.Module, ABC):
         one_of("init", init, "first_batch", None)
         at_least_one(dim=dim, codebook_size=codebook_size)
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
-        self._kept: dict[str, tuple[object, list[Tensor], Any]] = {}
+        self._cache: dict[str, tuple[object, list[Tensor], Any]] = {}
         self._awaits_start = init is not None
         if init is not None:
             self.register_buffer("started", torch.tensor(False))
@@ -179,14 +179,14 @@ class Quantizer(nn.Module, ABC):
             writes = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # torch counts most writes to each
         except RuntimeError:  # a tensor made in inference mode has no count, one of torch.func no memory of its own
             return compute()
-        kept, writes = self._kept.get(name), [(uncounted, 0), *writes]
-        if kept is None or kept[0] != writes:
+        cached, writes = self._cache.get(name), [(uncounted, 0), *writes]
+        if cached is None or cached[0] != writes:
             held = [tensor.detach() for tensor in tensors]  # their memory: no other tensor can come to lie there
-            self._kept[name] = kept = writes, held, compute()
-        return kept[2]
+            self._cache[name] = cached = writes, held, compute()
+        return cached[2]
 
     def train(self, mode: bool = True) -> Quantizer:
-        self._kept.clear()  # writes through ``.data``, as averages of weights are put in, are not counted
+        self._cache.clear()  # writes through ``.data``, as averages of weights are put in, are not counted
         return super().train(mode)
 
     def points(self, values: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.base import CodecBase, native
+from codec.base import CodecBase, as_array
 from codec.config import CodecConfig, whole_number
 from codec.container import Codes
 from codec.errors import CodecError, legible
@@ -42,8 +42,8 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     _library, _noun = np, "array"
     _divisor = 2
-    _array, to_numpy = staticmethod(native), staticmethod(np.asarray)
-    _made_of: tuple[Any, ...]  # what from_pretrained was given
+    _array, to_numpy = staticmethod(as_array), staticmethod(np.asarray)
+    _arguments: tuple[Any, ...]  # what from_pretrained was given
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
         self.config, self.name, self.bits = config, name, bits
@@ -81,12 +81,12 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
             runtime.result()
         codec = cls(config, weights, name, bits, num_threads)
         by_path = shipped_name(str(model)) is None and Path(model).is_dir()
-        codec._made_of = Path(model).absolute() if by_path else model, bits, num_threads
+        codec._arguments = Path(model).absolute() if by_path else model, bits, num_threads
         return codec
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies, in other processes too, are loaded anew."""
-        return OnnxCodec.from_pretrained, self._made_of
+        return OnnxCodec.from_pretrained, self._arguments
 
     @cached_property
     def fingerprint(self) -> str:
@@ -109,7 +109,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
     def streaming_graphs(self) -> tuple[tuple[bytes, int], tuple[bytes, int]]:
         """Encoder and decoder with state (``codec/runtime/streams.py``), each with its delay in frames and in samples."""
         encoder, decoder = (StreamingNetwork(self.config, self._weights, self.bits) for _ in range(2))
-        return (build_encoder(encoder), encoder.late), (build_decoder(decoder), decoder.late)
+        return (build_encoder(encoder), encoder.output_delay), (build_decoder(decoder), decoder.output_delay)
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Stream:
         return self._stream(build_encoder, batch_size, num_quantizers)
@@ -120,7 +120,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
     def _stream(self, build: Build, batch_size: int, num_quantizers: int | None) -> Stream:
         if build not in self._streaming:
             net = StreamingNetwork(self.config, self._weights, self.bits)
-            self._streaming[build] = self._session(build, net), net.late
+            self._streaming[build] = self._session(build, net), net.output_delay
         return Stream(self.config, *self._streaming[build], batch_size, self._checked_count(num_quantizers))
 
     def _session(self, build: Build, net: Network) -> Session:

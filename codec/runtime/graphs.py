@@ -20,7 +20,7 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
     length = graph("Shape", "waveform", start=2, end=3)
     missing = graph("Mod", graph("Neg", length), graph.constant([config.hop_length]))
     x = graph("Pad", "waveform", graph("Concat", graph.constant([0] * 5), missing, axis=0))
-    x = net.begin(graph("Reshape", x, net.rows(1)), "waveform", config.hop_length)
+    x = net.begin_rows(graph("Reshape", x, net.rows(1)), "waveform", config.hop_length)
     channels = 1
     for i, (width, (first, *others)) in enumerate(zip(encoder.widths, config.encoder_layers(), strict=True)):
         x = net.downsample(x, f"encoder.stages.{i}.0.linear", first, channels, width)
@@ -46,7 +46,7 @@ def build_decoder(net: Network, whole: bool = True) -> bytes:
     """
     config, decoder = net.config, net.config.decoder
     x = net.linear(net.lookup("codes"), "decoder.input", config.latent_dim, decoder.width)
-    x = net.begin(x, "codes", 1)
+    x = net.begin_rows(x, "codes", 1)
     for j, context in enumerate(config.decoder_layers()[:-1]):
         x = net.block(x, f"decoder.blocks.{j}", decoder.width, context)
     frames, window = net.inverse_transform(net.norm(x, "decoder.norm", decoder.width))

@@ -18,7 +18,7 @@ from codec.pretrained.weights import Floats, Weights
 from codec.runtime.proto import Graph, Shape
 
 # Layers that stay in float32 where the others take 8 bits: their rounding costs most codes and most SNR, and little time.
-EXACT = ("encoder.stages.0.", "encoder.output.", "decoder.input.", "decoder.head.")
+FLOAT32_LAYERS = ("encoder.stages.0.", "encoder.output.", "decoder.input.", "decoder.head.")
 NORM_EPSILON = 1e-6
 CODES_PER_TILE = 4096  # distances held at once per frame: a large table is searched piece by piece
 CODES_PER_GROUP = 256
@@ -45,7 +45,7 @@ class Network:
         self.inputs: dict[str, tuple[str, Shape]] = {}  # beside the signal
         self.outputs: dict[str, tuple[str, Shape]] = {}
 
-    def begin(self, x: str, signal: str, per_frame: int) -> str:
+    def begin_rows(self, x: str, signal: str, per_frame: int) -> str:
         """Rows of the ``signal``, whose shape tells the batch; so many are a frame."""
         self.batch, self.per_frame = self.graph("Shape", signal, start=0, end=1), per_frame
         return x
@@ -58,15 +58,15 @@ class Network:
         """Rows as ``[B, *shape]``, in which -1 stands for what is left."""
         return self.graph("Reshape", x, self.graph("Concat", self.batch, self.graph.constant(shape), axis=0))
 
-    def around(self, x: str, context: Reach, channels: int) -> tuple[str, int, int]:
+    def with_context(self, x: str, context: Reach, channels: int) -> tuple[str, int, int]:
         """Rows as ``[B, 1, N, C]`` with what is known before and after them, and how many zeros are missing on both sides."""
         return self.batches(x, 1, -1, channels), context.left, context.right
 
-    def center(self, x: str, around: str, context: Reach, channels: int) -> str:
+    def own_rows(self, x: str, around: str, context: Reach, channels: int) -> str:
         """The rows to which a block adds; ``around`` is what it saw of the signal."""
         return x
 
-    def inside(self, x: str) -> str:
+    def zero_outside(self, x: str) -> str:
         """Rows without what lies outside of the signal."""
         return x
 
@@ -75,7 +75,7 @@ class Network:
         graph, w = self.graph, self.weights
         scale = np.ones(outer, np.float32) if scale is None else scale
         bias = w.read(f"{name}.bias", outer) * scale
-        if self.bits == 32 or f"{name}.".startswith(EXACT):
+        if self.bits == 32 or f"{name}.".startswith(FLOAT32_LAYERS):
             rows = w.read(f"{name}.weight", outer, inner)
             rows *= scale[:, None]  # in place: fresh memory takes longer than the product
             rows_name = graph.constant(rows, f"{name}.weight")
@@ -106,7 +106,7 @@ class Network:
         kernel = w.read(f"{name}.depthwise.conv.weight", channels, 1, 1, context.left + 1 + context.right)
         kernels = graph.constant(kernel, f"{name}.depthwise.conv.weight")
         bias = graph.constant(w.read(f"{name}.depthwise.conv.bias", channels), f"{name}.depthwise.conv.bias")
-        around, before, after = self.around(x, context, channels)
+        around, before, after = self.with_context(x, context, channels)
         columns = graph("Transpose", around, perm=[0, 3, 1, 2])
         y = graph("Conv", columns, kernels, bias, group=channels, pads=[0, before, 0, after])
         y = graph("Reshape", graph("Transpose", y, perm=[0, 2, 3, 1]), self.rows(channels))
@@ -114,7 +114,7 @@ class Network:
         pieces = self._split(y, count, axis=0) if count > 1 else [y]
         done = [self.perceptron(piece, name, channels) for piece in pieces]
         y = graph("Concat", *done, axis=0) if done[1:] else done[0]
-        return self.inside(graph("Add", self.center(x, around, context, channels), y, name=name))
+        return self.zero_outside(graph("Add", self.own_rows(x, around, context, channels), y, name=name))
 
     def perceptron(self, x: str, name: str, channels: int) -> str:
         y = self.norm(x, f"{name}.norm", channels)
@@ -125,13 +125,13 @@ class Network:
         """A strided convolution of kernel ``2 * stride``: every two neighbouring hops are one row of a product."""
         graph, stride = self.graph, context.stride
         self.per_frame //= stride
-        x, before, after = self.around(x, context, inner)
+        x, before, after = self.with_context(x, context, inner)
         x = graph("Pad", x, graph.constant([0, 0, before, 0, 0, 0, after, 0]))
         x = self.batches(x, -1, stride * inner)
         first = graph("Slice", x, graph.constant([0]), graph.constant([-1]), graph.constant([1]))
         second = graph("Slice", x, graph.constant([1]), graph.constant([END]), graph.constant([1]))
         pairs = graph("Reshape", graph("Concat", first, second, axis=2), self.rows(2 * stride * inner))
-        return self.inside(self.linear(pairs, name, 2 * stride * inner, outer))
+        return self.zero_outside(self.linear(pairs, name, 2 * stride * inner, outer))
 
     def search(self, residual: str) -> list[str]:
         """Codes ``[B * N]`` of every stage."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.base import FOREVER, MOST_ROWS, kind_of, native
+from codec.base import FOREVER, MOST_ROWS, as_array, kind_of
 from codec.config import CodecConfig, Reach, lag, whole_number
 from codec.errors import CodecError
 from codec.level import check_peak
@@ -38,20 +38,20 @@ class StreamingNetwork(Network):
 
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
         super().__init__(config, weights, bits)
-        self.delay, self.late = 0, 0
+        self.delay, self.output_delay = 0, 0
         self.num_frames = ""  # of this chunk, [1]
         self.inputs = {"age": ("int64", ("batch", 1)), "total": ("int64", ("batch", 1))}
         self.outputs = {"next_age": ("int64", ("batch", 1))}
 
-    def begin(self, x: str, signal: str, per_frame: int) -> str:
-        super().begin(x, signal, per_frame)
+    def begin_rows(self, x: str, signal: str, per_frame: int) -> str:
+        super().begin_rows(x, signal, per_frame)
         graph = self.graph
         length = graph("Shape", signal, start=2, end=3)
         self.num_frames = graph("Div", length, graph.constant([per_frame]))
         graph("Add", "age", self.num_frames, name="next_age")
-        return self.inside(x)
+        return self.zero_outside(x)
 
-    def around(self, x: str, context: Reach, channels: int) -> tuple[str, int, int]:
+    def with_context(self, x: str, context: Reach, channels: int) -> tuple[str, int, int]:
         """Behind the rows held for this layer, without those whose future is not known yet."""
         graph, axis = self.graph, self.graph.constant([2])
         count, self.delay = lag(*context, self.delay)
@@ -63,20 +63,20 @@ class StreamingNetwork(Network):
             joined = graph("Slice", joined, graph.constant([0]), graph.constant([-early]), axis)
         return joined, 0, 0
 
-    def center(self, x: str, around: str, context: Reach, channels: int) -> str:
+    def own_rows(self, x: str, around: str, context: Reach, channels: int) -> str:
         graph, last = self.graph, -context.right
         if not last:
             return x
         center = graph("Slice", around, graph.constant([context.left]), graph.constant([last]), graph.constant([2]))
         return graph("Reshape", center, self.rows(channels))
 
-    def inside(self, x: str) -> str:
+    def zero_outside(self, x: str) -> str:
         graph = self.graph
         exists = graph("Reshape", self._exists(self.per_frame, self.delay), graph.constant([-1, 1]))
         return graph("Mul", x, graph("Cast", exists, to=FLOAT))
 
     def give_codes(self, codes: str) -> None:
-        graph, self.late = self.graph, self.delay
+        graph, self.output_delay = self.graph, self.delay
         exists = graph("Unsqueeze", self._exists(1, self.delay), graph.constant([1]))
         graph("Where", exists, codes, graph.constant(-1), name="codes")
 
@@ -98,8 +98,8 @@ class StreamingNetwork(Network):
             envelope = graph("Max", sums, graph.constant(np.float32(1e-11)))  # nothing is divided by 0
             offset = (overlap - 1) * hop // 2  # a frame's window begins before the frame
         samples = self.batches(graph("Div", audio, envelope), -1)
-        self.late = self.delay * hop + offset
-        exists = graph("Cast", self._exists(hop, self.late), to=FLOAT)
+        self.output_delay = self.delay * hop + offset
+        exists = graph("Cast", self._exists(hop, self.output_delay), to=FLOAT)
         graph("Unsqueeze", graph("Mul", samples, exists), axis, name="waveform")
 
     def _state(self, shape: tuple[int | str, ...]) -> tuple[str, str]:
@@ -132,27 +132,27 @@ class Stream:
         look_ahead: samples by which the output lags behind the input.
     """
 
-    def __init__(self, config: CodecConfig, session: Any, late: int, batch_size: int, num_quantizers: int) -> None:
+    def __init__(self, config: CodecConfig, session: Any, delay: int, batch_size: int, num_quantizers: int) -> None:
         batch = whole_number("batch_size", batch_size, 1, MOST_ROWS)
         hop, entries = config.hop_length, session.get_inputs()
-        self._run, self._config, self._late = session.run, config, late
+        self._run, self._config, self._delay = session.run, config, delay
         codes: NDArray[Any] = np.zeros((batch, num_quantizers, 0), np.int64)
         samples: NDArray[Any] = np.zeros((batch, 1, 0), np.float32)
         self._name = entries[0].name
         self._encodes = self._name == "waveform"
         # of a frame: how many are read, and how many given
-        self._unit, self._per_frame = (hop, 1) if self._encodes else (1, hop)
-        self._input, self._nothing = (samples, codes) if self._encodes else (codes, samples)
+        self._inputs_per_frame, self._outputs_per_frame = (hop, 1) if self._encodes else (1, hop)
+        self._no_input, self._no_output = (samples, codes) if self._encodes else (codes, samples)
         self._zeros = {
             entry.name: np.zeros([size if isinstance(size, int) else batch for size in entry.shape], TYPES[entry.type])
             for entry in entries[1:]
         }
-        self.look_ahead = late * hop // self._per_frame
+        self.look_ahead = delay * hop // self._outputs_per_frame
         self.reset()
 
     def reset(self) -> None:
         """Begin anew."""
-        self._rest = self._input  # what is no whole frame yet
+        self._rest = self._no_input  # what is no whole frame yet
         self._state = self._zeros | {"total": self._zeros["total"] + FOREVER}
 
     def push(self, signal: NDArray[Any]) -> NDArray[Any]:
@@ -167,9 +167,9 @@ class Stream:
                 state is as before.
         """
         self._check_open()
-        chunk = native(signal, integers=not self._encodes)
-        if chunk is None or chunk.ndim != 3 or chunk.shape[:2] != self._input.shape[:2]:
-            kind, (batch, rows, _) = "float" if self._encodes else "int64", self._input.shape
+        chunk = as_array(signal, integers=not self._encodes)
+        if chunk is None or chunk.ndim != 3 or chunk.shape[:2] != self._no_input.shape[:2]:
+            kind, (batch, rows, _) = "float" if self._encodes else "int64", self._no_input.shape
             raise CodecError(f"a chunk must be an array {kind} [{batch}, {rows}, n], not {kind_of(signal)}")
         size = self._config.quantizer.codebook_size
         if self._encodes:
@@ -177,32 +177,32 @@ class Stream:
         elif chunk.size and not 0 <= chunk.min() <= chunk.max() < size:
             raise CodecError(f"codes must be from 0 to {size - 1}; are they of another model?")
         chunk = np.concatenate([self._rest, chunk], axis=-1)
-        whole = chunk.shape[-1] // self._unit * self._unit
+        whole = chunk.shape[-1] // self._inputs_per_frame * self._inputs_per_frame
         self._rest = chunk[..., whole:].copy()  # a view would keep the whole chunk
-        return self._through(chunk[..., :whole])
+        return self._run_graph(chunk[..., :whole])
 
     def flush(self) -> NDArray[Any]:
         """End the signals here; the rest of the output."""
         self._check_open()
-        frames = -(-self._rest.shape[-1] // self._unit)
+        frames = -(-self._rest.shape[-1] // self._inputs_per_frame)
         self._state = self._state | {"total": self._state["age"] + frames}
-        missing = (frames - (-self._late // self._per_frame)) * self._unit - self._rest.shape[-1]
-        return self._through(np.pad(self._rest, [(0, 0), (0, 0), (0, missing)]))
+        missing = (frames - (-self._delay // self._outputs_per_frame)) * self._inputs_per_frame - self._rest.shape[-1]
+        return self._run_graph(np.pad(self._rest, [(0, 0), (0, 0), (0, missing)]))
 
     def _check_open(self) -> None:
         if (self._state["total"] < FOREVER).any():
             raise CodecError("the stream was flushed: reset it before the next chunk")
 
-    def _through(self, signal: NDArray[Any]) -> NDArray[Any]:
+    def _run_graph(self, signal: NDArray[Any]) -> NDArray[Any]:
         """What the graph makes of whole frames, but for what comes before the signal and behind its end."""
         if not signal.size:
-            return self._nothing
+            return self._no_output
         if not self._encodes:
             unused = self._config.num_quantizers - signal.shape[1]
             signal = np.pad(signal, [(0, 0), (0, unused), (0, 0)], constant_values=-1)  # -1: no code in this stage
         age, total = (int(self._state[key][0, 0]) for key in ("age", "total"))
-        first, end = (max(self._late + (frame - age) * self._per_frame, 0) for frame in (0, total))
+        first, end = (max(self._delay + (frame - age) * self._outputs_per_frame, 0) for frame in (0, total))
         output, *following = self._run(None, {self._name: signal, **self._state})  # in the order of the inputs
         changing = (key for key in self._state if key != "total")
         self._state = self._state | dict(zip(changing, following, strict=True))  # a copy of the stream keeps its own
-        return output[:, : self._nothing.shape[1], first:end]
+        return output[:, : self._no_output.shape[1], first:end]
