@@ -1,4 +1,4 @@
-"""Imported by scripts before all else: a package that a later import lacks is said in one line, and how to get it."""
+"""Imported by scripts before all else, so that a missing package becomes one line that says how to install it."""
 
 from __future__ import annotations
 

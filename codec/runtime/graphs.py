@@ -11,7 +11,7 @@ from codec.runtime.network import Network
 def build_encoder(net: Network, whole: bool = True) -> bytes:
     """``waveform`` float ``[B, 1, T]`` -> ``codes`` int64 ``[B, K, N]``; T is filled up with zeros to whole frames.
 
-    If not ``whole``, the file lacks ``net.graph.large``, which ONNX Runtime takes beside it.
+    If not ``whole``, the file lacks the constants ``net.graph.large``, which ONNX Runtime takes separately.
 
     Raises:
         ModelError: the weights do not fit the configuration.
@@ -40,7 +40,7 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
 
 
 def build_decoder(net: Network, whole: bool = True) -> bytes:
-    """``codes`` int64 ``[B, K, N]`` -> ``waveform`` float ``[B, 1, N * hop_length]``; -1 leaves a code out.
+    """``codes`` int64 ``[B, K, N]`` -> ``waveform`` float ``[B, 1, N * hop_length]``; -1 is no code.
 
     ``whole`` and errors as of :func:`build_encoder`.
     """

@@ -1,11 +1,11 @@
-"""The graphs chunk by chunk: their state goes in and comes out, as ``codec/streaming.py`` keeps it.
+"""The graphs chunk by chunk: their state, which is that of ``codec/streaming.py``, is an input and an output.
 
-Beside the signal a graph takes, and gives again for the next chunk, ``state_0``, ``state_1`` and so on: at first zeros of the
-shapes in the file. Outputs lag behind inputs; where there is none yet, or none any more, codes are -1 and samples 0.
+Beside the signal a graph takes ``state_0``, ``state_1`` and so on, at first zeros of the shapes in the file, and returns them
+for the next chunk. Outputs lag behind inputs; before the first and after the last one codes are -1 and samples 0.
 
-- ``age`` int64 ``[B, 1]``: frames that were given before, at first 0; comes out as ``next_age``.
-- ``total`` int64 ``[B, 1]``: the signal's frames, or any larger number as long as they are not known. To end a signal, say
-  its total and give zeros until its last output has come.
+- ``age`` int64 ``[B, 1]``: number of frames of earlier chunks, at first 0; the output ``next_age`` is the next one.
+- ``total`` int64 ``[B, 1]``: the signal's frames, or any larger number while they are not known. To end a signal, give its
+  total, and zeros as samples or codes, until the last output has come.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64}  # ONNX Runtime
 
 
 class StreamingNetwork(Network):
-    """Layers that hold the inputs which they will need again.
+    """Layers that hold those inputs that they will need again.
 
     Attributes:
-        delay: by how many the last layer's rows are late.
-        late: by how many frames codes, or samples the waveform, are late.
+        delay: how many rows late the output of the last layer is.
+        output_delay: how many frames late codes are, or how many samples the waveform.
     """
 
     most_pieces = 1  # chunks are short
@@ -39,7 +39,7 @@ class StreamingNetwork(Network):
     def __init__(self, config: CodecConfig, weights: Weights, bits: int) -> None:
         super().__init__(config, weights, bits)
         self.delay, self.output_delay = 0, 0
-        self.num_frames = ""  # of this chunk, [1]
+        self.num_frames = ""  # the name of the number of frames of this chunk, [1]
         self.inputs = {"age": ("int64", ("batch", 1)), "total": ("int64", ("batch", 1))}
         self.outputs = {"next_age": ("int64", ("batch", 1))}
 
@@ -52,7 +52,7 @@ class StreamingNetwork(Network):
         return self.zero_outside(x)
 
     def with_context(self, x: str, context: Reach, channels: int) -> tuple[str, int, int]:
-        """Behind the rows held for this layer, without those whose future is not known yet."""
+        """Rows after those that are held for this layer, without the last ones, whose future is not known yet."""
         graph, axis = self.graph, self.graph.constant([2])
         count, self.delay = lag(*context, self.delay)
         held, next_held = self._state(("batch", 1, count, channels))
@@ -90,12 +90,12 @@ class StreamingNetwork(Network):
         whole = self.overlap_add(frames, overlap)  # [B, overlap - 1 + n + overlap - 1, hop]
         audio = graph("Slice", whole, graph.constant([overlap - 1]), graph.constant([1 - overlap]), axis)
         squares = np.square(window)
-        if not self.config.decoder_layers()[-1].right:  # as if frames had come before the first
+        if not self.config.decoder_layers()[-1].right:  # as if there were frames before the first one
             envelope, offset = graph.constant(squares.sum(axis=0)), 0
         else:
             exists = graph("Cast", self._exists(1, self.delay, overlap), to=FLOAT)
             sums = graph("MatMul", exists, graph.constant(squares))
-            envelope = graph("Max", sums, graph.constant(np.float32(1e-11)))  # nothing is divided by 0
+            envelope = graph("Max", sums, graph.constant(np.float32(1e-11)))  # so that nothing is divided by 0
             offset = (overlap - 1) * hop // 2  # a frame's window begins before the frame
         samples = self.batches(graph("Div", audio, envelope), -1)
         self.output_delay = self.delay * hop + offset
@@ -103,15 +103,15 @@ class StreamingNetwork(Network):
         graph("Unsqueeze", graph("Mul", samples, exists), axis, name="waveform")
 
     def _state(self, shape: tuple[int | str, ...]) -> tuple[str, str]:
-        """Names of a new state as it comes in and as it goes out."""
+        """The names of a new state as an input and as an output."""
         name = f"state_{len(self.inputs) - 2}"
         self.inputs[name] = self.outputs[f"next_{name}"] = ("float32", shape)
         return name, f"next_{name}"
 
     def _exists(self, per_frame: int, delay: int, overlap: int = 0) -> str:
-        """Which of the ``[B, n * per_frame]`` rows that come out now are of the signal.
+        """Which of the rows that come out now, ``[B, n * per_frame]``, belong to the signal.
 
-        With ``overlap`` that is said of each and of those before it, ``[B, n, overlap]``.
+        With ``overlap`` it is ``[B, n, overlap]``: whether each row, and the ``overlap - 1`` before it, do.
         """
         graph = self.graph
         scale = graph.constant([per_frame])
@@ -140,7 +140,7 @@ class Stream:
         samples: NDArray[Any] = np.zeros((batch, 1, 0), np.float32)
         self._name = entries[0].name
         self._encodes = self._name == "waveform"
-        # of a frame: how many are read, and how many given
+        # values of a frame
         self._inputs_per_frame, self._outputs_per_frame = (hop, 1) if self._encodes else (1, hop)
         self._no_input, self._no_output = (samples, codes) if self._encodes else (codes, samples)
         self._zeros = {
@@ -152,15 +152,15 @@ class Stream:
 
     def reset(self) -> None:
         """Begin anew."""
-        self._rest = self._no_input  # what is no whole frame yet
+        self._rest = self._no_input  # samples that are not a whole frame yet
         self._state = self._zeros | {"total": self._zeros["total"] + FOREVER}
 
     def push(self, signal: NDArray[Any]) -> NDArray[Any]:
-        """What is final now: codes int64 ``[B, K, n]`` or samples float ``[B, 1, t]``, of which there may be none.
+        """What is final now: codes int64 ``[B, K, n]`` or samples float ``[B, 1, t]``; n or t may be 0.
 
         Args:
-            signal: the next samples, float ``[B, 1, T]`` in [-1, 1] at the model's rate; or codes, integers ``[B, K, n]``, K
-                as the stream was made for.
+            signal: the next samples, float ``[B, 1, T]`` in [-1, 1] at the model's rate; or codes, integers ``[B, K, n]``,
+                with the K of the stream.
 
         Raises:
             CodecError: another shape or type, NaN, codes that the model does not have, or the stream was flushed; the
@@ -182,7 +182,7 @@ class Stream:
         return self._run_graph(chunk[..., :whole])
 
     def flush(self) -> NDArray[Any]:
-        """End the signals here; the rest of the output."""
+        """End the signals here; return the rest of the output."""
         self._check_open()
         frames = -(-self._rest.shape[-1] // self._inputs_per_frame)
         self._state = self._state | {"total": self._state["age"] + frames}
@@ -194,7 +194,7 @@ class Stream:
             raise CodecError("the stream was flushed: reset it before the next chunk")
 
     def _run_graph(self, signal: NDArray[Any]) -> NDArray[Any]:
-        """What the graph makes of whole frames, but for what comes before the signal and behind its end."""
+        """The output of the graph for whole frames, without what comes before the signal and after its end."""
         if not signal.size:
             return self._no_output
         if not self._encodes:
