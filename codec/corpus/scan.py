@@ -39,7 +39,7 @@ class BadFile(NamedTuple):
 
 
 def probe(
-    paths: Sequence[Path], min_seconds: float = 0.0, limit: int | None = None, label: str = ""
+    paths: Sequence[Path], min_seconds: float, limit: int | None, label: str
 ) -> tuple[list[Record], list[BadFile]]:
     """Read the headers of audio files, in many threads; both lists keep the order of ``paths``.
 

@@ -59,15 +59,13 @@ Outcome = Reconstruction | str  # a string is the reason why there is none
 
 
 class ModelFamily:
-    """A codec of this package with several numbers of quantizers: by default all, a half, a quarter, and so on.
+    """A codec of this package with each of ``num_quantizers``; if that is empty, with all, a half, a quarter, and so on.
 
     ``normalize``: speech is brought to one level before the encoder, as ``codec-encode`` does. With ``refine_steps`` (see
     ``Codec.encode``) it is encoded for each number of quantizers.
     """
 
-    def __init__(
-        self, codec: Codec, num_quantizers: Sequence[int] = (), normalize: bool = True, refine_steps: int = 0
-    ) -> None:
+    def __init__(self, codec: Codec, num_quantizers: Sequence[int], normalize: bool, refine_steps: int) -> None:
         most = codec.num_quantizers
         if odd := [count for count in num_quantizers if not 1 <= count <= most]:
             raise CodecError(f"--num-quantizers {odd[0]}: the model has 1 to {most}")

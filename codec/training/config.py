@@ -258,7 +258,7 @@ class TrainConfig(Bounded):
         longest = max(self.discriminator.periods, default=1)
         require(longest <= samples, f"discriminator.periods: {longest} is longer than a segment of {samples:g} samples")
 
-    def learning_rate(self, step: int, seconds: float = 0.0) -> float:
+    def learning_rate(self, step: int, seconds: float) -> float:
         """Share of the peak learning rate at ``step`` (0-based); ``seconds`` count only if the run has ``minutes``."""
         optimizer, phases = self.optimizer, self.phases
         share = min(1.0, (step + 1) / max(optimizer.warmup_steps, 1))

@@ -325,7 +325,6 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, refused: Refused) -
 
 @pytest.mark.parametrize("package", ["yaml", "accelerate", "the folder accelerate"])
 def test_a_missing_extra_is_named(package: str, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
-    load_script("recipes/train.py")
     name, module = package.split()[-1], None
     if name != package:  # beside the script, where Python takes it for a package
         module = types.ModuleType(name)
