@@ -204,7 +204,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
     def __init__(self, path: str | Path | BinaryIO, name: str | None = None, channel: int | None = None) -> None:
         self.name = name or str(path)
         self._channel = None if channel is None else whole_number("channel", channel, 1, 2**31 - 1, AudioError)
-        self._begin()
+        self._reset_counts()
         with ExitStack() as stack:
             if not hasattr(path, "read"):
                 path = as_path(path)
@@ -245,7 +245,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             part.num_samples = decoder.frames
         return decoder
 
-    def _begin(self) -> None:
+    def _reset_counts(self) -> None:
         self.num_samples, self._loudest, self._mixed, self._mixed_channels = 0, 0.0, 0.0, 1
 
     def blocks(self) -> Iterator[Block]:
@@ -253,7 +253,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
 
         After all were read, they can be read again.
         """
-        self._begin()
+        self._reset_counts()
         for part in self._parts:
             with closing(self._open(part)) as decoder:
                 for block in resample_blocks(self._decoded(part, decoder), decoder.samplerate, self.sample_rate):

@@ -342,7 +342,7 @@ class Writer:
         codes = _checked(codes, self._header)
         for start in range(0, codes.shape[1], MOST_FRAMES):
             block = codes[:, start : start + MOST_FRAMES]
-            self._send(bytes([block.shape[1]]) * 3 + _packed(block, self._header))
+            self._send(bytes([block.shape[1]]) * 3 + _pack_blocks(block, self._header))
         self._frames += codes.shape[1]
 
     def end(self, num_samples: int, codes: ArrayLike) -> None:
@@ -353,7 +353,7 @@ class Writer:
                 f"num_samples {num_samples} is less than the {self._frames} frames that were written hold"
             )
         codes = _checked(codes, header, header.num_frames - self._frames)
-        self._send(bytes(3) + _with_checksum(struct.pack("<Q", header.num_samples)) + _packed(codes, header))
+        self._send(bytes(3) + _with_checksum(struct.pack("<Q", header.num_samples)) + _pack_blocks(codes, header))
         self._ended = True
 
     def _send(self, data: bytes) -> None:
@@ -383,7 +383,7 @@ def _checked(codes: ArrayLike, header: Header, num_frames: int | None = None) ->
     return codes.astype(np.int64, copy=False)
 
 
-def _packed(codes: Codes, header: Header) -> bytes:
+def _pack_blocks(codes: Codes, header: Header) -> bytes:
     """Codes in blocks of 256 frames."""
     blocks = [codes[:, start : start + BLOCK_FRAMES] for start in range(0, codes.shape[1], BLOCK_FRAMES)]
     return b"".join(_with_checksum(pack_codes(block, header.bits_per_code)) for block in blocks)
@@ -400,14 +400,14 @@ def dumps(header: Header, codes: ArrayLike) -> bytes:
     """
     if not isinstance(header, Header) or header.num_samples is None:
         raise ContainerError(f"the header must be a Header of a known length, as Codec.header gives it, not {header!r}")
-    return pack_header(header) + _packed(_checked(codes, header, header.num_frames), header)
+    return pack_header(header) + _pack_blocks(_checked(codes, header, header.num_frames), header)
 
 
 def loads(data: bytes) -> tuple[Header, Codes]:
     """Header and codes int64 ``[K, N]`` of a whole file. Errors as :class:`Reader` and :meth:`Reader.intact`."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ContainerError(f"a file is given as bytes, not {type(data).__name__}")
-    return _load(io.BytesIO(data))
+    return _read_all(io.BytesIO(data))
 
 
 def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
@@ -420,10 +420,10 @@ def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
 def read(path: str | Path) -> tuple[Header, Codes]:
     """Header and codes int64 ``[K, N]`` of a file. Errors as :func:`loads`."""
     with open(as_path(path), "rb") as stream:
-        return _load(stream)
+        return _read_all(stream)
 
 
-def _load(stream: IO[bytes]) -> tuple[Header, Codes]:
+def _read_all(stream: IO[bytes]) -> tuple[Header, Codes]:
     reader = Reader(stream)
     small = np.min_scalar_type(reader.header.codebook_size - 1)  # as int64, V = 2 takes 64 times the file's size
     blocks = [np.zeros((reader.header.num_quantizers, 0), small), *(block.astype(small) for block in reader.intact())]

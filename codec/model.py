@@ -16,7 +16,7 @@ from codec.base import WINDOW_FRAMES, CodecBase
 from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, atomic_write, refuse_existing, write_json
-from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
+from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, unusable
 from codec.quantizers import build_quantizer
 from codec.refine import refine
 from codec.streaming import StreamingDecoder, StreamingEncoder, as_tensor
@@ -212,7 +212,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
             with torch.device("cpu"), Outline():  # whatever torch's default device is
                 codec = cls(config, name)
         except CodecError as error:
-            raise refused(folder / "config.json", error) from None
+            raise unusable(folder / "config.json", error) from None
         load_weights(codec, folder / "model.safetensors")
         try:
             torch.zeros(1, device=device).item()  # some devices can be named but not used

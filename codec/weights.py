@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from codec.files import atomic_write
 from codec.pretrained import BASE, CHECKSUM, STEP, ModelError, find_model, shipped_name
-from codec.pretrained.weights import Weights, parts
+from codec.pretrained.weights import Weights, split_file
 from codec.quantizers.base import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
@@ -35,7 +35,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
         stored = _stored(name, tensor.detach().cpu().contiguous(), bits)
         if not all(key in there and torch.equal(part, there[key]) for key, part in stored.items()):
             tensors |= stored  # a matrix always with its step
-    header, data, metadata[CHECKSUM] = parts(save(tensors))
+    header, data, metadata[CHECKSUM] = split_file(save(tensors))
     header = {"__metadata__": metadata, **header}  # written here: safetensors writes it in any order
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

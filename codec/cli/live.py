@@ -48,7 +48,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
     channels: int = 1
     subtype: str = "PCM_16"  # one of ``WIDTHS``
     claimed: float = math.inf  # samples per channel, if their number is known
-    behind: int = 0  # bytes that the header announces after the samples
+    trailing_bytes: int = 0  # bytes that the header announces after the samples
     num_samples: int = 0  # read so far
     stopped: float = 0.0  # time (``time.monotonic``) of the signal that ended the input; 0: there was none
     outcome: str = "what came until then is encoded"
@@ -72,8 +72,8 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
                 unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
                 width = about.channels * WIDTHS[about.subtype]
                 claimed = math.inf if unknown else size // width
-                behind = max(8 + int.from_bytes(head[4:8], "little") - len(head) - size, 0) + size % width
-                return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed, behind), head
+                trailing = max(8 + int.from_bytes(head[4:8], "little") - len(head) - size, 0) + size % width
+                return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed, trailing), head
         return None, head
 
     def blocks(self) -> Iterator[Block]:
@@ -106,7 +106,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
 
     def read_on(self) -> None:
         """Read what follows the samples, so that its writer can end; warn of what the header did not announce."""
-        stray = -self.behind
+        stray = -self.trailing_bytes
         while self.claimed < math.inf and (data := self.stream.read1(READ_BYTES)):  # type: ignore[attr-defined]
             stray += len(data)
         if stray > HEAD_BYTES:

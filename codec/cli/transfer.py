@@ -235,9 +235,9 @@ class FileDecoder(Worker):
 
             errors: list[CodecError] = []
             intact = until_error(codes.intact(), errors) if live else codes.intact()
-            signal = _salvaged(job.source_name, codes, decode) if self.args.salvage else decode(intact)
-            signal = _cut(signal, codes, codec.sample_rate)
-            signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
+            signal = _salvage(job.source_name, codes, decode) if self.args.salvage else decode(intact)
+            signal = _up_to_end(signal, codes, codec.sample_rate)
+            signal = _up_to_end(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
             signal = self.with_bar(signal, rate, header.duration)
             if live:
                 send_live(signal, rate, self.args.raw)
@@ -267,7 +267,7 @@ class FileDecoder(Worker):
         return codec
 
 
-def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
+def _up_to_end(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
     """The blocks up to the end of the original, known before the last frame; decoded frames are whole."""
     done = 0
     for block in blocks:
@@ -276,7 +276,7 @@ def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
         done += len(block)
 
 
-def _salvaged(name: str, codes: Reader, decode: Callable[[Iterable[Codes]], Iterator[Block]]) -> Iterator[Block]:
+def _salvage(name: str, codes: Reader, decode: Callable[[Iterable[Codes]], Iterator[Block]]) -> Iterator[Block]:
     """Decode each run of intact blocks by itself; a damaged block becomes silence, a missing end is left out.
 
     Raises:

@@ -92,7 +92,7 @@ def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
         if isinstance(family, FolderFamily):
             family.check(records)
     out, settings, folders = plan.out, fingerprint(plan, records), ("audio", "codes", "spectra")
-    before = _settings(out) if out.exists() and any(out.iterdir()) else None
+    before = _read_settings(out) if out.exists() and any(out.iterdir()) else None
     if before is None or force:
         for name in folders:
             shutil.rmtree(out / name, ignore_errors=True)
@@ -111,7 +111,7 @@ def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
         (out / name).mkdir(exist_ok=True)
 
 
-def _settings(folder: Path) -> dict[str, object] | CodecError:
+def _read_settings(folder: Path) -> dict[str, object] | CodecError:
     """The settings of the evaluation in a folder, or why they cannot be read; an EvaluationError if it holds none."""
     try:
         settings = read_json(folder / SETTINGS)
@@ -128,8 +128,8 @@ def fingerprint(plan: Plan, records: Sequence[Record]) -> dict[str, object]:
     values: dict[str, object] = asdict(replace(plan, out=Path())) | {
         "metrics": {name: KNOWN[name].how for name in plan.metrics},
         "systems": [asdict(system) for system in plan.systems],
-        "files": [_hash(map(_stat, sorted(Path(folder).rglob("*")))) for folder, _ in plan.folders.values()],
-        "records": _hash([*astuple(record), *_stat(Path(record.path))] for record in records),
+        "files": [_digest(map(_file_stamp, sorted(Path(folder).rglob("*")))) for folder, _ in plan.folders.values()],
+        "records": _digest([*astuple(record), *_file_stamp(Path(record.path))] for record in records),
         "software": software_versions(plan.metrics),
     }
     if plan.model:
@@ -138,13 +138,13 @@ def fingerprint(plan: Plan, records: Sequence[Record]) -> dict[str, object]:
     return json.loads(json.dumps(values, default=str))  # as read_json will return it
 
 
-def _stat(path: Path) -> tuple[object, ...]:
+def _file_stamp(path: Path) -> tuple[object, ...]:
     """The path, size and time of a file, which tell whether it has changed."""
     facts = path.stat() if path.is_file() else None
     return (str(path), facts.st_size, facts.st_mtime_ns) if facts else (str(path),)
 
 
-def _hash(values: Iterable[Sequence[object]]) -> str:
+def _digest(values: Iterable[Sequence[object]]) -> str:
     return hashlib.sha256("\n".join(map(json.dumps, values)).encode()).hexdigest()
 
 

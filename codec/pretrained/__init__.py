@@ -62,7 +62,7 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
             raise CodecError("codec-export or a CodecModel wrote it; give a Codec's folder (.codec.save_pretrained)")
         config = from_dict(CodecConfig, values)
     except CodecError as error:
-        raise refused(folder / "config.json", error) from None
+        raise unusable(folder / "config.json", error) from None
     return folder, config, folder.resolve().name if local else str(model)
 
 
@@ -84,7 +84,7 @@ def _download(name: str) -> Path:
         raise ModelError(f"there is no folder {name!r}, and the hub does not give it either: {reason}") from None
 
 
-def refused(path: Path, reason: object) -> ModelError:
+def unusable(path: Path, reason: object) -> ModelError:
     """The error of a model's file that cannot be used; it says so if something else was downloaded in its place."""
     with open(path, "rb") as file:
         head = file.read(200).lstrip().lower()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from codec.pretrained import BASE, CHECKSUM, FILES, STEP, ModelError, find_model, refused, shipped_models
+from codec.pretrained import BASE, CHECKSUM, FILES, STEP, ModelError, find_model, shipped_models, unusable
 
 Floats = NDArray[np.float32]
 
@@ -39,14 +39,14 @@ class Weights:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        metadata, self._tensors = _opened(path)
+        metadata, self._tensors = _read_file(path)
         base = metadata.get(BASE)
         if base is not None:
             if base not in shipped_models():
                 raise ModelError(
                     f"{path} goes with the shipped model {base!r}, which this version of the package does not have"
                 )
-            _, others = _opened(find_model(base) / FILES[1])
+            _, others = _read_file(find_model(base) / FILES[1])
             self._tensors |= {n: t for n, t in others.items() if n.removesuffix(STEP) not in self._tensors}
         self.unread = set(self._tensors)
 
@@ -102,13 +102,13 @@ class Weights:
         return values.astype(np.float32) if kind in FLOATS else values
 
 
-def _opened(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The metadata of a safetensors file, and its tensors as its header describes them, each with its bytes as ``data``."""
     try:
         with safe_open(path, framework="numpy"):  # checks the header
-            tensors, data, checksum = parts(path.read_bytes())
+            tensors, data, checksum = split_file(path.read_bytes())
     except (SafetensorError, OSError) as error:
-        raise refused(path, error) from None
+        raise unusable(path, error) from None
     metadata = tensors.pop("__metadata__", None) or {}
     if metadata.get(CHECKSUM, checksum) != checksum:
         raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
@@ -117,7 +117,7 @@ def _opened(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     return metadata, tensors
 
 
-def parts(file: bytes) -> tuple[dict[str, Any], memoryview, str]:
+def split_file(file: bytes) -> tuple[dict[str, Any], memoryview, str]:
     """The header of a safetensors file, all bytes after it (not copied), and their SHA-256."""
     start = 8 + int.from_bytes(file[:8], "little")
     data = memoryview(file)[start:]

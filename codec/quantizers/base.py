@@ -133,8 +133,8 @@ class Quantizer(nn.Module, ABC):
             self._awaits_start = False  # so that the buffer is read once only: reading waits for the GPU
         with torch.autocast(frames.device.type, enabled=False):  # half precision chooses other codes
             output = self.quantize(frames.float(), count, dropout if self.training else 0.0)
-        output.quantized = self._shaped(output.quantized, latents, mask, 0.0)
-        output.codes = self._shaped(output.codes, latents, mask, -1)
+        output.quantized = self._restore_layout(output.quantized, latents, mask, 0.0)
+        output.codes = self._restore_layout(output.codes, latents, mask, -1)
         return output
 
     def embed(self, codes: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class Quantizer(nn.Module, ABC):
             raise CodecError(f"codes of {stages.shape[1]} stages; there are {self.num_quantizers}")
         with torch.autocast(codes.device.type, enabled=False):
             vectors = torch.where(stages[:, :1] < 0, 0.0, self.vectors(stages.clamp(min=0)))
-        return self._shaped(vectors, codes, None, 0.0)
+        return self._restore_layout(vectors, codes, None, 0.0)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -203,7 +203,7 @@ class Quantizer(nn.Module, ABC):
             raise CodecError(f"latents {list(latents.shape)} have {frames.shape[1]} channels ({order}), not {self.dim}")
         return frames
 
-    def _shaped(self, values: Tensor, like: Tensor, mask: Tensor | None, fill: float) -> Tensor:
+    def _restore_layout(self, values: Tensor, like: Tensor, mask: Tensor | None, fill: float) -> Tensor:
         """``[B, C, N]`` in the layout of ``like``; ``fill`` where the mask is False."""
         points, first = values.transpose(1, 2), self.channel_first and like.ndim > 2
         if mask is None:

@@ -115,11 +115,11 @@ class SimVQ(Quantizer):
     def _table(self) -> tuple[Tensor, Tensor]:
         """The codebook and the squared lengths ``[V]`` of its rows; kept in eval mode, where W then costs no time."""
         if self.training or torch.compiler.is_compiling():
-            return self._mapped()
+            return self._compute_table()
         tensors = [tensor for tensor in (self.basis, self.weight, self.bias) if tensor is not None]
-        return self.kept("table", tensors, self._mapped)
+        return self.kept("table", tensors, self._compute_table)
 
-    def _mapped(self) -> tuple[Tensor, Tensor]:
+    def _compute_table(self) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), torch.autocast(self.basis.device.type, enabled=False):
             codebook = self.map_basis(self.basis).float()
             return codebook, codebook.square().sum(dim=1)

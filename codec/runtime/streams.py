@@ -72,18 +72,18 @@ class StreamingNetwork(Network):
 
     def zero_outside(self, x: str) -> str:
         graph = self.graph
-        exists = graph("Reshape", self._exists(self.per_frame, self.delay), graph.constant([-1, 1]))
+        exists = graph("Reshape", self._valid_rows(self.per_frame, self.delay), graph.constant([-1, 1]))
         return graph("Mul", x, graph("Cast", exists, to=FLOAT))
 
     def give_codes(self, codes: str) -> None:
         graph, self.output_delay = self.graph, self.delay
-        exists = graph("Unsqueeze", self._exists(1, self.delay), graph.constant([1]))
+        exists = graph("Unsqueeze", self._valid_rows(1, self.delay), graph.constant([1]))
         graph("Where", exists, codes, graph.constant(-1), name="codes")
 
     def give_waveform(self, frames: str, window: Floats) -> None:
         graph, (overlap, hop) = self.graph, window.shape
         axis = graph.constant([1])
-        exists = graph("Unsqueeze", self._exists(1, self.delay), graph.constant([2, 3]))
+        exists = graph("Unsqueeze", self._valid_rows(1, self.delay), graph.constant([2, 3]))
         held, next_held = self._state(("batch", overlap - 1, overlap, hop))
         frames = graph("Concat", held, graph("Mul", frames, graph("Cast", exists, to=FLOAT)), axis=1)
         graph("Slice", frames, graph.constant([1 - overlap]), graph.constant([END]), axis, name=next_held)
@@ -93,13 +93,13 @@ class StreamingNetwork(Network):
         if not self.config.decoder_layers()[-1].right:  # as if there were frames before the first one
             envelope, offset = graph.constant(squares.sum(axis=0)), 0
         else:
-            exists = graph("Cast", self._exists(1, self.delay, overlap), to=FLOAT)
+            exists = graph("Cast", self._valid_rows(1, self.delay, overlap), to=FLOAT)
             sums = graph("MatMul", exists, graph.constant(squares))
             envelope = graph("Max", sums, graph.constant(np.float32(1e-11)))  # so that nothing is divided by 0
             offset = (overlap - 1) * hop // 2  # a frame's window begins before the frame
         samples = self.batches(graph("Div", audio, envelope), -1)
         self.output_delay = self.delay * hop + offset
-        exists = graph("Cast", self._exists(hop, self.output_delay), to=FLOAT)
+        exists = graph("Cast", self._valid_rows(hop, self.output_delay), to=FLOAT)
         graph("Unsqueeze", graph("Mul", samples, exists), axis, name="waveform")
 
     def _state(self, shape: tuple[int | str, ...]) -> tuple[str, str]:
@@ -108,7 +108,7 @@ class StreamingNetwork(Network):
         self.inputs[name] = self.outputs[f"next_{name}"] = ("float32", shape)
         return name, f"next_{name}"
 
-    def _exists(self, per_frame: int, delay: int, overlap: int = 0) -> str:
+    def _valid_rows(self, per_frame: int, delay: int, overlap: int = 0) -> str:
         """Which of the rows that come out now, ``[B, n * per_frame]``, belong to the signal.
 
         With ``overlap`` it is ``[B, n, overlap]``: whether each row, and the ``overlap - 1`` before it, do.

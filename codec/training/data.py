@@ -140,11 +140,11 @@ class ResidentDataset(SegmentDataset):
         super().__init__(dataset.records, dataset.sample_rate, dataset.config, dataset.seed)
         self.tried |= {each.id for each in self.records}  # as if all were tried: the first ones may be the bad ones
         threads = max(self.config.workers, 1)  # decoding and resampling release Python's lock
-        self.utterances = [samples.to(device) for samples in in_threads(self._whole, self.records, threads)]
+        self.utterances = [samples.to(device) for samples in in_threads(self._read_pcm, self.records, threads)]
         readable = [len(samples) > 0 for samples in self.utterances]
         self.ends, self.skipped = np.cumsum(np.diff(self.ends, prepend=0.0) * readable), readable.count(False)
 
-    def _whole(self, record: Record) -> Tensor:
+    def _read_pcm(self, record: Record) -> Tensor:
         """An utterance as 16-bit samples ``[T]``, made softer if it exceeds full scale; empty if it cannot be read."""
         try:
             samples = resample(*read_record(record), self.sample_rate)

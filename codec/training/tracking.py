@@ -46,7 +46,7 @@ class Tracker:
 
     def __init__(self, folder: Path, logger: str, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._unlock = weakref.finalize(self, os.close, _locked(folder))
+        self._unlock = weakref.finalize(self, os.close, _lock_folder(folder))
         if hasattr(os, "register_at_fork"):  # readers live a moment longer than a killed run: they hold no lock
             os.register_at_fork(after_in_child=self._unlock)
         self._metrics = folder / "metrics.jsonl"
@@ -98,7 +98,7 @@ class Tracker:
             self.writer = None
 
 
-def _locked(folder: Path) -> int:
+def _lock_folder(folder: Path) -> int:
     """The descriptor of a file in the folder, locked until it is closed or its process ends."""
     lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o666)
     try:
