@@ -391,7 +391,7 @@ class CodecBase(Generic[Signal]):
         return array
 
     def _checked_block(self, values: Any) -> Signal:
-        """A block as float32 ``[T]``; a CodecError if it is none, or too loud."""
+        """A block as float32 ``[T]``; a CodecError if it cannot be part of a waveform."""
         block = self._checked(values, "a block", "[T]")
         check_peak(block)
         return block

@@ -43,9 +43,11 @@ class Codec(nn.Module, CodecBase[Tensor]):
     ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights.
     Waveforms and codes are tensors or numpy arrays; what methods return are tensors, with gradients only from ``forward``
     and ``embed``. Begin with ``help(Codec.encode)``, ``help(Codec.decode)`` and ``help(Codec.gain_of)``.
+
     Codes and audio are computed in float32, also inside an autocast, and refused after ``half()`` or ``bfloat16()``. Keep
     torch's defaults, TF32 off and ``torch.set_float32_matmul_precision`` at "highest": others may change codes. ``forward``,
     for training, has the precision of the autocast around it: its codes can differ from those of ``encode``.
+
     Spawn worker processes: where torch has run on threads, a forked child hangs. Workers of a DataLoader may be forked as
     well, but not started by "forkserver", which cannot send so many tensors.
     """
@@ -153,7 +155,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
             return self.quantizer(frames, count).codes[0]
 
     def _refined(self, window: Tensor, count: int, steps: int) -> Tensor:
-        if self.quantizer.training:  # where some quantizers learn from all that they see
+        if self.quantizer.training:  # then some quantizers learn from all latents that they get
             raise CodecError("refine_steps need a model in eval mode: model.eval()")
         if self.decoder.input.weight.is_inference():
             raise CodecError("refine_steps need a model that was made outside torch.inference_mode")
