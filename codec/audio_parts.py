@@ -155,7 +155,7 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
 
 
 class _Layout(NamedTuple):
-    """The layout of a file of chunks: where the first is; each has id, size, and data padded to a multiple of ``align``."""
+    """A file of chunks: where the first is; each has an id, a size, and data padded to a multiple of ``align``."""
 
     first: int
     id_bytes: int
@@ -297,7 +297,7 @@ JOINED_PAGES = 100  # between the head and the first pages of a recorded broadca
 
 
 def _ogg_parts(source: _Source) -> list[Part]:
-    """One part per link: libsndfile reads only the first, and does not notice if its first or last audio page is missing."""
+    """One part per link: libsndfile reads only the first, and does not miss its first or last page of audio."""
     # the start of each link, and by stream the end, number and flags of its last page
     links: list[tuple[int, dict[bytes, tuple[int, int, int]]]] = []
     in_head = 0  # not 0 in the first pages of a link, with which all its streams begin

@@ -109,7 +109,7 @@ class CodecBase(Generic[Signal]):
     def header(
         self, num_samples: int | None, sample_rate: int, num_quantizers: int | None = None, gain_db: float = 0.0
     ) -> Header:
-        """The header of a file of this model's codes, for ``codec.container.write``; CodecError: a value that it cannot hold.
+        """The header of a file of this model's codes, for ``codec.container.write``; CodecError: an impossible value.
 
         Args:
             num_samples: length of what was encoded, per channel, at its own rate; None while it is not known.
@@ -378,7 +378,7 @@ class CodecBase(Generic[Signal]):
         return codes
 
     def _checked(self, values: Any, name: str, shape: str, others: str = "", integers: bool = False) -> Signal:
-        """The values as float32 or int64; a CodecError if they are not of the ``shape``: it names that and the ``others``."""
+        """The values as float32 or int64; a CodecError if not of the ``shape``, which it names with the ``others``."""
         array, axes = self._array(values, integers=integers), shape.strip("[]").split(", ")
         sizes = () if array is None else tuple(array.shape)
         if len(sizes) != len(axes) or any(a.isdigit() and a != str(b) for a, b in zip(axes, sizes, strict=True)):

@@ -266,7 +266,7 @@ class CodecConfig:
         return self.quantizer.num_quantizers if self.quantizer.kind.startswith("residual_") else 1
 
     def encoder_layers(self) -> list[list[Reach]]:
-        """The reach of each stage's layers in the encoder, first the strided convolution; ConfigError: a wrong look_ahead."""
+        """The reach of each encoder stage's layers, first its strided convolution; ConfigError: a wrong look_ahead."""
         encoder, others = self.encoder, self.encoder.kernel_size - 1  # taps of a filter for other steps than its own
         half = 0 if self.causal else others // 2
         back = [stride if self.causal else stride // 2 for stride in encoder.strides]
@@ -283,7 +283,7 @@ class CodecConfig:
         return stages
 
     def decoder_layers(self) -> list[Reach]:
-        """The reach of the decoder's blocks, then that of its inverse STFT, whose windows are centred or only look back."""
+        """The reach of the decoder's blocks, then of its inverse STFT, whose windows are centred or only look back."""
         decoder, depth = self.decoder, self.decoder.depth
         others = decoder.n_fft // self.hop_length - 1  # hops that a frame's window covers beside its own
         window = -(-others // 2)  # how many of them are ahead, if it is centred

@@ -108,7 +108,7 @@ def legible(text: str) -> str:
 
 
 def install_command(package: str) -> str:
-    """How to install a package: by the extra that brings it; alone where torch is missing, which an extra would bring too."""
+    """How to install a package: by its extra; alone if torch is missing, which an extra would bring, too."""
     from importlib.metadata import distributions  # here: it takes some time
 
     if not any(distributions(name="torch")):
@@ -119,7 +119,7 @@ def install_command(package: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an error on one line: file errors as ``path: reason``, a missing package with the extra to install."""
+    """The message of an error on one line: of files as ``path: reason``, of a missing package with its extra."""
     if text := environment_fault(error):
         return text
     if isinstance(error, OSError) and error.strerror:
@@ -150,7 +150,7 @@ def environment_fault(error: BaseException) -> str:
 def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing half-written is left") -> int:
     """Do a command's work; return its exit code, or that of the error that ended it, which is printed in one line.
 
-    SIGTERM and a closed terminal act as ctrl-C does: temporary files are removed, and the message ends with ``interrupted``.
+    SIGTERM and a closed terminal act as ctrl-C: temporary files are removed, the message ends with ``interrupted``.
     """
     global _interrupted
     _interrupted = -math.inf

@@ -116,7 +116,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
     # ---- use ------------------------------------------------------------------------------------------------------
 
     def latents(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """Latents float ``[B, D, N]`` of a waveform before quantization: as :meth:`encode` at a gain of 0, and its errors."""
+        """Latents float ``[B, D, N]`` of a waveform, not quantized: as :meth:`encode` at a gain of 0, and its errors."""
         items = self._items_at_model_rate(waveform, sample_rate)
         checked = ([self._checked_block(item)] for item in items)
         windows = self._compute_windows(self._encoded, checked, self.encoder_context, self.hop_length)

@@ -46,7 +46,7 @@ def as_tensor(values: Any, integers: bool) -> Tensor | None:
 
 
 def _row_prefix(fits: Tensor) -> str:
-    """The beginning of an error: the first row of ``[B, ...]`` that is not True everywhere; "" if there is one row only."""
+    """The beginning of an error: the first row of ``[B, ...]`` that is not all True; "" if there is only one row."""
     return f"row {int((~fits.flatten(1).all(dim=1)).nonzero()[0])}: " if len(fits) > 1 else ""
 
 
@@ -144,7 +144,7 @@ class _Stream:
         return chunk.to(self.device)
 
     def _valid_mask(self, count: int, delay: int, per_frame: int = 1) -> Tensor:
-        """Which ``[B, count]`` of a layer's next outputs, ``per_frame`` a frame and ``delay`` late, belong to their row."""
+        """Which ``[B, count]`` of a layer's next outputs (``per_frame`` a frame, ``delay`` late) belong to their row."""
         index = self.state["age"] * per_frame - delay + torch.arange(count, device=self.device)
         return (index >= 0) & (index < self.state["total"] * per_frame)
 

@@ -138,7 +138,7 @@ def resync(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int =
 
 
 def clean(codes: Ids, codebook_size: int, invalid: Invalid = "refuse") -> Ids:
-    """Parallel or undelayed codes ``[..., K, N]``, their bad frames treated as ``invalid`` says; "drop" takes ``[K, N]``."""
+    """Parallel or undelayed codes ``[..., K, N]``, bad frames treated as ``invalid`` says; "drop" takes ``[K, N]``."""
     values, size = _array(codes, "codes", "[..., K, N]"), TokenLayout(1, codebook_size).codebook_size
     whole = np.all((values >= 0) & (values < size), axis=-2, keepdims=True)  # [..., 1, N]
     if invalid == "refuse" and not whole.all():

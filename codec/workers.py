@@ -30,7 +30,7 @@ def available_cores() -> int:
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """The results of ``work`` for the items, in their order; ``threads`` items after the awaited one are in work already."""
+    """The results of ``work`` for the items, in their order; ``threads`` items after the awaited one are begun."""
     if threads == 1:
         yield from map(work, items)
         return
@@ -92,7 +92,7 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Start processes in here that ignore ctrl-C and a closed terminal, which reach the whole group: the parent decides."""
+    """Processes started in here ignore ctrl-C and a closed terminal, which reach the whole group: the parent decides."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

@@ -58,7 +58,7 @@ class Record:
 
 
 def audio_source(record: Record) -> str | BytesIO:
-    """A record's audio, to open: its path, or its bytes in a shard; a ManifestError if they are cut off, or it is a pipe."""
+    """A record's audio, to open: its path, or its bytes in a shard; ManifestError: bytes cut off, or a pipe."""
     if Path(record.path).is_fifo():
         raise ManifestError(f"{record.path} is a pipe, which may never end; write its audio to a file")
     if not record.num_bytes:

@@ -1,4 +1,4 @@
-"""Evaluate a manifest on all cores; each finished utterance is a line of a file, from which a killed evaluation goes on."""
+"""Evaluate a manifest on all cores; finished utterances are in a file, from which a killed evaluation goes on."""
 
 from __future__ import annotations
 

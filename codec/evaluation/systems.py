@@ -148,7 +148,7 @@ class FolderFamily:
                 )
 
     def _files_of(self, record: Record) -> list[Path]:
-        """The files placed as the id says (with or without its audio suffix), or else as the end of the audio's path says."""
+        """The files placed as the id (with or without an audio suffix) or else the end of the audio's path says."""
         names = [record.id]
         if Path(record.id).suffix.lower() in self.suffixes:
             names.append(Path(record.id).with_suffix("").as_posix())

@@ -1,1 +1,1 @@
-"""The codec as other libraries expect it: one file per library, which it imports; nothing else here imports these files."""
+"""The codec as other libraries expect it: one file per library; nothing else imports these files."""

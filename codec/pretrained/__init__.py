@@ -28,7 +28,7 @@ def shipped_models() -> list[str]:
 
 
 def shipped_name(name: str) -> str | None:
-    """The shipped model that a name means: its full name, "default", or a name without version, for the newest; or None."""
+    """The shipped model of a name (its own, "default", or one without version, for the newest); or None."""
     name = DEFAULT_MODEL if name == ALIAS else name
     versions = [shipped for shipped in shipped_models() if name in (shipped, shipped.rpartition("-v")[0])]
     return max(versions, key=lambda shipped: int(shipped.rpartition("-v")[-1]), default=None)

@@ -138,7 +138,7 @@ class Quantizer(nn.Module, ABC):
         return output
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Vectors of codes of the first k stages, shaped as the latents, with gradients to the codebooks; 0 for code -1."""
+        """Vectors of codes of the first k stages, shaped as latents, with gradients to the codebooks; 0 for code -1."""
         stages = self.points(codes).transpose(1, 2)  # [B, k, N]
         if not 1 <= stages.shape[1] <= self.num_quantizers:
             raise CodecError(f"codes of {stages.shape[1]} stages; there are {self.num_quantizers}")

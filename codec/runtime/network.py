@@ -59,7 +59,7 @@ class Network:
         return self.graph("Reshape", x, self.graph("Concat", self.batch, self.graph.constant(shape), axis=0))
 
     def with_context(self, x: str, context: Reach, channels: int) -> tuple[str, int, int]:
-        """Rows as ``[B, 1, N, C]`` with their known neighbours, and how many zeros are to be added before and after them."""
+        """Rows as ``[B, 1, N, C]`` with their known neighbours, and how many zeros to add before and after them."""
         return self.batches(x, 1, -1, channels), context.left, context.right
 
     def own_rows(self, x: str, around: str, context: Reach, channels: int) -> str:

@@ -95,7 +95,7 @@ def _attribute(name: str, value: Attribute) -> bytes:
 
 
 def _initializer(name: str, value: Array, whole: bool) -> list[bytes]:
-    """The graph's field of a constant in two parts, so that its data are copied only once; or one part without the data."""
+    """The graph's field of a constant: in two parts, so that its data are copied once, or without the data."""
     head = b"".join(_number(1, size) for size in value.shape) + _number(2, ELEMENT_TYPES[value.dtype.name])
     head += _bytes(8, name.encode())
     if not whole:  # external data, which must have a location

@@ -177,7 +177,7 @@ def start_codec(codec: JointCodec, source: Codec, name: str) -> bool:
 
 
 def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
-    """Whether ``target`` differs from ``source`` only in quantizer, look-ahead, and additional blocks of the same width."""
+    """Whether ``target`` differs from ``source`` only in quantizer, look-ahead, and more blocks of the same width."""
     free = dict.fromkeys(("encoder", "decoder", "first_decoder", "quantizer", "depths", "depth", "look_ahead"))
     parts = [(vars(c) | free, vars(c.encoder) | free, vars(c.decoder) | free) for c in (source, target)]
     depths = [(c.decoder.depth, *c.encoder.depths) for c in (source, target)]
