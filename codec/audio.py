@@ -14,10 +14,10 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from codec.audio_parts import AudioError as AudioError  # of this module too
+from codec.audio_parts import AudioError as AudioError  # part of this module too
 from codec.audio_parts import Part, find_parts, incomplete
 from codec.config import whole_number
-from codec.errors import CodecError, install
+from codec.errors import CodecError, install_command
 from codec.files import as_path, atomic_write, check_binary
 
 if TYPE_CHECKING:
@@ -27,22 +27,22 @@ log = logging.getLogger(__name__)
 Block = NDArray[np.float32]
 
 BLOCK_SECONDS = 10
-BLOCK_VALUES = 2**23  # and no block holds more, all channels together
-SYSTEM_ERROR = 2  # libsndfile's code where the system calls fail
+BLOCK_VALUES = 2**23  # at most in a block, all channels together
+SYSTEM_ERROR = 2  # libsndfile's code if a system call fails
 AV_FORMATS = "mov,matroska,aac,amr,caf,wav,ogg,mp3"  # and no others: FFmpeg would also follow lists of addresses
 AV_SUFFIXES = {".3gp", ".aac", ".amr", ".bw64", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm"}
-AV_SLACK = 0.1  # s: the times in WebM files are rounded, and count what the encoder puts before the audio
-MP3_LEAD = 2**14  # samples before a place in an MP3 file that its decoder needs to be right there
-CANCELLING_DB = 6.0  # a mix that is softer by this than the loudest channel among silent ones would make it
-# formats in which libsndfile does not miss an end
+AV_SLACK = 0.1  # s: times in WebM files are rounded, and include what the encoder puts before the audio
+MP3_LEAD = 2**14  # samples that an MP3 decoder must read before a place to be right there
+CANCELLING_DB = 6.0  # channels cancel if their mix is softer by this than with all but the loudest one silent
+# formats in which libsndfile does not notice that the end is missing
 UNCHECKED = {"AVR", "IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SDS", "VOC", "WVE", "XI"}
 VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
-WRITE_SAMPLES = 2**16  # at once: libsndfile's Vorbis encoder crashes on blocks of some millions
-OTHER_RATE = "take .wav, or the model's own rate (codec-decode --native-rate)"  # where a format lacks one
-LOUD = 2.0  # times full scale: decoded speech goes beyond it by some tenths, but this far only where its recording does
+WRITE_SAMPLES = 2**16  # to write at once: libsndfile's Vorbis encoder crashes on blocks of some millions
+OTHER_RATE = "take .wav, or the model's own rate (codec-decode --native-rate)"  # if a format lacks a rate
+LOUD = 2.0  # times full scale: decoded speech exceeds it by some tenths, but so far only if its recording does
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
 
-WRITTEN = {  # by suffix: libsndfile's names of the format and of the samples'
+WRITTEN = {  # by suffix, libsndfile's names of the format and the sample format
     **{f".{name}": (name.upper(), "PCM_16") for name in ("wav", "flac", "aiff", "au", "caf", "rf64", "w64")},
     ".aif": ("AIFF", "PCM_16"),
     **dict.fromkeys((".ogg", ".oga"), ("OGG", "VORBIS")),
@@ -61,7 +61,7 @@ def load(path: str | Path, channel: int | None = None) -> tuple[Tensor, int]:
         AudioError: cannot be read as audio.
         OSError: cannot be opened.
     """
-    import torch  # here, since what moves audio block by block needs none
+    import torch  # here, as moving audio block by block needs no torch
 
     samples, sample_rate = read_samples(path, channel=channel)
     return torch.from_numpy(samples)[None], sample_rate
@@ -112,14 +112,14 @@ class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
 
 
 class _AvFile:
-    """The audio of a file that PyAV reads, as far as used here like a ``soundfile.SoundFile``; it cannot seek."""
+    """The audio of a file, read by PyAV; it has what is used here of ``soundfile.SoundFile``, and cannot seek."""
 
     frames = 0  # the length is not known before the end
 
     def __init__(self, part: Part, name: str) -> None:
         import av
 
-        self._stray = part.seek(0, os.SEEK_END)  # bytes that are in no packet so far
+        self._stray = part.seek(0, os.SEEK_END)  # bytes that no packet has contained so far
         part.seek(0)
         try:
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
@@ -140,7 +140,7 @@ class _AvFile:
         self._container.close()
 
     def read(self, frames: int, **_: object) -> Block:
-        """About so many samples ``[T, C]``, none at the end."""
+        """About ``frames`` samples ``[T, C]``; none at the end."""
         blocks = [np.zeros((0, self.channels), np.float32)]
         while sum(map(len, blocks)) < frames and (block := next(self._blocks, None)) is not None:
             blocks.append(block)
@@ -150,7 +150,7 @@ class _AvFile:
         import av
 
         form = None
-        read = reached = 0.0  # s: the end by the lengths of all frames, and by the time that the last one bears
+        read = reached = 0.0  # s: the end by the lengths of all frames, and by the time of the last one
         try:
             for packet in self._container.demux(self._stream):
                 self._stray -= packet.size
@@ -166,14 +166,14 @@ class _AvFile:
             raise AudioError(f"{self._name} is damaged ({error.strerror})") from None
         if reached < (promised := self._promised_seconds()) - AV_SLACK:
             raise incomplete(self._name, round(read, 1), round(promised, 1), "s")
-        if read < reached - AV_SLACK:  # or so recorded: in WebM some encoders leave silence out
+        if read < reached - AV_SLACK:  # or recorded so: in WebM some encoders leave silence out
             log.warning(incomplete(self._name, round(read, 1), round(reached, 1), "s"))
         if self._container.format.name == "aac" and self._stray:
             text = "%s: %d bytes in it are no AAC frames, so some audio may be missing; %.1f s are read"
             log.warning(text, self._name, self._stray, read)
 
     def _promised_seconds(self) -> float:
-        """The length that the header tells exactly, else 0; that of a file with pictures need not be that of its audio."""
+        """The audio's length if the header has it exactly, else 0; the length of a film need not be that of its audio."""
         stream, kind = self._stream, self._container.format.name
         if kind.startswith("mov") and stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
@@ -185,26 +185,26 @@ class AudioReader(AbstractContextManager["AudioReader"]):
     """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
 
     libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. A file is read to the end of its audio, whatever
-    its header says; what is doubtful about its length is said in the log once all is read.
+    its header says; doubts about its length are logged after all is read.
 
     Args:
         path: of the file; or an open binary file.
-        name: how messages call it.
+        name: its name in messages.
         channel: the one to read, counted from 1, instead of the mean of all.
 
     Attributes:
-        claimed_samples: its length by a header that is exact, else 0.
+        claimed_samples: samples per channel by the header, if that is exact, else 0.
         num_samples: per channel, read so far.
 
     Raises:
-        AudioError: cannot be read as audio, or there is less of it than its header says; no such channel.
+        AudioError: cannot be read as audio, or has less than its header says; no such channel.
         OSError: cannot be opened.
     """
 
     def __init__(self, path: str | Path | BinaryIO, name: str | None = None, channel: int | None = None) -> None:
         self.name = name or str(path)
         self._channel = None if channel is None else whole_number("channel", channel, 1, 2**31 - 1, AudioError)
-        self._begin()
+        self._reset_counts()
         with ExitStack() as stack:
             if not hasattr(path, "read"):
                 path = as_path(path)
@@ -235,7 +235,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             except ModuleNotFoundError:
                 raise AudioError(
                     f"{self.name} is not audio that libsndfile reads ({error.error_string.strip(' .')}); for M4A, AAC, "
-                    f"WebM, AMR and others {install('av')}, or convert it to WAV or FLAC first"
+                    f"WebM, AMR and others {install_command('av')}, or convert it to WAV or FLAC first"
                 ) from None
         if not 1 <= (self._channel or 1) <= decoder.channels:
             decoder.close()
@@ -245,15 +245,15 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             part.num_samples = decoder.frames
         return decoder
 
-    def _begin(self) -> None:
+    def _reset_counts(self) -> None:
         self.num_samples, self._loudest, self._mixed, self._mixed_channels = 0, 0.0, 0.0, 1
 
     def blocks(self) -> Iterator[Block]:
-        """Mono float32 blocks ``[T]`` of about ten seconds at most; an AudioError where it breaks off or holds NaN.
+        """Mono float32 blocks ``[T]`` of about ten seconds at most; an AudioError if the file is cut or holds NaN.
 
-        Once all have been read they can be again.
+        After all were read, they can be read again.
         """
-        self._begin()
+        self._reset_counts()
         for part in self._parts:
             with closing(self._open(part)) as decoder:
                 for block in resample_blocks(self._decoded(part, decoder), decoder.samplerate, self.sample_rate):
@@ -288,11 +288,11 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         return samples[:num_samples]
 
     def _decoded(self, part: Part, decoder: _SequentialFile | _AvFile) -> Iterator[Block]:
-        """One part, mixed down."""
+        """Mono blocks of one part."""
         claimed, read, note = part.num_samples or 0, 0, part.note
         size = max(min(BLOCK_SECONDS * decoder.samplerate, BLOCK_VALUES // decoder.channels), 1)
         while True:
-            left = claimed - read  # up to there first, lest what lies behind does any harm, and then on
+            left = claimed - read  # read up to there first, so that bytes after it do no harm, and then on
             try:
                 block = decoder.read(min(size, left) if left > 0 else size, dtype="float32", always_2d=True)
             except soundfile.LibsndfileError as error:
@@ -315,7 +315,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         return AudioError(f"{self.name} is damaged ({error.error_string.strip(' .')})")
 
     def _mono(self, block: Block) -> Block:
-        with np.errstate(over="ignore", invalid="ignore"):  # the next line finds it
+        with np.errstate(over="ignore", invalid="ignore"):  # found in the next line
             mono: Block = block[:, self._channel - 1] if self._channel else block.mean(axis=1, dtype=np.float32)
         if not np.isfinite(mono).all():
             raise AudioError(f"{self.name} holds NaN or infinity; repair it first")
@@ -329,13 +329,13 @@ class AudioReader(AbstractContextManager["AudioReader"]):
 class AudioWriter(AbstractContextManager["AudioWriter"]):
     """Writes mono blocks to an audio file whose format follows from the suffix; 16 bits where the format has them.
 
-    At the end the file is read back: what is there then is all that was written.
+    At the end the file is read back, to find out whether all that was written is there.
 
     Args:
         path: of the file, in a folder that can be written to; one that exists is overwritten.
         sample_rate: in Hz.
         num_samples: how many will be written, if known: too many for a WAV file make it RF64, its 64-bit variant.
-        name: how messages call it.
+        name: its name in messages.
 
     Raises:
         AudioError: the format does not take this sample rate, or is unknown.
@@ -346,7 +346,7 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
         self.name = name or str(path)
         self._path, self._written, self._peak = path, 0, 0.0
         if path.suffix.lower() not in WRITTEN:
-            suffix = Path(self.name).suffix  # of a temporary file it is another
+            suffix = Path(self.name).suffix  # the name of a temporary file has another
             raise AudioError(f"{self.name}: audio is not written as {suffix!r}; take one of {', '.join(WRITTEN)}")
         file_format, subtype = WRITTEN[path.suffix.lower()]
         if file_format == "WAV" and 2 * num_samples > WAV_BYTES:
@@ -365,7 +365,7 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
     def __exit__(self, kind: object, *_: object) -> None:
         with self._on_disk():
             self._file.close()
-            if kind is None and self._written:  # the last bytes of FLAC, Opus and MP3 are lost without an error
+            if kind is None and self._written:  # the last bytes of FLAC, Opus and MP3 can be lost without an error
                 with AudioReader(self._path) as reader:
                     if sum(map(len, reader.blocks())) != self._written:
                         raise AudioError(f"{self.name} lacks samples")
@@ -378,14 +378,14 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
 
     @contextmanager
     def _on_disk(self) -> Iterator[None]:
-        """libsndfile does not tell the reason where writing fails; soundfile asserts that all was written."""
+        """Turn errors of writing into a CodecError: libsndfile gives no reason, soundfile asserts that all was written."""
         try:
             yield
         except (soundfile.LibsndfileError, AssertionError, AudioError):
             raise CodecError(f"{self.name} cannot be written; is the disk full?") from None
 
     def write(self, block: Block) -> None:
-        """Append samples; beyond full scale they are clipped."""
+        """Append samples, which are clipped at full scale."""
         self._peak = max(self._peak, np.abs(block).max(initial=0.0))
         samples = to_pcm(block) if self._file.subtype == "PCM_16" else np.clip(block, -1.0, 1.0)
         with self._on_disk():

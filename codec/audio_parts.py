@@ -1,7 +1,7 @@
-"""Where the audio of a file lies, by its own bytes: libsndfile believes headers that are wrong, and reads first parts only.
+"""Where the audio in a file is, by its bytes: libsndfile trusts wrong headers, and reads only the first of several parts.
 
-:func:`find_parts` takes a file to pieces, cheaply and without decoding: the links of a chained Ogg file, the streams of a
-concatenated MP3 file. What is missing against an exact header is an error; sizes that a pipe could not know are mended.
+:func:`find_parts` finds, without decoding, the parts of a file: the links of a chained Ogg file, the streams of a
+concatenated MP3 file. It is an error if less is there than an exact header says; sizes unknown to a pipe are mended.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from typing import BinaryIO, Literal, NamedTuple
 
 from codec.errors import CodecError
 
-BLOCK_BYTES = 2**16  # searched at once
-MOST_CHUNKS = 10_000  # of a RIFF file and its kin: a hostile one could hold millions of empty ones
-# what programs write to a pipe, where they cannot come back with the true size
+BLOCK_BYTES = 2**16  # to search at once
+MOST_CHUNKS = 10_000  # of RIFF and similar files: a hostile file could have millions of empty chunks
+# sizes that programs write to a pipe, where they cannot correct them at the end
 UNKNOWN_SIZES = (
     range(0x7EFFF000, 0x7F001000),
     range(0x7FFFE000, 0x80001000),
@@ -33,16 +33,16 @@ class AudioError(CodecError):
     """Audio that cannot be read or written; the message names the file."""
 
 
-def incomplete(name: str, there: float, promised: float, unit: str) -> AudioError:
+def incomplete(name: str, present: float, promised: float, unit: str) -> AudioError:
     """The error of a file that lacks some of what its header promises."""
-    return AudioError(f"{name} is damaged: only {there:,} of {promised:,} {unit} can be read")
+    return AudioError(f"{name} is damaged: only {present:,} of {promised:,} {unit} can be read")
 
 
 class Part:
-    """Pieces of a file, bytes in place of others or ranges of positions, as one file that a decoder can read.
+    """Pieces of a file as one file that a decoder can read; a piece is a range of positions, or bytes that replace others.
 
-    ``num_samples`` per channel are those of the header: 0 where it does not tell, None where the decoder's own count is
-    exact. ``note`` is what a user should know of it, "" if nothing.
+    ``num_samples`` per channel are those of the header: 0 if it does not tell, None if the decoder's own count is exact.
+    ``note`` is what a user should know about the part, "" if there is nothing.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Part:
         return self._position
 
     def read(self, count: int) -> bytes:
-        """So many bytes, across pieces: libsndfile takes fewer for the end."""
+        """``count`` bytes, across pieces: fewer would be the end to libsndfile."""
         data = b""
         while len(data) < count and self._position < self._ends[-1]:
             index = bisect_right(self._ends, self._position)
@@ -77,7 +77,7 @@ class Part:
 
 
 class _Source:
-    """A file, the part of it between ID3v2 tags in front and APE and ID3v1 tags behind, and how messages call it."""
+    """A file, where it starts and ends without tags (ID3v2 before; APE and ID3v1 after), and its name in messages."""
 
     def __init__(self, file: BinaryIO, name: str, start: int, end: int) -> None:
         self.file, self.name, self.start, self.end = file, name, start, end
@@ -90,12 +90,12 @@ class _Source:
         self.end = max(self.start, self.end)
 
     def at(self, position: int, count: int) -> bytes:
-        """Up to so many bytes, also beyond the tags."""
+        """Up to ``count`` bytes from a position, also outside of start and end."""
         self.file.seek(position)
         return self.file.read(count)
 
     def find(self, mark: bytes, position: int) -> int:
-        """The first place from there on where a pattern of up to four bytes fits, or the end."""
+        """The first place from ``position`` on where a pattern of at most four bytes matches, or the end."""
         while position < self.end:
             block = self.at(position, min(BLOCK_BYTES, self.end - position))
             if found := re.search(mark, block):
@@ -106,7 +106,7 @@ class _Source:
     def part(
         self, patches: dict[int, bytes], end: int | None = None, num_samples: int | None = None, note: str = ""
     ) -> Part:
-        """All up to ``end``, with other bytes at some positions."""
+        """A part with all from the start to ``end``, in which ``patches`` replace the bytes at their positions."""
         pieces: list[bytes | range] = []
         start = self.start
         for position in sorted(patches):
@@ -129,7 +129,7 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
         raise AudioError(f"{name} is empty")
     head = source.at(source.start, 1024)
     if head[:4] == b"fLaC":
-        packed = int.from_bytes(head[18:26], "big")  # 36 bits of it tell the length; libsndfile would stop there
+        packed = int.from_bytes(head[18:26], "big")  # 36 bits of it are the length, where libsndfile would stop
         unknown = (packed >> 36 << 36).to_bytes(8, "big")
         return [source.part({source.start + 18: unknown}, num_samples=packed % 2**36)]
     if head[:4] == b"OggS":
@@ -151,11 +151,11 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
     return _mp3_parts(source) or [source.part({})]
 
 
-# ---- formats that say how many bytes the samples have: RIFF and its kin, AU, NIST -------------------------------------
+# ---- formats that say how many bytes the samples have: RIFF and similar, AU, NIST --------------------------------------
 
 
 class _Layout(NamedTuple):
-    """How a file of chunks is built: where the first is, and then id, size, and data padded to whole ``align``."""
+    """A file of chunks: where the first is; each has an id, a size, and data padded to a multiple of ``align``."""
 
     first: int
     id_bytes: int
@@ -172,17 +172,17 @@ LAYOUTS = {
     b"caff": _Layout(8, 4, 8, "big", 1, 0),
     b"riff": _Layout(40, 16, 8, "little", 8, 24),
 }
-SAMPLES = (b"data", b"SSND", b"BODY")  # chunks that hold them
+SAMPLES = (b"data", b"SSND", b"BODY")  # chunks with samples
 AU = {b".snd": _Layout(0, 0, 4, "big", 1, 0), b"dns.": _Layout(0, 0, 4, "little", 1, 0)}
-NIST = _Layout(0, 0, 0, "big", 1, 0)  # its size is text, which is not mended
+NIST = _Layout(0, 0, 0, "big", 1, 0)  # the size is text, and not mended
 MP3_IN_WAV = b"\x55\0"
-# a killed writer leaves a size of 8 (AIFF) or 4 (CAF): the bytes before the samples that it counts; up to 8 bytes behind
+# a killed writer leaves a size of 8 (AIFF) or 4 (CAF), that of what precedes the samples in their chunk; up to 8 bytes after
 # the samples are padding
 HEAD_BYTES = 8
 
 
 def _chunks(source: _Source, position: int, layout: _Layout) -> Iterator[tuple[bytes, int, int]]:
-    """Id, start of the data and start of the next chunk, for each up to one that is none, or begins another file."""
+    """Id, start of the data and start of the next chunk, of each chunk until no chunk, or another file, begins."""
     head_bytes = layout.id_bytes + layout.size_bytes
     for _ in range(MOST_CHUNKS):
         head = source.at(position, head_bytes) if position + head_bytes <= source.end else b""
@@ -196,7 +196,7 @@ def _chunks(source: _Source, position: int, layout: _Layout) -> Iterator[tuple[b
 
 def _chunked_parts(source: _Source) -> list[Part]:
     magic = source.at(source.start, 4)
-    patches = {source.start: b"RF64"} if magic == b"BW64" else {}  # the same by the name that libsndfile knows
+    patches = {source.start: b"RF64"} if magic == b"BW64" else {}  # the same format, known to libsndfile
     layout, long_size, coding = LAYOUTS[magic], 0, b""
     for chunk, data, following in _chunks(source, source.start + layout.first, layout):
         if chunk == b"ds64":
@@ -219,12 +219,12 @@ def _chunked_parts(source: _Source) -> list[Part]:
 def _sized_part(
     source: _Source, data: int, size_at: int, layout: _Layout, patches: dict[int, bytes], told: int = 0
 ) -> Part:
-    """A file whose samples begin at ``data``, of as many bytes as the number at ``size_at`` says, or a text has ``told``."""
+    """A file whose samples begin at ``data``; their bytes are the number at ``size_at``, or ``told`` if a text gave it."""
     told = told or int.from_bytes(source.at(size_at, layout.size_bytes), layout.order)
     size, there = max(told - layout.counted, 0), max(source.end - data, 0)
     end, note = data + size + -size % layout.align, ""
     for chunk, _, following in _chunks(source, end, layout) if layout.id_bytes else ():
-        if following > source.end + layout.align:  # cut, or bytes that look like a chunk's head
+        if following > source.end + layout.align:  # cut short, or bytes that only look like a chunk's head
             break
         end = following
         if chunk in SAMPLES and size > HEAD_BYTES:
@@ -242,7 +242,7 @@ def _sized_part(
 
 
 def _mp4_parts(source: _Source) -> list[Part]:
-    """MP4 files that follow each other: each begins with a box of one kind, and the decoder reads the first one."""
+    """MP4 files one after another: each begins with a box "ftyp", and a decoder reads only the first file."""
     starts, position = [source.start], source.start
     for _ in range(MOST_CHUNKS):
         head = source.at(position, 16)
@@ -262,14 +262,14 @@ ELEMENTS = {EBML, SEGMENT, CLUSTER} | {bytes.fromhex(element) for element in re.
 
 
 def _matroska_parts(source: _Source) -> list[Part]:
-    """Matroska files (WebM, too) that follow each other, as MP4; their decoder passes over damage in silence.
+    """Matroska files (also WebM) one after another, as MP4; their decoder ignores damage without a message.
 
-    A recorder does not know how long a segment or a cluster becomes: what is in them is told by its own id and size.
+    A recorder does not know how long a segment or a cluster becomes, so the elements inside are read by their ids and sizes.
     """
-    starts, position, told = [], source.start, 0  # told: where the last segment of known size ends
+    starts, position, told = [], source.start, 0  # told: the end of the last segment of known size
     while position < source.end:
         head = source.at(position, 12)
-        id_bytes = 9 - head[0].bit_length()  # as many as the first bit that is set tells, here and in sizes
+        id_bytes = 9 - head[0].bit_length()  # the first bit that is set tells how many, here and in sizes
         size_bytes = 9 - max(head[id_bytes:][:1], default=0).bit_length()
         element, size = head[:id_bytes], head[id_bytes:][:size_bytes]
         if element not in ELEMENTS or size_bytes > 8:
@@ -280,7 +280,7 @@ def _matroska_parts(source: _Source) -> list[Part]:
             starts.append(position)
         position += id_bytes + size_bytes
         length = int.from_bytes(size, "big") % 2 ** (7 * size_bytes)
-        if element == SEGMENT and length < 2 ** (7 * size_bytes) - 1:  # which means that it is not known
+        if element == SEGMENT and length < 2 ** (7 * size_bytes) - 1:  # that value means: not known
             told = position + length
         position += length * (element not in (SEGMENT, CLUSTER))
     if max(position, told) > source.end:
@@ -293,14 +293,14 @@ def _matroska_parts(source: _Source) -> list[Part]:
 # ---- Ogg --------------------------------------------------------------------------------------------------------------
 
 REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-JOINED_PAGES = 100  # a recording of a broadcast may have its head and then pages from so far behind it, or farther
+JOINED_PAGES = 100  # between the head and the first pages of a recorded broadcast may be a gap of so many pages or more
 
 
 def _ogg_parts(source: _Source) -> list[Part]:
-    """One part per link: libsndfile reads the first alone, and does not miss its first and last pages of audio."""
-    # where each link begins, and by stream the end, number and flags of its last page
+    """One part per link: libsndfile reads only the first, and does not miss its first or last page of audio."""
+    # the start of each link, and by stream the end, number and flags of its last page
     links: list[tuple[int, dict[bytes, tuple[int, int, int]]]] = []
-    in_head = 0  # the streams of a link begin all together, before any goes on
+    in_head = 0  # not 0 in the first pages of a link, with which all its streams begin
     for position, page in _ogg_pages(source):
         if not links or (page[5] & 2 and not in_head):
             links.append((position, {}))
@@ -321,9 +321,9 @@ def _ogg_parts(source: _Source) -> list[Part]:
 
 
 def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:
-    """Where each page begins, and its bytes.
+    """The position of each page, and its bytes.
 
-    Its checksum is zlib's CRC-32 but for bits in the other order, zeros in its own place and no inversion.
+    The checksum is zlib's CRC-32, but with bits in reverse order, zeros in place of the checksum, and no inversion.
     """
     position = source.start
     while position < source.end:
@@ -355,16 +355,16 @@ TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
 
 
 class _Frame(NamedTuple):
-    """What the first four bytes of an MP3 or MP2 frame say."""
+    """The content of the first four bytes of an MP3 or MP2 frame."""
 
-    kind: int  # what stays the same in a stream: version, layer, sample rate, one channel or two
+    kind: int  # bits that are the same in all of a stream: version, layer, sample rate, one channel or two
     num_bytes: int
-    info_at: int  # where a frame without audio says "Xing" or "Info"; 0 in layer II
+    info_at: int  # where a frame without audio has "Xing" or "Info"; 0 in layer II
 
 
 @functools.lru_cache(4096)
 def _frame(head: bytes) -> _Frame | None:
-    """The frame that begins with these four bytes; None if none does, or one of free format."""
+    """The frame that begins with these four bytes; None if no frame does, or one of free format."""
     bits = int.from_bytes(head, "big")
     version, layer, bitrate, rate = bits >> 19 & 3, bits >> 17 & 3, bits >> 12 & 15, bits >> 10 & 3
     if bits >> 21 != 0x7FF or version == 1 or layer not in (1, 2) or bitrate in (0, 15) or rate == 3:
@@ -373,14 +373,14 @@ def _frame(head: bytes) -> _Frame | None:
     hertz = (44100, 48000, 32000)[rate] >> (2, 0, 1, 0)[version]
     kbps = KBPS[first_version * layer][bitrate - 1]
     num_bytes = (72 if layer == 1 and not first_version else 144) * 1000 * kbps // hertz + (bits >> 9 & 1)
-    info_at = ((21, 13), (36, 21))[first_version][mono] + 2 * (not bits >> 16 & 1)  # behind a checksum, if any
+    info_at = ((21, 13), (36, 21))[first_version][mono] + 2 * (not bits >> 16 & 1)  # after a checksum, if any
     return _Frame(bits & 0xFFFE0C00 | mono, num_bytes, info_at * (layer == 1))
 
 
 def _mp3_frames(source: _Source) -> Iterator[tuple[int, bytes, _Frame]]:
-    """Position and first bytes of each frame; where none came before, another of its kind must follow it."""
+    """Position and first bytes of each frame; a frame after none of its kind must be followed by another of it."""
     position, kind = source.start, 0
-    search_end = source.start + BLOCK_BYTES * (source.start > 0)  # behind a tag there may be zeros before the first
+    search_end = source.start + BLOCK_BYTES * (source.start > 0)  # after a tag zeros may come before the first frame
     while position < source.end:
         head = source.at(position, 48)
         frame = _frame(head[:4])
@@ -397,12 +397,12 @@ def _mp3_frames(source: _Source) -> Iterator[tuple[int, bytes, _Frame]]:
 
 @dataclass
 class _Stream:
-    """What one encoder has written into an MP3 file."""
+    """The frames that one encoder has written into an MP3 file."""
 
-    head: bytes  # of its first frame
-    frame: _Frame  # what that says
-    silent_bytes: int  # of that frame if it is no audio
-    promised: int  # how many frames that one says to follow, 0 if it does not tell
+    head: bytes  # of the first frame
+    frame: _Frame  # the first frame
+    silent_bytes: int  # size of the first frame if it is no audio
+    promised: int  # how many frames the first one announces, 0 if it does not tell
     num_frames: int = 0  # of audio
     runs: list[range] = field(default_factory=list)  # frames without a gap
 
@@ -426,9 +426,9 @@ def _mp3_parts(source: _Source) -> list[Part]:
 
 
 def _mp3_part(source: _Source, stream: _Stream, end: int) -> Part:
-    """The frames of a stream up to ``end``; where the first does not tell their true number, behind one that does.
+    """The frames of a stream up to ``end``; if the first one does not have their true number, a new first one has it.
 
-    libsndfile guesses it otherwise, and stops there. One frame less than promised may be a matter of counting.
+    Otherwise libsndfile guesses the number, and stops there. Some encoders count one frame more.
     """
     runs, num_frames = stream.runs, stream.num_frames
     gaps = zip(runs, [*(run.start for run in runs[1:]), end], strict=True)

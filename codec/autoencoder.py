@@ -19,18 +19,18 @@ from torch.nn import functional as F
 from codec.config import CodecConfig, Reach
 from codec.errors import CodecError
 
-HIDDEN_ELEMENTS = 2**20  # activations held at once inside a block at inference: 4 MiB for each item
-FEW_ROWS = 16  # of which MKL's product is as fast, and a convolution not worth its call
-ROWS = 128  # are filled up to a multiple: oneDNN keeps what it has prepared for every number of rows
+HIDDEN_ELEMENTS = 2**20  # activations that a block holds at once at inference: 4 MiB for each item
+FEW_ROWS = 16  # below that MKL's product is as fast as oneDNN's, and a convolution not worth its call
+ROWS = 128  # rows are filled up to a multiple of this: oneDNN prepares and keeps something for every number of rows
 CPU: Mapping[str, Any] = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-AMD = CPU.get("sse4a")  # theirs alone have it
+AMD = CPU.get("sse4a")  # only AMD's processors have it
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if AMD else None
-TRANSPOSED = range(8, 100) if torch.backends.mkl.is_available() and not AMD else range(0)  # rows
+TRANSPOSED = range(8, 100) if torch.backends.mkl.is_available() and not AMD else range(0)  # numbers of rows
 
 
 @contextmanager
-def exact(weight: Tensor) -> Iterator[None]:
-    """Without gradients, all is computed in float32, also inside an autocast: half precision gives other codes.
+def float32_inference(weight: Tensor) -> Iterator[None]:
+    """Compute all inside in float32, also within an autocast, and without gradients: half precision gives other codes.
 
     Raises:
         CodecError: the weights are in another type.
@@ -43,20 +43,20 @@ def exact(weight: Tensor) -> Iterator[None]:
 
 
 def eager_inference() -> bool:
-    """Whether a faster way may be taken: no gradients are wanted, and no graph is recorded, which must fit every size."""
+    """Whether a faster way may be taken: no gradients are wanted, nor a graph recorded, which must fit every size."""
     graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
     return not (torch.is_grad_enabled() or graph)
 
 
 class Linear(nn.Linear):
-    """Without gradients and in float32 on CPUs, a product that is faster than torch's.
+    """A linear layer whose product is faster than torch's without gradients in float32 on CPUs.
 
-    On AMD processors oneDNN takes half the time of MKL, which torch calls. Elsewhere MKL takes half to four fifths of the
-    time for the transposed product where rows are few, as in streams.
+    On AMD processors oneDNN takes half the time of MKL, which torch calls. Elsewhere MKL computes the transposed
+    product in half to four fifths of the time where rows are few, as in streams.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not eager_inference():  # first: where a graph is recorded, the number of rows is not known
+        if not eager_inference():  # asked first: in a graph the number of rows is not known
             return super().forward(x)
         count = x.numel() // self.in_features
         faster = count in TRANSPOSED if ONEDNN is None else count >= FEW_ROWS
@@ -75,7 +75,7 @@ class Layer(nn.Module):
     """A block that knows its reach: ``[B, N * stride, C_in] -> [B, N, C_out]``, padded with zeros at both ends.
 
     Attributes:
-        left, right: how many steps of the input before and after its own ones an output step depends on.
+        left, right: how many input steps before and after its own steps an output step depends on.
         stride: input steps per output step.
         channels: of the input.
     """
@@ -86,19 +86,19 @@ class Layer(nn.Module):
         self.left, self.right, self.stride = context
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inside(F.pad(x, (0, 0, self.left, self.right)))
+        return self.unpadded(F.pad(x, (0, 0, self.left, self.right)))
 
-    def inside(self, x: Tensor) -> Tensor:
-        """Without padding: ``[B, left + N * stride + right, C_in] -> [B, N, C_out]``."""
+    def unpadded(self, x: Tensor) -> Tensor:
+        """The layer on an input that has its context: ``[B, left + N * stride + right, C_in] -> [B, N, C_out]``."""
         raise NotImplementedError
 
     def push(self, x: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-        """The next ``[B, n * stride, C_in]`` of a stream -> ``[B, n, C_out]``, and the input to hold for the next call.
+        """The next ``[B, n * stride, C_in]`` of a stream -> ``[B, n, C_out]``, and the inputs to hold for the next call.
 
-        ``held`` are the input steps before these, as many as :func:`codec.config.lag` says.
+        ``held`` are the input steps before these; :func:`codec.config.lag` says how many.
         """
         joined, count = torch.cat([held, x], dim=1), x.shape[1]
-        return self.inside(joined[:, : self.left + count + self.right]), joined[:, count:].clone()
+        return self.unpadded(joined[:, : self.left + count + self.right]), joined[:, count:].clone()
 
 
 class DepthwiseConv(Layer):
@@ -113,7 +113,7 @@ class DepthwiseConv(Layer):
         y = self._convolved(x, padding)[:, padding - self.left :]
         return y[:, : x.shape[1]]
 
-    def inside(self, x: Tensor) -> Tensor:
+    def unpadded(self, x: Tensor) -> Tensor:
         if x.is_cpu and eager_inference() and x.shape[:-1].numel() < FEW_ROWS:  # single frames of streams
             weight, bias = self.conv.parameters()
             taps = x.unfold(1, weight.shape[-1], 1)  # [B, N, C, kernel_size]
@@ -124,7 +124,7 @@ class DepthwiseConv(Layer):
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], still channels-last in memory
         weight, bias = self.conv.parameters()
         if x.is_cuda and x.dtype == weight.dtype and eager_inference():
-            # torch's own kernel: cuDNN prepares anew for every length, which takes thirty times as long as encoding
+            # torch's own kernel: cuDNN prepares itself for every new length, which takes thirty times as long as encoding
             y = torch.ops.aten._conv_depthwise2d(x, weight, weight.shape[2:], bias, (1, 1), (0, padding), (1, 1))
         else:
             y = F.conv2d(x, weight, bias, padding=(0, padding), groups=len(weight))
@@ -146,14 +146,14 @@ class ConvNeXtBlock(Layer):
         self.scale = nn.Parameter(torch.full((channels,), scale))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._added(x, self.depthwise(x))
+        return self._add_perceptron(x, self.depthwise(x))
 
-    def inside(self, x: Tensor) -> Tensor:
-        y = self.depthwise.inside(x)
-        return self._added(x[:, self.left : self.left + y.shape[1]], y)
+    def unpadded(self, x: Tensor) -> Tensor:
+        y = self.depthwise.unpadded(x)
+        return self._add_perceptron(x[:, self.left : self.left + y.shape[1]], y)
 
-    def _added(self, x: Tensor, y: Tensor) -> Tensor:
-        """``x`` and the perceptron of what its neighbours gave, ``y``."""
+    def _add_perceptron(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` plus the perceptron of ``y``, the depthwise convolution of ``x``."""
         if not eager_inference():
             return x + self.scale * self.perceptron(y)
         # piece by piece: the hidden activations stay in the cache, which saves a fifth of the encoder's time
@@ -176,14 +176,14 @@ class Downsample(Layer):
         super().__init__(in_channels, context)
         self.linear = Linear(2 * self.stride * in_channels, out_channels)
 
-    def inside(self, x: Tensor) -> Tensor:
+    def unpadded(self, x: Tensor) -> Tensor:
         assert x.shape[1] % self.stride == 0, "the length must be a multiple of the stride"
         x = x.reshape(x.shape[0], -1, self.stride * x.shape[2])
         return self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
 
 
 def blocks(channels: int, contexts: list[Reach]) -> list[Layer]:
-    """Blocks that look so far; at first their outputs add up to the size of one."""
+    """Blocks with these contexts; before training their outputs together add as much as one block's would alone."""
     return [ConvNeXtBlock(channels, context, 1.0 / len(contexts)) for context in contexts]
 
 
@@ -199,7 +199,7 @@ def initialize(module: nn.Module) -> None:
 class Encoder(nn.Module):
     """``[B, 1, T] -> [B, D, N]`` with ``N = T / hop_length``; T must be a multiple of the hop length.
 
-    ``layers`` are its layers in their order.
+    ``layers`` lists the layers of all stages in their order.
     """
 
     def __init__(self, config: CodecConfig) -> None:
@@ -239,7 +239,7 @@ class ISTFTHead(nn.Module):
     def _apply(self, *args: Any, **settings: Any) -> ISTFTHead:
         before = self.window.dtype
         super()._apply(*args, **settings)
-        if self.window.dtype != before:  # made anew: float() would not bring back the digits that half() took
+        if self.window.dtype != before:  # computed again: float() does not bring back the digits that half() removed
             self.window = torch.hann_window(self.n_fft, dtype=torch.float32, device="cpu").to(self.window)
         return self
 
@@ -249,7 +249,7 @@ class ISTFTHead(nn.Module):
         return self._ratio(self._overlap_add(self._frames(x))[:, covered], self._overlap_add(windows)[:, covered])
 
     def push_frames(self, x: Tensor, exists: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
-        """The next frames ``[B, n, C]`` of a stream -> ``[B, n * hop]``, ``offset`` samples behind them, and what to hold.
+        """The next frames ``[B, n, C]`` of a stream -> ``[B, n * hop]``, ``offset`` samples late, and the sums to hold.
 
         Args:
             exists: ``[B, n]``, which of the frames belong to their row.

@@ -1,6 +1,6 @@
-"""What a codec does whatever computes its networks, torch or ONNX Runtime: checks, batches, windows, facts about itself.
+"""What codecs on torch and on ONNX Runtime have in common: checks, batches, windows, facts about the model.
 
-It works on tensors and numpy arrays alike, by the methods and functions that have one name in both, and imports no torch.
+It works on tensors and numpy arrays alike, by methods and functions of the same name in both, and does not import torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from codec.workers import in_threads
 FOREVER = 2**40  # frames of a stream's row whose end is not known yet
 MOST_ROWS = 2**16  # of a stream, far beyond any use
 MOST_STEPS = 10**6  # of a refinement, far beyond any use
-MOST_CHANNELS = 64  # more than this, and more than there are samples, is taken for a transposed waveform
+MOST_CHANNELS = 64  # a waveform of more, and of fewer samples than channels, is taken for a transposed one
 FEW_CHANNELS = 8  # a first axis of more is not taken for the channels of [C, T]
 WINDOW_FRAMES = 1024  # new frames per window: long signals run window by window, short ones in one piece
 
@@ -71,9 +71,8 @@ class CodecBase(Generic[Signal]):
     def fingerprint(self) -> str:
         """SHA-256 (64 hex digits) of the configuration and of the codebooks' stored tensors.
 
-        Of the configuration ``look_ahead`` is left out, and ``first_decoder`` stands for ``decoder`` if it is there.
-
-        Two models with one fingerprint give a code the same meaning.
+        Two models with the same fingerprint give every code the same meaning. The configuration counts without
+        ``look_ahead``, and ``first_decoder``, where there is one, counts in place of ``decoder``.
         """
         raise NotImplementedError
 
@@ -82,7 +81,7 @@ class CodecBase(Generic[Signal]):
         values = to_dict(self.config, retired=True)
         values["decoder"] = values.pop("first_decoder", values["decoder"])
         for part in (values["encoder"], values["decoder"]):
-            part.pop("look_ahead", None)  # the same codes, written or heard earlier: models may share them
+            part.pop("look_ahead", None)  # it changes when codes are written or heard, not what they mean
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for tensor in tensors:
             digest.update(np.ascontiguousarray(tensor, dtype="<f4").tobytes())
@@ -90,12 +89,12 @@ class CodecBase(Generic[Signal]):
 
     @property
     def encoder_context(self) -> Reach:
-        """Frames on either side beyond which a change of the waveform cannot reach a code."""
+        """How many frames of the waveform before and after its own a code depends on."""
         return reach(itertools.chain(*self.config.encoder_layers()))
 
     @property
     def decoder_context(self) -> Reach:
-        """Frames on either side beyond which a change of the codes cannot reach a frame of the waveform."""
+        """How many frames of codes before and after its own a frame of the waveform depends on."""
         return reach(self.config.decoder_layers())
 
     @property
@@ -110,13 +109,13 @@ class CodecBase(Generic[Signal]):
     def header(
         self, num_samples: int | None, sample_rate: int, num_quantizers: int | None = None, gain_db: float = 0.0
     ) -> Header:
-        """What a ``.codes`` file says of codes of this model, for ``codec.container.write``; CodecError if it cannot be.
+        """The header of a file of this model's codes, for ``codec.container.write``; CodecError: an impossible value.
 
         Args:
             num_samples: length of what was encoded, per channel, at its own rate; None while it is not known.
             sample_rate: of what was encoded, in Hz.
             num_quantizers: stages of the codes; default all.
-            gain_db: with which they were encoded.
+            gain_db: the gain with which they were encoded.
         """
         return Header(
             model=self.name,
@@ -131,7 +130,7 @@ class CodecBase(Generic[Signal]):
         )
 
     def check(self, header: Header, advice: str = "") -> None:
-        """Refuse, as a ContainerError that ends with ``advice``, if any, the ``header`` of codes that another model made."""
+        """Raise a ContainerError, which ends with the ``advice``, if another model made the codes of this ``header``."""
         count = min(header.num_quantizers, self.num_quantizers)
         own = self.header(header.num_samples, header.original_sample_rate, count, header.gain_db)
         if own.fingerprint != header.fingerprint:
@@ -179,26 +178,26 @@ class CodecBase(Generic[Signal]):
                 codes of a shorter item are followed by zeros.
             gain_db: by how many dB the waveform, or each item, is louder than what is encoded. :meth:`gain_of` measures it,
                 so that codes do not depend on the volume, and decode takes it; 0 encodes the waveform as it is.
-            exact: False computes all items at once, which fills a GPU and on a CPU gains nothing: with torch only, the
-                same but for rounding, which turns a code where two are equally near.
-            refine_steps: so many times the latents are moved towards what, decoded, is nearest to the waveform
-                (:mod:`codec.refine`), with torch only. 15 come much nearer at the same bitrate, and take about as long as
-                the speech lasts. They are chosen for this decoder and number of stages; others gain from them, too.
+            exact: False computes all items together, with torch only; it fills a GPU, and on a CPU gains nothing. Rounding
+                differs, which changes a code where two are equally near.
+            refine_steps: how many times the latents are moved to bring the decoded sound nearer to the waveform, with torch
+                only (:mod:`codec.refine`). 15 bring it much nearer at the same bitrate, and take about as long as the
+                speech lasts. The codes suit this decoder and number of stages best; others gain, too.
 
         Raises:
             CodecError: a shape, type, rate, length or number of quantizers that cannot be, such as more than 64 channels
                 of fewer samples (``[B, T, C]``); NaN in the waveform, or a peak beyond 8 (integers not scaled to [-1, 1]).
         """
-        items = self._items(waveform, sample_rate, lengths)
+        items = self._items_at_model_rate(waveform, sample_rate, lengths)
         items = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
         count, refine_steps = self._checked_count(num_quantizers), self.checked_steps(refine_steps)
         if not exact:
             if refine_steps:
                 raise CodecError("refine_steps go with exact=True")
             return self._encoded_at_once(items, count)
-        codes = list(self._code_windows(count, refine_steps, *([item] for item in items)))
+        codes = list(self._codes_by_window(count, refine_steps, *([item] for item in items)))
         sizes = [self.num_frames(len(item)) for item in items]
-        return self._batch(self._divided(codes, sizes), max(sizes))
+        return self._batch(self._into_items(codes, sizes), max(sizes))
 
     def decode(
         self,
@@ -227,11 +226,11 @@ class CodecBase(Generic[Signal]):
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
         sizes = [self.num_frames(length) for length in samples]
-        items = [self._known(item[:, :size])[:count] for item, size in zip(codes, sizes, strict=True)]
+        items = [self._checked_range(item[:, :size])[:count] for item, size in zip(codes, sizes, strict=True)]
         gains = _checked_gains(gain_db, batch)
         if exact:
-            windows = self._computed(self._decoded, ([item] for item in items), self.decoder_context, 1)
-            audio = self._divided([window[None] for window in windows], [size * self.hop_length for size in sizes])
+            windows = self._compute_windows(self._decoded, ([item] for item in items), self.decoder_context, 1)
+            audio = self._into_items([window[None] for window in windows], [size * self.hop_length for size in sizes])
         else:
             audio = list(self._decoded_at_once(items))
         audio = [item[:, :length] * factor(gain) for item, length, gain in zip(audio, samples, gains, strict=True)]
@@ -246,12 +245,12 @@ class CodecBase(Generic[Signal]):
         turn; memory is that of one window, or one for each thread, and one block.
         """
         count = self._checked_count(num_quantizers)
-        yield from self._code_windows(count, self.checked_steps(refine_steps), blocks)
+        yield from self._codes_by_window(count, self.checked_steps(refine_steps), blocks)
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
-        checked = self._each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
-        yield from self._computed(self._decoded, [checked], self.decoder_context, 1)
+        checked = self._check_each(blocks, lambda block: self._checked_codes(block, "[k, n]"))
+        yield from self._compute_windows(self._decoded, [checked], self.decoder_context, 1)
 
     def _mono_items(self, waveform: Any, sample_rate: int, lengths: Any) -> tuple[list[Signal], int]:
         """Every item of a batch as float32 ``[T]``, without its padding, and the sample rate.
@@ -269,62 +268,62 @@ class CodecBase(Generic[Signal]):
             raise CodecError(f"waveform would be {channels} channels of {samples} samples; {advice}")
         rate = whole_number("sample_rate", sample_rate, *RATES)
         sizes = checked_lengths(lengths, batch, samples)
-        # not mean: how that adds many channels hangs on the length, and an item would not be what it is alone
+        # not mean(): it adds many channels in an order that depends on the length, and a batch would change its items
         mix = sum((waveform[:, channel] for channel in range(1, channels)), waveform[:, 0]) / channels
         return [item[:size] for item, size in zip(mix, sizes, strict=True)], rate
 
-    def _items(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
-        """The same at the model's rate."""
+    def _items_at_model_rate(self, waveform: Any, sample_rate: int, lengths: Any = None) -> list[Signal]:
+        """The items of :meth:`_mono_items`, resampled to the model's rate."""
         items, rate = self._mono_items(waveform, sample_rate, lengths)
         if rate == self.sample_rate:
             return items
         return [self._array(resample(self.to_numpy(item), rate, self.sample_rate), integers=False) for item in items]
 
-    def _code_windows(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
+    def _codes_by_window(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one item after another, each in blocks ``[T]``."""
-        checked = (self._each(blocks, self._checked_block) for blocks in items)
+        checked = (self._check_each(blocks, self._checked_block) for blocks in items)
         if not refine_steps:
-            frames = self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
+            frames = self._compute_windows(self._encoded, checked, self.encoder_context, self.hop_length)
             return (self._codes_of(each, count) for each in frames)
-        # a code is heard as far as the decoder looks back, and what is heard there depends on further codes
+        # a code changes the sound as far as the decoder reaches, and that sound depends on codes as far away again
         around = self.decoder_context.left + self.decoder_context.right
         context = Reach(self.encoder_context.left + around, self.encoder_context.right + around)
         refined = partial(self._refined, count=count, steps=refine_steps)
-        return self._computed(refined, checked, context, self.hop_length)
+        return self._compute_windows(refined, checked, context, self.hop_length)
 
     def _finite(self, values: Signal) -> Signal:
-        """What a network gives; a CodecError if it holds NaN or infinity."""
+        """The output of a network; a CodecError if it holds NaN or infinity."""
         if not self._library.isfinite(values).all():
             raise CodecError("the model gives NaN or infinity: its latents or its weights cannot be right")
         return values
 
-    def _computed(
+    def _compute_windows(
         self, compute: Callable[[Signal], Signal], items: Iterable[Iterable[Signal]], context: Reach, unit: int
     ) -> Iterator[Signal]:
         """What ``compute`` gives for the new frames of every window of every item, in their order."""
-        per_frame = self.hop_length // unit  # a frame has one place on one side and a hop of samples on the other
+        per_frame = self.hop_length // unit  # values that a frame has in the output
 
-        def computed(window: tuple[Signal, int, int]) -> Signal:
+        def new_frames(window: tuple[Signal, int, int]) -> Signal:
             signal, before, count = window
             return self._finite(compute(signal))[..., before * per_frame : (before + count) * per_frame]
 
-        windows = itertools.chain.from_iterable(self._windows(blocks, context, unit) for blocks in items)
-        return in_threads(computed, windows, self._num_threads)
+        windows = itertools.chain.from_iterable(self._cut_windows(blocks, context, unit) for blocks in items)
+        return in_threads(new_frames, windows, self._num_threads)
 
-    def _windows(self, blocks: Iterable[Signal], context: Reach, unit: int) -> Iterator[tuple[Signal, int, int]]:
+    def _cut_windows(self, blocks: Iterable[Signal], context: Reach, unit: int) -> Iterator[tuple[Signal, int, int]]:
         """Yield ``(window, before, count)``: frames ``before`` to ``before + count`` of each window are new.
 
-        Windows have ``WINDOW_FRAMES`` new frames, however the blocks are cut, and reach ``context`` frames further on both
-        sides, less at the ends of the signal. If a subclass has a ``_divisor``, so many windows' worth at the end is
-        divided evenly into windows of at most that part, so that a short signal, too, has several. Window shapes, and so
-        the rounding of everything computed on them, depend on the signal's length alone.
+        Windows have ``WINDOW_FRAMES`` new frames, however the blocks are cut, and ``context`` on both sides, less at the
+        ends of the signal. If a subclass has a ``_divisor`` d, the last frames, at most ``d * WINDOW_FRAMES``, are divided
+        evenly into windows of at most ``WINDOW_FRAMES / d``, so that a short signal, too, has several. Window shapes, and
+        so the rounding of everything computed on them, depend on the signal's length alone.
 
         Args:
             blocks: pieces of the signal along the last axis, of any lengths; zeros fill up the last frame.
             unit: elements per frame along the last axis.
         """
-        held: Signal | None = None  # from the first frame still needed on, whose number is ``start``
-        start = done = 0  # frames given out
+        held: Signal | None = None  # the signal from frame ``start`` on, the first that is still needed
+        start = done = 0  # ``done`` new frames were in the windows so far
         last = self._divisor * WINDOW_FRAMES
         for block in itertools.chain(blocks, [None]):
             if block is not None:
@@ -344,7 +343,7 @@ class CodecBase(Generic[Signal]):
                 held, start = held[..., (keep - start) * unit :], keep
             held = self._library.concatenate([held], -1)  # a copy, as the caller may fill the same array again
 
-    def _divided(self, parts: list[Signal], sizes: list[int]) -> list[Signal]:
+    def _into_items(self, parts: list[Signal], sizes: list[int]) -> list[Signal]:
         """Parts, joined and divided anew into items of these sizes."""
         joined, ends = self._library.concatenate(parts, -1), itertools.accumulate(sizes)
         return [joined[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
@@ -356,7 +355,7 @@ class CodecBase(Generic[Signal]):
     # ---- checks -------------------------------------------------------------------------------------------------
 
     def _checked_count(self, asked: int | None, most: int | None = None) -> int:
-        """A number of quantizers that was asked for; by default ``most``, which is by default all of the model."""
+        """The number of quantizers ``asked`` for, by default ``most`` (by default all of the model)."""
         most = self.num_quantizers if most is None else most
         return most if asked is None else whole_number("num_quantizers", asked, 1, most)
 
@@ -367,23 +366,23 @@ class CodecBase(Generic[Signal]):
         return steps
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
-        """The codes as int64, if they can be this model's and of this ``shape``."""
-        return self._known(self._checked(values, "codes", shape, integers=True))
+        """The codes as int64; a CodecError if they are not of this ``shape``, or cannot be this model's."""
+        return self._checked_range(self._checked(values, "codes", shape, integers=True))
 
-    def _known(self, codes: Signal) -> Signal:
-        """The codes ``[..., k, N]``, if this model has them."""
+    def _checked_range(self, codes: Signal) -> Signal:
+        """The codes ``[..., k, N]``; a CodecError if this model has no such stages or codes."""
         if codes.shape[-2] > self.num_quantizers:
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
         if codes.shape[-1] and (codes.min() < 0 or codes.max() >= self.codebook_size):
             raise CodecError(f"codes must be from 0 to {self.codebook_size - 1}; are they of another model?")
         return codes
 
-    def _checked(self, values: Any, name: str, shape: str, or_else: str = "", integers: bool = False) -> Signal:
-        """As float32 or int64, if it is of a shape such as ``[B, 1, T]``; the message says what ``or_else`` is taken."""
+    def _checked(self, values: Any, name: str, shape: str, others: str = "", integers: bool = False) -> Signal:
+        """The values as float32 or int64; a CodecError if not of the ``shape``, which it names with the ``others``."""
         array, axes = self._array(values, integers=integers), shape.strip("[]").split(", ")
         sizes = () if array is None else tuple(array.shape)
         if len(sizes) != len(axes) or any(a.isdigit() and a != str(b) for a, b in zip(axes, sizes, strict=True)):
-            kind = f"{'an integer' if integers else 'a float'} {self._noun} {shape}{or_else}"
+            kind = f"{'an integer' if integers else 'a float'} {self._noun} {shape}{others}"
             scaled = integers or "int" not in str(getattr(values, "dtype", ""))
             advice = "" if scaled else "; divide 16-bit values by 32768"
             raise CodecError(f"{name} must be {kind}, not {kind_of(values)}{advice}")
@@ -392,13 +391,13 @@ class CodecBase(Generic[Signal]):
         return array
 
     def _checked_block(self, values: Any) -> Signal:
-        """As float32 ``[T]``."""
+        """A block as float32 ``[T]``; a CodecError if it cannot be part of a waveform."""
         block = self._checked(values, "a block", "[T]")
         check_peak(block)
         return block
 
-    def _each(self, blocks: Any, check: Callable[[Any], Signal]) -> Iterator[Signal]:
-        """The checked blocks of an iterable; not a single array, whose rows would pass for blocks."""
+    def _check_each(self, blocks: Any, check: Callable[[Any], Signal]) -> Iterator[Signal]:
+        """The checked blocks of an iterable; a single array is refused, as its rows would be taken for blocks."""
         if hasattr(blocks, "shape") or not isinstance(blocks, Iterable):
             raise CodecError(f"blocks must be a list or another iterable of {self._noun}s, not {kind_of(blocks)}")
         last: Any = None
@@ -412,7 +411,7 @@ class CodecBase(Generic[Signal]):
     _library: Any  # numpy or torch
     _noun: str  # what it calls an array
     _num_threads = 1  # windows computed side by side
-    _divisor = 1  # see _windows
+    _divisor = 1  # see _cut_windows
     _array: Callable[..., Any]  # values as float32, or int64 if ``integers``; None if they are none of these
     to_numpy: Callable[[Signal], NDArray[Any]]  # what this codec gives, as an array
     _padded: Callable[[Signal, int], Signal]  # with so many zeros behind the last axis
@@ -443,7 +442,7 @@ class CodecBase(Generic[Signal]):
         raise NotImplementedError
 
 
-def native(values: Any, integers: bool) -> NDArray[Any] | None:
+def as_array(values: Any, integers: bool) -> NDArray[Any] | None:
     """A numpy array of any float type as float32, or of any integer type as int64; None for everything else."""
     if not isinstance(values, np.ndarray) or values.dtype.kind not in ("iu" if integers else "f"):
         return None
@@ -451,11 +450,12 @@ def native(values: Any, integers: bool) -> NDArray[Any] | None:
 
 
 def kind_of(value: Any) -> str:
+    """What an error message says of a value: the type and shape of an array, or its class."""
     return f"{value.dtype} {list(value.shape)}" if hasattr(value, "dtype") else type(value).__name__
 
 
 def checked_lengths(lengths: Any, batch: int, longest: int, least: int = 1) -> list[int]:
-    """As integers; all of them the longest by default."""
+    """Lengths of the items of a batch as ints; None stands for the ``longest`` in each."""
     values = [longest] * batch if lengths is None else whole_numbers("lengths", lengths, least, longest)
     if len(values) != batch:
         raise CodecError(f"lengths must be {batch} whole numbers from {least} to {longest}, not {values}")
@@ -471,7 +471,7 @@ def whole_numbers(name: str, values: Any, low: int, high: int) -> list[int]:
 
 
 def _checked_gains(gain_db: Any, batch: int) -> list[float]:
-    """One for each item."""
+    """Gains as a list with one for each item."""
     values = gain_db.tolist() if hasattr(gain_db, "tolist") else gain_db
     gains = list(values) if isinstance(values, list | tuple) else [values] * batch
     fit = (isinstance(gain, int | float | np.integer | np.floating) and abs(gain) <= MOST_DB for gain in gains)

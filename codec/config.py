@@ -19,7 +19,7 @@ from codec.errors import CodecError
 T = TypeVar("T")
 _type_hints = functools.cache(typing.get_type_hints)  # slow, and manifests have many lines
 
-RATES = (1000, 768_000)  # lowest and highest sample rate in Hz that is taken; resampling from far out would never end
+RATES = (1000, 768_000)  # lowest and highest sample rate in Hz; resampling from rates far outside would never end
 WIDTHS, DEPTHS, KERNELS = (1, 2**16), (0, 64), (1, 2**12 - 1)  # of layers, far beyond any use
 
 
@@ -28,15 +28,15 @@ class ConfigError(CodecError):
 
 
 def shown(value: Any) -> str:
-    """The value in a message, cut short however long or deep it is."""
+    """The value as text for a message, cut short if it is long or deep."""
     try:
         return short_repr(value)
-    except ValueError:  # of more digits than Python writes
+    except ValueError:  # it has more digits than Python writes
         return "a number of thousands of digits"
 
 
 def without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """The mapping of the pairs of a file; a ConfigError where a key comes twice: one of its values would be lost."""
+    """The mapping of the pairs of a file; a ConfigError if a key comes twice, as one of its values would be lost."""
     values: dict[Any, Any] = {}
     for key, value in pairs:
         if key in values:
@@ -46,11 +46,11 @@ def without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "", ignore_unknown: bool = False) -> T:
-    """Build the dataclass ``cls`` from plain values (JSON, YAML), naming unknown keys and wrong types at once.
+    """Build the dataclass ``cls`` from plain values (JSON, YAML); errors name unknown keys and wrong types.
 
     An int is taken where a float is asked for; nothing else is converted, so YAML's string "5e-4" is an error. Options
-    that are ``RETIRED`` are left out while they have the value they always had; see ``to_dict``.
-    ``ignore_unknown`` passes unknown keys over, at any depth: for files that a newer version may have written.
+    that are ``RETIRED`` are left out if they have the value that they always had; see ``to_dict``.
+    ``ignore_unknown`` ignores unknown keys at any depth, for files that a newer version may have written.
 
     Raises:
         ConfigError: unknown key, missing key, wrong type, or a value that the dataclass itself refuses.
@@ -75,16 +75,16 @@ def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "", ignore_u
         raise ConfigError(f"{where}: {error}" if where else str(error)) from None
 
 
-LATER = {"left_out_at_default": True}  # metadata of a field that came after models were shipped; see to_dict
+LATER = {"left_out_at_default": True}  # metadata of a field that is younger than shipped models; see to_dict
 
 
 def to_dict(config: Any, retired: bool = False) -> dict[str, Any]:
     """The plain values of a configuration dataclass; ``from_dict`` reads them back to an equal object.
 
-    A model's fingerprint hashes this dictionary with ``retired``, and must not change because the code has learned a new
-    option or lost an old one. Fields marked ``LATER``, which came after the first models, are left out while they have their
-    default. ``RETIRED`` of a class holds options of older models that are gone, with the only value that ``from_dict``
-    still takes for them; ``retired`` adds them again.
+    A model's fingerprint hashes this dictionary with ``retired``, and must not change when the code gets a new option or
+    loses an old one. So fields marked ``LATER``, which came after the first models, are left out if they have their default.
+    The ``RETIRED`` of a class are options that only older models have, each with the only value that ``from_dict`` still
+    takes; ``retired`` adds them again.
     """
     present = ((f, getattr(config, f.name)) for f in dataclasses.fields(config))
     values = {f.name: _plain(v, retired) for f, v in present if not (f.metadata == LATER and v == f.default)}
@@ -132,13 +132,13 @@ def _convert(hint: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
 
 
 def require(condition: bool, message: str) -> None:
-    """What a configuration must fulfil; a ConfigError with the message if it does not."""
+    """Raise a ConfigError with the message if a condition of a configuration is not met."""
     if not condition:
         raise ConfigError(message)
 
 
 def whole_number(name: str, value: Any, low: int, high: int, error: type[CodecError] = CodecError) -> int:
-    """The value as an int, be it a number of Python or numpy or a tensor without dimensions; ``error`` if it is none."""
+    """The value, a number of Python or numpy or a tensor without dimensions, as an int; ``error`` if it is no such int."""
     number = value.item() if getattr(value, "ndim", None) == 0 else value
     whole = type(number) is int or (type(number) is float and number.is_integer())
     if not whole or not low <= number <= high:
@@ -147,10 +147,10 @@ def whole_number(name: str, value: Any, low: int, high: int, error: type[CodecEr
 
 
 def set_whole(config: Any, error: type[CodecError], **ranges: tuple[int, int]) -> None:
-    """Check, from lowest to highest, fields of a frozen dataclass that hold whole numbers; store them as plain ints."""
+    """Check that fields of a frozen dataclass hold whole numbers within their ``ranges``; store them as plain ints."""
     for name, limits in ranges.items():
         value = getattr(config, name)
-        many = isinstance(getattr(type(config), name, None), tuple)  # as its default is
+        many = isinstance(getattr(type(config), name, None), tuple)  # the field's default
         items = value if many and isinstance(value, (list, tuple)) else [value]
         numbers = tuple(whole_number(name, item, *limits, error) for item in items)
         object.__setattr__(config, name, numbers if many else numbers[0])
@@ -160,8 +160,8 @@ def set_whole(config: Any, error: type[CodecError], **ranges: tuple[int, int]) -
 class EncoderConfig:
     """Waveform encoder: for each stride one strided convolution and ``depths[i]`` ConvNeXt blocks of ``widths[i]``.
 
-    ``look_ahead`` is how many frames after its own a code may depend on, in all. What is less than with centred filters, the
-    default, is taken from the last stage's blocks, the last ones first: trained encoders use their future least.
+    ``look_ahead`` is the number of frames after its own on which a code may depend; default: that of centred filters. If it
+    is smaller, the last stage's blocks look less far ahead, the last ones first: trained encoders use their future least.
     """
 
     strides: tuple[int, ...] = (8, 5, 8)
@@ -207,11 +207,11 @@ class QuantizerConfig:
 class DecoderConfig:
     """Frames to waveform: ``depth`` ConvNeXt blocks of ``width``, then an inverse STFT of ``n_fft`` with the model's hop.
 
-    ``look_ahead`` is how many frames after its own a frame of the waveform may depend on, those of the inverse STFT's window
-    included (2 where n_fft is 4 hops); the rest is spread over the blocks. Default: centred filters.
+    ``look_ahead`` is the number of frames after its own on which a frame of the waveform may depend; default: that of centred
+    filters. The inverse STFT's window takes its part of it (2 if n_fft is 4 hops), the rest is spread over the blocks.
     """
 
-    # of a decoder of transposed convolutions; see to_dict
+    # options of a decoder of transposed convolutions; see to_dict
     RETIRED: ClassVar[dict[str, list[int]]] = {"strides": [8, 5, 8], "widths": [128, 64, 32], "depths": [2, 1, 1]}
 
     kind: Literal["istft"] = "istft"
@@ -233,8 +233,8 @@ class DecoderConfig:
 class CodecConfig:
     """One codec. The hop length is the product of the encoder's strides.
 
-    ``first_decoder`` is that of the model whose encoder and codebooks these are, where ``decoder`` is of another size: it
-    counts in the fingerprint instead, as codes mean the same to both.
+    If encoder and codebooks are those of a model whose decoder has another size, that one is ``first_decoder``. It counts in
+    the fingerprint instead of ``decoder``, as codes mean the same to both.
     """
 
     sample_rate: int = 24000
@@ -253,7 +253,7 @@ class CodecConfig:
             self.decoder.n_fft % hop == 0 and self.decoder.n_fft >= 2 * hop,
             f"decoder.n_fft must be a multiple (2 or more) of the hop length {hop}, not {self.decoder.n_fft}",
         )
-        self.encoder_layers(), self.decoder_layers()  # which check their look_ahead
+        self.encoder_layers(), self.decoder_layers()  # these check look_ahead
 
     @property
     def hop_length(self) -> int:
@@ -266,8 +266,8 @@ class CodecConfig:
         return self.quantizer.num_quantizers if self.quantizer.kind.startswith("residual_") else 1
 
     def encoder_layers(self) -> list[list[Reach]]:
-        """How far the layers of each stage of the encoder look, the strided convolution first; ConfigError if they cannot."""
-        encoder, others = self.encoder, self.encoder.kernel_size - 1  # taps of a filter beside the one of its own step
+        """The reach of each encoder stage's layers, first its strided convolution; ConfigError: a wrong look_ahead."""
+        encoder, others = self.encoder, self.encoder.kernel_size - 1  # taps of a filter for other steps than its own
         half = 0 if self.causal else others // 2
         back = [stride if self.causal else stride // 2 for stride in encoder.strides]
         stages = [
@@ -283,25 +283,23 @@ class CodecConfig:
         return stages
 
     def decoder_layers(self) -> list[Reach]:
-        """How far the decoder's blocks look, and then its inverse STFT, whose windows are centred or look back only."""
+        """The reach of the decoder's blocks, then of its inverse STFT, whose windows are centred or only look back."""
         decoder, depth = self.decoder, self.decoder.depth
-        others = decoder.n_fft // self.hop_length - 1  # further hops that a frame's window covers beside its own
-        window = -(-others // 2)  # of them ahead, if it is centred
+        others = decoder.n_fft // self.hop_length - 1  # hops that a frame's window covers beside its own
+        window = -(-others // 2)  # how many of them are ahead, if it is centred
         total = 0 if self.causal else depth * (decoder.kernel_size // 2) + window
         if decoder.look_ahead is not None:
             total = whole_number("decoder.look_ahead", decoder.look_ahead, 0, total, ConfigError)
         head = Reach(others, 0) if total < window else Reach(window, window)
         left, most = total - head.right, depth * (decoder.kernel_size - 1)
         require(left <= most, f"decoder.look_ahead must be at most {most}, or at least {window}, not {total}")
-        # for the blocks: evenly, the first ones more
+        # evenly over the blocks; the first ones get the remainder
         shares = [left // depth + (index < left % depth) for index in range(depth)]
         return [*(Reach(decoder.kernel_size - 1 - share, share) for share in shares), head]
 
 
 class Reach(NamedTuple):
-    """How far a layer, or several, look: steps of the input before and after their own, of which ``stride`` are one of the
-    output.
-    """
+    """How far layers look: input steps before and after their own steps, of which ``stride`` make an output step."""
 
     left: int
     right: int
@@ -309,8 +307,8 @@ class Reach(NamedTuple):
 
 
 def reach(layers: Iterable[Reach]) -> Reach:
-    """How far layers that follow one another look, in steps of the last one's output."""
-    before, after, step = 0, 0, 1  # of the first one's input
+    """The reach of layers that follow one another, in output steps of the last one."""
+    before, after, step = 0, 0, 1  # in input steps of the first layer
     for left, right, stride in layers:
         before += step * left
         after += step * right
@@ -319,10 +317,10 @@ def reach(layers: Iterable[Reach]) -> Reach:
 
 
 def lag(left: int, right: int, stride: int, delay: int) -> tuple[int, int]:
-    """What a layer of a stream holds, in input steps, and how late its output is, if its input is ``delay`` steps late.
+    """How many input steps a layer of a stream holds, and how late its output is, if its input is ``delay`` steps late.
 
-    Beside the ``left`` steps before its own it holds what it waits for: all that it looks ahead to, in whole strides; and
-    where a late input begins within a stride, the rest of that stride.
+    Beside the ``left`` steps before its own it holds the steps that it waits for: all to which it looks ahead, in whole
+    strides; and if the delay is no whole number of strides, the rest of the last stride.
     """
     wait, look_ahead = -delay % stride, -(-right // stride)
     return left + look_ahead * stride + wait, (delay + wait) // stride + look_ahead

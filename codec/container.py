@@ -60,7 +60,7 @@ Codes = NDArray[np.int64]
 MAGIC = b"SVQC"
 VERSION = 2
 BLOCK_FRAMES = 256
-MOST_FRAMES = 255  # of a block before the end: its head is one byte, three times
+MOST_FRAMES = 255  # of a block before the end: its head is one byte, written three times
 MOST_DB = 200.0
 FORMER = {  # models' versions 1 and 2, by the fingerprint in files that they made
     "d29a3ad6b51dfa40fb0da4960fb4c009": "speech-24khz",
@@ -76,7 +76,7 @@ _CRC = struct.Struct("<I")
 
 
 def former_model(fingerprint: str) -> str | None:
-    """Where the model of a file's fingerprint lies, if it is a former version of one inside the package."""
+    """Where to find the model of a file with this fingerprint, if it is a former version of one inside the package."""
     name = FORMER.get(fingerprint)
     return name and f"tests/golden/{name} in the repository"
 
@@ -87,7 +87,7 @@ class ContainerError(CodecError):
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its codes.
+    """What a file records about its codes.
 
     Attributes:
         model: name of the model, printable, at most 255 bytes of UTF-8.
@@ -158,7 +158,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Damage:
-    """A block that could not be read; where the file is ``truncated``, the first one missing and the frames of them all."""
+    """A block of ``num_frames`` that could not be read; if ``truncated``, it stands for all blocks from there on."""
 
     num_frames: int
     reason: str
@@ -185,7 +185,7 @@ def _with_checksum(data: bytes) -> bytes:
 
 
 def _without_checksum(data: bytes) -> bytes | None:
-    """None if it is wrong."""
+    """The data before a checksum; None if the checksum is wrong."""
     return data[: -_CRC.size] if _with_checksum(data[: -_CRC.size]) == data else None
 
 
@@ -198,7 +198,7 @@ def pack_header(header: Header) -> bytes:
 
 
 def _read(stream: IO[bytes], size: int) -> bytes:
-    """So many bytes, or all that are left; a pipe without a buffer gives fewer at once."""
+    """``size`` bytes, or all that are left; a pipe without a buffer can give fewer in one call."""
     data = stream.read(size)
     while len(data) < size and (more := stream.read(size - len(data))):
         data += more
@@ -231,15 +231,16 @@ def _read_header(stream: IO[bytes]) -> tuple[int, Header]:
 
 
 class Reader:
-    """A file or pipe, block by block: it need not be seekable, and nothing is read before its turn.
+    """Reads a file or pipe block by block: it need not be seekable, and nothing is read before it is needed.
 
-    Behind the last block one byte more is asked for, as nothing may follow: a connection that stays open needs its own
-    lengths of files, and :func:`loads`.
+    After the last block one more byte is asked for, as nothing may follow. On a connection that stays open this would wait:
+    send the length of each file there, and use :func:`loads`.
 
     Attributes:
         version: of the format.
-        header: its length is None until the end has been read if it stands there; without an end, it is that of what came.
-        num_blocks: how many have been read, and are known to follow.
+        header: ``num_samples`` is None until the end has been read, if the end holds it; if there is no end, it is then
+            the length of what was read.
+        num_blocks: how many blocks were read, and are known to follow.
 
     Raises:
         ContainerError: not a ``.codes`` file, of a newer version, truncated, or damaged in its header.
@@ -256,16 +257,16 @@ class Reader:
         return self._blocks + -(-max(self.header.num_frames - self._frames, 0) // self._frames_per_block)
 
     def blocks(self) -> Iterator[Codes | Damage]:
-        """Yield the codes int64 ``[K, n]`` of each block, or its damage; never more than one in memory.
+        """Yield the codes int64 ``[K, n]`` of each block, or its Damage; never more than one block in memory.
 
-        Where the next block cannot be found, one damage stands for all that is missing; bytes after the last are one more.
+        Where the next block cannot be found, one Damage stands for all that are missing; bytes after the last are one more.
         """
         try:
             while frames := self._next_frames():
                 block = self._next_block(frames)
                 self._blocks, self._frames = self._blocks + 1, self._frames + frames
                 yield block
-        except ContainerError as error:  # it cannot be told where the next block begins
+        except ContainerError as error:  # nobody knows where the next block begins
             if self.header.num_samples is None:
                 samples = self._frames * self.header.hop_length * self.header.original_sample_rate
                 self.header = replace(self.header, num_samples=samples // self.header.sample_rate)
@@ -276,7 +277,7 @@ class Reader:
                 yield Damage(0, "bytes follow the last block")
 
     def intact(self) -> Iterator[Codes]:
-        """The blocks; the first damage is raised as a ContainerError."""
+        """The codes of all blocks; the first Damage is raised as a ContainerError."""
         blocks, intact = self.blocks(), False
         for block in blocks:
             if isinstance(block, Damage):
@@ -305,7 +306,7 @@ class Reader:
         header, name = self.header, f"block {self._blocks + 1}"
         name += "" if header.num_samples is None else f" of {self.num_blocks}"
         bits = frames * header.num_quantizers * header.bits_per_code
-        spare = -bits % 8  # of the last byte
+        spare = -bits % 8  # bits of the last byte that hold no code
         packed = _without_checksum(self._read((bits + spare) // 8 + _CRC.size))
         if packed is None:
             return Damage(frames, f"{name} is damaged (its checksum is wrong)")
@@ -325,7 +326,7 @@ class Reader:
 class Writer:
     """Writes codes whose length is not known before the end to a file or pipe, block by block, each flushed at once.
 
-    The header's own length is passed over.
+    The ``num_samples`` of the header is ignored.
     """
 
     def __init__(self, stream: IO[bytes], header: Header) -> None:
@@ -341,7 +342,7 @@ class Writer:
         codes = _checked(codes, self._header)
         for start in range(0, codes.shape[1], MOST_FRAMES):
             block = codes[:, start : start + MOST_FRAMES]
-            self._send(bytes([block.shape[1]]) * 3 + _packed(block, self._header))
+            self._send(bytes([block.shape[1]]) * 3 + _pack_blocks(block, self._header))
         self._frames += codes.shape[1]
 
     def end(self, num_samples: int, codes: ArrayLike) -> None:
@@ -352,13 +353,13 @@ class Writer:
                 f"num_samples {num_samples} is less than the {self._frames} frames that were written hold"
             )
         codes = _checked(codes, header, header.num_frames - self._frames)
-        self._send(bytes(3) + _with_checksum(struct.pack("<Q", header.num_samples)) + _packed(codes, header))
+        self._send(bytes(3) + _with_checksum(struct.pack("<Q", header.num_samples)) + _pack_blocks(codes, header))
         self._ended = True
 
     def _send(self, data: bytes) -> None:
         if self._ended:
             raise ContainerError("the end was written already: a Writer writes one file")
-        while data:  # a socket takes what it has room for, and files of some libraries do not say how much
+        while data:  # a socket may take only a part, and files of some libraries do not say how much they took
             written = self._stream.write(data)
             if written == 0 or (written is None and isinstance(self._stream, io.RawIOBase)):
                 raise BlockingIOError("the stream takes nothing now, and part of a file would be lost: let it block")
@@ -382,7 +383,7 @@ def _checked(codes: ArrayLike, header: Header, num_frames: int | None = None) ->
     return codes.astype(np.int64, copy=False)
 
 
-def _packed(codes: Codes, header: Header) -> bytes:
+def _pack_blocks(codes: Codes, header: Header) -> bytes:
     """Codes in blocks of 256 frames."""
     blocks = [codes[:, start : start + BLOCK_FRAMES] for start in range(0, codes.shape[1], BLOCK_FRAMES)]
     return b"".join(_with_checksum(pack_codes(block, header.bits_per_code)) for block in blocks)
@@ -399,14 +400,14 @@ def dumps(header: Header, codes: ArrayLike) -> bytes:
     """
     if not isinstance(header, Header) or header.num_samples is None:
         raise ContainerError(f"the header must be a Header of a known length, as Codec.header gives it, not {header!r}")
-    return pack_header(header) + _packed(_checked(codes, header, header.num_frames), header)
+    return pack_header(header) + _pack_blocks(_checked(codes, header, header.num_frames), header)
 
 
 def loads(data: bytes) -> tuple[Header, Codes]:
     """Header and codes int64 ``[K, N]`` of a whole file. Errors as :class:`Reader` and :meth:`Reader.intact`."""
     if not isinstance(data, (bytes, bytearray, memoryview)):
         raise ContainerError(f"a file is given as bytes, not {type(data).__name__}")
-    return _load(io.BytesIO(data))
+    return _read_all(io.BytesIO(data))
 
 
 def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
@@ -419,11 +420,11 @@ def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
 def read(path: str | Path) -> tuple[Header, Codes]:
     """Header and codes int64 ``[K, N]`` of a file. Errors as :func:`loads`."""
     with open(as_path(path), "rb") as stream:
-        return _load(stream)
+        return _read_all(stream)
 
 
-def _load(stream: IO[bytes]) -> tuple[Header, Codes]:
+def _read_all(stream: IO[bytes]) -> tuple[Header, Codes]:
     reader = Reader(stream)
-    small = np.min_scalar_type(reader.header.codebook_size - 1)  # int64 takes 64 bytes for one of V = 2
+    small = np.min_scalar_type(reader.header.codebook_size - 1)  # as int64, V = 2 takes 64 times the file's size
     blocks = [np.zeros((reader.header.num_quantizers, 0), small), *(block.astype(small) for block in reader.intact())]
     return reader.header, np.concatenate(blocks, axis=1, dtype=np.int64)

@@ -39,8 +39,8 @@ from codec import __version__
 
 EXIT_OK, EXIT_FAILURE, EXIT_USAGE, EXIT_INTERRUPTED = 0, 1, 2, 130
 STOPPING = {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # there is no SIGHUP on Windows
-WAY_OUT = 1.0  # seconds for which an interrupted command is left to end by itself
-IMPORTING = "<frozen importlib._bootstrap>"  # where Python imports modules
+GRACE_SECONDS = 1.0  # an interrupted command has so long to end by itself; later signals count again
+IMPORT_MACHINERY = "<frozen importlib._bootstrap>"  # the file name of Python's own code that imports modules
 
 DISTRIBUTION = "simvq-codec"  # what pip calls this package
 EXTRAS = {  # package -> the extra of this one that brings it; heavy packages are imported where they are used
@@ -56,24 +56,24 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
 }
 
 
-_interrupted = -math.inf  # when the command was, on the monotonic clock
+_interrupted = -math.inf  # when the command was interrupted, on the monotonic clock
 
 
 class CodecError(ValueError):
-    """What the package refuses; the message is one line that says what is wrong and how to mend it."""
+    """The error of all that the package refuses; the message is one line that says what is wrong and how to mend it."""
 
     def __str__(self) -> str:
         return legible(super().__str__())
 
 
 class UsageError(CodecError):
-    """A command line that means nothing."""
+    """A command line that cannot be understood."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Of a command line; help keeps the lines of its description and epilog, an error is one line as all others.
+    """Parses a command line; help keeps the line breaks of description and epilog, and an error is one line.
 
-    What has a name is a command of the package, and tells its version.
+    A parser with a name is that of a command of the package, and has --version.
     """
 
     def __init__(self, *names: Any, **settings: Any) -> None:
@@ -83,7 +83,7 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse_args(self, args: Any = None, namespace: Any = None, intermixed: bool = False) -> Any:
-        """No argument may be empty, as that of a variable that is not set is: as a path it would be this folder."""
+        """Refuse empty arguments, as an unset variable of a shell gives them: as paths they would be this folder."""
         for given in sys.argv[1:] if args is None else args:
             if re.fullmatch(r"(--[\w-]+=)?", given):
                 self.error(f"an argument is empty{given and ': '}{given}")
@@ -95,20 +95,20 @@ class Parser(argparse.ArgumentParser):
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for a Parser."""
+    """Read a whole number of at least 1 (a ``type`` of arguments)."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError("must be a whole number of at least 1")
     return int(text)
 
 
 def legible(text: str) -> str:
-    """The text, whoever wrote it, as one line for a terminal: control characters escaped, the middle of a long one cut."""
+    """Any text as one line that is safe on a terminal: control characters escaped, the middle of a long text cut out."""
     line = " ".join((text if len(text) <= 1000 else f"{text[:500]} [...] {text[-500:]}").split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
 
 
-def install(package: str) -> str:
-    """How to install a package: by its extra of this one; alone where torch is missing, which the extra would bring."""
+def install_command(package: str) -> str:
+    """How to install a package: by its extra; alone if torch is missing, which an extra would bring, too."""
     from importlib.metadata import distributions  # here: it takes some time
 
     if not any(distributions(name="torch")):
@@ -119,22 +119,22 @@ def install(package: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """The message on one line: file errors as ``path: reason``, a missing package with the extra to install."""
-    if text := outside(error):
+    """The message of an error on one line: of files as ``path: reason``, of a missing package with its extra."""
+    if text := environment_fault(error):
         return text
     if isinstance(error, OSError) and error.strerror:
         return legible(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return legible(str(error)) or type(error).__name__
 
 
-def outside(error: BaseException) -> str:
-    """What is wrong with the machine, not with the code: a missing or broken package, or too little memory; or ""."""
-    if isinstance(error, ImportError) and error.path is None:  # also of a folder of that name without the package
+def environment_fault(error: BaseException) -> str:
+    """The fault of the machine behind an error: a missing or broken package, or too little memory; "" if there is none."""
+    if isinstance(error, ImportError) and error.path is None:  # also where a mere folder has its name
         package = (error.name or "").partition(".")[0]
         if package == "torch":  # models also run without it, but not everything does
             return "this needs the package torch, which is missing: pip install torch"
         if package in EXTRAS and isinstance(error, ModuleNotFoundError):
-            return f"the package {package} is missing: {install(package)}"
+            return f"the package {package} is missing: {install_command(package)}"
     if isinstance(error, (ImportError, OSError)):  # OSError: of a library that it loads
         for frame, _ in traceback.walk_tb(error.__traceback__):
             package = str(frame.f_globals.get("__name__")).partition(".")[0]
@@ -148,29 +148,28 @@ def outside(error: BaseException) -> str:
 
 
 def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing half-written is left") -> int:
-    """Do a command's work; returns its exit code, or that of the error that ended it, which is said in one line.
+    """Do a command's work; return its exit code, or that of the error that ended it, which is printed in one line.
 
-    A polite kill and a closed terminal end as ctrl-C does: temporary files are removed on the way out, and ``interrupted``
-    is said.
+    SIGTERM and a closed terminal act as ctrl-C: temporary files are removed, the message ends with ``interrupted``.
     """
     global _interrupted
     _interrupted = -math.inf
-    for polite in STOPPING if threading.current_thread() is threading.main_thread() else ():
-        if signal.getsignal(polite) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
-            signal.signal(polite, _interrupt)
-    if sys.stderr is None:  # closed: what is said goes nowhere, not into a file that has got its number
+    for number in STOPPING if threading.current_thread() is threading.main_thread() else ():
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
+            signal.signal(number, _interrupt)
+    if sys.stderr is None:  # closed: messages must not go into a file that was opened with its number
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    given = sys.stdout
-    if isinstance(given, io.TextIOWrapper):
-        given.reconfigure(errors="backslashreplace")  # as stderr: names of files may be any bytes
+    before = sys.stdout
+    if isinstance(before, io.TextIOWrapper):
+        before.reconfigure(errors="backslashreplace")  # as stderr: names of files may be any bytes
         with suppress(OSError):  # it has no number
-            if isinstance(given.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: a write may take a part, which is no error
-                sys.stdout = open(given.fileno(), "w", 1, given.encoding, given.errors, closefd=False)  # noqa: SIM115
+            if isinstance(before.buffer, io.RawIOBase):  # PYTHONUNBUFFERED: a write may take a part, without an error
+                sys.stdout = open(before.fileno(), "w", 1, before.encoding, before.errors, closefd=False)  # noqa: SIM115
     try:
         code = work()
         if sys.stdout is not None:
             sys.stdout.flush()  # here, where a full disk is an error
-        # the interpreter need not search for circles at its end; but those of an error hold objects of soxr's
+        # Python need not search for reference cycles at its end; but cycles of an error hold objects of soxr's
         if code == EXIT_OK:
             atexit.register(gc.freeze)
         return code
@@ -181,9 +180,9 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         say(f"{name}: interrupted; {str(stop) or interrupted}")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        return EXIT_FAILURE  # whoever read our output has gone; there is nobody to tell
+        return EXIT_FAILURE  # the reader of our output has gone: there is nobody to tell
     except (CodecError, OSError, ImportError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, (CodecError, OSError)) and not outside(error):
+        if not isinstance(error, (CodecError, OSError)) and not environment_fault(error):
             raise
         say(f"{name}: error: {one_line(error)}")
         return EXIT_FAILURE
@@ -193,36 +192,35 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
                 sys.stdout.flush()
         except OSError:
             drop_output()
-        sys.stdout = given
+        sys.stdout = before
 
 
 def drop_output() -> None:
-    """Send what stdout still holds nowhere: once it has failed, the interpreter's own flush at exit would fail, too."""
+    """Throw away what stdout still holds: after it has failed, the interpreter's flush at exit would fail too."""
     with suppress(OSError):  # it has no number
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, but not once more while the command ends, whose temporary files would stay."""
+    """Raise KeyboardInterrupt, but not again while the command ends: a second one would leave temporary files."""
     global _interrupted
-    if time.monotonic() - _interrupted > WAY_OUT and not is_postponed(number, frame):
+    if time.monotonic() - _interrupted > GRACE_SECONDS and not is_postponed(number, frame):
         _interrupted = time.monotonic()
         raise KeyboardInterrupt
 
 
 def is_postponed(number: int, frame: FrameType | None) -> bool:
-    """Whether a signal comes again soon, since an exception would be lost here, or become another error.
-
-    That is where libsndfile reads from Python, or a module is imported.
+    """Whether a signal was postponed, to come again soon, as an exception would be lost here or become another error:
+    where libsndfile reads from Python, or a module is imported.
     """
     codes = [each.f_code for each, _ in traceback.walk_stack(frame)]
-    if not any(code.co_name.startswith("vio_") or code.co_filename == IMPORTING for code in codes):
+    if not any(code.co_name.startswith("vio_") or code.co_filename == IMPORT_MACHINERY for code in codes):
         return False
-    # to the main thread, which wakes if it sleeps; Windows would end the process, so there it does not wake
+    # send it to the main thread, to wake it if it sleeps; on Windows that would end the process, so it is not woken there
     main = threading.main_thread().ident or 0
     send = signal.raise_signal if sys.platform == "win32" else functools.partial(signal.pthread_kill, main)
     timer = threading.Timer(0.02, send, [number])
-    timer.daemon = True  # where the command has ended meanwhile, nothing is left to stop
+    timer.daemon = True  # if the command has ended by then, there is nothing left to stop
     timer.start()
     return True
 

@@ -1,4 +1,4 @@
-"""Writing files so that a killed run leaves no half file and never harms an existing one; reading small ones."""
+"""Writing files so that a killed run leaves no half file and does not harm an existing one; reading small files."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from codec.errors import CodecError
 
 
 def as_path(path: Any) -> Path:
-    """A path that a user gave; anything else is a CodecError."""
+    """A path given by a user; a CodecError if it is not a path."""
     if isinstance(path, (str, os.PathLike)) and "\0" not in str(path):
         return Path(path)
     raise CodecError(f"a path must be a string or a Path, not {path!r}")
 
 
 def check_binary(file: Any, method: str) -> None:
-    """A CodecError if this is no file that was opened in binary mode to ``read`` or to ``write``."""
+    """Raise a CodecError if this is not a file open in binary mode for the ``method``, "read" or "write"."""
     if isinstance(file, io.TextIOBase) or not hasattr(file, method):
         raise CodecError(f"a file must be open in binary mode to {method}, not {file!r}")
 
@@ -33,14 +33,14 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` on success, remove it on any exception.
 
     The temporary name keeps the suffix, since audio writers choose the format by it. Errors of the file system name
-    ``path``. A file that is replaced leaves its permissions to the new one. If ``replace`` is False none is, not even one
-    that comes meanwhile.
+    ``path``. A file that is replaced passes its permissions to the new one. If ``replace`` is False no file is replaced, not
+    even one that appears in the meantime.
 
     Raises:
         OSError: the folder is missing or read-only, the disk is full; ``path`` is a folder, pipe, device or link to itself.
     """
     path = as_path(path)
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # what the link points to is meant
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # write to what the link points to
     mode = _mode_of(path)
     temporary = path.with_name(f".{path.stem[:20]}.{os.urandom(4).hex()}.tmp{path.suffix}")
     try:
@@ -50,14 +50,14 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)  # safetensors puts a file of its own in this place, which others cannot read
+        os.chmod(temporary, mode)  # safetensors replaces it by a file that others cannot read
         (os.replace if replace else _rename_if_free)(temporary, path)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary), temporary):
             raise
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from None
     finally:
-        with suppress(OSError):  # of an unusable folder, for which an error is on its way already
+        with suppress(OSError):  # of an unusable folder; that error was raised already
             temporary.unlink()
 
 
@@ -76,13 +76,13 @@ def _mode_of(path: Path) -> int | None:
 def _rename_if_free(temporary: Path, path: Path) -> None:
     try:
         os.link(temporary, path)
-    except OSError:  # there is a file, which the next line says again, or the file system knows no hard links
+    except OSError:  # path exists, and the next line raises that; or the file system has no hard links
         os.close(os.open(path, os.O_CREAT | os.O_EXCL))
         os.replace(temporary, path)
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file of at most 1 MiB; a CodecError, which does not name the file, if it is none."""
+    """The value of a JSON file of at most 1 MiB; a CodecError, which does not name the file, if it is not JSON."""
     with open(path, "rb") as file:
         text = file.read(2**20 + 1)
     if len(text) > 2**20:
@@ -96,14 +96,14 @@ def read_json(path: str | Path) -> Any:
 def write_text(path: str | Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all. Errors as :func:`atomic_write`.
 
-    Names of files that are not UTF-8 become escapes, which JSON reads back.
+    File names that are not UTF-8 become escapes, which JSON reads back.
     """
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def refuse_existing(folder: Path, names: Iterable[str]) -> None:
-    """Raises CodecError where ``folder`` is a file, or has one of these names already."""
+    """Raise a CodecError if ``folder`` is a file, or already has one of these names."""
     if folder.exists() and not folder.is_dir():
         raise CodecError(f"{folder} is a file; give a folder")
     for path in (folder / name for name in names):

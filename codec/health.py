@@ -1,4 +1,4 @@
-"""Are the codebooks alive? Usage, perplexity and effective dimension, always with the number of frames they rest on.
+"""Are the codebooks alive? Usage, perplexity and effective dimension, always with the number of frames they are based on.
 
 Two collapses are told apart (arXiv 2411.16550): of tokens, where few codes are used, and of embeddings, where the latents
 themselves merge into few dimensions.
@@ -23,7 +23,7 @@ class StageHealth:
     frames: int
     usage: float  # share of the V entries that were hit; it grows with the frames
     perplexity: float  # 2^entropy of the code frequencies, 1 to V
-    normalised_entropy: float  # entropy over log2 V, 0 to 1: the share of the bits spent that say something
+    normalised_entropy: float  # entropy over log2 V, 0 to 1: the share of the bits that carry information
     unseen_mass: float  # Good-Turing estimate of the chance that the next frame hits an entry not hit so far
 
 
@@ -34,12 +34,12 @@ class CodebookCounter:
         self.counts = torch.zeros(num_quantizers, codebook_size, dtype=torch.int64)
 
     def add(self, codes: Tensor) -> None:
-        """Count codes ``[B, k, N]`` but those of -1."""
+        """Count codes ``[B, k, N]``, except those of -1."""
         for counts, stage_codes in zip(self.counts, codes.detach().cpu().unbind(1), strict=False):
             counts += torch.bincount(stage_codes[stage_codes >= 0], minlength=len(counts))
 
     def stages(self) -> list[StageHealth]:
-        """What was counted, stage by stage."""
+        """The health of every stage, from the codes counted so far."""
         return [stage_health(counts) for counts in self.counts]
 
 
@@ -58,10 +58,10 @@ def stage_health(counts: Tensor) -> StageHealth:
 
 
 def coverage_curve(codes: Iterable[Tensor], codebook_size: int) -> list[list[tuple[int, float]]]:
-    """For each stage, ``(frames seen, share of the V entries hit so far)``, at counts that grow by the root of two.
+    """For each stage, ``(frames seen, share of the V entries hit so far)``, at frame counts that grow by the root of two.
 
     Args:
-        codes: ``[K, N]``, piece by piece; read once.
+        codes: pieces ``[K, n]`` of all frames, read once.
         codebook_size: V.
     """
     seen, frames, due = torch.zeros(0, codebook_size, dtype=torch.bool), 0, 1.0
@@ -113,7 +113,7 @@ class Moments:
 
 
 class HealthMonitor:
-    """Watches a quantizer inside any model: figures of all that passes through it, but what a mask leaves out.
+    """Watches a quantizer inside any model: figures of all latents and codes that pass through it, except masked ones.
 
     ``print(health)`` tells both collapses apart: few codes in use, or latents in few dimensions.
 
@@ -163,7 +163,7 @@ class HealthMonitor:
 
 
 def effective_dimension(points: Tensor) -> float:
-    """See :class:`Moments`, of points ``[M, D]``."""
+    """Effective dimension of points ``[M, D]``; see :class:`Moments`."""
     moments = Moments(points.shape[1])
     moments.add(points)
     return moments.effective_dimension

@@ -1,4 +1,4 @@
-"""The level of a signal: what no waveform reaches, and the gain between speech as it is and as it is encoded."""
+"""The level of a signal: the largest peak that a waveform may have, and the gain that brings speech to one level."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from codec.errors import CodecError
 LARGEST_PEAK = 8.0  # full scale is 1; beyond this the samples are probably integers that were not scaled
 LEVEL_DB = -28.0  # to which active speech is brought: mean power relative to 1
 FRAMES_PER_SECOND = 50
-ACTIVE_DB = 30.0  # frames softer than the loudest one by more are pauses
-MOST_RAISED_DB = 60.0  # below that there is hardly anything but rounding
+ACTIVE_DB = 30.0  # frames that are softer than the loudest one by more than this are pauses
+MOST_RAISED_DB = 60.0  # what would need more is hardly anything but rounding
 
 
 def gain_of(blocks: Iterable[NDArray[np.float32]], sample_rate: int) -> float:
-    """By how many dB a mono signal, given in blocks ``[T]``, is louder than speech as it is encoded: its ``gain_db``.
+    """The ``gain_db`` of a mono signal given in blocks ``[T]``: by how many dB it is louder than speech is when encoded.
 
     Its level is the mean power of its active frames, those of 20 ms within 30 dB of the loudest. Nothing is raised beyond
     full scale, nor by more than 60 dB; digital silence stays as it is. Memory is that of a block and 400 bytes a second.
@@ -41,7 +41,7 @@ def gain_of(blocks: Iterable[NDArray[np.float32]], sample_rate: int) -> float:
 
 
 def factor(gain_db: float) -> float:
-    """What a gain multiplies samples by."""
+    """The factor by which a gain multiplies samples."""
     return math.pow(10, gain_db / 20)
 
 

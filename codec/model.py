@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.autoencoder import Decoder, Encoder, exact
+from codec.autoencoder import Decoder, Encoder, float32_inference
 from codec.base import WINDOW_FRAMES, CodecBase
 from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, atomic_write, refuse_existing, write_json
-from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, refused
+from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, unusable
 from codec.quantizers import build_quantizer
 from codec.refine import refine
 from codec.streaming import StreamingDecoder, StreamingEncoder, as_tensor
 from codec.weights import Bits, Outline, load_weights, save_weights
 
-FRAMES_AT_ONCE = 2**15  # of a whole batch: bounds the memory of what is computed at once
+FRAMES_AT_ONCE = 2**15  # of all rows of a batch together: bounds the memory where it is computed as one (exact=False)
 
 
 @dataclass
@@ -40,15 +40,16 @@ class CodecOutput:
 class Codec(nn.Module, CodecBase[Tensor]):
     """A neural speech codec: convolutional encoder, (residual) SimVQ, decoder.
 
-    ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights. Worker
-    processes must be spawned, not forked (a forked child of a process in which torch has run on threads hangs), but for
-    those of a DataLoader, where "forkserver" is the one that does not do: it cannot send so many tensors. Codes and audio
-    are computed in float32, also inside an autocast, and refused after ``half()`` or ``bfloat16()``. Leave TF32 off and
-    ``torch.set_float32_matmul_precision`` at "highest", as torch does, or codes may be others. ``forward`` is for training,
-    and has the precision of the autocast around it: other codes than ``encode``.
+    ``Codec.from_pretrained()`` gives the model inside the package; ``Codec(config)`` a new one with random weights.
+    Waveforms and codes are tensors or numpy arrays; what methods return are tensors, with gradients only from ``forward``
+    and ``embed``. Begin with ``help(Codec.encode)``, ``help(Codec.decode)`` and ``help(Codec.gain_of)``.
 
-    Waveforms and codes are tensors, or numpy arrays; what comes back are tensors, with gradients of ``forward`` and
-    ``embed`` only. Begin with ``help(Codec.encode)``, ``help(Codec.decode)`` and ``help(Codec.gain_of)``.
+    Codes and audio are computed in float32, also inside an autocast, and refused after ``half()`` or ``bfloat16()``. Keep
+    torch's defaults, TF32 off and ``torch.set_float32_matmul_precision`` at "highest": others may change codes. ``forward``,
+    for training, has the precision of the autocast around it: its codes can differ from those of ``encode``.
+
+    Spawn worker processes: where torch has run on threads, a forked child hangs. Workers of a DataLoader may be forked as
+    well, but not started by "forkserver", which cannot send so many tensors.
     """
 
     _library, _noun = torch, "tensor"
@@ -90,7 +91,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         num_quantizers: int | None = None,
         quantizer_dropout: float = 0.0,
     ) -> CodecOutput:
-        """Reconstruct ``[B, 1, T]`` in one piece, with gradients; errors as for encode and decode, which are for use.
+        """Reconstruct ``[B, 1, T]`` in one piece, with gradients, for training; errors as for encode and decode.
 
         Args:
             waveform: float in [-1, 1] at the model's sample rate.
@@ -115,20 +116,20 @@ class Codec(nn.Module, CodecBase[Tensor]):
     # ---- use ------------------------------------------------------------------------------------------------------
 
     def latents(self, waveform: Tensor, sample_rate: int) -> Tensor:
-        """Latents float ``[B, D, N]`` of a waveform, not quantized: of :meth:`encode` at a gain of 0, and its errors."""
-        items = self._items(waveform, sample_rate)
+        """Latents float ``[B, D, N]`` of a waveform, not quantized: as :meth:`encode` at a gain of 0, and its errors."""
+        items = self._items_at_model_rate(waveform, sample_rate)
         checked = ([self._checked_block(item)] for item in items)
-        windows = self._computed(self._encoded, checked, self.encoder_context, self.hop_length)
-        return torch.cat(self._divided([*windows], [self.num_frames(len(item)) for item in items]))
+        windows = self._compute_windows(self._encoded, checked, self.encoder_context, self.hop_length)
+        return torch.cat(self._into_items([*windows], [self.num_frames(len(item)) for item in items]))
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Waveform float ``[B, 1, T]``, ``T = N * hop_length``, of any latents float ``[B, D, N]``, quantized or not.
 
-        No gradients pass here. They do through ``codec.decoder(latents)``, which computes all at once and rounds otherwise.
+        No gradients pass; use ``codec.decoder(latents)`` for that, which computes all at once and rounds differently.
         ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
         latents = self._checked(latents, "latents", f"[B, {self.config.latent_dim}, N]")
-        windows = self._computed(self._decoded_latents, ([item] for item in latents), self.decoder_context, 1)
+        windows = self._compute_windows(self._decoded_latents, ([item] for item in latents), self.decoder_context, 1)
         return torch.cat(list(windows)).view(len(latents), 1, -1)
 
     def embed(self, codes: Tensor) -> Tensor:
@@ -145,33 +146,33 @@ class Codec(nn.Module, CodecBase[Tensor]):
     # ---- what CodecBase needs --------------------------------------------------------------------------------------
 
     def _encoded(self, window: Tensor) -> Tensor:
-        """Latents ``[1, D, n]``."""
-        with exact(self.encoder.output.weight):
+        """Latents ``[1, D, n]`` of a window ``[T]``."""
+        with float32_inference(self.encoder.output.weight):
             return self.encoder(window.to(self.device)[None, None])
 
     def _codes_of(self, frames: Tensor, count: int) -> Tensor:
-        with exact(self.encoder.output.weight):
+        with float32_inference(self.encoder.output.weight):
             return self.quantizer(frames, count).codes[0]
 
     def _refined(self, window: Tensor, count: int, steps: int) -> Tensor:
-        if self.quantizer.training:  # some would learn from what is tried
+        if self.quantizer.training:  # then some quantizers learn from all latents that they get
             raise CodecError("refine_steps need a model in eval mode: model.eval()")
         if self.decoder.input.weight.is_inference():
             raise CodecError("refine_steps need a model that was made outside torch.inference_mode")
         latents, waveform = self._finite(self._encoded(window)), window.to(self.device)[None]
-        with exact(self.decoder.input.weight):
+        with float32_inference(self.decoder.input.weight):
             return refine(latents, waveform, self.sample_rate, self.quantizer, self.decoder, count, steps)[0]
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        with exact(self.decoder.input.weight):
+        with float32_inference(self.decoder.input.weight):
             return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
 
     def _decoded_latents(self, latents: Tensor) -> Tensor:
-        with exact(self.decoder.input.weight):
+        with float32_inference(self.decoder.input.weight):
             return self.decoder(latents.to(self.device)[None])[0, 0]
 
     def _encoded_at_once(self, items: list[Tensor], count: int) -> Tensor:
-        """By streams, whose rows end where their items do."""
+        """Encode all items together, by a stream whose rows end where the items end."""
         batch = self._batch(items, max(map(len, items)))[:, None]  # [B, 1, T]
         stream, size = self.streaming_encoder(len(items), count), self._frames_at_once(len(items)) * self.hop_length
         codes = [
@@ -192,7 +193,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         return max(1, min(WINDOW_FRAMES, FRAMES_AT_ONCE // rows))
 
     def to_numpy(self, signal: Tensor) -> NDArray[Any]:
-        """What this codec gives, as an array."""
+        """A tensor that this codec returned, as a numpy array."""
         return signal.detach().cpu().numpy()
 
     def _padded(self, signal: Tensor, count: int) -> Tensor:
@@ -213,14 +214,14 @@ class Codec(nn.Module, CodecBase[Tensor]):
             with torch.device("cpu"), Outline():  # whatever torch's default device is
                 codec = cls(config, name)
         except CodecError as error:
-            raise refused(folder / "config.json", error) from None
+            raise unusable(folder / "config.json", error) from None
         load_weights(codec, folder / "model.safetensors")
         try:
             torch.zeros(1, device=device).item()  # some devices can be named but not used
             return codec.to(device).eval()
         except (RuntimeError, AssertionError, ImportError, TypeError) as error:
             reason = " ".join(str(error).split(". ")[0].split("\n")[0].split())
-            if reason.startswith("Expected one of"):  # torch names two dozen
+            if reason.startswith("Expected one of"):  # torch lists two dozen kinds
                 reason = "there is no such kind"
             raise ModelError(f"device {device} cannot be used here: {reason}; use --device cpu") from None
 
@@ -229,20 +230,20 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
         Args:
             folder: made if need be; a model in it is replaced.
-            bits: of a stored weight of encoder and decoder, 32, 16 or 8 (matrices; whole numbers times a step for each
-                row); what is loaded is float32 again. The quantizer keeps its values, as codes keep their meaning.
-            base: a shipped model; tensors that its file holds alike are left out, and come from there when this is loaded.
+            bits: 32, 16 or 8 for each weight of encoder and decoder in the file (8: matrices as whole numbers times one
+                step per row); loaded, they are float32 again. The quantizer keeps its values, as codes keep their meaning.
+            base: a shipped model; tensors equal to those of its file are left out, and read from there at loading.
 
         Raises:
-            CodecError: ``folder`` is a file, or ``bits`` none of these.
-            OSError: it cannot be written to.
+            CodecError: ``folder`` is a file, or ``bits`` has another value.
+            OSError: the folder cannot be written to.
         """
         folder = as_path(folder)
         refuse_existing(folder, [])
         if bits not in get_args(Bits):
             raise CodecError(f"bits must be 32, 16 or 8, not {bits!r}")
         folder.mkdir(parents=True, exist_ok=True)
-        # both are written before one is replaced: a full disk leaves no mixture
+        # both are written before one is replaced: a full disk leaves no mixture of two models
         with atomic_write(folder / "config.json") as path:
             write_json(path, to_dict(self.config), indent=2)
             save_weights(self.state_dict(), folder / "model.safetensors", bits, base)

@@ -1,15 +1,15 @@
-"""Analysis by synthesis: codes chosen by what the decoder makes of them, not by the latents alone.
+"""Analysis by synthesis: codes chosen by the sound that the decoder makes of them, not by the latents alone.
 
-The encoder gives latents in one pass, and their nearest codes are not those that sound nearest. Here the latents z of one
-waveform x are trained, as weights are, while the model stays as it is:
+The encoder gives latents in one pass, and the codes nearest to them are not those that sound nearest. Here the latents z
+of one waveform x are trained, as weights are, while the model does not change:
 
-    minimize the mean of ``d(decoder(quantizer(z) + noise), x)`` over z, from ``z = encoder(x)`` on
+    minimize the mean of ``d(decoder(quantizer(z) + noise), x)`` over z, starting at ``z = encoder(x)``
 
-by Adam (Kingma and Ba, arXiv 1412.6980), whose gradient passes the quantizer as in training, straight through. The distance d
-is the sum of log-mel, complex and envelope distance (``codec.spectral``), its mean over two window lengths. The
-noise, white and new in every step, keeps z from what brings d down at one point alone, and there costs harmonics; it is that
-of a generator with a seed, so that the same waveform has the same codes. Of the codes of both ends of the way, those with the
-lesser distance without noise are taken.
+by Adam (Kingma and Ba, arXiv 1412.6980); the gradient passes the quantizer as in training, straight through. The distance d
+is the sum of log-mel, complex and envelope distance (``codec.spectral``), averaged over two window lengths. The noise is
+white and new in every step. Without it z would find single points where d is small but the sound lacks harmonics. Its
+generator has a fixed seed, so that the same waveform has the same codes. Of the codes of the first and of the last z, those
+with the smaller d, without noise, are returned.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from codec.quantizers import Quantizer
 
 SCALES = ((256, 32), (1024, 80))  # n_fft and mel bands of the spectrograms
 EXPONENT = 0.5  # of magnitudes in the complex distance
-RATE = 0.1  # of the latents' standard deviation, over the root of the number of steps: the first step's size
-FINAL = 0.1  # of it: towards this the size of the steps falls
-NOISE = 0.25  # its standard deviation, over that of the latents
+RATE = 0.1  # size of the first step, times the latents' standard deviation over the root of the number of steps
+FINAL = 0.1  # size towards which the steps shrink, as a share of the first one
+NOISE = 0.25  # standard deviation of the noise, as a share of that of the latents
 BETAS = (0.8, 0.95)  # Adam's, and its epsilon
 EPSILON = 1e-8
-HALF = any(CPU.get(name) for name in ("avx512_bf16", "amx_bf16"))  # then bfloat16 takes half of the decoder's time
+HALF = any(CPU.get(name) for name in ("avx512_bf16", "amx_bf16"))  # where bfloat16 halves the decoder's time
 
 
 def refine(
@@ -43,7 +43,7 @@ def refine(
     num_quantizers: int,
     steps: int,
 ) -> Tensor:
-    """Codes int64 ``[1, K, N]`` for a waveform ``[1, N * hop_length]`` with the latents ``[1, D, N]``; all in eval mode.
+    """Codes int64 ``[1, K, N]`` of a waveform ``[1, N * hop_length]`` with the latents ``[1, D, N]``; modules in eval mode.
 
     Raises:
         CodecError: the decoder gives NaN.

@@ -8,12 +8,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-BAND_MARGIN = 0.92  # of a limited bandwidth: recordings, and resamplers, fade out over the last part of it
-MEL_FLOOR = 1e-5  # of a full-scale sine: log-mel spectrograms do not tell apart what lies 100 dB below it
-PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: of complex and envelope distances
+BAND_MARGIN = 0.92  # share of a limited bandwidth to use: recordings and resamplers fade out over the rest
+MEL_FLOOR = 1e-5  # of a full-scale sine, 100 dB below it: the lowest value of log-mel spectrograms
+PHASE_FLOOR = 1e-4  # of a full-scale sine, 80 dB below it: for complex and envelope distances
 ENVELOPE_BANDS = 24  # mel bands of envelope distances
-BAND_FADE = 400.0  # Hz over which low_pass goes from all to nothing
-PLAIN: Any = {"dtype": torch.float32, "device": "cpu"}  # of tables, whatever torch's defaults are
+BAND_FADE = 400.0  # Hz over which low_pass falls from 1 to 0
+PLAIN: Any = {"dtype": torch.float32, "device": "cpu"}  # for tables, whatever torch's defaults are
 
 
 def stft(waveform: Tensor, n_fft: int, hop_length: int) -> Tensor:
@@ -51,7 +51,7 @@ def mel_distance(decoded: Planes, recorded: Planes, filters: Tensor) -> Tensor:
 
 
 def complex_distance(decoded: Planes, recorded: Planes, weights: Tensor, exponent: float) -> Tensor:
-    """``sum |S - S'| / (sum |S| + floor)`` per item, ``[B]``, over both parts of numbers with magnitudes to the ``exponent``.
+    """``sum |S - S'| / (sum |S| + floor)`` per item, ``[B]``, over both parts of spectra with magnitudes to the ``exponent``.
 
     ``weights`` are those of the bins, ``[B, 1, F]`` or ``[F]``, of sum 1; see :func:`bin_widths`.
     """
@@ -62,7 +62,7 @@ def complex_distance(decoded: Planes, recorded: Planes, weights: Tensor, exponen
         return ((real.abs() + imaginary.abs()).mean(dim=1, keepdim=True) / 2 * weights).sum(dim=(1, 2))
 
     difference = size(decoded.real - recorded.real, decoded.imaginary - recorded.imaginary)
-    # the floor keeps near-silent items, which are noise anyway, from ruling the gradient
+    # without the floor near-silent items, which are noise anyway, would dominate the gradient
     return difference / (size(recorded.real, recorded.imaginary) + PHASE_FLOOR**exponent)
 
 
@@ -91,7 +91,7 @@ def mel_decibels(samples: Tensor, sample_rate: int, width: int, height: int) -> 
 
 
 def bin_widths(sample_rate: int, n_fft: int, scale: Literal["linear", "mel"]) -> Tensor:
-    """How much each bin counts on that scale, ``[n_fft // 2 + 1]``, of sum 1."""
+    """The weight of each bin on that scale, ``[n_fft // 2 + 1]``, with sum 1."""
     frequencies, half = torch.fft.rfftfreq(n_fft, 1 / sample_rate, **PLAIN), sample_rate / n_fft / 2
     widths = torch.ones_like(frequencies)
     if scale == "mel":
@@ -115,7 +115,7 @@ def mel_edges(sample_rate: int, n_mels: int) -> Tensor:
     """Corner frequencies in Hz of ``n_mels`` triangular bands from 0 to half the sample rate, ``[n_mels + 2]``."""
     top = hz_to_mel(torch.tensor(sample_rate / 2, **PLAIN))
     edges = mel_to_hz(torch.linspace(0, 1, n_mels + 2, **PLAIN) * top)
-    return edges.clamp(max=sample_rate / 2)  # rounding put the last one above it, and the band outside every bandwidth
+    return edges.clamp(max=sample_rate / 2)  # rounding can put the last one above it: its band would never be used
 
 
 def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
@@ -135,7 +135,7 @@ def mel_filterbank(sample_rate: int, n_fft: int, n_mels: int) -> Tensor:
 
 
 def usable_bandwidth(bandwidth: Tensor, sample_rate: int) -> Tensor:
-    """Up to where recordings of these bandwidths can be compared, ``[B]`` in Hz: a limited band less a margin.
+    """The frequency up to which recordings of these bandwidths are compared, ``[B]`` in Hz: a limited band minus a margin.
 
     Without the margin a model learns the place where its training recordings fade out, as a notch in all speech.
     """
@@ -143,9 +143,9 @@ def usable_bandwidth(bandwidth: Tensor, sample_rate: int) -> Tensor:
 
 
 def low_pass(waveform: Tensor, bandwidth: Tensor, sample_rate: int) -> Tensor:
-    """Waveforms ``[B, 1, T]`` without what lies above their usable bandwidth, given ``bandwidth [B]`` in Hz; no delay.
+    """Waveforms ``[B, 1, T]`` without all above their usable bandwidth, given ``bandwidth [B]`` in Hz; no delay.
 
-    A whole band goes through as it is. The fade is linear over the ``BAND_FADE`` Hz below the end.
+    A bandwidth of half the sample rate changes nothing. The gain falls linearly over the ``BAND_FADE`` Hz below the end.
     """
     frequencies = torch.fft.rfftfreq(waveform.shape[-1], 1 / sample_rate, device=waveform.device)
     end = usable_bandwidth(bandwidth, sample_rate)[:, None, None]

@@ -9,11 +9,11 @@ Signals may come and go, as the calls of a server do::
     own = samples[3, 0, decoder.valid[3]]           # what is final of row 3
 
 ``valid`` is bool ``[B, n]``: which entries of the last output belong to their row. The last codes and samples of a row come
-while other rows go on. Where all have ended nothing moves any more: then ``decoder.push(encoder.flush())`` and
-``decoder.flush()`` give the rest, and ``reset()`` begins anew. All rows advance together: where the next samples of one
-are late, all wait, as a shorter length ends its row. A reset row loses what it still holds;
-a decoder's holds nothing more once all samples of its frames have come out. One stream is for one thread, and to
-be reset after an interrupt within ``push``. ``look_ahead`` is how many samples a stream lags behind what it is given.
+out while other rows go on. When all rows have ended, ``decoder.push(encoder.flush())`` and ``decoder.flush()`` give the rest,
+and ``reset()`` begins anew. All rows advance together: if the next samples of one row are late, all rows wait, as a shorter
+length would end the row. A reset row loses what it still holds; a decoder's row holds nothing more once all samples of its
+frames have come out. Use a stream in one thread only, and reset it after an interrupt within ``push``. ``look_ahead`` is how
+many samples the output lags behind the input.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from codec.autoencoder import Decoder, Encoder, Layer, exact
-from codec.base import FOREVER, MOST_ROWS, checked_lengths, kind_of, native, whole_numbers
+from codec.autoencoder import Decoder, Encoder, Layer, float32_inference
+from codec.base import FOREVER, MOST_ROWS, as_array, checked_lengths, kind_of, whole_numbers
 from codec.config import lag, whole_number
 from codec.errors import CodecError
 from codec.level import LARGEST_PEAK, check_peak
@@ -38,15 +38,15 @@ Stream = TypeVar("Stream", bound="_Stream")
 def as_tensor(values: Any, integers: bool) -> Tensor | None:
     """A tensor or an array of any float type as float32, or of any integer type as int64; None for everything else."""
     if not isinstance(values, Tensor):
-        array = native(values, integers)
+        array = as_array(values, integers)
         return None if array is None else torch.from_numpy(array)
     if integers:
         return values.long() if "int" in str(values.dtype) else None
     return values.float() if values.is_floating_point() else None
 
 
-def _misfit(fits: Tensor) -> str:
-    """How an error begins: with the first row of ``[B, ...]`` that is not True throughout, where there are several."""
+def _row_prefix(fits: Tensor) -> str:
+    """The beginning of an error: the first row of ``[B, ...]`` that is not all True; "" if there is only one row."""
     return f"row {int((~fits.flatten(1).all(dim=1)).nonzero()[0])}: " if len(fits) > 1 else ""
 
 
@@ -54,14 +54,14 @@ class _Stream:
     """What a network remembers of a batch of signals that arrive chunk by chunk.
 
     Every layer holds the last inputs that it will need again (its left context and its look-ahead), so nothing is computed
-    twice, and gives its outputs ``delay`` frames late. Rows may start and end at different times: a row's frames are
-    numbered from its own start, and what a layer gives outside of a row is set to zero, which is the padding that the
+    twice, and its outputs come ``delay`` frames late. Rows may start and end at different times: a row's frames are
+    numbered from its own start, and outputs of a layer outside of a row are set to zero, which is the padding that the
     whole signal would have had there.
 
     Attributes:
         state: everything that changes, by name: a plain dictionary of tensors, the batch first.
         valid: ``[B, n]``, which entries of the last output belong to their row.
-        delay: frames by which the layers lag together.
+        delay: frames by which the last layer's output is late.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class _Stream:
             "flushed": weight.new_zeros(batch, dtype=torch.bool),
         }
         self._weight = weight
-        self._layers: list[tuple[Layer, int, int]] = []  # with outputs per frame, and delay
+        self._layers: list[tuple[Layer, int, int]] = []  # each with its outputs per frame and its delay
         self.delay = 0
         for layer in layers:
             held, self.delay = lag(layer.left, layer.right, layer.stride, self.delay)
@@ -95,8 +95,8 @@ class _Stream:
         return other
 
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the state, and what tells its model, to save or to go back to."""
-        digest = hashlib.sha256(self._weight.float().cpu().numpy().data).digest()  # of one layer
+        """A copy of the state, to save or to go back to, with a hash that tells its model."""
+        digest = hashlib.sha256(self._weight.float().cpu().numpy().data).digest()  # one layer tells models apart
         model = torch.tensor(list(digest), dtype=torch.uint8)
         return {name: tensor.clone() for name, tensor in self.state.items()} | {"model": model}
 
@@ -113,17 +113,17 @@ class _Stream:
         self.state = {name: state[name].clone().to(self.device) for name in self.state}
 
     def to(self: Stream, device: str | torch.device) -> Stream:
-        """Move the state; the model moves by itself."""
+        """Move the state; move the model separately."""
         self.state = {name: tensor.to(device) for name, tensor in self.state.items()}
         return self
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Begin anew, in these rows or in all of them.
+        """Begin anew in these rows (default: in all).
 
         Raises:
             CodecError: no such row; or single rows of a stream that was flushed.
         """
-        chosen = self._chosen(rows)
+        chosen = self._row_indices(rows)
         if len(set(chosen)) < self.batch_size and self.state["flushed"].any():
             raise CodecError("the stream was flushed: reset all rows")
         # a copy: what was made in inference mode cannot be written to outside of it, and another stream may share it
@@ -131,7 +131,7 @@ class _Stream:
         for name, tensor in self.state.items():
             tensor[chosen] = FOREVER if name == "total" else 0
 
-    def _chosen(self, rows: Sequence[int] | None) -> list[int]:
+    def _row_indices(self, rows: Sequence[int] | None) -> list[int]:
         return list(range(self.batch_size)) if rows is None else whole_numbers("rows", rows, 0, self.batch_size - 1)
 
     def _checked_chunk(self, values: Any, integers: bool, rows: int, expected: str) -> Tensor:
@@ -143,8 +143,8 @@ class _Stream:
             raise CodecError(f"{expected} with B = {self.batch_size}, not {kind_of(values)}")
         return chunk.to(self.device)
 
-    def _inside(self, count: int, delay: int, per_frame: int = 1) -> Tensor:
-        """Which ``[B, count]`` of what a layer gives now, ``per_frame`` to a frame and ``delay`` late, are of their row."""
+    def _valid_mask(self, count: int, delay: int, per_frame: int = 1) -> Tensor:
+        """Which ``[B, count]`` of a layer's next outputs (``per_frame`` a frame, ``delay`` late) belong to their row."""
         index = self.state["age"] * per_frame - delay + torch.arange(count, device=self.device)
         return (index >= 0) & (index < self.state["total"] * per_frame)
 
@@ -154,12 +154,12 @@ class _Stream:
             name = f"layer_{number}"
             x, self.state[name] = layer.push(x, self.state[name])
             if (per_frame, delay) not in masks:
-                masks[per_frame, delay] = self._inside(frames * per_frame, delay, per_frame)[..., None]
+                masks[per_frame, delay] = self._valid_mask(frames * per_frame, delay, per_frame)[..., None]
             x = x * masks[per_frame, delay]
         return x
 
-    def _given(self, output: Tensor, valid: Tensor, frames: int) -> Tensor:
-        """``output [B, C, n]`` of so many new frames, from the first to the last place that any row has."""
+    def _advance_and_trim(self, output: Tensor, valid: Tensor, frames: int) -> Tensor:
+        """Count the new frames, set ``valid``, and cut ``output [B, C, n]`` to the places where any row has something."""
         self.state["age"] = self.state["age"] + frames
         places = valid.any(dim=0).nonzero().flatten().tolist() or [0, -1]
         self.valid = valid[:, places[0] : places[-1] + 1]
@@ -170,7 +170,7 @@ class StreamingEncoder(_Stream):
     """Samples in, codes out; made by :meth:`codec.model.Codec.streaming_encoder`.
 
     Attributes:
-        look_ahead: samples by which codes lag behind: ``delay`` in samples.
+        look_ahead: samples by which codes lag behind the input: ``delay`` in samples.
     """
 
     def __init__(self, encoder: Encoder, quantizer: Quantizer, batch_size: int, num_quantizers: int, hop: int) -> None:
@@ -181,13 +181,13 @@ class StreamingEncoder(_Stream):
         self.state["waiting"] = torch.zeros_like(self.state["age"])  # how many of them are in no whole frame yet
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """As of every stream. Rows that begin while the others wait for the end of a frame join them with the next one, so
-        that what they give comes up to a frame later. No row's samples ever fill two frames while they wait.
+        """Begin anew in these rows (default: in all). Where the other rows wait for the end of a frame, these join them with
+        the next frame, so that their output comes up to a frame later. No row ever waits with two full frames of samples.
         """
         super().reset(rows)
-        chosen, waiting = self._chosen(rows), self.state["waiting"]
+        chosen, waiting = self._row_indices(rows), self.state["waiting"]
         others = [row for row in range(self.batch_size) if row not in chosen]
-        if others and waiting[others].min() > 0:  # a frame before their first, of zeros
+        if others and waiting[others].min() > 0:  # their first frame comes after one of zeros
             waiting[chosen], self.state["age"][chosen] = self.hop_length, -1
 
     def push(self, samples: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
@@ -195,8 +195,8 @@ class StreamingEncoder(_Stream):
 
         Args:
             samples: float ``[B, 1, T]`` in [-1, 1] at the model's rate, the next of every row; any T.
-            lengths: ``[B]``, how many of them belong to each row; a row with fewer than T ends there, and what is pushed
-                to it later is passed over, until it is reset.
+            lengths: ``[B]``, how many of them belong to each row; a row with fewer than T ends there, and ignores what is
+                pushed later, until it is reset.
 
         Raises:
             CodecError: another shape or type, NaN, or the stream was flushed; the state is as before.
@@ -211,8 +211,8 @@ class StreamingEncoder(_Stream):
             check_peak(samples)
         except CodecError as error:
             fits = samples.abs() <= LARGEST_PEAK  # also False for NaN
-            raise CodecError(f"{_misfit(fits)}{error}") from None
-        with exact(self.encoder.output.weight):
+            raise CodecError(f"{_row_prefix(fits)}{error}") from None
+        with float32_inference(self.encoder.output.weight):
             joined = torch.cat([rest, samples], dim=-1)
             frames = self.state["age"] - (-(ends + waiting) // hop)  # of a row that ends in this chunk
             self.state["total"] = torch.minimum(self.state["total"], torch.where(ends < count, frames, FOREVER))
@@ -220,13 +220,13 @@ class StreamingEncoder(_Stream):
             self.state["waiting"] = waiting + count - new * hop
             self.state["rest"] = joined[..., count:].clone()  # a view would hold all of it
             if not new:
-                return self._given(ends.new_zeros(self.batch_size, self.num_quantizers, 0), own[:, :0], 0)
+                return self._advance_and_trim(ends.new_zeros(self.batch_size, self.num_quantizers, 0), own[:, :0], 0)
             places = rest.shape[-1] - waiting + torch.arange(new * hop, device=self.device)  # of each row's frames
-            x = joined.transpose(1, 2).gather(1, places[..., None]) * self._inside(new * hop, 0, hop)[..., None]
+            x = joined.transpose(1, 2).gather(1, places[..., None]) * self._valid_mask(new * hop, 0, hop)[..., None]
             x = self._through_layers(x, new)
             latents = self.encoder.output(self.encoder.norm(x)).transpose(1, 2)
-            codes, valid = self.quantizer(latents, self.num_quantizers).codes, self._inside(new, self.delay)
-            return self._given(torch.where(valid[:, None], codes, -1), valid, new)
+            codes, valid = self.quantizer(latents, self.num_quantizers).codes, self._valid_mask(new, self.delay)
+            return self._advance_and_trim(torch.where(valid[:, None], codes, -1), valid, new)
 
     def flush(self) -> Tensor:
         """End every row where it stands; the rest of the codes ``[B, K, n]``."""
@@ -243,7 +243,7 @@ class StreamingDecoder(_Stream):
 
     Attributes:
         delay: frames that the network waits for.
-        offset: samples by which the waveform lags beyond them: the part of a window before its frame.
+        offset: samples by which the waveform lags in addition: the part of a window before its frame.
         look_ahead: both together, in samples.
     """
 
@@ -255,11 +255,11 @@ class StreamingDecoder(_Stream):
         self.state["sums"] = weight.new_zeros(self.batch_size, 2, head.n_fft - self.hop_length)
 
     def push(self, codes: Tensor) -> Tensor:
-        """Samples float ``[B, 1, t]`` that are final now; t may be 0, and rows that have none there hold zeros.
+        """Samples float ``[B, 1, t]`` that are final now; t may be 0, and a row holds zeros where it has no samples.
 
         Args:
-            codes: integers ``[B, K, n]``, the next frames of every row; K as the stream was made for. -1 in all stages of a
-                frame says that the row has none: it has not begun yet, or has ended (as StreamingEncoder gives them).
+            codes: integers ``[B, K, n]``, the next frames of every row; K is that of the stream. -1 in all stages of a
+                frame, as StreamingEncoder gives it, means that the row has not begun yet, or has ended.
 
         Raises:
             CodecError: another shape or type, codes that the model does not have, a row that goes on after its end, or
@@ -268,22 +268,22 @@ class StreamingDecoder(_Stream):
         expected = f"codes must be integers [B, K, n], K = {self.num_quantizers},"
         codes = self._checked_chunk(codes, True, self.num_quantizers, expected)
         new, hop = codes.shape[-1], self.hop_length
-        there = codes[:, 0] >= 0  # [B, n]
+        present = codes[:, 0] >= 0  # [B, n]
         size = self.quantizer.codebook_size
-        fits = torch.where(there[:, None], (codes >= 0) & (codes < size), codes == -1)
+        fits = torch.where(present[:, None], (codes >= 0) & (codes < size), codes == -1)
         if not bool(fits.all()):
             reason = f"codes must be from 0 to {size - 1}, or -1 in all stages; are they of another model?"
-            raise CodecError(f"{_misfit(fits)}{reason}")
-        with exact(self.decoder.input.weight):
+            raise CodecError(f"{_row_prefix(fits)}{reason}")
+        with float32_inference(self.decoder.input.weight):
             if not new:
-                return self._given(self.state["sums"][:, :1, :0], there, 0)
-            self.state["age"], self.state["total"] = self._with_bounds(there, new)
+                return self._advance_and_trim(self.state["sums"][:, :1, :0], present, 0)
+            self.state["age"], self.state["total"] = self._age_and_total(present, new)
             x = self.decoder.input(self.quantizer.decode(codes.clamp(min=0)).transpose(1, 2))
-            x = self._through_layers(x * self._inside(new, 0)[..., None], new)
-            sums, exists = self.state["sums"], self._inside(new, self.delay)
+            x = self._through_layers(x * self._valid_mask(new, 0)[..., None], new)
+            sums, exists = self.state["sums"], self._valid_mask(new, self.delay)
             samples, self.state["sums"] = self.decoder.head.push_frames(self.decoder.norm(x), exists, sums)
-            valid = self._inside(new * hop, self.look_ahead, hop)
-            return self._given((samples * valid)[:, None], valid, new)
+            valid = self._valid_mask(new * hop, self.look_ahead, hop)
+            return self._advance_and_trim((samples * valid)[:, None], valid, new)
 
     def flush(self) -> Tensor:
         """End every row where it stands; the rest of the samples ``[B, 1, t]``."""
@@ -292,15 +292,15 @@ class StreamingDecoder(_Stream):
         self.state["flushed"] = torch.ones_like(self.state["flushed"])
         return samples
 
-    def _with_bounds(self, there: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def _age_and_total(self, present: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Age and total ``[B, 1]`` of rows that may begin or end within this chunk."""
         place = torch.arange(count, device=self.device)
-        first = torch.where(there, place, count).amin(dim=1, keepdim=True)
+        first = torch.where(present, place, count).amin(dim=1, keepdim=True)
         age = torch.where(self.state["age"] == 0, -first, self.state["age"])  # a row begins with its first frame
         index = age + place  # [B, n]
-        end = torch.where((index >= 0) & ~there, index, FOREVER).amin(dim=1, keepdim=True)
+        end = torch.where((index >= 0) & ~present, index, FOREVER).amin(dim=1, keepdim=True)
         total = torch.minimum(self.state["total"], end)
-        again = (there & (index >= total)).any(dim=1)
-        if bool(again.any()):
-            raise CodecError(f"row {int(again.nonzero()[0])} has ended: reset it before its next frame")
+        resumed = (present & (index >= total)).any(dim=1)
+        if bool(resumed.any()):
+            raise CodecError(f"row {int(resumed.nonzero()[0])} has ended: reset it before its next frame")
         return age, total

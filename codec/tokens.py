@@ -1,16 +1,16 @@
-"""Codes as tokens of a language model, for numpy arrays and torch tensors alike; what comes back is int64 of the same kind.
+"""Codes as tokens of a language model, as numpy arrays or torch tensors; functions return int64 of the same kind.
 
 Codes are integers ``[..., K, N]``, as ``Codec.encode`` gives them: K stages of ``codebook_size`` codes, N frames. A language
-model writes them in one of three patterns; with one stage they are the same:
+model writes them in one of three patterns, which are the same with one stage:
 
-- interleaved, :func:`flatten`: N * K steps of one id, other ids for every stage. A code can depend on all before it.
+- interleaved, :func:`flatten`: N * K steps of one id; every stage has its own ids. A code can depend on all before it.
 - parallel, the codes as they are: N steps of K codes, which depend on earlier frames only and not on each other.
 - delayed, :func:`delay`: N + K - 1 steps of K codes; a code can depend on the coarser ones of its own frame, too.
 
-In what a language model has written, ``invalid`` says what becomes of a frame that is not whole: "refuse" is an error,
+In the output of a language model, ``invalid`` says what to do with a frame that is not complete: "refuse" raises an error,
 "drop" leaves it out and moves later frames up, "mask" makes all its codes -1, which ``Codec.decode`` refuses and which ends a
-row of a streaming decoder. Everything here raises CodecError for what is no array of integers of the shape, or no whole
-number.
+row of a streaming decoder. All functions raise CodecError for anything but an array of integers of the right shape, or
+anything but a whole number.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class TokenLayout:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the last id; those below ``first_id``, of text for example, are counted."""
+        """One more than the last id; ids below ``first_id``, of text for example, are counted too."""
         return self.special_ids["pad"] + 1
 
     def to_tokens(self, codes: Ids) -> Ids:
@@ -73,8 +73,8 @@ class TokenLayout:
     def to_codes(self, tokens: Ids, invalid: Invalid = "refuse") -> Ids:
         """Codes ``[K, N]`` of one sequence ``[L]`` that a language model has written, without its prompt.
 
-        Begin may be missing; the first end ends it, or pads do. What else is no code in its place is ``invalid``; in errors
-        places are counted from the first id after begin.
+        Begin may be missing; the codes stop at the first end, or at pads. Any other id that is no code of its place is
+        ``invalid``. Errors count places from the first id after begin.
         """
         begin, end, pad = self.special_ids.values()
         ids = _array(tokens, "tokens", "[L]")
@@ -86,7 +86,7 @@ class TokenLayout:
 def flatten(codes: Ids, codebook_size: int, first_id: int = 0) -> Ids:
     """Interleaved tokens ``[..., N * K]`` of codes ``[..., K, N]``: frame by frame, and in a frame stage by stage.
 
-    Every stage has its own ids, see :class:`TokenLayout`. A code not from 0 to ``codebook_size - 1`` is a CodecError.
+    Every stage has its own ids, see :class:`TokenLayout`. CodecError: a code not from 0 to ``codebook_size - 1``.
     """
     values = clean(_array(codes, "codes", "[..., K, N]"), codebook_size)
     *batch, count, frames = values.shape
@@ -98,7 +98,7 @@ def flatten(codes: Ids, codebook_size: int, first_id: int = 0) -> Ids:
 def unflatten(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int = 0) -> Ids:
     """Inverse of :func:`flatten`: codes ``[..., K, N]`` of tokens ``[..., N * K]``.
 
-    Part of a frame is a CodecError, and so is an id that is no code of the stage whose place it takes.
+    CodecError: only part of a frame at the end, or an id that is no code of the stage at its place.
     """
     count, size, first_id = astuple(TokenLayout(num_quantizers, codebook_size, first_id))
     ids = _array(tokens, "tokens", "[..., N * K]")
@@ -116,9 +116,9 @@ def unflatten(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: in
 def resync(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int = 0, invalid: Invalid = "drop") -> Ids:
     """Codes ``[K, N]`` of one whole interleaved sequence ``[L]`` in which tokens are missing, wrong or too many.
 
-    A frame is K codes of stage 0, 1, ..., K - 1 in a row, whatever ids that are no codes stand between them. So a missing or
-    spurious token costs its own frame, and the next one is found again. Not to be seen are a wrong code of the right stage,
-    and the tail of one frame missing with the head of the next, K tokens in a row: that makes one frame of two.
+    A frame is K codes of stage 0, 1, ..., K - 1 in a row; ids that are no codes may be between them. So a missing or extra
+    token costs only its own frame. Two faults cannot be detected: a wrong code of the right stage, and K missing tokens in a
+    row, the tail of one frame and the head of the next, which leave one frame of two.
 
     With "mask", n tokens without a whole frame become ``round(n / K)`` frames of -1; "refuse" does as :func:`unflatten`.
     """
@@ -138,7 +138,7 @@ def resync(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int =
 
 
 def clean(codes: Ids, codebook_size: int, invalid: Invalid = "refuse") -> Ids:
-    """Codes ``[..., K, N]``, parallel or undelayed, without what else a frame may hold; "drop" takes one item ``[K, N]``."""
+    """Parallel or undelayed codes ``[..., K, N]``, bad frames treated as ``invalid`` says; "drop" takes ``[K, N]``."""
     values, size = _array(codes, "codes", "[..., K, N]"), TokenLayout(1, codebook_size).codebook_size
     whole = np.all((values >= 0) & (values < size), axis=-2, keepdims=True)  # [..., 1, N]
     if invalid == "refuse" and not whole.all():
@@ -151,7 +151,7 @@ def clean(codes: Ids, codebook_size: int, invalid: Invalid = "refuse") -> Ids:
 def delay(codes: Ids, fill: int) -> Ids:
     """Stage k moved k frames to the right, as Copet et al. 2023 (arXiv 2306.05284): ``[..., K, N] -> [..., K, N + K - 1]``.
 
-    ``fill`` stands where a stage has no code, at either end; take an id that is no code, as ``codebook_size``.
+    ``fill`` is put where a stage has no code, at both ends; take an id that is no code, such as ``codebook_size``.
     """
     values = _array(codes, "codes", "[..., K, N]")
     *batch, count, frames = values.shape
@@ -172,8 +172,8 @@ def undelay(delayed: Ids) -> Ids:
 
 
 def _array(ids: Any, name: str, shape: str) -> NDArray[np.int64]:
-    """A copy as int64, if these are integers of that shape; ``...`` stands for any number of axes."""
-    torch = sys.modules.get("torch")  # whoever has a tensor has imported it
+    """A copy of ``ids`` as int64; a CodecError if they are not integers of that shape. ``...`` is any number of axes."""
+    torch = sys.modules.get("torch")  # it was imported if there is a tensor
     is_tensor = torch is not None and isinstance(ids, torch.Tensor)
     if not is_tensor and not isinstance(ids, np.ndarray):
         raise CodecError(f"{name} must be a numpy array or a tensor of integers {shape}, not {type(ids).__name__}")
@@ -185,5 +185,5 @@ def _array(ids: Any, name: str, shape: str) -> NDArray[np.int64]:
 
 
 def _like(array: NDArray[Any], ids: Ids) -> Ids:
-    """The array as it is, or as a tensor on the device of ``ids`` if they are one."""
+    """The array as it is, or as a tensor on the device of ``ids`` if these are a tensor."""
     return array if isinstance(ids, np.ndarray) else sys.modules["torch"].from_numpy(array).contiguous().to(ids.device)

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from codec.files import atomic_write
 from codec.pretrained import BASE, CHECKSUM, STEP, ModelError, find_model, shipped_name
-from codec.pretrained.weights import Weights, parts
+from codec.pretrained.weights import Weights, split_file
 from codec.quantizers.base import TABLE_TYPE
 
 Bits = Literal[32, 16, 8]
@@ -34,9 +34,9 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
     for name, tensor in state.items():
         stored = _stored(name, tensor.detach().cpu().contiguous(), bits)
         if not all(key in there and torch.equal(part, there[key]) for key, part in stored.items()):
-            tensors |= stored  # a matrix and its step together
-    header, data, metadata[CHECKSUM] = parts(save(tensors))
-    header = {"__metadata__": metadata, **header}  # here: safetensors writes it in any order
+            tensors |= stored  # a matrix always with its step
+    header, data, metadata[CHECKSUM] = split_file(save(tensors))
+    header = {"__metadata__": metadata, **header}  # written here: safetensors writes it in any order
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary:
@@ -44,7 +44,7 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
 
 
 class Outline(TorchFunctionMode):
-    """Modules built in this mode have names and shapes, but no values: however large, they cost no memory and no time.
+    """Modules built in this mode have names and shapes, but no values: even large ones cost no memory and no time.
 
     ``torch.device("meta")`` does the same, but loads torch's compiler for it, which takes seconds.
     """
@@ -55,7 +55,7 @@ class Outline(TorchFunctionMode):
             size = {torch.full: args[:1], torch.eye: 2 * args[:1]}.get(func, args)
             return torch.empty(*size, **(kwargs | {"device": "meta"}))
         target = kwargs.get("tensor", *args[:1])
-        if func.__name__.strip("_") + "_" == func.__name__ and target.is_meta:  # in place: it would be initialized
+        if func.__name__.strip("_") + "_" == func.__name__ and target.is_meta:  # in place, as initializers are
             return target
         return func(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""The same work for many items: on several threads, or on several processes, each with a model of its own."""
+"""The same work for many items: in several threads, or in several processes, each with its own model."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from codec.errors import EXIT_INTERRUPTED, CodecError, is_postponed
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Said = list[logging.LogRecord]
+Records = list[logging.LogRecord]
 
-_work: Callable[..., Any]  # of a process of its own, with what it says on the way
-_said: queue.SimpleQueue[logging.LogRecord]
+_work: Callable[..., Any]  # in a worker process: its work, and what that has logged since the last item
+_records: queue.SimpleQueue[logging.LogRecord]
 
 
 def available_cores() -> int:
@@ -30,7 +30,7 @@ def available_cores() -> int:
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int) -> Iterator[Result]:
-    """The results of ``work`` for each of the items in their order; so many threads, and one item more, are ahead of them."""
+    """The results of ``work`` for the items, in their order; ``threads`` items after the awaited one are begun."""
     if threads == 1:
         yield from map(work, items)
         return
@@ -44,7 +44,7 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: i
                 ahead.append(pool.submit(work, next(source)))
             except StopIteration:
                 break
-            except Exception as error:  # told after the results of what came before
+            except Exception as error:  # of the iterable: raised after the results of the items before
                 failure = error
             if len(ahead) > threads:
                 yield ahead.popleft().result()
@@ -58,9 +58,9 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: i
 
 @contextmanager
 def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Iterator[Result]]:
-    """The results of ``work``, which is pickled, for each of the items in their order; what it logs is logged here.
+    """The results of ``work``, which is pickled, for the items, in their order; its log records are handled here.
 
-    The processes end with this one, however it ends, and remove their temporary files on the way out.
+    The processes end when this one does, however it ends, and remove their temporary files before.
 
     Raises:
         CodecError: a process was killed.
@@ -68,21 +68,21 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
     if workers == 1:
         yield map(work, items)
         return
-    import multiprocessing  # here: one file waits for none of them
+    import multiprocessing  # here: commands with one file do not wait for these imports
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
-    most = 61 if sys.platform == "win32" else workers  # that Windows waits for
-    with _without_interrupts():  # a process that tracks semaphores starts with the pool
-        pool = ProcessPoolExecutor(min(workers, most), context, _begin, (work,))
+    most = 61 if sys.platform == "win32" else workers  # Windows cannot wait for more
+    with _without_interrupts():  # also for the process that tracks semaphores, which starts with the pool
+        pool = ProcessPoolExecutor(min(workers, most), context, _set_up_worker, (work,))
     with pool:
         try:
             with _without_interrupts():
-                futures = [pool.submit(_do, item) for item in items]
-            yield (_say(future.result()) for future in futures)
+                futures = [pool.submit(_work_and_collect_logs, item) for item in items]
+            yield (_log_and_unpack(future.result()) for future in futures)
         except BaseException as error:
-            with _without_interrupts():  # nor is this one's word cut short
+            with _without_interrupts():  # or a second ctrl-C would cut this short
                 for process in multiprocessing.active_children():
                     process.terminate()
             if isinstance(error, BrokenProcessPool):
@@ -92,7 +92,7 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
 
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
-    """Processes started here never see ctrl-C or a closed terminal, which reach the whole group: the first one decides."""
+    """Processes started in here ignore ctrl-C and a closed terminal, which reach the whole group: the parent decides."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -103,44 +103,44 @@ def _without_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(work: Callable[..., Any]) -> None:
+def _set_up_worker(work: Callable[..., Any]) -> None:
     from logging.handlers import QueueHandler
 
     from tqdm import tqdm
 
-    global _work, _said
-    _work, _said = work, queue.SimpleQueue()
+    global _work, _records
+    _work, _records = work, queue.SimpleQueue()
     logger = logging.getLogger("codec")
-    logger.addHandler(QueueHandler(_said))
+    logger.addHandler(QueueHandler(_records))
     logger.setLevel(logging.INFO)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which Python warns where a process ends at once
-    signal.signal(signal.SIGTERM, _end)
+    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore, and Python warns of it when a process is ended
+    signal.signal(signal.SIGTERM, _exit_on_sigterm)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _do(item: Any) -> tuple[Any, Said]:
+def _work_and_collect_logs(item: Any) -> tuple[Any, Records]:
     try:
         result = _work(item)
     except SystemExit:
-        os._exit(EXIT_INTERRUPTED)  # the pool would go on
-    return result, [_said.get() for _ in range(_said.qsize())]
+        os._exit(EXIT_INTERRUPTED)  # the pool catches SystemExit and would go on
+    return result, [_records.get() for _ in range(_records.qsize())]
 
 
-def _say(done: tuple[Any, Said]) -> Any:
-    result, said = done
-    for record in said:
+def _log_and_unpack(done: tuple[Any, Records]) -> Any:
+    result, records = done
+    for record in records:
         logging.getLogger(record.name).handle(record)
     return result
 
 
-def _end(number: int, frame: FrameType | None) -> None:
-    """Leave by the way on which temporary files are removed."""
+def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
+    """End by SystemExit, which removes temporary files."""
     if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN or is_postponed(number, frame):
-        return  # the pool sends another, which came before it was ignored: raised on that way it would leave the files
+        return  # a second SIGTERM, of the pool, that was pending: an exception during the cleanup would leave the files
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where the exception is lost it would be shown with its traceback
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a traceback of the exception would be shown where Python loses it
     if hasattr(signal, "alarm"):
-        signal.alarm(5)  # ends this process where the exception is lost, as inside a callback of the garbage collector
+        signal.alarm(5)  # ends this process if the exception is lost, as in a callback of the garbage collector
     raise SystemExit
 
 

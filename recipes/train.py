@@ -11,7 +11,7 @@ step, so the weights come out the same to the bit (on one kind of CPU). recipes/
 
 from __future__ import annotations
 
-import codec.scripts  # noqa: F401  first: it says what the others lack
+import codec.scripts  # noqa: F401  first: it reports packages that the other imports lack
 
 import argparse
 import hashlib
@@ -66,8 +66,8 @@ EXIT_NOTE = """exit codes: 0 done, or stopped by ctrl-C, SIGTERM or a closed ter
 class Run:
     """A training run as one process sees it.
 
-    ``init`` names the model of its start, ``changes`` are those of its settings. ``tracker`` (on the first process only) and
-    ``bar`` come when training begins. ``saved_step`` is that of the last checkpoint, ``shown``: the examples were shown.
+    ``init`` names the model that it began with, ``changes`` are settings that differ from those before. ``tracker`` (first
+    process only) and ``bar`` come when training begins. ``saved_step``: of the last checkpoint. ``shown``: references were.
     """
 
     config: TrainConfig
@@ -105,7 +105,7 @@ class Run:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Set up, go on from a checkpoint if there is one, and make one step after the other. Returns the exit code."""
+    """Set up, continue from a checkpoint if there is one, and make step after step. Returns the exit code."""
     stop = StopSignal(time.monotonic() + 60 * args.minutes if args.minutes else math.inf)
     run = set_up(args)
     config, counters, networks, accelerator = run.config, run.counters, run.networks, run.accelerator
@@ -125,7 +125,7 @@ def train(args: argparse.Namespace) -> int:
     while config.phases.progress(counters.step, counters.seconds) < 1 and not stop.anywhere(accelerator):
         with clock.waiting():
             segments = next(stream)
-        counters.skipped_files += int(segments["skipped"].sum())  # before they are on a GPU: the sum would wait for it
+        counters.skipped_files += int(segments["skipped"].sum())  # on the CPU: on a GPU the sum would have to wait
         batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in segments.items()}
         if counters.step == config.phases.autoencoder and not networks.quantizer_matched:
             start_quantizer(networks, run.dataset)
@@ -135,7 +135,7 @@ def train(args: argparse.Namespace) -> int:
         counters.step += 1
         counters.segments += config.data.batch_size
         counters.seconds = before + time.monotonic() - began
-        if config.phases.minutes:  # they decide on the learning rate and the end
+        if config.phases.minutes:  # then the learning rate and the end depend on the seconds
             counters.seconds = of_every_process(counters.seconds, accelerator)[0]
         bar.update()
         if not stop.begun:
@@ -171,8 +171,8 @@ def train(args: argparse.Namespace) -> int:
 def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], CodecOutput]:
     """Train codec and discriminators on one forward pass of both; returns scalars to log and the codec's output.
 
-    The discriminators see no more of either speech than the recording's bandwidth: they would tell band-limited recordings
-    by what decoded speech has above, and teach the decoder to be silent there.
+    The discriminators see both kinds of speech only up to the recording's bandwidth: they would recognize band-limited
+    recordings by what is missing above it, and teach the decoder to be silent there.
     """
     config, networks, step = run.config, run.networks, run.counters.step
     waveform, weights = batch["waveform"], config.losses.weights
@@ -187,7 +187,7 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
         terms["commitment"] = output.commitment_loss.sum(dim=1).mean()
         terms["codebook"] = output.codebook_loss.sum(dim=1).mean()
     logged: dict[str, Tensor] = {}
-    sides: list[tuple[str, Tensor, nn.Module, list[torch.optim.Optimizer]]] = []  # what is trained, by which loss
+    sides: list[tuple[str, Tensor, nn.Module, list[torch.optim.Optimizer]]] = []  # name, loss, module, optimizers
 
     if 0 <= config.phases.adversarial <= step:
         count = max(1, round(config.discriminator.batch_share * len(waveform)))
@@ -203,13 +203,13 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
 
     weighted = {name: weights[name] * term for name, term in terms.items()}
     total = torch.stack(list(weighted.values())).sum()
-    if not quantize:  # every parameter stays in the graph, or processes would wait for gradients that never come
+    if not quantize:  # keeps every parameter in the graph: processes would wait for gradients that never come
         total = total + 0.0 * sum(parameter.sum() for parameter in networks.codec.quantizer.parameters())
     logged |= {f"loss/{name}": term.detach() for name, term in terms.items()}
     logged |= {f"weighted/{name}": term.detach() for name, term in weighted.items()} | {"loss/total": total.detach()}
     sides.append(("codec", total, networks.codec, codec_optimizers))
 
-    for _, loss, module, _ in sides:  # all before the first step, which changes weights that the gradients need
+    for _, loss, module, _ in sides:  # all before the first optimizer step, which changes weights that they need
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         run.accelerator.backward(loss, inputs=trained, retain_graph=loss is not total)
     finite = {}
@@ -224,7 +224,7 @@ def train_step(run: Run, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], C
 def update(
     run: Run, module: nn.Module, optimizers: list[torch.optim.Optimizer], batch: dict[str, Tensor]
 ) -> tuple[Tensor, bool]:
-    """Step along the clipped gradient, or skip one that is not finite; returns its norm before clipping, and if it is finite.
+    """Step along the clipped gradient if it is finite; returns its norm before clipping, and whether it is finite.
 
     The norm is that of the averaged gradient, so all processes skip together.
     """
@@ -245,9 +245,9 @@ def update(
 
 def set_up(args: argparse.Namespace) -> Run:
     """Read the configuration and the manifests, build everything, and go back to where the run was."""
-    import accelerate.utils  # not accelerate alone: where it is missing, the folder beside this script has its name
+    import accelerate.utils  # not accelerate alone: a folder beside this script has that name
 
-    began = [] if args.init is None else ["phases.autoencoder=0"]  # it is an autoencoder already
+    began = [] if args.init is None else ["phases.autoencoder=0"]  # the model is an autoencoder already
     config = load_train_config(args.config, [*args.set, *began])
     accelerator = accelerate.Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=args.cpu)
     data, world = config.data, accelerator.num_processes
@@ -296,11 +296,11 @@ def set_up(args: argparse.Namespace) -> Run:
 
 
 def changes_since(path: Path, config: TrainConfig, checkpoint: Path) -> list[str]:
-    """What differs from the run's config.json; checkpoints alone do not tell, as a sample rate changes no shape of a weight.
+    """How ``config`` differs from the run's config.json; checkpoints do not show all of it, as the sample rate.
 
     Raises:
-        ConfigError: look_aheads or a field of model or discriminator differs, or phases.autoencoder, if the phase was
-            over at the ``checkpoint`` there or here, or the file is damaged.
+        ConfigError: look_aheads or a field of model or discriminator differs; phases.autoencoder differs, and by the old
+            or the new value that phase was over at the ``checkpoint``; or the file is damaged.
     """
     changes, step = [], int(checkpoint.name.removeprefix("step_"))
     try:
@@ -308,7 +308,7 @@ def changes_since(path: Path, config: TrainConfig, checkpoint: Path) -> list[str
     except CodecError as error:
         raise ConfigError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
     for name, old, new in differences("", to_dict(before), to_dict(config)):
-        # a quantizer is not matched twice, nor used unmatched
+        # otherwise a quantizer would be matched twice, or never
         fixed = name == "phases.autoencoder" and step > min(old, new)
         if fixed or name.startswith(("model.", "discriminator.", "look_aheads")):
             raise ConfigError(
@@ -336,7 +336,7 @@ def begin_record(run: Run, logger: str) -> tqdm[Any]:
     """Describe the run in its folder, open the tracker (both on the first process only) and the bar."""
     first = run.accelerator.is_main_process
     if first:
-        run.tracker = Tracker(run.folder, logger, run.counters.step)  # first: it refuses the folder of a running run
+        run.tracker = Tracker(run.folder, logger, run.counters.step)  # first: it refuses the folder of a current run
         describe_run(run)
         run.tracker.text("config", json.dumps(to_dict(run.config), indent=1))
     disable = None if first else True  # None: unless stderr is a terminal
@@ -347,7 +347,7 @@ def begin_record(run: Run, logger: str) -> tqdm[Any]:
 def log_scalars(
     run: Run, logged: dict[str, Tensor], output: CodecOutput, counter: CodebookCounter, clock: Clock
 ) -> None:
-    """What the last step gave, the codes counted since the last time, and the speed."""
+    """Report the scalars of the last step, the codes counted since the last call, and the speed."""
     config = run.config
     means = run.accelerator.reduce(torch.stack([value.float() for value in logged.values()]), "mean")  # over processes
     scalars = dict(zip(logged, means.tolist(), strict=True))
@@ -380,7 +380,7 @@ def validate_run(run: Run) -> None:
 
 
 def report(run: Run, values: dict[str, float]) -> None:
-    """Record everything; show the main numbers behind the bar on a terminal, as a line otherwise. First process only."""
+    """Record all values; show the main ones after the bar on a terminal, else as a line. First process only."""
     if run.tracker is None or run.bar is None:
         return
     run.tracker.scalars(values, run.counters.step)
@@ -393,7 +393,7 @@ def report(run: Run, values: dict[str, float]) -> None:
 
 
 def report_pace(run: Run, seconds: float) -> None:
-    """Say how long the run will take if all steps are like the first one, of so many seconds. First process only."""
+    """Print how long the run takes if all steps take ``seconds``, as the first one did. First process only."""
     phases, step = run.config.phases, run.counters.step
     if run.tracker is None or run.bar is None or step == phases.steps:
         return
@@ -405,7 +405,7 @@ def report_pace(run: Run, seconds: float) -> None:
 
 
 def describe_run(run: Run) -> None:
-    """Write what was trained on what: config.json and data.json, for export and for whoever comes upon the folder."""
+    """Write what is trained on what into config.json and data.json, for export and for readers of the folder."""
     sources: dict[str, float] = {}
     for record in run.dataset.records:
         key = " | ".join((record.source or "unnamed source", record.licence or "licence unknown"))

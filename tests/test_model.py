@@ -118,7 +118,7 @@ def test_windows_hold_every_frame_once(pieces: list[int], size: int, context: Re
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(codec.base, "WINDOW_FRAMES", size)
         patch.setattr(Codec, "_divisor", divisor)
-        for window, before, count in SMALL._windows(signal.split(pieces), context, unit):
+        for window, before, count in SMALL._cut_windows(signal.split(pieces), context, unit):
             if frames - done > divisor * size:
                 assert count == size
             else:

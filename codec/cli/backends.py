@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from codec.base import CodecBase
 
 BACKENDS = ("torch", "onnx")
-DECODERS = (*BACKENDS, "onnx8")  # 8 bits are not for encoding, where they give other codes
+DECODERS = (*BACKENDS, "onnx8")  # not for encoding, where 8 bits give other codes
 
 
 def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads: int | None = None) -> CodecBase[Any]:
@@ -51,4 +51,4 @@ def torch_is_here() -> bool:
         raise ModelError(
             f"torch cannot be used ({legible(str(error))}); install it again, or take --backend onnx"
         ) from None
-    return torch.__file__ is not None  # else a folder of that name, as an uninstall may leave one
+    return torch.__file__ is not None  # None for a mere folder of that name, as an uninstall may leave it

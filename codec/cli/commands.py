@@ -18,8 +18,8 @@ from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, 
 if TYPE_CHECKING:
     from codec.cli.transfer import Worker
 
-ENVIRONMENT = "--environment"  # among the names of codec-info; no FILE is called so: behind -- it is ./--environment
-log = logging.getLogger("codec")  # with what is said of audio files
+ENVIRONMENT = "--environment"  # a name for codec-info, but not that of a FILE: after "--" that is ./--environment
+log = logging.getLogger("codec")  # of all modules
 
 TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
        %(prog)s [options] INPUT [INPUT ...] -o DIR"""
@@ -49,7 +49,7 @@ class _Lines(logging.Handler):
     def __init__(self, command: str) -> None:
         super().__init__()
         self.command = command
-        self.said: set[str] = set()  # what is said once, of whatever file
+        self.said: set[str] = set()  # messages so far; or their ``once``, for messages that come once for all files
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
@@ -132,7 +132,7 @@ def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Na
     parser.epilog = f"{parser.epilog}\n\n{EXIT_NOTE}"
     given = _after_two_dashes(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(given, intermixed=True)  # options anywhere
-    if args.backend not in (None, "torch"):  # then only numpy has OpenBLAS, whose threads start slowly for nothing
+    if args.backend not in (None, "torch"):  # without torch no code uses OpenBLAS's threads, which start slowly
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     advice = "; --skip-existing goes on" if getattr(args, "output_dir", None) else ""
     log.addHandler(lines)
@@ -143,7 +143,7 @@ def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Na
 
 
 def _after_two_dashes(argv: Sequence[str]) -> list[str]:
-    """The arguments without their ``--``; names after it that begin with a dash are told apart from options by ``./``."""
+    """The arguments without ``--``; names after it that begin with a dash get ``./``, so that they are no options."""
     end = list(argv).index("--") if "--" in argv else len(argv)
     names = [f"./{name}" if name.startswith("-") and name != "-" else name for name in argv[end + 1 :]]
     return [*argv[:end], *names]

@@ -10,27 +10,27 @@ from typing import Any
 from codec import __version__, container
 from codec.cli.backends import load_codec, torch_is_here
 from codec.cli.jobs import files_below
-from codec.errors import EXTRAS, install
+from codec.errors import EXTRAS, install_command
 from codec.pretrained import FILES, ModelError, find_model, shipped_models, shipped_name
 
 
 def names_in(name: str) -> list[str]:
-    """The ``.codes`` files in a folder that is no model's, or the name as it is."""
+    """The ``.codes`` files in a folder that is not a model's; other names as they are."""
     if not Path(name).is_dir() or any(Path(name, file).exists() for file in FILES):
         return [name]
     return [str(path) for path in files_below(Path(name), {".codes"})] or [name]
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices, and the optional packages, with the way to get those that are missing."""
+    """Versions, devices, and the optional packages; for those that are missing, how to install them."""
     distributions = importlib.metadata.packages_distributions()
-    ways = {package: f"pip install {package}" for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")}
-    ways |= {package: install(package) for package in EXTRAS}
+    commands = {package: f"pip install {package}" for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")}
+    commands |= {package: install_command(package) for package in EXTRAS}
     facts = {"codec": __version__, "python": platform.python_version(), "platform": platform.platform()}
     facts["devices"] = ", ".join(_devices())
-    for package, way in ways.items():
+    for package, command in commands.items():
         present = distributions.get(package)
-        facts[package] = importlib.metadata.version(present[0]) if present else f"missing: {way}"
+        facts[package] = importlib.metadata.version(present[0]) if present else f"missing: {command}"
     return facts
 
 

@@ -24,11 +24,11 @@ class Job(NamedTuple):
 
     source: Path
     target: Path
-    clashes: bool = False  # another input has the same target
+    clashes: bool = False  # whether another input has the same target
 
     @property
     def is_stream(self) -> bool:
-        """Whether the source can be read once only."""
+        """Whether the source can be read only once."""
         return self.source == STREAM or self.source.is_fifo()
 
     @property
@@ -54,7 +54,7 @@ def plan_jobs(
     outputs = Path(output_dir)
     if outputs.exists() and not outputs.is_dir():
         raise UsageError(f"-o {outputs} is a file, not a folder")
-    pairs: dict[tuple[Path, Path], None] = {}  # in their order; what is given twice is meant once
+    pairs: dict[tuple[Path, Path], None] = {}  # an ordered set: an input given twice is done once
     for name in paths:
         path = _path(name)
         if path == STREAM:
@@ -62,7 +62,7 @@ def plan_jobs(
         folder, sources = (path, files_below(path, source_suffixes)) if path.is_dir() else (path.parent, [path])
         for source in sources:
             inside = source.relative_to(folder)
-            stem = inside.with_suffix("") if inside.suffix.lower() in source_suffixes else inside  # talk.2024 has none
+            stem = inside.with_suffix("") if inside.suffix.lower() in source_suffixes else inside  # .2024 is none
             pairs[source, outputs / stem.parent / (stem.name + target_suffixes[0])] = None
     if not pairs:
         kind = next(iter(source_suffixes)) if len(source_suffixes) == 1 else "audio"
@@ -86,15 +86,15 @@ def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
         if path == STREAM and getattr(sys, name) is None:
             raise UsageError(f"{name} is closed")
     if source == STREAM:
-        with suppress(OSError, ValueError, AttributeError):  # no descriptor; an older Python on Windows
-            os.set_blocking(sys.stdin.fileno(), True)  # or a pause in the input would look like its end
+        with suppress(OSError, ValueError, AttributeError):  # stdin without a descriptor; an older Python on Windows
+            os.set_blocking(sys.stdin.fileno(), True)  # otherwise a pause in the input would look like its end
     if target == STREAM and sys.stdout.isatty():
         raise UsageError("stdout is a terminal, which cannot show it; give OUTPUT, or send it to a file or a pipe")
     return Job(source, target)
 
 
 def _path(name: str) -> Path:
-    """``-`` is a stream; ``./-`` is a file, which as a mere ``Path`` would be the same."""
+    """The path of an argument; ``./-``, a file, becomes absolute, as ``Path`` would make it ``-``, the stream."""
     path = Path(name)
     return path.absolute() if path == STREAM and name != "-" else path
 
@@ -113,7 +113,7 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         links += sum(Path(where, name).is_symlink() for name in subfolders)
         visible = [Path(where, name) for name in names if not name.startswith(".")]
-        # a link to nothing is taken, so that its failure is reported; a pipe is not
+        # a link to nothing is taken, so that its failure is reported; a pipe is not taken
         taken = [p for p in visible if p.suffix.lower() in suffixes and (p.is_file() or not p.exists())]
         files += taken
         others += len(visible) - len(taken)
@@ -132,12 +132,12 @@ def run_jobs(jobs: Sequence[Job], work: Callable[[Job], bool | Exception], worke
     """Do the jobs in so many processes, going on after a failure, with a bar if there are several; returns the exit code.
 
     Args:
-        work: tells of a job whether there was anything to do, or why it cannot be done; what it raises ends all.
+        work: does a job; returns whether there was anything to do, or the error of this job. What it raises ends all jobs.
 
     Raises:
         CodecError: a process was killed.
     """
-    failures, there = Failures(), 0
+    failures, kept = Failures(), 0
     with spread(work, jobs, workers) as results:
         if len(jobs) > 1:
             from tqdm import tqdm  # here: one file does not wait for it
@@ -147,23 +147,23 @@ def run_jobs(jobs: Sequence[Job], work: Callable[[Job], bool | Exception], worke
             if isinstance(result, Exception):
                 failures.add(result, job.source_name, str(job.target))
             else:
-                there += not result
+                kept += not result
     failures.say_others()
     if len(jobs) > 1:
-        counts = {"files done": len(jobs) - there - failures.count, "there already": there, "failed": failures.count}
+        counts = {"files done": len(jobs) - kept - failures.count, "there already": kept, "failed": failures.count}
         log.info(", ".join(f"{what}: {count}" for what, count in counts.items() if count or what == "files done"))
     return EXIT_FAILURE if failures.count else EXIT_OK
 
 
 class Failures:
-    """Says an error once, and at the end of which other files it is true."""
+    """Reports every error once, and at the end the other files that have it too."""
 
     def __init__(self) -> None:
         self.count = 0
-        self._files: dict[str, list[str]] = {}  # reason -> names
+        self._files: dict[str, list[str]] = {}  # by error, the names of the files that have it
 
     def add(self, error: Exception, source: str, *others: str) -> None:
-        """Count a failure with ``source``, which is put before a message that names neither it nor one of the ``others``."""
+        """Count a failure of ``source``; its message begins with that name, unless it begins with a name of ``others``."""
         self.count += 1
         text, source = one_line(error), legible(source)
         names = self._files.setdefault(text, [])

@@ -23,11 +23,11 @@ from codec.audio import AudioError, Block, to_pcm
 from codec.audio_parts import HEAD_BYTES, UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Header, Writer
-from codec.errors import STOPPING, WAY_OUT, CodecError, drop_output
+from codec.errors import GRACE_SECONDS, STOPPING, CodecError, drop_output
 
-# least that is encoded at once: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.5 kbit/s
+# shortest piece to encode: a block of 8 frames of 13.3 ms, whose 7 bytes of framing are 0.5 kbit/s
 CHUNK_SECONDS = 0.1
-READ_BYTES = 2**16  # most that is read at once
+READ_BYTES = 2**16  # the most to read at once
 RAW = {"format": "RAW", "endian": "LITTLE"}
 # bytes of a sample, by libsndfile's names for how it is coded
 WIDTHS = {"PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8}
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class PcmPipe(AbstractContextManager["PcmPipe"]):
-    """Samples from a pipe, as they come; like an ``AudioReader``, as far as used here.
+    """Samples from a pipe, as they come; it has what is used here of ``AudioReader``.
 
-    Where ctrl-C or a polite kill would interrupt, what has come is all there is; it interrupts at the end instead. One more,
-    later, gives up on whoever should read the codes.
+    In its context ctrl-C and SIGTERM end the input: what has come is encoded, and KeyboardInterrupt is raised at the end.
+    A second signal, after ``GRACE_SECONDS``, ends the output too, in case nobody reads it.
     """
 
     stream: BinaryIO  # at the first sample, little-endian, channels interleaved
@@ -48,15 +48,15 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
     channels: int = 1
     subtype: str = "PCM_16"  # one of ``WIDTHS``
     claimed: float = math.inf  # samples per channel, if their number is known
-    behind: int = 0  # bytes that the header announces behind them
+    trailing_bytes: int = 0  # bytes that the header announces after the samples
     num_samples: int = 0  # read so far
-    stopped: float = 0.0  # when a signal did it, by ``time.monotonic``
+    stopped: float = 0.0  # time (``time.monotonic``) of the signal that ended the input; 0: there was none
     outcome: str = "what came until then is encoded"
     name = "stdin"
 
     @classmethod
     def from_wav(cls, stream: BinaryIO, channel: int | None) -> tuple[PcmPipe | None, bytes]:
-        """The samples of a WAV file, and its head, which is read; None for what must be read as a whole file."""
+        """The samples of a WAV file, or None if it must be read as a whole; and the bytes of its head, which were read."""
         head = stream.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return None, head
@@ -66,18 +66,18 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
             if len(chunk) < 8 or chunk[:4] == b"data":
                 break
             head += stream.read(min(size + size % 2, READ_BYTES))
-        with suppress(soundfile.LibsndfileError):  # of a head that says nothing of use
+        with suppress(soundfile.LibsndfileError):  # of a head that libsndfile does not understand
             about = soundfile.info(io.BytesIO(head))
             if chunk[:4] == b"data" and about.subtype in WIDTHS:
                 unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
                 width = about.channels * WIDTHS[about.subtype]
                 claimed = math.inf if unknown else size // width
-                behind = max(8 + int.from_bytes(head[4:8], "little") - len(head) - size, 0) + size % width
-                return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed, behind), head
+                trailing = max(8 + int.from_bytes(head[4:8], "little") - len(head) - size, 0) + size % width
+                return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed, trailing), head
         return None, head
 
     def blocks(self) -> Iterator[Block]:
-        """Mono blocks ``[T]`` as they come, but for the last of ``CHUNK_SECONDS`` at least.
+        """Mono blocks ``[T]`` as they come, each but the last of ``CHUNK_SECONDS`` at least.
 
         Raises:
             AudioError: the pipe ends before its header says, or brings no samples; no such channel.
@@ -105,8 +105,8 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
             log.warning("%s ends within a sample, whose first %d of %d bytes are left out", self.name, len(data), width)
 
     def read_on(self) -> None:
-        """Read what follows the samples, so that its writer can end, and say how much of it the header did not announce."""
-        stray = -self.behind
+        """Read what follows the samples, so that its writer can end; warn of what the header did not announce."""
+        stray = -self.trailing_bytes
         while self.claimed < math.inf and (data := self.stream.read1(READ_BYTES)):  # type: ignore[attr-defined]
             stray += len(data)
         if stray > HEAD_BYTES:
@@ -114,15 +114,15 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
             log.warning(text, self.name, stray, self.num_samples / self.sample_rate)
 
     def __enter__(self) -> PcmPipe:
-        heeded = [each for each in STOPPING if signal.getsignal(each) != signal.SIG_IGN]
-        self._handlers = {each: signal.signal(each, self._stop) for each in heeded}
+        signals = [each for each in STOPPING if signal.getsignal(each) != signal.SIG_IGN]
+        self._handlers = {each: signal.signal(each, self._stop) for each in signals}
         return self
 
     def _stop(self, *_: object) -> None:
-        late = self.stopped and time.monotonic() - self.stopped > WAY_OUT
-        waited_for = sys.stdout if late else self.stream
+        late = self.stopped and time.monotonic() - self.stopped > GRACE_SECONDS
+        blocked = sys.stdout if late else self.stream
         self.outcome = "nobody took the codes, whose end is missing" if late else self.outcome
-        os.dup2(os.open(os.devnull, os.O_RDWR), waited_for.fileno())  # what waits there ends, too
+        os.dup2(os.open(os.devnull, os.O_RDWR), blocked.fileno())  # so that whatever waits for it goes on
         self.stopped = self.stopped or time.monotonic()
 
     def __exit__(self, kind: object, *_: object) -> None:
@@ -134,7 +134,7 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
 
 @contextmanager
 def stdout() -> Iterator[IO[bytes]]:
-    """It, for errors that name it."""
+    """Stdout for bytes; its errors name it."""
     try:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -144,7 +144,7 @@ def stdout() -> Iterator[IO[bytes]]:
 
 
 def encode_live(codec: CodecBase[Any], pipe: PcmPipe, samples: Iterable[Block], header: Header) -> None:
-    """Send the codes of all ``samples`` that come through the pipe, at the model's rate, each block as soon as it can be."""
+    """Send the codes of all ``samples`` of the pipe, which are at the model's rate, block by block as soon as possible."""
     with stdout() as output:
         writer, stream = Writer(output, header), codec.streaming_encoder(1, header.num_quantizers)
         for block in samples:
@@ -154,7 +154,7 @@ def encode_live(codec: CodecBase[Any], pipe: PcmPipe, samples: Iterable[Block], 
 
 
 def decode_live(codec: CodecBase[Any], blocks: Iterable[Codes], num_quantizers: int) -> Iterator[Any]:
-    """Waveform ``[t]`` of codes ``[K, n]``, each block as soon as it can be."""
+    """Waveform ``[t]`` of codes ``[K, n]``, block by block as soon as possible."""
     stream = codec.streaming_decoder(1, num_quantizers)
     for block in blocks:
         yield stream.push(block[None])[0, 0]
@@ -162,7 +162,7 @@ def decode_live(codec: CodecBase[Any], blocks: Iterable[Codes], num_quantizers: 
 
 
 def until_error(blocks: Iterable[Codes], errors: list[CodecError]) -> Iterator[Codes]:
-    """The blocks before an error, which goes to ``errors``: the sound of all of them is still sent."""
+    """The blocks before an error, which is put into ``errors``, so that the sound of these blocks is still sent."""
     try:
         yield from blocks
     except CodecError as error:
@@ -170,7 +170,7 @@ def until_error(blocks: Iterable[Codes], errors: list[CodecError]) -> Iterator[C
 
 
 def send_live(samples: Iterable[Block], sample_rate: int, raw: bool) -> None:
-    """Send mono samples to stdout as 16-bit WAV of unknown length, or raw, each block at once; clipped beyond full scale."""
+    """Send mono samples to stdout as 16-bit WAV of unknown length, or raw, each block at once; clipped at full scale."""
     with stdout() as output:
         coding = struct.pack("<IHHIIHH", 16, 1, 1, sample_rate, 2 * sample_rate, 2, 16)
         head = b"RIFF" + b"\xff" * 4 + b"WAVEfmt " + coding + b"data" + b"\xff" * 4

@@ -1,4 +1,4 @@
-"""Files to files: what codec-encode and codec-decode do with each pair of paths, in bounded memory."""
+"""Files to files: the work of codec-encode and codec-decode on each pair of paths, in bounded memory."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ log = logging.getLogger(__name__)
 
 
 class Worker:
-    """Does the jobs of a command, by its ``args``, one by one; each process has one."""
+    """Does the jobs of a command with the arguments ``args``, one by one; each process has its own worker."""
 
-    fault: Callable[[Job], str]  # of the target, a file: why it is not what the job gives, "" if it is
-    convert: Callable[[Job], None]  # does the job; what a user can mend is a CodecError or an OSError
+    fault: Callable[[Job], str]  # why the target, a file, is not what the job would write; "" if it is
+    convert: Callable[[Job], None]  # does the job; a CodecError or an OSError is what a user can mend
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
@@ -56,8 +56,8 @@ class Worker:
             self._models[model] = load_codec(model, self.args.backend, self.args.device, num_threads)
         return self._models[model]
 
-    def followed(self, blocks: Iterable[Signal], rate: float, seconds: float) -> Iterator[Signal]:
-        """The blocks ``[..., n]`` of a file, of so many values per second; of a long one with a bar, on terminals only."""
+    def with_bar(self, blocks: Iterable[Signal], rate: float, seconds: float) -> Iterator[Signal]:
+        """The blocks ``[..., n]`` of a file, ``rate`` values a second; of a long one with a bar, on terminals only."""
         if seconds <= 60 or self.args.workers > 1:
             yield from blocks
             return
@@ -69,19 +69,19 @@ class Worker:
                 bar.update(block.shape[-1] / rate)
 
     def __call__(self, job: Job) -> bool | Exception:
-        """Whether there was anything to do, or why it cannot be done.
+        """Do a job; return whether there was anything to do, or the error of this job.
 
         Raises:
-            ModelError: a model or device that cannot be used, by any of the jobs.
-            CodecError: likewise a number of quantizers.
-            UsageError: likewise a device that the backend does not have.
+            ModelError: a model or device cannot be used, which ends all jobs.
+            CodecError: as much for a number of quantizers.
+            UsageError: as much for a device that the backend does not have.
         """
         self.prepare()
         if job.clashes:
             reason = f"{job.source} is not the only input for {job.target}; rename it, or convert it by itself"
             return CodecError(reason)
         try:
-            if job.target != STREAM and job.target.exists() and self._stays(job):
+            if job.target != STREAM and job.target.exists() and self._keeps_target(job):
                 return False
             self.convert(job)
         except (BrokenPipeError, ModelError, UsageError):
@@ -90,8 +90,8 @@ class Worker:
             return error
         return True
 
-    def _stays(self, job: Job) -> bool:
-        """Whether what is at the target is what the job gives, and to be left; an OSError if it may not be replaced."""
+    def _keeps_target(self, job: Job) -> bool:
+        """Whether the target already is what the job would write and is kept; an OSError if it may not be replaced."""
         compared = self.args.skip_existing and not job.is_stream and job.target.is_file()
         if compared and not (fault := self.fault(job)):
             return True
@@ -106,8 +106,8 @@ class Worker:
         return False
 
 
-def _chosen(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> int:
-    """How many quantizers to use, of so many that take ``bitrate`` bit/s together; a bitrate other than asked for is said."""
+def _quantizer_count(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> int:
+    """How many to use of ``num_quantizers``, which take ``bitrate`` bit/s; logs a bitrate that differs from --bitrate."""
     if args.num_quantizers is not None:
         if args.num_quantizers > num_quantizers:
             raise CodecError(f"--num-quantizers {args.num_quantizers}: there are only {num_quantizers}")
@@ -127,24 +127,24 @@ class FileEncoder(Worker):
     """Encodes audio files, or one channel of each, with one model and a number of its quantizers.
 
     WAV that goes from a pipe to stdout is encoded live, and so are raw samples of one channel, 16 bits each. Files are
-    brought to one level unless they are to keep theirs; the level of a pipe is not known before its end.
+    brought to one level, unless --no-normalize is given; the level of a pipe is not known before its end.
     """
 
     def prepare(self) -> None:
         self.codec = self.load(self.args.model or DEFAULT_MODEL)
-        self.num_quantizers = _chosen(self.args, self.codec.num_quantizers, self.codec.bitrate)
+        self.num_quantizers = _quantizer_count(self.args, self.codec.num_quantizers, self.codec.bitrate)
         self.codec.checked_steps(self.args.refine_steps)
 
     def fault(self, job: Job) -> str:
         with self._open(job) as reader:
             try:
-                there, _ = container.read(job.target)
+                found, _ = container.read(job.target)
             except ContainerError:
                 return DAMAGED
             count, gain_db = self.num_quantizers, self._gain_of(reader)
-            num_samples = reader.num_samples or sum(map(len, reader.blocks()))  # by gain_of, or here
-            right = self.codec.header(num_samples, reader.sample_rate, count, gain_db)
-            return "" if there == right else MADE_OTHERWISE
+            num_samples = reader.num_samples or sum(map(len, reader.blocks()))  # counted by gain_of, or here
+            expected = self.codec.header(num_samples, reader.sample_rate, count, gain_db)
+            return "" if found == expected else MADE_OTHERWISE
 
     def convert(self, job: Job) -> None:
         pipe, head = None, b""
@@ -167,20 +167,20 @@ class FileEncoder(Worker):
                 return
             with _output(job, self.args.force) as path:
                 windows = self.codec.encode_blocks(samples, self.num_quantizers, self.args.refine_steps)
-                windows = self.followed(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
+                windows = self.with_bar(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
                 codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
                 header = replace(header, num_samples=reader.num_samples, gain_db=gain_db)
                 path.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
     def _gain_of(self, reader: AudioReader | PcmPipe) -> float:
-        """For which a file is read a first time."""
+        """The gain in dB of the input; for a file it takes a first reading."""
         if isinstance(reader, PcmPipe) or self.args.no_normalize:
             return 0.0
         return gain_of(reader.blocks(), reader.sample_rate)
 
     @contextmanager
     def _open(self, job: Job, head: bytes = b"") -> Iterator[AudioReader]:
-        """An audio file; one from stdin or a pipe is copied first, behind a ``head`` read before, as formats need seeking."""
+        """An audio file; stdin and pipes are copied first, after the ``head`` already read, as formats need seeking."""
         if job.source.suffix.lower() == ".codes":
             raise CodecError(f"{job.source} holds codes already; codec-decode makes audio of them")
         source: Any = job.source
@@ -202,29 +202,29 @@ class FileEncoder(Worker):
 class FileDecoder(Worker):
     """Decodes ``.codes`` files with one model, or, without one, each with the shipped model that it names.
 
-    Codes whose length is not known before their end are decoded live from a pipe to stdout, and so are all that become raw
-    samples.
+    From a pipe to stdout codes are decoded live if their length is not known before their end, or if raw samples are to be
+    written.
     """
 
     def fault(self, job: Job) -> str:
         with _open_bytes(job) as stream:
             codes = Reader(stream)
             if codes.header.num_samples is None:
-                deque(codes.blocks(), 0)  # the end tells
+                deque(codes.blocks(), 0)  # the end has the length
         rate = codes.header.sample_rate if self.args.native_rate else codes.header.original_sample_rate
         try:
             with AudioReader(job.target) as reader:
-                there = reader.sample_rate, reader.channels, sum(map(len, reader.blocks()))
+                found = reader.sample_rate, reader.channels, sum(map(len, reader.blocks()))
         except AudioError:
             return DAMAGED
-        return "" if there == (rate, 1, codes.header.length_at(rate)) else MADE_OTHERWISE
+        return "" if found == (rate, 1, codes.header.length_at(rate)) else MADE_OTHERWISE
 
     def convert(self, job: Job) -> None:
         with _open_bytes(job) as stream:
             codes = Reader(stream)
             header = codes.header
             codec = self._codec_for(header)
-            count = _chosen(self.args, header.num_quantizers, header.bitrate)
+            count = _quantizer_count(self.args, header.num_quantizers, header.bitrate)
             rate = codec.sample_rate if self.args.native_rate else header.original_sample_rate
             live = self.args.raw or (header.num_samples is None and _is_piped(job))
 
@@ -235,24 +235,24 @@ class FileDecoder(Worker):
 
             errors: list[CodecError] = []
             intact = until_error(codes.intact(), errors) if live else codes.intact()
-            signal = _salvaged(job.source_name, codes, decode) if self.args.salvage else decode(intact)
-            signal = _cut(signal, codes, codec.sample_rate)
-            signal = _cut(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
-            signal = self.followed(signal, rate, header.duration)
+            signal = _salvage(job.source_name, codes, decode) if self.args.salvage else decode(intact)
+            signal = _up_to_end(signal, codes, codec.sample_rate)
+            signal = _up_to_end(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
+            signal = self.with_bar(signal, rate, header.duration)
             if live:
                 send_live(signal, rate, self.args.raw)
                 if errors:
                     raise errors[0]
                 return
             length = header.length_at(rate) or 0
-            # of a stream it is TMPDIR's disk that may be full
+            # without a name: for stdout the disk of TMPDIR may be full
             named = None if job.target == STREAM else str(job.target)
             with _output(job, self.args.force) as path, AudioWriter(path, rate, length, named) as writer:
                 for block in signal:
                     writer.write(block)
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
-        """The model that made a file, and not merely one of the same name."""
+        """The model that made a file with this header; one with only the same name is refused."""
         right = former_model(header.fingerprint)
         if self.args.model is None and shipped_name(header.model) is None:
             for name in sorted(shipped_models(), key=len) if right is None else ():  # another decoder of the same codes
@@ -267,8 +267,8 @@ class FileDecoder(Worker):
         return codec
 
 
-def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
-    """What lies before the end of the original, which is known before the last frame; decoded frames are whole."""
+def _up_to_end(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
+    """The blocks up to the end of the original, known before the last frame; decoded frames are whole."""
     done = 0
     for block in blocks:
         length = codes.header.length_at(rate)
@@ -276,13 +276,13 @@ def _cut(blocks: Iterable[Block], codes: Reader, rate: int) -> Iterator[Block]:
         done += len(block)
 
 
-def _salvaged(name: str, codes: Reader, decode: Callable[[Iterable[Codes]], Iterator[Block]]) -> Iterator[Block]:
-    """Decode each run of intact blocks by itself; the time of a damaged one passes in silence, a missing end is left out.
+def _salvage(name: str, codes: Reader, decode: Callable[[Iterable[Codes]], Iterator[Block]]) -> Iterator[Block]:
+    """Decode each run of intact blocks by itself; a damaged block becomes silence, a missing end is left out.
 
     Raises:
         ContainerError: no block is intact.
     """
-    losses: list[Damage] = []  # said at the end: where no block is intact nothing is written, and the error says all
+    losses: list[Damage] = []  # logged at the end; if no block is intact, the error says it all
     intact = False
     for damaged, run in itertools.groupby(codes.blocks(), lambda block: isinstance(block, Damage)):
         if damaged:
@@ -305,7 +305,7 @@ def _salvaged(name: str, codes: Reader, decode: Callable[[Iterable[Codes]], Iter
 
 
 def _is_piped(job: Job) -> bool:
-    """Whether it goes from a pipe to stdout; a file at stdin is there as a whole, and taken as any other."""
+    """Whether the job goes from a pipe to stdout; a file at stdin counts as a file."""
     return job.source == job.target == STREAM and not sys.stdin.buffer.seekable()
 
 
@@ -315,9 +315,9 @@ def _open_bytes(job: Job) -> AbstractContextManager[IO[bytes]]:
 
 @contextmanager
 def _output(job: Job, overwrite: bool) -> Iterator[Path]:
-    """Where to write: a temporary file that becomes the target, or goes to stdout, once it is whole.
+    """The path to write to: a temporary file that becomes the target, or goes to stdout, when it is complete.
 
-    It is made at once, so that a place that cannot be written to is known before the long work.
+    It is made at once, so that a folder that cannot be written to is noticed before the long work.
     """
     if job.target != STREAM:
         with suppress(FileExistsError):  # a file where the folder should be: the next line says so

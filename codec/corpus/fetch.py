@@ -22,8 +22,8 @@ CHUNK = 1 << 20  # bytes read at once
 def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> None:
     """Make sure that ``archive`` has this checksum ("algorithm:hex digest"), downloading it from ``url`` if it is missing.
 
-    What has come of a download stays in ``archive.part`` until all of it is there and verified; the next call goes on
-    from it. One with a wrong checksum is removed; one that is not of the ``size`` in bytes, if known, is not begun.
+    A download is in ``archive.part`` until it is complete and verified; the next call continues an incomplete one. A file
+    with a wrong checksum is removed; a download that has not the ``size`` in bytes, if that is known, is not begun.
 
     Raises:
         CodecError: no connection, an answer that is no file, a wrong size or checksum.
@@ -56,7 +56,7 @@ def _checksum_of(path: Path, algorithm: str) -> str:
 
 
 def _fetch_rest(url: str, part: Path, size: int | None) -> None:
-    """Append to ``part`` what it lacks of ``url``; start over where the server does not resume."""
+    """Append to ``part`` what it lacks of ``url``; start again if the server does not resume."""
     have = part.stat().st_size if part.exists() else 0
     try:
         request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -64,9 +64,9 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> None:
     except urllib.error.HTTPError as error:
         if have and error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
             error.close()
-            return  # nothing is missing: the run before was killed between the last byte and the check
+            return  # nothing is missing: an earlier run was killed between the last byte and the check
         raise
-    except ValueError as error:  # an address that cannot be
+    except ValueError as error:  # not an address
         raise CodecError(f"cannot download {url}: {error}") from None
     with response:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
@@ -85,8 +85,8 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> None:
 def unpack(archive: Path, inside: str, base: Path) -> None:
     """Move what the tar archive holds in its folder ``inside`` to ``base``, without touching what is there already.
 
-    Everything is unpacked to a hidden folder first, so that whatever appears in ``base`` is complete even after a kill.
-    Hidden files are passed over; links are refused, by which tarfile's own filter has been deceived.
+    All is unpacked to a hidden folder first, so that everything in ``base`` is complete even after a kill. Hidden files are
+    left out; links are refused, as they have deceived tarfile's own filter.
 
     Raises:
         CodecError: a damaged or malicious archive, or one without the folder ``inside``.

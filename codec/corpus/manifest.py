@@ -21,11 +21,11 @@ from codec.errors import CodecError
 from codec.files import atomic_write
 
 Item = TypeVar("Item")
-LARGEST = 2**48  # samples, bytes or Hz: beyond it lies no recording, but an "unknown" or a mistake
+LARGEST = 2**48  # samples, bytes or Hz: a larger number means "unknown", or is a mistake
 
 
 class ManifestError(CodecError):
-    """A manifest, or a line or file of it, that cannot be used; the message names it."""
+    """A manifest that cannot be used, or a line or audio file of it; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +58,13 @@ class Record:
 
 
 def audio_source(record: Record) -> str | BytesIO:
-    """What to open for a record's audio: its path, or the bytes of its part of a shard; a ManifestError if cut, or a pipe."""
+    """A record's audio, to open: its path, or its bytes in a shard; ManifestError: bytes cut off, or a pipe."""
     if Path(record.path).is_fifo():
         raise ManifestError(f"{record.path} is a pipe, which may never end; write its audio to a file")
     if not record.num_bytes:
         return record.path
     with open(record.path, "rb") as file:
-        if file.seek(0, os.SEEK_END) < record.offset + record.num_bytes:  # before memory is asked for
+        if file.seek(0, os.SEEK_END) < record.offset + record.num_bytes:  # before memory is allocated
             raise ManifestError(f"{record.path} ends before the audio of {record.id}; prepare it again")
         file.seek(record.offset)
         return BytesIO(file.read(record.num_bytes))
@@ -85,9 +85,9 @@ def write_manifest(path: str | Path, records: Iterable[Record]) -> None:
 
 
 def parse_record(text: str | bytes, **known: object) -> Record:
-    """The record that a JSON object is, with the ``known`` fields in place of its own; other keys are passed over.
+    """The record in a JSON object, with the ``known`` fields in place of its own; other keys are ignored.
 
-    A field that is null counts as not there, a speaker that is a number as its digits.
+    A field that is null counts as missing; a speaker that is a number becomes its digits.
 
     Raises:
         ManifestError: no JSON object, a field that is missing or of a wrong type, or a value that cannot be.
@@ -109,7 +109,7 @@ def parse_record(text: str | bytes, **known: object) -> Record:
         raise ManifestError("num_samples and sample_rate must be at least 1, numbers must not be negative or > 2**48")
     if record.offset and not record.num_bytes:
         raise ManifestError("offset needs num_bytes, the size of the audio in the shard")
-    if not re.fullmatch(r"\w[\w .+-]{,49}", record.split):  # it becomes the name of a file
+    if not re.fullmatch(r"\w[\w .+-]{,49}", record.split):  # as it becomes the name of a file
         raise ManifestError(f"split must be a plain name such as train, not {record.split!r}")
     if not record.path or "\0" in texts:
         raise ManifestError("path must not be empty, and no text may hold NUL")
@@ -120,7 +120,7 @@ def read_manifest(path: str | Path) -> list[Record]:
     """Read a JSONL manifest; relative audio paths are taken from the manifest's folder.
 
     Raises:
-        ManifestError: no such manifest; a line, named by its number, that is no record or has the id of another line.
+        ManifestError: no such manifest; or a line, given by its number, is no record or has the id of another line.
     """
     path = Path(path)
     if not path.is_file():
@@ -143,7 +143,7 @@ def read_manifest(path: str | Path) -> list[Record]:
 
 
 def evenly(items: Sequence[Item], limit: int | None) -> list[Item]:
-    """At most so many of the items, evenly spaced: of sorted ones the first few would all be of one speaker.
+    """At most ``limit`` of the items, evenly spaced: in a sorted list the first ones may all be of one speaker.
 
     >>> evenly("abcdefg", 3), evenly("ab", 3)
     (['a', 'c', 'e'], ['a', 'b'])

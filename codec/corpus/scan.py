@@ -1,4 +1,4 @@
-"""Looking through a corpus: which audio files are usable, and why others are not; for ``data/<set>/prepare.py``."""
+"""Scan a corpus: which audio files are usable, and why others are not; for ``data/<set>/prepare.py``."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from codec.workers import in_threads
 
 log = logging.getLogger(__name__)
 
-# without films and features, which stand beside the audio of some corpora
+# without films and features, which some corpora have beside the audio
 AUDIO_SUFFIXES = audio_suffixes() - {".3gp", ".htk", ".mkv", ".mov", ".mp4", ".sd2", ".webm"}
 
 SHOWN = 10  # bad files in the log
-ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # of a name in a table
-THREADS = 16  # opening a file is waiting for the disk, so more threads than cores help
+ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # for names in a table
+THREADS = 16  # opening files waits for the disk, so more threads than cores help
 
 
 class PrepareError(CodecError):
-    """What keeps a corpus from being prepared; the message is one line for the user."""
+    """The reason why a corpus cannot be prepared; the message is one line for the user."""
 
 
 class BadFile(NamedTuple):
@@ -39,15 +39,14 @@ class BadFile(NamedTuple):
 
 
 def probe(
-    paths: Sequence[Path], min_seconds: float = 0.0, limit: int | None = None, label: str = ""
+    paths: Sequence[Path], min_seconds: float, limit: int | None, label: str
 ) -> tuple[list[Record], list[BadFile]]:
     """Read the headers of audio files, in many threads; both lists keep the order of ``paths``.
 
-    Records tell of a file its path, length and rate; its name without the suffix is their id.
+    Records have the path, length and rate of a file; the id is its name without the suffix.
 
-    A file that is damaged further in counts as usable here; training skips such files when it meets them. Files shorter
-    than ``min_seconds`` are bad. With a ``limit`` so many are read, evenly spaced. The ``label`` stands before the progress
-    bar.
+    A file that is damaged after its header counts as usable here; training skips such files. Files shorter than
+    ``min_seconds`` are bad. With a ``limit`` only that many are read, evenly spaced. The bar shows ``label``.
     """
     paths = evenly(paths, limit)
     probed = in_threads(lambda path: _probe_file(path, min_seconds), paths, THREADS)
@@ -61,20 +60,20 @@ def _probe_file(path: Path, min_seconds: float) -> Record | BadFile:
         num_samples, sample_rate = measure(path)
     except (AudioError, OSError) as error:
         return BadFile(path, reason_of(error, path))
-    if not num_samples >= min_seconds * sample_rate:  # also where that is NaN
+    if not num_samples >= min_seconds * sample_rate:  # also if that is NaN
         return BadFile(path, f"too short: {num_samples / sample_rate:.3f} s")
     return Record(path.stem, str(path), num_samples, sample_rate)
 
 
 def reason_of(error: Exception, path: str | Path) -> str:
-    """What is wrong with a file, without its name."""
+    """The message of an error, without the file's name."""
     return one_line(error).removeprefix(legible(str(path))).lstrip(": ")
 
 
 def report_bad(bad: Sequence[BadFile], path: Path) -> None:
     """Name the bad files: all of them in the file ``path``, one per line with the reason, and the first few in the log.
 
-    Where nothing is bad, a list that an earlier run left at ``path`` is removed.
+    If no file is bad, a list of an earlier run at ``path`` is removed.
     """
     if not bad:
         path.unlink(missing_ok=True)
@@ -90,5 +89,5 @@ def report_bad(bad: Sequence[BadFile], path: Path) -> None:
 
 
 def read_record(record: Record) -> tuple[NDArray[np.float32], int]:
-    """A whole utterance, mixed down ``[T]``, and its sample rate in Hz as the file says it; errors as AudioReader."""
+    """A whole utterance, mixed down ``[T]``, and its sample rate in Hz as in the file; errors as AudioReader."""
     return read_samples(audio_source(record), record.path)

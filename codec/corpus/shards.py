@@ -15,7 +15,7 @@ from codec.corpus.scan import PrepareError
 from codec.errors import CodecError, one_line
 
 Taken = TypeVar("Taken")
-BLOCK = 512  # bytes of a tar file; two blocks of zeros end it, which most programs extend to a record of so many:
+BLOCK = 512  # bytes; two blocks of zeros end a tar file, which most programs fill up to a multiple of such a record:
 RECORDS = [BLOCK * blocks for blocks in (20, 40, 64, 128, 256, 512, 1024, 2048)]
 
 
@@ -26,13 +26,13 @@ def key_of(name: str) -> str:
 
 
 def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.TarInfo], Taken]) -> Iterator[Taken]:
-    """What ``take`` makes of every visible file of a tar archive, and of others appended to it (``cat a.tar b.tar``).
+    """The result of ``take`` for every visible file of a tar archive, and of others appended to it (``cat a.tar b.tar``).
 
-    ``tarfile`` takes a damaged header for the end of the archive, without a word; here the end must be marked as such.
+    ``tarfile`` silently takes a damaged header for the end of the archive; here the end must have its mark.
 
     Raises:
-        PrepareError: damaged or cut short; compressed, where it is to be read in place; a member that is a link, or that
-            leads outside.
+        PrepareError: damaged or cut short; compressed, but to be read in place; a member that is a link, or that leads
+            outside.
         OSError: cannot be opened.
     """
     try:
@@ -43,7 +43,7 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
                 raise PrepareError(f"{shard} is compressed, so it cannot be read in place; decompress it first")
             while True:
                 for member in archive:
-                    if member.size < 0:  # tarfile would go back by it, again and again
+                    if member.size < 0:  # tarfile would go back by it without end
                         raise tarfile.ReadError("negative size")
                     if not member.isdir() and _is_visible(shard, member):
                         yield take(archive, member)
@@ -60,8 +60,8 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
                 file.seek(end)
                 start, archive = end, tarfile.TarFile(fileobj=file)
     except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
-        # ValueError: of a number in a header
-        said_already = getattr(error, "errno", None) not in (None, errno.EINVAL)  # EINVAL: damage leads to no place
+        # ValueError: a wrong number in a header
+        said_already = getattr(error, "errno", None) not in (None, errno.EINVAL)  # EINVAL: of a damaged position
         if isinstance(error, CodecError) or said_already:
             raise
         reason = one_line(error).partition(":")[0]

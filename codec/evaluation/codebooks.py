@@ -16,14 +16,14 @@ from codec.evaluation.systems import ModelFamily
 from codec.health import CodebookCounter, Moments, coverage_curve, effective_dimension
 from codec.level import factor
 
-UTTERANCES = 200  # whose latents are looked at, spread evenly over the manifest
+UTTERANCES = 200  # whose latents are computed, spread evenly over the manifest
 LONGEST = 20  # seconds of each
-FEW_CODES = 0.5  # of what the bits could say: below it collapse is spoken of
-ENOUGH = 10  # frames per code, or per dimension, without which it is not
+FEW_CODES = 0.5  # normalised entropy below which a note speaks of collapse
+ENOUGH = 10  # frames per code, or per dimension, that such a note needs
 
 
 def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], measured: Sequence[Measured]) -> Health:
-    """What a report says of the codebooks, stage by stage, and of the latents; adds the entropy bound to the cells."""
+    """The health of codebooks, stage by stage, and latents for a report; also adds the entropy bound to the cells."""
     codec, paths = family.codec, {index: plan.codes(index) for index in range(len(records))}
     codes = {i: torch.from_numpy(container.read(path)[1]) for i, path in paths.items() if path.exists()}  # [K, N]
     counter = CodebookCounter(family.counts[0], codec.codebook_size)
@@ -53,10 +53,10 @@ def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], mea
 def _add_entropy_bound(
     family: ModelFamily, counter: CodebookCounter, codes: Mapping[int, Tensor], measured: Sequence[Measured]
 ) -> None:
-    """Each file's bits, where a code takes ``-log2`` of its share among all codes counted of its stage."""
+    """Add each file's bits to its cells: a code takes ``-log2`` of its share in all codes counted in its stage."""
     share = counter.counts.double() / counter.counts.sum(dim=1, keepdim=True).clamp(min=1)
     bits = -share.clamp(min=1e-300).log2()
-    own = 1 if family.refine_steps else None  # refined codes are others for every number of stages, and these are kept
+    own = 1 if family.refine_steps else None  # refined codes differ by number of stages; only the first ones are kept
     for index, each in codes.items():
         bits_of_first = bits.gather(1, each).sum(dim=1).cumsum(dim=0)  # 1, 2, ... K stages
         for system, count in zip(family.systems[:own], family.counts, strict=False):

@@ -12,16 +12,16 @@ import numpy as np
 from codec.evaluation.results import Estimate, Metric, ReportError, Results, read_rows
 
 LEVEL, RESAMPLES, SEED = 0.95, 2000, 0
-FEWEST = 5  # units: resampling fewer says next to nothing of others
-CHUNK = 2**22  # resampled indices held at once
-OF_THE_MACHINE = {"rtf"}  # metrics that say how busy it was, and nothing of a difference between two systems
+FEWEST = 5  # units: resampling fewer says hardly anything about others
+CHUNK = 2**22  # resampled indices to hold at once
+OF_THE_MACHINE = {"rtf"}  # metrics that depend on how busy the machine was, and not only on the systems
 
 
 def bootstrap_mean(values: Sequence[float], units: Sequence[str], weights: Sequence[float] | None = None) -> Estimate:
     """Mean of ``values`` with its percentile bootstrap interval (Efron 1979) at 95 %, 2,000 resamples, fixed seed.
 
-    ``units`` names for every value what is drawn as a whole: utterances of one speaker are alike, and an interval that takes
-    them for independent is too narrow. ``weights`` of the values are positive; all 1 by default.
+    ``units`` names the unit of every value; units are drawn as a whole: utterances of one speaker are alike, and an interval
+    would be too narrow if they were taken for independent. ``weights`` are positive, by default 1.
     """
     if not values:
         return Estimate(None, None, None, 0)
@@ -42,10 +42,10 @@ def bootstrap_mean(values: Sequence[float], units: Sequence[str], weights: Seque
 
 @dataclass(frozen=True)
 class Difference:
-    """One metric of a pair of systems over the utterances that both have a value for: ``difference`` is B minus A.
+    """One metric of a pair of systems over the utterances for which both have a value: ``difference`` is B minus A.
 
-    ``share_better`` is that of the pairs where B is better (0.5 a tie), None where the metric has no direction; ``unpaired``
-    counts the utterances that only one of them has a value for.
+    ``share_better`` is the share of pairs in which B is better (a tie counts half), None if the metric has no direction;
+    ``unpaired`` counts the utterances for which only one has a value.
     """
 
     system_a: str
@@ -77,7 +77,7 @@ class Difference:
 class Report:
     """The report in a folder that codec-evaluate wrote. Raises as :meth:`Results.read`.
 
-    ``values`` are by (system, metric) and id; ``units``, by id, what is resampled as a whole: speaker or id.
+    ``values`` are by (system, metric) and id; ``units``, by id, are resampled as a whole: the speaker or the id.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,9 +94,9 @@ class Report:
 
 
 def compare(a: Report, b: Report, pairs: Sequence[tuple[str, str]] = ()) -> list[Difference]:
-    """Differences B - A of every metric of every pair of systems, ids ``(in A, in B)``; none for all that both have.
+    """Differences B - A of every metric of every pair of systems, ids ``(in A, in B)``; no pairs: all common systems.
 
-    A ReportError for a system that a report does not have, or where no system or no utterance is in common.
+    A ReportError for a system that a report does not have, or if no system or no utterance is in both.
     """
     chosen = list(pairs) or [(system, system) for system in a.systems if system in b.systems]
     if not chosen:
@@ -135,7 +135,7 @@ def _difference(a: Report, b: Report, system_a: str, system_b: str, metric: str)
 
 
 def unlike(a: Report, b: Report) -> list[str]:
-    """In what the two reports were not measured alike; a comparison may then compare just that."""
+    """How the two reports were measured differently, which their differences may come from."""
     notes = []
     if a.results.manifest.sha256 != b.results.manifest.sha256:
         notes.append("the manifests differ: only utterances of the same id are compared")

@@ -24,9 +24,9 @@ from codec.level import check_peak
 from codec.model import Codec
 
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
-KNOWN = {name: each.about for name, each in METRICS.items()} | {"lines": LINES} | COSTS  # what can be asked for
+KNOWN = {name: each.about for name, each in METRICS.items()} | {"lines": LINES} | COSTS  # all metrics by name
 
-CHANGES = {  # of the input, which a listener would not call one, but under which codes change
+CHANGES = {  # of the input: hardly audible, but they change codes
     "shift_quarter": "input starts a quarter of a hop later",
     "shift_half": "input starts half a hop later",
     "scale": "input 6 dB quieter",
@@ -34,7 +34,7 @@ CHANGES = {  # of the input, which a listener would not call one, but under whic
     "again": "decoded and encoded again",
 }
 
-Cell = float | str  # the value of a metric, or the reason why there is none
+Cell = float | str  # the value of a metric, or the reason why it has none
 Changed = dict[str, list[float] | str]  # see changed_codes
 
 
@@ -44,10 +44,10 @@ class EvaluationError(CodecError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure, and the folder ``out`` of the report; plain values, since a copy of it travels to each process.
+    """What to measure, and the folder ``out`` of the report; plain values, as each process gets a copy.
 
-    ``model`` is a name or folder, "" for none; ``folders`` holds by name those of reconstructions, and their kbit/s
-    where it was given; ``classical`` and ``metrics`` are names in CLASSICAL and KNOWN.
+    ``model`` is a name or folder, "" for none; ``folders`` has by name the folders of reconstructions, with their kbit/s
+    if it was given; ``classical`` and ``metrics`` are names in CLASSICAL and KNOWN.
     """
 
     model: str
@@ -63,7 +63,7 @@ class Plan:
 
     @cached_property
     def families(self) -> list[Family]:
-        """The systems, loaded once, the model first; an EvaluationError where there are none, or two of one id."""
+        """The families of systems, loaded once, the model first; an EvaluationError if there is none, or an id twice."""
         families: list[Family] = []
         if self.model:
             codec = Codec.from_pretrained(self.model, self.device)
@@ -73,18 +73,18 @@ class Plan:
         ids = Counter(system.id for family in families for system in family.systems)
         if not ids:
             raise EvaluationError("nothing to measure: no model, no --reconstructions, no classical codec here")
-        names = Counter(family.systems[0].family for family in families)  # of lines in plots
+        names = Counter(family.systems[0].family for family in families)  # which name the lines of plots
         if twice := [name for counts in (ids, names) for name, count in counts.items() if count > 1]:
             raise EvaluationError(f"two systems would both be called {twice[0]}; give --reconstructions other names")
         return families
 
     @property
     def systems(self) -> list[System]:
-        """Those of all families, in their order."""
+        """The systems of all families, in their order."""
         return [system for family in self.families for system in family.systems]
 
     def codes(self, index: int) -> Path:
-        """The model's codes of the utterance at ``index`` of the manifest."""
+        """The file of the model's codes of the utterance at ``index`` of the manifest."""
         return self.out / "codes" / f"{index:06d}.codes"
 
     def audio(self, index: int) -> Path:
@@ -92,7 +92,7 @@ class Plan:
         return self.out / "audio" / f"{index:06d}"
 
     def spectra(self, index: int) -> Path:
-        """An utterance's mean spectra in dB, float16 ``[1 + systems, F]``: the reference's first; NaN: failed or silent."""
+        """The file of mean spectra in dB, float16 ``[1 + systems, F]``, the reference's first; NaN: failed or silent."""
         return self.out / "spectra" / f"{index:06d}.npy"
 
 
@@ -103,22 +103,22 @@ class Measured:
     index: int
     seconds: float
     cells: dict[str, dict[str, Cell]]
-    changed: Changed  # empty where token stability was not measured
+    changed: Changed  # empty if token stability was not measured
 
 
 def read_utterance(record: Record) -> tuple[Record, Waveform]:
-    """The waveform ``[T]``, and the record with the length and rate that the file has, whatever the manifest remembers.
+    """The waveform ``[T]``, and the record with the length and rate of the file, even if the manifest has others.
 
-    Raises CodecError where it cannot be measured, or kept as FLAC, and OSError where it is not there.
+    Raises CodecError if it cannot be measured, or kept as FLAC, and OSError if it is not there.
     """
     too_long = CodecError(f"longer than {LONGEST} s; cut it into utterances")
     if record.duration > LONGEST:
         raise too_long
     waveform, sample_rate = read_record(record)
-    if not RATES[0] <= sample_rate <= 655_350 or (sample_rate >= 2**16 and sample_rate % 10):  # FLAC takes no others
+    if not RATES[0] <= sample_rate <= 655_350 or (sample_rate >= 2**16 and sample_rate % 10):  # FLAC has no others
         raise CodecError(f"its rate of {sample_rate} Hz is below {RATES[0]}, or none of FLAC's; resample it")
     record = replace(record, sample_rate=sample_rate, num_samples=len(waveform))
-    if record.duration > LONGEST:  # the manifest was wrong
+    if record.duration > LONGEST:  # the manifest had a wrong length
         raise too_long
     check_peak(waveform)
     return record, waveform
@@ -129,7 +129,7 @@ def measure_utterance(plan: Plan, item: tuple[int, Record]) -> Measured:
     torch.set_num_threads(1)  # one process per core is faster than threads that wait for each other
     index, record = item
     audio = plan.audio(index)
-    shutil.rmtree(audio, ignore_errors=True)  # what an evaluation that was killed left
+    shutil.rmtree(audio, ignore_errors=True)  # files of an evaluation that was killed
     audio.mkdir()
     waveform, outcomes = np.zeros(0, np.float32), list[Outcome]()
     try:
@@ -151,7 +151,7 @@ def measure_utterance(plan: Plan, item: tuple[int, Record]) -> Measured:
         waveforms = [waveform, *(each if each.any() else nothing for each in decoded)]
         powers = np.stack([mean_spectrum(each, record.sample_rate) for each in waveforms])
         np.save(plan.spectra(index), (10 * np.log10(powers + SILENT)).astype(np.float16))
-    first = outcomes[0]  # of the model, with most quantizers, where there is a model
+    first = outcomes[0]  # if there is a model: its outcome with the most quantizers
     if not isinstance(first, str) and first.coded is not None and first.codes is not None:
         plan.codes(index).write_bytes(first.coded)
     changed = changed_codes(plan.families[0], record, waveform, first) if plan.stability else {}
@@ -173,7 +173,7 @@ def _score(name: str, pair: Pair) -> Cell:
         value = METRICS[name].compute(pair)
     except MetricError as error:
         return str(error)
-    except Exception as error:  # of another package: one odd file must not end an evaluation of thousands
+    except Exception as error:  # of another package: one strange file must not end an evaluation of thousands
         if not KNOWN[name].package:
             raise
         return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
@@ -181,10 +181,10 @@ def _score(name: str, pair: Pair) -> Cell:
 
 
 def changed_codes(family: Family, record: Record, samples: Waveform, outcome: Outcome) -> Changed:
-    """For each of :data:`CHANGES`, the share of codes that differ per stage, ``[K]``, or why there is none.
+    """For each of :data:`CHANGES`, the share of codes that differ per stage, ``[K]``, or the reason why there is none.
 
-    Of ``samples [T]`` and what the model made of them. Frames are compared at the same index; of a slice, cut at whole
-    frames, its edges count too.
+    It compares the codes of changed ``samples [T]`` with those in ``outcome``, frame by frame at the same index. A slice is
+    cut at whole frames, and the frames at its edges count too.
     """
     if isinstance(outcome, str):
         return dict.fromkeys(CHANGES, outcome)
@@ -192,8 +192,8 @@ def changed_codes(family: Family, record: Record, samples: Waveform, outcome: Ou
     codec, codes = family.codec, outcome.codes
     waveform = torch.from_numpy(resample(samples, record.sample_rate, codec.sample_rate))
     hop, frames = codec.hop_length, codes.shape[-1]
-    start, stop = (frames // 4, frames - frames // 4) if frames >= 4 else (0, 0)  # of fewer, the half would be all
-    inputs = {  # and the codes of the original that each one's are compared with
+    start, stop = (frames // 4, frames - frames // 4) if frames >= 4 else (0, 0)  # of fewer frames it would be all
+    inputs = {  # changed waveforms, each with the original codes to compare with
         "shift_quarter": (waveform[hop // 4 :], codes),
         "shift_half": (waveform[hop // 2 :], codes),
         "scale": (waveform * 10 ** (-6 / 20), codes),
@@ -206,7 +206,7 @@ def changed_codes(family: Family, record: Record, samples: Waveform, outcome: Ou
             if not changed.numel():
                 raise MetricError("too short for this change")
             after, _ = family.encode(changed.flatten(), codec.sample_rate, len(codes))
-        except CodecError as error:  # too short, or a decoded level that no encoder takes
+        except CodecError as error:  # too short, or decoded louder than an encoder takes
             shares[name] = str(error)
             continue
         frames = min(before.shape[-1], after.shape[-1])

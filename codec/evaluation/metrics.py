@@ -1,11 +1,11 @@
 """How close a decoded waveform is to its original.
 
-Each metric is a function of a :class:`Pair`; :data:`METRICS` lists them with what a reader of a result has to know. PESQ,
+Each metric is a function of a :class:`Pair`; :data:`METRICS` lists them with what a reader must know of a result. PESQ,
 STOI and the pitch tracker come from their packages (extra ``eval``; ModuleNotFoundError without them). A pair for which a
 metric has no value raises :class:`MetricError`, as one that is digital silence or shorter than a quarter of a second does.
 
-The last ones are artefacts that means of PESQ do not show: fixed lines, washed-out harmonics, blurred onsets, lost level. A
-decoder that gives back what it was given has none. Lines are counted in the mean spectrum of a set of files.
+The last ones are artefacts that means of PESQ do not show: fixed lines, washed-out harmonics, blurred onsets, lost level.
+A perfect decoder has none. Lines are counted in the mean spectrum of a set of files.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from codec.evaluation.results import Metric
 Waveform = NDArray[np.float32]
 Array = NDArray[np.float64]
 
-SHORTEST = 0.25  # seconds: what PESQ asks for at least; of less, no metric's value says anything about speech
+SHORTEST = 0.25  # seconds: the minimum of PESQ; of less speech no metric means anything
 RATE = 16000  # of PESQ wide-band (ITU-T P.862.2), and of pitch tracking
-PESQ_UTTERANCES = 25  # half of what the reference code has room for; its voice detector cuts finer
-PESQ_SAFE_SECONDS = 20  # 50 utterances of 0.2 s with gaps of 0.2 s, the shortest that it tells apart
+PESQ_UTTERANCES = 25  # half of the reference code's room for utterances, as its voice detector finds more of them
+PESQ_SAFE_SECONDS = 20  # 50 utterances of 0.2 s with gaps of 0.2 s, the shortest that it separates
 MEL_BANDS = {256: 32, 512: 64, 1024: 80, 2048: 128}  # by window
 SPECTRAL_FLOOR = -80.0  # dB relative to a full-scale sine
 
-# of artefacts
+# for artefacts
 STEP = 6.25  # Hz between the values of a mean spectrum
-SILENT = 1e-12  # power of what lies 120 dB below a full-scale sine
+SILENT = 1e-12  # a power 120 dB below that of a full-scale sine
 LINES_FROM, WIDE_FROM = 7000.0, 10000.0  # Hz
-WIDE_SHARE = 1e-6  # of the power that a wide-band recording has at least above WIDE_FROM
-LINE_DB, AROUND = 6.0, 150.0  # a line stands so far over the median of so many Hz around it
-RIPPLE_TOP, PITCHES, VOICED = 2000.0, (65.0, 400.0), 0.6  # Hz, Hz, share of the power that repeats after a period
+WIDE_SHARE = 1e-6  # a wide-band recording has at least this share of its power above WIDE_FROM
+LINE_DB, AROUND = 6.0, 150.0  # dB of a line over the median of the Hz around it
+RIPPLE_TOP, PITCHES, VOICED = 2000.0, (65.0, 400.0), 0.6  # Hz, Hz, the part of the power that repeats after a period
 BLURRED = 0.02  # seconds ahead of an onset
 ONSET_DB = 15.0  # the level rises by so much at an onset
-HEARD_DB = 30.0  # frames further below the loudest are no speech, nor onsets
-FLOOR = 1e-5  # of the power behind an onset: what lies 50 dB below it is not heard ahead of it
+HEARD_DB = 30.0  # frames softer than the loudest by more are neither speech nor onsets
+FLOOR = 1e-5  # of the power after an onset: before it, what is softer by 50 dB is not heard
 
 
 class MetricError(CodecError):
-    """A metric that has no value for this pair, and why; to be counted, never averaged in."""
+    """The reason why a metric has no value for a pair; it is counted, and never part of a mean."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Pair:
 
     @property
     def waveforms(self) -> tuple[Waveform, Waveform, int]:
-        """All three, if they can be compared: of digital silence, or what is very short, no metric says anything."""
+        """All three, or a MetricError: no metric has a meaning for digital silence or very short waveforms."""
         if self.reference.shape != self.estimate.shape or self.reference.ndim != 1:
             shapes = f"{list(self.reference.shape)} and {list(self.estimate.shape)}"
             raise CodecError(f"both must be mono and of one length: {shapes}")
@@ -90,15 +90,15 @@ class Pair:
 
 @lru_cache(maxsize=2)
 def _pitch_track(samples: bytes, sample_rate: int) -> Array:
-    """Made once for both metrics of a pair, and of a reference for all that is compared with it one after the other."""
+    """A cached pitch track: both metrics of a pair share it, and all systems that are compared with one reference."""
     return pitch_track(np.frombuffer(samples, np.float32), sample_rate)
 
 
 def pesq_wb(pair: Pair) -> float:
     """Wide-band PESQ (ITU-T P.862.2) as MOS-LQO, 1.04 to 4.64, resampled to 16 kHz.
 
-    It has no value for more than a minute, where it finds no speech, or for so many bursts of speech that its reference
-    code might run out of room.
+    It has no value for more than a minute, if it finds no speech, or for so many bursts of speech that its reference code
+    might run out of room.
     """
     import pesq
 
@@ -166,8 +166,8 @@ def mel_distance(pair: Pair) -> float:
 def log_spectral_distance(pair: Pair) -> float:
     """Log-spectral distance in dB: root mean square over bins of the level difference, mean over frames.
 
-    Window 32 ms, hop 8 ms; levels below 80 dB under a full-scale sine count as 80 dB, and frames in which neither waveform
-    has anything above that do not count. Without any other frame there is no value.
+    Window 32 ms, hop 8 ms; levels below 80 dB under a full-scale sine count as 80 dB, and frames in which neither
+    waveform is above that do not count. If no frame counts there is no value.
     """
     n_fft = max(16, round(pair.sample_rate * 0.008) * 4)
     powers = (spectral.planes(torch.from_numpy(w)[None], n_fft).power for w in pair.waveforms[:2])
@@ -207,7 +207,7 @@ def pitch_rmse(reference: Array, estimate: Array) -> float:
 def distillmos(pair: Pair) -> float:
     """DistillMOS: a mean opinion score predicted without the reference."""
     samples = pair.resampled(RATE)[1]
-    if len(samples) < 0.5 * RATE:  # too little to say anything
+    if len(samples) < 0.5 * RATE:  # too short for a prediction
         raise MetricError("shorter than 0.5 s")
     with torch.no_grad():
         return float(_distillmos_network()(torch.from_numpy(samples)[None]))
@@ -215,13 +215,13 @@ def distillmos(pair: Pair) -> float:
 
 @cache
 def _distillmos_network() -> Any:
-    """The network with the weights inside its package, which imports torchaudio, but for its command line only."""
-    stand_in = types.ModuleType("torchaudio")  # for one that is not here, or built for another torch
+    """The network, with weights from its package, which imports torchaudio only for its command line."""
+    stand_in = types.ModuleType("torchaudio")  # if torchaudio is missing, or built for another torch
     present = sys.modules.setdefault("torchaudio", stand_in)
-    with redirect_stdout(StringIO()):  # it announces its weights
+    with redirect_stdout(StringIO()):  # it prints a line about its weights
         network = import_module("distillmos").ConvTransformerSQAModel().eval()
     if present is stand_in:
-        del sys.modules["torchaudio"]  # whoever else looks for it finds what is here
+        del sys.modules["torchaudio"]  # other importers must find the real one
     return network
 
 
@@ -231,7 +231,7 @@ def _distillmos_network() -> Any:
 def mean_spectrum(waveform: Waveform, sample_rate: int) -> Array:
     """Mean power by frequency, ``[F]``, every ``STEP`` Hz from 0 to half the sample rate, relative to a full-scale sine.
 
-    Windows (Hann) are 160 ms long and overlap by half; zeros stand around ``waveform [T]``, so that any length has one.
+    Windows (Hann) are 160 ms long and overlap by half; there are zeros around ``waveform [T]``, so that any length will do.
     """
     size = round(sample_rate / STEP)
     spectrum = spectral.stft(torch.from_numpy(waveform).double()[None], size, size // 2)[0] / (size / 4)
@@ -316,7 +316,7 @@ def onset_blur(pair: Pair) -> float:
     powers = [sliding_window_view(energies(w, step), span).sum(axis=1) for w in (clean, coded)]  # of 20 ms each
     ahead, behind = powers[0][:-span], powers[0][span:]
     rise = -10 * np.log10(ahead / np.maximum(behind, SILENT) + FLOOR)
-    later = rise + 1e-6 * np.arange(len(rise))  # of equal ones the last: nothing lies between it and the onset
+    later = rise + 1e-6 * np.arange(len(rise))  # of equal ones the last, which is next to the onset
     near = np.max(sliding_window_view(np.pad(later, 25, constant_values=-np.inf), 51), axis=1)
     loud = behind > 10 ** (-HEARD_DB / 10) * powers[0].max()
     onsets = np.flatnonzero(loud & (rise >= ONSET_DB) & (later == near))
@@ -339,7 +339,7 @@ def level_error(pair: Pair) -> float:
 
 
 class PairMetric(NamedTuple):
-    """What is said of a metric, and what computes it."""
+    """A description of a metric, and the function that computes it."""
 
     about: Metric
     compute: Callable[[Pair], float]
@@ -408,7 +408,7 @@ LINES = Metric(
     "windows of 160 ms) of all files whose original has a millionth of its power above 10 kHz, and not in the originals'.",
 )  # fmt: skip
 
-COSTS: dict[str, Metric] = {  # what a reconstruction took in bits and time: measured while coding, not of the waveforms
+COSTS: dict[str, Metric] = {  # bits and time of a reconstruction: measured while coding, not from waveforms
     "kbps_file": Metric(
         "file bitrate", "kbit/s", "lower", 2,
         "Size of all files, headers and checksums included, over their duration (Opus: with its Ogg pages).",

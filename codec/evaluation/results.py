@@ -1,4 +1,4 @@
-"""What an evaluation found, as ``metrics.json`` and ``per_file.csv`` hold it: written and read here and nowhere else."""
+"""The results of an evaluation, ``metrics.json`` and ``per_file.csv``, which are written and read only here."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from codec.errors import CodecError
 from codec.files import atomic_write, write_text
 
 FORMAT = 1
-WORST = 10  # utterances that a report marks and lets one listen to
-FORMULA = "(?=[=+@-])"  # a spreadsheet computes a cell that begins so, unless an apostrophe goes before
-_text = partial(re.sub, f"^'{FORMULA}", "")  # of such a cell
+WORST = 10  # utterances that a report marks, with their audio
+FORMULA = "(?=[=+@-])"  # a spreadsheet computes a cell that begins with one of these, unless an apostrophe comes first
+_plain = partial(re.sub, f"^'{FORMULA}", "")  # the text of such a cell, without its apostrophe
 
 
 class ReportError(CodecError):
-    """A folder that is no report, or not of this format; the message says why, and the place in it."""
+    """A folder that is not a report of this format; the message says why, and where in it."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean of ``n`` values and the ends of its interval; None where there is no value, or too few for an interval."""
+    """Mean of ``n`` values and the ends of its interval; None if there is no value, or too few for an interval."""
 
     mean: float | None
     low: float | None
@@ -37,7 +37,7 @@ class Estimate:
     n: int
 
     def text(self, spec: str, interval: str = " ±{half}", without: str = "") -> str:
-        """The mean in the format ``spec`` and its interval by its ends or half of its width, or ``without``; "-" for no mean.
+        """The mean in the format ``spec``, then the ``interval``, or ``without`` if there is none; "-" if there is no mean.
 
         ``Estimate(2.5, 2.25, 2.75, 9).text(".2f")`` is ``2.50 ±0.25``.
         """
@@ -51,7 +51,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Result(Estimate):
-    """One metric of one system; ``failed`` files had no value and are not in the mean, ``reasons`` counts them."""
+    """One metric of one system; the mean is without the ``failed`` files, which ``reasons`` counts by reason."""
 
     failed: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
@@ -61,9 +61,9 @@ class Result(Estimate):
 class Metric:
     """How a metric is called, shown (``digits`` after the point) and computed.
 
-    ``better`` is "zero" for an error with a sign, "none" for what has no good direction. ``per_second`` means weigh each file
-    by its duration: the shortest files would rule a mean of rates. ``package`` computes the metric, if this one does not; a
-    report adds its version.
+    ``better`` is "zero" for an error with a sign, "none" if no direction is good. With ``per_second`` the mean weighs each
+    file by its duration, as the shortest files would dominate a mean of rates. ``package`` computes the metric, if this
+    one does not; a report adds its version.
     """
 
     label: str
@@ -75,7 +75,7 @@ class Metric:
     package: str | None = ""
 
     def goodness(self, value: float) -> float:
-        """What is larger for a better value; 0 for all where no direction is better."""
+        """A number that is larger for a better value; always 0 if no direction is better."""
         return {"higher": value, "lower": -value, "zero": -abs(value), "none": 0.0}[self.better]
 
 
@@ -98,14 +98,14 @@ class System:
 
     @property
     def rate(self) -> float | None:
-        """Bitrate to plot at, kbit/s: what the files really took, the nominal one where that is not known."""
+        """The bitrate for plots, kbit/s: that of the files, or the nominal one if that is not known."""
         measured = self.results.get("kbps_file")
         return measured.mean if measured is not None and measured.mean else self.kbps
 
 
 @dataclass(frozen=True)
 class Absent:
-    """What was asked for and could not be measured."""
+    """A metric or system that was asked for and could not be measured."""
 
     kind: Literal["metric", "system"]
     name: str
@@ -114,7 +114,7 @@ class Absent:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files measured; ``speakers`` is None where the manifest names none."""
+    """The files measured; ``speakers`` is None if the manifest names none."""
 
     name: str
     sha256: str
@@ -138,7 +138,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Interval:
-    """How the intervals were made: by resampling whole ``unit``, "speakers" or "files"."""
+    """How the intervals were made: by resampling all of a ``unit``, "speakers" or "files", together."""
 
     level: float
     resamples: int
@@ -240,13 +240,13 @@ class Results:
 
     @property
     def headline(self) -> System:
-        """The model at its highest bitrate; the first system where no model was measured."""
+        """The model at its highest bitrate; the first system if no model was measured."""
         models = [s for s in self.systems if s.kind == "model"]
         return max(models, key=lambda s: s.kbps or 0.0) if models else self.systems[0]
 
     @property
     def ranking(self) -> str:
-        """The first metric that says of a file how good it is; the first of all where there is none."""
+        """The first metric that says how good a file is; the first of all if there is none."""
         return next(
             (n for n, m in self.metrics.items() if m.better != "none" and n != "lines"), next(iter(self.metrics))
         )
@@ -258,9 +258,9 @@ class Results:
 
     @classmethod
     def read(cls, folder: Path) -> Results:
-        """``metrics.json`` of a folder that codec-evaluate wrote; keys that a newer version added are passed over.
+        """``metrics.json`` of a folder that codec-evaluate wrote; unknown keys, of newer versions, are ignored.
 
-        A ReportError where it is not there, of another format, or has a key that is missing or of a wrong type.
+        A ReportError if it is missing, of another format, or lacks a key or has one of a wrong type.
         """
         with _reading(folder, "metrics.json") as path:
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -271,7 +271,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Row:
-    """One file through one system; ``values`` by metric, None where there is none and ``failures`` says why."""
+    """One file through one system; ``values`` by metric, None if there is none and ``failures`` says why."""
 
     id: str
     speaker: str
@@ -285,7 +285,7 @@ class Row:
 def worst_first(results: Results, rows: Sequence[Row]) -> dict[str, int]:
     """Rank of each file by :attr:`Results.ranking` of the headline system, 1 the worst.
 
-    Files that it has no value for and another system has come first; those that no system has one for have no rank.
+    Files come first for which only other systems have a value; files for which no system has one have no rank.
     """
     first = results.ranking
     goodness = results.metrics[first].goodness
@@ -304,7 +304,7 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
         for row in rows:
             values = ["" if value is None else f"{value:.6g}" for value in row.values.values()]
             texts = [re.sub(f"^{FORMULA}", "'", text) for text in (row.id, row.speaker, row.source)]
-            seconds = f"{row.seconds:.3f}" if row.seconds >= 0.001 else f"{row.seconds:.3g}"  # a weight is not 0
+            seconds = f"{row.seconds:.3f}" if row.seconds >= 0.001 else f"{row.seconds:.3g}"  # weights must not be 0
             writer.writerow([*texts, seconds, row.system, *values, row.failures])
 
 
@@ -313,7 +313,7 @@ def read_rows(folder: Path, results: Results) -> list[Row]:
     with _reading(folder, "per_file.csv") as path, open(path, encoding="utf-8", newline="") as file:
         rows = [
             Row(
-                *(_text(cells["id"]), _text(cells["speaker"]), _text(cells["source"]), float(cells["seconds"])),
+                *(_plain(cells["id"]), _plain(cells["speaker"]), _plain(cells["source"]), float(cells["seconds"])),
                 cells["system"],
                 {name: float(cells[name]) if cells[name] else None for name in results.metrics},
                 cells["failures"],

@@ -1,4 +1,4 @@
-"""Evaluate a manifest with all cores, one line per finished utterance, so that a killed evaluation goes on where it was."""
+"""Evaluate a manifest on all cores; finished utterances are in a file, from which a killed evaluation goes on."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ PACKAGES = ("torch", "numpy", "soxr", "soundfile", "pesq", "pystoi", "librosa")
 
 
 def present_metrics(asked: Sequence[str] | None) -> tuple[tuple[str, ...], list[Absent]]:
-    """Of the metrics asked for (all of KNOWN by default) those that this machine can compute, and the others.
+    """Of the metrics in ``asked`` (default: all of KNOWN) those that this machine can compute, and the others.
 
-    One asked for by name that is unknown, or whose package is not installed, is an EvaluationError.
+    A name that is unknown, or whose package is not installed, is an EvaluationError if it was asked for.
     """
     present, absent = [], []
     for name in dict.fromkeys(asked or KNOWN):
@@ -58,23 +58,23 @@ def spaced(utterances: int, count: int) -> list[int]:
 
 
 def evaluate(plan: Plan, records: Sequence[Record], workers: int, examples: int) -> list[Measured]:
-    """What was measured of every record, in their order: now, of those that ``plan.out/rows.jsonl`` does not hold yet.
+    """The measurements of all records, in their order; those in ``plan.out/rows.jsonl`` are not measured again.
 
-    Evenly spaced ``examples`` have their audio. A worker process that dies is a CodecError.
+    The audio of evenly spaced ``examples`` is there at the end. A worker process that dies is a CodecError.
     """
     rows, total = plan.out / ROWS, len(records)
     measured = read_rows(rows)
     for index in spaced(total, examples):
-        if not plan.audio(index).exists():  # more examples are asked for than before
+        if not plan.audio(index).exists():  # it was no example before: measure it again
             measured.pop(index, None)
     if measured:
         print(f"{len(measured)} of {total} utterances were measured before", flush=True)
     left = [(index, record) for index, record in enumerate(records) if index not in measured]
-    audio = sum(record.duration for _, record in left)  # is the work
-    terminal = sys.stderr is not None and sys.stderr.isatty()  # elsewhere a line a minute
+    seconds = sum(record.duration for _, record in left)  # of audio
+    terminal = sys.stderr is not None and sys.stderr.isatty()  # if not: one line a minute
     layout = "{l_bar}{bar}| about {remaining} left" if terminal else "{l_bar} about {remaining} left\n"
-    bar = tqdm(total=audio, mininterval=5 if terminal else 60, delay=5, smoothing=0, bar_format=layout)
-    measure = partial(measure_utterance, plan if workers == 1 else replace(plan))  # a copy has loaded nothing
+    bar = tqdm(total=seconds, mininterval=5 if terminal else 60, delay=5, smoothing=0, bar_format=layout)
+    measure = partial(measure_utterance, plan if workers == 1 else replace(plan))  # the copy has no families yet
     with open(rows, "a", encoding="utf-8") as file, bar, spread(measure, left, workers) as results:
         for result in results:
             file.write(json.dumps(asdict(result), ensure_ascii=False) + "\n")
@@ -87,12 +87,12 @@ def evaluate(plan: Plan, records: Sequence[Record], workers: int, examples: int)
 
 
 def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
-    """Make ``plan.out``, or make sure (EvaluationError) that what it holds is the beginning of this very evaluation."""
+    """Make ``plan.out``; an EvaluationError if it holds something else than the beginning of this evaluation."""
     for family in plan.families:
         if isinstance(family, FolderFamily):
             family.check(records)
     out, settings, folders = plan.out, fingerprint(plan, records), ("audio", "codes", "spectra")
-    before = _settings(out) if out.exists() and any(out.iterdir()) else None
+    before = _read_settings(out) if out.exists() and any(out.iterdir()) else None
     if before is None or force:
         for name in folders:
             shutil.rmtree(out / name, ignore_errors=True)
@@ -111,8 +111,8 @@ def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
         (out / name).mkdir(exist_ok=True)
 
 
-def _settings(folder: Path) -> dict[str, object] | CodecError:
-    """What decided the rows of an evaluation, or why that cannot be read; only what an evaluation made may be removed."""
+def _read_settings(folder: Path) -> dict[str, object] | CodecError:
+    """The settings of the evaluation in a folder, or why they cannot be read; an EvaluationError if it holds none."""
     try:
         settings = read_json(folder / SETTINGS)
         if isinstance(settings, dict) and {"records", "systems", "metrics"} <= settings.keys():
@@ -124,40 +124,40 @@ def _settings(folder: Path) -> dict[str, object] | CodecError:
 
 
 def fingerprint(plan: Plan, records: Sequence[Record]) -> dict[str, object]:
-    """What decides the rows: the plan, the records and their files, the weights, the reconstructions, the software."""
+    """All that decides the rows: the plan, the records and their files, the weights, the reconstructions, the software."""
     values: dict[str, object] = asdict(replace(plan, out=Path())) | {
         "metrics": {name: KNOWN[name].how for name in plan.metrics},
         "systems": [asdict(system) for system in plan.systems],
-        "files": [_hash(map(_stat, sorted(Path(folder).rglob("*")))) for folder, _ in plan.folders.values()],
-        "records": _hash([*astuple(record), *_stat(Path(record.path))] for record in records),
+        "files": [_digest(map(_file_stamp, sorted(Path(folder).rglob("*")))) for folder, _ in plan.folders.values()],
+        "records": _digest([*astuple(record), *_file_stamp(Path(record.path))] for record in records),
         "software": software_versions(plan.metrics),
     }
     if plan.model:
         for name, file in (("weights", "model.safetensors"), ("config", "config.json")):
             values[name] = hashlib.sha256((find_model(plan.model) / file).read_bytes()).hexdigest()
-    return json.loads(json.dumps(values, default=str))  # as it will be read
+    return json.loads(json.dumps(values, default=str))  # as read_json will return it
 
 
-def _stat(path: Path) -> tuple[object, ...]:
-    """What changes where a file changes."""
+def _file_stamp(path: Path) -> tuple[object, ...]:
+    """The path, size and time of a file, which tell whether it has changed."""
     facts = path.stat() if path.is_file() else None
     return (str(path), facts.st_size, facts.st_mtime_ns) if facts else (str(path),)
 
 
-def _hash(values: Iterable[Sequence[object]]) -> str:
+def _digest(values: Iterable[Sequence[object]]) -> str:
     return hashlib.sha256("\n".join(map(json.dumps, values)).encode()).hexdigest()
 
 
 def software_versions(metrics: Sequence[str]) -> dict[str, str]:
-    """Versions of this package, of Python, and of all packages that have a say in the values of ``metrics``."""
+    """Versions of this package, of Python, and of all packages that influence the values of ``metrics``."""
     packages = dict.fromkeys([*PACKAGES, *(KNOWN[name].package or "torch" for name in metrics)])
     versions = {name: [each.version for each in distributions(name=name)] for name in packages if find_spec(name)}
-    installed = {name: (found or ["of unknown version"])[0] for name, found in versions.items()}  # a folder has none
+    installed = {name: (found or ["of unknown version"])[0] for name, found in versions.items()}  # of a mere folder
     return {"codec": __version__, "python": platform.python_version(), **installed}
 
 
 def read_rows(path: Path) -> dict[int, Measured]:
-    """What was measured, by index; a line without its end, as a kill leaves it, is cut off: it is measured again."""
+    """The measurements by index; half a line at the end, as a kill leaves it, is cut off, and so is measured again."""
     data = path.read_bytes() if path.exists() else b""
     whole = data[: data.rfind(b"\n") + 1]
     if whole != data:

@@ -1,4 +1,4 @@
-"""From what was measured of every utterance to a report's results: means with intervals, and one row per file and system."""
+"""From the measurements of every utterance to the results of a report: means with intervals, a row per file and system."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from codec.evaluation.runner import software_versions, spaced
 from codec.evaluation.systems import ALIGNMENT, ModelFamily
 from codec.workers import available_cores
 
-REFERENCE = "reference"  # beside the systems' ids, all of which have a family's name before a hyphen
-DRAWN = 8  # values of a spectrum that become one point of its drawing
+REFERENCE = "reference"  # among the systems' ids, which all have a hyphen
+DRAWN = 8  # values of a spectrum that become one point of its plot
 
 
 def summarize(
@@ -43,12 +43,12 @@ def summarize(
 ) -> tuple[Results, list[Row]]:
     """The report on the ``records`` of a ``manifest``, ``measured`` by ``workers`` processes.
 
-    Deletes the audio of all but evenly spaced ``examples`` and the ten worst.
+    It deletes the audio of all but evenly spaced ``examples`` and the ten worst.
     """
     model = plan.families[0] if isinstance(plan.families[0], ModelFamily) else None
     health = model_health(plan, model, records, measured) if model else None
     speakers = {record.speaker for record in records if record.speaker}
-    by_speaker = len(speakers) > 1  # the files of one speaker alone are all there is to resample
+    by_speaker = len(speakers) > 1  # with one speaker only files can be resampled
     units = [(by_speaker and record.speaker) or record.id for record in records]
     sources, files = sorted({record.source for record in records}), list(zip(records, measured, strict=True))
     parts = {name: [each for record, each in files if record.source == name] for name in sources if len(sources) > 1}
@@ -82,7 +82,7 @@ def summarize(
 
 
 def _means(plan: Plan, measured: Sequence[Measured], units: Sequence[str]) -> dict[str, dict[str, Result]]:
-    """By system and metric the mean over the files ``measured``; what nobody knows of a system is left out."""
+    """The mean over the files ``measured``, by system and metric; metrics that a system cannot have are left out."""
     means: dict[str, dict[str, Result]] = {system.id: {} for system in plan.systems}
     spectra = _mean_spectra(plan, measured)
     for name, system in product(plan.metrics, means):
@@ -97,9 +97,8 @@ def _means(plan: Plan, measured: Sequence[Measured], units: Sequence[str]) -> di
 
 
 def _mean_spectra(plan: Plan, measured: Sequence[Measured]) -> dict[str, tuple[Array, int]]:
-    """Mean power of recordings and decoded speech, ``[2, F]``, over the wide-band files of each system and of REFERENCE.
-
-    Weighted by seconds; with the number of those files.
+    """For each system and REFERENCE, the mean power of recordings and decoded speech, ``[2, F]``, over its wide-band files,
+    weighted by seconds; and the number of these files.
     """
     sums: dict[str, tuple[Array, float, int]] = {}
     for each in measured:
@@ -117,7 +116,7 @@ def _mean_spectra(plan: Plan, measured: Sequence[Measured]) -> dict[str, tuple[A
 
 
 def _spectra(plan: Plan, measured: Sequence[Measured]) -> Spectra | None:
-    """What the page draws of the mean spectra; None without a wide-band file."""
+    """The mean spectra as the page draws them; None without a wide-band file."""
     spectra = _mean_spectra(plan, measured)
     if not spectra:
         return None
@@ -133,7 +132,7 @@ def _levels(power: Array) -> tuple[float, ...]:
 
 
 def _mean(cells: Mapping[int, Cell], units: Sequence[str], weights: Mapping[int, float] | None = None) -> Result:
-    """Mean, interval, and what failed by reason, of cells by the utterance's index."""
+    """Mean, interval, and failures by reason, of cells that are given by the utterance's index."""
     values = {index: cell for index, cell in cells.items() if isinstance(cell, float)}
     shares = [weights[index] for index in values] if weights else None
     estimate = bootstrap_mean(list(values.values()), [units[index] for index in values], shares)
@@ -142,7 +141,7 @@ def _mean(cells: Mapping[int, Cell], units: Sequence[str], weights: Mapping[int,
 
 
 def _stability(measured: Sequence[Measured], units: Sequence[str]) -> tuple[Stability, ...]:
-    """Share of codes that change, over all stages and stage by stage, for each change of the input."""
+    """The share of codes that differ, over all stages and stage by stage, for each change of the input."""
     entries = []
     for key, label in CHANGES.items():
         changed = {each.index: each.changed[key] for each in measured}
@@ -164,7 +163,7 @@ def _examples(
         paths = {path.stem: path.relative_to(plan.out).as_posix() for path in folder.glob("*.flac")}
         if not why:
             shutil.rmtree(folder, ignore_errors=True)
-        elif paths:  # none where the reference could not be read, or an earlier report did not keep it
+        elif paths:  # none: the reference cannot be read, or an earlier report did not keep it
             systems = {system: paths[system] for system in each.cells if system in paths}
             examples.append(schema.Example(row.id, why, each.seconds, paths["reference"], systems))
     return tuple(sorted(examples, key=lambda example: example.why))
@@ -182,7 +181,7 @@ def _row(plan: Plan, record: Record, measured: Measured, system: str) -> Row:
 
 
 def _processor() -> str:
-    facts = Path("/proc/cpuinfo")  # of Linux
+    facts = Path("/proc/cpuinfo")  # on Linux
     lines = facts.read_text(encoding="utf-8").splitlines() if facts.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())

@@ -1,7 +1,7 @@
-"""What is measured: a model at several bitrates, folders of reconstructions, and classical codecs beside them.
+"""The systems to measure: a model at several bitrates, folders of reconstructions, and classical codecs.
 
-A family has ``systems`` that differ in bitrate only. Its ``reconstruct`` turns an utterance, ``waveform [T]`` at
-``record.sample_rate``, into one outcome per system, in their order, at the reference's rate, length and time.
+A family has ``systems`` that differ only in bitrate. Its ``reconstruct`` turns an utterance, ``waveform [T]`` at
+``record.sample_rate``, into one outcome per system, in their order, with the reference's rate, length and time.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from codec.evaluation.results import Absent, Model, System
 from codec.model import Codec
 
 OPUS_KBPS = (6, 8, 12)
-CODEC2_MODES = ("700C", "1200", "2400", "3200")  # names that are also bit/s, but for the C
+CODEC2_MODES = ("700C", "1200", "2400", "3200")  # named by their bit/s
 CODEC2_RATE = 8000
 ALIGNMENT = (
     "Models and Opus: by construction. Folders and Codec2: one delay a file, up to 200 ms, where the waveforms' correlation "
@@ -44,9 +44,9 @@ ALIGNMENT = (
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """One system's ``waveform [T]`` of one utterance, as long as the reference and at its rate; None for what nobody knows.
+    """One system's ``waveform [T]`` of one utterance, with the length and rate of the reference.
 
-    ``coded`` is the coded file, ``seconds`` those of encoding and decoding, ``codes [K, N]`` those of a model.
+    ``coded`` is the coded file, ``seconds`` the time to encode and decode, ``codes [K, N]`` are a model's; None: unknown.
     """
 
     waveform: Waveform
@@ -55,19 +55,17 @@ class Reconstruction:
     codes: Tensor | None = None
 
 
-Outcome = Reconstruction | str  # or the reason why there is none
+Outcome = Reconstruction | str  # a string is the reason why there is none
 
 
 class ModelFamily:
-    """A codec of this package, with each ``num_quantizers``: by default all that it has, and halves of it.
+    """A codec of this package with each of ``num_quantizers``; if that is empty, with all, a half, a quarter, and so on.
 
-    ``normalize``: speech is brought to one level before the encoder, as ``codec-encode`` does. With ``refine_steps``, see
-    ``Codec.encode``, it is encoded anew for each number of quantizers.
+    ``normalize``: speech is brought to one level before the encoder, as ``codec-encode`` does. With ``refine_steps`` (see
+    ``Codec.encode``) it is encoded for each number of quantizers.
     """
 
-    def __init__(
-        self, codec: Codec, num_quantizers: Sequence[int] = (), normalize: bool = True, refine_steps: int = 0
-    ) -> None:
+    def __init__(self, codec: Codec, num_quantizers: Sequence[int], normalize: bool, refine_steps: int) -> None:
         most = codec.num_quantizers
         if odd := [count for count in num_quantizers if not 1 <= count <= most]:
             raise CodecError(f"--num-quantizers {odd[0]}: the model has 1 to {most}")
@@ -83,11 +81,11 @@ class ModelFamily:
         self.about = Model(label, codec.fingerprint, codec.num_parameters, *shape)  # the facts for a report
 
     def gain_of(self, waveform: Tensor | Waveform, sample_rate: int) -> float:
-        """In dB, with which ``[T]`` is encoded."""
+        """The gain in dB with which a waveform ``[T]`` is encoded."""
         return self.codec.gain_of(waveform, sample_rate)[0] if self.normalize else 0.0
 
     def encode(self, waveform: Tensor | Waveform, sample_rate: int, num_quantizers: int) -> tuple[Tensor, float]:
-        """Codes ``[K, N]`` of ``[T]``, and their gain in dB."""
+        """Codes ``[K, N]`` of a waveform ``[T]``, and their gain in dB."""
         gain_db, steps = self.gain_of(waveform, sample_rate), self.refine_steps
         codes = self.codec.encode(waveform, sample_rate, num_quantizers, gain_db=gain_db, refine_steps=steps)
         return codes[0].cpu(), gain_db
@@ -98,7 +96,7 @@ class ModelFamily:
             if self.refine_steps or count == self.counts[0]:
                 try:
                     codes, gain_db = self.encode(waveform, record.sample_rate, count)
-                except CodecError as error:  # a rate or a level that no speech has
+                except CodecError as error:  # the encoder refuses the rate or the level
                     yield from [str(error)] * len(self.systems)
                     return
                 encoding = time.perf_counter() - start
@@ -111,7 +109,7 @@ class ModelFamily:
 
 
 class FolderFamily:
-    """Reconstructions that somebody else made: per utterance one audio file ``ID.*``, or one placed like its audio."""
+    """Reconstructions made elsewhere: one audio file per utterance, called ``ID.*`` or placed as its audio is."""
 
     def __init__(self, name: str, folder: Path, kbps: float | None = None) -> None:
         if not folder.is_dir():
@@ -139,7 +137,7 @@ class FolderFamily:
         return [Reconstruction(align(waveform, samples, record.sample_rate))]
 
     def check(self, records: Sequence[Record]) -> None:
-        """Refuse, as a CodecError, a file that would stand for two recordings: names of theirs may be alike."""
+        """Raise a CodecError if a file would stand for two recordings, as their names may be alike."""
         taken: dict[Path, Record] = {}
         for path, record in ((path, each) for each in records for path in self._files_of(each)):
             other = taken.setdefault(path, record)
@@ -150,32 +148,32 @@ class FolderFamily:
                 )
 
     def _files_of(self, record: Record) -> list[Path]:
-        """Files at the place that the id names (with or without an audio suffix of its own), or as the audio's path ends."""
+        """The files placed as the id (with or without an audio suffix) or else the end of the audio's path says."""
         names = [record.id]
         if Path(record.id).suffix.lower() in self.suffixes:
             names.append(Path(record.id).with_suffix("").as_posix())
-        if not record.num_bytes:  # a shard's name is nobody's
+        if not record.num_bytes:  # else the path is that of a shard, which names no recording
             parts = Path(record.path).with_suffix("").parts
             tails = ["/".join(parts[start:]) for start in range(1, len(parts))]  # the longest first
             own = next((i for i, tail in enumerate(tails) if tail.rpartition("/")[0] in self.folders), len(tails))
-            names += tails[: own + 1]  # where the recording's folder is there, no file outside of it is the recording's
+            names += tails[: own + 1]  # if the recording's folder is there, only files in it are the recording's
         return next((self.files[name] for name in names if name in self.files), [])
 
 
 class ProgramFamily(ABC):
-    """A codec whose programs, of a package of Debian, are run for each utterance in a folder of its own."""
+    """A codec whose programs, of a Debian package, are run for each utterance in a temporary folder."""
 
     systems: Sequence[System]
     programs: ClassVar[tuple[str, str]]
     package: ClassVar[str]
-    delayed: ClassVar[bool]  # whether what comes back has to be aligned
+    delayed: ClassVar[bool]  # whether the decoded speech has to be aligned
 
     @abstractmethod
     def run(self, system: System, folder: Path, record: Record, waveform: Waveform) -> tuple[Waveform, Path]:
-        """What comes back, ``[T]`` at ``record.sample_rate``, and the path of the coded file."""
+        """The decoded speech ``[T]`` at ``record.sample_rate``, and the path of the coded file."""
 
     def reconstruct(self, record: Record, waveform: Waveform) -> Iterator[Outcome]:
-        # floats go beyond full scale, the integers that programs read do not
+        # floats may exceed full scale, the integers that programs read cannot
         peak = max(np.abs(waveform).max(), np.float32(1))
         for system in self.systems:
             with tempfile.TemporaryDirectory() as folder:
@@ -193,7 +191,7 @@ class ProgramFamily(ABC):
 
 
 class OpusFamily(ProgramFamily):
-    """Opus by Debian's opus-tools: ``opusenc`` at the given bitrates, else as it comes, and ``opusdec``."""
+    """Opus by Debian's opus-tools: ``opusenc`` at the given bitrates, otherwise with its defaults, and ``opusdec``."""
 
     programs, package, delayed = ("opusenc", "opusdec"), "opus-tools", False
 
@@ -211,7 +209,7 @@ class OpusFamily(ProgramFamily):
 
 
 class Codec2Family(ProgramFamily):
-    """Codec2 by Debian's package codec2: ``c2enc`` and ``c2dec``, 8 kHz (nothing above 4 kHz comes back)."""
+    """Codec2 by Debian's package codec2: ``c2enc`` and ``c2dec`` at 8 kHz (it loses all above 4 kHz)."""
 
     programs, package, delayed = ("c2enc", "c2dec"), "codec2", True
 
@@ -245,12 +243,12 @@ def present_programs(names: Sequence[str]) -> tuple[tuple[str, ...], list[Absent
 
 
 def run_program(*command: str | Path) -> str:
-    """Run a program; returns what it says. Its complaint becomes a CodecError."""
+    """Run a program and return its output; its failure is a CodecError."""
     done = subprocess.run([str(part) for part in command], capture_output=True, timeout=600)
-    said = (done.stdout + done.stderr).decode(errors="replace").strip()
+    output = (done.stdout + done.stderr).decode(errors="replace").strip()
     if done.returncode != 0:
-        raise CodecError(f"{command[0]} failed: {said.splitlines()[-1] if said else done.returncode}")
-    return said
+        raise CodecError(f"{command[0]} failed: {output.splitlines()[-1] if output else done.returncode}")
+    return output
 
 
 def write_pcm(path: Path, waveform: Waveform, sample_rate: int) -> None:
@@ -274,13 +272,13 @@ def align(reference: Waveform, estimate: Waveform, sample_rate: int) -> Waveform
 def find_delay(reference: Waveform, estimate: Waveform, sample_rate: int) -> int:
     """Samples that ``estimate`` comes after ``reference``, both ``[T]``; negative if it comes before. At most 200 ms.
 
-    A codec that keeps the waveform is found to the sample by it, where the correlation reaches 0.5 (0.9 upside down); one
-    that makes new phases (a vocoder) only by the 1 ms envelopes, and not at all if they fit nearly as well unshifted.
+    For a codec that keeps the waveform it is exact, from the correlation of the waveforms, if that reaches 0.5 (0.9 upside
+    down). For one that makes new phases (a vocoder) it is that of the 1 ms envelopes, 0 if they fit nearly as well unshifted.
     """
     most = int(0.2 * sample_rate)
     delay, peak, _ = _peak(reference, estimate, most)
     turned, opposite, _ = _peak(reference, -estimate, most)
-    if opposite > max(peak, 0.9):  # less is not certain: half a period of the voice away, the other sign fits as well
+    if opposite > max(peak, 0.9):  # less is uncertain: the other sign also fits half a period of the voice away
         return turned
     if peak >= 0.5:
         return delay
@@ -290,7 +288,7 @@ def find_delay(reference: Waveform, estimate: Waveform, sample_rate: int) -> int
 
 
 def _peak(a: NDArray[np.float32], b: NDArray[np.float32], most: int) -> tuple[int, float, float]:
-    """Lag of b against a with the highest normalised correlation, that correlation, and the one without a lag."""
+    """The lag of b against a with the highest normalised correlation, that correlation, and the one without a lag."""
     size = 1 << (len(a) + len(b) + 2 * most).bit_length()
     product = np.conj(np.fft.rfft(a, size)) * np.fft.rfft(b, size)
     correlation = np.fft.irfft(product, size) / (np.linalg.norm(a) * np.linalg.norm(b) + 1e-12)
@@ -300,7 +298,7 @@ def _peak(a: NDArray[np.float32], b: NDArray[np.float32], most: int) -> tuple[in
 
 
 def _envelope(waveform: Waveform, step: int) -> NDArray[np.float32]:
-    """Mean level of every ``step`` samples, its mean taken off."""
+    """The mean level of every ``step`` samples, minus the mean of all."""
     whole = waveform[: len(waveform) // step * step]
     level = np.sqrt(np.abs(whole).reshape(-1, step).mean(axis=1))
     return (level - level.mean()).astype(np.float32) if len(level) else np.zeros(1, np.float32)

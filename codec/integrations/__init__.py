@@ -1,1 +1,1 @@
-"""Other libraries' faces of the codec: one file per library, which it imports; nothing else here imports these files."""
+"""The codec as other libraries expect it: one file per library; nothing else imports these files."""

@@ -16,8 +16,8 @@ from codec.pretrained import shipped_models
 if TYPE_CHECKING:
     from codec.model import Codec
 
-LONGEST = 60  # seconds: all bitrates of all models are computed and kept in one piece
-WIDTH, HEIGHT, RANGE_DB = 640, 128, 80.0  # of a spectrogram [height, width, 3]: pixels, and from its loudest point down
+LONGEST = 60  # seconds: all bitrates of all models are computed and kept as a whole
+WIDTH, HEIGHT, RANGE_DB = 640, 128, 80.0  # of a spectrogram [height, width, 3]: pixels, and dB from its loudest point
 # anchors of a map whose lightness rises evenly, black over purple and orange to pale yellow
 COLOURS = ((0, 0, 4), (79, 18, 123), (181, 54, 122), (251, 135, 97), (252, 253, 191))
 
@@ -32,13 +32,13 @@ def demo_main(argv: Sequence[str] | None = None) -> int:
 def _serve() -> int:
     from codec.model import Codec
 
-    with tempfile.TemporaryDirectory() as folder:  # else all that was heard stays in /tmp/gradio
+    with tempfile.TemporaryDirectory() as folder:  # otherwise all audio of the page stays in /tmp/gradio
         os.environ["GRADIO_TEMP_DIR"] = folder
         import gradio
 
         page = build(gradio, [Codec.from_pretrained(name) for name in shipped_models()])
         fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["monospace"]}  # none from the network
-        # quiet leaves out gradio's hint on how to share the page, and the address, which is therefore printed here
+        # quiet: without gradio's hint on how to share the page, and without the address, which is printed here
         options = {"server_name": "127.0.0.1", "share": False, "theme": gradio.themes.Default(**fonts), "quiet": True}
         _, address, _ = page.launch(**options, prevent_thread_lock=True)
         print(f"Running on {address}", flush=True)
@@ -76,7 +76,7 @@ def build(gradio: Any, models: Sequence[Codec]) -> Any:
 
 
 def hear(models: Sequence[Codec], path: str) -> list[Any]:
-    """What the page shows of a file: its spectrogram; for each model its codes, and sound and spectrogram of each bitrate.
+    """The page's contents for a file: its spectrogram; per model the codes, and sound and spectrogram of each bitrate.
 
     Returns:
         Pictures, and sounds as ``(sample rate, int16 [T])``.
@@ -87,7 +87,7 @@ def hear(models: Sequence[Codec], path: str) -> list[Any]:
     """
     from codec.audio import load, measure, resampled_length, to_pcm
 
-    num_samples, rate = measure(path)  # of hours, without them in memory
+    num_samples, rate = measure(path)  # without loading what may be hours
     if num_samples > LONGEST * rate:
         raise CodecError(f"it is longer than {LONGEST} s: cut it, or use codec-encode, which takes any length")
     waveform, rate = load(path)

@@ -1,13 +1,13 @@
-"""The codec as a model of the library transformers (extra ``transformers``), for where EncodecModel or MimiModel may stand.
+"""The codec as a model of the library transformers (extra ``transformers``), in place of EncodecModel or MimiModel.
 
 Importing this file registers it: ``AutoModel``, ``AutoConfig`` and ``AutoFeatureExtractor`` then read a folder that
-``CodecModel.from_codec("speech-24khz").save_pretrained(folder)`` has written. The model is for use, without gradients; all
-else that a Codec can do, ``model.codec`` does.
+``CodecModel.from_codec("speech-24khz").save_pretrained(folder)`` has written. The model has no gradients; ``model.codec`` is
+the Codec, for all else.
 
 It was tried with the checks that transformers 5.24.0 runs on its own models (``ModelTesterMixin`` and ``ConfigTester`` of its
-source package, with ``all_model_classes = (CodecModel,)`` and a tiny architecture): 66 pass, 95 leave themselves out, 5 fail.
+source package, with ``all_model_classes = (CodecModel,)`` and a tiny architecture): 66 pass, 95 skip themselves, 5 fail.
 ``test_hidden_states_output``, ``test_model_outputs_equivalence``, ``test_retain_grad_hidden_states_attentions`` and
-``test_model_get_set_embeddings`` ask for what it has not, ``test_init_weights_can_init_buffers`` for no drawn tables.
+``test_model_get_set_embeddings`` need parts that it lacks, ``test_init_weights_can_init_buffers`` no random tables.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from codec.model import Codec
 
 
 class CodecModelConfig(PretrainedConfig):
-    """``architecture`` holds the values of a CodecConfig, ``codec_name`` what ``.codes`` files call the codec."""
+    """``architecture`` has the values of a CodecConfig, ``codec_name`` is the codec's name in ``.codes`` files."""
 
     model_type = "simvq_codec"
 
     def __init__(self, architecture: dict[str, Any] | None = None, codec_name: str = "unnamed", **kwargs: Any) -> None:
-        if "quantizer" in kwargs:  # of a config.json that Codec.save_pretrained wrote: all weights would be drawn anew
+        if "quantizer" in kwargs:  # of Codec.save_pretrained: all weights would be random
             raise CodecError("this is the folder of a Codec: CodecModel.from_codec reads it")
         self.architecture = to_dict(from_dict(CodecConfig, architecture or {}))
         self.codec_name = codec_name
@@ -54,7 +54,7 @@ class CodecModelConfig(PretrainedConfig):
         """Bitrates in kbit/s of one codebook, two, and so on to all."""
         return [k * self.frame_rate * math.log2(self.codebook_size) / 1000 for k in range(1, self.num_quantizers + 1)]
 
-    # the names that the configurations of other codecs have
+    # names as in the configurations of other codecs
     sampling_rate = property(lambda self: self.codec_config.sample_rate)  # Hz
     hop_length = property(lambda self: self.codec_config.hop_length)  # samples per frame
     frame_rate = property(lambda self: self.sampling_rate / self.hop_length)  # frames per second
@@ -72,16 +72,16 @@ class CodecModelOutput(ModelOutput):
 
 
 class CodecModel(PreTrainedAudioTokenizerBase):
-    """A Codec, ``model.codec``, behind the calls that transformers' own codecs have.
+    """A Codec, ``model.codec``, with the methods of transformers' own codecs.
 
     Waveforms are float in [-1, 1] at ``config.sampling_rate``, ``[B, C, T]``. A ``padding_mask``, ``[B, T]`` or
-    ``[B, 1, T]``, has ones and behind them zeros where an item was padded: every item gets the codes that it has alone.
+    ``[B, 1, T]``, has ones, then zeros where an item was padded: every item gets the codes that it has alone.
     ``bandwidth``, one of ``config.target_bandwidths`` in kbit/s, may be given in place of ``num_quantizers``. With
     ``return_dict=False`` all return tuples. They raise the CodecErrors of ``Codec.encode`` and ``Codec.decode``.
 
-    There are no scales: codes are those of the recording's own level. ``codec-encode`` and ``recipes/tokenize`` bring all to
-    one level: for codes like theirs divide each waveform by ``10 ** (g / 20)``, g of those that
-    ``model.codec.gain_of`` gives.
+    There are no scales: recordings are encoded at their own level. ``codec-encode`` and ``recipes/tokenize`` bring all to one
+    level: for codes like theirs divide each waveform by ``10 ** (g / 20)``, where g is its gain by
+    ``model.codec.gain_of``.
     """
 
     config_class = CodecModelConfig
@@ -89,7 +89,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
     main_input_name = "input_values"
     input_modalities = "audio"
     _no_split_modules = ("Codec",)
-    _keep_in_fp32_modules_strict = ("codec",)  # in half precision it would write other codes
+    _keep_in_fp32_modules_strict = ("codec",)  # half precision gives other codes
 
     def __init__(self, config: CodecModelConfig) -> None:
         super().__init__(config)
@@ -98,11 +98,11 @@ class CodecModel(PreTrainedAudioTokenizerBase):
 
     @classmethod
     def from_codec(cls, codec: Codec | str | Path) -> CodecModel:
-        """A Codec itself, or one by what ``Codec.from_pretrained`` takes, in eval mode."""
+        """The model of a Codec, or of one that ``Codec.from_pretrained`` loads by this name or path, in eval mode."""
         codec = codec if isinstance(codec, Codec) else Codec.from_pretrained(codec)
-        with torch.device("meta"):  # a place for the codec, without weights of its own
+        with torch.device("meta"):  # without weights of its own, for the codec to be put in
             model = cls(CodecModelConfig(to_dict(codec.config), codec.name))
-        model.codec, model._is_hf_initialized = codec, True  # lest a model that holds this one draws it anew
+        model.codec, model._is_hf_initialized = codec, True  # or a model around this one would draw it again
         return model.eval()
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -134,7 +134,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
     def decode(self, audio_codes: Tensor, padding_mask: Tensor | None = None) -> CodecModelOutput:
         """``audio_values [B, 1, T]`` of the codes ``[B, k, N]`` of the first k codebooks.
 
-        T is that of the mask of what was encoded, or else ``N * hop_length``.
+        T is that of ``padding_mask``, the mask of the waveforms that were encoded, or else ``N * hop_length``.
         """
         lengths = _lengths(padding_mask)
         if lengths and getattr(audio_codes, "ndim", 0) == 3:
@@ -163,7 +163,7 @@ class CodecModel(PreTrainedAudioTokenizerBase):
         return CodecModelOutput(codes, audio[..., : input_values.shape[-1]])
 
     def get_audio_codes_mask(self, padding_mask: Tensor) -> Tensor:
-        """Bool ``[B, N]``: which frames of ``audio_codes`` are of the items themselves, by the mask of the waveforms."""
+        """Bool ``[B, N]``: which frames of ``audio_codes`` belong to the items, by the mask of the waveforms."""
         samples = torch.tensor(_lengths(padding_mask), device=padding_mask.device)[:, None]  # [B, 1]
         frames = -(-samples // self.config.hop_length)
         return torch.arange(int(frames.max()), device=frames.device) < frames

@@ -6,15 +6,15 @@ import os
 from pathlib import Path
 
 from codec.config import CodecConfig, from_dict
-from codec.errors import CodecError, install
+from codec.errors import CodecError, install_command
 from codec.files import as_path, read_json
 
 DEFAULT_MODEL = "speech-24khz"
-ALIAS = "default"  # for DEFAULT_MODEL, whatever it is
+ALIAS = "default"  # another name of DEFAULT_MODEL
 FILES = ("config.json", "model.safetensors")
-DISCRIMINATORS = "discriminator.safetensors"  # what training may go on with; no part of a model
+DISCRIMINATORS = "discriminator.safetensors"  # from which training can go on; not part of a model
 CHECKSUM, BASE = "sha256", "base"  # keys of the metadata of model.safetensors
-STEP = ".step"  # in it beside an int8 matrix: what one of its integers is worth, row by row
+STEP = ".step"  # end of the name of an int8 matrix's scale: the value of the integer 1 in each row
 
 
 class ModelError(CodecError):
@@ -28,14 +28,14 @@ def shipped_models() -> list[str]:
 
 
 def shipped_name(name: str) -> str | None:
-    """The model inside the package that a name means: its own, "default", or the newest version of a name without one."""
+    """The shipped model of a name (its own, "default", or one without version, for the newest); or None."""
     name = DEFAULT_MODEL if name == ALIAS else name
     versions = [shipped for shipped in shipped_models() if name in (shipped, shipped.rpartition("-v")[0])]
     return max(versions, key=lambda shipped: int(shipped.rpartition("-v")[-1]), default=None)
 
 
 def find_model(model: str | Path) -> Path:
-    """The folder of a model by shipped name, path, or hub id ``owner/name[@revision]``; a ModelError if it is none."""
+    """The folder of a model by shipped name, path, or hub id ``owner/name[@revision]``; a ModelError if there is none."""
     folder, name = as_path(model), str(model)
     shipped = shipped_name(name)
     if shipped is not None:
@@ -49,7 +49,7 @@ def find_model(model: str | Path) -> Path:
 
 
 def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
-    """The folder of a model given as for :func:`find_model`, its configuration, and the name that its ``.codes`` files bear.
+    """The folder of a model, see :func:`find_model`, its configuration, and its name in ``.codes`` files.
 
     Raises:
         ModelError: no such model, or its ``config.json`` cannot be used.
@@ -62,7 +62,7 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
             raise CodecError("codec-export or a CodecModel wrote it; give a Codec's folder (.codec.save_pretrained)")
         config = from_dict(CodecConfig, values)
     except CodecError as error:
-        raise refused(folder / "config.json", error) from None
+        raise unusable(folder / "config.json", error) from None
     return folder, config, folder.resolve().name if local else str(model)
 
 
@@ -75,7 +75,7 @@ def _download(name: str) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError:
         raise ModelError(
-            f"there is no folder {name!r}; to fetch it from the hub: {install('huggingface_hub')}"
+            f"there is no folder {name!r}; to fetch it from the hub: {install_command('huggingface_hub')}"
         ) from None
     try:
         return Path(snapshot_download(repo, revision=revision or None, allow_patterns=list(FILES)))
@@ -84,8 +84,8 @@ def _download(name: str) -> Path:
         raise ModelError(f"there is no folder {name!r}, and the hub does not give it either: {reason}") from None
 
 
-def refused(path: Path, reason: object) -> ModelError:
-    """The error of a model's file that cannot be used, with the cause if something else was downloaded in its place."""
+def unusable(path: Path, reason: object) -> ModelError:
+    """The error of a model's file that cannot be used; it says so if something else was downloaded in its place."""
     with open(path, "rb") as file:
         head = file.read(200).lstrip().lower()
     if head.startswith(b"version https://git-lfs"):

@@ -12,41 +12,41 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from codec.pretrained import BASE, CHECKSUM, FILES, STEP, ModelError, find_model, refused, shipped_models
+from codec.pretrained import BASE, CHECKSUM, FILES, STEP, ModelError, find_model, shipped_models, unusable
 
 Floats = NDArray[np.float32]
 
 _BYTE = np.arange(256, dtype=np.uint16)
 # float8 e4m3fn (Micikevicius et al. 2022, arXiv 2209.05433): the value of each byte; no infinities, and 0x7F is NaN
-FLOAT8 = (_BYTE >> 7 << 15 | (_BYTE & 127) << 7).view(np.float16) * np.float32(2**8)  # whose exponents are 8 lower
+FLOAT8 = (_BYTE >> 7 << 15 | (_BYTE & 127) << 7).view(np.float16) * np.float32(2**8)  # read so, exponents are 8 too low
 FLOAT8[_BYTE & 127 == 127] = np.nan
-# as safetensors calls types, and numpy; the last two are brought to float32 by hand
+# the names of types in safetensors and numpy; the last two are converted to float32 below
 FLOATS = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "BF16": "<u2", "F8_E4M3": "u1"}
 
 
 class Weights:
     """The tensors of a ``model.safetensors`` by name.
 
-    A file may leave out what a shipped model has alike, as a second decoder of its codes does, and names that model.
+    A file may name a shipped model and leave out tensors that are equal there, as a second decoder for its codes does.
 
     Attributes:
         path: of the file.
-        unread: names that were not asked for yet.
+        unread: names of tensors that were not read yet.
 
     Raises:
-        ModelError: the file cannot be read, or is damaged; or this version has no shipped model of the name in it.
+        ModelError: the file cannot be read, or is damaged; or it names a model that this version does not ship.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        metadata, self._tensors = _opened(path)
+        metadata, self._tensors = _read_file(path)
         base = metadata.get(BASE)
         if base is not None:
             if base not in shipped_models():
                 raise ModelError(
                     f"{path} goes with the shipped model {base!r}, which this version of the package does not have"
                 )
-            _, others = _opened(find_model(base) / FILES[1])
+            _, others = _read_file(find_model(base) / FILES[1])
             self._tensors |= {n: t for n, t in others.items() if n.removesuffix(STEP) not in self._tensors}
         self.unread = set(self._tensors)
 
@@ -61,12 +61,12 @@ class Weights:
         return stored if step is None else stored * step
 
     def stored(self, name: str, *shape: int) -> tuple[NDArray[Any], Floats | None]:
-        """A tensor in float32; or, if it is stored so, in int8 with the step ``[rows, 1]`` of its integers.
+        """A tensor in float32; or in int8, if it is stored so, with the step ``[rows, 1]``, the value of the integer 1.
 
         Raises:
-            ModelError: there is none of this name, shape and type, or it holds NaN.
+            ModelError: there is no tensor of this name, shape and type, or it holds NaN.
         """
-        with np.errstate(over="ignore"):  # what is too large for float32 is refused below
+        with np.errstate(over="ignore"):  # values that are too large for float32 are refused below
             tensor = self._raw(name, shape, FLOATS | ({"I8": "i1"} if len(shape) == 2 else {}))
             step = self._raw(name + STEP, (*shape[:1], 1), FLOATS) if tensor.dtype == np.int8 else None
             largest = tensor if step is None else 128 * step
@@ -79,7 +79,7 @@ class Weights:
         return self._raw(name, shape, {"I64": "<i8"})
 
     def refuse_unread(self, but: str | tuple[str, ...] = ()) -> None:
-        """A ModelError if there are tensors that nobody asked for, unless their names begin with ``but``."""
+        """Raise a ModelError if there are unread tensors, unless their names begin with ``but``."""
         names = sorted(name for name in self.unread.copy() if not name.startswith(but))
         if names:
             raise ModelError(f"{self.path} does not fit its config.json: not part of the model {', '.join(names)}")
@@ -102,13 +102,13 @@ class Weights:
         return values.astype(np.float32) if kind in FLOATS else values
 
 
-def _opened(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """The metadata of a safetensors file, and its tensors as its header describes them, each with its bytes as ``data``."""
     try:
-        with safe_open(path, framework="numpy"):  # finds whatever is wrong in the header
-            tensors, data, checksum = parts(path.read_bytes())
+        with safe_open(path, framework="numpy"):  # checks the header
+            tensors, data, checksum = split_file(path.read_bytes())
     except (SafetensorError, OSError) as error:
-        raise refused(path, error) from None
+        raise unusable(path, error) from None
     metadata = tensors.pop("__metadata__", None) or {}
     if metadata.get(CHECKSUM, checksum) != checksum:
         raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
@@ -117,8 +117,8 @@ def _opened(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     return metadata, tensors
 
 
-def parts(file: bytes) -> tuple[dict[str, Any], memoryview, str]:
-    """The header of a safetensors file, all bytes behind it, which are not copied, and their SHA-256."""
+def split_file(file: bytes) -> tuple[dict[str, Any], memoryview, str]:
+    """The header of a safetensors file, all bytes after it (not copied), and their SHA-256."""
     start = 8 + int.from_bytes(file[:8], "little")
     data = memoryview(file)[start:]
     return json.loads(file[8:start]), data, hashlib.sha256(data).hexdigest()

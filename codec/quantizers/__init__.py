@@ -1,6 +1,6 @@
 """Quantizers behind one contract (``base.py``); a new one is a class here and an entry in this table.
 
-SimVQ, and all of this room, needs torch alone: ``from codec.quantizers import SimVQ``.
+SimVQ, as all in this folder, needs only torch: ``from codec.quantizers import SimVQ``.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ QUANTIZERS: dict[str, Callable[..., Quantizer]] = {
 
 
 def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
-    """The quantizer that ``config.kind`` names, for latents of width ``dim``; a start is left to ``initialize``.
+    """The quantizer that ``config.kind`` names, for latents of width ``dim``; start it with ``initialize``.
 
     Raises:
         ConfigError: no such kind, or a setting that the kind does not know.
     """
-    from codec.config import ConfigError  # here: a quantizer by itself needs none
+    from codec.config import ConfigError  # here: a quantizer alone does not need it
 
     kind, settings = config.kind, {name: value for name, value in vars(config).items() if name != "kind"}
     if kind not in QUANTIZERS:
@@ -64,7 +64,7 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
         unknown.append("gradient")
     for name in unknown:
         value, default = settings.pop(name), getattr(type(config)(), name)
-        allowed = (default, 1) if name == "num_quantizers" else (default,)  # one stage may be said to be one
+        allowed = (default, 1) if name == "num_quantizers" else (default,)  # one stage may be given as 1
         if value not in allowed:
             raise ConfigError(f"quantizer.{name} means nothing to {kind}: leave {value!r} out, or set {allowed[-1]!r}")
     if settings.get("gradient") == "straight_through":

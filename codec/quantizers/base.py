@@ -1,4 +1,4 @@
-"""The contract that every quantizer keeps; what all share: layouts, masks, the start; and what every table of codes needs."""
+"""The contract of all quantizers, what they share (layouts, masks, the start), and what every table of codes needs."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from codec.errors import CodecError
 Kept = TypeVar("Kept")
 Init = Literal["first_batch"] | None
 Gradient = Literal["ste", "rotation"]
-CPU_TILE = (1024, 2048)  # points x codes: 8 MiB of distances, written over and over, stay in the processor's cache
+CPU_TILE = (1024, 2048)  # points x codes: 8 MiB of distances, overwritten tile by tile, stay in the processor's cache
 GROUP = 64  # codes: see nearest
 SEARCH_ELEMENTS = 2**24  # distances held at once on other devices: 64 MiB, so that V = 262,144 needs no gigabytes
-JITTER = 0.01  # of the latents' spread: keeps apart codes that start at one and the same latent
+JITTER = 0.01  # noise, as a share of the latents' spread: separates codes that start at the same latent
 TABLE_TYPE = torch.float8_e4m3fn  # random numbers need few bits: stored so, a frozen table takes a quarter of the space
 COMMITMENT = 0.25  # weight of the commitment loss in ``QuantizerOutput.loss``: beta of arXiv 1711.00937
 
 
 def one_of(name: str, value: Any, *known: Any) -> None:
-    """Refuse, as a CodecError, an option whose value is none of the known ones."""
+    """Raise a CodecError if the value of an option is none of the known ones."""
     if value not in known:
         raise CodecError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
 
 
 def at_least_one(**sizes: Any) -> None:
-    """Refuse, as a CodecError, sizes that are no whole numbers from 1 on."""
+    """Raise a CodecError if one of the sizes is not a whole number from 1 on."""
     for name, size in sizes.items():
         if not (hasattr(size, "__index__") and size >= 1):
             raise CodecError(f"{name} must be a whole number from 1 on, not {size!r}")
@@ -44,7 +44,7 @@ class QuantizerOutput:
     """What a quantizer returns; unpacks as ``quantized, codes, loss``. B batch (1 with a mask), K stages used.
 
     The losses are mean squared distances, 0 for dropped stages. Quantizers without a table of codes return zeros, or what
-    their text says.
+    their docstring says.
     """
 
     quantized: Tensor  # float32, shaped as the latents, with gradients to them; 0 where masked
@@ -54,7 +54,7 @@ class QuantizerOutput:
 
     @property
     def loss(self) -> Tensor:
-        """Both in one number to add to a model's own loss: ``codebook + 0.25 commitment``, summed over the stages."""
+        """Both losses in one number to add to a model's own: ``codebook + 0.25 commitment``, summed over the stages."""
         return (self.codebook_loss + COMMITMENT * self.commitment_loss).sum(dim=1).mean()
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -67,10 +67,10 @@ class Quantizer(nn.Module, ABC):
     Latents are ``[B, D, N]``, ``[B, D, H, W]`` (with ``channel_first=False`` ``[B, N, D]``, ``[B, H, W, D]``) or ``[N, D]``.
     Codes have the same shape with K in place of D, also for one stage; masks have it without D.
 
-    Codes are found in float32, outside autocast; where distances are equal the lowest index is taken, and NaN, which is not
-    looked for, gets some code. In eval mode nothing changes, and each item of a batch gets what it gets alone, but for
-    rounding; what follows from the weights is kept: after writes through ``.data``, which torch does not count, call
-    ``eval()`` again. Single quantizers have ``codebook``, their points ``[V, d]``.
+    Codes are found in float32, outside autocast; of equal distances the lowest index is taken. Latents are not checked for
+    NaN, which gets some code. In eval mode a quantizer does not change, and each item of a batch gets what it gets alone,
+    except for rounding. Tables computed from the weights are kept then: after writes through ``.data``, which torch does
+    not count, call ``eval()`` again. Single quantizers have a ``codebook``, their points ``[V, d]``.
     """
 
     num_quantizers = 1
@@ -81,7 +81,7 @@ class Quantizer(nn.Module, ABC):
         one_of("init", init, "first_batch", None)
         at_least_one(dim=dim, codebook_size=codebook_size)
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
-        self._kept: dict[str, tuple[object, list[Tensor], Any]] = {}
+        self._cache: dict[str, tuple[object, list[Tensor], Any]] = {}
         self._awaits_start = init is not None
         if init is not None:
             self.register_buffer("started", torch.tensor(False))
@@ -92,15 +92,15 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
-        """What ``forward`` does with latents float32 ``[B, D, N]``, outside autocast."""
+        """The quantization of ``forward``, of latents float32 ``[B, D, N]``, outside autocast."""
 
     @abstractmethod
     def vectors(self, codes: Tensor) -> Tensor:
-        """What ``embed`` does with codes ``[B, k, N]`` of 0 and more: ``[B, D, N]``."""
+        """The vectors ``[B, D, N]`` that ``embed`` gives of codes ``[B, k, N]``, all 0 or more."""
 
     @abstractmethod
     def match(self, latents: Tensor) -> None:
-        """What ``initialize`` does with latents ``[B, D, N]``."""
+        """Match the codebooks to latents ``[B, D, N]``, for ``initialize``."""
 
     @abstractmethod
     def codebook_state(self) -> list[Tensor]:
@@ -111,12 +111,12 @@ class Quantizer(nn.Module, ABC):
     ) -> QuantizerOutput:
         """Quantize latents with the first ``num_quantizers`` stages (default all); ``dropout``: see ResidualQuantizer.
 
-        Where ``mask`` is False there is padding: it enters neither losses nor start. The rest is quantized as one long
-        item, so that ``dropout`` draws once for all of it.
+        Where ``mask`` is False there is padding, which counts neither in the losses nor for the start. All else is quantized
+        as one long item, so that ``dropout`` draws once for it.
 
         Raises:
-            CodecError: latents of another width; a first batch that does not vary; in training, no frame at all; stages that
-                there are not; a quantizer in half or double precision, which would give other codes.
+            CodecError: latents of another width; a first batch that does not vary; in training, no frame at all; more stages
+                than there are; a quantizer in half or double precision, which would give other codes.
         """
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.num_quantizers:
@@ -130,24 +130,21 @@ class Quantizer(nn.Module, ABC):
         if self._awaits_start and self.training:
             if not self.started:
                 self.initialize(latents, mask)
-            self._awaits_start = False  # looked at once: reading the buffer waits for the GPU
-        with torch.autocast(frames.device.type, enabled=False):  # in half precision codes change places
+            self._awaits_start = False  # so that the buffer is read once only: reading waits for the GPU
+        with torch.autocast(frames.device.type, enabled=False):  # half precision chooses other codes
             output = self.quantize(frames.float(), count, dropout)
-        output.quantized = self._shaped(output.quantized, latents, mask, 0.0)
-        output.codes = self._shaped(output.codes, latents, mask, -1)
+        output.quantized = self._restore_layout(output.quantized, latents, mask, 0.0)
+        output.codes = self._restore_layout(output.codes, latents, mask, -1)
         return output
 
     def embed(self, codes: Tensor) -> Tensor:
-        """Vectors of the codes of any first stages, shaped as the latents, with gradients to the codebooks.
-
-        0 where a frame is -1.
-        """
+        """Vectors of codes of the first k stages, shaped as latents, with gradients to the codebooks; 0 for code -1."""
         stages = self.points(codes).transpose(1, 2)  # [B, k, N]
         if not 1 <= stages.shape[1] <= self.num_quantizers:
             raise CodecError(f"codes of {stages.shape[1]} stages; there are {self.num_quantizers}")
         with torch.autocast(codes.device.type, enabled=False):
             vectors = torch.where(stages[:, :1] < 0, 0.0, self.vectors(stages.clamp(min=0)))
-        return self._shaped(vectors, codes, None, 0.0)
+        return self._restore_layout(vectors, codes, None, 0.0)
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> Tensor:
@@ -156,9 +153,9 @@ class Quantizer(nn.Module, ABC):
 
     @torch.no_grad()
     def initialize(self, latents: Tensor, mask: Tensor | None = None) -> None:
-        """Match the codebooks to real latents, in place; all processes call it and take what the first one found.
+        """Match the codebooks to real latents, in place; all processes call this and take the result of the first one.
 
-        A CodecError if the latents do not vary.
+        Raises a CodecError if the latents do not vary.
         """
         frames = self._frames(latents, mask)
         spread = frames.double().transpose(0, 1).flatten(1).var(dim=1).sum()
@@ -174,23 +171,23 @@ class Quantizer(nn.Module, ABC):
             count_write()
 
     def kept(self, name: str, tensors: list[Tensor], compute: Callable[[], Kept]) -> Kept:
-        """What follows from these tensors, computed again after one was written to or replaced (or any optimizer stepped)."""
+        """A value that follows from these tensors, computed again only after one changed or any optimizer made a step."""
         try:
             writes = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # torch counts most writes to each
-        except RuntimeError:  # a tensor made in inference mode has no count, one of torch.func no memory of its own
+        except RuntimeError:  # a tensor made in inference mode has no count, a tensor of torch.func no memory
             return compute()
-        kept, writes = self._kept.get(name), [(uncounted, 0), *writes]
-        if kept is None or kept[0] != writes:
-            held = [tensor.detach() for tensor in tensors]  # their memory: no other tensor can come to lie there
-            self._kept[name] = kept = writes, held, compute()
-        return kept[2]
+        cached, writes = self._cache.get(name), [(uncounted, 0), *writes]
+        if cached is None or cached[0] != writes:
+            held = [tensor.detach() for tensor in tensors]  # keep their memory: no other tensor gets their address
+            self._cache[name] = cached = writes, held, compute()
+        return cached[2]
 
     def train(self, mode: bool = True) -> Quantizer:
-        self._kept.clear()  # writes through ``.data``, as averages of weights are put in, are not counted
+        self._cache.clear()  # writes through ``.data``, as when weights are averaged, are not counted
         return super().train(mode)
 
     def points(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Latents or codes ``[B, N, C]``; with a mask ``[1, M, C]``."""
+        """Latents or codes in any layout as ``[B, N, C]``; with a mask as ``[1, M, C]``."""
         last = values.movedim(1, -1) if self.channel_first and values.ndim > 2 else values
         if mask is not None:
             shape = list(last.shape[:-1])
@@ -206,7 +203,7 @@ class Quantizer(nn.Module, ABC):
             raise CodecError(f"latents {list(latents.shape)} have {frames.shape[1]} channels ({order}), not {self.dim}")
         return frames
 
-    def _shaped(self, values: Tensor, like: Tensor, mask: Tensor | None, fill: float) -> Tensor:
+    def _restore_layout(self, values: Tensor, like: Tensor, mask: Tensor | None, fill: float) -> Tensor:
         """``[B, C, N]`` in the layout of ``like``; ``fill`` where the mask is False."""
         points, first = values.transpose(1, 2), self.channel_first and like.ndim > 2
         if mask is None:
@@ -218,11 +215,11 @@ class Quantizer(nn.Module, ABC):
         return whole.movedim(-1, 1) if first else whole
 
 
-uncounted = 0  # writes to any tensor that torch may not have counted
+uncounted = 0  # number of writes that torch may not have counted, to any tensor
 
 
 def count_write(*_: object) -> None:
-    """Note one, after which all that is kept is computed again."""
+    """Count one uncounted write, after which every kept value is computed again."""
     global uncounted
     uncounted += 1
 
@@ -237,8 +234,8 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
     """Index ``[M]`` of the row of ``codebook`` ``[V, d]`` nearest to each of ``points`` ``[M, d]``; ties to the lowest.
 
     ``|p - c|^2 = |p|^2 - 2 p.c + |c|^2``, where the first term is the same for all codes and is left out; ``squared`` is the
-    last, ``[V]``, where it is known. Always in float32, outside autocast: in half precision near codes change places. No
-    gradient.
+    last one, ``[V]``, if the caller has it. Computed in float32, outside autocast, as half precision confuses near codes.
+    There is no gradient.
 
     >>> nearest(torch.tensor([[0.9, 0.2]]), torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]))
     tensor([1])
@@ -246,7 +243,7 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
         points, codebook = points.float(), codebook.float()
         squared = codebook.square().sum(dim=1) if squared is None else squared
-        if missing := -len(codebook) % GROUP:  # filled up with codes that are infinitely far away
+        if missing := -len(codebook) % GROUP:  # fill up the last group with codes that are infinitely far away
             codebook, squared = F.pad(codebook, (0, 0, 0, missing)), F.pad(squared, (0, missing), value=torch.inf)
         rows, columns = CPU_TILE
         if points.device.type != "cpu":
@@ -254,7 +251,7 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
         elif not torch.compiler.is_compiling() and len(points) < rows:
             # the same memory holds more codes: all, for a frame of a stream
             columns = rows * columns // max(len(points), 1) // GROUP * GROUP
-        parts = [points] if torch.compiler.is_exporting() else points.split(rows)  # a loop would fix their number
+        parts = [points] if torch.compiler.is_exporting() else points.split(rows)  # an exported loop has a fixed length
         tiles = list(zip(codebook.split(columns), squared.split(columns), strict=True))
         memory = points.new_empty(parts[0].shape[0], min(columns, len(codebook)))
         found = []
@@ -264,11 +261,11 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
             index, first = torch.zeros_like(least, dtype=torch.int64), 0
             for codes, norms in tiles:
                 distances = torch.addmm(norms, part, codes.t(), alpha=-2, out=memory[: part.shape[0], : len(codes)])
-                # torch finds a minimum ten times faster than its place: so first a group of codes, then one of them
+                # torch finds a minimum ten times faster than its index: so find a group of codes first, then one of them
                 groups = distances.unflatten(1, (-1, GROUP))
                 distance, group = groups.amin(dim=2).min(dim=1)
                 local = group * GROUP + groups[each, group].argmin(dim=1)
-                closer = distance < least  # strictly: an equal one has a higher index
+                closer = distance < least  # not <=: of equal ones the earlier has the lower index
                 least, index = torch.where(closer, distance, least), torch.where(closer, local + first, index)
                 first += len(codes)
             found.append(index)
@@ -276,7 +273,7 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
 
 
 def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:
-    """``chosen`` in value, to the bit, with a gradient to ``z``; both ``[..., d]``, none to ``chosen``.
+    """The values of ``chosen``, to the bit, with a gradient to ``z`` and none to ``chosen``; both are ``[..., d]``.
 
     The lookup has no gradient of its own. ``ste`` takes the identity (Bengio et al., arXiv 1308.3432).
     ``rotation`` takes the rotation and scaling that turn z into its code, held fixed, so that gradients keep their angle
@@ -293,12 +290,12 @@ def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:
     """
     value = chosen.detach()
     if how == "ste":
-        return value + (z - z.detach())  # the parentheses are zero, with the gradient of z
+        return value + (z - z.detach())  # the bracket is zero and has the gradient of z
     with torch.no_grad():
         length = z.norm(dim=-1, keepdim=True)
         scale = torch.where(length > 1e-6, value.norm(dim=-1, keepdim=True) / length, 1.0)
         u, v = F.normalize(z, dim=-1), F.normalize(value, dim=-1)
-        r = F.normalize(u + v, dim=-1, eps=1e-5)  # of a sum that is shorter, all is rounding
+        r = F.normalize(u + v, dim=-1, eps=1e-5)  # a shorter sum is nothing but rounding
     turned = scale * (z - 2 * r * (r * z).sum(dim=-1, keepdim=True) + 2 * v * (u * z).sum(dim=-1, keepdim=True))
     return value + (turned - turned.detach())
 
@@ -343,9 +340,9 @@ def random_table(codebook_size: int, dim: int) -> Tensor:
 
 
 def sampled_points(points: Tensor, count: int) -> Tensor:
-    """``count`` of the points ``[M, d]``, each once before any comes again, with a little noise: a table to start from.
+    """A table to start from: ``count`` of the points ``[M, d]``, none twice while another is left, with a little noise.
 
-    The same for the same points: the draw has its own fixed seed.
+    The same points give the same table: the draw has its own fixed seed.
     """
     generator = torch.Generator().manual_seed(0)
     rounds = -(-count // len(points))

@@ -1,4 +1,4 @@
-"""SimVQ quantizers trained elsewhere: their tensors, as a SimVQ of this package that gives the same codes."""
+"""SimVQ quantizers trained elsewhere, converted to a SimVQ of this package that gives the same codes."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def convert(
     """A SimVQ in eval mode with the codebook ``table @ weight.T + bias``, or a stack of them, to use or to train on.
 
     Args:
-        source: the state dict of a SimVQ of one of ``LAYOUTS`` or of vector-quantize-pytorch's ResidualSimVQ, without what
-            stands before these names; or the weights ``(table [V, d], weight [D, d])`` of an Embedding and a Linear, with
-            its bias ``[D]`` as a third. Where d is not D the whole codebook ``[V, D]`` becomes the basis.
+        source: the state dict of a SimVQ of one of ``LAYOUTS`` or of vector-quantize-pytorch's ResidualSimVQ, without a
+            prefix of the names; or the weights ``(table [V, d], weight [D, d])`` of an Embedding and a Linear, and its bias
+            ``[D]`` as a third if it has one. If d is not D the whole codebook ``[V, D]`` becomes the basis.
         channel_first: where the latents have their channels; see Quantizer.
-        settings: more of SimVQ, such as ``gradient``.
+        settings: other arguments of SimVQ, such as ``gradient``.
 
     Raises:
         CodecError: another layout.

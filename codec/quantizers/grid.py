@@ -12,7 +12,7 @@ from codec.errors import CodecError
 from codec.quantizers.base import at_least_one, start_projections
 from codec.quantizers.vq import ENTROPY, Compared, mean_entropy
 
-JOINT_BITS = 13  # LFQ: of a group whose mean choice is taken together: 8,192 probabilities per frame
+JOINT_BITS = 13  # LFQ: bits of a group with one mean choice: 8,192 probabilities per frame
 
 
 def grid_levels(codebook_size: int, most_bits: int = 3) -> tuple[int, ...]:
@@ -33,7 +33,7 @@ def grid_levels(codebook_size: int, most_bits: int = 3) -> tuple[int, ...]:
 
 
 class GridQuantizer(Compared):
-    """As many dimensions as V, a power of two, has levels for, each rounded; a code is a number in mixed radix."""
+    """Every dimension is rounded to one of its levels; V counts their combinations, a code is a number in mixed radix."""
 
     most_bits = 3
     levels: Tensor
@@ -44,11 +44,11 @@ class GridQuantizer(Compared):
         levels = torch.tensor(grid_levels(codebook_size, self.most_bits))
         super().__init__(dim, codebook_size, len(levels), **layout)
         self.register_buffer("levels", levels, persistent=False)
-        self.register_buffer("places", levels.cumprod(dim=0) // levels, persistent=False)  # what a level is worth
+        self.register_buffer("places", levels.cumprod(dim=0) // levels, persistent=False)  # values of the digits
 
     @property
     def middle(self) -> Tensor:
-        """The level, or half of one, that is zero."""
+        """The level of the value 0; it may be half-way between two."""
         return (self.levels - 1) / 2
 
     def search(self, z: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ class GridQuantizer(Compared):
         values = self.rows(self.search(self.bounded(self.project_in(points.float())))).double()
         known = torch.cat([values, torch.ones_like(values[:, :1])], dim=1)
         gram = known.t() @ known
-        gram.diagonal().add_(1e-6 * len(known))  # a level that no point takes leaves no hole
+        gram.diagonal().add_(1e-6 * len(known))  # or a level that no point takes would make it singular
         fitted = torch.linalg.solve(gram, known.t() @ points)
         self.project_out.weight.copy_(fitted[:-1].t())
         self.project_out.bias.copy_(fitted[-1])
@@ -112,7 +112,7 @@ class LFQ(GridQuantizer):
 
     ``codebook_loss`` is the paper's entropy term in nats times ``ENTROPY``: the entropy of each choice less that of the mean
     choice, where a bit is +1 with probability ``sigmoid(4 z)``. It may be negative. The mean choice's entropy is that of
-    groups of at most ``JOINT_BITS`` bits, summed: taken bit by bit it would not mind if all bits said the same.
+    groups of at most ``JOINT_BITS`` bits, summed: bit by bit it would not see that all bits are equal.
     """
 
     most_bits = 1
@@ -132,9 +132,9 @@ class LFQ(GridQuantizer):
 class LatticeVQ(GridQuantizer):
     """A learnable lattice with a diagonal basis (Khalil, Piechocki and Santos-Rodriguez, arXiv 2310.09382).
 
-    ``e = step * (level - middle)`` with a learned step for each dimension. The paper's lattice is endless; here levels
-    end where the codebook size asks for it, and points beyond take the last one. Its term against dense lattices is
-    left out.
+    ``e = step * (level - middle)`` with a learned step for each dimension. The paper's lattice is infinite; here the
+    codebook size limits the levels, and points beyond take the last one. The paper's term against dense lattices is left
+    out.
     """
 
     step: nn.Parameter

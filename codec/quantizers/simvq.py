@@ -35,17 +35,17 @@ class SimVQ(Quantizer):
         dim: width D of the latents.
         codebook_size: codes V.
         codebook_dim: dimension d of the lookup; linear layers lead there and back where it is not D.
-        basis: C is drawn from N(0, 1/d) and "frozen", or "learnable" (which can bring collapse back); "data": frozen, and
-            ``initialize`` takes V of the latents for it; or a tensor ``[V, d]``, frozen, which says V and d.
+        basis: C is drawn from N(0, 1/d) and "frozen", or "learnable" (which can bring collapse back); with "data" it is
+            frozen, and ``initialize`` puts V latents into it; or a tensor ``[V, d]``, frozen, which sets V and d.
         map: W is "dense", or "diagonal": one factor per dimension.
-        map_bias: whether there is b.
-        gradient: that of the lookup, "ste" (straight-through) or "rotation"; see ``pass_gradient``.
+        map_bias: whether there is a b.
+        gradient: how the gradient passes the lookup, "ste" (straight-through) or "rotation"; see ``pass_gradient``.
         channel_first: where the latents have their channels; see Quantizer.
-        init: "first_batch": the first training batch does ``initialize``, and ``started`` in the state dict tells of it; None
-            leaves that to you.
+        init: "first_batch": the first training batch calls ``initialize``, and ``started`` in the state dict records that;
+            None leaves the call to you.
 
     Raises:
-        CodecError: an option that there is not.
+        CodecError: an option has an unknown value.
     """
 
     basis: Tensor
@@ -67,7 +67,7 @@ class SimVQ(Quantizer):
             if basis.ndim != 2:
                 raise CodecError(f"basis must be [V, d], not {list(basis.shape)}")
             table = basis.detach().clone().float()
-        else:  # drawn first: a seed gives one table whatever the projections
+        else:  # drawn before the projections, so that a seed gives the same table with and without them
             one_of("basis", basis, "frozen", "learnable", "data")
             table = base.random_table(codebook_size, codebook_dim)
         one_of("map", map, "dense", "diagonal")
@@ -93,10 +93,10 @@ class SimVQ(Quantizer):
         return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
     def rows(self, codes: Tensor) -> Tensor:
-        """The chosen codes, ``[..., d]``: W and b learn, only the chosen rows of C pass through them."""
+        """The chosen codes, ``[..., d]``; in training only the chosen rows of C are mapped, so that W and b learn."""
         if torch.is_grad_enabled():
             return self.map_basis(F.embedding(codes, self.basis))
-        return F.embedding(codes, self.codebook)  # the same but for rounding
+        return F.embedding(codes, self.codebook)  # the same except for rounding
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.project_out(self.rows(codes[:, 0])).transpose(1, 2)
@@ -113,13 +113,13 @@ class SimVQ(Quantizer):
 
     @property
     def _table(self) -> tuple[Tensor, Tensor]:
-        """The codebook and the squared lengths of its rows, ``[V]``; kept in eval mode, where W then costs nothing."""
+        """The codebook and the squared lengths ``[V]`` of its rows; kept in eval mode, where W then costs no time."""
         if self.training or torch.compiler.is_compiling():
-            return self._mapped()
+            return self._compute_table()
         tensors = [tensor for tensor in (self.basis, self.weight, self.bias) if tensor is not None]
-        return self.kept("table", tensors, self._mapped)
+        return self.kept("table", tensors, self._compute_table)
 
-    def _mapped(self) -> tuple[Tensor, Tensor]:
+    def _compute_table(self) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), torch.autocast(self.basis.device.type, enabled=False):
             codebook = self.map_basis(self.basis).float()
             return codebook, codebook.square().sum(dim=1)
@@ -128,11 +128,11 @@ class SimVQ(Quantizer):
         """Data-matched start: principal components for the projections, then ``matched_map`` of what the lookup sees."""
         points = base.start_projections(self.project_in, self.project_out, latents).float()  # [M, d], M = B N
         weight, bias = matched_map(points, self.diagonal, self.bias is not None)
-        if self.origin == "given":  # the map takes rows of mean 0 and covariance I / d: make them such before it
+        if self.origin == "given":  # the map expects rows of mean 0 and covariance I / d: bring them there first
             own, mean = matched_map(self.basis.float(), self.diagonal, self.bias is not None)
             weight = torch.linalg.pinv(own, rtol=1e-6, hermitian=True) @ weight
             bias = bias - mean @ weight
-        if self.origin == "data":  # C takes the points themselves, W and b change nothing yet
+        if self.origin == "data":  # C gets the points themselves, W and b begin as the identity
             self.basis.copy_(base.sampled_points(points, self.codebook_size))
             weight, bias = torch.eye(len(weight)), torch.zeros_like(bias)
         self.weight.copy_(weight.diag() if self.diagonal else weight)
@@ -166,17 +166,17 @@ def matched_map(points: Tensor, diagonal: bool = False, with_bias: bool = True) 
 
 
 class ResidualQuantizer(Quantizer):
-    """A loop over single quantizers: each stage quantizes what the stages before it left over, in the latent space.
+    """A loop over single quantizers: each stage quantizes the rest that the stages before it left, in the latent space.
 
     ``r_1 = x``, ``q_k = stage_k(r_k)``, ``r_(k+1) = r_k - q_k``, and the result is ``q_1 + ... + q_K = x - r_(K+1)``.
 
     Gradient: nothing is detached between stages. With the straight-through gradient a stage is, backwards, its linear map
     ``P_k = project_out project_in``: ``dr_(k+1) / dr_k = I - P_k``, so ``d quantized / dx = I - (I - P_K) ... (I - P_1)``.
     An encoder dimension that no stage carries gets no gradient from the reconstruction; one that several stages carry gets
-    it once.
+    the gradient once.
 
     Args:
-        stage: builds one stage, of ``dim`` and ``settings``.
+        stage: builds one stage from ``dim`` and ``settings``.
         dim: width D of the latents.
         num_quantizers: stages K.
         channel_first, init: see SimVQ.
@@ -206,27 +206,27 @@ class ResidualQuantizer(Quantizer):
         if dropout > 0:
             fewer = (torch.rand(batch, device=device) * math.log(num_quantizers + 1)).exp().long()  # 1 to K
             used = torch.where(torch.rand(batch, device=device) < dropout, fewer, used)
-        kept = (torch.arange(num_quantizers, device=device) < used[:, None]).float()  # [B, K], 1 where a stage is used
+        mask = (torch.arange(num_quantizers, device=device) < used[:, None]).float()  # [B, K], 1 where a stage is used
         residual, quantized = latents, torch.zeros_like(latents)  # [B, D, N] both
         outputs = []
         for index in range(num_quantizers):
             output = self.stages[index](residual)
-            quantized = quantized + kept[:, index, None, None] * output.quantized
+            quantized = quantized + mask[:, index, None, None] * output.quantized
             residual = residual - output.quantized
             outputs.append(output)
         return QuantizerOutput(
             quantized,
             codes=torch.cat([output.codes for output in outputs], dim=1),
-            commitment_loss=kept * torch.cat([output.commitment_loss for output in outputs], dim=1),
-            codebook_loss=kept * torch.cat([output.codebook_loss for output in outputs], dim=1),
+            commitment_loss=mask * torch.cat([output.commitment_loss for output in outputs], dim=1),
+            codebook_loss=mask * torch.cat([output.codebook_loss for output in outputs], dim=1),
         )
 
     def vectors(self, codes: Tensor) -> Tensor:
         parts = [self.stages[index].vectors(codes[:, index : index + 1]) for index in range(codes.shape[1])]
-        return sum(parts, torch.zeros_like(parts[0]))  # one after another, as in quantize: the sums round alike
+        return sum(parts, torch.zeros_like(parts[0]))  # added in the order of quantize, so that both round alike
 
     def match(self, latents: Tensor) -> None:
-        """Start the stages one after another, each from what the ones before it leave of these latents."""
+        """Match the stages one after another, each to what the stages before it leave of these latents."""
         residual = latents
         for stage in self.stages:
             stage.match(residual)

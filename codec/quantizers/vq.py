@@ -1,4 +1,4 @@
-"""The tables that SimVQ is compared with, each with its own way to keep its codes alive. A class says what it leaves out.
+"""The tables that SimVQ is compared with, each with its own way to keep codes alive. Docstrings say what is left out.
 
 The study (``recipes/collapse``) reads this file; SimVQ itself needs none of it.
 """
@@ -22,9 +22,9 @@ TEMPERATURE = 0.01  # IndexVQ: of the choices whose entropy is taken
 
 
 class Compared(Quantizer):
-    """A lookup of d dimensions between two projections, with squared distances as losses; subclasses say what is looked up.
+    """A lookup of d dimensions between two projections, with squared distances as losses; subclasses define the lookup.
 
-    The arguments are those of SimVQ; ``layout`` stands for ``channel_first`` and ``init``.
+    The arguments are those of SimVQ; ``layout`` are ``channel_first`` and ``init``.
     """
 
     def __init__(
@@ -33,11 +33,11 @@ class Compared(Quantizer):
         super().__init__(dim, codebook_size, **layout)
         base.one_of("gradient", gradient, "ste", "rotation")
         self.gradient = gradient
-        self.add_table(codebook_dim)  # drawn before the projections, as SimVQ's basis
+        self.add_table(codebook_dim)  # drawn before the projections, as the basis of SimVQ is
         self.project_in, self.project_out = base.projections(dim, codebook_dim)
 
     def add_table(self, codebook_dim: int) -> None:
-        """Register what stores the points."""
+        """Register the parameters or buffers that store the points."""
 
     @abstractmethod
     def search(self, z: Tensor) -> Tensor:
@@ -48,11 +48,11 @@ class Compared(Quantizer):
         """Points ``[..., d]`` of codes ``[...]``, with whatever gradient they have."""
 
     def bounded(self, z: Tensor) -> Tensor:
-        """What is looked up, ``[..., d]`` like z."""
+        """The points ``[..., d]`` to look up, made from ``z``."""
         return z
 
     def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
-        """``chosen`` ``[B, N, d]`` in value, with the gradient of the reconstruction to ``z`` (and to the table)."""
+        """The values of ``chosen`` ``[B, N, d]``, with the gradient of the reconstruction to ``z`` (and to the table)."""
         return base.pass_gradient(z, chosen, self.gradient)
 
     def losses(self, z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,7 +60,7 @@ class Compared(Quantizer):
         return (z - chosen.detach()).square().mean(dim=(1, 2)), (z.detach() - chosen).square().mean(dim=(1, 2))
 
     def update(self, z: Tensor, codes: Tensor) -> None:
-        """What else moves the table in a training step, given points ``[M, d]`` and their codes ``[M]``; in place."""
+        """Move the table in a training step, not by gradient, given points ``[M, d]`` and their codes ``[M]``; in place."""
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
         z = self.bounded(self.project_in(latents.transpose(1, 2)))  # [B, N, d]
@@ -80,9 +80,9 @@ class Compared(Quantizer):
 class VQ(Compared):
     """The quantizer of van den Oord et al. (arXiv 1711.00937): a learned table, nearest code, straight-through gradient.
 
-    A step moves only the rows that were nearest to something: what is never nearest never moves again. The table starts
-    with the draw that is SimVQ's basis, N(0, 1/d), so that the two differ by the linear map alone. Subclasses say how else
-    a table is stored, searched and moved.
+    A step moves only the rows that were nearest to something: a row that is never nearest never moves. The table starts
+    with the draw of SimVQ's basis, N(0, 1/d), so that the two differ only in the linear map. Subclasses store, search and
+    move tables in other ways.
     """
 
     def add_table(self, codebook_dim: int) -> None:
@@ -119,8 +119,8 @@ class VQ(Compared):
 class FactorisedVQ(VQ):
     """Low-dimensional lookup by direction, as in the Descript Audio Codec (arXiv 2306.06546) after arXiv 2110.04627.
 
-    The nearest code is found between points and rows of unit length; what is passed on is the row as it is. It is meant
-    for a small ``codebook_dim`` (8), which the projections give.
+    The nearest code is found between points and rows of unit length; the row itself is passed on. It is meant for a small
+    ``codebook_dim`` (8).
     """
 
     def search(self, z: Tensor) -> Tensor:
@@ -130,8 +130,8 @@ class FactorisedVQ(VQ):
 class Refreshed(VQ):
     """A table whose unused codes are moved onto points of the batch.
 
-    Which points depends on the number of updates alone, so that a resumed run draws alike. With several processes the hits
-    and sums are those over all of them, and the points are those of the first.
+    The draw of points depends only on the number of updates, so that a resumed run draws the same. With several processes
+    hits and sums are those of all of them, and points are those of the first.
     """
 
     updates: Tensor
@@ -145,7 +145,7 @@ class Refreshed(VQ):
         hits = torch.bincount(codes, minlength=self.codebook_size).to(z.dtype)
         sums = z.new_zeros(self.codebook_size, z.shape[1]).index_add_(0, codes, z)
         if distributed.is_available() and distributed.is_initialized():
-            count = torch.tensor(len(z), device=z.device)  # a process's own may be another: masks differ
+            count = torch.tensor(len(z), device=z.device)  # masks, and so numbers of points, differ between processes
             distributed.broadcast(count, src=0)
             z = z.contiguous() if distributed.get_rank() == 0 else z.new_empty(int(count), z.shape[1])
             distributed.broadcast(z, src=0)
@@ -156,15 +156,15 @@ class Refreshed(VQ):
 
     @abstractmethod
     def refresh(self, points: Tensor, hits: Tensor, sums: Tensor, generator: torch.Generator) -> None:
-        """Move the table, given points ``[M, d]`` and of each code the hits ``[V]`` and the sum of its points ``[V, d]``."""
+        """Move the table, given points ``[M, d]``, and for each code hits ``[V]`` and the sum of its points ``[V, d]``."""
 
 
 class EMAVQ(Refreshed):
     """Codes are the running means of the points they were nearest to (arXiv 1711.00937, appendix A.1).
 
     Only two running averages are stored, of the hits ``n_k`` and of the sums ``s_k`` of the points, and the table is
-    ``s_k / n_k``. Dead codes are moved by setting both averages. There is no third copy: where the table is stored beside
-    the averages, a revived row is easily overwritten by its old average in the same step.
+    ``s_k / n_k``. Dead codes are moved by setting both averages. There is no third copy: if the table is stored beside
+    the averages, its old average easily overwrites a revived row in the same step.
 
     A code is dead when its count has fallen below a tenth of the fair share M / V, M points per step: after some 230 steps
     without a hit. A step revives at most M codes, those with the lowest counts, each on a point of its own.
@@ -189,7 +189,7 @@ class EMAVQ(Refreshed):
 
     def refresh(self, points: Tensor, hits: Tensor, sums: Tensor, generator: torch.Generator) -> None:
         fair = float(hits.sum()) / self.codebook_size
-        if int(self.updates) == 0:  # every code starts with the fair share: none is dead, none weighs more
+        if int(self.updates) == 0:  # every code starts with the fair share: none is dead, all weigh alike
             self.sums.mul_(fair / self.counts[:, None])
             self.counts.fill_(fair)
         self.counts.mul_(DECAY).add_(hits, alpha=1 - DECAY)
@@ -207,7 +207,7 @@ class EMAVQ(Refreshed):
 class ClusteredVQ(Refreshed):
     """Online clustered codebook, CVQ-VAE (Zheng and Vedaldi, arXiv 2307.15139).
 
-    Beside the gradient, each step pulls every code towards a random point of the batch, the more the less it is used:
+    Beside the gradient, each step pulls every code towards a random point of the batch, little-used codes the most:
     ``e_k <- (1 - a_k) e_k + a_k z`` with ``a_k = exp(-10 V p_k / (1 - DECAY) - 0.001)`` and p_k the running share of hits.
     Of the paper's anchors these are the random ones (the nearest point instead makes many unused codes equal); its
     contrastive loss is left out.

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.base import CodecBase, native
+from codec.base import CodecBase, as_array
 from codec.config import CodecConfig, whole_number
 from codec.container import Codes
 from codec.errors import CodecError, legible
@@ -32,9 +32,9 @@ DEFAULT_THREADS = 8  # at most: each holds the activations of a window, some 110
 class OnnxCodec(CodecBase[NDArray[Any]]):
     """A trained model run by ONNX Runtime; the graphs are built from its ``config.json`` and ``model.safetensors``.
 
-    Codes and audio are those of ``Codec`` but for rounding, which may turn a code where two are equally near. Signals
-    of one stream begin and end together: what comes and goes by itself takes a stream of its own. A ``copy.copy`` of a stream
-    goes on by itself. Latents, ``embed``, ``refine_steps`` and ``exact=False`` need torch.
+    Codes and audio are those of ``Codec`` except for rounding, which may change a code where two are equally near. Signals
+    of one stream begin and end together; others take streams of their own. A ``copy.copy`` of a stream goes on
+    independently. Latents, ``embed``, ``refine_steps`` and ``exact=False`` need torch.
 
     Attributes:
         bits: 32 or 8, of the inner matrix products.
@@ -42,14 +42,14 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     _library, _noun = np, "array"
     _divisor = 2
-    _array, to_numpy = staticmethod(native), staticmethod(np.asarray)
-    _made_of: tuple[Any, ...]  # what from_pretrained was given
+    _array, to_numpy = staticmethod(as_array), staticmethod(np.asarray)
+    _arguments: tuple[Any, ...]  # those of from_pretrained
 
     def __init__(self, config: CodecConfig, weights: Weights, name: str, bits: int, num_threads: int | None) -> None:
         self.config, self.name, self.bits = config, name, bits
         self.num_quantizers, self.codebook_size = config.num_quantizers, config.quantizer.codebook_size
         self._weights = weights
-        self._streaming: dict[Build, tuple[Session, int]] = {}  # sessions of streams, with their delays
+        self._streaming: dict[Build, tuple[Session, int]] = {}  # sessions of streams, each with its delay
         threads = min(available_cores(), DEFAULT_THREADS) if num_threads is None else num_threads
         self._num_threads = whole_number("num_threads", threads, 1, MOST_THREADS)
 
@@ -61,14 +61,14 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
         Args:
             bits: 32, or 8: the inner matrix products take activations rounded to 8 bits, which is faster and changes some
-                codes; speech sounds the same. 8-bit codes depend on what is computed together (a batch, a stream's chunk):
+                codes; speech sounds the same. 8-bit codes depend on what is computed together (a batch, a stream's chunk);
                 ``encode`` computes one item at a time.
-            num_threads: windows of long signals and items of batches computed side by side, each on one thread, with the same
-                results for any number; by default as many as there are cores, 8 at most. Streams take one.
+            num_threads: how many windows (of long signals, of items) to compute at the same time, each on one thread; the
+                results do not depend on it. Default: the number of cores, 8 at most. Streams take one thread.
 
         Raises:
             ModelError: no such model, its files cannot be used, or onnxruntime is missing; says what to do. Weights that
-                do not fit the configuration are found when they are first needed.
+                do not fit the configuration raise it when they are first needed.
         """
         if bits not in (32, 8):
             raise CodecError(f"bits must be 32 or 8, not {bits!r}")
@@ -81,12 +81,12 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
             runtime.result()
         codec = cls(config, weights, name, bits, num_threads)
         by_path = shipped_name(str(model)) is None and Path(model).is_dir()
-        codec._made_of = Path(model).absolute() if by_path else model, bits, num_threads
+        codec._arguments = Path(model).absolute() if by_path else model, bits, num_threads
         return codec
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Copies, in other processes too, are loaded anew."""
-        return OnnxCodec.from_pretrained, self._made_of
+        """Copies and pickles load the model again, as in other processes."""
+        return OnnxCodec.from_pretrained, self._arguments
 
     @cached_property
     def fingerprint(self) -> str:
@@ -109,7 +109,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
     def streaming_graphs(self) -> tuple[tuple[bytes, int], tuple[bytes, int]]:
         """Encoder and decoder with state (``codec/runtime/streams.py``), each with its delay in frames and in samples."""
         encoder, decoder = (StreamingNetwork(self.config, self._weights, self.bits) for _ in range(2))
-        return (build_encoder(encoder), encoder.late), (build_decoder(decoder), decoder.late)
+        return (build_encoder(encoder), encoder.output_delay), (build_decoder(decoder), decoder.output_delay)
 
     def streaming_encoder(self, batch_size: int = 1, num_quantizers: int | None = None) -> Stream:
         return self._stream(build_encoder, batch_size, num_quantizers)
@@ -120,15 +120,15 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
     def _stream(self, build: Build, batch_size: int, num_quantizers: int | None) -> Stream:
         if build not in self._streaming:
             net = StreamingNetwork(self.config, self._weights, self.bits)
-            self._streaming[build] = self._session(build, net), net.late
+            self._streaming[build] = self._session(build, net), net.output_delay
         return Stream(self.config, *self._streaming[build], batch_size, self._checked_count(num_quantizers))
 
     def _session(self, build: Build, net: Network) -> Session:
         runtime = _onnxruntime()
-        graph = build(net, False)  # weights are handed over beside it: within it they would be copied three times
+        graph = build(net, False)  # weights are passed separately: inside the graph they would be copied three times
         options = runtime.SessionOptions()
-        options.log_severity_level = 3  # errors: warnings would stand among a command's own lines
-        options.intra_op_num_threads = 1  # more of them gain less on one window than windows side by side do
+        options.log_severity_level = 3  # errors only: warnings would appear among a command's own lines
+        options.intra_op_num_threads = 1  # windows side by side gain more than threads inside one window
         large = net.graph.large
         values = [runtime.OrtValue.ortvalue_from_numpy(array) for array in large.values()]
         options.add_external_initializers(list(large), values)
@@ -144,7 +144,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
     _decoded_at_once = _encoded_at_once
 
-    # a graph is built where it is first asked for, before there are threads that take it
+    # graphs are built at first use, which is before any thread runs them
 
     @cached_property
     def _encoded(self) -> Callable[[Floats], Codes]:  # type: ignore[override]
@@ -168,12 +168,12 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
 
 
 def _onnxruntime() -> Any:
-    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # else it says to its maker, since 1.29, what is run here
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # since 1.29 it reports to its maker what is run here
     try:
         import onnxruntime
     except ModuleNotFoundError:
         raise ModelError("to run models without torch, onnxruntime is needed: pip install onnxruntime") from None
-    except ImportError as error:  # of another processor or system
+    except ImportError as error:  # built for another processor or system
         raise ModelError(
             f"onnxruntime is installed but cannot be used ({legible(str(error))}): pip install -U onnxruntime"
         ) from None

@@ -27,8 +27,8 @@ GOLDEN_SECONDS = 2
 GOLDEN_MODULES = re.compile(
     r"encoder\.(stages\.\d+\.\d+|norm|output)|quantizer(\.stages\.\d+)?|decoder\.(input|blocks\.\d+|norm|head(\.output)?)"
 )
-TOLERANCE = 1e-4  # of a tensor's largest value: what rounding in float32 may do
-TURNED_CODES = 0.0005  # share of the codes that rounding may turn
+TOLERANCE = 1e-4  # as a share of a tensor's largest value: differences by rounding in float32
+CHANGED_CODES = 0.0005  # share of the codes that rounding may change
 
 
 def export_main(argv: Sequence[str] | None = None) -> int:
@@ -79,13 +79,13 @@ def _export(args: argparse.Namespace) -> int:
         with atomic_write(folder / name) as temporary:
             temporary.write_bytes(data)
         print(f"{folder / name}  {len(data) / 1e6:.2f} MB")
-    for name in {*FILES, *STREAMING, *GOLDEN} - files.keys():  # of what was there before
+    for name in {*FILES, *STREAMING, *GOLDEN} - files.keys():  # files of an earlier export
         (folder / name).unlink(missing_ok=True)
     return EXIT_OK
 
 
 def describe(codec: Any) -> dict[str, Any]:
-    """What a program needs beside the graphs; ``codec`` is an ``OnnxCodec``."""
+    """What a program must know beside the graphs; ``codec`` is an ``OnnxCodec``."""
     from codec.runtime.proto import OPSET
 
     facts = ("name", "fingerprint", "sample_rate", "hop_length", "num_quantizers", "codebook_size", "bits")
@@ -102,10 +102,10 @@ def describe(codec: Any) -> dict[str, Any]:
 
 
 def golden_files(model: str, audio: Path) -> dict[str, bytes]:
-    """What every block of the torch model gives of the first two seconds of ``audio``: tensors, and their description.
+    """The output of every block of the torch model for the first two seconds of ``audio``, and its description.
 
     Raises:
-        AudioError: the file is not audio, or shorter.
+        AudioError: the file is not audio, or is shorter.
     """
     import numpy as np
     import torch
@@ -140,7 +140,7 @@ def golden_files(model: str, audio: Path) -> dict[str, bytes]:
     entries = {}
     for name, array in arrays.items():
         limit = {"largest_difference": TOLERANCE * float(np.abs(array).max())}
-        limit = {"share_of_differing": TURNED_CODES} if array.dtype == np.int64 else limit
+        limit = {"share_of_differing": CHANGED_CODES} if array.dtype == np.int64 else limit
         entries[name] = {"dtype": array.dtype.name, "shape": list(array.shape), **limit}
     description = {"model": codec.name, "fingerprint": codec.fingerprint, "tensors": entries}
     return {"golden.safetensors": save(arrays), "golden.json": _json(description)}

@@ -11,7 +11,7 @@ from codec.runtime.network import Network
 def build_encoder(net: Network, whole: bool = True) -> bytes:
     """``waveform`` float ``[B, 1, T]`` -> ``codes`` int64 ``[B, K, N]``; T is filled up with zeros to whole frames.
 
-    If not ``whole``, the file lacks ``net.graph.large``, which ONNX Runtime takes beside it.
+    If not ``whole``, the file lacks the constants ``net.graph.large``, which ONNX Runtime takes separately.
 
     Raises:
         ModelError: the weights do not fit the configuration.
@@ -20,7 +20,7 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
     length = graph("Shape", "waveform", start=2, end=3)
     missing = graph("Mod", graph("Neg", length), graph.constant([config.hop_length]))
     x = graph("Pad", "waveform", graph("Concat", graph.constant([0] * 5), missing, axis=0))
-    x = net.begin(graph("Reshape", x, net.rows(1)), "waveform", config.hop_length)
+    x = net.begin_rows(graph("Reshape", x, net.rows(1)), "waveform", config.hop_length)
     channels = 1
     for i, (width, (first, *others)) in enumerate(zip(encoder.widths, config.encoder_layers(), strict=True)):
         x = net.downsample(x, f"encoder.stages.{i}.0.linear", first, channels, width)
@@ -40,13 +40,13 @@ def build_encoder(net: Network, whole: bool = True) -> bytes:
 
 
 def build_decoder(net: Network, whole: bool = True) -> bytes:
-    """``codes`` int64 ``[B, K, N]`` -> ``waveform`` float ``[B, 1, N * hop_length]``; -1 leaves a code out.
+    """``codes`` int64 ``[B, K, N]`` -> ``waveform`` float ``[B, 1, N * hop_length]``; -1 is no code.
 
     ``whole`` and errors as of :func:`build_encoder`.
     """
     config, decoder = net.config, net.config.decoder
     x = net.linear(net.lookup("codes"), "decoder.input", config.latent_dim, decoder.width)
-    x = net.begin(x, "codes", 1)
+    x = net.begin_rows(x, "codes", 1)
     for j, context in enumerate(config.decoder_layers()[:-1]):
         x = net.block(x, f"decoder.blocks.{j}", decoder.width, context)
     frames, window = net.inverse_transform(net.norm(x, "decoder.norm", decoder.width))

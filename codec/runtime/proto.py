@@ -13,17 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 OPSET = 20  # the first with Gelu
-LARGE = 2**12  # bytes: of smaller constants ONNX Runtime wants to know the values
-IR_VERSION = 9  # of the file format, that goes with opset 20
+LARGE = 2**12  # bytes of a constant; ONNX Runtime needs the values of smaller ones in the graph
+IR_VERSION = 9  # of the file format; it belongs to opset 20
 ELEMENT_TYPES = {"float32": 1, "uint8": 2, "int8": 3, "int64": 7}  # TensorProto.DataType
 
 Array = NDArray[Any]
 Attribute = int | float | Sequence[int]
-Shape = Sequence[int | str]  # a name stands for a length that is free
+Shape = Sequence[int | str]  # a name is a length that is free
 
 
 class Graph:
-    """A graph under construction; values are known by their names.
+    """A graph under construction; values have names.
 
     Attributes:
         nodes: serialized ``NodeProto``, in the order of computation.
@@ -41,7 +41,7 @@ class Graph:
         return name
 
     def __call__(self, op: str, *inputs: str, name: str = "", outputs: int = 1, **attributes: Attribute) -> str:
-        """Add an operator and return the name of its output; of several, ``name.1`` and so on are the further ones."""
+        """Add an operator and return the name of its first output; further ones are ``name.1`` and so on."""
         name = name or f"{op.lower()}_{len(self.nodes)}"
         names = [name, *(f"{name}.{i}" for i in range(1, outputs))]
         parts = [_bytes(1, value.encode()) for value in inputs] + [_bytes(2, value.encode()) for value in names]
@@ -58,7 +58,7 @@ class Graph:
     def serialize(
         self, inputs: dict[str, tuple[str, Shape]], outputs: dict[str, tuple[str, Shape]], whole: bool = True
     ) -> bytes:
-        """A file; inputs and outputs by name, each an element type and a shape. If not ``whole``, it lacks what is large."""
+        """The file; inputs and outputs by name, each an element type and a shape. If not ``whole``, it lacks ``large``."""
         graph = [_bytes(1, node) for node in self.nodes] + [_bytes(2, b"codec")]
         for name, value in self.initializers.items():
             graph += _initializer(name, value, whole or value.nbytes < LARGE)
@@ -95,10 +95,10 @@ def _attribute(name: str, value: Attribute) -> bytes:
 
 
 def _initializer(name: str, value: Array, whole: bool) -> list[bytes]:
-    """A field of the graph in two parts, so that the many bytes of the second are copied once; or one that lacks them."""
+    """The graph's field of a constant: in two parts, so that its data are copied once, or without the data."""
     head = b"".join(_number(1, size) for size in value.shape) + _number(2, ELEMENT_TYPES[value.dtype.name])
     head += _bytes(8, name.encode())
-    if not whole:  # external data, whose place must be named
+    if not whole:  # external data, which must have a location
         return [_bytes(5, head + _bytes(13, _bytes(1, b"location") + _bytes(2, b"memory")) + _number(14, 1))]
     head += _varint(9 << 3 | 2) + _varint(value.nbytes)
     return [_varint(5 << 3 | 2) + _varint(len(head) + value.nbytes) + head, value.tobytes()]

@@ -1,8 +1,8 @@
 """Checkpoints of a training run: safetensors and JSON, no pickle.
 
 A checkpoint is a folder ``step_00001000`` with ``state.safetensors`` (weights, running average, optimizer moments) and
-``state.json`` (step and counters), which is written last: a folder without it is none. Random states are not in it: every
-random choice of a run is a function of its seed and the step.
+``state.json`` (step and counters), which is written last: a folder without it is no checkpoint. It has no random states:
+every random choice of a run is a function of its seed and the step.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 Modules = Mapping[str, nn.Module]
 Optimizers = Mapping[str, Optimizer]
-CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
+CHECKPOINTS = "checkpoints"  # the folder in that of a run
 STATE, META = "state.safetensors", "state.json"
 
 
 class CheckpointError(CodecError):
-    """A checkpoint that cannot be found, read or gone on from; the message says which."""
+    """A checkpoint that cannot be found, read or continued; the message says which."""
 
 
 def save_checkpoint(folder: Path, step: int, modules: Modules, optimizers: Optimizers, meta: Mapping[str, Any]) -> Path:
@@ -46,11 +46,11 @@ def save_checkpoint(folder: Path, step: int, modules: Modules, optimizers: Optim
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}/{index}/{key}": torch.as_tensor(value) for key, value in state.items()}
     checkpoint = folder / f"step_{step:08d}"
-    checkpoint.mkdir(parents=True, exist_ok=True)  # a run killed in this place has left it without META
+    checkpoint.mkdir(parents=True, exist_ok=True)  # it exists without META if a run was killed here
     with atomic_write(checkpoint / STATE) as path:
         try:
             save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, path)
-        except SafetensorError as error:  # of a full disk, too
+        except SafetensorError as error:  # also if the disk is full
             raise CheckpointError(f"{checkpoint} cannot be written: {error}") from None
     write_json(checkpoint / META, {"step": step, **meta})
     return checkpoint
@@ -86,7 +86,7 @@ def load_checkpoint(checkpoint: Path, modules: Modules, optimizers: Optimizers) 
 
 
 def _optimizer_state(tensors: Mapping[str, Tensor], name: str, optimizer: Optimizer) -> dict[int, Any] | None:
-    """The moments of each parameter trained so far, by its number; None where they are not this optimizer's."""
+    """The moments by the number of their parameter; None if they are not those of this optimizer."""
     shapes = [parameter.shape for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = defaultdict(dict)
     for key, moment in module_tensors(tensors, name).items():
@@ -111,7 +111,7 @@ def read_checkpoint(checkpoint: Path) -> tuple[dict[str, Tensor], Counters]:
     try:
         tensors, meta = load_file(checkpoint / STATE), read_json(checkpoint / META)
         counters = from_dict(Counters, meta, "", True)
-        require("step" in meta, f"{META} has no step")  # from 0 on the run would write over what it has
+        require("step" in meta, f"{META} has no step")  # a run from 0 on would overwrite what it has
     except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{checkpoint} cannot be read: {error}; remove it to go on from an earlier one") from None
     return tensors, counters
@@ -123,7 +123,7 @@ def module_tensors(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """Those of a run that were written to the end, oldest first; copies under other names are none."""
+    """The complete checkpoints in the folder, oldest first; copies under other names do not count."""
     return sorted(path for path in folder.glob("step_" + 8 * "[0-9]") if (path / META).is_file())
 
 
@@ -139,11 +139,11 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def start_from(run: Path, resume: bool, legs: bool, accelerator: Accelerator) -> Path | None:
-    """The newest whole checkpoint of a run, which every process must see; None where the run begins anew.
+    """The newest whole checkpoint of a run, which every process must see; None if the run begins anew.
 
     Raises:
-        CheckpointError: there is none to ``resume``; there is one, but the run neither resumes nor consists of ``legs``; or
-            not all processes see the same one.
+        CheckpointError: there is none to ``resume``; there is one, but the run neither resumes nor consists of ``legs``;
+            or the processes do not see the same one.
     """
     folder = run / CHECKPOINTS
     checkpoints = whole_checkpoints(folder)
@@ -164,5 +164,5 @@ def prune_checkpoints(folder: Path, keep: int, best: str | None) -> None:
     """Delete all but the ``keep`` newest checkpoints and the one named ``best``."""
     for path in whole_checkpoints(folder)[:-keep]:
         if path.name != best:
-            (path / META).unlink()  # first, so that what is left of a deletion cut short is no checkpoint
+            (path / META).unlink()  # first, so that an interrupted deletion leaves no checkpoint
             shutil.rmtree(path)

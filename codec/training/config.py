@@ -12,7 +12,7 @@ from typing import Any, Literal
 from codec.config import CodecConfig, ConfigError, from_dict, require, shown, without_repeats
 
 BELOW_ONE = 0.999999
-SEEDS, LARGEST = (0, 2**32 - 1), 3e38  # LARGEST: of float32
+SEEDS, LARGEST = (0, 2**32 - 1), 3e38  # LARGEST: about the largest float32
 WEIGHTS = dict(  # of the loss terms, unless a configuration says otherwise
     mel=1.0, stft=1.0, envelope=0.0, commitment=0.1, codebook=0.4, adversarial=0.05, feature_matching=0.1
 )
@@ -41,12 +41,12 @@ class DataConfig(Bounded):
     """Where speech comes from and how it is cut.
 
     Attributes:
-        train, valid: paths of manifests. ``valid`` is never trained on.
+        train, valid: paths of manifests; ``valid`` is never used to train.
         batch_size: segments per step, over all processes together.
         segment_seconds: length of a segment; a whole number of frames.
         gain_db: lowest and highest random gain; a segment is never amplified beyond full scale.
-        normalize: bring every segment to the level at which speech is encoded before that gain.
-        max_bad_fraction: training stops once more than this share of the files tried, and more than three, cannot be read.
+        normalize: before that gain, bring every segment to the level at which speech is encoded.
+        max_bad_fraction: training stops if more than this share of the files tried, and more than three, cannot be read.
         workers: reading processes per training process.
         valid_limit: use only so many validation utterances, evenly spaced in the manifests; 0 for all.
         max_speaker_hours: a speaker with more speech is drawn as if it were so much; 0 for no cap.
@@ -77,10 +77,10 @@ class PhaseConfig(Bounded):
 
     Attributes:
         steps: length of the run.
-        autoencoder: steps without quantizer at the start; then the codebooks are matched to the latents' distribution.
+        autoencoder: steps without quantizer at the start; after them the codebooks are matched to the latents.
         ramp: steps over which the learning rate rises again after that start; none where there is no autoencoder phase.
         adversarial: step at which the discriminators come in; -1 for never.
-        minutes: length of the run by the clock, all its legs together; ``steps`` then only bounds it. 0: by ``steps``.
+        minutes: length of the run in time, all its legs together, if ``steps`` is not reached before; 0: no limit of time.
     """
 
     steps: int = bounded(4600, 1, 99_999_999)  # the digits in a checkpoint's name
@@ -102,15 +102,15 @@ class PhaseConfig(Bounded):
 
 @dataclass(frozen=True)
 class LossConfig(Bounded):
-    """Loss terms; a term's weight stands in ``weights``, 0 leaves it out (and saves the work of ``stft`` and ``envelope``).
+    """Loss terms; ``weights`` holds their weights, 0 leaves a term out (and saves the work of ``stft`` and ``envelope``).
 
     Attributes:
-        weights: of each term; those left out keep the defaults of ``WEIGHTS``. The commitment and codebook losses are
-            summed over quantizers.
+        weights: by term; terms not given keep the weights of ``WEIGHTS``. The commitment and codebook losses are summed
+            over quantizers.
         windows, mels: window lengths n_fft (the hop is a quarter) and, for each, the mel bands of the log-mel term.
-        phase_windows, envelope_windows: those of ``windows`` with the complex-STFT term, and with the envelope term.
+        phase_windows, envelope_windows: those of ``windows`` that the complex-STFT and the envelope term use.
         phase_exponent: of the magnitudes in the complex-STFT term, at most 1; below 1 weak components count for more.
-        phase_scale: the frequency scale whose equal steps count alike in that term: ``linear`` (every bin) or ``mel``.
+        phase_scale: equal steps of this frequency scale count alike in that term: ``linear`` (every bin) or ``mel``.
     """
 
     weights: dict[str, float] = field(default_factory=lambda: dict(WEIGHTS), metadata={"bounds": (0, LARGEST)})
@@ -143,10 +143,10 @@ class DiscriminatorConfig(Bounded):
         period_channels: width of a period discriminator's first layer; it grows fourfold per layer.
         period_max_channels: where that growth ends.
         resolutions: n_fft of the resolution discriminators, hop a quarter of it; empty for none.
-        resolution_channels: width of all their layers.
+        resolution_channels: width of every layer of theirs.
         resolution_stride: step of their first layer along the frequencies. The literature has 1; with 4 a discriminator
             costs half as much or less, and learned faster in short trials.
-        batch_share: share of each process's items, at least one, that the discriminators and the adversarial terms see.
+        batch_share: share of each process's items (one at least) that discriminators and adversarial terms see.
         band_edges: where a resolution discriminator splits the spectrum, in shares of half the sample rate; every band
             has weights of its own. Empty: one band.
     """
@@ -173,23 +173,23 @@ class DiscriminatorConfig(Bounded):
 
 
 def split_bands(n_fft: int, edges: tuple[float, ...]) -> list[tuple[int, int]]:
-    """First bin and one past the last of each band; together they hold every bin once."""
+    """The first bin of each band and the one after its last; every bin is in one band."""
     bins = n_fft // 2 + 1
     return list(pairwise([0, *(int(edge * bins) for edge in edges), bins]))
 
 
 @dataclass(frozen=True)
 class OptimizerConfig(Bounded):
-    """AdamW for both networks: linear warm-up, the peak held, then cosine to ``final_ratio`` of it.
+    """AdamW for both networks; the learning rate: linear warm-up, constant peak, then cosine to ``final_ratio`` of it.
 
     Attributes:
         learning_rate, discriminator_learning_rate: peaks.
         muon_learning_rate: peak for the matrices between the codec's hidden layers, which Muon then trains instead of AdamW;
             0 leaves them to AdamW.
-        hold: share of the run for which the peak is held before the cosine begins.
+        hold: share of the run that has passed when the peak ends and the cosine begins.
         clip_norm: largest norm of each network's gradient.
-        ema_decay: of the running average of the weights that is evaluated and exported.
-        max_bad_steps: so many non-finite steps in a row stop the run.
+        ema_decay: decay of the running average of the weights, which is evaluated and exported.
+        max_bad_steps: this many non-finite steps in a row stop the run.
     """
 
     learning_rate: float = bounded(1e-3, 1e-15, 10)
@@ -223,9 +223,9 @@ class TrainConfig(Bounded):
     Attributes:
         quantizer_dropout: share of the items that train with a random number of stages, on a logarithmic scale.
         precision: bf16 means autocast of the networks; quantizer and losses stay float32.
-        look_aheads: of further decoders, in frames, that learn to decode the same codes: ``export.py --look-ahead``. Training
-            shows mean losses over all decoders, validation those of the model's own.
-        train: ``decoder`` holds encoder and quantizer as --init gives them, so that codes keep their meaning.
+        look_aheads: in frames, those of further decoders for the same codes, see ``export.py --look-ahead``. Training shows
+            mean losses over all decoders, validation those of the model's own decoder.
+        train: "decoder" leaves encoder and quantizer as --init gives them, so that codes keep their meaning.
         compile: torch.compile of the codec's forward pass.
         seed: of every random choice.
     """
@@ -250,7 +250,7 @@ class TrainConfig(Bounded):
         different = len(set(self.look_aheads)) == len(self.look_aheads)
         require(different, f"look_aheads must differ, not {list(self.look_aheads)}")
         for look_ahead in self.look_aheads:
-            replace(self.model, decoder=replace(self.model.decoder, look_ahead=look_ahead))  # which says if it cannot
+            replace(self.model, decoder=replace(self.model.decoder, look_ahead=look_ahead))  # raises if impossible
         seconds, hop = self.data.segment_seconds, self.model.hop_length
         samples = seconds * self.model.sample_rate
         whole = round(samples / hop) >= 1 and abs(samples / hop - round(samples / hop)) <= 1e-6
@@ -258,8 +258,8 @@ class TrainConfig(Bounded):
         longest = max(self.discriminator.periods, default=1)
         require(longest <= samples, f"discriminator.periods: {longest} is longer than a segment of {samples:g} samples")
 
-    def learning_rate(self, step: int, seconds: float = 0.0) -> float:
-        """Share of the peak learning rate at ``step`` (0-based): from the step alone, unless the run is as long as a time."""
+    def learning_rate(self, step: int, seconds: float) -> float:
+        """Share of the peak learning rate at ``step`` (0-based); ``seconds`` count only if the run has ``minutes``."""
         optimizer, phases = self.optimizer, self.phases
         share = min(1.0, (step + 1) / max(optimizer.warmup_steps, 1))
         if phases.autoencoder and phases.ramp and step >= phases.autoencoder:
@@ -300,7 +300,7 @@ def load_train_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainC
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file; a ConfigError, which names the file, if it holds none."""
+    """The mapping in a YAML file; a ConfigError, which names the file, if there is none."""
     values = _parse_yaml(path.read_bytes(), str(path))
     require(isinstance(values, dict), f"{path} must hold a mapping")
     return values
@@ -310,7 +310,7 @@ def _parse_yaml(text: str | bytes, where: str) -> Any:
     import yaml
 
     class Strict(yaml.SafeLoader):
-        """Takes no key twice in one mapping."""
+        """Refuses a key that comes twice in one mapping."""
 
         def compose_mapping_node(self, anchor: Any) -> Any:
             node = super().compose_mapping_node(anchor)

@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 FULL_SCALE = 32767  # of 16-bit samples
-MOST_DRAWS = 100  # of one segment: where the manifest is mostly one bad file, its draws would never end
+MOST_DRAWS = 100  # of one segment: if most of the manifest is one bad file, draws would hardly end
 log = logging.getLogger(__name__)
 
 
 class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     """Random segments of speech at one sample rate; segment ``index`` is a function of the seed and the index alone.
 
-    Utterances are drawn with a chance proportional to their duration, so that every second of speech is as likely (but for
-    speakers over ``max_speaker_hours``: a few long-winded ones should not make up the whole). Any
-    process can therefore go on at any position of the endless stream without having read what came before.
+    So any process can go on at any position of the endless stream without having read what came before. Utterances are drawn
+    with a chance proportional to their duration: every second of speech is equally likely, except for speakers over
+    ``max_speaker_hours``, as a few of them should not make up most of the speech.
 
     Items: ``waveform [1, T]`` float32, ``bandwidth []`` in Hz, ``index []``, ``skipped []``. A file that cannot be read
     is skipped (the next draw of the same index takes its place), counted in ``skipped`` and reported once by name.
@@ -56,7 +56,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.records, self.sample_rate, self.config, self.seed = list(records), sample_rate, config, seed
         self.num_samples = round(config.segment_seconds * sample_rate)
         self.ends = np.cumsum(draw_weights(records, config.max_speaker_hours))
-        self.tried, self.bad, self.skipped = set[str](), set[str](), 0  # ids; draws that no item has told of yet
+        self.tried, self.bad, self.skipped = set[str](), set[str](), 0  # ids; bad draws since the last item
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         rng = np.random.default_rng((self.seed, index))
@@ -85,8 +85,8 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
     def cut(self, number: int, position: float) -> Tensor:
         """A segment ``[T]`` of the record of this number, mixed down to mono and resampled; zeros after the end.
 
-        ``position`` in [0, 1) chooses the start among all that keep the segment inside the file. A margin is read and cut off
-        on both sides, so that the resampler never sees an edge inside the segment.
+        ``position`` in [0, 1) chooses the start, of all with which the segment is inside the file. A margin is read and cut
+        off on both sides, so that the resampler never sees an edge inside the segment.
         """
         record = self.records[number]
         with AudioReader(audio_source(record), record.path) as reader:
@@ -105,7 +105,7 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
         """Note a file that cannot be read.
 
         Raises:
-            ManifestError: they are too many.
+            ManifestError: there are too many of them.
         """
         if record.id not in self.bad:
             log.warning("skipped %s: %s", record.path, error)
@@ -130,23 +130,23 @@ def draw_weights(records: Sequence[Record], max_speaker_hours: float) -> list[fl
 
 
 class ResidentDataset(SegmentDataset):
-    """The segments of another dataset, to 16 bits, cut from speech that is read once and lies in the memory of a device.
+    """The segments of another dataset, rounded to 16 bits, cut from speech that is read once into a device's memory.
 
     Args:
-        dataset: of the segments; its records that cannot be read are never drawn.
-        device: where the samples lie, two bytes each.
+        dataset: of the segments; records that cannot be read are never drawn.
+        device: whose memory holds the samples, two bytes each.
     """
 
     def __init__(self, dataset: SegmentDataset, device: torch.device) -> None:
         super().__init__(dataset.records, dataset.sample_rate, dataset.config, dataset.seed)
-        self.tried |= {each.id for each in self.records}  # bad ones may stand together, and the first ones may be bad
-        threads = max(self.config.workers, 1)  # decoding and resampling are not held up by Python
-        self.utterances = [samples.to(device) for samples in in_threads(self._whole, self.records, threads)]
+        self.tried |= {each.id for each in self.records}  # as if all were tried: the first ones may be the bad ones
+        threads = max(self.config.workers, 1)  # decoding and resampling release Python's lock
+        self.utterances = [samples.to(device) for samples in in_threads(self._read_pcm, self.records, threads)]
         readable = [len(samples) > 0 for samples in self.utterances]
         self.ends, self.skipped = np.cumsum(np.diff(self.ends, prepend=0.0) * readable), readable.count(False)
 
-    def _whole(self, record: Record) -> Tensor:
-        """An utterance as 16-bit samples ``[T]``, softer where it goes beyond full scale; none where it cannot be read."""
+    def _read_pcm(self, record: Record) -> Tensor:
+        """An utterance as 16-bit samples ``[T]``, made softer if it exceeds full scale; empty if it cannot be read."""
         try:
             samples = resample(*read_record(record), self.sample_rate)
             samples /= max(check_peak(samples), 1.0)
@@ -197,7 +197,7 @@ def batches(dataset: SegmentDataset, first: int, steps: int, accelerator: Accele
 
 
 def _leave_stopping_to_the_parent(_worker: int) -> None:
-    """Ignore in a reading process what stops a run: it often reaches the whole group, and the step needs its batch.
+    """Ignore in a reader the signals that stop a run: they often reach the whole group, and the step needs its batch.
 
     The parent ends its readers through their queue; readers whose parent was killed end by themselves within seconds.
     """
@@ -206,7 +206,7 @@ def _leave_stopping_to_the_parent(_worker: int) -> None:
 
 
 def end_readers() -> None:
-    """Kill the reading processes that an error has left: at exit Python would wait for them after a mere SIGTERM."""
+    """Kill the readers that an error has left: at exit Python only sends SIGTERM, which they ignore, and waits."""
     if hasattr(signal, "SIGCHLD"):  # not on Windows
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # or the DataLoader would report them as lost
     for process in multiprocessing.active_children():

@@ -1,4 +1,4 @@
-"""The networks that tell recorded from decoded speech in adversarial training. They are no part of a trained model.
+"""The networks that tell recorded from decoded speech in adversarial training. They are not part of a trained model.
 
 Two families, as in most neural vocoders and codecs: period discriminators look at the waveform folded at a period,
 resolution discriminators at complex spectrograms. All activations lie channels-last in memory, which is the natural
@@ -23,9 +23,9 @@ PERIOD_GROWTH = 4
 
 
 class DiscriminatorOutput(NamedTuple):
-    """What one discriminator says of a batch."""
+    """The output of one discriminator for a batch."""
 
-    logits: Tensor  # [B, 1, H, W], a score for every place that it looks at; high means recorded
+    logits: Tensor  # [B, 1, H, W], a score for every place of its input; high means recorded
     features: list[Tensor]  # the activations of its hidden layers, each [B, C, H, W]
 
 

@@ -2,8 +2,8 @@
 
 Each term is one number; a distance is zero on identical input. The weights stand in ``codec.training.config``.
 
-Notation of the adversarial terms: D_k(x) are the logits of discriminator k of K, x is recorded and x' decoded speech; their
-``outputs`` are of a batch: first so many ``recorded`` items, then as many decoded ones for each decoder.
+Notation of the adversarial terms: D_k(x) are the logits of discriminator k of K, x is recorded and x' decoded speech. Their
+``outputs`` are those of a batch: first the ``recorded`` items, whose number that is, then as many decoded ones per decoder.
 Every such loss is a mean over logits, then over discriminators: its size depends on neither their number nor the length.
 """
 
@@ -18,7 +18,7 @@ from codec.spectral import Planes
 from codec.training.config import LossConfig
 from codec.training.discriminators import Outputs
 
-FEATURE_FLOOR = 1e-3  # a layer silent on recorded speech must not make the relative distance explode
+FEATURE_FLOOR = 1e-3  # a layer without activations on recorded speech must not make the relative distance explode
 
 
 class SpectralLoss(nn.Module):
@@ -30,16 +30,16 @@ class SpectralLoss(nn.Module):
     ``stft``: per item ``sum |S - S'| / sum |S|`` over the real and imaginary parts of spectra whose magnitudes are raised
     to ``phase_exponent``, averaged over ``phase_windows``. It teaches the decoder phase, and gives the later residual stages
     something to carry. With an exponent below 1 (0.3 to 0.5 are usual in speech enhancement) weak components, which carry
-    consonants, count for more than by their energy. On the mel scale a bin counts by its width in mels: most bins lie where
-    ears tell neither pitch nor phase, and few bits are left for them.
+    consonants, count for more than by their energy. On the mel scale a bin counts by its width in mels, since most bins lie
+    where ears hear neither pitch nor phase, and few bits are left for them.
 
     ``envelope``: per item and mel band ``||E - E'|| / ||E||`` over time, E the root of the band's energy, averaged over bands
-    and ``envelope_windows``. Where the log-mel term takes every moment alike, this one is ruled by those in which a band is
-    loud; and bands about as wide as the ear's critical bands do not ask for the harmonics. Their envelopes carry
+    and ``envelope_windows``. In the log-mel term all moments count alike; in this one those count most in which a band is
+    loud. Bands about as wide as the ear's critical bands do not demand single harmonics, and their envelopes carry
     intelligibility.
 
     Items whose recording ends below half the sample rate are compared only up to their usable bandwidth, so that the model
-    does not learn that nothing lives above.
+    does not learn that there is never anything above.
 
     Attributes:
         terms: the windows of each term; ``stft`` and ``envelope`` are left out where their weight is 0.
@@ -58,7 +58,7 @@ class SpectralLoss(nn.Module):
             tables[f"bins_{n_fft}"] = torch.fft.rfftfreq(n_fft, 1 / sample_rate)
             tables[f"widths_{n_fft}"] = spectral.bin_widths(sample_rate, n_fft, config.phase_scale)
             tables[f"envelope_filters_{n_fft}"] = spectral.mel_filterbank(sample_rate, n_fft, spectral.ENVELOPE_BANDS)
-        for name, table in tables.items():  # they move with the module between devices, and are no part of its state
+        for name, table in tables.items():  # as buffers they move with the module; they are not part of its state
             self.register_buffer(name, table, persistent=False)
 
     def forward(self, estimate: Tensor, reference: Tensor, bandwidth: Tensor) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def _mean_over_bands(values: Tensor, edges: Tensor, bandwidth: Tensor) -> Tensor
 
 
 def discriminator_loss(outputs: Outputs, recorded: int) -> Tensor:
-    """What the discriminators minimize.
+    """The loss of the discriminators.
 
     ``1/K sum_k mean max(0, 1 - D_k(x)) + mean max(0, 1 + D_k(x'))``: the hinge loss (Lim and Ye, arXiv 1705.02894; for
     codecs SoundStream, arXiv 2107.03312).
@@ -107,10 +107,10 @@ def discriminator_loss(outputs: Outputs, recorded: int) -> Tensor:
 
 
 def generator_loss(outputs: Outputs, recorded: int) -> Tensor:
-    """What the codec minimizes so that its speech passes for recorded.
+    """The loss by which the codec learns to make its speech pass for recorded.
 
-    ``1/K sum_k mean max(0, 1 - D_k(x'))``, SoundStream's form: unlike ``-D_k(x')`` it stops pulling where a discriminator
-    is already convinced.
+    ``1/K sum_k mean max(0, 1 - D_k(x'))``, SoundStream's form: unlike ``-D_k(x')`` it has no gradient where a
+    discriminator is already convinced.
     """
     return torch.stack([F.relu(1 - output.logits[recorded:].float()).mean() for output in outputs]).mean()
 
@@ -121,7 +121,7 @@ def feature_matching_loss(outputs: Outputs, recorded: int) -> Tensor:
     ``1/K sum_k 1/L_k sum_l mean |F_kl(x) - F_kl(x')| / mean |F_kl(x)|`` for each item, both means over its activations, so
     that a batch shared by several processes gives the gradient of the whole; then the mean over items. It averages over a
     discriminator's L_k layers, then over discriminators (EnCodec, arXiv 2210.13438, eq. 2). The logits do not count, and the
-    recorded speech's activations are a target without gradient.
+    activations on recorded speech are a target without gradient.
     """
     terms = []
     for output in outputs:

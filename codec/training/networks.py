@@ -26,17 +26,17 @@ from codec.training.discriminators import Discriminators
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MATCHING_BATCHES = 8  # batches of latents that the codebooks are matched to
-MATCHING_INDEX = 2**40  # where those segments lie in the stream: training never gets there
-MUON_ITERATIONS = 3  # of Newton and Schulz, where 5 are usual: on a CPU they are a good part of a step
-ENDS = ("stages.0.0.linear.weight", "head.output.weight")  # at the waveform
+MATCHING_BATCHES = 8  # batches of latents to which the codebooks are matched
+MATCHING_INDEX = 2**40  # index of the first of their segments: training never gets there
+MUON_ITERATIONS = 3  # of Newton and Schulz; 5 are usual, but on a CPU they take a good part of a step
+ENDS = ("stages.0.0.linear.weight", "head.output.weight")  # the layers next to the waveform
 
 
 class JointCodec(Codec):
-    """A codec in training, with further decoders that learn to decode its codes and look other numbers of frames ahead.
+    """A codec in training, with further decoders of the same codes that look other numbers of frames ahead.
 
-    The encoder learns from them all: codes that suit a decoder of little look-ahead hardly cost the other one anything. In
-    training mode the waveform of ``forward`` is ``[decoders * B, 1, T]``, the codec's own decoder first.
+    The encoder learns from all decoders: codes that suit one with little look-ahead hardly make the others worse. In
+    training mode the waveform of ``forward`` is ``[decoders * B, 1, T]``, that of the codec's own decoder first.
     """
 
     def __init__(self, config: CodecConfig, look_aheads: tuple[int, ...] = ()) -> None:
@@ -52,7 +52,7 @@ class JointCodec(Codec):
 
 
 def looking_ahead(config: CodecConfig, look_ahead: int) -> CodecConfig:
-    """The codec with a decoder that looks so many frames ahead."""
+    """The configuration of a codec whose decoder looks ``look_ahead`` frames ahead."""
     return replace(config, decoder=replace(config.decoder, look_ahead=look_ahead))
 
 
@@ -63,10 +63,10 @@ class Networks:
     codec: JointCodec
     average: JointCodec
     discriminators: Discriminators
-    optimizers: dict[str, Optimizer]  # of the codec, see codec_optimizers, then "discriminator_optimizer"
+    optimizers: dict[str, Optimizer]  # those of codec_optimizers, then "discriminator_optimizer"
     codec_step: nn.Module  # the codec, prepared for many processes
     discriminators_step: nn.Module
-    quantizer_matched: bool  # the codebooks came with the weights and fit their latents already
+    quantizer_matched: bool  # whether the codebooks came with the encoder's weights, so that they fit its latents
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -76,8 +76,8 @@ class Networks:
 def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | None) -> Networks:
     """Build networks and optimizers, the same on every process; ``init`` names an exported model to start from.
 
-    From a model with another quantizer come the encoder and the decoder alone; its discriminators come where they were
-    exported too.
+    Of a model with another quantizer only the encoder and the decoder are taken. Its discriminators are taken if they
+    were exported.
 
     Raises:
         ConfigError: ``init`` is of another architecture, or lacks what ``config.train`` holds fixed.
@@ -103,8 +103,8 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
             fixed.requires_grad_(False).eval()
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:
-        # the averaging over processes would warn of a depthwise filter's strides, which are those of channels-last
-        # activations; in memory they are one with the usual ones, as all but two dimensions have size 1
+        # the averaging over processes would warn of the strides of a depthwise filter's gradient, which are channels-last;
+        # in memory they do not differ from the usual ones, as all but two dimensions have size 1
         for filters in (p for p in codec.parameters() if p.ndim == 4 and p.requires_grad):
             filters.register_hook(lambda gradient: gradient.flatten().view(gradient.shape))
     optimizers = codec_optimizers(codec, config.optimizer)
@@ -151,19 +151,19 @@ def adamw(parameters: Iterable[nn.Parameter], settings: OptimizerConfig, learnin
 
 
 def set_learning_rates(optimizers: dict[str, Optimizer], share: float) -> None:
-    """Set every rate to this share of its peak: from the step alone, so nothing to restore and nothing to step twice."""
+    """Set every learning rate to this share of its peak; there is no scheduler, so no state to restore."""
     for optimizer in optimizers.values():
         for group in optimizer.param_groups:
             group["lr"] = share * optimizer.defaults["lr"]
 
 
 def start_codec(codec: JointCodec, source: Codec, name: str) -> bool:
-    """Copy the weights of ``source``; returns whether they include the quantizer's, which fit only an equal one.
+    """Copy the weights of ``source``; return whether the quantizer's are among them, which fit only an equal quantizer.
 
-    Blocks that ``source`` lacks begin as the identity, so the deeper codec starts where the other one stands.
+    Blocks that ``source`` lacks begin as the identity, so that at first the deeper codec gives the same output.
 
     Raises:
-        ConfigError: the codecs differ in more than quantizer and depth; the message calls ``source`` by ``name``.
+        ConfigError: the codecs differ in more than quantizer, depth and look-ahead; ``name`` is that of ``source``.
     """
     if not _can_grow(source.config, codec.config):
         raise ConfigError(f"{name} has another architecture; only quantizer, look_ahead and added blocks may differ")
@@ -177,7 +177,7 @@ def start_codec(codec: JointCodec, source: Codec, name: str) -> bool:
 
 
 def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
-    """Whether ``target`` is ``source`` but for its quantizer, how far it looks ahead, and more blocks of the same width."""
+    """Whether ``target`` differs from ``source`` only in quantizer, look-ahead, and more blocks of the same width."""
     free = dict.fromkeys(("encoder", "decoder", "first_decoder", "quantizer", "depths", "depth", "look_ahead"))
     parts = [(vars(c) | free, vars(c.encoder) | free, vars(c.decoder) | free) for c in (source, target)]
     depths = [(c.decoder.depth, *c.encoder.depths) for c in (source, target)]
@@ -185,10 +185,10 @@ def _can_grow(source: CodecConfig, target: CodecConfig) -> bool:
 
 
 def copy_blocks(module: nn.Module, source: nn.Module) -> None:
-    """Copy the weights of ``source``; what goes beyond its blocks begins as the identity.
+    """Copy the weights of ``source``; blocks that it does not have begin as the identity.
 
-    A filter that looks less far ahead (or further) gets every tap at the offset in time that it had; taps that fall out of
-    its reach are lost, and new ones are zero.
+    In a filter that looks less far ahead (or further) every tap keeps its offset in time; taps beyond its reach are lost,
+    and new ones are zero.
     """
     state = source.state_dict()
     for name, layer in source.named_modules():
@@ -222,7 +222,7 @@ def start_discriminators(discriminators: Discriminators, path: Path) -> None:
 
 @torch.no_grad()
 def start_quantizer(networks: Networks, dataset: SegmentDataset) -> None:
-    """Match the codebooks to the latents of segments that training does not see; the same on every process.
+    """Match the codebooks to the latents of segments that training does not use; the same on every process.
 
     Raises:
         CodecError: the latents do not vary, so there is nothing to match.
@@ -247,4 +247,4 @@ def update_average(networks: Networks, decay: float, step: int) -> None:
     """Move the running average of the codec to where it is now."""
     follow(networks.average, networks.codec, decay, step)
     for average, moved in zip(networks.average.quantizer.buffers(), networks.codec.quantizer.buffers(), strict=True):
-        average.copy_(moved)  # tables that are running averages already
+        average.copy_(moved)  # copied: tables in buffers are running averages already

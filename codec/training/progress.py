@@ -1,4 +1,4 @@
-"""What a run counts, when it must stop, and how fast it goes."""
+"""Counters of a training run, its stop signal, and its speed."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Counters:
     skipped_files: int = 0
     best: str | None = None
     best_loss: float | None = None
-    best_of: str = ""  # a hash of what that was measured on
-    speech: str = ""  # that is learned from
-    start: str = ""  # a hash of the weights that it began from
-    seconds: float = 0.0  # of training, over all legs
+    best_of: str = ""  # a hash of the utterances on which best_loss was measured
+    speech: str = ""  # a description of the speech that is learned from
+    start: str = ""  # a hash of the weights that the run began with
+    seconds: float = 0.0  # of training, in all legs together
 
     def judge_step(self, finite: bool, most: int) -> None:
         """Count a step if any of its gradients was not ``finite``.
@@ -55,10 +55,10 @@ class Counters:
 
 @dataclass
 class StopSignal:
-    """Whether to finish the step, save and leave: after SIGTERM, ctrl-C, a closed terminal, or the time given."""
+    """Whether to finish the step, save and end: after SIGTERM, ctrl-C, a closed terminal, or at the deadline."""
 
     deadline: float = math.inf  # on the monotonic clock
-    begun: bool = False  # however short the time, a leg makes one step, or legs would never get anywhere
+    begun: bool = False  # whether a step was made: each leg makes one at least, or short legs would never progress
     asked: bool = False
 
     def listen(self) -> None:
@@ -76,7 +76,7 @@ class StopSignal:
 
 
 def of_every_process(number: float, accelerator: Accelerator) -> list[float]:
-    """The number of each process, the first one's first; where each went by its own, they would part."""
+    """The numbers of all processes, in order, so that all of them decide alike."""
     if accelerator.num_processes == 1:
         return [number]
     return accelerator.gather(torch.tensor([number], device=accelerator.device)).tolist()
@@ -92,7 +92,7 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the wait for each batch."""
+        """Measure the wait for a batch inside."""
         start = time.perf_counter()
         yield
         self.waited += time.perf_counter() - start

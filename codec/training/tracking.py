@@ -1,4 +1,4 @@
-"""What is measured of a training run as it goes, and shown: scalars as JSON lines; by TensorBoard also audio and pictures."""
+"""Measurements of a running training: scalars as JSON lines, and in TensorBoard also audio and pictures."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from codec.training.losses import SpectralLoss
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LONGEST = 60  # seconds of an utterance: the memory that a forward pass takes grows with them
+LONGEST = 60  # seconds of an utterance: the memory of a forward pass grows with them
 NONE_READABLE = "data.valid: none of {} files can be read; prepare the data again"
 log = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes ``metrics.jsonl`` (one line per point in time) and, unless ``logger="none"``, events for TensorBoard.
 
-    Where the disk is full or the folder was removed, that is said once and nothing is raised. While there is one, another for
-    the same folder is refused as a CodecError, but on Windows and file systems without locks.
+    If the disk is full or the folder was removed, it warns once and raises nothing. A second tracker for the same folder is
+    refused as a CodecError, except on Windows and file systems without locks.
 
     Args:
         folder: of the run.
@@ -47,14 +47,14 @@ class Tracker:
 
     def __init__(self, folder: Path, logger: str, first_step: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._unlock = weakref.finalize(self, os.close, _locked(folder))
-        if hasattr(os, "register_at_fork"):  # readers that outlive a killed run for a moment do not hold its lock
+        self._unlock = weakref.finalize(self, os.close, _lock_folder(folder))
+        if hasattr(os, "register_at_fork"):  # readers live a moment longer than a killed run: they hold no lock
             os.register_at_fork(after_in_child=self._unlock)
         self._metrics = folder / "metrics.jsonl"
         kept = [point for point in read_scalars(self._metrics) if point["step"] <= first_step]
         write_text(self._metrics, "".join(json.dumps(point) + "\n" for point in kept))
-        self._failed = False  # a line that failed may have broken off
-        self.writer: Any = None  # TensorBoard's, where there is somebody to show pictures and speech to
+        self._failed = False  # whether a line could not be written, or only a part of it
+        self.writer: Any = None  # TensorBoard's; without it pictures and speech need not be made
         if logger == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
@@ -62,7 +62,7 @@ class Tracker:
             self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """One point of each named curve."""
+        """Record one point of each named curve."""
         try:
             with open(self._metrics, "a", encoding="utf-8") as file:
                 file.write("\n" * self._failed + json.dumps({"step": step, **values}) + "\n")
@@ -74,14 +74,14 @@ class Tracker:
             self._event("add_scalar", name, value, step)
 
     def speech(self, name: str, waveform: Tensor, sample_rate: int, step: int) -> None:
-        """A waveform ``[T]`` to listen to, and its log-mel spectrogram to look at."""
+        """Show a waveform ``[T]`` as sound and as a log-mel spectrogram."""
         self._event("add_audio", f"audio/{name}", waveform[None], step, sample_rate)
         picture = mel_decibels(waveform, sample_rate, 480, 160)
         loudest = picture.max().clamp(min=0)  # silence is dark
         self._event("add_image", f"mel/{name}", ((picture - loudest) / 80 + 1).clamp(0, 1)[None], step)
 
     def text(self, name: str, text: str) -> None:
-        """A block of text, shown as it is."""
+        """Show a block of text as it is."""
         self._event("add_text", name, f"```\n{text}\n```")
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ class Tracker:
         self._unlock()
 
     def _event(self, method: str, *args: Any) -> None:
-        """Call TensorBoard's writer; where its disk is full or its folder gone, it is not called again."""
+        """Call a method of TensorBoard's writer; after an error (disk full, folder gone) it is not called again."""
         try:
             if self.writer is not None:
                 getattr(self.writer, method)(*args)
@@ -99,8 +99,8 @@ class Tracker:
             self.writer = None
 
 
-def _locked(folder: Path) -> int:
-    """A file in the folder, locked until it is closed or its process ends."""
+def _lock_folder(folder: Path) -> int:
+    """The descriptor of a file in the folder, locked until it is closed or its process ends."""
     lock = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o666)
     try:
         import fcntl
@@ -115,13 +115,13 @@ def _locked(folder: Path) -> int:
 
 
 def _unless_tensorboards(hook: Callable[[Any], object], failure: Any) -> None:
-    """Show what ended a thread, but not an OSError in TensorBoard's own: the next call to its writer raises it again."""
+    """Report what ended a thread, but not an OSError of TensorBoard's threads: the next call to its writer raises it."""
     if not (isinstance(failure.exc_value, OSError) and type(failure.thread).__module__.startswith("tensorboard.")):
         hook(failure)
 
 
 def read_scalars(path: Path) -> list[dict[str, Any]]:
-    """The points of a ``metrics.jsonl``, which may not be there, or may break off where its writer was killed."""
+    """The points of a ``metrics.jsonl``, which may be missing, or end in half a line if its writer was killed."""
     if not path.exists():
         return []
     try:
@@ -135,9 +135,9 @@ def read_scalars(path: Path) -> list[dict[str, Any]]:
 
 
 def readable(records: Iterable[Record], codec: Codec) -> Iterator[tuple[Record, Tensor]]:
-    """Each with its speech ``[1, 1, T]`` on the codec's device, of a longer one the first ``LONGEST`` seconds.
+    """Each record with its speech ``[1, 1, T]`` on the codec's device: the first ``LONGEST`` seconds at most.
 
-    Those that cannot be read are skipped, as in training.
+    Records that cannot be read are skipped, as in training.
     """
     for record in records:
         try:
@@ -193,7 +193,7 @@ def codebook_scalars(counter: CodebookCounter, accelerator: Accelerator, prefix:
 def show_examples(
     codec: Codec, records: list[Record], tracker: Tracker, quantize: bool, step: int, first: bool
 ) -> None:
-    """Fixed utterances: the reference once, the reconstruction each time."""
+    """Show fixed utterances: the reference once, the reconstruction each time."""
     for index, (_, waveform) in enumerate(readable(records, codec)):
         if first:
             tracker.speech(f"{index}_reference", waveform[0, 0].cpu(), codec.sample_rate, 0)

@@ -12,7 +12,7 @@ from loading import flipped, python
 from shell import MAINS, RATE, Run
 
 import codec
-from codec.errors import EXTRAS, install
+from codec.errors import EXTRAS, install_command
 
 
 def test_info(run: Run, capsys: pytest.CaptureFixture[str], tiny_model_folder: Path) -> None:
@@ -52,12 +52,12 @@ def test_info_of_a_folder_of_codes(run: Run, encoded: Path, capsys: pytest.Captu
 
 
 def test_environment(run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EXTRAS, "nowhere_to_be_found", "hub")
+    monkeypatch.setitem(EXTRAS, "nowhere", "hub")
     assert run("info", "--environment", "--json") == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["codec"] == codec.__version__ and facts["python"] == platform.python_version()
     assert facts["devices"].startswith("cpu") and facts["torch"] == torch.__version__
-    assert facts["yaml"][0].isdigit() and facts["nowhere_to_be_found"] == f"missing: {install('nowhere_to_be_found')}"
+    assert facts["yaml"][0].isdigit() and facts["nowhere"] == f"missing: {install_command('nowhere')}"
 
 
 @pytest.mark.parametrize("command", MAINS)

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from training_runs import QUANTIZED, QUIET, RECIPES, TORCHRUN, command, finish, start, state, train
 
 from codec.corpus.manifest import Record, write_manifest
-from codec.errors import install
+from codec.errors import install_command
 from codec.training.checkpoint import latest_checkpoint, read_checkpoint, whole_checkpoints
 from codec.training.config import load_train_config
 from codec.training.losses import SpectralLoss
@@ -334,11 +334,11 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, refused: Refused, m
 
 @pytest.mark.parametrize("package", ["yaml", "accelerate", "the folder accelerate"])
 def test_a_missing_extra_is_named(package: str, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
-    load_script("recipes/train.py")
     name, module = package.split()[-1], None
     if name != package:  # beside the script, where Python takes it for a package
         module = types.ModuleType(name)
         module.__path__ = [str(RECIPES / name)]
         monkeypatch.delitem(sys.modules, "accelerate.utils")
     monkeypatch.setitem(sys.modules, name, module)
-    refused(recipe("train", "--config", DEBUG), f"train.py: error: the package {name} is missing: {install(name)}\n")
+    reason = f"the package {name} is missing: {install_command(name)}"
+    refused(recipe("train", "--config", DEBUG), f"train.py: error: {reason}\n")

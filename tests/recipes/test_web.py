@@ -18,7 +18,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from codec import container
 from codec.runtime import OnnxCodec
-from codec.runtime.export import TOLERANCE, TURNED_CODES, export_main
+from codec.runtime.export import CHANGED_CODES, TOLERANCE, export_main
 
 pytestmark = pytest.mark.slow
 PAGE = ROOT / "recipes" / "web"
@@ -104,7 +104,7 @@ def test_codes_and_audio_are_pythons(page: Any) -> None:
     assert np.abs(waveform - samples).max() < 2**-15, "but for the browser's way to divide 16-bit numbers"
     model = OnnxCodec.from_pretrained()
     assert [gain_db] == pytest.approx(model.gain_of(np.float32(samples), 24000), abs=1e-6)
-    assert np.mean(model.encode(np.float32(samples), 24000)[0] != codes) < TURNED_CODES
+    assert np.mean(model.encode(np.float32(samples), 24000)[0] != codes) < CHANGED_CODES
     for count, sound in zip((8, 2), decoded, strict=True):
         assert np.abs(model.decode(np.array(codes), count)[0, 0] - sound).max() < TOLERANCE
 
