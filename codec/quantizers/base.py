@@ -86,8 +86,12 @@ class Quantizer(nn.Module, ABC):
         if init is not None:
             self.register_buffer("started", torch.tensor(False))
 
-    def _load_from_state_dict(self, *args: Any) -> None:
-        super()._load_from_state_dict(*args)
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if "started" in self._buffers and any(key.startswith(prefix) for key in state_dict):
+            state_dict.setdefault(
+                f"{prefix}started", torch.tensor(True)
+            )  # a first batch must not overwrite these weights
+        super()._load_from_state_dict(state_dict, prefix, *args)
         self._awaits_start = "started" in self._buffers
 
     @abstractmethod
@@ -241,8 +245,9 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
     tensor([1])
     """
     with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-        points, codebook = points.float(), codebook.float()
-        squared = codebook.square().sum(dim=1) if squared is None else squared
+        # detached as well: an exported graph forgets no_grad, and products into given memory refuse gradients
+        points, codebook = points.detach().float(), codebook.detach().float()
+        squared = codebook.square().sum(dim=1) if squared is None else squared.detach()
         if missing := -len(codebook) % GROUP:  # fill up the last group with codes that are infinitely far away
             codebook, squared = F.pad(codebook, (0, 0, 0, missing)), F.pad(squared, (0, missing), value=torch.inf)
         rows, columns = CPU_TILE

@@ -53,6 +53,8 @@ def _single(tensors: Mapping[str, Tensor] | tuple[Tensor, ...], **settings: Any)
     if tensors[0].shape[1:] != tensors[1].shape[1:]:
         raise CodecError(f"weight must be [D, d] for a table [V, d], not {list(tensors[1].shape)}")
     table, weight, bias = tensors if len(tensors) == 3 else (*tensors, tensors[1].new_zeros(len(tensors[1])))
+    if bias.shape != weight.shape[:1]:
+        raise CodecError(f"bias must be [{len(weight)}] for this weight, not {list(bias.shape)}")
     if table.shape[1] != len(weight):
         table, weight, bias = table @ weight.t() + bias, torch.eye(len(weight)), torch.zeros_like(bias)
     quantizer = SimVQ(len(weight), basis=table.float().cpu(), init=None, **settings).eval()

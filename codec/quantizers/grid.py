@@ -12,6 +12,7 @@ from codec.errors import CodecError
 from codec.quantizers.base import at_least_one, start_projections
 from codec.quantizers.vq import ENTROPY, Compared, mean_entropy
 
+WEAKEST = 0.01
 JOINT_BITS = 13  # LFQ: bits of a group with one mean choice: 8,192 probabilities per frame
 
 
@@ -64,11 +65,15 @@ class GridQuantizer(Compared):
         return self.rows(torch.arange(self.codebook_size, device=self.levels.device)).detach()
 
     def match(self, latents: Tensor) -> None:
-        """Each dimension takes a principal component at unit variance; the way out is fitted by least squares."""
+        """Each dimension takes a principal component at unit variance; the way out is fitted by least squares.
+
+        Components below ``WEAKEST`` of the strongest stay weaker: what there is in them may be rounding alone.
+        """
         if not (isinstance(self.project_in, nn.Linear) and isinstance(self.project_out, nn.Linear)):
             return
         points = latents.transpose(1, 2).flatten(0, 1).double()  # [M, D]
-        spread = start_projections(self.project_in, self.project_out, latents).std(dim=0).clamp(min=1e-6).float()
+        spread = start_projections(self.project_in, self.project_out, latents).std(dim=0).float()
+        spread = spread.clamp(min=WEAKEST * spread.max())
         self.project_in.weight.div_(spread[:, None])
         self.project_in.bias.div_(spread)
         values = self.rows(self.search(self.bounded(self.project_in(points.float())))).double()

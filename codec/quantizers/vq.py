@@ -71,7 +71,9 @@ class Compared(Quantizer):
         quantized = self.project_out(self.carry(z, chosen)).transpose(1, 2)  # [B, D, N]
         if self.training and torch.is_grad_enabled():
             self.update(points, codes)
-        return QuantizerOutput(quantized, codes.view(len(z), 1, -1), commitment_loss[:, None], codebook_loss[:, None])
+        return QuantizerOutput(
+            quantized, codes.view(z.shape[:2])[:, None], commitment_loss[:, None], codebook_loss[:, None]
+        )
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.project_out(self.rows(codes[:, 0])).transpose(1, 2)
@@ -167,7 +169,8 @@ class EMAVQ(Refreshed):
     the averages, its old average easily overwrites a revived row in the same step.
 
     A code is dead when its count has fallen below a tenth of the fair share M / V, M points per step: after some 230 steps
-    without a hit. A step revives at most M codes, those with the lowest counts, each on a point of its own.
+    without a hit. A step revives at most M codes, those with the lowest counts, each on a point of its own. A step is a
+    forward pass in training mode with gradients on: under ``torch.no_grad`` nothing moves.
     """
 
     counts: Tensor

@@ -111,7 +111,10 @@ def test_the_first_batch_starts_it_once(kind: type[Quantizer]) -> None:
         assert all(torch.equal(a, b) for a, b in zip(after, module.codebook_state(), strict=True))
     quantizer.load_state_dict(kind(**SMALL).state_dict())  # as for another fold
     assert len(quantizer(x).codes[:, 0].unique()) > 60, "started again"
-    assert "started" not in kind(**SMALL, init=None).state_dict()
+    other.load_state_dict(kind(**SMALL, init=None).state_dict())
+    after = [tensor.clone() for tensor in other.codebook_state()]
+    other(x)
+    assert all(torch.equal(a, b) for a, b in zip(after, other.codebook_state(), strict=True)), "trained without a start"
 
 
 def test_a_basis_of_latents_and_one_of_your_own() -> None:
@@ -149,6 +152,7 @@ STACK = ResidualSimVQ(**SMALL, num_quantizers=2, init=None)
         (lambda: SimVQ(**SMALL, map="other"), "map must be one of 'dense.*, not 'other'"),
         (lambda: SimVQ(**SMALL, init="other"), "init must be one of 'first.*, not 'other'"),
         (lambda: convert((PAIR[0], torch.zeros(3, 5))), r"weight must be \[D, d\] for a table"),
+        (lambda: convert((*PAIR, torch.zeros(2))), r"bias must be \[3\] for this weight"),
         (lambda: convert(PAIR, map_bias=False), "leave map and map_bias out"),
         (lambda: convert(PAIR, map="diagonal"), "leave map and map_bias out"),
         (lambda: convert({"weight": PAIR[0]}), "no known layout"),
@@ -202,6 +206,10 @@ def test_compilation_changes_no_code(quantizer: Any, training: bool, monkeypatch
     assert torch.equal(codes, expected)
     (quantized.square().mean() + loss).backward()
     assert all(p.grad is not None for p in quantizer.parameters())
+    if not training:
+        module = nn.Module()
+        module.quantizer, module.forward = quantizer, lambda x: tuple(quantizer(x))
+        assert torch.equal(torch.export.export(module, (x,)).module()(x)[1], expected)
 
 
 def start_in_a_process(rank: int, folder: str) -> None:

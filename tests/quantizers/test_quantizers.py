@@ -276,6 +276,8 @@ def test_grid_points_are_all_different_and_their_own_codes(kind: str, size: int)
         half = (quantizer.levels - 1) * (1 + 1e-3) / 2
         z = torch.atanh((points * (quantizer.levels // 2) + 0.5) / half) - torch.atanh(0.5 / half)
     assert torch.equal(quantizer.search(quantizer.bounded(z)), torch.arange(size))
+    quantizer.initialize(latents() * (torch.arange(DIM) < 1)[:, None])
+    assert quantizer.project_in.weight.norm(dim=1).max() < 200 / latents().std(), "not by the emptiest direction"
 
 
 # ---- the lookup -------------------------------------------------------------------------------------------------------
