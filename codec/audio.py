@@ -30,7 +30,7 @@ BLOCK_SECONDS = 10
 BLOCK_VALUES = 2**23  # at most in a block, all channels together
 SYSTEM_ERROR = 2  # libsndfile's code if a system call fails
 AV_FORMATS = "mov,matroska,aac,amr,caf,wav,ogg,mp3"  # and no others: FFmpeg would also follow lists of addresses
-AV_SUFFIXES = {".3gp", ".aac", ".amr", ".bw64", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm"}
+AV_SUFFIXES = {".3g2", ".3gp", ".aac", ".amr", ".bw64", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm"}
 AV_SLACK = 0.1  # s: times in WebM files are rounded, and include what the encoder puts before the audio
 MP3_LEAD = 2**14  # samples that an MP3 decoder must read before a place to be right there
 CANCELLING_DB = 6.0  # channels cancel if their mix is softer by this than with all but the loudest one silent
@@ -101,7 +101,7 @@ def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) ->
 def audio_suffixes() -> frozenset[str]:
     """Suffixes of the files that libsndfile reads here, or PyAV would."""
     formats = {f".{name.lower()}" for name in soundfile.available_formats() if name != "RAW"}
-    return frozenset(formats | {*WRITTEN, ".wave", ".snd", ".sph", ".aifc"} | AV_SUFFIXES)
+    return frozenset(formats | {*WRITTEN, ".wave", ".snd", ".sph", ".aifc", ".mp2", ".mpga", ".spx"} | AV_SUFFIXES)
 
 
 class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
@@ -369,10 +369,12 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
                 with AudioReader(self._path) as reader:
                     if sum(map(len, reader.blocks())) != self._written:
                         raise AudioError(f"{self.name} lacks samples")
-        if kind is None and not self._path.stat().st_size:
-            raise AudioError(
-                f"{self.name}: there is no sound to write, and an empty {self._path.suffix} is no file; take .wav"
-            )
+        if kind is None and not self._written:
+            try:
+                AudioReader(self._path).__exit__(None)
+            except AudioError:
+                text = f"there is no sound to write, and an empty {self._path.suffix} is no file; take .wav"
+                raise AudioError(f"{self.name}: {text}") from None
         if kind is None and self._peak > LOUD:
             log.warning("%s: reaches %.1f times full scale and is clipped there", self.name, self._peak)
 

@@ -10,7 +10,7 @@ from typing import Any
 from codec import __version__, container
 from codec.cli.backends import load_codec, torch_is_here
 from codec.cli.jobs import files_below
-from codec.errors import EXTRAS, install_command
+from codec.errors import EXTRAS, CodecError, install_command
 from codec.pretrained import FILES, ModelError, find_model, shipped_models, shipped_name
 
 
@@ -54,6 +54,8 @@ def describe(name: str, backend: str | None) -> dict[str, Any]:
     """
     if Path(name).is_file():
         return _describe_codes(Path(name))
+    if Path(name).exists() and not Path(name).is_dir():
+        raise CodecError(f"{name} is a pipe or a device; codec-info reads files")
     if Path(name).is_dir() or shipped_name(name) is not None:
         return _describe_model(name, backend)
     raise FileNotFoundError(f"{name}: no such file, model folder or shipped model ({', '.join(shipped_models())})")

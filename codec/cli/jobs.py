@@ -54,7 +54,7 @@ def plan_jobs(
     outputs = Path(output_dir)
     if outputs.exists() and not outputs.is_dir():
         raise UsageError(f"-o {outputs} is a file, not a folder")
-    pairs: dict[tuple[Path, Path], None] = {}  # an ordered set: an input given twice is done once
+    pairs: dict[tuple[str, Path], Path] = {}  # an input given twice, in whatever words, is done once
     for name in paths:
         path = _path(name)
         if path == STREAM:
@@ -63,12 +63,14 @@ def plan_jobs(
         for source in sources:
             inside = source.relative_to(folder)
             stem = inside.with_suffix("") if inside.suffix.lower() in source_suffixes else inside  # .2024 is none
-            pairs[source, outputs / stem.parent / (stem.name + target_suffixes[0])] = None
+            pairs.setdefault(
+                (os.path.realpath(source), outputs / stem.parent / (stem.name + target_suffixes[0])), source
+            )
     if not pairs:
         kind = next(iter(source_suffixes)) if len(source_suffixes) == 1 else "audio"
         raise UsageError(f"nothing to do: no {kind} file in {' '.join(paths)}")
     counts = Counter(target for _, target in pairs)
-    return [Job(source, target, clashes=counts[target] > 1) for source, target in pairs]
+    return [Job(source, target, clashes=counts[target] > 1) for (_, target), source in pairs.items()]
 
 
 def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:

@@ -60,17 +60,21 @@ class PcmPipe(AbstractContextManager["PcmPipe"]):
         head = stream.read(12)
         if head[:4] != b"RIFF" or head[8:] != b"WAVE":
             return None, head
+        frame_bytes = 0  # of a sample of all channels: 24 bits may lie in 3 bytes or in 4
         while len(head) < READ_BYTES:
             chunk = stream.read(8)
             head, size = head + chunk, int.from_bytes(chunk[4:], "little")
             if len(chunk) < 8 or chunk[:4] == b"data":
                 break
-            head += stream.read(min(size + size % 2, READ_BYTES))
+            data = stream.read(min(size + size % 2, READ_BYTES))
+            head += data
+            if chunk[:4] == b"fmt ":
+                frame_bytes = int.from_bytes(data[12:14], "little")
         with suppress(soundfile.LibsndfileError):  # of a head that libsndfile does not understand
             about = soundfile.info(io.BytesIO(head))
-            if chunk[:4] == b"data" and about.subtype in WIDTHS:
+            width = about.channels * WIDTHS.get(about.subtype, 0)
+            if chunk[:4] == b"data" and width and width == frame_bytes:
                 unknown = size == 0 or any(size in sizes for sizes in UNKNOWN_SIZES)
-                width = about.channels * WIDTHS[about.subtype]
                 claimed = math.inf if unknown else size // width
                 trailing = max(8 + int.from_bytes(head[4:8], "little") - len(head) - size, 0) + size % width
                 return cls(stream, about.samplerate, channel, about.channels, about.subtype, claimed, trailing), head

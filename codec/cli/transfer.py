@@ -83,7 +83,12 @@ class Worker:
         try:
             if job.target != STREAM and job.target.exists() and self._keeps_target(job):
                 return False
-            self.convert(job)
+            try:
+                self.convert(job)
+            except FileExistsError:  # another run has written it meanwhile
+                if not self._keeps_target(job):
+                    raise
+                return False
         except (BrokenPipeError, ModelError, UsageError):
             raise  # whoever reads stdout has gone; or no job can be done
         except (CodecError, OSError) as error:
@@ -212,12 +217,14 @@ class FileDecoder(Worker):
             if codes.header.num_samples is None:
                 deque(codes.blocks(), 0)  # the end has the length
         rate = codes.header.sample_rate if self.args.native_rate else codes.header.original_sample_rate
+        length = codes.header.length_at(rate)
         try:
             with AudioReader(job.target) as reader:
-                found = reader.sample_rate, reader.channels, sum(map(len, reader.blocks()))
+                there = sum(map(len, reader.blocks())) if length else reader.claimed_samples  # blocks refuses silence
+                found = reader.sample_rate, reader.channels, there
         except AudioError:
             return DAMAGED
-        return "" if found == (rate, 1, codes.header.length_at(rate)) else MADE_OTHERWISE
+        return "" if found == (rate, 1, length) else MADE_OTHERWISE
 
     def convert(self, job: Job) -> None:
         with _open_bytes(job) as stream:
