@@ -44,17 +44,18 @@ def plot(args: argparse.Namespace) -> int:
     for (_, _, folder), (_, results) in zip(parts, reports, strict=True):
         if missing := [name for name in args.metrics if name not in results.metrics]:
             raise CodecError(f"{folder} has no metric {missing[0]}; it has {', '.join(results.metrics)}")
-    panels = {reports[0][1].metrics[name].label: lines_of(reports, name, not single) for name in args.metrics}
-    if empty := [label for label, lines in panels.items() if not lines]:
+    panels = {reports[0][1].metrics[name]: lines_of(reports, name, not single) for name in args.metrics}
+    if empty := [metric.label for metric, lines in panels.items() if not lines]:
         raise CodecError(f"no {'system with a bitrate' if single else 'model'} has a value of {empty[0]}")
-    figure = Figure((5 * len(panels), 3.6), layout="tight")
+    figure = Figure((5 * len(panels), 3.6), layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)
     names = dict.fromkeys(name for lines in panels.values() for name in lines)  # each looks alike in all panels
-    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=True):
+    for axis, (metric, lines) in zip(axes.flat, panels.items(), strict=True):
         for name, marker in zip(names, itertools.cycle("osD^v<>"), strict=False):
             x, means, *bars = zip(*lines.get(name, [(math.nan, math.nan, 0.0, 0.0)]), strict=True)
             axis.errorbar(x, means, yerr=bars, label=name, marker=marker, capsize=2)
-        axis.set_title(title)
+        axis.set_title(metric.label)
+        axis.set_ylabel(metric.unit)
         axis.set_xlabel("kbit/s" if single else "training step")
         if single:
             axis.set_xscale("log")
@@ -62,7 +63,7 @@ def plot(args: argparse.Namespace) -> int:
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
         axis.grid(alpha=0.3)
-    axes.flat[0].legend()
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside right upper")
     save_picture(figure, args.out, args.force)
     return EXIT_OK
 

@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
@@ -26,7 +26,7 @@ COMPARE_EXAMPLES = """examples:
   codec-compare report_a report_b
   codec-compare report report --pair opus-6:model-8 --metrics pesq stoi
 """
-HIDDEN = {"lsd", "kbps_entropy", "rtf"}  # metrics that the table in the terminal has no room for
+HIDDEN = {"lsd", "kbps_entropy", "rtf"}  # metrics that the terminal has no room for, unless they were asked for
 COSTLY = "pitch, DistillMOS and token stability take most of the time; for a quick look: --metrics pesq stoi mel "
 COSTLY += "--no-stability"
 
@@ -122,7 +122,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     results.write(args.out)
     write_rows(args.out, rows)
     page = write_report(results, rows, args.out)
-    print(f"{table(results)}\n\nreport: {page}")
+    print(f"{table(results, () if args.metrics else HIDDEN)}\n\nreport: {page}")
     if not any(result.n for system in results.systems for result in system.results.values()):
         raise CodecError(f"no metric has a value for any of the {len(records)} utterances; see {page}")
     return 0
@@ -138,9 +138,9 @@ def _folders(texts: Sequence[str]) -> dict[str, tuple[str, float | None]]:
     return folders
 
 
-def table(results: Results) -> str:
+def table(results: Results, hidden: Collection[str]) -> str:
     """The main results as text: mean and half the interval's width, and how many utterances failed."""
-    metrics = {name: metric for name, metric in results.metrics.items() if name not in HIDDEN}
+    metrics = {name: metric for name, metric in results.metrics.items() if name not in hidden}
     rows = [["system", "nominal kbit/s", *(metric.label for metric in metrics.values()), "failed"]]
     for system in results.systems:
         found = [system.results.get(name, Result(None, None, None, 0)) for name in metrics]

@@ -139,10 +139,17 @@ def unlike(a: Report, b: Report) -> list[str]:
     notes = []
     if a.results.manifest.sha256 != b.results.manifest.sha256:
         notes.append("the manifests differ: only utterances of the same id are compared")
-    for name in sorted(a.results.metrics.keys() & b.results.metrics.keys() - OF_THE_MACHINE):
-        first, second = a.results.metrics[name], b.results.metrics[name]
-        if first.package != second.package:
-            notes.append(f"{first.label} is by {first.package} in A and by {second.package} in B")
+    theirs = {system.id: system for system in b.results.systems}
+    for first in a.results.systems:
+        second = theirs.get(first.id, first)
+        if first.name != second.name:
+            notes.append(f"{first.id} is {first.name} in A and {second.name} in B")
         elif first.how != second.how:
-            notes.append(f"{first.label} is defined otherwise in A than in B")
+            notes.append(f"{first.id} was made otherwise in A ({first.how}) than in B ({second.how})")
+    for name in sorted(a.results.metrics.keys() & b.results.metrics.keys() - OF_THE_MACHINE):
+        one, other = a.results.metrics[name], b.results.metrics[name]
+        if one.package != other.package:
+            notes.append(f"{one.label} is by {one.package} in A and by {other.package} in B")
+        elif one.how != other.how:
+            notes.append(f"{one.label} is defined otherwise in A than in B")
     return notes

@@ -189,6 +189,10 @@ def changed_codes(family: Family, record: Record, samples: Waveform, outcome: Ou
     if isinstance(outcome, str):
         return dict.fromkeys(CHANGES, outcome)
     assert isinstance(family, ModelFamily) and outcome.codes is not None
+    try:
+        _ = Pair(samples, samples, record.sample_rate).waveforms  # what no metric has a meaning for has no stable codes
+    except MetricError as error:
+        return dict.fromkeys(CHANGES, str(error))
     codec, codes = family.codec, outcome.codes
     waveform = torch.from_numpy(resample(samples, record.sample_rate, codec.sample_rate))
     hop, frames = codec.hop_length, codes.shape[-1]

@@ -49,7 +49,8 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     refuse_existing(args.run / "tokens.safetensors")
     records = [record for record in read_manifest(args.manifest) if args.speaker in (None, record.speaker)]
     if len(records) < 2:
-        raise CodecError(f"{args.manifest}: {len(records)} utterances of speaker {args.speaker}; at least 2 are needed")
+        whose = f" of speaker {args.speaker}" if args.speaker else ""
+        raise CodecError(f"{args.manifest}: {len(records)} utterances{whose}; at least 2 are needed")
     for record in records:  # what cannot be read is told before the long work
         read_record(record)
     codec, codes = Codec.from_pretrained(args.model), {}
@@ -225,6 +226,7 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
             seconds = time.process_time() - speaker.start
         rows.append((len(written), valid, ended, seconds, speaker.busy, speaker.first_sound))
     ids, frames, ended, seconds, decoding, _ = map(sum, zip(*rows, strict=True))
+    median = statistics.median(row[-1] for row in rows)
     if not frames:
         raise CodecError("not one code was written; train for more steps")
     return {
@@ -233,7 +235,7 @@ def generate(args: argparse.Namespace) -> dict[str, Any]:
         "ended_by_itself": ended / len(rows),
         "cpu_seconds_per_second": seconds / frames * rate,
         "of_it_decoding": decoding / frames * rate,
-        "median_cpu_seconds_to_first_sound": statistics.median(row[-1] for row in rows),
+        "median_cpu_seconds_to_first_sound": median if math.isfinite(median) else None,  # most gave no sound
     }
 
 

@@ -141,7 +141,7 @@ class TestReport:
         assert [stage["frames"] for stage in summary["health"]["stages"]] == 3 * [frames]
         changes = {entry["key"]: entry["changed"] for entry in summary["stability"]}
         assert changes and all(change["n"] + change["failed"] == 5 for change in changes.values())
-        assert changes["slice"]["reasons"]["too short for this change"] == 1  # of 10 ms there is no half
+        assert changes["slice"]["reasons"]["shorter than a quarter of a second"] == 1
         assert summary["interval"]["unit"] == "speakers" and {"pesq", "torch"} <= summary["software"].keys()
 
     def test_is_read_and_written_without_loss(self, report: Path, tmp_path: Path) -> None:
