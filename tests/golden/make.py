@@ -13,7 +13,7 @@ from typing import Any
 import soundfile
 import torch
 
-from codec import Codec, CodecConfig, container
+from codec import Codec, CodecConfig, container, load
 from codec.config import DecoderConfig, EncoderConfig, QuantizerConfig
 from codec.corpus.manifest import Record, write_manifest
 from codec.evaluation.commands import evaluate_main
@@ -46,15 +46,9 @@ def tiny_config(kind: str) -> CodecConfig:
     )
 
 
-def speech(path: Path) -> tuple[torch.Tensor, int]:
-    """A clip ``[T]`` and its rate in Hz."""
-    samples, rate = soundfile.read(path, dtype="float32")
-    return torch.from_numpy(samples), rate
-
-
 def tiny_speech() -> torch.Tensor:
     """Half a second of the 16 kHz clip, ``[T]``."""
-    return speech(CLIPS[1])[0][16000 : 16000 + PIECE]
+    return load(CLIPS[1])[0][0, 16000 : 16000 + PIECE]
 
 
 def write_tiny(kind: str, folder: Path) -> None:
@@ -74,9 +68,10 @@ def write_shipped(name: str) -> None:
     codec = Codec.from_pretrained(name)
     (HERE / name).mkdir(exist_ok=True)
     for path in CLIPS:
-        waveform, rate = speech(path)
+        waveform, rate = load(path)
         codes = codec.encode(waveform, rate)
-        container.write(HERE / name / f"{path.stem}.codes", codec.header(len(waveform), rate), codes[0].numpy())
+        header = codec.header(waveform.shape[-1], rate)
+        container.write(HERE / name / f"{path.stem}.codes", header, codes[0].numpy())
         decoded = codec.decode(codes)[0, 0].clamp(-1, 1).numpy()
         soundfile.write(HERE / name / f"{path.stem}.flac", decoded, codec.sample_rate, subtype="PCM_16")
 
