@@ -194,19 +194,6 @@ def test_projections_start_as_principal_components() -> None:
     torch.testing.assert_close(lost, values[:-4].sum(), rtol=1e-3, atol=1e-3)
 
 
-def test_each_stage_lowers_the_error_and_a_prefix_decodes() -> None:
-    stack = started(make("residual_simvq"))
-    x = latents(4, 100)
-    full = stack(x)
-    errors = []
-    for count in (1, 2, 3):
-        fewer = stack(x, num_quantizers=count)
-        assert torch.equal(fewer.codes, full.codes[:, :count])
-        assert torch.equal(stack.decode(full.codes[:, :count]), fewer.quantized)
-        errors.append((fewer.quantized - x).square().mean().item())
-    assert errors[0] > 1.2 * errors[1] > 1.2 * 1.2 * errors[2]
-
-
 @pytest.mark.parametrize("training", [True, False])  # False: fixed, as where a decoder alone learns
 def test_dropout_masks_losses_and_output_but_keeps_the_graph(training: bool) -> None:
     stack = make("residual_simvq").train(training)
@@ -217,6 +204,7 @@ def test_dropout_masks_losses_and_output_but_keeps_the_graph(training: bool) -> 
     for item in range(32):
         alone = stack(x[item : item + 1], num_quantizers=int(used[item]))
         torch.testing.assert_close(output.quantized[item : item + 1], alone.quantized)
+        torch.testing.assert_close(stack.decode(alone.codes), alone.quantized)
     (output.quantized.sum() + output.commitment_loss.sum() + output.codebook_loss.sum()).backward()
     assert all(p.grad is not None for p in stack.parameters())
 
