@@ -12,9 +12,9 @@ from codec.errors import CodecError
     ("values", "message"),
     [
         ({"encoder": {"stride": [8]}}, "unknown key encoder.stride; known are strides"),
-        ({"causal": 1}, "causal must be of type bool"),
+        ({"causal": 1}, "causal must be of type bool, not 1"),
         ({"encoder": {"strides": [8, "5", 8]}}, r"encoder.strides\[1\] must be of type int"),
-        ({"encoder": {"strides": 320}}, "encoder.strides must be a list"),
+        ({"encoder": {"strides": "3" * 99}}, r"encoder.strides must be a list, not '3+\.\.\.3+'$"),
         ({"encoder": [1]}, "encoder must be a mapping"),
         ({"encoder": {"widths": [1, 2]}}, "encoder: widths must have 3 entries"),
         ({"decoder": {"kind": "upsampling"}}, "decoder.kind must be one of 'istft'"),
@@ -31,7 +31,6 @@ from codec.errors import CodecError
         ({"decoder": {"kernel_size": 6}}, "kernel_size must be odd"),
         ({"decoder": {"n_fft": 45}}, "n_fft must be even"),
         ({"decoder": {"n_fft": 2**30}}, "decoder: n_fft must be from 2 to 8192"),
-        ({"causal": [[[[[[[["deep"]]]]]]]]}, r"causal must be of type bool, not \[\[\["),
     ],
 )
 def test_mistakes_are_named(values: dict[str, object], message: str) -> None:
