@@ -12,7 +12,6 @@ SINE = np.sin(2 * np.pi * 440 / RATE * np.arange(RATE)).astype(np.float32)  # a 
 @pytest.mark.parametrize(
     ("signal", "gain_db"),
     [
-        (SINE, -3.01 - LEVEL_DB),
         (SINE / 1000, -63.01 - LEVEL_DB),
         (np.concatenate([SINE, SINE / 100, 0 * SINE]), -3.01 - LEVEL_DB),  # pauses do not count
         (np.concatenate([SINE, SINE / 10]), 10 * np.log10((0.5 + 0.005) / 2) - LEVEL_DB),
@@ -22,7 +21,7 @@ SINE = np.sin(2 * np.pi * 440 / RATE * np.arange(RATE)).astype(np.float32)  # a 
         (np.where(np.arange(RATE) == 99, 0.5, SINE / 50), 20 * np.log10(0.5)),  # a click: not beyond full scale
         (2 * SINE[:100], 20 * np.log10(2 * np.sqrt(np.square(SINE[:100]).sum() / 320)) - LEVEL_DB),  # less than a frame
     ],
-    ids=["sine", "soft", "pauses", "two levels", "silence", "one sample", "tiny", "click", "short"],
+    ids=["soft", "pauses", "two levels", "silence", "one sample", "tiny", "click", "short"],
 )
 def test_gain(signal: np.ndarray, gain_db: float) -> None:
     signal = signal.astype(np.float32)

@@ -140,7 +140,6 @@ def test_damage_is_named(model: Codec, tmp_path: Path, bits: Bits) -> None:
         (WIDE + STEP, lambda _: torch.ones(3), r"\.step is \[3\]"),
         (WIDE + STEP, lambda _: torch.full((256, 1), 3e38), f"{WIDE} holds NaN or infinity"),
         (NARROW, lambda _: torch.full((8, 8), 1e300, dtype=torch.float64), f"{NARROW} holds NaN or infinity"),
-        (NARROW, lambda t: torch.cat([t[1:], t[:1] * torch.nan]), f"{NARROW} holds NaN or infinity"),
         (BASIS, lambda t: torch.full_like(t, torch.nan), f"{BASIS} holds NaN or infinity"),
         *((NARROW, lambda t, dtype=dtype: t.to(dtype), f"{NARROW} must be of type F32") for dtype in NO_FLOATS),
         ("encoder.output.bias", lambda _: torch.zeros(3, 3), "encoder.output.bias"),
@@ -190,7 +189,6 @@ def test_what_came_in_place_of_a_file_is_named(
 
 
 HUGE: list[dict[str, Any]] = [
-    {"latent_dim": 2**16},
     {"encoder": {"widths": [2**16] * 3, "depths": [64] * 3}},
     {"decoder": {"width": 2**16, "depth": 64}},
     {"decoder": {"n_fft": 8160}},

@@ -14,8 +14,7 @@ from codec import Codec, container
 
 
 @pytest.mark.parametrize(
-    ("length", "rate", "channels"),
-    [(1, 16000, 1), (81, 16000, 1), (40_959, 16000, 1), (7, 11025, 1), (44_101, 44100, 2), (9001, 96000, 3)],
+    ("length", "rate", "channels"), [(1, 16000, 1), (40_959, 16000, 1), (7, 11025, 1), (44_101, 44100, 2)]
 )
 def test_exactly_as_many_samples(run: Run, length: int, rate: int, channels: int) -> None:
     soundfile.write("in.wav", np.random.default_rng(length).uniform(-0.3, 0.3, (length, channels)), rate)

@@ -77,7 +77,6 @@ def test_one_player_at_a_time(page: webdriver.Chrome) -> None:
 def test_sorting_by_click_and_by_keyboard(page: webdriver.Chrome) -> None:
     """Rows without a value come last either way."""
     assert sorted_by(page) == [("#", "ascending")]
-    assert column(page, "File")[:3] == ["file-0003", "file-0004", NASTY]
     for order in ("ascending", "descending"):
         page.find_element(By.XPATH, "//table[@id='files-table']//th/button[starts-with(., 'PESQ-WB')]").click()
         page.find_element(By.ID, "files-all").click()
