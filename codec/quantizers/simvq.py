@@ -93,7 +93,7 @@ class SimVQ(Quantizer):
         return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
     def rows(self, codes: Tensor) -> Tensor:
-        """The chosen codes, ``[..., d]``; in training only the chosen rows of C are mapped, so that W and b learn."""
+        """The chosen codes, ``[..., d]``; with gradients only the chosen rows of C are mapped, and W and b learn."""
         if torch.is_grad_enabled():
             return self.map_basis(F.embedding(codes, self.basis))
         return F.embedding(codes, self.codebook)  # the same except for rounding

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes ``metrics.jsonl`` (one line per point in time) and, unless ``logger="none"``, events for TensorBoard.
 
-    If the disk is full or the folder was removed, it warns once and raises nothing. A second tracker for the same folder is
-    refused as a CodecError, except on Windows and file systems without locks.
+    If the disk is full or the folder was removed, it warns once and raises nothing. While it is open, another for the same
+    folder is refused as a CodecError, except on Windows and file systems without locks.
 
     Args:
         folder: of the run.
