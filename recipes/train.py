@@ -296,7 +296,7 @@ def set_up(args: argparse.Namespace) -> Run:
 
 
 def changes_since(path: Path, config: TrainConfig, checkpoint: Path) -> list[str]:
-    """How ``config`` differs from the run's config.json; checkpoints do not show all of it, as the sample rate.
+    """How ``config`` differs from the run's config.json; checkpoints cannot show all, such as a sample rate.
 
     Raises:
         ConfigError: look_aheads or a field of model or discriminator differs; phases.autoencoder differs, and by the old

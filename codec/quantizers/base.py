@@ -119,8 +119,8 @@ class Quantizer(nn.Module, ABC):
         as one long item, so that ``dropout`` draws once for it.
 
         Raises:
-            CodecError: latents of another width; a first batch that does not vary; in training, no frame at all; more stages
-                than there are; a quantizer in half or double precision, which would give other codes.
+            CodecError: latents of another width; a first batch that does not vary; in training, no frame at all; no stage,
+                or more than there are; a quantizer in half or double precision, which would give other codes.
         """
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.num_quantizers:
