@@ -22,7 +22,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -32,28 +32,27 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codec.config import ConfigError, from_dict, to_dict
+from codec.config import ConfigError, to_dict
 from codec.corpus.manifest import ManifestError, Record, evenly, read_manifest, summary
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
-from codec.files import read_json, write_json, write_text
+from codec.files import write_json, write_text
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
-from codec.training.checkpoint import CHECKPOINTS, load_checkpoint, prune_checkpoints, save_checkpoint, start_from
+from codec.training.checkpoint import (
+    CHECKPOINTS,
+    changes_since,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+    start_from,
+)
 from codec.training.config import TrainConfig, load_train_config
 from codec.training.data import SegmentDataset, batches, end_readers
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
 from codec.training.networks import Networks, build_networks, set_learning_rates, start_quantizer, update_average
 from codec.training.progress import Clock, Counters, StopSignal, of_every_process
-from codec.training.tracking import (
-    LONGEST,
-    NONE_READABLE,
-    Tracker,
-    codebook_scalars,
-    readable,
-    show_examples,
-    validate,
-)
+from codec.training.tracking import LONGEST, Tracker, codebook_scalars, require_readable, show_examples, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -284,8 +283,7 @@ def set_up(args: argparse.Namespace) -> Run:
         init=args.init,
         changes=changes,
     )
-    if next(readable(valid, run.networks.codec), None) is None:  # before long work, not after it
-        raise ManifestError(NONE_READABLE.format(len(valid)))
+    require_readable(valid, run.networks.codec)  # before long work, not after it
     if checkpoint is not None:
         run.counters = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.saved_step = run.counters.step
@@ -293,40 +291,6 @@ def set_up(args: argparse.Namespace) -> Run:
             run.counters.segments or run.counters.step * data.batch_size
         )  # it was not always counted
     return run
-
-
-def changes_since(path: Path, config: TrainConfig, checkpoint: Path) -> list[str]:
-    """How ``config`` differs from the run's config.json; checkpoints cannot show all, such as a sample rate.
-
-    Raises:
-        ConfigError: look_aheads or a field of model or discriminator differs; phases.autoencoder differs, and by the old
-            or the new value that phase was over at the ``checkpoint``; or the file is damaged.
-    """
-    changes, step = [], int(checkpoint.name.removeprefix("step_"))
-    try:
-        before = from_dict(TrainConfig, read_json(path)) if path.is_file() else config
-    except CodecError as error:
-        raise ConfigError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
-    for name, old, new in differences("", to_dict(before), to_dict(config)):
-        # otherwise a quantizer would be matched twice, or never
-        fixed = name == "phases.autoencoder" and step > min(old, new)
-        if fixed or name.startswith(("model.", "discriminator.", "look_aheads")):
-            raise ConfigError(
-                f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
-                "own settings of it, and its --init, or another --out"
-            )
-        if not name.startswith(("log.", "data.workers")):
-            changes.append(f"{name} is {new} instead of {old}")
-    return changes
-
-
-def differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of each field, at any depth, that differs between two configurations."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old | new:
-            yield from differences(f"{name}.{key}".lstrip("."), old.get(key), new.get(key))
-    elif old != new:
-        yield name, old, new
 
 
 # ---- what is recorded -------------------------------------------------------------------------------------------------

@@ -151,6 +151,12 @@ def readable(records: Iterable[Record], codec: Codec) -> Iterator[tuple[Record, 
             yield record, torch.from_numpy(samples).to(codec.device)[None, None]
 
 
+def require_readable(records: list[Record], codec: Codec) -> None:
+    """Raise a ManifestError if none of the validation's utterances can be read."""
+    if next(readable(records, codec), None) is None:
+        raise ManifestError(NONE_READABLE.format(len(records)))
+
+
 @torch.no_grad()
 def validate(
     codec: Codec, records: list[Record], spectral: SpectralLoss, quantize: bool, accelerator: Accelerator
