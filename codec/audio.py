@@ -371,7 +371,8 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
                         raise AudioError(f"{self.name} lacks samples")
         if kind is None and not self._written:
             try:
-                AudioReader(self._path).__exit__(None)
+                with AudioReader(self._path):
+                    pass
             except AudioError:
                 text = f"there is no sound to write, and an empty {self._path.suffix} is no file; take .wav"
                 raise AudioError(f"{self.name}: {text}") from None

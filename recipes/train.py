@@ -23,7 +23,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -250,10 +250,10 @@ def set_up(args: argparse.Namespace) -> Run:
     config = load_train_config(args.config, [*args.set, *began])
     accelerator = accelerate.Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=args.cpu)
     data, world = config.data, accelerator.num_processes
-    if int(os.environ.get("WORLD_SIZE", 1)) > world:
+    if int(os.environ.get("WORLD_SIZE") or 1) > world:
         raise CodecError(
-            "several processes were started, but no GPU is seen, so that each would train for itself; give --cpu, or mend "
-            "the driver or the build of torch"
+            "WORLD_SIZE says that there are more processes, but this one sees none and would train for itself; start them by "
+            "torchrun or accelerate launch, and without a GPU (or a torch that sees it) with --cpu"
         )
     if data.batch_size % world:
         raise ConfigError(f"data.batch_size {data.batch_size} cannot be shared evenly by {world} processes")
@@ -287,9 +287,8 @@ def set_up(args: argparse.Namespace) -> Run:
     if checkpoint is not None:
         run.counters = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.saved_step = run.counters.step
-        run.counters.segments = (
-            run.counters.segments or run.counters.step * data.batch_size
-        )  # it was not always counted
+        # older checkpoints do not tell it
+        run.counters.segments = run.counters.segments or run.counters.step * data.batch_size
     return run
 
 
@@ -336,10 +335,16 @@ def validate_run(run: Run) -> None:
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True
     loss = values["valid/mel"] + values.get("valid/stft", 0.0)
-    measured = [(r.id, r.path, r.offset) for r in run.valid], values["valid/utterances"], config.losses
-    of = hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
-    if quantize and (counters.best_loss is None or loss < counters.best_loss or counters.best_of not in ("", of)):
+    measured = (
+        [(r.id, r.path, r.offset) for r in run.valid],
+        replace(config.losses, weights={}),
+        list(run.spectral.terms),
+    )
+    of, there = hashlib.sha256(repr(measured).encode()).hexdigest()[:16], values["valid/utterances"]
+    least = counters.best_loss if counters.best_of == of and counters.best_loss is not None else math.inf
+    if quantize and loss < least and (there >= counters.best_utterances or math.isinf(least)):
         counters.best_loss, counters.best, counters.best_of = loss, f"step_{counters.step:08d}", of
+        counters.best_utterances = there
         run.save()
 
 

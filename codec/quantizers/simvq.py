@@ -198,7 +198,7 @@ class ResidualQuantizer(Quantizer):
         self.stages = cast("list[Quantizer]", nn.ModuleList(stages))  # a ModuleList does not say what it holds
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
-        """``dropout``, for training: the share of the batch's items that use only a random number of stages, 1 to K,
+        """``dropout`` (training): the share of the batch's items that use only a random number of stages, 1 to K,
         evenly on a logarithmic scale. All stages are computed and masked, so that every parameter stays in the graph.
         """
         batch, device = latents.shape[0], latents.device
