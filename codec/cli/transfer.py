@@ -220,9 +220,8 @@ class FileDecoder(Worker):
         length = codes.header.length_at(rate)
         try:
             with AudioReader(job.target) as reader:
-                there = (
-                    sum(map(len, reader.blocks())) if length else reader.claimed_samples
-                )  # blocks() refuses files without samples
+                # blocks() refuses files without samples
+                there = sum(map(len, reader.blocks())) if length else reader.claimed_samples
                 found = reader.sample_rate, reader.channels, there
         except AudioError:
             return DAMAGED
