@@ -21,7 +21,6 @@ import math
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -33,26 +32,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from codec.config import ConfigError, to_dict
-from codec.corpus.manifest import ManifestError, Record, evenly, read_manifest, summary
+from codec.corpus.manifest import Record, summary
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
 from codec.files import write_json, write_text
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
-from codec.training.checkpoint import (
-    CHECKPOINTS,
-    changes_since,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-    start_from,
-)
+from codec.training.checkpoint import CHECKPOINTS, load_checkpoint, prune_checkpoints, save_checkpoint, start_from
 from codec.training.config import TrainConfig, load_train_config
-from codec.training.data import SegmentDataset, batches, end_readers
+from codec.training.data import SegmentDataset, batches, end_readers, read_manifests
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
 from codec.training.networks import Networks, build_networks, set_learning_rates, start_quantizer, update_average
 from codec.training.progress import Clock, Counters, StopSignal, of_every_process
-from codec.training.tracking import LONGEST, Tracker, codebook_scalars, require_readable, show_examples, validate
+from codec.training.tracking import Tracker, check_readable, codebook_scalars, show_examples, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -258,19 +250,8 @@ def set_up(args: argparse.Namespace) -> Run:
     if data.batch_size % world:
         raise ConfigError(f"data.batch_size {data.batch_size} cannot be shared evenly by {world} processes")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if accelerator.is_main_process else logging.ERROR)
-    checkpoint = start_from(args.out, args.resume, args.minutes is not None, accelerator)
-    changes = changes_since(args.out / "config.json", config, checkpoint) if checkpoint else []
-    records = [record for path in data.train for record in read_manifest(path)]
-    valid = evenly([record for path in data.valid for record in read_manifest(path)], data.valid_limit or None)
-    if not valid:
-        raise ManifestError(f"data.valid: no utterance in {', '.join(data.valid) or 'an empty list; give a manifest'}")
-    if any(record.duration > LONGEST for record in valid):
-        logging.warning("validation takes the first %d s of longer utterances", LONGEST)
-    trained = Counter((record.path, record.offset) for record in records)
-    if twice := sum(count > 1 for count in trained.values()):
-        logging.warning("data.train: %d utterances stand in it more than once", twice)
-    if shared := sum((record.path, record.offset) in trained for record in valid):
-        logging.warning("data.valid: %d of %d utterances are trained on, too", shared, len(valid))
+    checkpoint, changes = start_from(args.out, args.resume, args.minutes is not None, config, accelerator)
+    records, valid = read_manifests(data)
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -283,12 +264,11 @@ def set_up(args: argparse.Namespace) -> Run:
         init=args.init,
         changes=changes,
     )
-    require_readable(valid, run.networks.codec)  # before long work, not after it
+    check_readable(valid, run.networks.codec)  # before long work, not after it
     if checkpoint is not None:
         run.counters = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.saved_step = run.counters.step
-        # older checkpoints do not tell it
-        run.counters.segments = run.counters.segments or run.counters.step * data.batch_size
+        run.counters.segments = run.counters.segments or run.counters.step * data.batch_size  # old checkpoints lack it
     return run
 
 

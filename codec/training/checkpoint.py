@@ -139,26 +139,29 @@ def latest_checkpoint(folder: Path) -> Path:
     return checkpoints[-1]
 
 
-def start_from(run: Path, resume: bool, legs: bool, accelerator: Accelerator) -> Path | None:
-    """The newest whole checkpoint of a run, which every process must see; None if the run begins anew.
+def start_from(
+    run: Path, resume: bool, legs: bool, config: TrainConfig, accelerator: Accelerator
+) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and how ``config`` differs from before; ``None, []`` if the run begins anew.
 
     Raises:
+        ConfigError: as :func:`changes_since`.
         CheckpointError: there is none to ``resume``; there is one, but the run neither resumes nor consists of ``legs``;
             or the processes do not see the same one.
     """
-    folder = run / CHECKPOINTS
-    checkpoints = whole_checkpoints(folder)
+    checkpoints = whole_checkpoints(run / CHECKPOINTS)
     step = int(checkpoints[-1].name.removeprefix("step_")) if checkpoints else -1
     if len(set(steps := of_every_process(step, accelerator))) > 1:
         where = ", ".join(str(step) if step >= 0 else "none" for step in steps)
         raise CheckpointError(
             f"--out {run} must lie on a disk that all machines share: the processes see checkpoints of step {where}"
         )
-    if resume:
-        return latest_checkpoint(folder)
-    if checkpoints and not legs:
+    if checkpoints and not (resume or legs):
         raise CheckpointError(f"{run} holds a run already; continue it with --resume or choose another --out")
-    return checkpoints[-1] if checkpoints else None
+    if not checkpoints and not resume:
+        return None, []
+    checkpoint = latest_checkpoint(run / CHECKPOINTS)
+    return checkpoint, changes_since(run / "config.json", config, checkpoint)
 
 
 def changes_since(path: Path, config: TrainConfig, checkpoint: Path) -> list[str]:

@@ -151,8 +151,10 @@ def readable(records: Iterable[Record], codec: Codec) -> Iterator[tuple[Record, 
             yield record, torch.from_numpy(samples).to(codec.device)[None, None]
 
 
-def require_readable(records: list[Record], codec: Codec) -> None:
-    """Raise a ManifestError if none of the validation's utterances can be read."""
+def check_readable(records: list[Record], codec: Codec) -> None:
+    """Raise a ManifestError if none of the validation's utterances can be read, and tell of long ones."""
+    if any(record.duration > LONGEST for record in records):
+        log.warning("validation takes the first %d s of longer utterances", LONGEST)
     if next(readable(records, codec), None) is None:
         raise ManifestError(NONE_READABLE.format(len(records)))
 
