@@ -39,7 +39,7 @@ UNCHECKED = {"AVR", "IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SDS", "VOC"
 VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # to write at once: libsndfile's Vorbis encoder crashes on blocks of some millions
 OTHER_RATE = "take .wav, or the model's own rate (codec-decode --native-rate)"  # if a format lacks a rate
-LOUD = 2.0  # times full scale: decoded speech exceeds it by some tenths, but so far only if its recording does
+LOUD = 2.0  # times full scale, which decoded speech exceeds by some tenths: by more only if its recording does
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
 
 WRITTEN = {  # by suffix, libsndfile's names of the format and the sample format
@@ -315,7 +315,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         return AudioError(f"{self.name} is damaged ({error.error_string.strip(' .')})")
 
     def _mono(self, block: Block) -> Block:
-        with np.errstate(over="ignore", invalid="ignore"):  # found in the next line
+        with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are refused below
             mono: Block = block[:, self._channel - 1] if self._channel else block.mean(axis=1, dtype=np.float32)
         if not np.isfinite(mono).all():
             raise AudioError(f"{self.name} holds NaN or infinity; repair it first")
@@ -371,7 +371,8 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
                         raise AudioError(f"{self.name} lacks samples")
         if kind is None and not self._written:
             try:
-                AudioReader(self._path).__exit__(None)
+                with AudioReader(self._path):
+                    pass
             except AudioError:
                 text = f"there is no sound to write, and an empty {self._path.suffix} is no file; take .wav"
                 raise AudioError(f"{self.name}: {text}") from None

@@ -297,7 +297,7 @@ JOINED_PAGES = 100  # between the head and the first pages of a recorded broadca
 
 
 def _ogg_parts(source: _Source) -> list[Part]:
-    """One part per link: libsndfile reads only the first, and does not miss its first or last page of audio."""
+    """One part per link: libsndfile reads only the first, and does not notice lost pages at its ends."""
     # the start of each link, and by stream the end, number and flags of its last page
     links: list[tuple[int, dict[bytes, tuple[int, int, int]]]] = []
     in_head = 0  # not 0 in the first pages of a link, with which all its streams begin

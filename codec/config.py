@@ -138,7 +138,7 @@ def require(condition: bool, message: str) -> None:
 
 
 def whole_number(name: str, value: Any, low: int, high: int, error: type[CodecError] = CodecError) -> int:
-    """The value, a number of Python or numpy or a tensor without dimensions, as an int; ``error`` if it is no such int."""
+    """A number of Python or numpy, or a tensor without dimensions, as an int; ``error`` if not whole, or out of range."""
     number = value.item() if getattr(value, "ndim", None) == 0 else value
     whole = type(number) is int or (type(number) is float and number.is_integer())
     if not whole or not low <= number <= high:

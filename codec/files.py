@@ -82,7 +82,7 @@ def _rename_if_free(temporary: Path, path: Path) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file of at most 1 MiB; a CodecError, which does not name the file, if it is not JSON."""
+    """The value of a JSON file of at most 1 MiB; a CodecError, which does not name the file, if it is no such file."""
     with open(path, "rb") as file:
         text = file.read(2**20 + 1)
     if len(text) > 2**20:

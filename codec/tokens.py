@@ -73,8 +73,8 @@ class TokenLayout:
     def to_codes(self, tokens: Ids, invalid: Invalid = "refuse") -> Ids:
         """Codes ``[K, N]`` of one sequence ``[L]`` that a language model has written, without its prompt.
 
-        Begin may be missing; the codes stop at the first end, or at pads. Any other id that is no code of its place is
-        ``invalid``. Errors count places from the first id after begin.
+        Begin may be missing; the codes stop at the first end, or where only pads follow. Any other id that is no
+        code of its place is ``invalid``. Errors count places from the first id after begin.
         """
         begin, end, pad = self.special_ids.values()
         ids = _array(tokens, "tokens", "[L]")

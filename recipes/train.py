@@ -21,9 +21,8 @@ import math
 import os
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,28 +31,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from codec.config import ConfigError, from_dict, to_dict
-from codec.corpus.manifest import ManifestError, Record, evenly, read_manifest, summary
+from codec.config import ConfigError, to_dict
+from codec.corpus.manifest import Record, summary
 from codec.errors import EXIT_OK, CodecError, Parser, run_command
-from codec.files import read_json, write_json, write_text
+from codec.files import write_json, write_text
 from codec.health import CodebookCounter, effective_dimension
 from codec.model import CodecOutput
 from codec.spectral import low_pass
 from codec.training.checkpoint import CHECKPOINTS, load_checkpoint, prune_checkpoints, save_checkpoint, start_from
 from codec.training.config import TrainConfig, load_train_config
-from codec.training.data import SegmentDataset, batches, end_readers
+from codec.training.data import SegmentDataset, batches, end_readers, read_manifests
 from codec.training.losses import SpectralLoss, discriminator_loss, feature_matching_loss, generator_loss
 from codec.training.networks import Networks, build_networks, set_learning_rates, start_quantizer, update_average
 from codec.training.progress import Clock, Counters, StopSignal, of_every_process
-from codec.training.tracking import (
-    LONGEST,
-    NONE_READABLE,
-    Tracker,
-    codebook_scalars,
-    readable,
-    show_examples,
-    validate,
-)
+from codec.training.tracking import Tracker, check_readable, codebook_scalars, show_examples, validate
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -251,27 +242,16 @@ def set_up(args: argparse.Namespace) -> Run:
     config = load_train_config(args.config, [*args.set, *began])
     accelerator = accelerate.Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=args.cpu)
     data, world = config.data, accelerator.num_processes
-    if int(os.environ.get("WORLD_SIZE", 1)) > world:
+    if int(os.environ.get("WORLD_SIZE") or 1) > world:
         raise CodecError(
-            "several processes were started, but no GPU is seen, so that each would train for itself; give --cpu, or mend "
-            "the driver or the build of torch"
+            "WORLD_SIZE says that there are more processes, but this one sees none and would train for itself; start them by "
+            "torchrun or accelerate launch, and without a GPU (or a torch that sees it) with --cpu"
         )
     if data.batch_size % world:
         raise ConfigError(f"data.batch_size {data.batch_size} cannot be shared evenly by {world} processes")
     logging.basicConfig(format="%(message)s", level=logging.WARNING if accelerator.is_main_process else logging.ERROR)
-    checkpoint = start_from(args.out, args.resume, args.minutes is not None, accelerator)
-    changes = changes_since(args.out / "config.json", config, checkpoint) if checkpoint else []
-    records = [record for path in data.train for record in read_manifest(path)]
-    valid = evenly([record for path in data.valid for record in read_manifest(path)], data.valid_limit or None)
-    if not valid:
-        raise ManifestError(f"data.valid: no utterance in {', '.join(data.valid) or 'an empty list; give a manifest'}")
-    if any(record.duration > LONGEST for record in valid):
-        logging.warning("validation takes the first %d s of longer utterances", LONGEST)
-    trained = Counter((record.path, record.offset) for record in records)
-    if twice := sum(count > 1 for count in trained.values()):
-        logging.warning("data.train: %d utterances stand in it more than once", twice)
-    if shared := sum((record.path, record.offset) in trained for record in valid):
-        logging.warning("data.valid: %d of %d utterances are trained on, too", shared, len(valid))
+    checkpoint, changes = start_from(args.out, args.resume, args.minutes is not None, config, accelerator)
+    records, valid = read_manifests(data)
     run = Run(
         config=config,
         accelerator=accelerator,
@@ -284,49 +264,12 @@ def set_up(args: argparse.Namespace) -> Run:
         init=args.init,
         changes=changes,
     )
-    if next(readable(valid, run.networks.codec), None) is None:  # before long work, not after it
-        raise ManifestError(NONE_READABLE.format(len(valid)))
+    check_readable(valid, run.networks.codec)  # before long work, not after it
     if checkpoint is not None:
         run.counters = load_checkpoint(checkpoint, run.networks.modules, run.networks.optimizers)
         run.saved_step = run.counters.step
-        run.counters.segments = (
-            run.counters.segments or run.counters.step * data.batch_size
-        )  # it was not always counted
+        run.counters.segments = run.counters.segments or run.counters.step * data.batch_size  # old checkpoints lack it
     return run
-
-
-def changes_since(path: Path, config: TrainConfig, checkpoint: Path) -> list[str]:
-    """How ``config`` differs from the run's config.json; checkpoints do not show all of it, as the sample rate.
-
-    Raises:
-        ConfigError: look_aheads or a field of model or discriminator differs; phases.autoencoder differs, and by the old
-            or the new value that phase was over at the ``checkpoint``; or the file is damaged.
-    """
-    changes, step = [], int(checkpoint.name.removeprefix("step_"))
-    try:
-        before = from_dict(TrainConfig, read_json(path)) if path.is_file() else config
-    except CodecError as error:
-        raise ConfigError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
-    for name, old, new in differences("", to_dict(before), to_dict(config)):
-        # otherwise a quantizer would be matched twice, or never
-        fixed = name == "phases.autoencoder" and step > min(old, new)
-        if fixed or name.startswith(("model.", "discriminator.", "look_aheads")):
-            raise ConfigError(
-                f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
-                "own settings of it, and its --init, or another --out"
-            )
-        if not name.startswith(("log.", "data.workers")):
-            changes.append(f"{name} is {new} instead of {old}")
-    return changes
-
-
-def differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Name and both values of each field, at any depth, that differs between two configurations."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in old | new:
-            yield from differences(f"{name}.{key}".lstrip("."), old.get(key), new.get(key))
-    elif old != new:
-        yield name, old, new
 
 
 # ---- what is recorded -------------------------------------------------------------------------------------------------
@@ -372,10 +315,16 @@ def validate_run(run: Run) -> None:
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True
     loss = values["valid/mel"] + values.get("valid/stft", 0.0)
-    measured = [(r.id, r.path, r.offset) for r in run.valid], values["valid/utterances"], config.losses
-    of = hashlib.sha256(repr(measured).encode()).hexdigest()[:16]
-    if quantize and (counters.best_loss is None or loss < counters.best_loss or counters.best_of not in ("", of)):
+    measured = (
+        [(r.id, r.path, r.offset) for r in run.valid],
+        replace(config.losses, weights={}),
+        list(run.spectral.terms),
+    )
+    of, there = hashlib.sha256(repr(measured).encode()).hexdigest()[:16], values["valid/utterances"]
+    least = counters.best_loss if counters.best_of == of and counters.best_loss is not None else math.inf
+    if quantize and loss < least and (there >= counters.best_utterances or math.isinf(least)):
         counters.best_loss, counters.best, counters.best_of = loss, f"step_{counters.step:08d}", of
+        counters.best_utterances = there
         run.save()
 
 

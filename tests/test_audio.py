@@ -79,6 +79,9 @@ def test_what_is_not_saved(tmp_path: Path, name: str, items: int, rate: int, mes
         with pytest.raises(AudioError, match=text):
             save(tmp_path / name, waveform, rate)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
+    for suffix in (".flac", ".mp3", ".opus"):
+        with pytest.raises(AudioError, match=f"an empty {suffix} is no file; take .wav"):
+            save(tmp_path / f"a{suffix}", np.zeros(0, np.float32), 48000)
 
 
 # ---- headers that do not say what the file holds ----------------------------------------------------------------------

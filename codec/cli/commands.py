@@ -132,7 +132,7 @@ def _run(parser: Parser, argv: Sequence[str] | None, work: Callable[[argparse.Na
     parser.epilog = f"{parser.epilog}\n\n{EXIT_NOTE}"
     given = _after_two_dashes(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(given, intermixed=True)  # options anywhere
-    if args.backend not in (None, "torch"):  # without torch no code uses OpenBLAS's threads, which start slowly
+    if args.backend not in (None, "torch"):  # then only numpy has OpenBLAS, whose threads start slowly and gain nothing
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     advice = "; --skip-existing goes on" if getattr(args, "output_dir", None) else ""
     log.addHandler(lines)

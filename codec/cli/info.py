@@ -50,7 +50,7 @@ def describe(name: str, backend: str | None) -> dict[str, Any]:
     """Facts about a ``.codes`` file, a model folder or a shipped model, by name.
 
     Raises:
-        ContainerError, ModelError, OSError: it cannot be read.
+        CodecError, OSError: it cannot be read.
     """
     if Path(name).is_file():
         return _describe_codes(Path(name))

@@ -38,8 +38,8 @@ log = logging.getLogger(__name__)
 class PcmPipe(AbstractContextManager["PcmPipe"]):
     """Samples from a pipe, as they come; it has what is used here of ``AudioReader``.
 
-    In its context ctrl-C and SIGTERM end the input: what has come is encoded, and KeyboardInterrupt is raised at the end.
-    A second signal, after ``GRACE_SECONDS``, ends the output too, in case nobody reads it.
+    In its context ctrl-C, SIGTERM and a closed terminal end the input: what has come is encoded, and KeyboardInterrupt is
+    raised at the end. A second signal, after ``GRACE_SECONDS``, ends the output too, in case nobody reads it.
     """
 
     stream: BinaryIO  # at the first sample, little-endian, channels interleaved

@@ -73,8 +73,8 @@ class Worker:
 
         Raises:
             ModelError: a model or device cannot be used, which ends all jobs.
-            CodecError: as much for a number of quantizers.
-            UsageError: as much for a device that the backend does not have.
+            CodecError: the same for a number of quantizers.
+            UsageError: the same for a device that the backend does not have.
         """
         self.prepare()
         if job.clashes:
@@ -112,7 +112,7 @@ class Worker:
 
 
 def _quantizer_count(args: argparse.Namespace, num_quantizers: int, bitrate: float) -> int:
-    """How many to use of ``num_quantizers``, which take ``bitrate`` bit/s; logs a bitrate that differs from --bitrate."""
+    """How many to use of ``num_quantizers``, all ``bitrate`` bit/s together; logs a bitrate that is not --bitrate."""
     if args.num_quantizers is not None:
         if args.num_quantizers > num_quantizers:
             raise CodecError(f"--num-quantizers {args.num_quantizers}: there are only {num_quantizers}")
@@ -207,8 +207,8 @@ class FileEncoder(Worker):
 class FileDecoder(Worker):
     """Decodes ``.codes`` files with one model, or, without one, each with the shipped model that it names.
 
-    From a pipe to stdout codes are decoded live if their length is not known before their end, or if raw samples are to be
-    written.
+    Codes are decoded live from a pipe to stdout if their length is not known before their end, and always if raw samples are
+    to be written.
     """
 
     def fault(self, job: Job) -> str:
@@ -220,7 +220,8 @@ class FileDecoder(Worker):
         length = codes.header.length_at(rate)
         try:
             with AudioReader(job.target) as reader:
-                there = sum(map(len, reader.blocks())) if length else reader.claimed_samples  # blocks refuses silence
+                # blocks() refuses files without samples
+                there = sum(map(len, reader.blocks())) if length else reader.claimed_samples
                 found = reader.sample_rate, reader.channels, there
         except AudioError:
             return DAMAGED

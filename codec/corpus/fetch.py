@@ -22,8 +22,8 @@ CHUNK = 1 << 20  # bytes read at once
 def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> None:
     """Make sure that ``archive`` has this checksum ("algorithm:hex digest"), downloading it from ``url`` if it is missing.
 
-    A download is in ``archive.part`` until it is complete and verified; the next call continues an incomplete one. A file
-    with a wrong checksum is removed; a download that has not the ``size`` in bytes, if that is known, is not begun.
+    A download is in ``archive.part`` until it is complete and verified; the next call continues an incomplete one. One
+    with a wrong checksum is removed; one that has not the ``size`` in bytes, if that is known, is not begun.
 
     Raises:
         CodecError: no connection, an answer that is no file, a wrong size or checksum.

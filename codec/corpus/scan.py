@@ -20,7 +20,7 @@ from codec.workers import in_threads
 log = logging.getLogger(__name__)
 
 # without films and features, which some corpora have beside the audio
-AUDIO_SUFFIXES = audio_suffixes() - {".3gp", ".htk", ".mkv", ".mov", ".mp4", ".sd2", ".webm"}
+AUDIO_SUFFIXES = audio_suffixes() - {".3g2", ".3gp", ".htk", ".mkv", ".mov", ".mp4", ".sd2", ".webm"}
 
 SHOWN = 10  # bad files in the log
 ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # for names in a table

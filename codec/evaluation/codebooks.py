@@ -53,7 +53,7 @@ def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], mea
 def _add_entropy_bound(
     family: ModelFamily, counter: CodebookCounter, codes: Mapping[int, Tensor], measured: Sequence[Measured]
 ) -> None:
-    """Add each file's bits to its cells: a code takes ``-log2`` of its share in all codes counted in its stage."""
+    """Add each file's kbit/s to its cells, if a code takes ``-log2`` of its share in all codes counted in its stage."""
     share = counter.counts.double() / counter.counts.sum(dim=1, keepdim=True).clamp(min=1)
     bits = -share.clamp(min=1e-300).log2()
     own = 1 if family.refine_steps else None  # refined codes differ by number of stages; only the first ones are kept

@@ -140,12 +140,12 @@ def unlike(a: Report, b: Report) -> list[str]:
     if a.results.manifest.sha256 != b.results.manifest.sha256:
         notes.append("the manifests differ: only utterances of the same id are compared")
     theirs = {system.id: system for system in b.results.systems}
-    for first in a.results.systems:
-        second = theirs.get(first.id, first)
-        if first.name != second.name:
-            notes.append(f"{first.id} is {first.name} in A and {second.name} in B")
-        elif first.how != second.how:
-            notes.append(f"{first.id} was made otherwise in A ({first.how}) than in B ({second.how})")
+    families = {first.family: (first, theirs[first.id]) for first in a.results.systems if first.id in theirs}
+    for first, second in families.values():
+        if first.family != second.family:
+            notes.append(f"the {first.kind} is {first.family} in A and {second.family} in B")
+        if first.how != second.how:
+            notes.append(f"{first.family} was made otherwise in A ({first.how}) than in B ({second.how})")
     for name in sorted(a.results.metrics.keys() & b.results.metrics.keys() - OF_THE_MACHINE):
         one, other = a.results.metrics[name], b.results.metrics[name]
         if one.package != other.package:

@@ -26,7 +26,7 @@ from codec.model import Codec
 LONGEST = 120  # seconds of an utterance: pitch tracking holds all of it at once, 2 MiB a second
 KNOWN = {name: each.about for name, each in METRICS.items()} | {"lines": LINES} | COSTS  # all metrics by name
 
-CHANGES = {  # of the input: hardly audible, but they change codes
+CHANGES = {  # of the input: the speech stays the same, but codes change
     "shift_quarter": "input starts a quarter of a hop later",
     "shift_half": "input starts half a hop later",
     "scale": "input 6 dB quieter",

@@ -97,7 +97,7 @@ def _pitch_track(samples: bytes, sample_rate: int) -> Array:
 def pesq_wb(pair: Pair) -> float:
     """Wide-band PESQ (ITU-T P.862.2) as MOS-LQO, 1.04 to 4.64, resampled to 16 kHz.
 
-    It fails at some recordings with rumble below 50 Hz, for which its reference code gives values below that range.
+    It is wrong for some recordings with rumble below 50 Hz: its reference code then gives values below that range.
     It has no value for more than a minute, if it finds no speech, or for so many bursts of speech that its reference code
     might run out of room.
     """

@@ -39,6 +39,7 @@ class Estimate:
     def text(self, spec: str, interval: str = " ±{half}", without: str = "") -> str:
         """The mean in the format ``spec``, then the ``interval``, or ``without`` if there is none; "-" if there is no mean.
 
+        ``interval`` names the ends, ``{low}`` and ``{high}``, or half of the width, ``{half}``:
         ``Estimate(2.5, 2.25, 2.75, 9).text(".2f")`` is ``2.50 ±0.25``.
         """
         if self.mean is None:

@@ -112,7 +112,10 @@ def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
 
 
 def _read_settings(folder: Path) -> dict[str, object] | CodecError:
-    """The settings of the evaluation in a folder, or why they cannot be read; an EvaluationError if it holds none."""
+    """The settings of the evaluation in a folder, or why they cannot be read.
+
+    An EvaluationError if it holds none: only what an evaluation made may be removed.
+    """
     try:
         settings = read_json(folder / SETTINGS)
         if isinstance(settings, dict) and {"records", "systems", "metrics"} <= settings.keys():

@@ -82,7 +82,7 @@ def summarize(
 
 
 def _means(plan: Plan, measured: Sequence[Measured], units: Sequence[str]) -> dict[str, dict[str, Result]]:
-    """The mean over the files ``measured``, by system and metric; metrics that a system cannot have are left out."""
+    """The mean over the files ``measured``, by system and metric; what is not known of a system is left out."""
     means: dict[str, dict[str, Result]] = {system.id: {} for system in plan.systems}
     spectra = _mean_spectra(plan, measured)
     for name, system in product(plan.metrics, means):

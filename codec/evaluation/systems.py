@@ -62,7 +62,7 @@ class ModelFamily:
     """A codec of this package with each of ``num_quantizers``; if that is empty, with all, a half, a quarter, and so on.
 
     ``normalize``: speech is brought to one level before the encoder, as ``codec-encode`` does. With ``refine_steps`` (see
-    ``Codec.encode``) it is encoded for each number of quantizers.
+    ``Codec.encode``) it is encoded separately for each number of quantizers.
     """
 
     def __init__(self, codec: Codec, num_quantizers: Sequence[int], normalize: bool, refine_steps: int) -> None:

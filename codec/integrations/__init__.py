@@ -1,1 +1,1 @@
-"""The codec as other libraries expect it: one file per library; nothing else imports these files."""
+"""The codec as other libraries expect it: one file per library; nothing else in this package imports these files."""

@@ -87,10 +87,10 @@ class Quantizer(nn.Module, ABC):
             self.register_buffer("started", torch.tensor(False))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        if "started" in self._buffers and any(key.startswith(prefix) for key in state_dict):
-            state_dict.setdefault(
-                f"{prefix}started", torch.tensor(True)
-            )  # a first batch must not overwrite these weights
+        names = [name for name in self.state_dict() if not name.endswith("started")]
+        if "started" in self._buffers and all(f"{prefix}{name}" in state_dict for name in names):
+            # all its weights come, so a first batch must not overwrite them
+            state_dict.setdefault(f"{prefix}started", torch.tensor(True))
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._awaits_start = "started" in self._buffers
 
@@ -119,8 +119,8 @@ class Quantizer(nn.Module, ABC):
         as one long item, so that ``dropout`` draws once for it.
 
         Raises:
-            CodecError: latents of another width; a first batch that does not vary; in training, no frame at all; more stages
-                than there are; a quantizer in half or double precision, which would give other codes.
+            CodecError: latents of another width; a first batch that does not vary; in training, no frame at all; no stage,
+                or more than there are; a quantizer in half or double precision, which would give other codes.
         """
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.num_quantizers:
@@ -136,7 +136,7 @@ class Quantizer(nn.Module, ABC):
                 self.initialize(latents, mask)
             self._awaits_start = False  # so that the buffer is read once only: reading waits for the GPU
         with torch.autocast(frames.device.type, enabled=False):  # half precision chooses other codes
-            output = self.quantize(frames.float(), count, dropout)
+            output = self.quantize(frames.float(), count, dropout if self.training else 0.0)
         output.quantized = self._restore_layout(output.quantized, latents, mask, 0.0)
         output.codes = self._restore_layout(output.codes, latents, mask, -1)
         return output

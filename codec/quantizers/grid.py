@@ -12,7 +12,7 @@ from codec.errors import CodecError
 from codec.quantizers.base import at_least_one, start_projections
 from codec.quantizers.vq import ENTROPY, Compared, mean_entropy
 
-WEAKEST = 0.01
+WEAKEST = 0.01  # in bfloat16 latents are rounded by up to half of that
 JOINT_BITS = 13  # LFQ: bits of a group with one mean choice: 8,192 probabilities per frame
 
 

@@ -93,7 +93,7 @@ class SimVQ(Quantizer):
         return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
     def rows(self, codes: Tensor) -> Tensor:
-        """The chosen codes, ``[..., d]``; in training only the chosen rows of C are mapped, so that W and b learn."""
+        """The chosen codes, ``[..., d]``; with gradients only the chosen rows of C are mapped, and W and b learn."""
         if torch.is_grad_enabled():
             return self.map_basis(F.embedding(codes, self.basis))
         return F.embedding(codes, self.codebook)  # the same except for rounding
@@ -198,7 +198,7 @@ class ResidualQuantizer(Quantizer):
         self.stages = cast("list[Quantizer]", nn.ModuleList(stages))  # a ModuleList does not say what it holds
 
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
-        """``dropout``, for training: the share of the batch's items that use only a random number of stages, 1 to K,
+        """``dropout`` (training): the share of the batch's items that use only a random number of stages, 1 to K,
         evenly on a logarithmic scale. All stages are computed and masked, so that every parameter stays in the graph.
         """
         batch, device = latents.shape[0], latents.device

@@ -65,15 +65,13 @@ class Compared(Quantizer):
     def quantize(self, latents: Tensor, num_quantizers: int, dropout: float) -> QuantizerOutput:
         z = self.bounded(self.project_in(latents.transpose(1, 2)))  # [B, N, d]
         points = z.detach().flatten(0, 1)  # [M, d]
-        codes = self.search(points)  # [M]
-        chosen = self.rows(codes.view(z.shape[:2]))  # [B, N, d]
+        codes = self.search(points).view(z.shape[:2])  # [B, N]
+        chosen = self.rows(codes)  # [B, N, d]
         commitment_loss, codebook_loss = self.losses(z, chosen)  # [B] both
         quantized = self.project_out(self.carry(z, chosen)).transpose(1, 2)  # [B, D, N]
         if self.training and torch.is_grad_enabled():
-            self.update(points, codes)
-        return QuantizerOutput(
-            quantized, codes.view(z.shape[:2])[:, None], commitment_loss[:, None], codebook_loss[:, None]
-        )
+            self.update(points, codes.flatten())
+        return QuantizerOutput(quantized, codes[:, None], commitment_loss[:, None], codebook_loss[:, None])
 
     def vectors(self, codes: Tensor) -> Tensor:
         return self.project_out(self.rows(codes[:, 0])).transpose(1, 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from codec.config import from_dict, require
+from codec.config import ConfigError, from_dict, require, to_dict
 from codec.errors import CodecError
 from codec.files import atomic_write, read_json, write_json
+from codec.training.config import TrainConfig
 from codec.training.progress import Counters, of_every_process
 
 if TYPE_CHECKING:
@@ -138,26 +139,63 @@ def latest_checkpoint(folder: Path) -> Path:
     return checkpoints[-1]
 
 
-def start_from(run: Path, resume: bool, legs: bool, accelerator: Accelerator) -> Path | None:
-    """The newest whole checkpoint of a run, which every process must see; None if the run begins anew.
+def start_from(
+    run: Path, resume: bool, legs: bool, config: TrainConfig, accelerator: Accelerator
+) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint of a run, and how ``config`` differs from before; ``None, []`` if the run begins anew.
 
     Raises:
+        ConfigError: as :func:`changes_since`.
         CheckpointError: there is none to ``resume``; there is one, but the run neither resumes nor consists of ``legs``;
             or the processes do not see the same one.
     """
-    folder = run / CHECKPOINTS
-    checkpoints = whole_checkpoints(folder)
+    checkpoints = whole_checkpoints(run / CHECKPOINTS)
     step = int(checkpoints[-1].name.removeprefix("step_")) if checkpoints else -1
     if len(set(steps := of_every_process(step, accelerator))) > 1:
         where = ", ".join(str(step) if step >= 0 else "none" for step in steps)
         raise CheckpointError(
             f"--out {run} must lie on a disk that all machines share: the processes see checkpoints of step {where}"
         )
-    if resume:
-        return latest_checkpoint(folder)
-    if checkpoints and not legs:
+    if checkpoints and not (resume or legs):
         raise CheckpointError(f"{run} holds a run already; continue it with --resume or choose another --out")
-    return checkpoints[-1] if checkpoints else None
+    if not checkpoints and not resume:
+        return None, []
+    checkpoint = latest_checkpoint(run / CHECKPOINTS)
+    return checkpoint, changes_since(run / "config.json", config, checkpoint)
+
+
+def changes_since(path: Path, config: TrainConfig, checkpoint: Path) -> list[str]:
+    """How ``config`` differs from the run's config.json; checkpoints cannot show all, such as a sample rate.
+
+    Raises:
+        ConfigError: look_aheads or a field of model or discriminator differs; phases.autoencoder differs, and by the old
+            or the new value that phase was over at the ``checkpoint``; or the file is damaged.
+    """
+    changes, step = [], int(checkpoint.name.removeprefix("step_"))
+    try:
+        before = from_dict(TrainConfig, read_json(path)) if path.is_file() else config
+    except CodecError as error:
+        raise ConfigError(f"{path} is damaged: {error}; remove it, and --resume writes it anew") from None
+    for name, old, new in differences("", to_dict(before), to_dict(config)):
+        # otherwise a quantizer would be matched twice, or never
+        fixed = name == "phases.autoencoder" and step > min(old, new)
+        if fixed or name.startswith(("model.", "discriminator.", "look_aheads")):
+            raise ConfigError(
+                f"{path.parent} does not fit this configuration: {name} differs, {old} there and {new} here; take the run's "
+                "own settings of it, and its --init, or another --out"
+            )
+        if not name.startswith(("log.", "data.workers")):
+            changes.append(f"{name} is {new} instead of {old}")
+    return changes
+
+
+def differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Name and both values of each field, at any depth, that differs between two configurations."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in old | new:
+            yield from differences(f"{name}.{key}".lstrip("."), old.get(key), new.get(key))
+    elif old != new:
+        yield name, old, new
 
 
 def prune_checkpoints(folder: Path, keep: int, best: str | None) -> None:

@@ -6,7 +6,7 @@ import logging
 import math
 import multiprocessing
 import signal
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from codec.audio import AudioReader, resample
-from codec.corpus.manifest import ManifestError, Record, audio_source
+from codec.corpus.manifest import ManifestError, Record, audio_source, evenly, read_manifest
 from codec.corpus.scan import read_record
 from codec.errors import STOPPING, CodecError
 from codec.level import check_peak, factor, gain_of
@@ -117,6 +117,22 @@ class SegmentDataset(torch.utils.data.Dataset[dict[str, Tensor]]):
                 f"{len(self.bad)} of {len(self.tried)} files tried cannot be read (the last: {record.path}); "
                 "prepare the data again, or raise data.max_bad_fraction"
             )
+
+
+def read_manifests(config: DataConfig) -> tuple[list[Record], list[Record]]:
+    """The utterances to train on and to validate with; a ManifestError if there are none of these."""
+    train, valid = ([r for path in paths for r in read_manifest(path)] for paths in (config.train, config.valid))
+    if not valid:
+        raise ManifestError(
+            f"data.valid: no utterance in {', '.join(config.valid) or 'an empty list; give a manifest'}"
+        )
+    valid = evenly(valid, config.valid_limit or None)
+    trained = Counter((record.path, record.offset) for record in train)
+    if twice := sum(count > 1 for count in trained.values()):
+        log.warning("data.train: %d utterances stand in it more than once", twice)
+    if shared := sum((record.path, record.offset) in trained for record in valid):
+        log.warning("data.valid: %d of %d utterances are trained on, too", shared, len(valid))
+    return train, valid
 
 
 def draw_weights(records: Sequence[Record], max_speaker_hours: float) -> list[float]:

@@ -19,6 +19,7 @@ from codec.autoencoder import Decoder, DepthwiseConv
 from codec.config import CodecConfig, ConfigError
 from codec.model import Codec, CodecOutput
 from codec.pretrained import DISCRIMINATORS, find_model
+from codec.quantizers.simvq import ResidualQuantizer
 from codec.training.config import OptimizerConfig, TrainConfig
 from codec.training.data import SegmentDataset
 from codec.training.discriminators import Discriminators
@@ -101,6 +102,9 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
             )
         for fixed in (codec.encoder, codec.quantizer):
             fixed.requires_grad_(False).eval()
+        codec.quantizer.training = isinstance(
+            codec.quantizer, ResidualQuantizer
+        )  # dropout goes on; its stages are fixed
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:
         # the averaging over processes would warn of the strides of a depthwise filter's gradient, which are channels-last;

@@ -33,7 +33,8 @@ class Counters:
     skipped_files: int = 0
     best: str | None = None
     best_loss: float | None = None
-    best_of: str = ""  # a hash of the utterances on which best_loss was measured
+    best_of: str = ""  # a hash of what best_loss was measured on: utterances and losses
+    best_utterances: float = 0.0  # of them could be read
     speech: str = ""  # a description of the speech that is learned from
     start: str = ""  # a hash of the weights that the run began with
     seconds: float = 0.0  # of training, in all legs together

@@ -36,8 +36,8 @@ log = logging.getLogger(__name__)
 class Tracker:
     """Writes ``metrics.jsonl`` (one line per point in time) and, unless ``logger="none"``, events for TensorBoard.
 
-    If the disk is full or the folder was removed, it warns once and raises nothing. A second tracker for the same folder is
-    refused as a CodecError, except on Windows and file systems without locks.
+    If the disk is full or the folder was removed, it warns once and raises nothing. While it is open, another for the same
+    folder is refused as a CodecError, except on Windows and file systems without locks.
 
     Args:
         folder: of the run.
@@ -149,6 +149,14 @@ def readable(records: Iterable[Record], codec: Codec) -> Iterator[tuple[Record, 
             log.warning("skipped %s: %s", record.path, error)
         else:
             yield record, torch.from_numpy(samples).to(codec.device)[None, None]
+
+
+def check_readable(records: list[Record], codec: Codec) -> None:
+    """Raise a ManifestError if none of the validation's utterances can be read, and tell of long ones."""
+    if any(record.duration > LONGEST for record in records):
+        log.warning("validation takes the first %d s of longer utterances", LONGEST)
+    if next(readable(records, codec), None) is None:
+        raise ManifestError(NONE_READABLE.format(len(records)))
 
 
 @torch.no_grad()

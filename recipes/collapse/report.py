@@ -6,7 +6,8 @@
 
 Writes results.jsonl (one line per cell, without its curves) and filling.png, and prints the tables, or puts each between the
 marks ``<!-- table NAME -->`` and ``<!-- end -->`` of the Markdown pages that stand in the folder, as also that of its
-toys.json (toys.py). Of a cell that comes twice the later one counts.
+toys.json (toys.py). Of a cell that comes twice the later one counts. Studies are known by their names: filling.yaml has
+tables of its own, longer.yaml gives the headline. Cells that no table is for stand in one more, behind the runs.
 """
 
 import json
@@ -14,7 +15,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +153,14 @@ def cell_text(results: Sequence[Result], value: Callable[[Result], float | None]
 
 
 def table(results: Sequence[Result], lead: Sequence[str], columns: Sequence[Column] = COLUMNS) -> str:
-    """A Markdown table: a row for each combination of the ``lead`` keys, seeds together."""
+    """A Markdown table: a row for each combination of the ``lead`` keys, seeds together; study and V lead if they differ."""
+    others = ("study",) if "bits" in lead else ("study", "codebook_size")  # the bits tell V
+    lead = list(dict.fromkeys([*(key for key in others if len({result[key] for result in results}) > 1), *lead]))
     groups: dict[tuple[Any, ...], list[Result]] = {}
     for result in results:
-        groups.setdefault((result["study"], *(result[key] for key in lead)), []).append(result)
+        groups.setdefault(tuple(result[key] for key in lead), []).append(result)
     rows = []
-    for (_, *key), chosen in groups.items():
+    for key, chosen in groups.items():
         names = [NAMES.get(str(part), f"{part:,}" if isinstance(part, int) else str(part)) for part in key]
         rows.append([*names, str(len(chosen)), *(cell_text(chosen, value, form) for _, value, form in columns)])
     heads = [{"codebook_size": "V"}.get(key, key) for key in lead]
@@ -167,21 +170,20 @@ def table(results: Sequence[Result], lead: Sequence[str], columns: Sequence[Colu
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table, if it has any rows."""
     lines = ["| " + " | ".join(row) + " |" for row in (heads, *rows)]
-    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]]) if rows else "Not yet run."
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]]) if rows else "No cell of this table was run."
 
 
 def tables(results: Sequence[Result]) -> dict[str, str]:
     """All tables by name."""
     order = [*NAMES, *sorted({r["quantizer"] for r in results} - NAMES.keys())]
-    results = sorted(results, key=lambda r: (r["codebook_size"], order.index(r["quantizer"]), r["start"], r["seed"]))
+    results = [r | {"bits": round(bits_of(r))} for r in results]
+    results.sort(key=lambda r: (r["codebook_size"], order.index(r["quantizer"]), r["start"], r["seed"]))
     longer, filling = ([r for r in results if r["study"] == name] for name in ("longer", "filling"))
-    results = [r for r in results if r not in longer + filling]
     filling.sort(key=lambda r: (bits_of(r), list(START_NAMES).index(r["start"])))
-    bits = [r | {"bits": round(bits_of(r))} for r in filling]
-    single = [r for r in results if len(r["measured"]["stages"]) == 1]
-    stacks = [r for r in results if len(r["measured"]["stages"]) > 1]
+    general = [r for r in results if r["study"] not in ("longer", "filling")]
+    single = [r for r in general if len(r["measured"]["stages"]) == 1]
+    stacks = [r for r in general if len(r["measured"]["stages"]) > 1]
     most = max((len(r["measured"]["stages"]) for r in stacks), default=0)
-    by_stage: list[Column] = [(f"stage {i + 1}", measured("stages", i, "usage"), "{:.1%}") for i in range(most)]
     default = [r for r in single if r["start"] == "default"]
     first = [r for r in default if r["seed"] == 0]
     started = {r["codebook_size"] for r in single if r["start"] != "default"}  # otherwise too
@@ -189,26 +191,36 @@ def tables(results: Sequence[Result]) -> dict[str, str]:
     def of(names: Sequence[str], cells: Sequence[Result]) -> list[Result]:
         return [r for r in cells if r["quantizer"] in names]
 
+    def usage(stage: int, r: Result) -> float | None:  # None where there are fewer stages
+        return dict(enumerate(each["usage"] for each in r["measured"]["stages"])).get(stage)
+
+    by_stage: list[Column] = [(f"stage {i + 1}", partial(usage, i), "{:.1%}") for i in range(most)]
     main = ("vq", "ema_vq", "simvq", "fsq")
     variants = ("simvq", "simvq_learnable", "simvq_diagonal", "simvq_rotation", "vq_rotation", "vq")
     others = ("factorised_vq", "clustered_vq", "index_vq", "affine_vq", "lfq", "lattice_vq")
-    several = {(r["codebook_size"], r["quantizer"]) for r in default if r["seed"] != 0}
-    headline = [r for r in of(main, default) if (r["codebook_size"], r["quantizer"]) in several]
+    several = {(r["study"], r["codebook_size"], r["quantizer"]) for r in default if r["seed"] != 0}
+    headline = [r for r in of(main, default) if (r["study"], r["codebook_size"], r["quantizer"]) in several]
     starts = [r for r in of(main[:3], single) if r["seed"] == 0 and r["codebook_size"] in started]
-    return {
-        "headline": table(longer or headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:]),
-        "seeds": table(headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:8]),
-        "sizes": table(of(main, first), ("codebook_size", "quantizer")),
-        "starts": table(starts, ("codebook_size", "quantizer", "start")),
-        "variants": table([r for r in of(variants, first) if r["codebook_size"] == 8192], ("quantizer",)),
-        "others": table(of(others, first), ("codebook_size", "quantizer")),
-        "residual": table(stacks, ("quantizer", "start"), [*by_stage, COLUMNS[3], *COLUMNS[6:]]),
-        "starts at 13 bits": table([r for r in bits if r["bits"] == 13], ("start", "quantizer"),
-                                   [c for c in FILLING if c[0] not in ("at most", "without")]),
-        "water": water_table([r for r in bits if r["seed"] == 0 and r["start"] == "after" and r["quantizer"] != "ema_vq"]),
-        "filling": table([r for r in bits if r["seed"] == 0], ("bits", "start", "quantizer"), FILLING),
-        "runs": "\n\n".join(runs_line(part) for part in (results, longer, filling) if part),
+    parts: dict[str, tuple[list[Result], Sequence[str], Sequence[Column]]] = {
+        "headline": (longer or headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:]),
+        "seeds": (headline, ("codebook_size", "quantizer"), COLUMNS[:5] + COLUMNS[6:8]),
+        "sizes": (of(main, first), ("codebook_size", "quantizer"), COLUMNS),
+        "starts": (starts, ("codebook_size", "quantizer", "start"), COLUMNS),
+        "variants": ([r for r in of(variants, first) if r["codebook_size"] == 8192], ("quantizer",), COLUMNS),
+        "others": (of(others, first), ("codebook_size", "quantizer"), COLUMNS),
+        "residual": (stacks, ("quantizer", "start"), [*by_stage, COLUMNS[3], *COLUMNS[6:]]),
+        "starts at 13 bits": ([r for r in filling if r["bits"] == 13], ("start", "quantizer"),
+                              [c for c in FILLING if c[0] not in ("at most", "without")]),
+        "filling": ([r for r in filling if r["seed"] == 0], ("bits", "start", "quantizer"), FILLING),
     }  # fmt: skip
+    rest = [r for r in results if not any(r in cells for cells, _, _ in parts.values())]
+    studies = dict.fromkeys(r["study"] for r in general + longer + filling)
+    runs = [runs_line([r for r in results if r["study"] == study]) for study in studies]
+    if rest:
+        runs += ["Cells that stand in no other table:", table(rest, ("codebook_size", "quantizer", "start"))]
+    water = [r for r in filling if r["seed"] == 0 and r["start"] == "after" and r["quantizer"] != "ema_vq"]
+    texts = {"water": water_table(water), "runs": "\n\n".join(runs)}
+    return {name: table(*part) for name, part in parts.items()} | texts
 
 
 def water_table(cells: Sequence[Result]) -> str:
@@ -232,16 +244,23 @@ def experts_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def runs_line(results: Sequence[Result]) -> str:
-    """What the tables rest on, in one sentence."""
-    r = results[0]
-    steps = sorted({(x["start"], x["first_step"], x["steps"]) for x in results})
+    """What the tables rest on of one study, in one sentence; refuses cells that share no more than its name."""
+    name, bases = results[0]["study"], set()
+    for r in results:
+        frames = f"{r['measured']['stages'][0]['frames']:,} frames of {r['data']['measured']} held out"
+        speech = f"trained on {r['data']['train']}; measured on {frames}"
+        basis = f"batch {r['batch_size']} x {r['segment_seconds']} s; {speech}"
+        bases.add((basis, r["first_step"] + r["steps"], str(r["weights"])))
+    if len(bases) > 1:  # a table would take their cells for seeds
+        raise CodecError(f"studies of different settings or speech are called {name}: report them one by one")
+    steps = sorted({(r["start"], r["first_step"], r["steps"]) for r in results})
     spans = ", ".join(f"{start}: {count} steps from step {begin}" for start, begin, count in steps)
-    cpu = sum(x.get("cpu_seconds", 0) for x in results) / 60
+    cpu = sum(r.get("cpu_seconds", 0) for r in results) / 60
+    machines = " / ".join(sorted({r["machine"] for r in results}))
+    scored = " or ".join(map(str, sorted({r["measured"]["scored"] for r in results})))
     return (
-        f"{r['study']}.yaml: {len(results)} cells, {cpu:.0f} CPU minutes where they were noted ({r['machine']}); {spans}; "
-        f"batch {r['batch_size']} x {r['segment_seconds']} s; trained on {r['data']['train']}; measured on "
-        f"{r['measured']['stages'][0]['frames']:,} frames of {r['data']['measured']} held out; mel and PESQ over "
-        f"{r['measured']['scored']} segments."
+        f"{name}.yaml: {len(results)} cells, {cpu:.0f} CPU minutes where they were noted ({machines}); {spans}; {basis}; "
+        f"mel and PESQ over {scored} segments."
     )
 
 
@@ -290,11 +309,12 @@ def draw_filling(results: Sequence[Result], path: Path) -> None:
 def write_report(places: Sequence[Path], into: Path | None) -> int:
     """Write results, pictures and tables to ``into``, by default the first folder; returns the exit code."""
     results = read_results(places)
+    bodies = tables(results)
     into = into or (places[0] if places[0].is_dir() else places[0].parent)
     draw_filling(results, into / "filling.png")
     cells = ({name: value for name, value in result.items() if name != "curve"} for result in results)
     write_text(into / "results.jsonl", "".join(json.dumps(cell) + "\n" for cell in cells))
-    bodies, pages, toys = tables(results), sorted(into.glob("*.md")), into / "toys.json"
+    pages, toys = sorted(into.glob("*.md")), into / "toys.json"
     if toys.is_file():  # toys.py writes it
         bodies["experts"] = experts_table(json.loads(toys.read_text(encoding="utf-8"))["mixture"])
     marked = re.compile("(<!-- table (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)

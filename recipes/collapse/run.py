@@ -27,22 +27,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, require, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
-from codec.errors import Parser, run_command
+from codec.errors import CodecError, Parser, run_command
 from codec.evaluation.metrics import MetricError, Pair, mel_distance, pesq_wb
 from codec.files import atomic_write, write_text
 from codec.health import CodebookCounter, effective_dimension, stage_health
 from codec.model import Codec
-from codec.quantizers import QUANTIZERS
+from codec.quantizers import build_quantizer
 from codec.spectral import log_mel, planes
 from codec.training.config import LARGEST, SEEDS, Bounded, DataConfig, LossConfig, bounded, read_yaml
 from codec.training.data import SegmentDataset
 from codec.training.losses import SpectralLoss
+from codec.weights import Outline
 
 HERE = Path(__file__).parent
 HELD_OUT_INDEX = 2**40  # where the measured segments lie in the stream; training never gets there
@@ -105,15 +107,17 @@ class StudyConfig(Bounded):
         unknown = sorted(self.weights.keys() - WEIGHTS.keys())
         require(not unknown, f"weights: unknown term {', '.join(unknown)}; there are {', '.join(WEIGHTS)}")
         object.__setattr__(self, "weights", WEIGHTS | self.weights)
-        for name, each in self.quantizers.items():
-            require(each.kind in QUANTIZERS, f"quantizers.{name}.kind: {each.kind} is none of {', '.join(QUANTIZERS)}")
-            require("/" not in name, f"quantizers.{name}: the name is part of a file's, which holds no /")
         require(bool(cells_of(self)), "cells: there are none")
-        for group in self.cells:
-            unknown = [name for name in group.quantizers if name not in self.quantizers]
-            unknown += [start for start in group.starts if start not in STARTS]
-            if unknown:
-                raise ConfigError(f"cells: {unknown[0]} is neither in quantizers nor a start ({', '.join(STARTS)})")
+        for cell in cells_of(self):  # all, before the first of them trains
+            require(cell.quantizer in self.quantizers, f"cell {cell.name}: {cell.quantizer} is not in quantizers")
+            require(cell.start in STARTS, f"cell {cell.name}: {cell.start} is no start; there are {', '.join(STARTS)}")
+            require("/" not in cell.name, f"cell {cell.name}: the name is that of a file, which holds no /")
+            quantizer = replace(self.quantizers[cell.quantizer], codebook_size=cell.codebook_size)
+            try:
+                with Outline():
+                    build_quantizer(quantizer, self.model.latent_dim)
+            except ConfigError as error:
+                raise ConfigError(f"cell {cell.name}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -215,17 +219,19 @@ class Study:
         """Encoder and decoder of a seed after steps without quantizer, which are trained once and kept in a file."""
         torch.manual_seed(seed)
         codec = Codec(replace(self.config.model, quantizer=QuantizerConfig(kind="vq", codebook_size=2, codebook_dim=1)))
-        if not steps:
-            return networks(codec)
         path = self.out / f"warmup-{self.hashed(start=steps)}-seed{seed}.safetensors"
         if not path.is_file():
             codec.to(self.device)
             for step, losses, _ in self.fit(codec, seed, range(steps), quantize=False):
                 if step % 50 == 0:
                     print(f"warm-up seed {seed} step {step}: mel {losses['mel']:.3f}", flush=True)
+            tensors = {k: v.cpu() for k, v in codec.state_dict().items() if not k.startswith("quantizer.")}
             with atomic_write(path) as temporary:
-                save_file(networks(codec), temporary)
-        return load_file(path)
+                save_file(tensors, temporary)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise CodecError(f"{path} is damaged ({error}); remove it, and its steps are trained again") from None
 
     def first_step(self, cell: Cell) -> int:
         """The step from which on the cell's codec is quantized."""
@@ -241,10 +247,9 @@ class Study:
         assert not foreign and all(name.startswith("quantizer.") for name in missing)
         codec.to(self.device)
         if STARTS[cell.start][1]:
-            frames = round(config.segment_seconds * codec.frame_rate)
-            segments = max(config.match_segments, -(-cell.codebook_size // frames))
-            steps = range(-(-segments // config.batch_size))
-            fill = -self.batch(cell.seed, 0)[0].shape[-1] % codec.hop_length
+            samples = self.batch(cell.seed, 0)[0].shape[-1]
+            segments = max(config.match_segments, -(-cell.codebook_size // codec.num_frames(samples)))
+            steps, fill = range(-(-segments // config.batch_size)), -samples % codec.hop_length
             with torch.no_grad():
                 waveforms = (F.pad(self.batch(cell.seed, step)[0].to(self.device), (0, fill)) for step in steps)
                 codec.quantizer.initialize(torch.cat(list(map(codec.encoder, waveforms))))
@@ -304,9 +309,10 @@ class Study:
                 latents.append(z)
                 chosen.append(output.quantized)
             if start < config.listen_segments:
+                played = waveform[: config.listen_segments - start, 0]
                 for kind, carried in (("", output.quantized), ("_continuous", z)):
-                    decoded = codec.decoder(carried)[..., : waveform.shape[-1]].cpu()
-                    for x, y in zip(waveform[:, 0].numpy(), decoded[:, 0].numpy(), strict=True):
+                    decoded = codec.decoder(carried[: len(played)])[:, 0, : played.shape[-1]].cpu()
+                    for x, y in zip(played.numpy(), decoded.numpy(), strict=True):
                         try:
                             pair = Pair(x, y, rate)
                             values = {"mel": mel_distance(pair), "pesq": pesq_wb(pair)}
@@ -360,11 +366,6 @@ class Study:
         return {name: [float(f"{value:.4g}") for value in column.tolist()] for name, column in columns.items()}
 
 
-def networks(codec: Codec) -> dict[str, Tensor]:
-    """Encoder's and decoder's tensors."""
-    return {k: v.detach().cpu().clone() for k, v in codec.state_dict().items() if not k.startswith("quantizer.")}
-
-
 def run_study(args: argparse.Namespace) -> int:
     """Run the cells that have no result yet, make the report; returns the exit code."""
     args.out.mkdir(parents=True, exist_ok=True)
@@ -381,13 +382,13 @@ def run_study(args: argparse.Namespace) -> int:
     for cell in cells:
         path = args.out / f"{cell.name}.json"
         if path.is_file():
-            if study.decides(cell) not in path.read_text(encoding="utf-8", errors="replace"):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if study.decides(cell) not in text or not text.endswith("}\n"):  # as a whole file does
                 raise ConfigError(f"{path} is damaged, or of other settings or other speech; choose another --out")
             continue
         result = study.run(cell)
         write_text(path, json.dumps(result) + "\n")
-        stage = result["measured"]["stages"][0]
-        health = f"usage {stage['usage']:.4f}, perplexity {stage['perplexity']:.0f}"
+        health = "usage {usage:.4f}, perplexity {perplexity:.0f}".format(**result["measured"]["stages"][0])
         print(f"{cell.name}: {health}, mel {result['measured']['mel']}, {result['cpu_seconds']:.0f} CPU s", flush=True)
     return subprocess.run([sys.executable, str(HERE / "report.py"), str(args.out)]).returncode
 

@@ -10,29 +10,29 @@ const LONGEST = 60; // seconds: a page computes a clip in one piece
 const $ = (id) => document.getElementById(id);
 const player = $("player"), inputs = [$("record"), $("file"), $("example")];
 const say = (text) => { $("status").textContent = text; };
-const size = (bytes) => (bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
+const size = (bytes) => (bytes < 1e3 ? `${bytes} B` : bytes < 1e6 ? `${(bytes / 1e3).toFixed(1)} kB` : `${(bytes / 1e6).toFixed(1)} MB`);
 const kbps = (count) => String(Number((codec.bitrate(count) / 1000).toFixed(2)));
 
 let codec; // the model
 let clip; // { title, samples (null of a .codes file), codes, numSamples, gainDb, sounds: by number of quantizers, 0 the original }
 let stopRecording = null;
-let busy = 0; // how many things are being done
+let busy = 0; // how many things are being done or wait for their turn
+let last = Promise.resolve(); // the latest of them
 
-/** Do what a person asked for; what they can mend is said on the page. */
-async function work(task) {
+/** Do what a person asked for, after all that was asked for before; what they can mend is said on the page. */
+function work(task) {
   const focused = document.activeElement;
   busy += 1;
   inputs.forEach((input) => { input.disabled = true; });
-  try {
-    await task();
-  } catch (error) {
+  last = last.then(task).catch((error) => {
     say(`That did not work: ${error.message}`);
-    if (!(error instanceof CodecError || error instanceof DOMException)) throw error;
-  } finally {
+    if (!(error instanceof CodecError || error instanceof DOMException)) reportError(error);
+  }).finally(() => {
     busy -= 1;
     inputs.forEach((input) => { input.disabled = !codec || busy > 0; });
+    $("result").inert = false;
     if (document.activeElement === document.body) focused?.focus({ preventScroll: true }); // a button that is disabled loses it
-  }
+  });
 }
 
 function tooLong(seconds) {
@@ -41,6 +41,7 @@ function tooLong(seconds) {
 
 async function openFile(blob, title) {
   player.pause();
+  $("result").inert = true; // it is the clip before until all of the new one is there
   say("Reading …");
   if (!blob.size) throw new CodecError("it holds no sound");
   const buffer = await blob.arrayBuffer();
@@ -71,11 +72,11 @@ async function openCodes(buffer, title) {
   await show({ title, samples: null, codes, numSamples, gainDb: header.gainDb });
 }
 
-/** Put a new clip on the page. */
+/** Put a new clip on the page once it can be heard. */
 async function show(next) {
+  const choices = next.codes.map((_, k) => k + 1), sounds = new Map([[choices.length, await decoded(next, choices.length)]]);
   for (const { url } of clip?.sounds.values() ?? []) URL.revokeObjectURL(url);
-  clip = { ...next, sounds: new Map() };
-  const choices = clip.codes.map((_, k) => k + 1);
+  clip = { ...next, sounds };
   $("rates").replaceChildren(...[...(clip.samples ? [0] : []), ...choices].map((count) => {
     const label = document.createElement("label"), radio = document.createElement("input");
     Object.assign(radio, { type: "radio", name: "rate", value: count, checked: count === choices.length });
@@ -91,25 +92,30 @@ async function show(next) {
   $("result").hidden = false;
 }
 
-/** Play the clip from its first so many codes per frame, from where it is; 0 is the original. */
+/** What is heard of a clip from its first so many codes per frame, and how many seconds that took; 0 is the original. */
+async function decoded({ codes, samples: original, numSamples, gainDb }, count) {
+  say("Decoding …");
+  const start = performance.now(), gain = 10 ** (gainDb / 20);
+  const samples = count ? (await codec.decode(codes, count)).slice(0, numSamples).map((x) => gain * x) : original;
+  return { samples, url: URL.createObjectURL(wav(samples, codec.config.sample_rate)), decoding: (performance.now() - start) / 1000 };
+}
+
+const chosen = (count) => $("rates").querySelector(":checked").value === String(count);
+
+/** Play the clip from its first so many codes per frame, from where it is, unless something else is chosen meanwhile. */
 async function listen(count) {
-  const rate = codec.config.sample_rate, seconds = clip.numSamples / rate, mine = clip;
-  if (!clip.sounds.has(count)) {
-    say("Decoding …");
-    const start = performance.now(), gain = 10 ** (mine.gainDb / 20);
-    const samples = count ? (await codec.decode(mine.codes, count)).slice(0, mine.numSamples).map((x) => gain * x) : mine.samples;
-    mine.sounds.set(count, { samples, url: URL.createObjectURL(wav(samples, rate)), decoding: (performance.now() - start) / 1000 });
-  }
-  if (clip !== mine || $("rates").querySelector(":checked").value !== String(count)) return; // something else was asked for meanwhile
+  if (chosen(count) && !clip.sounds.has(count)) clip.sounds.set(count, await decoded(clip, count));
+  if (!chosen(count)) return;
+  const rate = codec.config.sample_rate, seconds = clip.numSamples / rate;
   const { samples, url, decoding } = clip.sounds.get(count), { currentTime, paused } = player;
   player.src = url;
   player.currentTime = currentTime;
-  if (!paused) await player.play();
 
   const pcm = 2 * clip.numSamples, faster = (time) => `${(seconds / time).toPrecision(2)} × real time`;
   const file = count ? write(codec.header(clip.numSamples, count, clip.gainDb), clip.codes.slice(0, count)) : null;
   const facts = { Length: `${seconds.toFixed(1)} s`, "as 16-bit WAV": size(pcm) };
-  if (file) Object.assign(facts, { "as .codes": size(file.length), smaller: `${Math.round(pcm / file.length)} ×` });
+  if (file) facts["as .codes"] = size(file.length);
+  if (file?.length < pcm) facts.smaller = `${Math.round(pcm / file.length)} ×`;
   $("facts").replaceChildren(...Object.entries(facts).map(([name, value]) => {
     const [fact, dt, dd] = ["div", "dt", "dd"].map((tag) => document.createElement(tag));
     dt.textContent = name;
@@ -132,17 +138,18 @@ async function listen(count) {
   Object.assign($("save-wav"), { href: url, download: `${clip.title}${count ? `-${kbps(count)}kbps` : ""}.wav` });
   const speeds = [clip.encoding && `encoded at ${faster(clip.encoding)}`, count && `decoded at ${faster(decoding)}`];
   say(`${clip.title}: ${speeds.filter(Boolean).join(", ")}`);
+  if (!paused) await player.play().catch((error) => { if (error.name !== "AbortError") throw error; }); // that is a pause meanwhile
 }
 
 $("record").addEventListener("click", () => {
   const recording = (on) => {
     $("record").textContent = on ? "Stop" : "Record";
     $("record").classList.toggle("on", on);
-    $("rates").inert = on;
   };
   if (stopRecording) { stopRecording(); return; }
   work(async () => {
-    player.pause(); // or the microphone hears it
+    player.pause(); // or the microphone hears it,
+    $("result").inert = true; // and so that nobody starts it again
     const stop = await record();
     recording(true);
     say("Recording … speak, then press Stop");
@@ -163,18 +170,25 @@ $("example").addEventListener("click", () => work(async () => {
   if (!answer.ok) throw new CodecError("there is no vendor/example.wav: run python recipes/web/fetch.py");
   await openFile(await answer.blob(), "example");
 }));
-const openNamed = (file) => file && !$("file").disabled && work(() => openFile(file, file.name.replace(/\.[^.]*$/, "")));
-$("file").addEventListener("change", ({ target }) => { openNamed(target.files[0]); target.value = ""; });
+function openOnly(files) {
+  const [file] = files;
+  if (busy) say("The page is busy: open the file again afterwards.");
+  else if (files.length !== 1) say("Please drop one file at a time, audio or .codes.");
+  else if (codec) work(() => openFile(file, file.name.replace(/\.[^.]*$/, ""))); // or the status says why there is none
+}
+$("file").addEventListener("change", ({ target }) => { openOnly(target.files); target.value = ""; });
 addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
 addEventListener("dragleave", () => document.body.classList.remove("dropping"));
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  openNamed(event.dataTransfer.files[0]);
+  openOnly(event.dataTransfer.files);
 });
 
 for (const picture of document.querySelectorAll(".picture"))
-  picture.addEventListener("click", (event) => { player.currentTime = (event.offsetX / picture.clientWidth) * player.duration; });
+  picture.addEventListener("click", (event) => {
+    player.currentTime = (event.offsetX / picture.clientWidth) * (clip.numSamples / codec.config.sample_rate); // it may not know its duration yet
+  });
 (function follow() {
   $("result").style.setProperty("--at", player.currentTime / player.duration || 0);
   requestAnimationFrame(follow);

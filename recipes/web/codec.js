@@ -22,7 +22,7 @@ export class Codec {
   /** @param {string} folder with encoder.onnx, decoder.onnx and config.json, and a slash at its end */
   static async load(folder) {
     const file = async (name) => {
-      const answer = await fetch(folder + name, { cache: "no-cache" }); // codec-export may have written another
+      const answer = await fetch(folder + name, { cache: "no-store" }); // codec-export may have written another, even one of an older date
       if (!answer.ok) throw new CodecError(`there is no model/${name}: run codec-export default recipes/web/model`);
       return answer;
     };

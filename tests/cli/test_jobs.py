@@ -11,6 +11,7 @@ import pytest
 from loading import Refused, Said, wait_for
 from shell import RATE, Run, Samples, names, process, write
 
+from codec.cli.transfer import FileEncoder
 from codec.errors import CodecError
 from codec.workers import spread
 
@@ -31,7 +32,7 @@ def test_a_folder_is_mirrored(run: Run, stderr: Said) -> None:
 def test_what_fails_is_named_and_stops_no_other(run: Run, stderr: Said) -> None:
     write("in/a.wav", "in/b.wav", "in/b.flac", "in/c.wav")
     Path("in/d.wav").write_text("no audio")
-    assert run("encode", "in", "in/a.wav", "-o", "out") == 1  # a.wav twice is no clash
+    assert run("encode", "in", "in/../in/a.wav", "-o", "out") == 1  # a.wav twice is no clash
     said = stderr().splitlines()
     for line, name in zip(said, ("in/b.flac", "in/b.wav"), strict=False):
         assert line.startswith(f"codec-encode: error: {name} is not the only input for out/b.codes; rename it")
@@ -140,6 +141,16 @@ def test_links(run: Run, stderr: Said) -> None:
     Path("in/lost.wav").symlink_to("nowhere.wav")
     assert run("encode", "in", "-o", "out", "--force") == 1
     assert "in/lost.wav: No such file" in stderr()
+
+
+def test_another_run_may_write_a_file_meanwhile(
+    run: Run, monkeypatch: pytest.MonkeyPatch, stderr: Said, one_line: Said
+) -> None:
+    write("a.wav")
+    convert = FileEncoder.convert
+    monkeypatch.setattr(FileEncoder, "convert", lambda self, job: convert(self, job) or convert(self, job))
+    assert run("encode", "a.wav", "a.codes", "--skip-existing") == 0 and stderr() == ""
+    assert run("encode", "a.wav", "b.codes") == 1 and "b.codes exists; --force overwrites it" in one_line()
 
 
 def test_existing_files_are_kept_without_force(run: Run, refused: Refused) -> None:

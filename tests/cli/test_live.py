@@ -75,11 +75,15 @@ def test_codes_are_those_of_the_file(
         assert len(list(Reader(io.BytesIO(out)).blocks())) > 4
 
 
-def test_what_is_no_wav_is_read_as_a_whole(run: Run, sound: Samples, piped: Piped) -> None:
-    soundfile.write("in.flac", sound[:RATE], RATE)
+@pytest.mark.parametrize("wide", [False, True])
+def test_what_is_no_plain_wav_is_read_as_a_whole(run: Run, sound: Samples, piped: Piped, wide: bool) -> None:
+    data = bytearray(encoded(sound[:RATE], RATE, **({"subtype": "PCM_32"} if wide else {"form": "FLAC"})))
+    if wide:
+        data[34] = 24  # bits of a sample, which takes four bytes
+    Path("in").write_bytes(data)
     Path("-").write_text("a file with this name is not meant")
-    assert run("encode", "in.flac", "file.codes") == run("decode", "file.codes", "file.wav") == 0
-    _, codes = piped("encode", Path("in.flac").read_bytes())
+    assert run("encode", "in", "file.codes") == run("decode", "file.codes", "file.wav") == 0
+    _, codes = piped("encode", bytes(data))
     assert codes == Path("file.codes").read_bytes()
     assert piped("decode", codes) == (0, Path("file.wav").read_bytes())
 

@@ -111,6 +111,9 @@ def test_the_first_batch_starts_it_once(kind: type[Quantizer]) -> None:
         assert all(torch.equal(a, b) for a, b in zip(after, module.codebook_state(), strict=True))
     quantizer.load_state_dict(kind(**SMALL).state_dict())  # as for another fold
     assert len(quantizer(x).codes[:, 0].unique()) > 60, "started again"
+    other = kind(**SMALL)
+    other.load_state_dict({"foreign": x, "basis": quantizer.codebook_state()[0]}, strict=False)
+    assert not other.started
     other.load_state_dict(kind(**SMALL, init=None).state_dict())
     after = [tensor.clone() for tensor in other.codebook_state()]
     other(x)

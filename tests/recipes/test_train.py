@@ -22,8 +22,9 @@ from training_runs import QUANTIZED, QUIET, RECIPES, TORCHRUN, command, finish, 
 
 from codec.corpus.manifest import Record, write_manifest
 from codec.errors import install_command
-from codec.training.checkpoint import latest_checkpoint, read_checkpoint, whole_checkpoints
+from codec.training.checkpoint import latest_checkpoint, whole_checkpoints
 from codec.training.config import load_train_config
+from codec.training.data import SegmentDataset
 from codec.training.losses import SpectralLoss
 from codec.training.progress import TrainingError
 from codec.training.tracking import read_scalars
@@ -61,7 +62,9 @@ def test_resume_is_exact_to_the_bit(corpus: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(middle[name], a[name]) for name in a if name.startswith("codec/"))
 
 
-def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, refused: Refused) -> None:
+def test_what_cannot_be_resumed_is_one_line(
+    corpus: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one_step = ("phases.steps=1", *QUANTIZED)
     adamw, muon = tmp_path / "adamw", tmp_path / "muon"
     assert train(corpus, adamw, *one_step) == 0 and train(corpus, muon, *one_step, MUON) == 0
@@ -79,12 +82,13 @@ def test_what_cannot_be_resumed_is_one_line(corpus: Path, tmp_path: Path, refuse
     message = "holds a run already; continue it with --resume or choose another --out"
     refused(train(corpus, adamw, *one_step, "phases.steps=2"), message)
     assert sorted(path.stat().st_mtime_ns for path in tmp_path.rglob("*")) == before
-    changes = ("data.batch_size=2", "phases.steps=2", "seed=5")
+    changes, drawn, draw = ("data.batch_size=2", "phases.steps=2", "seed=5"), list[int](), SegmentDataset.__getitem__
+    monkeypatch.setattr(SegmentDataset, "__getitem__", lambda self, index: drawn.append(index) or draw(self, index))
     assert train(corpus, adamw, *one_step, *changes, flags=("--resume",)) == 0
     notes = (adamw / "notes.md").read_text().strip()
     what = "data.batch_size is 2 instead of 4, phases.steps is 2 instead of 1, seed is 5 instead of 0"
     assert notes == f"From step 1 on, {what}."
-    assert read_checkpoint(latest_checkpoint(adamw / "checkpoints"))[1].segments == 4 + 2, "none is drawn twice"
+    assert drawn == [4, 5], "none that the first step saw, four of them"
     for text in ('{"model": {}, "mod', "5", '{"model": {"latent_dim": "wide"}}', '{"look_aheads": 2}'):
         (adamw / "config.json").write_text(text)
         code = train(corpus, adamw, *one_step, "phases.steps=2", flags=("--resume",))
@@ -299,6 +303,11 @@ def test_a_decoder_is_trained_on_fixed_codes(corpus: Path, tmp_path: Path, refus
     assert train(corpus, tmp_path / "start", "phases.steps=1", *QUANTIZED) == 0
     assert recipe("export", tmp_path / "start", model) == 0
     assert train(corpus, run, *settings, flags=("--init", str(model))) == 0
+    assert train(corpus, tmp_path / "all", *settings, "quantizer_dropout=0.0", flags=("--init", str(model))) == 0
+    alike = [
+        torch.equal(a, b) for a, b in zip(state(run, 2).values(), state(tmp_path / "all", 2).values(), strict=True)
+    ]
+    assert not all(alike), "a decoder learns to do with few stages, too"
     before = load_file(model / "model.safetensors")
     for group in ("codec", "average"):
         after = state(run, 2, group)
@@ -327,7 +336,7 @@ def test_mistakes_are_one_line(corpus: Path, tmp_path: Path, refused: Refused, m
         train(corpus, tmp_path / "early", gone.replace("train", "valid")), "data.valid: none of 3 files can be read"
     )
     monkeypatch.setenv("WORLD_SIZE", "2")  # as launchers set it
-    refused(train(corpus, tmp_path / "early"), "several processes were started, but no GPU is seen")
+    refused(train(corpus, tmp_path / "early"), "more processes, but this one sees none")
     assert not (tmp_path / "early").exists(), "before anything is written"
 
 

@@ -111,6 +111,8 @@ def test_codes_and_audio_are_pythons(page: Any) -> None:
 
 def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
     """The example, another bitrate by keyboard while it plays, the download, the microphone, a .codes file, errors."""
+    drop = "const dataTransfer = new DataTransfer(); for (const name of args) dataTransfer.items.add(new File(['x'], name)); "
+    drop += "dispatchEvent(new DragEvent('drop', {dataTransfer}))"
     played = "return document.getElementById('player').currentTime"
     saved = "const {header} = container.read(await bytes(document.getElementById('save-codes').href)); return header"
     page.find_element(By.ID, "example").click()
@@ -124,11 +126,17 @@ def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
     WebDriverWait(page, 60).until(lambda _: run(page, saved)["numQuantizers"] == 7)
     now = page.execute_script(played)
     WebDriverWait(page, 60).until(lambda _: page.execute_script(played) != now, "it goes on")
+    page.execute_script("arguments[0].click(); document.getElementById('player').pause()", rates[-1])
+    WebDriverWait(page, 60).until(lambda _: run(page, saved)["numQuantizers"] == 8, "a pause meanwhile is no failure")
+    run(page, drop, "a.wav", "b.wav")
+    says(page, "one file at a time")
     assert page.execute_script("return document.documentElement.scrollWidth") == 390
 
     page.find_element(By.ID, "record").click()
     says(page, "Recording")
     WebDriverWait(page, 60).until(lambda _: page.find_element(By.ID, "record").text == "Stop")
+    run(page, drop, "a.wav")
+    says(page, "busy")
     page.execute_async_script("setTimeout(arguments[0], 300)")
     page.find_element(By.ID, "record").click()
     says(page, "recording: encoded")
@@ -143,8 +151,6 @@ def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
         container.write(tmp_path / f"{name}.codes", dataclasses.replace(header, fingerprint=fingerprint), codes)
         page.find_element(By.ID, "file").send_keys(str(tmp_path / f"{name}.codes"))
         says(page, expected)
-    assert run(page, saved)["numSamples"] == 23900
-    assert not page.find_element(By.ID, "original").is_displayed()
     (tmp_path / "text.wav").write_text("no sound")
     soundfile.write(tmp_path / "nan.wav", np.full(2400, np.nan, np.float32), 24000, "FLOAT")
     for name, said in ("text.wav", "this browser does not read it as audio"), ("nan.wav", "repair it first"):
@@ -154,6 +160,12 @@ def test_a_person_uses_it(page: Any, tmp_path: Path) -> None:
     run(page, "codec.Codec.prototype.encode = async () => Array(8).fill([1024])")  # beyond the decoder's tables
     page.find_element(By.ID, "example").click()
     says(page, "decoder.onnx cannot be used (failed to call OrtRun()")
+    assert run(page, saved)["numSamples"] == 23900, "none of it replaces the clip before"
+    assert not page.find_element(By.ID, "original").is_displayed()
     damaged = "window.fetch = async () => new Response('{}'); "
     damaged += "return codec.Codec.load('model/').catch((error) => error.message)"
     assert run(page, damaged).startswith("encoder.onnx cannot be used (Can't create a session")
+    mute = "const stream = await navigator.mediaDevices.getUserMedia({audio: true}); window.MediaRecorder = null; "
+    mute += "navigator.mediaDevices.getUserMedia = async () => stream; "
+    mute += "return audio.record().catch(() => stream.getTracks().map((track) => track.readyState))"
+    assert run(page, mute) == ["ended"]

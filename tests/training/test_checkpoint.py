@@ -9,6 +9,7 @@ import torch
 
 from codec.training import checkpoint
 from codec.training.checkpoint import CheckpointError, latest_checkpoint, save_checkpoint
+from codec.training.config import TrainConfig
 
 LAYER = torch.nn.Linear(3, 2)
 
@@ -43,4 +44,4 @@ def test_processes_that_see_different_checkpoints_say_so(tmp_path: Path) -> None
     other.gather = lambda step: torch.cat([step, torch.tensor([-1])])
     save_checkpoint(tmp_path / "checkpoints", 7, {"codec": LAYER}, {}, {})
     with pytest.raises(CheckpointError, match="that all machines share: the processes see checkpoints of step 7, none"):
-        checkpoint.start_from(tmp_path, True, False, other)
+        checkpoint.start_from(tmp_path, True, False, TrainConfig(), other)
