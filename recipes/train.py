@@ -22,7 +22,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -315,14 +315,12 @@ def validate_run(run: Run) -> None:
         show_examples(run.networks.average, examples, run.tracker, quantize, counters.step, not run.shown)
         run.shown = True
     loss = values["valid/mel"] + values.get("valid/stft", 0.0)
-    measured = (
-        [(r.id, r.path, r.offset) for r in run.valid],
-        replace(config.losses, weights={}),
-        list(run.spectral.terms),
-    )
+    losses = vars(config.losses) | {"weights": list(run.spectral.terms)}  # a weight counts if it leaves its term out
+    measured = [(r.id, r.path, r.offset) for r in run.valid], losses
     of, there = hashlib.sha256(repr(measured).encode()).hexdigest()[:16], values["valid/utterances"]
-    least = counters.best_loss if counters.best_of == of and counters.best_loss is not None else math.inf
-    if quantize and loss < least and (there >= counters.best_utterances or math.isinf(least)):
+    before = counters.best_utterances if counters.best_of == of else 0.0
+    least = counters.best_loss if there == before and counters.best_loss is not None else math.inf
+    if quantize and there >= before and loss < least:
         counters.best_loss, counters.best, counters.best_of = loss, f"step_{counters.step:08d}", of
         counters.best_utterances = there
         run.save()

@@ -144,7 +144,7 @@ def unlike(a: Report, b: Report) -> list[str]:
     for first, second in families.values():
         if first.family != second.family:
             notes.append(f"the {first.kind} is {first.family} in A and {second.family} in B")
-        if first.how != second.how:
+        elif first.how != second.how:
             notes.append(f"{first.family} was made otherwise in A ({first.how}) than in B ({second.how})")
     for name in sorted(a.results.metrics.keys() & b.results.metrics.keys() - OF_THE_MACHINE):
         one, other = a.results.metrics[name], b.results.metrics[name]

@@ -41,8 +41,8 @@ class SimVQ(Quantizer):
         map_bias: whether there is a b.
         gradient: how the gradient passes the lookup, "ste" (straight-through) or "rotation"; see ``pass_gradient``.
         channel_first: where the latents have their channels; see Quantizer.
-        init: "first_batch": the first training batch calls ``initialize``, and ``started`` in the state dict records that;
-            None leaves the call to you.
+        init: "first_batch": the first training batch calls ``initialize``, and ``started`` in the state dict records that
+            (of a state that lacks it, but has all weights, too); None leaves the call to you.
 
     Raises:
         CodecError: an option has an unknown value.

@@ -102,9 +102,8 @@ def build_networks(config: TrainConfig, accelerator: Accelerator, init: str | No
             )
         for fixed in (codec.encoder, codec.quantizer):
             fixed.requires_grad_(False).eval()
-        codec.quantizer.training = isinstance(
-            codec.quantizer, ResidualQuantizer
-        )  # dropout goes on; its stages are fixed
+        # dropout goes on; its stages stay fixed
+        codec.quantizer.training = isinstance(codec.quantizer, ResidualQuantizer)
     average = copy.deepcopy(codec).eval().requires_grad_(False)
     if accelerator.num_processes > 1:
         # the averaging over processes would warn of the strides of a depthwise filter's gradient, which are channels-last;

@@ -250,9 +250,11 @@ def runs_line(results: Sequence[Result]) -> str:
         frames = f"{r['measured']['stages'][0]['frames']:,} frames of {r['data']['measured']} held out"
         speech = f"trained on {r['data']['train']}; measured on {frames}"
         basis = f"batch {r['batch_size']} x {r['segment_seconds']} s; {speech}"
-        bases.add((basis, r["first_step"] + r["steps"], str(r["weights"])))
+        bases.add((basis, r["first_step"] + r["steps"], json.dumps(r["weights"], sort_keys=True)))
     if len(bases) > 1:  # a table would take their cells for seeds
-        raise CodecError(f"studies of different settings or speech are called {name}: report them one by one")
+        raise CodecError(
+            f"studies of different settings or speech are called {name}: report each from a folder of its own"
+        )
     steps = sorted({(r["start"], r["first_step"], r["steps"]) for r in results})
     spans = ", ".join(f"{start}: {count} steps from step {begin}" for start, begin, count in steps)
     cpu = sum(r.get("cpu_seconds", 0) for r in results) / 60

@@ -206,6 +206,7 @@ def test_dropout_masks_losses_and_output_but_keeps_the_graph() -> None:
         torch.testing.assert_close(stack.decode(alone.codes), alone.quantized)
     (output.quantized.sum() + output.commitment_loss.sum() + output.codebook_loss.sum()).backward()
     assert all(p.grad is not None for p in stack.parameters())
+    assert torch.equal(stack.eval()(x, dropout=1.0).quantized, stack(x).quantized), "in training alone"
 
 
 def test_gradient_is_that_of_the_captured_subspace() -> None:

@@ -22,7 +22,7 @@ from training_runs import QUANTIZED, QUIET, RECIPES, TORCHRUN, command, finish, 
 
 from codec.corpus.manifest import Record, write_manifest
 from codec.errors import install_command
-from codec.training.checkpoint import latest_checkpoint, whole_checkpoints
+from codec.training.checkpoint import latest_checkpoint, read_checkpoint, whole_checkpoints
 from codec.training.config import load_train_config
 from codec.training.data import SegmentDataset
 from codec.training.losses import SpectralLoss
@@ -60,6 +60,17 @@ def test_resume_is_exact_to_the_bit(corpus: Path, tmp_path: Path) -> None:
     assert groups == {"codec", "average", "discriminators"} | optimizers
     assert a.keys() == b.keys() and [name for name in a if not torch.equal(a[name], b[name])] == []
     assert any(not torch.equal(middle[name], a[name]) for name in a if name.startswith("codec/"))
+
+
+def test_the_best_checkpoint_is_that_of_most_utterances(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([(3.0, 1), (4.5, 4), (4.0, 4), (3.5, 3)])  # as where files cannot be read for a while
+    points = (dict(zip(("valid/mel", "valid/utterances"), point, strict=True)) for point in found)
+    monkeypatch.setattr(load_script("recipes/train.py"), "validate", lambda *_: next(points))
+    one_term = ("losses.windows=[512,2048]", "losses.mels=[32,64]", "losses.weights.stft=0")
+    assert train(corpus, tmp_path, *QUANTIZED, *one_term, "phases.steps=4", "log.valid_every=1") == 0
+    assert read_checkpoint(latest_checkpoint(tmp_path / "checkpoints"))[1].best == "step_00000003"
 
 
 def test_what_cannot_be_resumed_is_one_line(
