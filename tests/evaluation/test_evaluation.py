@@ -428,13 +428,8 @@ def test_reconstructions_are_found_by_their_place(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, noise, 16000)
     family = FolderFamily("made", tmp_path / "made")
-    for name, path in (
-        ("two/001", "a"),
-        ("two/001.wav", "a"),
-        ("x17", "alone"),
-        ("a/alone.wav", "a/alone"),
-        ("2", "two/001"),
-    ):
+    places = {"two/001": "a", "two/001.wav": "a", "x17": "alone", "a/alone.wav": "a/alone", "2": "two/001"}
+    for name, path in places.items():
         (made,) = outcomes(family, noise, 16000, name, f"/corpus/{path}.wav")
         assert np.allclose(made.waveform, noise, atol=1e-4)
     assert outcomes(family, noise, 16000, "one/001.wav", "/corpus/one/001.wav") == ["no such file in the folder"]

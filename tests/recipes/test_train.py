@@ -62,9 +62,7 @@ def test_resume_is_exact_to_the_bit(corpus: Path, tmp_path: Path) -> None:
     assert any(not torch.equal(middle[name], a[name]) for name in a if name.startswith("codec/"))
 
 
-def test_the_best_checkpoint_is_that_of_most_utterances(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_best_is_that_of_most_utterances(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = iter([(3.0, 1), (4.5, 4), (4.0, 4), (3.5, 3)])  # as where files cannot be read for a while
     points = (dict(zip(("valid/mel", "valid/utterances"), point, strict=True)) for point in found)
     monkeypatch.setattr(load_script("recipes/train.py"), "validate", lambda *_: next(points))
