@@ -247,7 +247,7 @@ def follow(average: nn.Module, module: nn.Module, decay: float, step: int) -> No
 
 @torch.no_grad()
 def update_average(networks: Networks, decay: float, step: int) -> None:
-    """Move the running average of the codec to where it is now."""
+    """Let the running average of the codec follow it by one step; its buffers are copied."""
     follow(networks.average, networks.codec, decay, step)
     for average, moved in zip(networks.average.quantizer.buffers(), networks.codec.quantizer.buffers(), strict=True):
         average.copy_(moved)  # copied: tables in buffers are running averages already
