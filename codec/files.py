@@ -41,17 +41,22 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
     """
     path = as_path(path)
     path = Path(os.path.realpath(path)) if path.is_symlink() else path  # write to what the link points to
-    mode = _mode_of(path)
+    mode = None
+    with suppress(FileNotFoundError):
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            raise FileExistsError(errno.EEXIST, "is a folder, a pipe or a device, which is not replaced", str(path))
     temporary = path.with_name(f".{path.stem[:20]}.{os.urandom(4).hex()}.tmp{path.suffix}")
     try:
-        temporary.touch(0o666 if mode is None else mode | stat.S_IWUSR, exist_ok=False)
-        if mode is None:
-            mode = stat.S_IMODE(temporary.stat().st_mode)
+        temporary.touch(0o666 if mode is None else 0o600, exist_ok=False)
+        mode = mode or temporary.stat().st_mode
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        os.chmod(temporary, mode)  # safetensors replaces it by a file that others cannot read
-        (os.replace if replace else _rename_if_free)(temporary, path)
+        os.chmod(temporary, stat.S_IMODE(mode))  # safetensors replaces it by a file that others cannot read
+        if not replace:
+            path.touch(exist_ok=False)
+        os.replace(temporary, path)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary), temporary):
             raise
@@ -61,34 +66,10 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
             temporary.unlink()
 
 
-def _mode_of(path: Path) -> int | None:
-    """Permissions of the file that will be replaced; None if there is none."""
-    with suppress(FileNotFoundError):
-        mode = os.stat(str(path)).st_mode
-        if stat.S_ISREG(mode):
-            return stat.S_IMODE(mode)
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        raise FileExistsError(errno.EEXIST, "is a pipe or a device, which is not replaced", str(path))
-    return None
-
-
-def _rename_if_free(temporary: Path, path: Path) -> None:
-    try:
-        os.link(temporary, path)
-    except OSError:  # path exists, and the next line raises that; or the file system has no hard links
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
-        os.replace(temporary, path)
-
-
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file of at most 1 MiB; a CodecError, which does not name the file, if it is no such file."""
-    with open(path, "rb") as file:
-        text = file.read(2**20 + 1)
-    if len(text) > 2**20:
-        raise CodecError("larger than 1 MiB")
+    """The value of a JSON file; a CodecError, which does not name the file, if it is no such file."""
     try:
-        return json.loads(text)
+        return json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:  # of syntax, encoding, endless digits, endless nesting
         raise CodecError(f"not JSON ({error})") from None
 

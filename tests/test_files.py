@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from codec import files
 from codec.errors import CodecError, one_line
 from codec.files import atomic_write, read_json, write_json
 
@@ -48,7 +47,7 @@ def test_what_is_no_file_is_never_replaced(tmp_path: Path, leads_to: str | None,
 
 @pytest.mark.parametrize("path", ["", ".", "/", "..", None, 5, b"x", "a\0b"])
 def test_what_is_no_name_of_a_file_is_refused(path: object) -> None:
-    with pytest.raises((CodecError, IsADirectoryError)), atomic_write(path):  # type: ignore[arg-type]
+    with pytest.raises((CodecError, FileExistsError)), atomic_write(path):  # type: ignore[arg-type]
         pytest.fail("the work was begun")
 
 
@@ -59,7 +58,7 @@ def test_success_replaces_and_keeps_the_permissions(tmp_path: Path, mode: int) -
     target.chmod(mode)
     with atomic_write(target) as temporary:
         assert temporary.parent == tmp_path and temporary.suffix == ".txt" and temporary.name.startswith(".")
-        assert not stat.S_IMODE(temporary.stat().st_mode) & ~(mode | 0o200)  # nobody reads it meanwhile
+        assert not stat.S_IMODE(temporary.stat().st_mode) & ~0o600  # nobody else reads it meanwhile
         temporary.write_text("new")
         assert target.read_text() == "old"
     assert target.read_text() == "new" and stat.S_IMODE(target.stat().st_mode) == mode
@@ -84,11 +83,8 @@ def test_a_new_file_has_the_usual_permissions(tmp_path: Path, umask: int, replac
         os.umask(before)
 
 
-@pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("early", [True, False])
-def test_a_file_that_comes_meanwhile(tmp_path: Path, links: bool, early: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not links:  # as on FAT
-        monkeypatch.setattr(files.os, "link", lambda *_: os.stat("/nowhere"))
+def test_a_file_that_comes_meanwhile(tmp_path: Path, early: bool) -> None:
     target = tmp_path / "out.txt"
     if early:
         target.write_text("theirs")
@@ -102,13 +98,8 @@ def test_a_file_that_comes_meanwhile(tmp_path: Path, links: bool, early: bool, m
     assert target.read_text() == "ours" and list(tmp_path.iterdir()) == [target]
 
 
-def test_json_is_read_as_written_but_not_an_endless_file(tmp_path: Path) -> None:
+def test_json_is_read_as_written(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
-    path.touch()
-    os.truncate(path, 2 * 10**12)  # more than any memory
-    with pytest.raises(CodecError, match="larger than 1 MiB"):
-        read_json(path)
-    os.truncate(path, 0)
     write_json(path, {"ü": [None]}, indent=2)
     assert read_json(path) == {"ü": [None]}
     assert path.read_text(encoding="utf-8") == '{\n  "ü": [\n    null\n  ]\n}\n'
