@@ -6,7 +6,6 @@ import logging
 import os
 import queue
 import signal
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,6 +21,7 @@ Records = list[logging.LogRecord]
 
 _work: Callable[..., Any]  # in a worker process: its work, and what that has logged since the last item
 _records: queue.SimpleQueue[logging.LogRecord]
+_ending = False
 
 
 def available_cores() -> int:
@@ -36,22 +36,14 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: i
         return
     from concurrent.futures import Future, ThreadPoolExecutor
 
-    pool, ahead, source = ThreadPoolExecutor(threads), deque[Future[Result]](), iter(items)
-    failure: Exception | None = None
+    pool, ahead = ThreadPoolExecutor(threads), deque[Future[Result]]()
     try:
-        while failure is None:
-            try:
-                ahead.append(pool.submit(work, next(source)))
-            except StopIteration:
-                break
-            except Exception as error:  # of the iterable: raised after the results of the items before
-                failure = error
+        for item in items:
+            ahead.append(pool.submit(work, item))
             if len(ahead) > threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()
-        if failure is not None:
-            raise failure
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -73,18 +65,20 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
     from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
-    most = 61 if sys.platform == "win32" else workers  # Windows cannot wait for more
     with _without_interrupts():  # also for the process that tracks semaphores, which starts with the pool
-        pool = ProcessPoolExecutor(min(workers, most), context, _set_up_worker, (work,))
+        pool = ProcessPoolExecutor(workers, context, _set_up_worker, (work,))
     with pool:
         try:
             with _without_interrupts():
                 futures = [pool.submit(_work_and_collect_logs, item) for item in items]
             yield (_log_and_unpack(future.result()) for future in futures)
         except BaseException as error:
-            with _without_interrupts():  # or a second ctrl-C would cut this short
-                for process in multiprocessing.active_children():
-                    process.terminate()
+            children = multiprocessing.active_children()
+            for child in children:
+                child.terminate()
+            for child in children:
+                child.join(5)
+                child.kill()
             if isinstance(error, BrokenProcessPool):
                 raise CodecError("a worker process died (out of memory, or killed); take fewer --workers") from None
             raise
@@ -106,15 +100,12 @@ def _without_interrupts() -> Iterator[None]:
 def _set_up_worker(work: Callable[..., Any]) -> None:
     from logging.handlers import QueueHandler
 
-    from tqdm import tqdm
-
     global _work, _records
     _work, _records = work, queue.SimpleQueue()
     logger = logging.getLogger("codec")
     logger.addHandler(QueueHandler(_records))
     logger.setLevel(logging.INFO)
-    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore, and Python warns of it when a process is ended
-    signal.signal(signal.SIGTERM, _exit_on_sigterm)
+    signal.signal(signal.SIGTERM, _exit_once)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -133,15 +124,12 @@ def _log_and_unpack(done: tuple[Any, Records]) -> Any:
     return result
 
 
-def _exit_on_sigterm(number: int, frame: FrameType | None) -> None:
-    """End by SystemExit, which removes temporary files."""
-    if signal.getsignal(signal.SIGTERM) == signal.SIG_IGN or is_postponed(number, frame):
-        return  # a second SIGTERM, of the pool, that was pending: an exception during the cleanup would leave the files
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a traceback of the exception would be shown where Python loses it
-    if hasattr(signal, "alarm"):
-        signal.alarm(5)  # ends this process if the exception is lost, as in a callback of the garbage collector
-    raise SystemExit
+def _exit_once(number: int, frame: FrameType | None) -> None:
+    """End by SystemExit, which removes temporary files; a second signal, of the pool, changes nothing."""
+    global _ending
+    if not _ending and not is_postponed(number, frame):
+        _ending = True
+        raise SystemExit
 
 
 def _end_with_parent() -> None:
