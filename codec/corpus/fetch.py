@@ -19,14 +19,14 @@ from codec.errors import CodecError
 CHUNK = 1 << 20  # bytes read at once
 
 
-def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> None:
+def fetch(url: str, archive: Path, checksum: str) -> None:
     """Make sure that ``archive`` has this checksum ("algorithm:hex digest"), downloading it from ``url`` if it is missing.
 
     A download is in ``archive.part`` until it is complete and verified; the next call continues an incomplete one. One
-    with a wrong checksum is removed; one that has not the ``size`` in bytes, if that is known, is not begun.
+    with a wrong checksum is removed.
 
     Raises:
-        CodecError: no connection, an answer that is no file, a wrong size or checksum.
+        CodecError: no address, no connection, an answer that is no file, a wrong checksum.
     """
     algorithm = checksum.partition(":")[0]
     if archive.exists():
@@ -35,8 +35,8 @@ def fetch(url: str, archive: Path, checksum: str, size: int | None = None) -> No
         return
     part = archive.with_name(archive.name + ".part")
     try:
-        _fetch_rest(url, part, size)
-    except (OSError, http.client.HTTPException) as error:
+        _fetch_rest(url, part)
+    except (OSError, http.client.HTTPException, ValueError) as error:
         raise CodecError(f"cannot download {url}: {error}; the same command goes on from what has come") from None
     if (actual := _checksum_of(part, algorithm)) != checksum:
         part.unlink()
@@ -55,7 +55,7 @@ def _checksum_of(path: Path, algorithm: str) -> str:
     return f"{algorithm}:{digest.hexdigest()}"
 
 
-def _fetch_rest(url: str, part: Path, size: int | None) -> None:
+def _fetch_rest(url: str, part: Path) -> None:
     """Append to ``part`` what it lacks of ``url``; start again if the server does not resume."""
     have = part.stat().st_size if part.exists() else 0
     try:
@@ -66,15 +66,11 @@ def _fetch_rest(url: str, part: Path, size: int | None) -> None:
             error.close()
             return  # nothing is missing: an earlier run was killed between the last byte and the check
         raise
-    except ValueError as error:  # not an address
-        raise CodecError(f"cannot download {url}: {error}") from None
     with response:
         if not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length else size
-        if size not in (None, total):
-            raise CodecError(f"{url} has {total} bytes, expected {size}")
+        total = have + int(length) if length else None
         bar = tqdm.wrapattr(response, "read", total, desc=part.stem, initial=have, disable=None)
         with open(part, "ab" if have else "wb") as file, bar as body:
             shutil.copyfileobj(body, file, CHUNK)

@@ -23,7 +23,6 @@ log = logging.getLogger(__name__)
 AUDIO_SUFFIXES = audio_suffixes() - {".3g2", ".3gp", ".htk", ".mkv", ".mov", ".mp4", ".sd2", ".webm"}
 
 SHOWN = 10  # bad files in the log
-ESCAPES = str.maketrans({"\t": r"\t", "\n": r"\n", "\r": r"\r"})  # for names in a table
 THREADS = 16  # opening files waits for the disk, so more threads than cores help
 
 
@@ -80,7 +79,7 @@ def report_bad(bad: Sequence[BadFile], path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        lines = (f"{str(each.path).translate(ESCAPES)}\t{each.reason}\n" for each in bad)
+        lines = (f"{each.path}\t{each.reason}\n" for each in bad)
         temporary.write_text("".join(lines), "utf-8", "surrogateescape")
     for each in bad[:SHOWN]:
         log.warning("skipped %s: %s", legible(str(each.path)), each.reason)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import lzma
 import tarfile
@@ -15,8 +14,8 @@ from codec.corpus.scan import PrepareError
 from codec.errors import CodecError, one_line
 
 Taken = TypeVar("Taken")
-BLOCK = 512  # bytes; two blocks of zeros end a tar file, which most programs fill up to a multiple of such a record:
-RECORDS = [BLOCK * blocks for blocks in (20, 40, 64, 128, 256, 512, 1024, 2048)]
+BLOCK = 512  # bytes; two blocks of zeros end a tar file, and most programs fill up its last record of 20 blocks
+MOST_ZEROS = 22 * BLOCK
 
 
 def key_of(name: str) -> str:
@@ -37,35 +36,29 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
     """
     try:
         with tarfile.open(shard) as archive:
-            start, file = 0, archive.fileobj
+            file = archive.fileobj
             assert file is not None
             if in_place and not isinstance(file, io.BufferedReader):
                 raise PrepareError(f"{shard} is compressed, so it cannot be read in place; decompress it first")
             while True:
                 for member in archive:
-                    if member.size < 0:  # tarfile would go back by it without end
-                        raise tarfile.ReadError("negative size")
                     if not member.isdir() and _is_visible(shard, member):
                         yield take(archive, member)
                 end = archive.offset
                 file.seek(end)
                 while (block := file.read(BLOCK)) and not any(block):
                     end += len(block)
-                zeros = end - archive.offset
-                padded = any(2 * BLOCK < zeros < 2 * BLOCK + size and (end - start) % size == 0 for size in RECORDS)
-                if zeros != 2 * BLOCK and not padded:
+                if not 2 * BLOCK <= end - archive.offset <= MOST_ZEROS:
                     raise tarfile.ReadError(f"no file and no end at byte {archive.offset}")
                 if not block:
                     return
                 file.seek(end)
-                start, archive = end, tarfile.TarFile(fileobj=file)
+                archive = tarfile.TarFile(fileobj=file)
     except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
         # ValueError: a wrong number in a header
-        said_already = getattr(error, "errno", None) not in (None, errno.EINVAL)  # EINVAL: of a damaged position
-        if isinstance(error, CodecError) or said_already:
+        if isinstance(error, CodecError) or getattr(error, "errno", None):
             raise
-        reason = one_line(error).partition(":")[0]
-        raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None
+        raise PrepareError(f"{shard} is no tar file, or a damaged one ({one_line(error)}); fetch it again") from None
 
 
 def _is_visible(shard: Path, member: tarfile.TarInfo) -> bool:

@@ -65,7 +65,6 @@ class Corpus:
         archives: split -> name of its archive.
         checksums: split -> "algorithm:hex digest" of its archive. MD5 tells damage; against an archive that somebody made
             to deceive it is no guard.
-        sizes: split -> bytes of its archive, where they are known.
     """
 
     title: str
@@ -74,7 +73,6 @@ class Corpus:
     resource: int
     archives: Mapping[str, str]
     checksums: Mapping[str, str]
-    sizes: Mapping[str, int]
 
 
 LIBRITTS = Corpus(
@@ -92,15 +90,6 @@ LIBRITTS = Corpus(
         "test-clean": "sha256:234ea5b25859102a87024a4b9b86641f5b5aaaf1197335c95090cde04fe9a4f5",
         "test-other": "sha256:33a5342094f3bba7ccc2e0500b9e72d558f72eb99328ac8debe1d9080402f10d",
     },
-    sizes={  # as the TensorFlow Datasets catalog lists them, beside the same digests
-        "train-clean-100": 7723686890,
-        "train-clean-360": 27504073644,
-        "train-other-500": 44565031479,
-        "dev-clean": 1291469655,
-        "dev-other": 924804676,
-        "test-clean": 1230670113,
-        "test-other": 964502297,
-    },
 )
 LIBRITTS_R = Corpus(
     title="LibriTTS-R",
@@ -117,7 +106,6 @@ LIBRITTS_R = Corpus(
         "test-clean": "md5:4d373d453eb96c0691e598061bbafab7",
         "test-other": "md5:dbc0959d8bdb6d52200595cabc9995ae",
     },
-    sizes={},  # published in rounded gigabytes only
 )
 CORPORA = {corpus.source: corpus for corpus in (LIBRITTS, LIBRITTS_R)}
 
@@ -150,7 +138,7 @@ def fetch_splits(corpus: Corpus, splits: Sequence[str], root: Path, mirror: str)
             continue
         archive = base / corpus.archives[split]
         url = f"{mirror.rstrip('/')}/{corpus.resource}/{archive.name}"
-        fetch(url, archive, corpus.checksums[split], corpus.sizes.get(split))
+        fetch(url, archive, corpus.checksums[split])
         unpack(archive, corpus.folder, base)
         if not (base / split).is_dir():
             raise PrepareError(f"{archive} does not hold {split}")
