@@ -30,8 +30,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -57,6 +57,7 @@ EXTRAS = {  # package -> the extra of this one that brings it; heavy packages ar
 
 
 _interrupted = -math.inf  # when the command was interrupted, on the monotonic clock
+_instead: Callable[[], None] | None = None  # what the next interrupt calls; by default it raises KeyboardInterrupt
 
 
 class CodecError(ValueError):
@@ -203,10 +204,24 @@ def drop_output() -> None:
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
     """Raise KeyboardInterrupt, but not again while the command ends: a second one would leave temporary files."""
-    global _interrupted
+    global _interrupted, _instead
     if time.monotonic() - _interrupted > GRACE_SECONDS and not is_postponed(number, frame):
         _interrupted = time.monotonic()
-        raise KeyboardInterrupt
+        instead, _instead = _instead, None
+        if instead is None:
+            raise KeyboardInterrupt
+        instead()
+
+
+@contextmanager
+def at_interrupt(instead: Callable[[], None]) -> Iterator[None]:
+    """In this context the first interrupt of a command only calls ``instead``."""
+    global _instead
+    _instead = instead
+    try:
+        yield
+    finally:
+        _instead = None
 
 
 def is_postponed(number: int, frame: FrameType | None) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 from codec.cli.backends import BACKENDS, DECODERS
-from codec.cli.jobs import Failures, plan_jobs, run_jobs
+from codec.cli.jobs import log_error, plan_jobs, run_jobs
 from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, legible, positive, run_command, say
 
 if TYPE_CHECKING:
@@ -49,13 +49,12 @@ class _Lines(logging.Handler):
     def __init__(self, command: str) -> None:
         super().__init__()
         self.command = command
-        self.said: set[str] = set()  # messages so far; or their ``once``, for messages that come once for all files
+        self.said: set[str] = set()  # a file may be read twice, and some messages are of all files
 
     def emit(self, record: logging.LogRecord) -> None:
         text = record.getMessage()
-        once = getattr(record, "once", text)  # a file may be read twice
-        if once not in self.said:
-            self.said.add(once)
+        if text not in self.said:
+            self.said.add(text)
             say(f"{self.command}: {text}")
 
 
@@ -183,23 +182,21 @@ def _transfer(
 def _info(args: argparse.Namespace) -> int:
     from codec.cli.info import describe, environment, names_in
 
-    if sys.stdout is None:
-        raise UsageError("stdout is closed")
     if "-" in args.inputs or not (args.inputs or args.environment):
         raise UsageError("codec-info reads files, not stdin; give a FILE, or --environment")
-    failures, damaged = Failures(), False
+    failed = False
     names = [each for name in args.inputs for each in names_in(name)]
     for index, name in enumerate([ENVIRONMENT] * args.environment + names):
         try:
             facts = environment() if name == ENVIRONMENT else describe(name, args.backend)
         except (CodecError, OSError) as error:
-            failures.add(error, name)
+            log_error(error, name)
+            failed = True
             continue
         if args.json:
             print(json.dumps(facts))
         else:
             lines = [f"{key:<20} {legible(str(value))}" for key, value in facts.items()]
             print("\n".join([""] * (index > 0) + lines))
-        damaged = damaged or "damage" in facts
-    failures.say_others()
-    return EXIT_FAILURE if failures.count or damaged else EXIT_OK
+        failed = failed or "damage" in facts
+    return EXIT_FAILURE if failed else EXIT_OK

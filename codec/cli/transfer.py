@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import itertools
 import logging
 import shutil
@@ -12,7 +11,6 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,21 +21,20 @@ from codec.audio import AudioError, AudioReader, AudioWriter, Block, resample_bl
 from codec.base import CodecBase, Signal
 from codec.cli.backends import load_codec
 from codec.cli.jobs import STREAM, Job
-from codec.cli.live import PcmPipe, decode_live, encode_live, send_live, stdout, until_error
+from codec.cli.live import PcmPipe, decode_live, encode_live, send_live, stdout
 from codec.container import Codes, ContainerError, Damage, Header, Reader, former_model
 from codec.errors import CodecError, UsageError
 from codec.files import atomic_write
 from codec.level import factor, gain_of
-from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_models, shipped_name
+from codec.pretrained import DEFAULT_MODEL, ModelError, shipped_name
 
-DAMAGED, MADE_OTHERWISE = "is damaged, or of another kind", "was made otherwise (input or settings)"
 log = logging.getLogger(__name__)
 
 
 class Worker:
     """Does the jobs of a command with the arguments ``args``, one by one; each process has its own worker."""
 
-    fault: Callable[[Job], str]  # why the target, a file, is not what the job would write; "" if it is
+    is_done: Callable[[Job], bool]  # whether the target, a file, is what the job would write
     convert: Callable[[Job], None]  # does the job; a CodecError or an OSError is what a user can mend
 
     def __init__(self, args: argparse.Namespace) -> None:
@@ -77,18 +74,10 @@ class Worker:
             UsageError: the same for a device that the backend does not have.
         """
         self.prepare()
-        if job.clashes:
-            reason = f"{job.source} is not the only input for {job.target}; rename it, or convert it by itself"
-            return CodecError(reason)
         try:
             if job.target != STREAM and job.target.exists() and self._keeps_target(job):
                 return False
-            try:
-                self.convert(job)
-            except FileExistsError:  # another run has written it meanwhile
-                if not self._keeps_target(job):
-                    raise
-                return False
+            self.convert(job)
         except (BrokenPipeError, ModelError, UsageError):
             raise  # whoever reads stdout has gone; or no job can be done
         except (CodecError, OSError) as error:
@@ -97,17 +86,12 @@ class Worker:
 
     def _keeps_target(self, job: Job) -> bool:
         """Whether the target already is what the job would write and is kept; an OSError if it may not be replaced."""
-        compared = self.args.skip_existing and not job.is_stream and job.target.is_file()
-        if compared and not (fault := self.fault(job)):
+        compared = self.args.skip_existing and not job.is_stream
+        if compared and self.is_done(job):
             return True
-        if job.target.is_dir():
-            raise IsADirectoryError(f"{job.target} is a folder")
         if not self.args.force:
-            other = f" but {fault}" if compared else ""
-            leave = "" if compared or job.is_stream else ", --skip-existing leaves it"
-            raise FileExistsError(f"{job.target} exists{other}; --force overwrites it{leave}")
-        if job.source != STREAM and job.source.exists() and job.target.samefile(job.source):
-            raise FileExistsError(f"{job.target} is the input itself; give another OUTPUT")
+            other = " but is damaged, or was made otherwise (input or settings)" if compared else ""
+            raise FileExistsError(f"{job.target} exists{other}; --force overwrites it")
         return False
 
 
@@ -140,16 +124,13 @@ class FileEncoder(Worker):
         self.num_quantizers = _quantizer_count(self.args, self.codec.num_quantizers, self.codec.bitrate)
         self.codec.checked_steps(self.args.refine_steps)
 
-    def fault(self, job: Job) -> str:
-        with self._open(job) as reader:
-            try:
-                found, _ = container.read(job.target)
-            except ContainerError:
-                return DAMAGED
-            count, gain_db = self.num_quantizers, self._gain_of(reader)
+    def is_done(self, job: Job) -> bool:
+        with self._open(job) as reader, suppress(ContainerError):
+            found, _ = container.read(job.target)
+            gain_db = self._gain_of(reader)
             num_samples = reader.num_samples or sum(map(len, reader.blocks()))  # counted by gain_of, or here
-            expected = self.codec.header(num_samples, reader.sample_rate, count, gain_db)
-            return "" if found == expected else MADE_OTHERWISE
+            return found == self.codec.header(num_samples, reader.sample_rate, self.num_quantizers, gain_db)
+        return False
 
     def convert(self, job: Job) -> None:
         pipe, head = None, b""
@@ -157,50 +138,36 @@ class FileEncoder(Worker):
             pipe = PcmPipe(sys.stdin.buffer, self.args.raw, self.args.channel)
         elif _is_piped(job):
             pipe, head = PcmPipe.from_wav(sys.stdin.buffer, self.args.channel)
-        if pipe is not None and self.args.refine_steps:
-            raise UsageError("--refine-steps is for files; from a pipe to stdout WAV and raw samples are encoded live")
-        with pipe or self._open(job, head) as reader:
-            # made before the long work, in case something in it is wrong
-            header = self.codec.header(None, reader.sample_rate, self.num_quantizers)
+        if pipe is not None:
+            if self.args.refine_steps:
+                raise UsageError("--refine-steps is for files; pipes of WAV or raw samples to stdout are encoded live")
+            encode_live(self.codec, pipe, self.num_quantizers)
+            return
+        with self._open(job, head) as reader, _output(job, self.args.force) as path:
+            if self.args.channel is None and reader.channels > 1:
+                log.info("channels are mixed down to one; --channel takes one of them")
             gain_db = self._gain_of(reader)
             blocks = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
             samples = (block * np.float32(factor(-gain_db)) for block in blocks)
-            if self.args.channel is None and reader.channels > 1:
-                log.info("%s: %d channels mixed down to one", reader.name, reader.channels, extra={"once": "mixed"})
-            if isinstance(reader, PcmPipe):
-                encode_live(self.codec, reader, samples, header)
-                return
-            with _output(job, self.args.force) as path:
-                windows = self.codec.encode_blocks(samples, self.num_quantizers, self.args.refine_steps)
-                windows = self.with_bar(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
-                codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
-                header = replace(header, num_samples=reader.num_samples, gain_db=gain_db)
-                path.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
+            windows = self.codec.encode_blocks(samples, self.num_quantizers, self.args.refine_steps)
+            windows = self.with_bar(windows, self.codec.frame_rate, reader.claimed_samples / reader.sample_rate)
+            codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
+            header = self.codec.header(reader.num_samples, reader.sample_rate, self.num_quantizers, gain_db)
+            path.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
 
-    def _gain_of(self, reader: AudioReader | PcmPipe) -> float:
-        """The gain in dB of the input; for a file it takes a first reading."""
-        if isinstance(reader, PcmPipe) or self.args.no_normalize:
-            return 0.0
-        return gain_of(reader.blocks(), reader.sample_rate)
+    def _gain_of(self, reader: AudioReader) -> float:
+        """The gain in dB of the input, for which it is read once more."""
+        return 0.0 if self.args.no_normalize else gain_of(reader.blocks(), reader.sample_rate)
 
     @contextmanager
     def _open(self, job: Job, head: bytes = b"") -> Iterator[AudioReader]:
         """An audio file; stdin and pipes are copied first, after the ``head`` already read, as formats need seeking."""
-        if job.source.suffix.lower() == ".codes":
-            raise CodecError(f"{job.source} holds codes already; codec-decode makes audio of them")
-        source: Any = job.source
         with ExitStack() as opened:
+            source: Any = job.source
             if job.is_stream:
                 source = opened.enter_context(tempfile.TemporaryFile())
-                try:
-                    source.write(head)
-                    shutil.copyfileobj(opened.enter_context(_open_bytes(job)), source)
-                    source.flush()
-                except OSError as error:
-                    if error.errno != errno.ENOSPC:
-                        raise
-                    place = f"{job.source_name}, copied to {tempfile.gettempdir()} (TMPDIR)"
-                    raise OSError(error.errno, error.strerror, place) from None
+                source.write(head)
+                shutil.copyfileobj(opened.enter_context(_open_bytes(job)), source)
             yield opened.enter_context(AudioReader(source, job.source_name, self.args.channel))
 
 
@@ -211,21 +178,15 @@ class FileDecoder(Worker):
     to be written.
     """
 
-    def fault(self, job: Job) -> str:
+    def is_done(self, job: Job) -> bool:
         with _open_bytes(job) as stream:
             codes = Reader(stream)
-            if codes.header.num_samples is None:
-                deque(codes.blocks(), 0)  # the end has the length
+            deque(codes.blocks(), 0)  # the length may stand at the end
         rate = codes.header.sample_rate if self.args.native_rate else codes.header.original_sample_rate
-        length = codes.header.length_at(rate)
-        try:
-            with AudioReader(job.target) as reader:
-                # blocks() refuses files without samples
-                there = sum(map(len, reader.blocks())) if length else reader.claimed_samples
-                found = reader.sample_rate, reader.channels, there
-        except AudioError:
-            return DAMAGED
-        return "" if found == (rate, 1, length) else MADE_OTHERWISE
+        with suppress(AudioError), AudioReader(job.target) as reader:
+            there = sum(map(len, reader.blocks()))
+            return (reader.sample_rate, reader.channels, there) == (rate, 1, codes.header.length_at(rate))
+        return False
 
     def convert(self, job: Job) -> None:
         with _open_bytes(job) as stream:
@@ -241,35 +202,23 @@ class FileDecoder(Worker):
                 audio = decode_live(codec, kept, count) if live else codec.decode_blocks(kept)
                 return (codec.to_numpy(block) * np.float32(header.gain) for block in audio)
 
-            errors: list[CodecError] = []
-            intact = until_error(codes.intact(), errors) if live else codes.intact()
-            signal = _salvage(job.source_name, codes, decode) if self.args.salvage else decode(intact)
+            signal = _salvage(job.source_name, codes, decode) if self.args.salvage else decode(codes.intact())
             signal = _up_to_end(signal, codes, codec.sample_rate)
             signal = _up_to_end(resample_blocks(signal, codec.sample_rate, rate), codes, rate)
-            signal = self.with_bar(signal, rate, header.duration)
             if live:
                 send_live(signal, rate, self.args.raw)
-                if errors:
-                    raise errors[0]
                 return
-            length = header.length_at(rate) or 0
-            # without a name: for stdout the disk of TMPDIR may be full
-            named = None if job.target == STREAM else str(job.target)
-            with _output(job, self.args.force) as path, AudioWriter(path, rate, length, named) as writer:
-                for block in signal:
+            length, name = header.length_at(rate) or 0, str(job.target)
+            with _output(job, self.args.force) as path, AudioWriter(path, rate, length, name) as writer:
+                for block in self.with_bar(signal, rate, header.duration):
                     writer.write(block)
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file with this header; one with only the same name is refused."""
         right = former_model(header.fingerprint)
         if self.args.model is None and shipped_name(header.model) is None:
-            for name in sorted(shipped_models(), key=len) if right is None else ():  # another decoder of the same codes
-                if self.load(name).fingerprint.startswith(header.fingerprint):
-                    right = f"it, or {name}, which has the same codes,"
-                    break
-            raise ContainerError(
-                f"made with model {header.model!r}, which is not a shipped one; give {right or 'it'} with --model"
-            )
+            other = f"made with model {header.model!r}, which is not a shipped one"
+            raise ContainerError(f"{other}; give {right or 'it'} with --model")
         codec = self.load(self.args.model or header.model)
         codec.check(header, f"give {right or 'the right one'} with --model, or none if it is shipped")
         return codec

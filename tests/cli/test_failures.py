@@ -36,7 +36,7 @@ def header(tiny_model: Codec) -> Header:
 FAILURES: list[tuple[Any, str]] = [
     (["encode", "empty.wav", "x.codes"], "error: empty.wav is empty"),
     (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
-    (["encode", "good.codes", "x.codes"], "good.codes holds codes already; codec-decode makes audio of them"),
+    (["encode", "good.codes", "x.codes"], "good.codes is not audio that libsndfile reads"),
     (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
     (["encode", "in.wav", "empty.wav/x.codes"], "error: empty.wav/x.codes: Not a directory"),
     (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
@@ -54,11 +54,9 @@ USAGE: list[tuple[Any, str]] = [
     (["encode", "in.wav"], "give INPUT OUTPUT, or several inputs with -o DIR"),
     (["encode", "in.wav", "out.wav"], "OUTPUT must end in .codes"),
     (["encode", "folder", "out.codes"], "folder is a folder; give -o DIR"),
-    (["encode", "in.wav", "dir.codes"], "dir.codes is a folder; give -o dir.codes"),
     (["encode", "-", "-o", "out"], "stdin has no name"),
     (["encode", "in.wav", "-"], "stdout is a terminal"),
     (["decode", "dir.codes", "-o", "out"], "no .codes file in dir.codes"),
-    (["encode", "in.wav", "-o", "in.wav"], "-o in.wav is a file"),
     (["encode", "", "-o", "out"], "an argument is empty"),
     (["info", "--model="], "an argument is empty: --model="),
     (["encode", "in.wav", "out.codes", "--bitrate", "nan"], "--bitrate must be positive"),
@@ -98,14 +96,13 @@ def test_mistakes_are_one_line(run: Run, one_line: Said, header: Header, code: i
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such names cannot be")
 @pytest.mark.parametrize("stem", ["a\nb", "two  blanks", "\x1b[31m", os.fsdecode(b"caf\xe9")])
 def test_any_name_is_said_once_on_one_line(
-    run: Run, one_line: Said, refused: Refused, header: Header, capsys: pytest.CaptureFixture[str], stem: str
+    run: Run, refused: Refused, header: Header, capsys: pytest.CaptureFixture[str], stem: str
 ) -> None:
     Path(f"{stem}.wav").write_bytes(b"RIFF")
     refused(run("encode", f"{stem}.wav", "-o", "out"), f"codec-encode: error: {legible(stem)}.wav is not audio")
     with open(f"{stem}.wav", "wb") as file:
-        soundfile.write(file, np.zeros((100, 2)), RATE, format="WAV")
+        soundfile.write(file, np.zeros(100), RATE, format="WAV")
     assert run("encode", f"{stem}.wav", "-o", "out") == 0
-    assert one_line() == f"codec-encode: {legible(stem)}.wav: 2 channels mixed down to one\n"
     assert run("decode", f"out/{stem}.codes", f"out/{stem}.flac") == 0
     assert run("info", f"out/{stem}.codes") == 0
     assert capsys.readouterr().out.splitlines()[0].split(None, 1) == ["file", f"out/{legible(stem)}.codes"]
@@ -130,10 +127,9 @@ def test_a_model_that_is_not_shipped_must_be_given(refused: Refused, header: Hea
     container.write("tiny.codes", header, np.zeros((3, 10), int))
     message = "tiny.codes: made with model 'tiny', which is not a shipped one; give it with --model"
     refused(decode_main(["tiny.codes", "a.wav"]), message)
-    shipped, former = Codec.from_pretrained("speech-24khz").fingerprint[:32], min(FORMER)
-    for fingerprint, other in ((shipped, "it, or speech-24khz-v3, "), (former, "tests/golden/speech-24khz-single")):
-        container.write("tiny.codes", replace(header, fingerprint=fingerprint), np.zeros((3, 10), int))
-        refused(decode_main(["tiny.codes", "a.wav"]), message.removesuffix("it with --model") + other)
+    container.write("tiny.codes", replace(header, fingerprint=min(FORMER)), np.zeros((3, 10), int))
+    former = message.replace("it with --model", "tests/golden/speech-24khz-single")
+    refused(decode_main(["tiny.codes", "a.wav"]), former)
 
 
 # ---- damaged files --------------------------------------------------------------------------------------------------
@@ -256,16 +252,12 @@ def shell(command: list[str], redirections: str) -> subprocess.CompletedProcess[
 
 
 @pytest.mark.slow
-def test_closed_streams_leave_the_data_alone(tiny_model_folder: Path) -> None:
-    """With stderr closed nothing is said, least of all into the data."""
+def test_a_closed_stderr_leaves_the_data_alone(tiny_model_folder: Path) -> None:
+    """Nothing is said, least of all into the data."""
     soundfile.write("stereo.wav", np.zeros((100, 2)), RATE)
     encode = process("encode", "--model", tiny_model_folder)
     assert shell([*encode, "stereo.wav", "-"], "2>&- > a.codes").returncode == 0
     assert container.read("a.codes")[0].num_samples == 100
-    for paths, redirection, name in ((("stereo.wav", "-"), ">&-", "stdout"), (("-", "b.codes"), "<&-", "stdin")):
-        done = shell([*encode, *paths], redirection)
-        assert done.returncode == 2 and f"error: {name} is closed" in done.stderr, done.stderr
-        assert "Traceback" not in done.stderr
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")

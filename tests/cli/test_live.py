@@ -93,9 +93,8 @@ def test_raw_samples(run: Run, sound: Samples, piped: Piped, one_line: Said, ref
     raw = data[data.index(b"data") + 8 :]
     code, out = piped("encode", raw, "--raw", RATE)
     assert piped("encode", raw + b"x", "--raw", RATE) == (0, out)
-    assert one_line() == "codec-encode: stdin ends within a sample, whose first 1 of 2 bytes are left out\n"
     assert (code, out) == piped("encode", data) and code == 0
-    assert (code, out) == piped("encode", data + data) and "40044 bytes that its header does not" in one_line()
+    assert (code, out) == piped("encode", data + data) and "40044 bytes that follow its" in one_line()
     code, with_head = piped("decode", out)
     assert code == 0 and piped("decode", out, "--raw") == (0, with_head[44:]) and len(with_head) == 44 + len(raw)
     for bad in (["a.wav", "b.codes", "--raw", 8000], ["-", "b.codes", "--raw", 0]):
@@ -146,7 +145,6 @@ def test_a_stream_whose_end_is_missing_is_salvaged(sound: Samples, piped: Piped,
     _, coded = piped("encode", encoded(sound[:RATE], RATE // 2))
     _, whole = piped("decode", coded)
     code, out = piped("decode", coded[:-50], "--salvage")
-    assert piped("decode", coded[:-50]) == (1, out), "without --salvage, too, and then the error"
     assert code == 0 and "truncated: its end is missing; the output ends there" in stderr()
     assert out[: len(out) // 2] == whole[: len(out) // 2]
 
