@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import argparse
 import atexit
-import functools
 import gc
 import io
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -85,9 +83,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None, intermixed: bool = False) -> Any:
         """Refuse empty arguments, as an unset variable of a shell gives them: as paths they would be this folder."""
-        for given in sys.argv[1:] if args is None else args:
-            if re.fullmatch(r"(--[\w-]+=)?", given):
-                self.error(f"an argument is empty{given and ': '}{given}")
+        if "" in (sys.argv[1:] if args is None else args):
+            self.error("an argument is empty")
         return (super().parse_intermixed_args if intermixed else super().parse_args)(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -168,8 +165,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
                 sys.stdout = open(before.fileno(), "w", 1, before.encoding, before.errors, closefd=False)  # noqa: SIM115
     try:
         code = work()
-        if sys.stdout is not None:
-            sys.stdout.flush()  # here, where a full disk is an error
+        sys.stdout.flush()  # here, where a full disk is an error
         # Python need not search for reference cycles at its end; but cycles of an error hold objects of soxr's
         if code == EXIT_OK:
             atexit.register(gc.freeze)
@@ -189,8 +185,7 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
         return EXIT_FAILURE
     finally:
         try:
-            if sys.stdout is not None:
-                sys.stdout.flush()
+            sys.stdout.flush()
         except OSError:
             drop_output()
         sys.stdout = before
@@ -231,10 +226,7 @@ def is_postponed(number: int, frame: FrameType | None) -> bool:
     codes = [each.f_code for each, _ in traceback.walk_stack(frame)]
     if not any(code.co_name.startswith("vio_") or code.co_filename == IMPORT_MACHINERY for code in codes):
         return False
-    # send it to the main thread, to wake it if it sleeps; on Windows that would end the process, so it is not woken there
-    main = threading.main_thread().ident or 0
-    send = signal.raise_signal if sys.platform == "win32" else functools.partial(signal.pthread_kill, main)
-    timer = threading.Timer(0.02, send, [number])
+    timer = threading.Timer(0.02, os.kill, (os.getpid(), number))
     timer.daemon = True  # if the command has ended by then, there is nothing left to stop
     timer.start()
     return True
@@ -242,7 +234,5 @@ def is_postponed(number: int, frame: FrameType | None) -> bool:
 
 def say(text: str) -> None:
     """A line on stderr, past a progress bar if there is one."""
-    if sys.stderr is None:  # closed: tqdm would write to stdout, among the data
-        return
     bars = sys.modules.get("tqdm")
     (bars.tqdm.write if bars else print)(legible(text), file=sys.stderr)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from codec.errors import UsageError, legible
-from codec.pretrained import ModelError
+from codec.errors import UsageError
 
 if TYPE_CHECKING:
     from codec.base import CodecBase
@@ -20,9 +20,9 @@ def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads
     Raises:
         ModelError: no such model, device or backend here.
         UsageError: a device that the backend does not have.
-        ModuleNotFoundError: torch is asked for and missing.
+        ImportError, OSError: torch is missing though it was asked for, or cannot be used.
     """
-    if backend in (None, "torch") and (torch_is_here() or backend == "torch"):
+    if backend == "torch" or (backend is None and find_spec("torch")):
         from codec.model import Codec
 
         if num_threads is not None:
@@ -35,20 +35,3 @@ def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads
     from codec.runtime import OnnxCodec
 
     return OnnxCodec.from_pretrained(model, 8 if backend == "onnx8" else 32, num_threads)
-
-
-def torch_is_here() -> bool:
-    """Whether torch is installed.
-
-    Raises:
-        ModelError: it is, but cannot be used.
-    """
-    try:
-        import torch
-    except (ImportError, OSError) as error:  # OSError: of a library that it loads
-        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
-            return False
-        raise ModelError(
-            f"torch cannot be used ({legible(str(error))}); install it again, or take --backend onnx"
-        ) from None
-    return torch.__file__ is not None  # None for a mere folder of that name, as an uninstall may leave it

@@ -18,7 +18,6 @@ from codec.errors import EXIT_FAILURE, EXIT_OK, CodecError, Parser, UsageError, 
 if TYPE_CHECKING:
     from codec.cli.transfer import Worker
 
-ENVIRONMENT = "--environment"  # a name for codec-info, but not that of a FILE: after "--" that is ./--environment
 log = logging.getLogger("codec")  # of all modules
 
 TRANSFER_USAGE = """%(prog)s [options] INPUT OUTPUT
@@ -185,10 +184,10 @@ def _info(args: argparse.Namespace) -> int:
     if "-" in args.inputs or not (args.inputs or args.environment):
         raise UsageError("codec-info reads files, not stdin; give a FILE, or --environment")
     failed = False
-    names = [each for name in args.inputs for each in names_in(name)]
-    for index, name in enumerate([ENVIRONMENT] * args.environment + names):
+    names = [""] * args.environment + [each for name in args.inputs for each in names_in(name)]
+    for index, name in enumerate(names):
         try:
-            facts = environment() if name == ENVIRONMENT else describe(name, args.backend)
+            facts = describe(name, args.backend) if name else environment()
         except (CodecError, OSError) as error:
             log_error(error, name)
             failed = True

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from codec import __version__, container
-from codec.cli.backends import load_codec, torch_is_here
+from codec.cli.backends import load_codec
 from codec.cli.jobs import files_below
-from codec.errors import EXTRAS, CodecError, install_command
-from codec.pretrained import FILES, ModelError, find_model, shipped_models, shipped_name
+from codec.errors import EXTRAS, install_command
+from codec.pretrained import FILES, find_model, shipped_models, shipped_name
 
 
 def names_in(name: str) -> list[str]:
@@ -36,12 +36,9 @@ def environment() -> dict[str, Any]:
 
 def _devices() -> list[str]:
     try:
-        if not torch_is_here():
-            return ["cpu"]
-    except ModelError as error:
-        return ["cpu", str(error)]
-    import torch
-
+        import torch
+    except (ImportError, OSError) as error:  # OSError: of a library that it loads
+        return ["cpu", f"torch cannot be used: {error}"]
     devices = [f"cpu ({torch.get_num_threads()} threads)"] + ["mps"] * torch.backends.mps.is_available()
     return devices + [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
 
@@ -54,8 +51,6 @@ def describe(name: str, backend: str | None) -> dict[str, Any]:
     """
     if Path(name).is_file():
         return _describe_codes(Path(name))
-    if Path(name).exists() and not Path(name).is_dir():
-        raise CodecError(f"{name} is a pipe or a device; codec-info reads files")
     if Path(name).is_dir() or shipped_name(name) is not None:
         return _describe_model(name, backend)
     raise FileNotFoundError(f"{name}: no such file, model folder or shipped model ({', '.join(shipped_models())})")
