@@ -70,16 +70,12 @@ class UsageError(CodecError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Parses a command line; help keeps the line breaks of description and epilog, and an error is one line.
-
-    A parser with a name is that of a command of the package, and has --version.
-    """
+    """Parses a command line; help keeps the line breaks of description and epilog, and an error is one line."""
 
     def __init__(self, *names: Any, **settings: Any) -> None:
         super().__init__(*names, **settings)
         self.formatter_class = argparse.RawDescriptionHelpFormatter
-        if names:
-            self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+        self.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
 
     def parse_args(self, args: Any = None, namespace: Any = None, intermixed: bool = False) -> Any:
         """Refuse empty arguments, as an unset variable of a shell gives them: as paths they would be this folder."""

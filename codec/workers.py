@@ -65,7 +65,7 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
     from concurrent.futures.process import BrokenProcessPool
 
     context = multiprocessing.get_context("spawn")  # a forked process inherits torch's locks
-    with _without_interrupts():  # also for the process that tracks semaphores, which starts with the pool
+    with _without_interrupts():  # for the process that tracks semaphores; once it has started, ctrl-C is unblocked
         pool = ProcessPoolExecutor(workers, context, _set_up_worker, (work,))
     with pool:
         try:

@@ -115,12 +115,10 @@ def read_manifest(path: str | Path) -> list[Record]:
     """Read a JSONL manifest; relative audio paths are taken from the manifest's folder.
 
     Raises:
-        ManifestError: no such manifest; or a line, given by its number, is no record or has the id of another line.
+        ManifestError: a line, given by its number, is no record or has the id of another line.
+        OSError: no such manifest.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ManifestError(f"{path} is not there, or is no file; data/<set>/prepare.py writes manifests")
-    folder = path.parent.resolve()
+    folder = Path(path).parent.resolve()
     records: list[Record] = []
     lines: dict[str, int] = {}  # id -> its line
     with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # names of files may be any bytes
