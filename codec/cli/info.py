@@ -24,13 +24,11 @@ def names_in(name: str) -> list[str]:
 def environment() -> dict[str, Any]:
     """Versions, devices, and the optional packages; for those that are missing, how to install them."""
     distributions = importlib.metadata.packages_distributions()
-    commands = {package: f"pip install {package}" for package in ("torch", "numpy", "soundfile", "soxr", "safetensors")}
-    commands |= {package: install_command(package) for package in EXTRAS}
     facts = {"codec": __version__, "python": platform.python_version(), "platform": platform.platform()}
     facts["devices"] = ", ".join(_devices())
-    for package, command in commands.items():
+    for package in ("torch", "numpy", "soundfile", "soxr", "safetensors", *EXTRAS):
         present = distributions.get(package)
-        facts[package] = importlib.metadata.version(present[0]) if present else f"missing: {command}"
+        facts[package] = importlib.metadata.version(present[0]) if present else f"missing: {install_command(package)}"
     return facts
 
 

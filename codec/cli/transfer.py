@@ -277,8 +277,7 @@ def _output(job: Job, overwrite: bool) -> Iterator[Path]:
     It is made at once, so that a folder that cannot be written to is noticed before the long work.
     """
     if job.target != STREAM:
-        with suppress(FileExistsError):  # a file where the folder should be: the next line says so
-            job.target.parent.mkdir(parents=True, exist_ok=True)
+        job.target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(job.target, replace=overwrite) as temporary:
             yield temporary
         return

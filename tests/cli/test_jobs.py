@@ -11,7 +11,6 @@ import pytest
 from loading import Refused, Said, wait_for
 from shell import RATE, Run, Samples, names, process, write
 
-from codec.cli.transfer import FileEncoder
 from codec.errors import CodecError
 from codec.workers import spread
 
@@ -47,17 +46,6 @@ def test_two_inputs_for_one_output(run: Run, one_line: Said) -> None:
     assert run("encode", "in", "-o", "out") == 2
     assert "in/a.flac and in/a.wav would both become out/a.codes; rename one of them" in one_line()
     assert not Path("out").exists()
-
-
-def test_a_closed_stderr_stops_nothing(run: Run, sound: Samples, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for the bar over several files nor for that over a long one."""
-    for name, seconds in (("a.wav", 1), ("b.wav", 61)):
-        write(name, samples=np.resize(sound, seconds * RATE))
-    for paths in (["a.wav", "b.wav", "-o", "out"], ["b.wav", "b.codes"]):
-        monkeypatch.setattr(sys, "stderr", None)
-        assert run("encode", *paths) == 0
-        sys.stderr.close()
-    assert names("out") == ["a.codes", "b.codes"]
 
 
 def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,13 +133,6 @@ def test_links(run: Run, stderr: Said) -> None:
     Path("in/lost.wav").symlink_to("nowhere.wav")
     assert run("encode", "in", "-o", "out", "--force") == 1
     assert "in/lost.wav: No such file" in stderr()
-
-
-def test_another_run_may_write_a_file_meanwhile(run: Run, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
-    write("a.wav")
-    convert = FileEncoder.convert
-    monkeypatch.setattr(FileEncoder, "convert", lambda self, job: convert(self, job) or convert(self, job))
-    refused(run("encode", "a.wav", "b.codes"), "b.codes: File exists")
 
 
 def test_existing_files_are_kept_without_force(run: Run, refused: Refused) -> None:
