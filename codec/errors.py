@@ -151,8 +151,9 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     for number in STOPPING if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
             signal.signal(number, _interrupt)
-    if sys.stderr is None:  # closed: messages must not go into a file that was opened with its number
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    # if they are closed: what is written there must not go into a file that was opened with their number
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     before = sys.stdout
     if isinstance(before, io.TextIOWrapper):
         before.reconfigure(errors="backslashreplace")  # as stderr: names of files may be any bytes

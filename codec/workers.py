@@ -77,7 +77,7 @@ def spread(work: Callable[[Item], Result], items: Sequence[Item], workers: int) 
             for child in children:
                 child.terminate()
             for child in children:
-                child.join(5)
+                child.join(20)  # until it is between two steps of its work
                 child.kill()
             if isinstance(error, BrokenProcessPool):
                 raise CodecError("a worker process died (out of memory, or killed); take fewer --workers") from None
