@@ -58,8 +58,7 @@ def plan_jobs(
             if os.path.realpath(other) != os.path.realpath(source):
                 raise UsageError(f"{other} and {source} would both become {target}; rename one of them")
     if not jobs:
-        kind = next(iter(source_suffixes)) if len(source_suffixes) == 1 else "audio"
-        raise UsageError(f"nothing to do: no {kind} file in {' '.join(paths)}")
+        raise UsageError(f"nothing to do: no file of a kind that is read here in {' '.join(paths)}")
     return list(jobs.values())
 
 

@@ -239,26 +239,22 @@ def _salvage(name: str, codes: Reader, decode: Callable[[Iterable[Codes]], Itera
     Raises:
         ContainerError: no block is intact.
     """
-    losses: list[Damage] = []  # logged at the end; if no block is intact, the error says it all
-    intact = False
+    intact = None
     for damaged, run in itertools.groupby(codes.blocks(), lambda block: isinstance(block, Damage)):
-        if damaged:
-            for loss in cast(Iterator[Damage], run):
-                losses.append(loss)
-                if loss.num_frames and not loss.truncated:
-                    yield np.zeros(loss.num_frames * codes.header.hop_length, np.float32)
-        else:
-            intact = True
+        intact = intact or not damaged
+        if not damaged:
             yield from decode(cast(Iterator[Codes], run))
-    if losses and not intact:
-        raise ContainerError(f"{losses[0].reason}; no block is intact")
-    for loss in losses:
-        seconds = loss.num_frames * codes.header.hop_length / codes.header.sample_rate
-        if loss.truncated:
-            effect = f"the output ends {seconds:.1f} s early" if seconds else "the output ends there"
-        else:
-            effect = f"{seconds:.1f} s of silence instead" if seconds else "they are left out"
-        log.info("%s: %s; %s", name, loss.reason, effect)
+            continue
+        for loss in cast(Iterator[Damage], run):
+            seconds = loss.num_frames * codes.header.hop_length / codes.header.sample_rate
+            if loss.truncated:
+                effect = f"the output ends {seconds:.1f} s early" if seconds else "the output ends there"
+            else:
+                effect = f"{seconds:.1f} s of silence instead" if seconds else "they are left out"
+                yield np.zeros(loss.num_frames * codes.header.hop_length, np.float32)
+            log.info("%s: %s; %s", name, loss.reason, effect)
+    if intact is False:
+        raise ContainerError("no block is intact")
 
 
 def _is_piped(job: Job) -> bool:
