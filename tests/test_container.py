@@ -9,20 +9,15 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from loading import ASSETS, flipped
 
-from codec import container
 from codec.container import BLOCK_FRAMES, Codes, ContainerError, Damage, Header, Reader, Writer, dumps, loads
-from codec.errors import CodecError
 
 GOLDEN_HEADER = Header("golden-ü", "00112233445566778899aabbccddeeff", 24000, 44100, 3000, 320, 2, 1000)
 GOLDEN_CODES = np.array([[0, 1, 2, 3, 4, 999], [999, 512, 511, 256, 255, 0]])
@@ -136,13 +131,8 @@ def test_number_of_frames(samples: int, original: int, rate: int, hop: int) -> N
     assert header.num_frames == math.ceil(Fraction(math.ceil(Fraction(samples * rate, original)), hop))
 
 
-class Trickle(io.BytesIO):  # as a pipe without a buffer
-    def read(self, size: int | None = -1, /) -> bytes:
-        return super().read(min(size or 0, 7))
-
-
 def test_golden_files_of_every_version() -> None:
-    reader = Reader(Trickle((ASSETS / "golden_v1.codes").read_bytes()))
+    reader = Reader(io.BytesIO((ASSETS / "golden_v1.codes").read_bytes()))
     (codes,) = reader.intact()
     assert (reader.version, reader.header, reader.num_blocks) == (1, GOLDEN_HEADER, 1)
     np.testing.assert_array_equal(codes, GOLDEN_CODES)
@@ -167,49 +157,41 @@ def test_what_later_programs_add_is_passed_over() -> None:
 HEADER, CODES = make(10)
 BAD_CODES: list[Any] = [
     *[np.zeros((2, 9), int), np.zeros((1, 10), int), np.full((2, 10), -1), np.full((2, 10), 32), np.zeros((2, 10))],
-    *[None, "codes", 5, [[0] * 10, [0] * 9], [["0"] * 10] * 2, np.zeros((2, 10), bool), {1: 2}],
-    torch.zeros(2, 10, dtype=torch.int64, device="meta"),
+    *[None, "codes", 5, [["0"] * 10] * 2, np.zeros((2, 10), bool), {1: 2}],
 ]
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused() -> None:
     for codes in BAD_CODES:
-        with pytest.raises(ContainerError, match=r"codes (must be|cannot be taken)"):
+        with pytest.raises(ContainerError, match="codes must be"):
             dumps(HEADER, codes)
-    for header in ({}, make(10, num_samples=None)[0]):
-        with pytest.raises(ContainerError, match="the header must be a Header of a known length"):
-            container.write(tmp_path / "a", header, CODES)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ContainerError, match="as bytes, not"):
-        loads("SVQC")  # type: ignore[arg-type]
-    for call in (lambda: container.read(5), lambda: container.write(5, HEADER, CODES)):  # type: ignore[arg-type, func-returns-value]
-        with pytest.raises(CodecError, match="a path must be"):
-            call()
-    for wrong in (lambda: Reader("a.codes"), lambda: Reader(io.StringIO()), lambda: Writer("a.codes", HEADER)):  # type: ignore[arg-type]
-        with pytest.raises(CodecError, match="in binary mode"):
-            wrong()
+    with pytest.raises(ContainerError, match="codes must be"):
+        dumps(*make(10, num_samples=None))
 
 
 def test_a_writer_refuses_what_does_not_fit() -> None:
-    with pytest.raises(ContainerError, match="must be a Header"):
-        Writer(io.BytesIO(), {})  # type: ignore[arg-type]
     writer = Writer(io.BytesIO(), HEADER)
     writer.write(CODES[:, :4])
-    for call in (lambda: writer.write(CODES + 32), lambda: writer.write(CODES[:1]), lambda: writer.end(3200, CODES)):
+    for call in (
+        lambda: writer.write(CODES + 32),
+        lambda: writer.write(CODES[:1]),
+        lambda: writer.end(3200, CODES),
+        lambda: writer.end(1, CODES[:, :0]),
+    ):
         with pytest.raises(ContainerError, match="codes must be"):
             call()
-    for count, reason in (-1, "num_samples must be"), (1, "num_samples 1 is less than the 4 frames"):
-        with pytest.raises(ContainerError, match=reason):
-            writer.end(count, CODES[:, :0])
     writer.end(np.int64(3200), CODES[:, 4:])  # type: ignore[arg-type]
-    taken: list[bytes] = []  # by a stream that takes 7 bytes at once, as a socket may
-    Writer(Mock(write=lambda data: taken.append(bytes(data[:7])) or min(len(data), 7)), HEADER).end(3200, CODES)
-    assert b"".join(taken) == stream_bytes(HEADER, CODES, [])
-    with pytest.raises(BlockingIOError, match="let it block"):
-        Writer(Mock(io.RawIOBase, write=lambda data: None), HEADER)
-    for call in (lambda: writer.write(CODES), lambda: writer.end(3200, CODES[:, 4:])):
-        with pytest.raises(ContainerError, match="the end was written already"):
-            call()
+
+
+class SmallPipe(io.BytesIO):  # as a pipe without a buffer
+    def write(self, data: Any) -> int:
+        return super().write(data[:7])
+
+
+def test_a_stream_that_takes_only_a_part_gets_the_rest() -> None:
+    pipe = SmallPipe()
+    Writer(pipe, HEADER).end(3200, CODES)
+    assert pipe.getvalue() == stream_bytes(HEADER, CODES, [])
 
 
 @pytest.mark.parametrize(
@@ -269,16 +251,14 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
     [
         (b"SV", "not a .codes file"),
         (b"SVQC\x03" + bytes(100), "version 3.*reads versions 1 to 2"),
-        (header_bytes(2**64 - 1), "truncated: its end is missing; no block is intact"),
+        (header_bytes(2**64 - 1), "truncated: its end is missing"),
         (header_bytes(2**64 - 1) + b"\1\2\3", "the head of block 1 is damaged"),
         (header_bytes(2**64 - 1) + bytes(15), "the end is damaged"),
         (stream_bytes(*make(10), [10])[:-12] + with_checksum(bytes(8)), "the end is damaged.* less than there was"),
         (stream_bytes(*make(10), [10])[:-12] + with_checksum(struct.pack("<Q", 2**60)), r"truncated: \d+ of"),
-        (header_bytes()[:-1], "truncated in the header"),
-        (header_bytes(name=b"\xff\xfe"), "not UTF-8"),
+        (header_bytes()[:-1], "the header is cut off or damaged"),
         (header_bytes(hop=0), "hop_length must be"),
         (header_bytes(size=3, stages=1) + with_checksum(b"\xc0"), "beyond the codebook"),
-        (header_bytes(size=4, stages=1) + with_checksum(b"\xc1"), "bits beyond the codes"),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
 )
@@ -297,10 +277,7 @@ def peak_of(work: Callable[[], object]) -> int:
 
 
 def test_memory_is_little_more_than_that_of_the_codes() -> None:
-    """Whatever length the header claims; codes of int64 take 64 bytes per byte of file for V = 2."""
-    for size, most in ((2, 75), (256, 12), (1024, 10)):
-        data = dumps(*make(200 * BLOCK_FRAMES, 2, size))
-        assert peak_of(lambda: loads(data)) < most * len(data) + 2e6  # noqa: B023
+    """Whatever length the header claims."""
     for num_samples in (2**60, 2**64 - 2):
         data = header_bytes(num_samples, stages=255, size=2**32 - 1, hop=1) + bytes(5000)
         assert peak_of(lambda: list(Reader(io.BytesIO(data)).blocks())) < 10e6  # noqa: B023
