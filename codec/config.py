@@ -6,12 +6,11 @@ import dataclasses
 import functools
 import itertools
 import math
-import sys
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from reprlib import repr as short_repr
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from codec.errors import CodecError
@@ -20,19 +19,12 @@ T = TypeVar("T")
 _type_hints = functools.cache(typing.get_type_hints)  # slow, and manifests have many lines
 
 RATES = (1000, 768_000)  # lowest and highest sample rate in Hz; resampling from rates far outside would never end
+shown = reprlib.repr  # a value as text for a message, cut short if it is long or deep
 WIDTHS, DEPTHS, KERNELS = (1, 2**16), (0, 64), (1, 2**12 - 1)  # of layers, far beyond any use
 
 
 class ConfigError(CodecError):
     """A configuration that cannot be used; the message names the key and what it should be."""
-
-
-def shown(value: Any) -> str:
-    """The value as text for a message, cut short if it is long or deep."""
-    try:
-        return short_repr(value)
-    except ValueError:  # it has more digits than Python writes
-        return "a number of thousands of digits"
 
 
 def without_repeats(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -122,7 +114,7 @@ def _convert(hint: Any, value: Any, where: str, ignore_unknown: bool) -> Any:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             raise ConfigError(f"{where} must be a mapping of names, not {shown(value)}")
         return {key: _convert(args[1], item, f"{where}.{key}", ignore_unknown) for key, item in value.items()}
-    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
+    if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         text = hint is float and isinstance(value, str)
@@ -149,11 +141,7 @@ def whole_number(name: str, value: Any, low: int, high: int, error: type[CodecEr
 def set_whole(config: Any, error: type[CodecError], **ranges: tuple[int, int]) -> None:
     """Check that fields of a frozen dataclass hold whole numbers within their ``ranges``; store them as plain ints."""
     for name, limits in ranges.items():
-        value = getattr(config, name)
-        many = isinstance(getattr(type(config), name, None), tuple)  # the field's default
-        items = value if many and isinstance(value, (list, tuple)) else [value]
-        numbers = tuple(whole_number(name, item, *limits, error) for item in items)
-        object.__setattr__(config, name, numbers if many else numbers[0])
+        object.__setattr__(config, name, whole_number(name, getattr(config, name), *limits, error))
 
 
 @dataclass(frozen=True)
@@ -171,14 +159,11 @@ class EncoderConfig:
     look_ahead: int | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        set_whole(self, ConfigError, strides=WIDTHS, widths=WIDTHS, depths=DEPTHS, kernel_size=KERNELS)
-        n = len(self.strides)
-        require(1 <= n <= 16, "strides must have 1 to 16 entries")
-        require(len(self.widths) == n, f"widths must have {n} entries, one per stride")
-        require(len(self.depths) == n, f"depths must have {n} entries, one per stride")
+        set_whole(self, ConfigError, kernel_size=KERNELS)
+        entries = {len(self.strides), len(self.widths), len(self.depths)}
+        require(len(entries) == 1 and 0 not in entries, "strides, widths and depths must each have one entry per stage")
+        require(min(*self.strides, *self.widths) >= 1, "strides and widths must be at least 1")
         require(self.kernel_size % 2 == 1, "kernel_size must be odd")
-        if self.look_ahead is not None:
-            set_whole(self, ConfigError, look_ahead=(0, 2**16))
 
 
 @dataclass(frozen=True)
@@ -225,8 +210,6 @@ class DecoderConfig:
         set_whole(self, ConfigError, width=WIDTHS, depth=DEPTHS, kernel_size=KERNELS, n_fft=(2, 2**13))
         require(self.kernel_size % 2 == 1, "kernel_size must be odd")
         require(self.n_fft % 2 == 0, "n_fft must be even")
-        if self.look_ahead is not None:
-            set_whole(self, ConfigError, look_ahead=(0, 2**16))
 
 
 @dataclass(frozen=True)
