@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from codec.autoencoder import Decoder, Encoder, Layer, float32_inference
-from codec.base import FOREVER, MOST_ROWS, as_array, checked_lengths, kind_of, whole_numbers
+from codec.base import FOREVER, MOST_ROWS, as_array, checked_lengths, kind_of
 from codec.config import lag, whole_number
 from codec.errors import CodecError
 from codec.level import LARGEST_PEAK, check_peak
@@ -132,7 +132,8 @@ class _Stream:
             tensor[chosen] = FOREVER if name == "total" else 0
 
     def _row_indices(self, rows: Sequence[int] | None) -> list[int]:
-        return list(range(self.batch_size)) if rows is None else whole_numbers("rows", rows, 0, self.batch_size - 1)
+        every = range(self.batch_size)
+        return [whole_number("rows", row, 0, self.batch_size - 1) for row in (every if rows is None else rows)]
 
     def _checked_chunk(self, values: Any, integers: bool, rows: int, expected: str) -> Tensor:
         """A chunk ``[B, rows, n]`` as float32 or int64, on the device of the state."""

@@ -45,8 +45,7 @@ FAILURES: list[tuple[Any, str]] = [
     (["encode", "in.wav", "x.codes", "--bitrate", "0.9"], "error: --bitrate 0.9: the lowest is 1 kbit/s"),
     (["decode", "good.codes", "x.wav", "--num-quantizers", "4"], "good.codes: --num-quantizers 4: there are only"),
     (["decode", "foreign.codes", "x.wav"], f"the file says 'tiny', fingerprint {'0' * 32}; this is 'tiny', finge"),
-    (["decode", "other_hop.codes", "x.wav"], "other_hop.codes: the header contradicts the model that it names"),
-    (["decode", "absurd.codes", "x.wav"], "no block is intact"),
+    (["decode", "absurd.codes", "x.wav", "--salvage"], "no block is intact"),
     (["info", "nowhere"], "error: nowhere: no such file, model folder or shipped model (speech-24khz-live-v3, "),
     (["info", "folder"], "error: folder is not a model folder"),
 ]
@@ -82,7 +81,6 @@ def test_mistakes_are_one_line(run: Run, one_line: Said, header: Header, code: i
     soundfile.write("integers.wav", np.full(800, 32767.0), RATE, subtype="FLOAT")
     container.write("good.codes", header, np.zeros((3, 10), int))
     Path("absurd.codes").write_bytes(container.pack_header(replace(header, num_samples=2**60)) + bytes(100))
-    container.write("other_hop.codes", replace(header, hop_length=2 * HOP), np.zeros((3, 5), int))
     container.write("foreign.codes", replace(header, fingerprint="0" * 32), np.zeros((3, 10), int))
     before = names()
     with patch.object(sys.stdout, "isatty", return_value=True):
