@@ -9,7 +9,6 @@ from loading import SPEECH
 from pystoi import stoi
 from torch import Tensor
 
-from codec import CodecError
 from codec.corpus.manifest import Record
 from codec.evaluation.codebooks import _add_entropy_bound
 from codec.evaluation.measure import Measured, changed_codes
@@ -53,19 +52,6 @@ def test_it_is_never_worse_and_changes_nothing_else(tiny_model_folder: Path, mon
     far = model.encode(SOUND, 16000, refine_steps=2)
     before, *after = (distance(model.decode(codes), SOUND, 16000) for codes in (own, refined, far))
     assert max(after) <= before
-
-
-def test_what_cannot_be_refined_is_said(tiny_model: Codec) -> None:
-    with pytest.raises(CodecError, match="refine_steps need a model in eval mode"):
-        tiny_model.train().encode(torch.zeros(800), 16000, refine_steps=1)
-    with torch.inference_mode():
-        frozen = Codec(tiny_model.config).eval()
-    with pytest.raises(CodecError, match="need a model that was made outside"):
-        frozen.encode(torch.zeros(800), 16000, refine_steps=1)
-    for part in (tiny_model.eval().decoder.input, tiny_model.encoder.output):
-        torch.nn.init.constant_(part.bias, torch.nan)
-        with pytest.raises(CodecError, match="gives NaN or infinity"):
-            tiny_model.encode(torch.zeros(800), 16000, refine_steps=1)
 
 
 def test_windows_and_batches_leave_no_trace(tiny_model: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
