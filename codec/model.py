@@ -16,6 +16,7 @@ from codec.base import WINDOW_FRAMES, CodecBase
 from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, atomic_write, refuse_existing, write_json
+from codec.level import check_peak
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, unusable
 from codec.quantizers import build_quantizer
 from codec.refine import refine
@@ -99,10 +100,9 @@ class Codec(nn.Module, CodecBase[Tensor]):
             num_quantizers: use the first so many stages; default all.
             quantizer_dropout: share of the items that use a random number of stages (residual quantizers).
         """
-        checked = self._checked(waveform, "waveform", "[B, 1, T]")
+        waveform = self._checked(waveform, "waveform", "[B, 1, T]")
         if not torch.compiler.is_compiling():
-            self._checked_block(checked.flatten())
-        waveform = (waveform if isinstance(waveform, Tensor) else checked).to(self.encoder.output.weight.dtype)
+            check_peak(waveform)
         num_quantizers = self._checked_count(num_quantizers)
         length = waveform.shape[-1]
         latents = self.encoder(F.pad(waveform, (0, -length % self.hop_length)))
@@ -214,12 +214,10 @@ class Codec(nn.Module, CodecBase[Tensor]):
         load_weights(codec, folder / "model.safetensors")
         try:
             torch.zeros(1, device=device).item()  # some devices can be named but not used
-            return codec.to(device).eval()
-        except (RuntimeError, AssertionError, ImportError, TypeError) as error:
-            reason = " ".join(str(error).split(". ")[0].split("\n")[0].split())
-            if reason.startswith("Expected one of"):  # torch lists two dozen kinds
-                reason = "there is no such kind"
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).partition("\n")[0].partition(". ")[0]
             raise ModelError(f"device {device} cannot be used here: {reason}; use --device cpu") from None
+        return codec.to(device).eval()
 
     def save_pretrained(self, folder: str | Path, bits: Bits = 32, base: str | None = None) -> None:
         """Write ``config.json`` and ``model.safetensors``; from_pretrained reads them back to an equal model.
