@@ -17,7 +17,7 @@ from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
 from codec.files import as_path, atomic_write, refuse_existing, write_json
 from codec.level import check_peak
-from codec.pretrained import DEFAULT_MODEL, ModelError, read_model, unusable
+from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
 from codec.quantizers import build_quantizer
 from codec.refine import refine
 from codec.streaming import StreamingDecoder, StreamingEncoder, as_tensor
@@ -206,11 +206,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
             ModelError: no such model or device, or its files cannot be used; says what to do.
         """
         folder, config, name = read_model(model)
-        try:
-            with torch.device("cpu"), Outline():  # whatever torch's default device is
-                codec = cls(config, name)
-        except CodecError as error:
-            raise unusable(folder / "config.json", error) from None
+        with torch.device("cpu"), Outline():  # whatever torch's default device is
+            codec = cls(config, name)
         load_weights(codec, folder / "model.safetensors")
         try:
             torch.zeros(1, device=device).item()  # some devices can be named but not used

@@ -16,7 +16,7 @@ from torch import Tensor
 import codec.pretrained
 from codec import Codec, CodecConfig, ModelError
 from codec.pretrained import CHECKSUM, STEP
-from codec.weights import Bits, save_weights
+from codec.weights import Bits
 
 WIDE, NARROW = "decoder.blocks.0.expand.weight", "encoder.stages.0.0.linear.weight"
 BASIS = "quantizer.stages.1.basis"
@@ -81,10 +81,8 @@ def test_a_matrix_is_stored_with_its_step(model: Codec, tmp_path: Path, monkeypa
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in whole.items())
     with pytest.raises(ModelError, match="is no shipped model"):
         model.save_pretrained(tmp_path / "lost", base=str(tmp_path / "whole"))
-    with pytest.raises(ModelError, match="base cannot be the base: this model has no decoder"):
-        save_weights({}, tmp_path / "none", 8, "base")
     (tmp_path / "base-v1" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
-    refusal(tmp_path / "other", "base-v1.model.safetensors cannot be used: it is a git-lfs pointer")
+    refusal(tmp_path / "other", "base-v1.model.safetensors cannot be used: .*, with git lfs if a pointer lies in its")
     before = (tmp_path / "whole" / "model.safetensors").read_bytes()
     monkeypatch.setattr("codec.model.write_json", Mock(side_effect=OSError))
     with pytest.raises(OSError):
@@ -138,12 +136,10 @@ def test_damage_is_named(model: Codec, tmp_path: Path, bits: Bits) -> None:
         (WIDE + STEP, None, rf"missing {WIDE}\.step"),
         (NARROW + STEP, lambda _: torch.ones(16, 1), NARROW),
         (WIDE + STEP, lambda _: torch.ones(3), r"\.step is \[3\]"),
-        (WIDE + STEP, lambda _: torch.full((256, 1), 3e38), f"{WIDE} holds NaN or infinity"),
-        (NARROW, lambda _: torch.full((8, 8), 1e300, dtype=torch.float64), f"{NARROW} holds NaN or infinity"),
+        (WIDE + STEP, lambda _: torch.full((256, 1), torch.inf), f"{WIDE} holds NaN or infinity"),
         (BASIS, lambda t: torch.full_like(t, torch.nan), f"{BASIS} holds NaN or infinity"),
         *((NARROW, lambda t, dtype=dtype: t.to(dtype), f"{NARROW} must be of type F32") for dtype in NO_FLOATS),
         ("encoder.output.bias", lambda _: torch.zeros(3, 3), "encoder.output.bias"),
-        ("encoder.output.bias", lambda t: t.to(torch.int8), "encoder.output.bias must be of type F32"),
         *((name, lambda _: torch.zeros(1), "not part of the model") for name in NO_NAMES),
     ],
 )
@@ -155,11 +151,10 @@ def test_bad_tensors_are_named(model: Codec, tmp_path: Path, name: str, change: 
     refusal(tmp_path, message)
 
 
-WEB_PAGES = [b"<!DOCTYPE html>\n<html><body>404</body></html>", b"\n <HTML lang=en>"]
-WEB_PAGES += [b"<?xml version='1.0'?><Error><Code>NoSuchKey</Code></Error>"]
-NO_WEIGHTS = [b"PK\x03\x04" + bytes(100), b"", bytes(8), b"\xff" * 100]
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 18000000\n"
+NO_WEIGHTS = [POINTER, b"<!DOCTYPE html>\n<html><body>404</body></html>", b"PK\x03\x04" + bytes(100), b"", bytes(8)]
 NO_WEIGHTS += [(200_000).to_bytes(8, "little") + b"[" * 200_000]
-NO_CONFIGURATIONS = [b"[" * 200_000, b"", b"[]", b"5", b"null", b"1" * 5000, b"\xff\xfe", b'{"sample_rat": 1}']
+NO_CONFIGURATIONS = [b"[" * 200_000, b"", b"[]", b"5", b"1" * 5000, b"\xff\xfe", b'{"sample_rat": 1}']
 NO_CONFIGURATIONS += [b'{"\\u001b[31m": 1}', b'{"' + b"k" * 10**5 + b'":1}']
 BOTH, WEIGHTS, CONFIGURATION = ("model.safetensors", "config.json"), ("model.safetensors",), ("config.json",)
 
@@ -167,14 +162,12 @@ BOTH, WEIGHTS, CONFIGURATION = ("model.safetensors", "config.json"), ("model.saf
 @pytest.mark.parametrize(
     ("names", "contents", "message"),
     [
-        (BOTH, [b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 18000000\n"], "a git-lfs pointer"),
-        (BOTH, WEB_PAGES, "a web page"),
         (BOTH, [None], "lacks {name}"),
         (WEIGHTS, NO_WEIGHTS, "{name} cannot be used: "),
         (WEIGHTS, [(2).to_bytes(8, "little") + b"{}"], "{name}.* missing encoder"),
         (CONFIGURATION, NO_CONFIGURATIONS, "{name} cannot be used"),
     ],
-    ids=["pointer", "web page", "absent", "no weights", "no tensor", "no configuration"],
+    ids=["absent", "no weights", "no tensor", "no configuration"],
 )
 def test_what_came_in_place_of_a_file_is_named(
     tmp_path: Path, model: Codec, names: tuple[str, ...], contents: list[bytes | None], message: str

@@ -62,7 +62,7 @@ def read_model(model: str | Path) -> tuple[Path, CodecConfig, str]:
             raise CodecError("codec-export or a CodecModel wrote it; give a Codec's folder (.codec.save_pretrained)")
         config = from_dict(CodecConfig, values)
     except CodecError as error:
-        raise unusable(folder / "config.json", error) from None
+        raise ModelError(f"{folder / 'config.json'} cannot be used: {error}") from None
     return folder, config, folder.resolve().name if local else str(model)
 
 
@@ -82,14 +82,3 @@ def _download(name: str) -> Path:
     except Exception as error:  # network, HTTP and validation errors share no base class
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"there is no folder {name!r}, and the hub does not give it either: {reason}") from None
-
-
-def unusable(path: Path, reason: object) -> ModelError:
-    """The error of a model's file that cannot be used; it says so if something else was downloaded in its place."""
-    with open(path, "rb") as file:
-        head = file.read(200).lstrip().lower()
-    if head.startswith(b"version https://git-lfs"):
-        reason = "it is a git-lfs pointer; fetch the file itself with git lfs pull"
-    elif head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        reason = "it is a web page; download the file itself"
-    return ModelError(f"{path} cannot be used: {reason}")

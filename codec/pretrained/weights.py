@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from codec.pretrained import BASE, CHECKSUM, FILES, STEP, ModelError, find_model, shipped_models, unusable
+from codec.pretrained import BASE, CHECKSUM, FILES, STEP, ModelError, find_model, shipped_models
 
 Floats = NDArray[np.float32]
 
@@ -66,11 +66,9 @@ class Weights:
         Raises:
             ModelError: there is no tensor of this name, shape and type, or it holds NaN.
         """
-        with np.errstate(over="ignore"):  # values that are too large for float32 are refused below
-            tensor = self._raw(name, shape, FLOATS | ({"I8": "i1"} if len(shape) == 2 else {}))
-            step = self._raw(name + STEP, (*shape[:1], 1), FLOATS) if tensor.dtype == np.int8 else None
-            largest = tensor if step is None else 128 * step
-        if not np.isfinite(largest).all():
+        tensor = self._raw(name, shape, FLOATS | {"I8": "i1"})
+        step = self._raw(name + STEP, (*shape[:1], 1), FLOATS) if tensor.dtype == np.int8 else None
+        if not np.isfinite(tensor if step is None else step).all():
             raise ModelError(f"{self.path}: {name} holds NaN or infinity")
         return tensor, step
 
@@ -108,7 +106,8 @@ def _read_file(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
         with safe_open(path, framework="numpy"):  # checks the header
             tensors, data, checksum = split_file(path.read_bytes())
     except (SafetensorError, OSError) as error:
-        raise unusable(path, error) from None
+        advice = "fetch it again, with git lfs if a pointer lies in its place"
+        raise ModelError(f"{path} cannot be used: {error}; {advice}") from None
     metadata = tensors.pop("__metadata__", None) or {}
     if metadata.get(CHECKSUM, checksum) != checksum:
         raise ModelError(f"{path} is damaged: its checksum is wrong; fetch it again")
