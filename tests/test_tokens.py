@@ -112,7 +112,6 @@ def test_masked_frames_keep_the_times() -> None:
     [
         (lambda: flatten(CODES, 9), "from 0 to 8"),
         (lambda: flatten(CODES.astype(float), 10), "codes must be integers .*, not float64"),
-        (lambda: flatten(CODES.tolist(), 10), "tensor of integers .*, not list"),
         (lambda: flatten(CODES[0], 10), r"\[3\]"),
         (lambda: flatten(CODES, "10"), "codebook_size must be a whole number from 1 to .*, not '10'"),
         (lambda: flatten(CODES, 10, -1), "first_id must be from 0"),
@@ -123,8 +122,6 @@ def test_masked_frames_keep_the_times() -> None:
         (lambda: resync(np.zeros((1, 4), dtype=int), 2, 10), r"integers \[L\], not int64 \[1, 4\]"),
         (lambda: resync(np.array(TOKENS), 2, 10, invalid="keep"), "refuse, mask or, for one item .*, drop; not 'keep'"),
         (lambda: delay(np.zeros((0, 3), dtype=int), 1), r"\[0, 3\]"),
-        (lambda: delay(CODES, 0.5), "fill must be a whole number"),
-        (lambda: flatten(CODES, 2**62, 2**62), "the ids of so many codes take more than 64 bits"),
         (lambda: undelay(np.zeros((4, 2), dtype=int)), "at least 3 steps, not 2"),
         (lambda: TokenLayout(3, 10).to_tokens(CODES), "codes have 2 stages, the layout has 3"),
     ],
