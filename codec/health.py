@@ -7,9 +7,9 @@ themselves merge into few dimensions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,26 +57,11 @@ def stage_health(counts: Tensor) -> StageHealth:
     )
 
 
-def coverage_curve(codes: Iterable[Tensor], codebook_size: int) -> list[list[tuple[int, float]]]:
-    """For each stage, ``(frames seen, share of the V entries hit so far)``, at frame counts that grow by the root of two.
-
-    Args:
-        codes: pieces ``[K, n]`` of all frames, read once.
-        codebook_size: V.
-    """
-    seen, frames, due = torch.zeros(0, codebook_size, dtype=torch.bool), 0, 1.0
-    history: list[tuple[int, Tensor]] = []
-    for piece in codes:
-        seen = seen if len(seen) else torch.zeros(len(piece), codebook_size, dtype=torch.bool)
-        for column in piece.split(64, dim=1):
-            seen.scatter_(1, column, True)
-            frames += column.shape[1]
-            if frames >= due:
-                due = frames * 2**0.5
-                history.append((frames, seen.double().mean(dim=1)))
-    if history and history[-1][0] != frames:
-        history.append((frames, seen.double().mean(dim=1)))
-    return [[(count, float(shares[stage])) for count, shares in history] for stage in range(len(seen))]
+def coverage_curve(codes: Tensor, codebook_size: int) -> list[tuple[int, float]]:
+    """``(frames seen, share of the V entries hit by then)`` of one stage's codes ``[N]``, at more and more frames."""
+    first_hits = np.unique(codes.numpy(), return_index=True)[1]
+    counts = {min(int(64 * 2 ** (step / 2)), len(codes)) for step in range(64)}
+    return [(count, int((first_hits < count).sum()) / codebook_size) for count in sorted(counts)]
 
 
 class Moments:

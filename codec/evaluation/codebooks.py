@@ -30,7 +30,7 @@ def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], mea
     for each in codes.values():
         counter.add(each[None])
     _add_entropy_bound(family, counter, codes, measured)
-    curves = coverage_curve(codes.values(), codec.codebook_size)
+    every_code = torch.cat([*codes.values()], dim=1) if codes else None
     encoded = not family.refine_steps  # by the encoder alone: refined codes leave other residuals
     latents, residuals = _latent_moments(family, [records[index] for index in codes])
     tables: list[Any] = [stage.codebook for stage in getattr(codec.quantizer, "stages", [codec.quantizer])]
@@ -38,7 +38,7 @@ def model_health(plan: Plan, family: ModelFamily, records: Sequence[Record], mea
         Stage(
             **vars(health),
             stage=index + 1,
-            coverage=tuple(curves[index]) if curves else (),
+            coverage=() if every_code is None else tuple(coverage_curve(every_code[index], codec.codebook_size)),
             codebook_dimension=tables[index].shape[1],
             codebook_effective_dimension=effective_dimension(tables[index]),
             codebook_size=codec.codebook_size,
