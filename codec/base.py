@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from codec.audio import resample
 from codec.config import RATES, CodecConfig, Reach, reach, to_dict, whole_number
-from codec.container import FINGERPRINT_BYTES, MOST_DB, ContainerError, Header, former_model
+from codec.container import FINGERPRINT_BYTES, FORMER, MOST_DB, ContainerError, Header
 from codec.errors import CodecError
 from codec.level import check_peak, factor, gain_of
 from codec.workers import in_threads
@@ -132,7 +132,7 @@ class CodecBase(Generic[Signal]):
             raise ContainerError(
                 f"made with another model: the file says {header.model!r}, fingerprint {header.fingerprint}; "
                 f"this is {self.name!r}, fingerprint {self.fingerprint[: 2 * FINGERPRINT_BYTES]}; "
-                + (advice or f"load {former_model(header.fingerprint) or 'the one that it names'}")
+                + (advice or f"load {FORMER.get(header.fingerprint, 'the one that it names')}")
             )
 
     # ---- use ------------------------------------------------------------------------------------------------------
@@ -371,13 +371,12 @@ class CodecBase(Generic[Signal]):
 
     def _checked(self, values: Any, name: str, shape: str, others: str = "", integers: bool = False) -> Signal:
         """The values as float32 or int64; a CodecError if not of the ``shape``, which it names with the ``others``."""
-        array, axes = self._array(values, integers=integers), shape.strip("[]").split(", ")
-        sizes = () if array is None else tuple(array.shape)
-        if len(sizes) != len(axes) or any(a.isdigit() and a != str(b) for a, b in zip(axes, sizes, strict=True)):
+        array = self._array(values, integers=integers)
+        if array is None or array.ndim != len(shape.split(",")):
             kind = f"{'an integer' if integers else 'a float'} {self._noun} {shape}{others}"
             advice = "; divide 16-bit values by 32768" if "int16" in kind_of(values) else ""
             raise CodecError(f"{name} must be {kind}, not {kind_of(values)}{advice}")
-        if 0 in sizes and len(sizes) == 3:  # a block may be empty
+        if 0 in array.shape and array.ndim == 3:  # a block may be empty
             raise CodecError(f"{name} must not be empty")
         return array
 

@@ -62,22 +62,16 @@ VERSION = 2
 BLOCK_FRAMES = 256
 MOST_FRAMES = 255  # of a block before the end: its head is one byte, written three times
 MOST_DB = 200.0
-FORMER = {  # models' versions 1 and 2, by the fingerprint in files that they made
-    "d29a3ad6b51dfa40fb0da4960fb4c009": "speech-24khz",
-    "082fab0a77c69f8aadfad3abc4db6ac1": "speech-24khz-single",
-    "7725cadd8f400093c92d5d2a43f1718e": "speech-24khz-v2",
-    "5c86e87a3ce490fb5b3c13b798dc2cff": "speech-24khz-single-v2",
+FORMER = {  # where models' versions 1 and 2 are, by the fingerprint in files that they made
+    "d29a3ad6b51dfa40fb0da4960fb4c009": "tests/golden/speech-24khz in the repository",
+    "082fab0a77c69f8aadfad3abc4db6ac1": "tests/golden/speech-24khz-single in the repository",
+    "7725cadd8f400093c92d5d2a43f1718e": "tests/golden/speech-24khz-v2 in the repository",
+    "5c86e87a3ce490fb5b3c13b798dc2cff": "tests/golden/speech-24khz-single-v2 in the repository",
 }
 FINGERPRINT_BYTES = 16
 _UNKNOWN = 2**64 - 1
 _FIXED = {1: struct.Struct("<4sB16sIIQHBIB"), 2: struct.Struct("<4sB16sIIQHBIfHB")}
 _CRC = struct.Struct("<I")
-
-
-def former_model(fingerprint: str) -> str | None:
-    """Where to find the model of a file with this fingerprint, if it is a former version of one inside the package."""
-    name = FORMER.get(fingerprint)
-    return name and f"tests/golden/{name} in the repository"
 
 
 class ContainerError(CodecError):
@@ -367,7 +361,9 @@ def dumps(header: Header, codes: ArrayLike) -> bytes:
 
 def loads(data: bytes) -> tuple[Header, Codes]:
     """Header and codes int64 ``[K, N]`` of a whole file. Errors as :class:`Reader` and :meth:`Reader.intact`."""
-    return _read_all(io.BytesIO(data))
+    reader = Reader(io.BytesIO(data))
+    blocks = [np.zeros((reader.header.num_quantizers, 0), np.int64), *reader.intact()]
+    return reader.header, np.concatenate(blocks, axis=1)
 
 
 def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
@@ -379,11 +375,4 @@ def write(path: str | Path, header: Header, codes: ArrayLike) -> None:
 
 def read(path: str | Path) -> tuple[Header, Codes]:
     """Header and codes int64 ``[K, N]`` of a file. Errors as :func:`loads`."""
-    with open(path, "rb") as stream:
-        return _read_all(stream)
-
-
-def _read_all(stream: IO[bytes]) -> tuple[Header, Codes]:
-    reader = Reader(stream)
-    blocks = [np.zeros((reader.header.num_quantizers, 0), np.int64), *reader.intact()]
-    return reader.header, np.concatenate(blocks, axis=1)
+    return loads(Path(path).read_bytes())

@@ -128,7 +128,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         No gradients pass; use ``codec.decoder(latents)`` for that, which computes all at once and rounds differently.
         ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
-        latents = self._checked(latents, "latents", f"[B, {self.config.latent_dim}, N]")
+        latents = self._checked(latents, "latents", "[B, D, N]")
         windows = self._compute_windows(self._decoded_latents, ([item] for item in latents), self.decoder_context, 1)
         return torch.cat(list(windows)).view(len(latents), 1, -1)
 

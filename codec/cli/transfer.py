@@ -22,7 +22,7 @@ from codec.base import CodecBase, Signal
 from codec.cli.backends import load_codec
 from codec.cli.jobs import STREAM, Job
 from codec.cli.live import PcmPipe, decode_live, encode_live, send_live, stdout
-from codec.container import Codes, ContainerError, Damage, Header, Reader, former_model
+from codec.container import FORMER, Codes, ContainerError, Damage, Header, Reader
 from codec.errors import CodecError, UsageError
 from codec.files import atomic_write
 from codec.level import factor, gain_of
@@ -215,7 +215,7 @@ class FileDecoder(Worker):
 
     def _codec_for(self, header: Header) -> CodecBase[Any]:
         """The model that made a file with this header; one with only the same name is refused."""
-        right = former_model(header.fingerprint)
+        right = FORMER.get(header.fingerprint)
         if self.args.model is None and shipped_name(header.model) is None:
             other = f"made with model {header.model!r}, which is not a shipped one"
             raise ContainerError(f"{other}; give {right or 'it'} with --model")
