@@ -45,7 +45,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -113,11 +113,9 @@ class Header:
             raise ContainerError(f"the model's name {name!r} is not printable, or longer than 255 bytes")
         if not isinstance(digits, str) or not re.fullmatch(f"[0-9a-f]{{{2 * FINGERPRINT_BYTES}}}", digits):
             raise ContainerError(f"fingerprint must be {2 * FINGERPRINT_BYTES} hex digits, not {self.fingerprint!r}")
-        gain: Any = self.gain_db
-        gain = gain.item() if getattr(gain, "ndim", None) == 0 else gain
-        if not isinstance(gain, (int, float)) or not abs(gain) <= MOST_DB:
-            raise ContainerError(f"gain_db must be a number from {-MOST_DB:g} to {MOST_DB:g}, not {self.gain_db!r}")
-        object.__setattr__(self, "gain_db", float(np.float32(gain)))
+        object.__setattr__(self, "gain_db", float(np.float32(self.gain_db)))
+        if not abs(self.gain_db) <= MOST_DB:  # NaN is no number, either
+            raise ContainerError(f"gain_db must be a number from {-MOST_DB:g} to {MOST_DB:g}, not {self.gain_db}")
 
     @property
     def bits_per_code(self) -> int:
@@ -220,7 +218,7 @@ class Reader:
         version: of the format.
         header: ``num_samples`` is None until the end has been read, if the end holds it; if there is no end, it is then
             the length of what was read.
-        num_blocks: how many blocks were read, and are known to follow.
+        num_blocks: how many blocks were read.
 
     Raises:
         ContainerError: not a ``.codes`` file, of a newer version, truncated, or damaged in its header.
@@ -229,11 +227,7 @@ class Reader:
     def __init__(self, stream: IO[bytes]) -> None:
         self.version, self.header = _read_header(stream)
         self._stream, self._frames_per_block = stream, BLOCK_FRAMES if self.version > 1 else 1024
-        self._blocks, self._frames = 0, 0  # read
-
-    @property
-    def num_blocks(self) -> int:
-        return self._blocks + -(-max(self.header.num_frames - self._frames, 0) // self._frames_per_block)
+        self.num_blocks, self._frames = 0, 0  # read
 
     def blocks(self) -> Iterator[Codes | Damage]:
         """Yield the codes int64 ``[K, n]`` of each block, or its Damage; never more than one block in memory.
@@ -243,7 +237,7 @@ class Reader:
         try:
             while frames := self._next_frames():
                 block = self._next_block(frames)
-                self._blocks, self._frames = self._blocks + 1, self._frames + frames
+                self.num_blocks, self._frames = self.num_blocks + 1, self._frames + frames
                 yield block
         except ContainerError as error:  # nobody knows where the next block begins
             if self.header.num_samples is None:
@@ -268,7 +262,7 @@ class Reader:
             head = self._read(3)
             frames = max(head, key=head.count)
             if head.count(frames) == 1:
-                raise ContainerError(f"the head of block {self._blocks + 1} is damaged: what follows cannot be found")
+                raise ContainerError(f"the head of block {self.num_blocks + 1} is damaged: what follows is lost")
             if frames:
                 return frames
             end = _without_checksum(self._read(8 + _CRC.size)) or b""
@@ -279,8 +273,7 @@ class Reader:
         return min(self._frames_per_block, self.header.num_frames - self._frames)
 
     def _next_block(self, frames: int) -> Codes | Damage:
-        header, name = self.header, f"block {self._blocks + 1}"
-        name += "" if header.num_samples is None else f" of {self.num_blocks}"
+        header, name = self.header, f"block {self.num_blocks + 1}"
         size = -(-frames * header.num_quantizers * header.bits_per_code // 8)
         packed = _without_checksum(self._read(size + _CRC.size))
         if packed is None:
@@ -293,8 +286,7 @@ class Reader:
     def _read(self, size: int) -> bytes:
         data = self._stream.read(size)
         if len(data) < size:
-            count = f"{self.num_blocks - self._blocks} of {self.num_blocks} blocks are"
-            raise ContainerError(f"truncated: {'its end is' if self.header.num_samples is None else count} missing")
+            raise ContainerError("truncated: its end is missing")
         return data
 
 

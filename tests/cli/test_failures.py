@@ -132,12 +132,12 @@ def test_a_model_that_is_not_shipped_must_be_given(refused: Refused, header: Hea
 # ---- damaged files --------------------------------------------------------------------------------------------------
 
 
-SILENCE = "block {} of 16 is damaged (its checksum is wrong); 1.3 s of silence instead"
+SILENCE = "block {} is damaged (its checksum is wrong); 1.3 s of silence instead"
 SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # damaged blocks, end, more; what is said
     "middle": ([2], None, b"", [SILENCE.format(3)]),
-    "truncated": ([], 600, b"", ["truncated: 15 of 16 blocks are missing; the output ends 18.7 s early"]),
+    "truncated": ([], 600, b"", ["truncated: its end is missing; the output ends 18.7 s early"]),
     "longer": ([], None, b"more", ["bytes follow the last block; they are left out"]),
-    "both": ([0], -1, b"", [SILENCE.format(1), "truncated: 1 of 16 blocks are missing; the output ends 0.8 s early"]),
+    "both": ([0], -1, b"", [SILENCE.format(1), "truncated: its end is missing; the output ends 0.8 s early"]),
 }
 
 
