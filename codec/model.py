@@ -15,7 +15,7 @@ from codec.autoencoder import Decoder, Encoder, float32_inference
 from codec.base import WINDOW_FRAMES, CodecBase
 from codec.config import CodecConfig, to_dict
 from codec.errors import CodecError
-from codec.files import as_path, atomic_write, refuse_existing, write_json
+from codec.files import atomic_write, write_json
 from codec.level import check_peak
 from codec.pretrained import DEFAULT_MODEL, ModelError, read_model
 from codec.quantizers import build_quantizer
@@ -160,8 +160,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
             return refine(latents, waveform, self.sample_rate, self.quantizer, self.decoder, count, steps)[0]
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        with float32_inference(self.decoder.input.weight):
-            return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
+        return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
 
     def _decoded_latents(self, latents: Tensor) -> Tensor:
         with float32_inference(self.decoder.input.weight):
@@ -226,13 +225,12 @@ class Codec(nn.Module, CodecBase[Tensor]):
             base: a shipped model; tensors equal to those of its file are left out, and read from there at loading.
 
         Raises:
-            CodecError: ``folder`` is a file, or ``bits`` has another value.
-            OSError: the folder cannot be written to.
+            CodecError: ``bits`` has another value.
+            OSError: ``folder`` is a file, or cannot be written to.
         """
-        folder = as_path(folder)
-        refuse_existing(folder, [])
         if bits not in get_args(Bits):
             raise CodecError(f"bits must be 32, 16 or 8, not {bits!r}")
+        folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # both are written before one is replaced: a full disk leaves no mixture of two models
         with atomic_write(folder / "config.json") as path:

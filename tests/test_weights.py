@@ -138,7 +138,7 @@ def test_damage_is_named(model: Codec, tmp_path: Path, bits: Bits) -> None:
         (WIDE + STEP, lambda _: torch.ones(3), r"\.step is \[3\]"),
         (WIDE + STEP, lambda _: torch.full((256, 1), torch.inf), f"{WIDE} holds NaN or infinity"),
         (BASIS, lambda t: torch.full_like(t, torch.nan), f"{BASIS} holds NaN or infinity"),
-        *((NARROW, lambda t, dtype=dtype: t.to(dtype), f"{NARROW} must be of type F32") for dtype in NO_FLOATS),
+        *((NARROW, lambda t, dtype=dtype: t.to(dtype), f"{NARROW} is .* of type F32") for dtype in NO_FLOATS),
         ("encoder.output.bias", lambda _: torch.zeros(3, 3), "encoder.output.bias"),
         *((name, lambda _: torch.zeros(1), "not part of the model") for name in NO_NAMES),
     ],
@@ -182,12 +182,9 @@ def test_what_came_in_place_of_a_file_is_named(
 
 
 HUGE: list[dict[str, Any]] = [
-    {"encoder": {"widths": [2**16] * 3, "depths": [64] * 3}},
-    {"decoder": {"width": 2**16, "depth": 64}},
+    {"encoder": {"widths": [2**16] * 3}},
     {"decoder": {"n_fft": 8160}},
     {"quantizer": {"codebook_size": 2**32 - 1, "codebook_dim": 2**16}},
-    {"quantizer": {"kind": "residual_vq", "codebook_size": 2**32 - 1}},
-    {"quantizer": {"kind": "lattice_vq", "num_quantizers": 1, "codebook_size": 2**31, "codebook_dim": 16}},
 ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from codec.config import CodecConfig, from_dict
 from codec.errors import CodecError, install_command
-from codec.files import as_path, read_json
+from codec.files import read_json
 
 DEFAULT_MODEL = "speech-24khz"
 ALIAS = "default"  # another name of DEFAULT_MODEL
@@ -36,7 +36,7 @@ def shipped_name(name: str) -> str | None:
 
 def find_model(model: str | Path) -> Path:
     """The folder of a model by shipped name, path, or hub id ``owner/name[@revision]``; a ModelError if there is none."""
-    folder, name = as_path(model), str(model)
+    folder, name = Path(model), str(model)
     shipped = shipped_name(name)
     if shipped is not None:
         return Path(__file__).parent / shipped

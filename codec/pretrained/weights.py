@@ -88,10 +88,9 @@ class Weights:
         self.unread.discard(name)
         tensor = self._tensors[name]
         kind = tensor["dtype"]
-        if tuple(tensor["shape"]) != shape:
-            raise ModelError(f"{self.path}: {name} is {tensor['shape']}, config.json says {list(shape)}")
-        if kind not in types:
-            raise ModelError(f"{self.path}: {name} must be of type {' or '.join(types)}, not {kind}")
+        if tuple(tensor["shape"]) != shape or kind not in types:
+            asked = f"{list(shape)} of type {' or '.join(types)}"
+            raise ModelError(f"{self.path}: {name} is {tensor['shape']} of type {kind}, config.json asks for {asked}")
         values = np.frombuffer(tensor["data"], types[kind]).reshape(shape)
         if kind == "F8_E4M3":
             return FLOAT8[values]
