@@ -183,7 +183,7 @@ class CodecBase(Generic[Signal]):
         """
         items = self._items_at_model_rate(waveform, sample_rate, lengths)
         items = [item * factor(-gain) for item, gain in zip(items, _checked_gains(gain_db, len(items)), strict=True)]
-        count, refine_steps = self._checked_count(num_quantizers), self.checked_steps(refine_steps)
+        count = self._checked_count(num_quantizers)
         if not exact:
             if refine_steps:
                 raise CodecError("refine_steps go with exact=True")
@@ -237,8 +237,7 @@ class CodecBase(Generic[Signal]):
         Together exactly what :meth:`encode` gives for the whole, which would refuse what is refused here, each block in its
         turn; memory is that of one window, or one for each thread, and one block.
         """
-        count = self._checked_count(num_quantizers)
-        return self._codes_by_window(count, self.checked_steps(refine_steps), blocks)
+        return self._codes_by_window(self._checked_count(num_quantizers), refine_steps, blocks)
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
@@ -274,7 +273,7 @@ class CodecBase(Generic[Signal]):
     def _codes_by_window(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one item after another, each in blocks ``[T]``."""
         checked = (map(self._checked_block, blocks) for blocks in items)
-        if not refine_steps:
+        if not whole_number("refine_steps", refine_steps, 0, 10**6):
             frames = self._compute_windows(self._encoded, checked, self.encoder_context, self.hop_length)
             return (self._codes_of(each, count) for each in frames)
         # a code changes the sound as far as the decoder reaches, and that sound depends on codes as far away again
@@ -350,12 +349,6 @@ class CodecBase(Generic[Signal]):
         """The number of quantizers ``asked`` for, by default ``most`` (by default all of the model)."""
         most = self.num_quantizers if most is None else most
         return most if asked is None else whole_number("num_quantizers", asked, 1, most)
-
-    def checked_steps(self, asked: int) -> int:
-        """``refine_steps`` of :meth:`encode`; a CodecError if this codec does not refine."""
-        if (steps := whole_number("refine_steps", asked, 0, 10**6)) and self._library is np:
-            raise CodecError("refine_steps need torch: take Codec, or --backend torch")
-        return steps
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
         """The codes as int64; a CodecError if they are not of this ``shape``, or cannot be this model's."""

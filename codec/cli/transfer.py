@@ -122,7 +122,6 @@ class FileEncoder(Worker):
     def prepare(self) -> None:
         self.codec = self.load(self.args.model or DEFAULT_MODEL)
         self.num_quantizers = _quantizer_count(self.args, self.codec.num_quantizers, self.codec.bitrate)
-        self.codec.checked_steps(self.args.refine_steps)
 
     def is_done(self, job: Job) -> bool:
         with self._open(job) as reader, suppress(ContainerError):

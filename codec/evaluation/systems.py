@@ -69,7 +69,7 @@ class ModelFamily:
         most = codec.num_quantizers
         if odd := [count for count in num_quantizers if not 1 <= count <= most]:
             raise CodecError(f"--num-quantizers {odd[0]}: the model has 1 to {most}")
-        self.codec, self.normalize, self.refine_steps = codec, normalize, codec.checked_steps(refine_steps)
+        self.codec, self.normalize, self.refine_steps = codec, normalize, refine_steps
         self.counts = sorted(set(num_quantizers or [most >> i for i in range(most.bit_length())]), reverse=True)
         label, kbps = Path(codec.name).name, codec.bitrate / most / 1000
         how = "brought to one level and back" if normalize else "encoded at its own level"

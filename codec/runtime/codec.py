@@ -139,10 +139,10 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
     def _padded(self, signal: NDArray[Any], count: int) -> NDArray[Any]:
         return np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, count)])
 
-    def _encoded_at_once(self, *args: Any) -> Any:
-        raise CodecError("exact=False runs with torch only")
+    def _encoded_at_once(self, *_: Any, **__: Any) -> Any:
+        raise CodecError("exact=False and refine_steps need torch: take Codec, or --backend torch")
 
-    _decoded_at_once = _encoded_at_once
+    _decoded_at_once = _refined = _encoded_at_once
 
     # graphs are built at first use, which is before any thread runs them
 

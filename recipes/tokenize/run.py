@@ -215,7 +215,7 @@ def tokenize(args: argparse.Namespace) -> int:
     facts = {"model": codec.name, "fingerprint": codec.fingerprint, "sample_rate": codec.sample_rate}
     facts |= {"hop_length": codec.hop_length, "codebook_size": codec.codebook_size, "num_quantizers": count}
     facts |= {"level_db": LEVEL_DB}  # of active speech before the encoder
-    facts |= {"refine_steps": codec.checked_steps(args.refine_steps)} if args.refine_steps else {}
+    facts |= {"refine_steps": args.refine_steps} if args.refine_steps else {}
     decides = [facts, size, [(record.id, record.path, record.offset, record.num_samples) for record in records]]
     facts["input"] = hashlib.sha256(json.dumps(decides).encode()).hexdigest()
     shards = {f"codes-{i // size:05d}.parquet": records[i : i + size] for i in range(0, len(records), size)}
