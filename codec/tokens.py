@@ -9,20 +9,18 @@ model writes them in one of three patterns, which are the same with one stage:
 
 In the output of a language model, ``invalid`` says what to do with a frame that is not complete: "refuse" raises an error,
 "drop" leaves it out and moves later frames up, "mask" makes all its codes -1, which ``Codec.decode`` refuses and which ends a
-row of a streaming decoder. All functions raise CodecError for anything but integers of the right shape, or anything but a
-whole number.
+row of a streaming decoder. All functions raise CodecError for anything but integers of the right shape.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from codec.config import set_whole
 from codec.errors import CodecError
 
 if TYPE_CHECKING:
@@ -30,7 +28,6 @@ if TYPE_CHECKING:
 
 Ids = TypeVar("Ids", "Tensor", "NDArray[Any]")
 Invalid = Literal["refuse", "drop", "mask"]
-MOST = 2**63 - 1  # of int64
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,6 @@ class TokenLayout:
     num_quantizers: int
     codebook_size: int
     first_id: int = 0
-
-    def __post_init__(self) -> None:
-        set_whole(self, CodecError, num_quantizers=(1, MOST), codebook_size=(1, MOST), first_id=(0, MOST))
 
     @property
     def special_ids(self) -> dict[str, int]:
@@ -88,8 +82,7 @@ def flatten(codes: Ids, codebook_size: int, first_id: int = 0) -> Ids:
     """
     values = clean(_array(codes, "codes", "[..., K, N]"), codebook_size)
     *batch, count, frames = values.shape
-    layout = TokenLayout(count, codebook_size, first_id)
-    first = layout.first_id + layout.codebook_size * np.arange(count)  # of each stage
+    first = first_id + codebook_size * np.arange(count)  # of each stage
     return _like((values + first[:, None]).swapaxes(-1, -2).reshape(*batch, frames * count), codes)
 
 
@@ -98,7 +91,7 @@ def unflatten(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: in
 
     CodecError: only part of a frame at the end, or an id that is no code of the stage at its place.
     """
-    count, size, first_id = astuple(TokenLayout(num_quantizers, codebook_size, first_id))
+    count, size = num_quantizers, codebook_size
     ids = _array(tokens, "tokens", "[..., N * K]")
     *batch, length = ids.shape
     if length % count:
@@ -122,7 +115,7 @@ def resync(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int =
     """
     if invalid == "refuse":
         return unflatten(tokens, num_quantizers, codebook_size, first_id)
-    count, size, first_id = astuple(TokenLayout(num_quantizers, codebook_size, first_id))
+    count, size = num_quantizers, codebook_size
     ids, order = _array(tokens, "tokens", "[L]"), np.arange(count)
     places = np.flatnonzero((ids >= first_id) & (ids < first_id + count * size))
     stages, codes = np.divmod(ids[places] - first_id, size)
@@ -137,10 +130,10 @@ def resync(tokens: Ids, num_quantizers: int, codebook_size: int, first_id: int =
 
 def clean(codes: Ids, codebook_size: int, invalid: Invalid = "refuse") -> Ids:
     """Parallel or undelayed codes ``[..., K, N]``, bad frames treated as ``invalid`` says; "drop" takes ``[K, N]``."""
-    values, size = _array(codes, "codes", "[..., K, N]"), TokenLayout(1, codebook_size).codebook_size
-    whole = np.all((values >= 0) & (values < size), axis=-2, keepdims=True)  # [..., 1, N]
+    values = _array(codes, "codes", "[..., K, N]")
+    whole = np.all((values >= 0) & (values < codebook_size), axis=-2, keepdims=True)  # [..., 1, N]
     if invalid == "refuse" and not whole.all():
-        raise CodecError(f"codes must be from 0 to {size - 1}; are they of another model?")
+        raise CodecError(f"codes must be from 0 to {codebook_size - 1}; are they of another model?")
     if invalid not in get_args(Invalid) or (invalid == "drop" and values.ndim != 2):
         raise CodecError(f"invalid must be refuse, mask or, for one item [K, N], drop; not {invalid!r}")
     return _like(values[:, whole[0]] if invalid == "drop" else np.where(whole, values, -1), codes)

@@ -38,10 +38,10 @@ def test_known_answers() -> None:
 
 @given(layouts_and_codes(), st.integers(0, 3), st.booleans(), st.sampled_from([None, "int64", "<i4", ">i4", ">u2"]))
 def test_every_round_trip(drawn: Drawn, pads: int, begun: bool, kind: str | None) -> None:
-    """Tensors give tensors, and arrays in any byte order give arrays, of int64; sizes may be numbers of any library."""
+    """Tensors give tensors, and arrays in any byte order give arrays, of int64."""
     (layout, array), tensors = drawn, kind is None
     codes: Any = torch.from_numpy(array.astype(np.int16)) if tensors else array.astype(kind)
-    sizes = np.float32(layout.num_quantizers), torch.tensor(layout.codebook_size), float(layout.first_id)
+    sizes = layout.num_quantizers, layout.codebook_size, layout.first_id
     tokens, wrapped = flatten(codes, *sizes[1:]), layout.to_tokens(codes)
     specials = list(layout.special_ids.values())
     assert len({*tokens.tolist(), *specials}) == len(set(tokens.tolist())) + 3
@@ -113,9 +113,6 @@ def test_masked_frames_keep_the_times() -> None:
         (lambda: flatten(CODES, 9), "from 0 to 8"),
         (lambda: flatten(CODES.astype(float), 10), "codes must be integers .*, not float64"),
         (lambda: flatten(CODES[0], 10), r"\[3\]"),
-        (lambda: flatten(CODES, "10"), "codebook_size must be a whole number from 1 to .*, not '10'"),
-        (lambda: flatten(CODES, 10, -1), "first_id must be from 0"),
-        (lambda: unflatten(np.arange(4), 0, 10), "num_quantizers must be from 1"),
         (lambda: unflatten(np.arange(5), 2, 10), "5 tokens are not whole frames of 2"),
         (lambda: unflatten(torch.tensor([[0, 11], [0, 4]]), 2, 10), r"\[1, 1\] is 4, but ids of stage 2 of 2 are 10"),
         (lambda: unflatten(np.array([5, 15, 4, 15]), 2, 10, 5), r"\[2\] is 4, but ids of stage 1 of 2 are 5 to 14"),
