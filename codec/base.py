@@ -190,7 +190,7 @@ class CodecBase(Generic[Signal]):
             return self._encoded_at_once(items, count)
         codes = list(self._codes_by_window(count, refine_steps, *([item] for item in items)))
         sizes = [self.num_frames(len(item)) for item in items]
-        return self._batch(self._into_items(codes, sizes), max(sizes))
+        return self._batch(self._into_items(codes, sizes))
 
     def decode(
         self,
@@ -227,7 +227,7 @@ class CodecBase(Generic[Signal]):
         else:
             audio = list(self._decoded_at_once(items))
         audio = [item[:, :length] * factor(gain) for item, length, gain in zip(audio, samples, gains, strict=True)]
-        return self._batch(audio, max(samples))
+        return self._batch(audio)
 
     def encode_blocks(
         self, blocks: Iterable[Signal | NDArray[Any]], num_quantizers: int | None = None, refine_steps: int = 0
@@ -339,8 +339,9 @@ class CodecBase(Generic[Signal]):
         joined, ends = self._library.concatenate(parts, -1), itertools.accumulate(sizes)
         return [joined[..., end - size : end] for size, end in zip(sizes, ends, strict=True)]
 
-    def _batch(self, items: list[Signal], length: int) -> Signal:
-        """Items ``[..., n]`` as a batch ``[B, ..., length]``, followed by zeros."""
+    def _batch(self, items: list[Signal]) -> Signal:
+        """Items ``[..., n]`` as a batch, shorter ones followed by zeros."""
+        length = max(item.shape[-1] for item in items)
         return self._library.stack([self._padded(item, length - item.shape[-1]) for item in items])
 
     # ---- checks -------------------------------------------------------------------------------------------------

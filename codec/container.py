@@ -323,11 +323,9 @@ class Writer:
 def _checked(codes: ArrayLike, header: Header, num_frames: int | None = None) -> Codes:
     """Codes ``[K, N]`` as int64, if they fit the header; any N by default."""
     codes = np.asarray(codes)
-    shape = (header.num_quantizers, codes.shape[-1] if num_frames is None and codes.ndim else num_frames)
-    if codes.shape != shape:
-        raise ContainerError(f"codes must be [K, N] = {list(shape)} for this header, not {list(codes.shape)}")
-    if codes.dtype.kind not in "iu":
-        raise ContainerError(f"codes must be integers, not {codes.dtype}")
+    shape = (header.num_quantizers, codes.shape[-1] if num_frames is None else num_frames)
+    if codes.shape != shape or codes.dtype.kind not in "iu":
+        raise ContainerError(f"codes must be integers {list(shape)}, not {codes.dtype} {list(codes.shape)}")
     if codes.size and not (codes.min() >= 0 and codes.max() < header.codebook_size):
         raise ContainerError(f"codes must be from 0 to {header.codebook_size - 1}")
     return codes.astype(np.int64, copy=False)

@@ -168,7 +168,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
 
     def _encoded_at_once(self, items: list[Tensor], count: int) -> Tensor:
         """Encode all items together, by a stream whose rows end where the items end."""
-        batch = self._batch(items, max(map(len, items)))[:, None]  # [B, 1, T]
+        batch = self._batch(items)[:, None]  # [B, 1, T]
         stream, size = self.streaming_encoder(len(items), count), self._frames_at_once(len(items)) * self.hop_length
         codes = [
             stream.push(chunk, [min(max(len(item) - i * size, 0), chunk.shape[-1]) for item in items])
