@@ -236,9 +236,14 @@ class Reader:
         """
         try:
             while frames := self._next_frames():
-                block = self._next_block(frames)
+                count, bits = self.header.num_quantizers, self.header.bits_per_code
+                packed = _without_checksum(self._read(-(-frames * count * bits // 8) + _CRC.size))
                 self.num_blocks, self._frames = self.num_blocks + 1, self._frames + frames
-                yield block
+                codes = None if packed is None else unpack_codes(packed, count, frames, bits)
+                if codes is None or codes.max() >= self.header.codebook_size:
+                    yield Damage(frames, f"block {self.num_blocks} is damaged (its checksum or a code is wrong)")
+                else:
+                    yield codes
         except ContainerError as error:  # nobody knows where the next block begins
             if self.header.num_samples is None:
                 samples = self._frames * self.header.hop_length * self.header.original_sample_rate
@@ -271,17 +276,6 @@ class Reader:
                 raise ContainerError("the end is damaged (its checksum is wrong, or it says less than there was)")
             self.header = header
         return min(self._frames_per_block, self.header.num_frames - self._frames)
-
-    def _next_block(self, frames: int) -> Codes | Damage:
-        header, name = self.header, f"block {self.num_blocks + 1}"
-        size = -(-frames * header.num_quantizers * header.bits_per_code // 8)
-        packed = _without_checksum(self._read(size + _CRC.size))
-        if packed is None:
-            return Damage(frames, f"{name} is damaged (its checksum is wrong)")
-        codes = unpack_codes(packed, header.num_quantizers, frames, header.bits_per_code)
-        if codes.max() >= header.codebook_size:
-            return Damage(frames, f"{name} holds codes beyond the codebook")
-        return codes
 
     def _read(self, size: int) -> bytes:
         data = self._stream.read(size)

@@ -258,7 +258,7 @@ def test_every_flip_is_noticed_or_mended_and_costs_a_block(kind: str) -> None:
         (stream_bytes(*make(10), [10])[:-12] + with_checksum(struct.pack("<Q", 2**60)), "truncated"),
         (header_bytes()[:-1], "the header is cut off or damaged"),
         (header_bytes(hop=0), "hop_length must be"),
-        (header_bytes(size=3, stages=1) + with_checksum(b"\xc0"), "beyond the codebook"),
+        (header_bytes(size=3, stages=1) + with_checksum(b"\xc0"), "checksum or a code is wrong"),
     ],
     ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else "",
 )

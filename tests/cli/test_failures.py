@@ -132,7 +132,7 @@ def test_a_model_that_is_not_shipped_must_be_given(refused: Refused, header: Hea
 # ---- damaged files --------------------------------------------------------------------------------------------------
 
 
-SILENCE = "block {} is damaged (its checksum is wrong); 1.3 s of silence instead"
+SILENCE = "block {} is damaged (its checksum or a code is wrong); 1.3 s of silence instead"
 SALVAGED: dict[str, tuple[list[int], int | None, bytes, list[str]]] = {  # damaged blocks, end, more; what is said
     "middle": ([2], None, b"", [SILENCE.format(3)]),
     "truncated": ([], 600, b"", ["truncated: its end is missing; the output ends 18.7 s early"]),
