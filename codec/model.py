@@ -160,7 +160,8 @@ class Codec(nn.Module, CodecBase[Tensor]):
             return refine(latents, waveform, self.sample_rate, self.quantizer, self.decoder, count, steps)[0]
 
     def _decoded(self, codes: Tensor) -> Tensor:
-        return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
+        with float32_inference(self.decoder.input.weight):
+            return self._decoded_latents(self.quantizer.decode(codes.to(self.device)[None])[0])
 
     def _decoded_latents(self, latents: Tensor) -> Tensor:
         with float32_inference(self.decoder.input.weight):
