@@ -219,7 +219,7 @@ class CodecBase(Generic[Signal]):
         count = self._checked_count(num_quantizers, most)
         samples = checked_lengths(lengths, batch, frames * self.hop_length)
         sizes = [self.num_frames(length) for length in samples]
-        items = [self._checked_range(item[:, :size])[:count] for item, size in zip(codes, sizes, strict=True)]
+        items = [self._checked_codes(c[:, :size], "[k, n]")[:count] for c, size in zip(codes, sizes, strict=True)]
         gains = _checked_gains(gain_db, batch)
         if exact:
             windows = self._compute_windows(self._decoded, ([item] for item in items), self.decoder_context, 1)
@@ -353,10 +353,7 @@ class CodecBase(Generic[Signal]):
 
     def _checked_codes(self, values: Any, shape: str) -> Signal:
         """The codes as int64; a CodecError if they are not of this ``shape``, or cannot be this model's."""
-        return self._checked_range(self._checked(values, "codes", shape, integers=True))
-
-    def _checked_range(self, codes: Signal) -> Signal:
-        """The codes ``[..., k, N]``; a CodecError if this model has no such stages or codes."""
+        codes = self._checked(values, "codes", shape, integers=True)
         if codes.shape[-2] > self.num_quantizers:
             raise CodecError(f"codes have {codes.shape[-2]} stages; this model takes 1 to {self.num_quantizers}")
         if codes.shape[-1] and (codes.min() < 0 or codes.max() >= self.codebook_size):
