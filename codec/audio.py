@@ -32,6 +32,7 @@ SYSTEM_ERROR = 2  # libsndfile's code if a system call fails
 AV_FORMATS = "mov,matroska,aac,amr,caf,wav,ogg,mp3"  # and no others: FFmpeg would also follow lists of addresses
 AV_SUFFIXES = {".3g2", ".3gp", ".aac", ".amr", ".bw64", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm"}
 AV_SLACK = 0.1  # s: times in WebM files are rounded, and include what the encoder puts before the audio
+MP3_FRAME = 1152  # samples at most; some encoders count one frame more than there is
 MP3_LEAD = 2**14  # samples that an MP3 decoder must read before a place to be right there
 CANCELLING_DB = 6.0  # channels cancel if their mix is softer by this than with all but the loudest one silent
 # formats in which libsndfile does not notice that the end is missing
@@ -114,7 +115,7 @@ class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
 class _AvFile:
     """The audio of a file, read by PyAV; it has what is used here of ``soundfile.SoundFile``, and cannot seek."""
 
-    frames = 0  # the length is not known before the end
+    frames, subtype = 0, ""  # the length is not known before the end
 
     def __init__(self, part: Part, name: str) -> None:
         import av
@@ -304,7 +305,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
                 break
             read += len(block)
             yield self._mono(block)
-        if read < claimed:
+        if read < claimed - MP3_FRAME * (decoder.subtype == "MPEG_LAYER_III"):
             raise incomplete(self.name, read, claimed, "samples")
         if read > claimed > 0:
             note = f"its header says {claimed / decoder.samplerate:.1f} s"

@@ -6,19 +6,18 @@ concatenated MP3 file. It is an error if less is there than an exact header says
 
 from __future__ import annotations
 
-import functools
 import io
 import re
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 from typing import BinaryIO, Literal, NamedTuple
 
 from codec.errors import CodecError
 
 BLOCK_BYTES = 2**16  # to search at once
+PATTERN_BYTES = 64  # the longest that is searched for
 MOST_CHUNKS = 10_000  # of RIFF and similar files: a hostile file could have millions of empty chunks
 # sizes that programs write to a pipe, where they cannot correct them at the end
 UNKNOWN_SIZES = (
@@ -95,12 +94,12 @@ class _Source:
         return self.file.read(count)
 
     def find(self, mark: bytes, position: int) -> int:
-        """The first place from ``position`` on where a pattern of at most four bytes matches, or the end."""
+        """The first place from ``position`` on where a pattern matches, or the end."""
         while position < self.end:
-            block = self.at(position, min(BLOCK_BYTES, self.end - position))
-            if found := re.search(mark, block):
+            block = self.at(position, min(BLOCK_BYTES + PATTERN_BYTES, self.end - position))
+            if found := re.search(mark, block, re.DOTALL):
                 return position + found.start()
-            position += max(len(block) - 3, 1)
+            position += BLOCK_BYTES
         return self.end
 
     def part(
@@ -175,7 +174,6 @@ LAYOUTS = {
 SAMPLES = (b"data", b"SSND", b"BODY")  # chunks with samples
 AU = {b".snd": _Layout(0, 0, 4, "big", 1, 0), b"dns.": _Layout(0, 0, 4, "little", 1, 0)}
 NIST = _Layout(0, 0, 0, "big", 1, 0)  # the size is text, and not mended
-MP3_IN_WAV = b"\x55\0"
 # a killed writer leaves a size of 8 (AIFF) or 4 (CAF), that of what precedes the samples in their chunk; up to 8 bytes after
 # the samples are padding
 HEAD_BYTES = 8
@@ -197,22 +195,15 @@ def _chunks(source: _Source, position: int, layout: _Layout) -> Iterator[tuple[b
 def _chunked_parts(source: _Source) -> list[Part]:
     magic = source.at(source.start, 4)
     patches = {source.start: b"RF64"} if magic == b"BW64" else {}  # the same format, known to libsndfile
-    layout, long_size, coding = LAYOUTS[magic], 0, b""
-    for chunk, data, following in _chunks(source, source.start + layout.first, layout):
+    layout, long_size = LAYOUTS[magic], 0
+    for chunk, data, _ in _chunks(source, source.start + layout.first, layout):
         if chunk == b"ds64":
             long_size = data + 8
-        elif chunk == b"fmt ":
-            coding = source.at(data, 2)
         elif chunk in SAMPLES:
             size_at = data - layout.size_bytes
             if long_size and source.at(size_at, 4) == b"\xff" * 4:
                 size_at, layout = long_size, layout._replace(size_bytes=8)
-            part = _sized_part(source, data, size_at, layout, patches)
-            if coding == MP3_IN_WAV and magic == b"RIFF":
-                parts = _mp3_parts(_Source(source.file, source.name, data, min(following, source.end))) or [part]
-                parts[-1].note = parts[-1].note or part.note
-                return parts
-            return [part]
+            return [_sized_part(source, data, size_at, layout, patches)]
     return [source.part(patches)]
 
 
@@ -344,104 +335,47 @@ def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:
 
 # ---- MP3 --------------------------------------------------------------------------------------------------------------
 
-FRAME_START = rb"\xff[\xe2-\xe5\xf2-\xf5\xfa-\xfd]"
-KBPS = (  # of MPEG 2 and 2.5, of MPEG 1 in layer III, and in layer II, which are MP2 files
-    (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
-    (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-)
-MP2_SAMPLES = 1152  # per frame of layer II
-TAGS = (b"ID3", b"TAG", b"APE", b"LYR")
-
-
-class _Frame(NamedTuple):
-    """The content of the first four bytes of an MP3 or MP2 frame."""
-
-    kind: int  # bits that are the same in all of a stream: version, layer, sample rate, one channel or two
-    num_bytes: int
-    info_at: int  # where a frame without audio has "Xing" or "Info"; 0 in layer II
-
-
-@functools.lru_cache(4096)
-def _frame(head: bytes) -> _Frame | None:
-    """The frame that begins with these four bytes; None if no frame does, or one of free format."""
-    bits = int.from_bytes(head, "big")
-    version, layer, bitrate, rate = bits >> 19 & 3, bits >> 17 & 3, bits >> 12 & 15, bits >> 10 & 3
-    if bits >> 21 != 0x7FF or version == 1 or layer not in (1, 2) or bitrate in (0, 15) or rate == 3:
-        return None
-    first_version, mono = version == 3, bits >> 6 & 3 == 3
-    hertz = (44100, 48000, 32000)[rate] >> (2, 0, 1, 0)[version]
-    kbps = KBPS[first_version * layer][bitrate - 1]
-    num_bytes = (72 if layer == 1 and not first_version else 144) * 1000 * kbps // hertz + (bits >> 9 & 1)
-    info_at = ((21, 13), (36, 21))[first_version][mono] + 2 * (not bits >> 16 & 1)  # after a checksum, if any
-    return _Frame(bits & 0xFFFE0C00 | mono, num_bytes, info_at * (layer == 1))
-
-
-def _mp3_frames(source: _Source) -> Iterator[tuple[int, bytes, _Frame]]:
-    """Position and first bytes of each frame; a frame after none of its kind must be followed by another of it."""
-    position, kind = source.start, 0
-    search_end = source.start + BLOCK_BYTES * (source.start > 0)  # after a tag zeros may come before the first frame
-    while position < source.end:
-        head = source.at(position, 48)
-        frame = _frame(head[:4])
-        stop = position + frame.num_bytes if frame else source.end + 1
-        following = _frame(source.at(stop, 4)) if frame and frame.kind != kind and stop < source.end else frame
-        if frame and following and following.kind == frame.kind and stop <= source.end:
-            yield position, head, frame
-            position, kind, search_end = stop, frame.kind, source.end
-        elif position >= search_end:
-            return
-        else:
-            position, kind = source.find(FRAME_START, position + 1), 0
-
-
-@dataclass
-class _Stream:
-    """The frames that one encoder has written into an MP3 file."""
-
-    head: bytes  # of the first frame
-    frame: _Frame  # the first frame
-    silent_bytes: int  # size of the first frame if it is no audio
-    promised: int  # how many frames the first one announces, 0 if it does not tell
-    num_frames: int = 0  # of audio
-    runs: list[range] = field(default_factory=list)  # frames without a gap
+FRAME = rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]"  # how a frame begins
+# the first frame of most encoders has no audio, but flags and, if both lowest ones are set, the numbers of frames and bytes
+INFO = FRAME + rb".(?:.{9}|.{17}|.{32})(?:..)?(?:Xing|Info)\0\0\0(.).{4}(.{4})"
+LEAST_BYTES = 2048  # more than a frame: what is shorter is no stream
 
 
 def _mp3_parts(source: _Source) -> list[Part]:
-    """One part per stream; nothing if the file does not begin with MP3 frames."""
-    streams: list[_Stream] = []
-    for position, head, frame in _mp3_frames(source):
-        info = head[frame.info_at :]
-        has_info = info[:4] in (b"Xing", b"Info")
-        silent = has_info or head[36:40] == b"VBRI"
-        if not streams or silent or frame.kind != streams[-1].frame.kind:
-            promised = int.from_bytes(info[8:12], "big") * (info[7] & 1) if has_info else 0
-            streams.append(_Stream(head, frame, frame.num_bytes * silent, promised))
-        runs = streams[-1].runs
-        start = runs.pop().start if runs and runs[-1].stop == position else position
-        runs.append(range(start, position + frame.num_bytes))
-        streams[-1].num_frames += not silent
-    ends = [*(stream.runs[0].start for stream in streams[1:]), source.end]
-    return [_mp3_part(source, stream, end) for stream, end in zip(streams, ends, strict=False)]
+    """One part per stream that an encoder wrote, with or without tags between them; nothing if the file has no frames there.
 
-
-def _mp3_part(source: _Source, stream: _Stream, end: int) -> Part:
-    """The frames of a stream up to ``end``; if the first one does not have their true number, a new first one has it.
-
-    Otherwise libsndfile guesses the number, and stops there. Some encoders count one frame more.
+    A stream without an Info frame, as of a broadcast, ends where the next Info frame is.
     """
-    runs, num_frames = stream.runs, stream.num_frames
-    gaps = zip(runs, [*(run.start for run in runs[1:]), end], strict=True)
-    lost = sum(following - run.stop for run, following in gaps if source.at(run.stop, 3) not in TAGS)
-    if num_frames < stream.promised - (not lost):
-        raise incomplete(source.name, num_frames, stream.promised, "MP3 frames")
-    note = f"{lost:,} bytes in it are no audio frames, so some audio may be missing" if lost else ""
-    if not stream.frame.info_at:
-        return Part(source.file, runs, num_frames * MP2_SAMPLES, note)
-    if num_frames == stream.promised:
-        return Part(source.file, runs)
-    head = (int.from_bytes(stream.head[:4], "big") & ~0xF200 | 0x19000).to_bytes(4, "big")  # no checksum, long enough
-    info = _frame(head)
-    assert info is not None
-    head = head.ljust(info.info_at, b"\0") + b"Info\0\0\0\1" + num_frames.to_bytes(4, "big")
-    return Part(source.file, [head.ljust(info.num_bytes, b"\0"), runs[0][stream.silent_bytes :], *runs[1:]], note=note)
+    parts: list[Part] = []
+    start = source.start
+    while source.end - start > LEAST_BYTES:
+        head = source.at(start, PATTERN_BYTES)
+        info = re.match(INFO, head, re.DOTALL)
+        size = int.from_bytes(info[2], "big") if info and info[1][0] & 3 == 3 else 0
+        if head[:3] == b"TAG":
+            start += 128
+        elif head[:3] == b"ID3":
+            start += 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
+        elif size > source.end - start:
+            raise incomplete(source.name, source.end - start, size, "bytes of MP3")
+        elif size:
+            parts.append(Part(source.file, [range(start, start + size)]))
+            start += size
+        elif re.match(FRAME, head):
+            stop = source.find(INFO, start + 1)
+            parts.append(Part(source.file, [_endless(head), range(start, stop)], 0))
+            start = stop
+        else:
+            break
+    return parts
+
+
+def _endless(frame: bytes) -> bytes:
+    """An Info frame that announces very many frames like this one: without it libsndfile guesses how many, and stops there."""
+    bits = int.from_bytes(frame[:4], "big")
+    first_version, mono = bits >> 19 & 3 == 3, bits >> 6 & 3 == 3
+    hertz = (44100, 48000, 32000, 32000)[bits >> 10 & 3] >> (2, 0, 1, 0)[bits >> 19 & 3]
+    num_bytes = (144 * 128_000 if first_version else 72 * 80_000) // hertz
+    head = (bits & ~0xF200 | 0x19000).to_bytes(4, "big")  # without a checksum, of 128 or 80 kbit/s
+    info = head.ljust(((21, 13), (36, 21))[first_version][mono], b"\0") + b"Info\0\0\0\1\x7f\xff\xff\xff"
+    return info.ljust(num_bytes, b"\0")

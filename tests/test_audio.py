@@ -155,7 +155,7 @@ def overwritten(data: bytes) -> bytes:
         ("other.wav", with_size("WAV", 0)[:44] + b"LIST\4\0\0\0abcd", "holds no samples"),
         ("short.flac", flac_claiming(48_001), "only 48,000 of 48,001 samples"),
         ("cut.flac", flac_claiming(0)[:-2000], "is damaged"),
-        ("junk.mp3", overwritten(mp3()), "MP3 frames can be read"),
+        ("junk.mp3", overwritten(mp3()), "of 48,000 samples can be read"),
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -197,16 +197,6 @@ def test_what_follows_the_samples_is_left_out_with_a_word(caplog: pytest.LogCapt
     assert "followed by 4,000" in caplog.text
     with pytest.raises(AudioError, match="a file is damaged"):
         decoded(noise_as("AU", endian="LITTLE")[:-300])
-
-
-def test_mp2(caplog: pytest.LogCaptureFixture) -> None:
-    """Silent frames of 128 and of 64 kbit/s. libsndfile guesses their number by the first one, and no header can tell it."""
-    high, low = (bytes([0xFF, 0xFD, rate << 4, 0xC0]).ljust(size, b"\0") for rate, size in ((8, 417), (4, 208)))
-    assert len(decoded(40 * high)) == 40 * 1152 and len(decoded(low + 20 * high)) == 21 * 1152 and not caplog.text
-    with pytest.raises(AudioError, match="of 115,200 samples can be read"):
-        decoded(40 * high + 60 * low)
-    assert len(decoded(20 * high + bytes(300) + 20 * high)) == 40 * 1152
-    assert "300 bytes in it are no audio frames" in caplog.text
 
 
 def test_flac_headers(caplog: pytest.LogCaptureFixture) -> None:
@@ -284,9 +274,7 @@ def test_mp3_without_info_header(mode: str, samples: Samples, caplog: pytest.Log
     assert np.corrcoef(again[576 + 40_000 :][:2400], samples[40_000:42_400])[0, 1] > 0.8  # 576: the encoder's delay
     assert len(decoded(data + ID3 + data)) > 96_000 and not caplog.text
     assert len(decoded(mp3(samples, mode=mode) + data)) >= 96_000
-    decoded(data[:-30])
-    assert "bytes in it are no audio frames, so some audio may be missing; 2.0 s are read" in caplog.text
-    assert len(again) - 10_000 < len(decoded(overwritten(data))) < len(again)
+    assert len(again) - 3 * 576 < len(decoded(data[:-30])) < len(again)  # as of a broadcast
 
 
 @pytest.mark.parametrize("info", [True, False])
@@ -294,7 +282,7 @@ def test_mp3_with_tags(info: bool, caplog: pytest.LogCaptureFixture) -> None:
     data = mp3(info=info)
     ape = NOISE.tobytes()[:300] + APE_FOOT
     whole = decoded(data)
-    for tagged in (ID3 + data, ID3 + ID3 + bytes(500) + data, data + ape, data + ID3V1, data + ape + ID3V1):
+    for tagged in (ID3 + data, ID3 + ID3 + data, data + ape, data + ID3V1, data + ape + ID3V1):
         np.testing.assert_array_equal(decoded(tagged), whole)
     assert not caplog.text
 
@@ -353,9 +341,7 @@ def made_by_av(tmp_path: Path, container: str, codec: str, rate: int, layout: st
     return (tmp_path / "a").read_bytes()
 
 
-@pytest.mark.parametrize(
-    "kind", ["mp4 aac", "mp4 alac", "adts aac", "webm libopus", "matroska flac", "ogg flac", "wav libmp3lame"]
-)
+@pytest.mark.parametrize("kind", ["mp4 aac", "mp4 alac", "adts aac", "webm libopus", "matroska flac", "ogg flac"])
 def test_formats_by_pyav(
     tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -370,11 +356,8 @@ def test_formats_by_pyav(
     with AudioReader(io.BytesIO(data), "a file") as reader:
         np.testing.assert_allclose(reader.segment(rate, 1000), samples[rate : rate + 1000], atol=1e-6)
     assert not caplog.text
-    if container != "wav":  # one behind the other, and junk in between
-        twice = len(decoded(data + data))
-        assert twice == 2 * len(samples) if container in ("mp4", "webm", "matroska") else twice > 2 * rate
-    else:
-        assert len(decoded(data + 1000 * b"junk")) == len(samples) and "followed by 4,000" in caplog.text
+    twice = len(decoded(data + data))  # one behind the other
+    assert twice == 2 * len(samples) if container in ("mp4", "webm", "matroska") else twice > 2 * rate
     if container == "adts":
         middle = data.index(data[:2], len(data) // 2)
         decoded(data[:middle] + bytes(3000) + data[middle:])
@@ -382,10 +365,9 @@ def test_formats_by_pyav(
     for behind in (len(data), len(data) // 2 + 1)[: 2 if container == "webm" else 1]:  # half of it, and a byte less
         with pytest.raises(AudioError, match=r"^a file is (damaged|not audio that libsndfile reads, nor PyAV)"):
             decoded(data[: len(data) // 2] + data[behind:])
-    if container != "wav":
-        monkeypatch.setitem(sys.modules, "av", None)
-        with pytest.raises(AudioError, match=r"for M4A, AAC, WebM, AMR and others pip install .*\[formats\]"):
-            decoded(data)
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(AudioError, match=r"for M4A, AAC, WebM, AMR and others pip install .*\[formats\]"):
+        decoded(data)
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------
