@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import re
-import zlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
@@ -283,54 +282,29 @@ def _matroska_parts(source: _Source) -> list[Part]:
 
 # ---- Ogg --------------------------------------------------------------------------------------------------------------
 
-REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-JOINED_PAGES = 100  # between the head and the first pages of a recorded broadcast may be a gap of so many pages or more
+FIRST_PAGE = rb"OggS\0[\2\3]\0{8}"
+PAGE_BYTES = 2**16  # no page is longer
 
 
 def _ogg_parts(source: _Source) -> list[Part]:
-    """One part per link: libsndfile reads only the first, and does not notice lost pages at its ends."""
-    # the start of each link, and by stream the end, number and flags of its last page
-    links: list[tuple[int, dict[bytes, tuple[int, int, int]]]] = []
-    in_head = 0  # not 0 in the first pages of a link, with which all its streams begin
-    for position, page in _ogg_pages(source):
-        if not links or (page[5] & 2 and not in_head):
-            links.append((position, {}))
-        (_, last), in_head, stream, number = links[-1], page[5] & 2, page[14:18], int.from_bytes(page[18:22], "little")
-        expected = last[stream][1] + 1 if stream in last else 0
-        if expected < number < expected + JOINED_PAGES:
-            raise source.damage(f"page {number} of an Ogg stream stands where page {expected} should be")
-        last[stream] = position + len(page), number, page[5]
+    """One part per link, as libsndfile reads only the first, and does not notice that its last page is missing.
+
+    What is missing further in, libsndfile's number of samples tells; behind the head of a recorded broadcast it is none.
+    """
+    starts = [source.start]
+    while (start := source.find(FIRST_PAGE, starts[-1] + 1)) < source.end:
+        starts.append(start)
     parts = []
-    for (start, last), stop in zip(links, [*(start for start, _ in links[1:]), source.end], strict=True):
-        note = f"{len(last)} streams are in it, of which one is read" if len(last) > 1 else ""
-        if not all(flags & 4 for *_, flags in last.values()):
-            note = "an Ogg stream in it has no last page and may be cut short"
-            if max(end for end, *_ in last.values()) < stop:
-                raise source.damage("an Ogg stream ends in bytes that are no Ogg page")
+    for start, stop in pairwise([*starts, source.end]):
+        tail = source.at(max(start, stop - PAGE_BYTES), min(PAGE_BYTES, stop - start))
+        page = tail[tail.rfind(b"OggS\0") :]
+        missing = 27 + sum(page[26:27]) + sum(page[27 : 27 + sum(page[26:27])]) - len(page)
+        last = page[5:6] >= b"\4"  # the bit of the last page is the highest one of three
+        if missing > 0 or (missing and not last):
+            raise source.damage("its end is missing")
+        note = "" if last else "an Ogg stream in it has no last page and may be cut short"
         parts.append(Part(source.file, [range(start, stop)], note=note))
     return parts
-
-
-def _ogg_pages(source: _Source) -> Iterator[tuple[int, bytes]]:
-    """The position of each page, and its bytes.
-
-    The checksum is zlib's CRC-32, but with bits in reverse order, zeros in place of the checksum, and no inversion.
-    """
-    position = source.start
-    while position < source.end:
-        head = source.at(position, 27 + 255)
-        if head[:4] != b"OggS":
-            position = source.find(b"OggS", position + 1)
-            continue
-        size = 27 + sum(head[26:27]) + sum(head[27:][: sum(head[26:27])])
-        if position + size > source.end:
-            raise source.damage("it is cut inside a page of an Ogg stream")
-        page = source.at(position, size)
-        crc = zlib.crc32((page[:22] + bytes(4) + page[26:]).translate(REVERSED_BITS), 2**32 - 1) ^ 2**32 - 1
-        if crc.to_bytes(4, "big").translate(REVERSED_BITS) != page[22:26]:
-            raise source.damage("a page of an Ogg stream has a wrong checksum")
-        yield position, page
-        position += size
 
 
 # ---- MP3 --------------------------------------------------------------------------------------------------------------
@@ -371,7 +345,7 @@ def _mp3_parts(source: _Source) -> list[Part]:
 
 
 def _endless(frame: bytes) -> bytes:
-    """An Info frame that announces very many frames like this one: without it libsndfile guesses how many, and stops there."""
+    """An Info frame that announces very many frames like this one; else libsndfile guesses how many, and stops there."""
     bits = int.from_bytes(frame[:4], "big")
     first_version, mono = bits >> 19 & 3 == 3, bits >> 6 & 3 == 3
     hertz = (44100, 48000, 32000, 32000)[bits >> 10 & 3] >> (2, 0, 1, 0)[bits >> 19 & 3]
