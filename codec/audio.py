@@ -35,8 +35,10 @@ AV_SLACK = 0.1  # s: times in WebM files are rounded, and include what the encod
 MP3_FRAME = 1152  # samples at most; some encoders count one frame more than there is
 MP3_LEAD = 2**14  # samples that an MP3 decoder must read before a place to be right there
 CANCELLING_DB = 6.0  # channels cancel if their mix is softer by this than with all but the loudest one silent
-# formats in which libsndfile does not notice that the end is missing
-UNCHECKED = {"AVR", "IRCAM", "MAT4", "MAT5", "MPC2K", "PAF", "PVF", "SDS", "VOC", "WVE", "XI"}
+# formats in which a missing end is noticed, if the header tells the length
+CHECKED = {"AIFF", "AU", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV", "WAVEX"}
+UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header does not tell it
+MOST_BEHIND = 2**15  # bytes that may stand behind the audio without a word, as titles do
 VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # to write at once: libsndfile's Vorbis encoder crashes on blocks of some millions
 OTHER_RATE = "take .wav, or the model's own rate (codec-decode --native-rate)"  # if a format lacks a rate
@@ -120,7 +122,6 @@ class _AvFile:
     def __init__(self, part: Part, name: str) -> None:
         import av
 
-        self._stray = part.seek(0, os.SEEK_END)  # bytes that no packet has contained so far
         part.seek(0)
         try:
             self._container = av.open(part, "r", metadata_errors="ignore", options={"format_whitelist": AV_FORMATS})
@@ -154,7 +155,8 @@ class _AvFile:
         read = reached = 0.0  # s: the end by the lengths of all frames, and by the time of the last one
         try:
             for packet in self._container.demux(self._stream):
-                self._stray -= packet.size
+                if packet.is_corrupt:
+                    raise AudioError(f"{self._name} is damaged: its end is missing")
                 for frame in packet.decode():
                     if form != (form := (frame.format.name, frame.layout.name, frame.sample_rate)):
                         # not planar: PyAV crashes where a frame of more than seven planes becomes an array
@@ -169,9 +171,6 @@ class _AvFile:
             raise incomplete(self._name, round(read, 1), round(promised, 1), "s")
         if read < reached - AV_SLACK:  # or recorded so: in WebM some encoders leave silence out
             log.warning(incomplete(self._name, round(read, 1), round(reached, 1), "s"))
-        if self._container.format.name == "aac" and self._stray:
-            text = "%s: %d bytes in it are no AAC frames, so some audio may be missing; %.1f s are read"
-            log.warning(text, self._name, self._stray, read)
 
     def _promised_seconds(self) -> float:
         """The audio's length if the header has it exactly, else 0; the length of a film need not be that of its audio."""
@@ -228,7 +227,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         part.seek(0)
         try:
             decoder = _SequentialFile(part)
-            if decoder.format in UNCHECKED:
+            if decoder.format not in CHECKED:
                 part.note = f"a file of the format {decoder.format} does not show whether its end is missing"
         except soundfile.LibsndfileError as error:
             try:
@@ -243,7 +242,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             lack = f"channel {self._channel}, only {decoder.channels}" if self._channel else "channel that can be read"
             raise AudioError(f"{self.name} has no {lack}")
         if part.num_samples is None:
-            part.num_samples = decoder.frames
+            part.num_samples = decoder.frames if decoder.frames < UNKNOWN_LENGTH else 0
         return decoder
 
     def _reset_counts(self) -> None:
@@ -275,12 +274,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             alone = len(self._parts) == 1
             if alone and isinstance(decoder, _SequentialFile) and super(_SequentialFile, decoder).seekable():
                 position = max(0, start - MP3_LEAD * (decoder.format == "MP3"))
-                try:
-                    decoder.seek(position)
-                    block = decoder.read(start + num_samples - position, dtype="float32", always_2d=True)
-                except soundfile.LibsndfileError as error:
-                    raise self._damage(error) from None
-                stream = iter([self._mono(block)])
+                stream = iter([self._read(decoder, start + num_samples - position, position)])
         while len(samples) < num_samples and (block := next(stream, None)) is not None:
             samples = np.concatenate([samples, block[max(0, start - position) :]])
             position += len(block)
@@ -292,30 +286,25 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         """Mono blocks of one part."""
         claimed, read, note = part.num_samples or 0, 0, part.note
         size = max(min(BLOCK_SECONDS * decoder.samplerate, BLOCK_VALUES // decoder.channels), 1)
-        while True:
-            left = claimed - read  # read up to there first, so that bytes after it do no harm, and then on
-            try:
-                block = decoder.read(min(size, left) if left > 0 else size, dtype="float32", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                if not claimed or left > 0:
-                    raise self._damage(error) from None
-                note = "what lies behind its audio cannot be read"
-                break
-            if len(block) == 0:
-                break
+        while len(block := self._read(decoder, min(size, claimed - read) if claimed else size)):
             read += len(block)
-            yield self._mono(block)
+            yield block
         if read < claimed - MP3_FRAME * (decoder.subtype == "MPEG_LAYER_III"):
             raise incomplete(self.name, read, claimed, "samples")
-        if read > claimed > 0:
-            note = f"its header says {claimed / decoder.samplerate:.1f} s"
+        behind = part.size - part.tell()
+        if behind > MOST_BEHIND and isinstance(decoder, _SequentialFile):
+            note = f"{behind:,} bytes behind its audio are left out"
         if note:
             log.warning("%s: %s; %.1f s are read", self.name, note, read / decoder.samplerate)
 
-    def _damage(self, error: soundfile.LibsndfileError) -> AudioError:
-        return AudioError(f"{self.name} is damaged ({error.error_string.strip(' .')})")
-
-    def _mono(self, block: Block) -> Block:
+    def _read(self, decoder: Any, count: int, start: int | None = None) -> Block:
+        """Mono samples ``[T]`` of a decoder, at most ``count`` of them from libsndfile; none at the end."""
+        try:
+            if start is not None:
+                decoder.seek(start)
+            block = decoder.read(count, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{self.name} is damaged ({error.error_string.strip(' .')})") from None
         with np.errstate(over="ignore", invalid="ignore"):  # NaN and infinity are refused below
             mono: Block = block[:, self._channel - 1] if self._channel else block.mean(axis=1, dtype=np.float32)
         if not np.isfinite(mono).all():

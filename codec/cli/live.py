@@ -17,8 +17,8 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import soundfile
 
-from codec.audio import AudioError, Block, resample_blocks, to_pcm
-from codec.audio_parts import HEAD_BYTES, UNKNOWN_SIZES, incomplete
+from codec.audio import MOST_BEHIND, AudioError, Block, resample_blocks, to_pcm
+from codec.audio_parts import UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Writer
 from codec.errors import at_interrupt, drop_output
@@ -101,7 +101,7 @@ class PcmPipe:
         stray = 0
         while self.claimed < math.inf and (data := self.stream.read1(READ_BYTES)):  # type: ignore[attr-defined]
             stray += len(data)
-        if stray > HEAD_BYTES:
+        if stray > MOST_BEHIND:
             seconds = self.num_samples / self.sample_rate
             log.warning("stdin: %d bytes that follow its samples are left out; %.1f s are read", stray, seconds)
 
