@@ -98,7 +98,7 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
     if head[:4] == b"OggS":
         return _ogg_parts(whole, name)
     if head[4:8] == b"ftyp":
-        return _mp4_parts(whole)
+        return whole.split(FIRST_BOX)
     if head[:4] == EBML:
         return _matroska_parts(whole, name)
     if head[:3] == b"ID3" or re.match(FRAME, head):
@@ -140,53 +140,25 @@ def _chunked_parts(whole: Part, name: str) -> list[Part]:
     return parts
 
 
-def _mp4_parts(whole: Part) -> list[Part]:
-    """MP4 files one after another: each begins with a box "ftyp", and a decoder reads only the first file."""
-    starts, position = [0], 0
-    for _ in range(10_000):
-        head = whole.at(position, 16)
-        if head[4:8] == b"ftyp" and position > 0:
-            starts.append(position)
-        size = int.from_bytes(head[8:] if head[:4] == b"\0\0\0\1" else head[:4], "big")
-        if size < 8 or (position := position + size) >= whole.size:
-            break
-    return [Part(whole.file, *ends) for ends in pairwise([*starts, whole.size])]
-
-
 EBML, SEGMENT, CLUSTER = bytes.fromhex("1A45DFA3"), bytes.fromhex("18538067"), bytes.fromhex("1F43B675")
-# of a segment: SeekHead, Info, Tracks, Cues, Tags, Attachments, Chapters, Void, CRC-32, signature
-WITHIN = "114D9B74 1549A966 1654AE6B 1C53BB6B 1254C367 1941A469 1043A770 EC BF 1B538667 "
-WITHIN += "E7 A3 A0 A7 AB 5854 AF"  # of a cluster: its time, blocks and place
-ELEMENTS = {EBML, SEGMENT, CLUSTER} | {bytes.fromhex(element) for element in re.findall(r"\w+", WITHIN)}
+FIRST_BOX, FIRST_ELEMENT = rb"\0\0\0.ftyp", re.escape(EBML) + b".{1,40}?(?:webm|matroska)"
 
 
 def _matroska_parts(whole: Part, name: str) -> list[Part]:
-    """Matroska files (also WebM) one after another, as MP4; their decoder ignores damage without a message.
+    """Matroska files (also WebM) one after another; their decoder does not notice that the end is missing.
 
-    A recorder does not know how long a segment or a cluster becomes, so the elements inside are read by their ids and sizes.
+    A recorder does not know how long a segment or a cluster becomes, so the elements inside are passed over by their sizes.
     """
-    starts, position, told = [], 0, 0  # told: the end of the last segment of known size
+    position = 0
     while position < whole.size:
         head = whole.at(position, 12)
         id_bytes = 9 - head[0].bit_length()  # the first bit that is set tells how many, here and in sizes
         size_bytes = 9 - max(head[id_bytes:][:1], default=0).bit_length()
-        element, size = head[:id_bytes], head[id_bytes:][:size_bytes]
-        if element not in ELEMENTS or size_bytes > 8:
-            if position == told:
-                break
-            raise AudioError(f"{name} is damaged: at byte {position:,} begins what is no element of Matroska")
-        if element == EBML:
-            starts.append(position)
-        position += id_bytes + size_bytes
-        length = int.from_bytes(size, "big") % 2 ** (7 * size_bytes)
-        if element == SEGMENT and length < 2 ** (7 * size_bytes) - 1:  # that value means: not known
-            told = position + length
-        position += length * (element not in (SEGMENT, CLUSTER))
-    if max(position, told) > whole.size:
+        size = int.from_bytes(head[id_bytes:][:size_bytes], "big") % 2 ** (7 * size_bytes)
+        position += id_bytes + size_bytes + size * (head[:id_bytes] not in (SEGMENT, CLUSTER))
+    if position > whole.size:
         raise AudioError(f"{name} is damaged: its end is missing")
-    parts = [Part(whole.file, *ends) for ends in pairwise([*starts, position])]
-    parts[-1].note = f"{whole.size - position:,} bytes behind its end are left out" * (position < whole.size)
-    return parts
+    return whole.split(FIRST_ELEMENT)
 
 
 # ---- Ogg --------------------------------------------------------------------------------------------------------------
