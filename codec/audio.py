@@ -39,7 +39,6 @@ CANCELLING_DB = 6.0  # channels cancel if their mix is softer by this than with 
 CHECKED = {"AIFF", "AU", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV", "WAVEX"}
 UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header does not tell it
 MOST_BEHIND = 2**15  # bytes that may stand behind the audio without a word, as titles do
-VORBIS_HIGHEST = 200_000  # Hz: beyond it libsndfile's encoder crashes
 WRITE_SAMPLES = 2**16  # to write at once: libsndfile's Vorbis encoder crashes on blocks of some millions
 OTHER_RATE = "take .wav, or the model's own rate (codec-decode --native-rate)"  # if a format lacks a rate
 LOUD = 2.0  # times full scale, which decoded speech exceeds by some tenths: by more only if its recording does
@@ -167,18 +166,13 @@ class _AvFile:
                         yield np.asarray(block.to_ndarray(), np.float32).reshape(-1, self.channels)
         except av.FFmpegError as error:
             raise AudioError(f"{self._name} is damaged ({error.strerror})") from None
-        if reached < (promised := self._promised_seconds()) - AV_SLACK:
+        promised = 0.0
+        if self._container.format.name.startswith("mov") and self._stream.duration and self._stream.time_base:
+            promised = float(self._stream.duration * self._stream.time_base)
+        if reached < promised - AV_SLACK:
             raise incomplete(self._name, round(read, 1), round(promised, 1), "s")
         if read < reached - AV_SLACK:  # or recorded so: in WebM some encoders leave silence out
             log.warning(incomplete(self._name, round(read, 1), round(reached, 1), "s"))
-
-    def _promised_seconds(self) -> float:
-        """The audio's length if the header has it exactly, else 0; the length of a film need not be that of its audio."""
-        stream, kind = self._stream, self._container.format.name
-        if kind.startswith("mov") and stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        alone = kind.startswith("matroska") and len(self._container.streams) == 1
-        return (self._container.duration or 0) * alone / 1e6
 
 
 class AudioReader(AbstractContextManager["AudioReader"]):
@@ -208,8 +202,6 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         with ExitStack() as stack:
             if not hasattr(path, "read"):
                 path = as_path(path)
-                if path.suffix.lower() == ".raw":
-                    raise AudioError(f"{self.name}: raw samples tell no sample rate; convert it to WAV or FLAC first")
                 path = stack.enter_context(open(path, "rb"))
             check_binary(path, "read")
             self._parts = find_parts(cast(BinaryIO, path), self.name)
@@ -341,8 +333,6 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
         file_format, subtype = WRITTEN[path.suffix.lower()]
         if file_format == "WAV" and 2 * num_samples > WAV_BYTES:
             file_format = "RF64"
-        if subtype == "VORBIS" and sample_rate > VORBIS_HIGHEST:
-            raise AudioError(f"{self.name}: Vorbis has no sample rate {sample_rate} Hz; {OTHER_RATE}")
         try:
             system_path = str(path) if os.name == "nt" else os.fsencode(path)  # as text it must be UTF-8
             self._file = soundfile.SoundFile(system_path, "w", sample_rate, 1, subtype, format=file_format)
@@ -355,17 +345,10 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
     def __exit__(self, kind: object, *_: object) -> None:
         with self._on_disk():
             self._file.close()
-            if kind is None and self._written:  # the last bytes of FLAC, Opus and MP3 can be lost without an error
+            if kind is None:  # the last bytes of FLAC, Opus and MP3 can be lost without an error
                 with AudioReader(self._path) as reader:
-                    if sum(map(len, reader.blocks())) != self._written:
+                    if self._written and sum(map(len, reader.blocks())) != self._written:
                         raise AudioError(f"{self.name} lacks samples")
-        if kind is None and not self._written:
-            try:
-                with AudioReader(self._path):
-                    pass
-            except AudioError:
-                text = f"there is no sound to write, and an empty {self._path.suffix} is no file; take .wav"
-                raise AudioError(f"{self.name}: {text}") from None
         if kind is None and self._peak > LOUD:
             log.warning("%s: reaches %.1f times full scale and is clipped there", self.name, self._peak)
 
@@ -375,16 +358,17 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
         try:
             yield
         except (soundfile.LibsndfileError, AssertionError, AudioError):
-            raise CodecError(f"{self.name} cannot be written; is the disk full?") from None
+            reason = "is the disk full?" if self._written else "without sound it is no file; take .wav"
+            raise CodecError(f"{self.name} cannot be written; {reason}") from None
 
     def write(self, block: Block) -> None:
         """Append samples, which are clipped at full scale."""
         self._peak = max(self._peak, np.abs(block).max(initial=0.0))
+        self._written += len(block)
         samples = to_pcm(block) if self._file.subtype == "PCM_16" else np.clip(block, -1.0, 1.0)
         with self._on_disk():
             for start in range(0, len(samples), WRITE_SAMPLES):
                 self._file.write(samples[start : start + WRITE_SAMPLES])
-        self._written += len(samples)
 
 
 def to_pcm(samples: Block) -> NDArray[np.int16]:

@@ -69,7 +69,6 @@ def test_save_and_load(tmp_path: Path, speech: tuple[Samples, int]) -> None:
         *((f"a{suffix}", 1, 24000, r"take one of \.wav, \.flac") for suffix in (".xyz", "", ".raw", ".mat5")),
         ("a.opus", 1, 44100, r"a\.opus.*44100 Hz.*48000.*take \.wav"),
         ("a.mp3", 1, 96000, r"a\.mp3.*96000 Hz.*take \.wav"),
-        ("a.ogg", 1, 200_001, r"a\.ogg.*200001 Hz.*take \.wav"),
     ],
 )
 def test_what_is_not_saved(tmp_path: Path, name: str, items: int, rate: int, message: str) -> None:
@@ -80,7 +79,7 @@ def test_what_is_not_saved(tmp_path: Path, name: str, items: int, rate: int, mes
             save(tmp_path / name, waveform, rate)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
     for suffix in (".flac", ".mp3", ".opus"):
-        with pytest.raises(AudioError, match=f"an empty {suffix} is no file; take .wav"):
+        with pytest.raises(CodecError, match="without sound it is no file; take .wav"):
             save(tmp_path / f"a{suffix}", np.zeros(0, np.float32), 48000)
 
 
@@ -139,7 +138,6 @@ def overwritten(data: bytes) -> bytes:
         ("zeros.flac", bytes(5000), "is not audio that libsndfile reads"),
         ("list", b"ffconcat version 1.0\nfile a.wav\n", "is not audio"),  # FFmpeg would follow it
         ("list.m3u", b"#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\na.ts\n", "is not audio"),
-        ("samples.raw", bytes(5000), "raw samples"),
         ("nan.wav", encoded(np.array([0, np.nan]), subtype="FLOAT"), "holds NaN or infinity"),
         ("sum.wav", encoded(np.full((1, 2), 3e38), subtype="FLOAT"), "holds NaN or infinity"),  # beyond float32
         ("empty.wav", encoded(NOISE[:0]), "holds no samples"),
