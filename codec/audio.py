@@ -198,11 +198,10 @@ class AudioReader(AbstractContextManager["AudioReader"]):
     def __init__(self, path: str | Path | BinaryIO, name: str | None = None, channel: int | None = None) -> None:
         self.name = name or str(path)
         self._channel = None if channel is None else whole_number("channel", channel, 1, 2**31 - 1, AudioError)
-        self._reset_counts()
+        self.num_samples, self._loudest, self._mixed = 0, 0.0, 0.0
         with ExitStack() as stack:
             if not hasattr(path, "read"):
-                path = as_path(path)
-                path = stack.enter_context(open(path, "rb"))
+                path = stack.enter_context(open(as_path(path), "rb"))
             check_binary(path, "read")
             self._parts = find_parts(cast(BinaryIO, path), self.name)
             with closing(self._open(self._parts[0])) as decoder:
@@ -237,15 +236,12 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             part.num_samples = decoder.frames if decoder.frames < UNKNOWN_LENGTH else 0
         return decoder
 
-    def _reset_counts(self) -> None:
-        self.num_samples, self._loudest, self._mixed, self._mixed_channels = 0, 0.0, 0.0, 1
-
     def blocks(self) -> Iterator[Block]:
         """Mono float32 blocks ``[T]`` of about ten seconds at most; an AudioError if the file is cut or holds NaN.
 
         After all were read, they can be read again.
         """
-        self._reset_counts()
+        self.num_samples, self._loudest, self._mixed = 0, 0.0, 0.0
         for part in self._parts:
             with closing(self._open(part)) as decoder:
                 for block in resample_blocks(self._decoded(part, decoder), decoder.samplerate, self.sample_rate):
@@ -253,11 +249,9 @@ class AudioReader(AbstractContextManager["AudioReader"]):
                     yield block
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
-        if self._loudest > self._mixed * self._mixed_channels**2 * 10 ** (CANCELLING_DB / 10):
-            loss = 10 * np.log10(self._loudest / self._mixed) if self._mixed else np.inf
-            how = f"{loss:.0f} dB softer than the loudest" if np.isfinite(loss) else "silent"
-            text = "its channels cancel each other, their mix is %s; take one of them (codec-encode --channel)"
-            log.warning(f"%s: {text}", self.name, how)
+        if self._loudest > self._mixed * 10 ** (CANCELLING_DB / 10):
+            text = "%s: its channels cancel each other; take one of them (codec-encode --channel)"
+            log.warning(text, self.name)
 
     def segment(self, start: int, num_samples: int) -> Block:
         """The mono samples ``[num_samples]`` from ``start`` on, quickly where a format allows; errors as :meth:`blocks`."""
@@ -302,9 +296,8 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         if not np.isfinite(mono).all():
             raise AudioError(f"{self.name} holds NaN or infinity; repair it first")
         if not self._channel and block.shape[1] > 1:
-            self._mixed_channels = max(self._mixed_channels, block.shape[1])
             self._loudest += np.einsum("tc,tc->c", block, block, dtype=np.float64).max()
-            self._mixed += np.einsum("t,t->", mono, mono, dtype=np.float64)
+            self._mixed += np.einsum("t,t->", mono, mono, dtype=np.float64) * block.shape[1] ** 2
         return mono
 
 

@@ -36,11 +36,10 @@ class Part:
     """
 
     def __init__(
-        self, file: BinaryIO, start: int, stop: int, head: bytes = b"", num_samples: int | None = None, note: str = ""
+        self, file: BinaryIO, start: int, stop: int, head: bytes = b"", num_samples: int | None = None
     ) -> None:
-        self.file, self.start, self.stop, self.head = file, start, stop, head
-        self.num_samples, self.note = num_samples, note
-        self._position = 0
+        self.file, self.start, self.stop, self.head, self.num_samples = file, start, stop, head, num_samples
+        self.note, self._position = "", 0
 
     @property
     def size(self) -> int:
@@ -120,11 +119,8 @@ def _chunked_parts(whole: Part, name: str) -> list[Part]:
     parts: list[Part] = []
     position, is_aiff = 0, whole.at(0, 4) == b"FORM"
     while re.match(rb"[ -~]{4}.{4}", head := whole.at(position, 8), re.DOTALL):
-        kind, size, there = (
-            head[:4],
-            int.from_bytes(head[4:], "big" if is_aiff else "little"),
-            whole.size - position - 8,
-        )
+        kind, size = head[:4], int.from_bytes(head[4:], "big" if is_aiff else "little")
+        there = whole.size - position - 8
         if kind in CHUNKED:
             if parts:
                 parts[-1].stop = position

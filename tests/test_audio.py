@@ -79,7 +79,7 @@ def test_what_is_not_saved(tmp_path: Path, name: str, items: int, rate: int, mes
             save(tmp_path / name, waveform, rate)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"old")]
     for suffix in (".flac", ".mp3", ".opus"):
-        with pytest.raises(CodecError, match="without sound it is no file; take .wav"):
+        with pytest.raises(CodecError, match="without sound it is no file"):
             save(tmp_path / f"a{suffix}", np.zeros(0, np.float32), 48000)
 
 
@@ -128,10 +128,6 @@ def flac_claiming(num_samples: int) -> bytes:
     return data[:18] + packed.to_bytes(8, "big") + data[26:]
 
 
-def overwritten(data: bytes) -> bytes:
-    return data[:6000] + bytes(300) + data[6300:]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -143,7 +139,7 @@ def overwritten(data: bytes) -> bytes:
         ("empty.wav", encoded(NOISE[:0]), "holds no samples"),
         ("short.flac", flac_claiming(48_001), "only 48,000 of 48,001 samples"),
         ("cut.flac", flac_claiming(0)[:-2000], "is damaged"),
-        ("junk.mp3", overwritten(mp3()), "of 48,000 samples can be read"),
+        ("junk.mp3", mp3()[:6000] + bytes(300) + mp3()[6300:], "of 48,000 samples can be read"),
     ],
 )
 def test_what_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -172,9 +168,7 @@ def test_files_that_are_cut_short(file_format: str, left: float) -> None:
 
 
 def test_what_follows_the_samples(caplog: pytest.LogCaptureFixture) -> None:
-    """Another file is read, titles are passed over, and else it is told."""
-    wav, flac = noise_as("WAV"), noise_as("FLAC")
-    assert len(decoded(wav + wav[:36] + b"LIST\4\0\0\0abcd" + wav[36:] + ID3)) == 96_000 and not caplog.text
+    flac = noise_as("FLAC")
     assert len(decoded(with_size(20_000))) == 10_000
     assert "76,000 bytes behind its audio are left out; 0.4 s are read" in caplog.text
     caplog.clear()
@@ -185,12 +179,6 @@ def test_what_follows_the_samples(caplog: pytest.LogCaptureFixture) -> None:
     assert "a file of the format CAF does not show whether its end is missing; 2.0 s are read" in caplog.text
 
 
-def test_flac_of_unknown_length(caplog: pytest.LogCaptureFixture) -> None:
-    for data in (flac_claiming(0), ID3 + noise_as("FLAC") + ID3V1):
-        np.testing.assert_array_equal(decoded(data), decoded(noise_as("FLAC")))
-    assert not caplog.text
-
-
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_lost_pages_of_ogg(subtype: str, caplog: pytest.LogCaptureFixture) -> None:
     """Any page behind the first ones of audio, but for the last one: a killed writer does not write it."""
@@ -198,7 +186,7 @@ def test_lost_pages_of_ogg(subtype: str, caplog: pytest.LogCaptureFixture) -> No
     head = [page[6:14] == bytes(8) for page in pages].count(True)  # pages without audio
     assert len(pages) > head + 3
     for index, page in enumerate(pages[head + 1 : -1], head + 1):
-        for instead in (b"", bytes(len(page)), flipped(page, -20)):
+        for instead in (b"", flipped(page, -20)):
             with pytest.raises(AudioError, match=r"only .* samples can be read"):
                 decoded(b"".join([*pages[:index], instead, *pages[index + 1 :]]))
     assert 90_000 < len(decoded(b"".join([*pages[:head], *pages[head + 2 :]]))) < 144_000  # recorded from there on
@@ -216,8 +204,8 @@ def test_lost_pages_of_ogg(subtype: str, caplog: pytest.LogCaptureFixture) -> No
         [ogg("VORBIS"), ogg("VORBIS", np.stack([NOISE, NOISE], 1)[:44_100], 44_100)],
         [mp3(), mp3(mode="CONSTANT"), ID3 + mp3() + ID3V1],
         [mp3(), mp3(np.stack([NOISE, NOISE], 1)), mp3(NOISE[:44_100], 44_100)],
+        [noise_as("WAV"), noise_as("WAV")[:36] + b"LIST\4\0\0\0abcd" + noise_as("WAV")[36:]],
     ],
-    ids=["ogg", "ogg of another rate", "mp3", "mp3 of another rate"],
 )
 def test_one_file_behind_another(parts: list[bytes], caplog: pytest.LogCaptureFixture) -> None:
     whole = decoded(b"".join(parts))
@@ -251,12 +239,10 @@ def test_mp3_with_tags(info: bool, caplog: pytest.LogCaptureFixture) -> None:
     assert not caplog.text
 
 
-LINEAR = [noise_as("WAV"), noise_as("WAV", subtype="GSM610"), flac_claiming(0), ogg(), ogg() + ogg("VORBIS")]
-LINEAR += [noise_as("NIST", subtype="ULAW")]  # whose header holds numbers as text
-MPEG = [mp3(), mp3(MIXED, info=False), mp3() + mp3(NOISE[:1000])]
+SEEKABLE = [noise_as("WAV"), noise_as("WAV", subtype="GSM610"), ogg(), mp3(), mp3(MIXED, info=False)]
 
 
-@pytest.mark.parametrize("data", LINEAR + MPEG, ids=range(9))
+@pytest.mark.parametrize("data", [*SEEKABLE, flac_claiming(0), ogg() + ogg("VORBIS"), mp3() + mp3()], ids=range(8))
 def test_segments(data: bytes) -> None:
     """From anywhere they are what reading all gives there, and never silence from behind the end."""
     whole = decoded(data)
@@ -269,24 +255,19 @@ def test_segments(data: bytes) -> None:
 
 
 def test_channels_that_cancel(caplog: pytest.LogCaptureFixture) -> None:
-    for other, loss in ((-NOISE, "silent"), (-0.9 * NOISE, "26 dB softer")):
+    for other in (-NOISE, -0.9 * NOISE):
         stereo = encoded(np.stack([NOISE, other], 1), subtype="FLOAT")
         assert len(decoded(stereo)) == 48_000
-        assert f"a file: its channels cancel each other, their mix is {loss}" in caplog.text
+        assert "a file: its channels cancel each other; take one" in caplog.text
         caplog.clear()
         np.testing.assert_array_equal(decoded(stereo, channel=2), other.astype(np.float32))
         assert not caplog.text
     with pytest.raises(AudioError, match="has no channel 3, only 2"):
         decoded(stereo, channel=3)
-    for channel in (0, "1"):
-        with pytest.raises(AudioError, match="channel must be"):
-            decoded(stereo, channel=channel)
-    for file in (None, io.StringIO()):
-        with pytest.raises(CodecError, match=r"a path must be|in binary mode"):
-            AudioReader(file)  # type: ignore[arg-type]
-    for others in ([NOISE], [0 * NOISE], [NOISE[::-1]], [-0.2 * NOISE], 7 * [0 * NOISE]):
-        decoded(encoded(np.stack([NOISE, *others], 1)))
-    decoded(encoded(np.stack([0 * NOISE, 0 * NOISE], 1)))
+    with pytest.raises(AudioError, match="channel must be"):
+        decoded(stereo, channel=0)
+    for channels in ([NOISE, NOISE[::-1]], [NOISE, -0.2 * NOISE], [NOISE, *7 * [0 * NOISE]], 2 * [0 * NOISE]):
+        decoded(encoded(np.stack(channels, 1)))
     assert not caplog.text
 
 
@@ -311,8 +292,7 @@ def test_formats_by_pyav(
 ) -> None:
     container, codec = kind.split()
     rate = 48_000 if codec == "libopus" else 24_000
-    if kind == "mp4 aac":  # its index in front, as for the web
-        assert len(decoded(made_by_av(tmp_path, container, codec, rate, movflags="faststart"))) >= 2 * rate
+    if kind == "mp4 aac":
         assert len(decoded(made_by_av(tmp_path, container, codec, rate, "7.1"), channel=8)) >= 2 * rate
     data = made_by_av(tmp_path, container, codec, rate, **{"live": "1"} if container == "webm" else {})
     samples = decoded(data)
@@ -322,9 +302,8 @@ def test_formats_by_pyav(
     assert not caplog.text
     twice = len(decoded(data + data))  # one behind the other
     assert twice == 2 * len(samples) if container in ("mp4", "webm", "matroska") else twice > 2 * rate
-    for behind in (len(data), len(data) // 2 + 1)[: 2 if container == "webm" else 1]:  # half of it, and a byte less
-        with pytest.raises(AudioError, match=r"^a file is (damaged|not audio that libsndfile reads, nor PyAV)"):
-            decoded(data[: len(data) // 2] + data[behind:])
+    with pytest.raises(AudioError, match=r"^a file is (damaged|not audio that libsndfile reads, nor PyAV)"):
+        decoded(data[: len(data) // 2])
     monkeypatch.setitem(sys.modules, "av", None)
     with pytest.raises(AudioError, match=r"for M4A, AAC, WebM, AMR and others pip install .*\[formats\]"):
         decoded(data)
