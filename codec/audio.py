@@ -178,8 +178,9 @@ class _AvFile:
 class AudioReader(AbstractContextManager["AudioReader"]):
     """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
 
-    libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. A file is read to the end of its audio, whatever
-    its header says; doubts about its length are logged after all is read.
+    libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. Joined files (WAV, AIFF, Ogg, MP3, MP4, Matroska)
+    are read one after the other. A cut file is refused if its header tells its length; one of a pipe, a broadcast or a
+    killed writer is read to its end. Doubts are logged after all is read.
 
     Args:
         path: of the file; or an open binary file.
@@ -228,10 +229,9 @@ class AudioReader(AbstractContextManager["AudioReader"]):
                     f"{self.name} is not audio that libsndfile reads ({error.error_string.strip(' .')}); for M4A, AAC, "
                     f"WebM, AMR and others {install_command('av')}, or convert it to WAV or FLAC first"
                 ) from None
-        if not 1 <= (self._channel or 1) <= decoder.channels:
+        if (channel := self._channel or 1) > decoder.channels:
             decoder.close()
-            lack = f"channel {self._channel}, only {decoder.channels}" if self._channel else "channel that can be read"
-            raise AudioError(f"{self.name} has no {lack}")
+            raise AudioError(f"{self.name} has no channel {channel}, only {decoder.channels}")
         if part.num_samples is None:
             part.num_samples = decoder.frames if decoder.frames < UNKNOWN_LENGTH else 0
         return decoder
@@ -275,8 +275,11 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         while len(block := self._read(decoder, min(size, claimed - read) if claimed else size)):
             read += len(block)
             yield block
-        if read < claimed - MP3_FRAME * (decoder.subtype == "MPEG_LAYER_III"):
-            raise incomplete(self.name, read, claimed, "samples")
+        if read < claimed:
+            error = incomplete(self.name, read, claimed, "samples")
+            if claimed - read > MP3_FRAME or decoder.subtype != "MPEG_LAYER_III":
+                raise error
+            log.warning(error)
         behind = part.size - part.tell()
         if behind > MOST_BEHIND and isinstance(decoder, _SequentialFile):
             note = f"{behind:,} bytes behind its audio are left out"

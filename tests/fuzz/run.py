@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 
 from codec import audio, container
+from codec.audio import MP3_FRAME
 from codec.container import Header
 from codec.errors import CodecError
 
@@ -44,7 +45,7 @@ def read_container(data: bytes) -> bool:
 
 
 def read_audio(data: bytes) -> bool:
-    """Whether it is read: then samples are finite, and not fewer than are counted without decoding them all."""
+    """Whether it is read: then samples are finite, and as many as are counted without decoding them, but for an MP3 frame."""
     try:
         with audio.AudioReader(io.BytesIO(data), "a file") as reader:
             blocks = list(reader.blocks())
@@ -53,7 +54,7 @@ def read_audio(data: bytes) -> bool:
     except CodecError:
         return False
     measured = audio.measure(io.BytesIO(data))
-    assert 0 < measured[0] <= length and measured[1] == rate
+    assert 0 < measured[0] <= length + MP3_FRAME and measured[1] == rate
     return True
 
 
