@@ -145,14 +145,17 @@ def _matroska_parts(whole: Part, name: str) -> list[Part]:
 
     A recorder does not know how long a segment or a cluster becomes, so the elements inside are passed over by their sizes.
     """
-    position = 0
+    position = end = 0
     while position < whole.size:
         head = whole.at(position, 12)
         id_bytes = 9 - head[0].bit_length()  # the first bit that is set tells how many, here and in sizes
         size_bytes = 9 - max(head[id_bytes:][:1], default=0).bit_length()
-        size = int.from_bytes(head[id_bytes:][:size_bytes], "big") % 2 ** (7 * size_bytes)
-        position += id_bytes + size_bytes + size * (head[:id_bytes] not in (SEGMENT, CLUSTER))
-    if position > whole.size:
+        unknown = 2 ** (7 * size_bytes) - 1  # this size means: not known
+        size = int.from_bytes(head[id_bytes:][:size_bytes], "big") & unknown
+        position += id_bytes + size_bytes
+        end = max(end, position + size * (size != unknown))
+        position += size * (head[:id_bytes] not in (SEGMENT, CLUSTER))
+    if end > whole.size:
         raise AudioError(f"{name} is damaged: its end is missing")
     return whole.split(FIRST_ELEMENT)
 
