@@ -40,7 +40,6 @@ CHECKED = {"AIFF", "AU", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV", "WA
 UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header does not tell it
 MOST_BEHIND = 2**15  # bytes that may stand behind the audio without a word, as titles do
 WRITE_SAMPLES = 2**16  # to write at once: libsndfile's Vorbis encoder crashes on blocks of some millions
-OTHER_RATE = "take .wav, or the model's own rate (codec-decode --native-rate)"  # if a format lacks a rate
 LOUD = 2.0  # times full scale, which decoded speech exceeds by some tenths: by more only if its recording does
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
 
@@ -86,18 +85,17 @@ def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) ->
         OSError: the file cannot be written.
     """
     rate, path = whole_number("sample_rate", sample_rate, 1, 2**31 - 1), as_path(path)
-    floats: Any = isinstance(waveform, np.ndarray) and waveform.dtype.kind == "f"
-    if not isinstance(waveform, np.ndarray) and hasattr(waveform, "is_floating_point"):
-        floats, waveform = waveform.is_floating_point(), waveform.detach().cpu().double().numpy()
-    if not floats:  # integers would be clipped to noise
+    if hasattr(waveform, "is_floating_point") and waveform.is_floating_point():
+        waveform = waveform.detach().cpu().double()  # NumPy has no bfloat16
+    samples = np.asarray(waveform)
+    if samples.dtype.kind != "f":  # integers would be clipped to noise
         raise AudioError(f"{path}: a waveform is an array or a tensor of floats; divide 16-bit values by 32768")
-    samples = np.asarray(waveform, np.float32)
     if np.isnan(samples).any():
         raise AudioError(f"{path}: the waveform holds NaN")
     if samples.ndim == 0 or samples.size != samples.shape[-1]:
         raise AudioError(f"{path}: a file takes one waveform [1, T], not {list(samples.shape)}; save items one by one")
     with atomic_write(path) as temporary, AudioWriter(temporary, rate, samples.size, str(path)) as writer:
-        writer.write(samples.reshape(-1))
+        writer.write(samples.reshape(-1).astype(np.float32))
 
 
 def audio_suffixes() -> frozenset[str]:
@@ -130,8 +128,6 @@ class _AvFile:
         streams = [s for s in self._container.streams.audio if s.codec_context and s.codec_context.sample_rate]
         if not streams:
             raise AudioError(f"{name} holds no audio that PyAV decodes")
-        if len(streams) > 1:
-            log.warning("%s: %d audio tracks, of which the first is read", name, len(streams))
         self._name, self._stream = name, streams[0]
         self.samplerate, self._layout = streams[0].codec_context.sample_rate, streams[0].codec_context.layout
         self.channels = len(self._layout.channels)
@@ -336,7 +332,8 @@ class AudioWriter(AbstractContextManager["AudioWriter"]):
             if getattr(error, "code", None) == SYSTEM_ERROR:
                 raise CodecError(f"{self.name} cannot be written; is the disk full?") from None
             reason = getattr(error, "error_string", str(error)).strip(" .")
-            raise AudioError(f"{self.name} cannot be written at {sample_rate} Hz ({reason}); {OTHER_RATE}") from None
+            text = f"{self.name} cannot be written at {sample_rate} Hz ({reason}); take .wav, or the model's own rate"
+            raise AudioError(f"{text} (codec-decode --native-rate)") from None
 
     def __exit__(self, kind: object, *_: object) -> None:
         with self._on_disk():

@@ -102,10 +102,6 @@ def mp3(samples: Samples = NOISE, rate: int = 24000, info: bool = True, mode: st
     return data if info else data[data.index(data[:2], 4) :]
 
 
-def pages_of(data: bytes) -> list[bytes]:
-    return [b"OggS" + page for page in data.split(b"OggS")[1:]]
-
-
 def decoded(data: bytes, **kind: Any) -> Samples:
     """Read twice, as codec-encode does."""
     with AudioReader(io.BytesIO(data), "a file", **kind) as reader:
@@ -182,7 +178,7 @@ def test_what_follows_the_samples(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_lost_pages_of_ogg(subtype: str, caplog: pytest.LogCaptureFixture) -> None:
     """Any page behind the first ones of audio, but for the last one: a killed writer does not write it."""
-    pages = pages_of(ogg(subtype, np.tile(NOISE, 3)))
+    pages = [b"OggS" + page for page in ogg(subtype, np.tile(NOISE, 3)).split(b"OggS")[1:]]
     head = [page[6:14] == bytes(8) for page in pages].count(True)  # pages without audio
     assert len(pages) > head + 3
     for index, page in enumerate(pages[head + 1 : -1], head + 1):
