@@ -36,7 +36,7 @@ MP3_FRAME = 1152  # samples at most; some encoders count one frame more than the
 MP3_LEAD = 2**14  # samples that an MP3 decoder must read before a place to be right there
 CANCELLING_DB = 6.0  # channels cancel if their mix is softer by this than with all but the loudest one silent
 # formats in which a missing end is noticed, if the header tells the length
-CHECKED = {"AIFF", "AU", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV", "WAVEX"}
+CHECKED = {"AIFF", "AU", "CAF", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV", "WAVEX"}
 UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header does not tell it
 MOST_BEHIND = 2**15  # bytes that may stand behind the audio without a word, as titles do
 WRITE_SAMPLES = 2**16  # to write at once: libsndfile's Vorbis encoder crashes on blocks of some millions
@@ -85,7 +85,7 @@ def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) ->
         OSError: the file cannot be written.
     """
     rate, path = whole_number("sample_rate", sample_rate, 1, 2**31 - 1), as_path(path)
-    if hasattr(waveform, "is_floating_point") and waveform.is_floating_point():
+    if not isinstance(waveform, np.ndarray) and hasattr(waveform, "detach") and waveform.is_floating_point():
         waveform = waveform.detach().cpu().double()  # NumPy has no bfloat16
     samples = np.asarray(waveform)
     if samples.dtype.kind != "f":  # integers would be clipped to noise

@@ -9,14 +9,19 @@ from __future__ import annotations
 import io
 import re
 from itertools import pairwise
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 from codec.errors import CodecError
 
 BLOCK_BYTES = 2**16  # to search at once
 PATTERN_BYTES = 64  # the longest that is searched for
 # sizes that programs write to a pipe, where they cannot correct them at the end
-UNKNOWN_SIZES = (range(0x7EFFF000, 0x7F001000), range(0x7FFFE000, 0x80001000), range(0xFFFFF000, 2**32))
+UNKNOWN_SIZES = (
+    range(0x7EFFF000, 0x7F001000),
+    range(0x7FFFE000, 0x80001000),
+    range(0xFFFFF000, 2**32),
+    range(2**64 - 1, 2**64),
+)
 
 
 class AudioError(CodecError):
@@ -104,35 +109,39 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
         return _mp3_parts(whole, name) or [whole]
     number = int.from_bytes
     total = {b".snd": number(head[4:8], "big") + number(head[8:12], "big"), b"riff": number(head[16:24], "little")}
-    if whole.size < total.get(head[:4], 0) < UNKNOWN_SIZES[-1].start:  # AU, W64
+    if whole.size < total.get(head[:4], 0) < 2**32 - 1:  # AU, W64
         raise incomplete(name, whole.size, total[head[:4]], "bytes")
     if nist := re.match(rb"NIST_1A.*sample_count -\w+ (\d+)", head, re.DOTALL):
         whole.num_samples = int(nist[1])
     return [whole]
 
 
-CHUNKED = (b"RIFF", b"RF64", b"FORM")  # WAV, long WAV, AIFF
+CHUNKED = (b"RIFF", b"RF64", b"FORM", b"caff")  # WAV, long WAV, AIFF, CAF
 
 
 def _chunked_parts(whole: Part, name: str) -> list[Part]:
-    """WAV or AIFF files one after another; each has chunks of an id, a size, and data padded to an even size."""
+    """Files of chunks one after another; a chunk is an id, a size, and data, which all but CAF pad to an even size."""
     parts: list[Part] = []
-    position, is_aiff = 0, whole.at(0, 4) == b"FORM"
-    while re.match(rb"[ -~]{4}.{4}", head := whole.at(position, 8), re.DOTALL):
-        kind, size = head[:4], int.from_bytes(head[4:], "big" if is_aiff else "little")
-        there = whole.size - position - 8
+    position, magic = 0, whole.at(0, 4)
+    is_caf = magic == b"caff"
+    order: Literal["big", "little"] = "big" if is_caf or magic == b"FORM" else "little"
+    while re.match(rb"[ -~]{4}.{4}", head := whole.at(position, 12 if is_caf else 8), re.DOTALL):
+        kind, size, data = head[:4], int.from_bytes(head[4:], order), position + len(head)
         if kind in CHUNKED:
             if parts:
                 parts[-1].stop = position
-            parts.append(Part(whole.file, position, whole.size))
-            magic, long_size, size = kind, int.from_bytes(whole.at(position + 28, 8), "little"), 4
+            part = Part(whole.file, position, whole.size)
+            parts.append(part)
+            magic, long_size, size = kind, int.from_bytes(whole.at(position + 28, 8), "little"), -4 if is_caf else 4
         elif kind in (b"data", b"SSND"):
-            size = long_size if magic == b"RF64" and size == 2**32 - 1 else size
-            if size == 0 and magic == b"RIFF":  # its writer was killed; a file of this size libsndfile reads to its end
-                parts[-1].head, parts[-1].start = b"RIFF\x08\0\0\0", parts[-1].start + 8
-            elif size > there and not any(size in sizes for sizes in UNKNOWN_SIZES):
+            size, there = long_size if magic == b"RF64" and size == 2**32 - 1 else size, whole.size - data
+            if size == 0 or (size > there and any(size in sizes for sizes in UNKNOWN_SIZES)):
+                size = min(there, 256 ** len(head[4:]) - 1)
+                part.head = whole.at(part.start, position + 4 - part.start) + size.to_bytes(len(head[4:]), order)
+                part.start = data
+            elif size > there:
                 raise incomplete(name, there, size, "bytes of samples")
-        position += 8 + size + size % 2
+        position = data + size + size % 2 * (not is_caf)
     return parts
 
 
