@@ -35,8 +35,6 @@ AV_SLACK = 0.1  # s: times in WebM files are rounded, and include what the encod
 MP3_FRAME = 1152  # samples at most; some encoders count one frame more than there is
 MP3_LEAD = 2**14  # samples that an MP3 decoder must read before a place to be right there
 CANCELLING_DB = 6.0  # channels cancel if their mix is softer by this than with all but the loudest one silent
-# formats in which a missing end is noticed, if the header tells the length
-CHECKED = {"AIFF", "AU", "CAF", "FLAC", "MP3", "NIST", "OGG", "RF64", "W64", "WAV", "WAVEX"}
 UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header does not tell it
 MOST_BEHIND = 2**15  # bytes that may stand behind the audio without a word, as titles do
 WRITE_SAMPLES = 2**16  # to write at once: libsndfile's Vorbis encoder crashes on blocks of some millions
@@ -176,7 +174,8 @@ class AudioReader(AbstractContextManager["AudioReader"]):
 
     libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. Joined files (WAV, AIFF, Ogg, MP3, MP4, Matroska)
     are read one after the other. A cut file is refused if its header tells its length; one of a pipe, a broadcast or a
-    killed writer is read to its end. Doubts are logged after all is read.
+    killed writer is read to its end. Rare formats as VOC and PVF are read as libsndfile reads them, cut or not. Doubts are
+    logged after all is read.
 
     Args:
         path: of the file; or an open binary file.
@@ -215,8 +214,6 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         part.seek(0)
         try:
             decoder = _SequentialFile(part)
-            if decoder.format not in CHECKED:
-                part.note = f"a file of the format {decoder.format} does not show whether its end is missing"
         except soundfile.LibsndfileError as error:
             try:
                 decoder = _AvFile(part, self.name)
