@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
@@ -31,6 +32,7 @@ BLOCK_VALUES = 2**23  # at most in a block, all channels together
 SYSTEM_ERROR = 2  # libsndfile's code if a system call fails
 AV_FORMATS = "mov,matroska,aac,amr,caf,wav,ogg,mp3"  # and no others: FFmpeg would also follow lists of addresses
 AV_SUFFIXES = {".3g2", ".3gp", ".aac", ".amr", ".bw64", ".m4a", ".m4b", ".mka", ".mkv", ".mov", ".mp4", ".webm"}
+AV_BLOCKS = 200  # to read at once, mostly of 20 to 50 ms
 AV_SLACK = 0.1  # s: times in WebM files are rounded, and include what the encoder puts before the audio
 MP3_FRAME = 1152  # samples at most; some encoders count one frame more than there is
 MP3_LEAD = 2**14  # samples that an MP3 decoder must read before a place to be right there
@@ -134,12 +136,9 @@ class _AvFile:
     def close(self) -> None:
         self._container.close()
 
-    def read(self, frames: int, **_: object) -> Block:
-        """About ``frames`` samples ``[T, C]``; none at the end."""
-        blocks = [np.zeros((0, self.channels), np.float32)]
-        while sum(map(len, blocks)) < frames and (block := next(self._blocks, None)) is not None:
-            blocks.append(block)
-        return np.concatenate(blocks)
+    def read(self, *_: object, **__: object) -> Block:
+        """Samples ``[T, C]`` of some seconds; none at the end."""
+        return np.concatenate([np.zeros((0, self.channels), np.float32), *islice(self._blocks, AV_BLOCKS)])
 
     def _decoded(self) -> Iterator[Block]:
         import av
@@ -243,8 +242,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         if self.num_samples == 0:
             raise AudioError(f"{self.name} holds no samples")
         if self._loudest > self._mixed * 10 ** (CANCELLING_DB / 10):
-            text = "%s: its channels cancel each other; take one of them (codec-encode --channel)"
-            log.warning(text, self.name)
+            log.warning("%s: its channels cancel each other; take one of them (codec-encode --channel)", self.name)
 
     def segment(self, start: int, num_samples: int) -> Block:
         """The mono samples ``[num_samples]`` from ``start`` on, quickly where a format allows; errors as :meth:`blocks`."""

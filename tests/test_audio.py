@@ -89,7 +89,6 @@ NOISE = np.random.default_rng(0).uniform(-0.3, 0.3, 48_000).astype(np.float32)  
 noise_as = partial(encoded, NOISE, 24_000)  # noise_as("WAV"): a file of this format
 ID3 = b"ID3\3\0\0\0\0\1\0" + bytes(128)
 ID3V1 = b"TAG" + bytes(125)
-APE_FOOT = b"APETAGEX" + b"".join(number.to_bytes(4, "little") for number in (2000, 332, 1, 0)) + bytes(8)
 
 
 def ogg(subtype: str = "OPUS", samples: Samples = NOISE, rate: int = 24000) -> bytes:
@@ -225,7 +224,7 @@ def test_mp3_without_info_header(mode: str, samples: Samples, caplog: pytest.Log
 @pytest.mark.parametrize("info", [True, False])
 def test_mp3_with_tags(info: bool, caplog: pytest.LogCaptureFixture) -> None:
     data = mp3(info=info)
-    ape = NOISE.tobytes()[:300] + APE_FOOT
+    ape = NOISE.tobytes()[:300] + b"APETAGEX" + np.array([2000, 332, 1, 0, 0, 0], "<u4").tobytes()
     whole = decoded(data)
     for tagged in (ID3 + data, ID3 + ID3 + data, data + ape, data + ID3V1, data + ape + ID3V1):
         np.testing.assert_array_equal(decoded(tagged), whole)
