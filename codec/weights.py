@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -32,9 +33,12 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
         stored = _stored(name, tensor.detach().cpu().contiguous(), bits)
         if not all(key in there and torch.equal(part, there[key]) for key, part in stored.items()):
             tensors |= stored  # a matrix always with its step
-    metadata[CHECKSUM] = split_file(save(tensors))[2]
+    header, data, metadata[CHECKSUM] = split_file(save(tensors))
+    header = {"__metadata__": metadata, **header}  # written here: safetensors writes it in any order
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
     with atomic_write(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
 class Outline(TorchFunctionMode):

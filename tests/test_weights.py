@@ -49,9 +49,9 @@ def test_rounded_once_and_no_further_than_bits_ask(model: Codec, tmp_path: Path,
             most = tensor.abs().amax(dim=1, keepdim=True) if tensor.dim() == 2 else tensor.abs().amax()
             assert ((kept - tensor).abs() <= 1.001 * largest * most + 1e-7 * (bits < 32)).all(), name
     assert loaded.fingerprint == model.fingerprint
-    loaded.save_pretrained(tmp_path / "b", bits)
-    first, second = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
-    assert first.keys() == second.keys() and all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    for _ in range(6):  # safetensors writes its metadata in any order
+        loaded.save_pretrained(tmp_path / "b", bits)
+        assert (tmp_path / "b/model.safetensors").read_bytes() == (tmp_path / "a/model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("bits", [16, 8])
