@@ -29,6 +29,8 @@ def save_weights(state: Mapping[str, Tensor], path: Path, bits: Bits, base: str 
             raise ModelError(f"{base!r} is no shipped model, and no other is found where this is loaded")
         metadata[BASE] = find_model(base).name
         there = load_file(find_model(base) / "model.safetensors")
+        if others := sorted({key.removesuffix(STEP) for key in there} - state.keys()):
+            raise ModelError(f"{base} cannot be the base: this model has no {others[0]}, which would be loaded with it")
     for name, tensor in state.items():
         stored = _stored(name, tensor.detach().cpu().contiguous(), bits)
         if not all(key in there and torch.equal(part, there[key]) for key, part in stored.items()):

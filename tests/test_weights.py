@@ -16,7 +16,7 @@ from torch import Tensor
 import codec.pretrained
 from codec import Codec, CodecConfig, ModelError
 from codec.pretrained import CHECKSUM, STEP
-from codec.weights import Bits
+from codec.weights import Bits, save_weights
 
 WIDE, NARROW = "decoder.blocks.0.expand.weight", "encoder.stages.0.0.linear.weight"
 BASIS = "quantizer.stages.1.basis"
@@ -81,6 +81,8 @@ def test_a_matrix_is_stored_with_its_step(model: Codec, tmp_path: Path, monkeypa
     assert all(torch.equal(tensor, loaded[name]) for name, tensor in whole.items())
     with pytest.raises(ModelError, match="is no shipped model"):
         model.save_pretrained(tmp_path / "lost", base=str(tmp_path / "whole"))
+    with pytest.raises(ModelError, match="base cannot be the base: this model has no decoder"):
+        save_weights({}, tmp_path / "none", 8, "base")
     (tmp_path / "base-v1" / "model.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     refusal(tmp_path / "other", "base-v1.model.safetensors cannot be used: .*, with git lfs if a pointer lies in its")
     before = (tmp_path / "whole" / "model.safetensors").read_bytes()
