@@ -87,9 +87,6 @@ def _evaluate(args: argparse.Namespace) -> int:
     records = read_manifest(args.manifest)[:: args.every]
     if not records:
         raise ManifestError(f"{args.manifest} holds no utterances")
-    odd = [record.id for record in records if re.search("[\ud800-\udfff]", record.id + record.speaker + record.source)]
-    if odd:
-        raise ManifestError(f"{args.manifest}: id, speaker or source of {odd[0]!r} is not UTF-8")
     model = "" if args.model == "none" else args.model
     if (args.num_quantizers or args.refine_steps) and not model:
         raise CodecError("--num-quantizers and --refine-steps go with a model")
@@ -131,7 +128,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 def _folders(texts: Sequence[str]) -> dict[str, tuple[str, float | None]]:
     folders: dict[str, tuple[str, float | None]] = {}
     for text in texts:
-        parts = re.fullmatch(r"([^=@\ud800-\udfff]+)(?:@(\d{1,6}(?:\.\d{1,6})?))?=(.+)", text)
+        parts = re.fullmatch(r"([^=@]+)(?:@(\d{1,6}(?:\.\d{1,6})?))?=(.+)", text)
         if not parts or parts[1] in folders:
             raise CodecError(f"--reconstructions takes NAME=DIR or NAME@KBPS=DIR, every NAME once, not {text!r}")
         folders[parts[1]] = os.path.realpath(parts[3]), float(parts[2]) if parts[2] else None

@@ -453,24 +453,6 @@ def test_reports_are_plotted(report: Path, tmp_path: Path, refused: Refused) -> 
     assert not list(tmp_path.glob("*none*"))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such names cannot be")
-def test_names_that_are_not_utf8_reach_a_report(manifest: Path, tmp_path: Path, refused: Refused) -> None:
-    """As older systems left them: of the folder, the manifest and the reconstructions. An id must be UTF-8."""
-    odd, out = (tmp_path / os.fsdecode(name) for name in (b"caf\xe9", b"out\xff"))
-    odd.mkdir()
-    shutil.copy(manifest.parent / "a.flac", odd)
-    write_manifest(odd / os.fsdecode(b"\xe9.jsonl"), [Record("a", str(odd / "a.flac"), 64000, 16000)])
-    arguments = ["--manifest", str(odd / os.fsdecode(b"\xe9.jsonl")), "--model", "none", "--metrics", "mel"]
-    arguments += ["--baselines", "--workers", "1000000000", "--reconstructions", f"copy={odd}", "--out", str(out)]
-    for _ in range(2):
-        assert evaluate_main(arguments) == 0, "and again"
-    assert Results.read(out).manifest.name == os.fsdecode(b"\xe9.jsonl")
-    assert list(out.glob("audio/000000/*.png"))
-    refused(recipe("plot_reports", f"1={out}", "--metrics", "mel"), "no model has a value of mel distance")
-    write_manifest(tmp_path / "m.jsonl", [Record("a\udcff", "a\udcff.wav", 16000, 16000)])
-    refused(evaluate_main(["--manifest", str(tmp_path / "m.jsonl"), "--out", str(out)]), "id, speaker or source of 'a")
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no /dev/full")
 def test_a_full_disk_is_said(tmp_path: Path) -> None:
     (tmp_path / "x.flac").symlink_to("/dev/full")
