@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,8 +17,6 @@ from codec.files import atomic_write, write_text
 
 FORMAT = 1
 WORST = 10  # utterances that a report marks, with their audio
-FORMULA = "(?=[=+@-])"  # a spreadsheet computes a cell that begins with one of these, unless an apostrophe comes first
-_plain = partial(re.sub, f"^'{FORMULA}", "")  # the text of such a cell, without its apostrophe
 
 
 class ReportError(CodecError):
@@ -304,9 +300,8 @@ def write_rows(folder: Path, rows: Sequence[Row]) -> None:
         writer.writerow(["id", "speaker", "source", "seconds", "system", *rows[0].values, "failures"])
         for row in rows:
             values = ["" if value is None else f"{value:.6g}" for value in row.values.values()]
-            texts = [re.sub(f"^{FORMULA}", "'", text) for text in (row.id, row.speaker, row.source)]
             seconds = f"{row.seconds:.3f}" if row.seconds >= 0.001 else f"{row.seconds:.3g}"  # weights must not be 0
-            writer.writerow([*texts, seconds, row.system, *values, row.failures])
+            writer.writerow([row.id, row.speaker, row.source, seconds, row.system, *values, row.failures])
 
 
 def read_rows(folder: Path, results: Results) -> list[Row]:
@@ -314,8 +309,7 @@ def read_rows(folder: Path, results: Results) -> list[Row]:
     with _reading(folder, "per_file.csv") as path, open(path, encoding="utf-8", newline="") as file:
         rows = [
             Row(
-                *(_plain(cells["id"]), _plain(cells["speaker"]), _plain(cells["source"]), float(cells["seconds"])),
-                cells["system"],
+                *(cells["id"], cells["speaker"], cells["source"], float(cells["seconds"]), cells["system"]),
                 {name: float(cells[name]) if cells[name] else None for name in results.metrics},
                 cells["failures"],
             )

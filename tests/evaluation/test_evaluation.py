@@ -204,18 +204,12 @@ def test_every_system_is_loaded_once(tiny_model_folder: Path, tmp_path: Path, mo
 
 
 def test_where_every_utterance_fails_there_is_a_report(tiny_model_folder: Path, tmp_path: Path, stderr: Said) -> None:
-    """Whose names are no formulas for a spreadsheet."""
-    facts, gone, out = {"speaker": "@s", "source": "+1"}, str(tmp_path / "gone.wav"), tmp_path / "r"
-    records = [Record(name, gone, 16000, 16000, **facts) for name in ("=cmd|' /C calc'!A0", "'a")]
-    write_manifest(tmp_path / "m.jsonl", records)
+    out = tmp_path / "r"
+    write_manifest(tmp_path / "m.jsonl", [Record(name, f"{tmp_path}/gone.wav", 16000, 16000) for name in "ab"])
     command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--metrics", "mel"]
     assert evaluate_main([*command, "--baselines", "--workers", "1", "--out", str(out)]) == 1
     assert "no metric has a value for any of the 2 utterances; see " in stderr()
-    assert (out / "index.html").exists()
-    names = [line.split(",")[:3] for line in (out / "per_file.csv").read_text().splitlines()[1:]]
-    assert names[0] == ["'=cmd|' /C calc'!A0", "'@s", "'+1"] and names[-1][0] == "'a"
-    rows = read_rows(out, Results.read(out))
-    assert {(row.id, row.speaker, row.source) for row in rows} == {(r.id, r.speaker, r.source) for r in records}
+    assert (out / "index.html").exists() and {row.id for row in read_rows(out, Results.read(out))} == {"a", "b"}
 
 
 RATES = [(rate, rate, f"its rate of {rate} Hz is below 1000, or none of FLAC's") for rate in (8, 768_000, 96_001)]
