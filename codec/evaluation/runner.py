@@ -9,6 +9,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, astuple, replace
 from functools import partial
 from importlib.metadata import distributions
@@ -100,8 +101,6 @@ def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
             (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / SETTINGS, settings)
-    elif isinstance(before, CodecError):
-        raise EvaluationError(f"{out / SETTINGS} is damaged: {before}; start anew with --force")
     elif before != settings:
         raise EvaluationError(
             f"{out} holds an evaluation of something else (other model, files or settings): "
@@ -111,18 +110,12 @@ def prepare_folder(plan: Plan, records: Sequence[Record], force: bool) -> None:
         (out / name).mkdir(exist_ok=True)
 
 
-def _read_settings(folder: Path) -> dict[str, object] | CodecError:
-    """The settings of the evaluation in a folder, or why they cannot be read.
-
-    An EvaluationError if it holds none: only what an evaluation made may be removed.
-    """
-    try:
+def _read_settings(folder: Path) -> dict[str, object]:
+    """The settings of the evaluation in a folder; an EvaluationError if it is none, as others' files are not removed."""
+    with suppress(CodecError, OSError):
         settings = read_json(folder / SETTINGS)
         if isinstance(settings, dict) and {"records", "systems", "metrics"} <= settings.keys():
             return settings
-    except (CodecError, OSError) as error:
-        if isinstance(error, CodecError) and (folder / ROWS).exists():
-            return error
     raise EvaluationError(f"{folder} is not empty and no evaluation; choose another --out")
 
 

@@ -255,14 +255,13 @@ class TestResuming:
         out = ["--out", str(tmp_path / "r")]
         refused(evaluate_main([*command, "--out", str(manifest.parent)]), "not empty and no evaluation")
         assert evaluate_main(command + out) == 0
-        for name, damage in (("rows.jsonl", "{}\n"), ("run.json", "{")):
-            (tmp_path / "r" / name).write_text(damage)
-            refused(evaluate_main(command + out), f"{name} is damaged")
+        (tmp_path / "r" / "rows.jsonl").write_text("{}\n")
+        refused(evaluate_main(command + out), "rows.jsonl is damaged")
         assert evaluate_main([*command, *out, "--force"]) == 0
-        for name in ("run.json", "rows.jsonl"):
-            (copies / name).write_text('{"name": "of another program"}')
-            refused(evaluate_main([*command, "--out", str(copies), "--force"]), "not empty and no evaluation")
-            (copies / name).unlink()
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "run.json").write_text('{"name": "of another program"}')
+        refused(evaluate_main([*command, "--out", str(other), "--force"]), "not empty and no evaluation")
         shutil.copy(manifest.parent / "b.flac", copies)
         refused(evaluate_main(command + out), "something else")
         assert evaluate_main([*command, *out, "--force"]) == 0
