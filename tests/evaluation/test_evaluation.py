@@ -19,20 +19,25 @@ import soundfile
 from loading import SPEECH, Refused, Said, recipe, recorded, wait_for
 
 from codec import Codec, container
-from codec.audio import resample
 from codec.corpus.manifest import Record, write_manifest
 from codec.errors import CodecError
-from codec.evaluation import metrics, summary, systems
+from codec.evaluation import systems
 from codec.evaluation.commands import compare_main, evaluate_main
 from codec.evaluation.compare import Report, bootstrap_mean, compare
-from codec.evaluation.measure import KNOWN, EvaluationError, Measured, read_utterance
+from codec.evaluation.measure import KNOWN, EvaluationError, read_utterance
 from codec.evaluation.metrics import COSTS
 from codec.evaluation.results import Estimate, Results, read_rows, write_rows
 from codec.evaluation.runner import present_metrics
 from codec.evaluation.systems import Codec2Family, Family, FolderFamily, OpusFamily, present_programs
 
 METRICS = [name for name in KNOWN if name != "distillmos"]
-QUICK = ["--metrics", *METRICS, "--baselines", "--workers", "1", "--examples", "1"]
+WHOLE = ["--num-quantizers", "3", "1", "--metrics", *METRICS, "--examples", "1"]
+
+
+def command(manifest: Path, model: Path | str, out: Path, *options: object) -> list[str]:
+    """The arguments of codec-evaluate, without classical codecs; options may be given again."""
+    paths = ["--manifest", str(manifest), "--model", str(model), "--out", str(out)]
+    return [*paths, "--baselines", "--workers", "1", "--metrics", "mel", *map(str, options)]
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +57,14 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def command(manifest: Path, tiny_model_folder: Path) -> list[str]:
-    """codec-evaluate of the tiny model, without the report's folder."""
-    return ["--manifest", str(manifest), "--model", str(tiny_model_folder), "--num-quantizers", "3", "1", *QUICK]
-
-
-@pytest.fixture(scope="module")
-def report(manifest: Path, command: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(manifest: Path, tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A report of the tiny model and of a folder with copies of the originals."""
     folder = tmp_path_factory.mktemp("reports")
     (folder / "copies").mkdir()
     for name in ("a", "b", "silent"):
         shutil.copy(manifest.parent / f"{name}.flac", folder / "copies")
     reconstructions = ["--reconstructions", f"copy@7.5={folder / 'copies'}"]
-    assert evaluate_main([*command, *reconstructions, "--out", str(folder / "r")]) == 0
+    assert evaluate_main(command(manifest, tiny_model_folder, folder / "r", *WHOLE, *reconstructions)) == 0
     return folder / "r"
 
 
@@ -125,14 +124,6 @@ class TestReport:
         assert (found["mean"], found["n"], found["low"], found["failed"]) == (0, 1, None, 0)
         assert results(report, "model-1")["lines"]["mean"] > 0  # the tiny model knows nothing of speech
 
-    def test_a_quiet_recording_of_a_narrow_band_is_not_wide(self, tmp_path: Path) -> None:
-        """Its spectrum is kept over a floor, which is no sound."""
-        quiet = resample(1e-3 * np.random.default_rng(0).standard_normal(16000).astype(np.float32), 16000, 48000)
-        levels = 10 * np.log10(metrics.mean_spectrum(quiet, 48000)[None] + metrics.SILENT)
-        np.save(tmp_path / "0.npy", levels.astype(np.float16))
-        plan = Mock(systems=(), spectra=lambda index: tmp_path / "0.npy")
-        assert not summary._mean_spectra(plan, [Measured(0, 1.0, {}, {})])
-
     def test_codes_are_kept_and_every_utterance_counts(self, report: Path) -> None:
         """The numbers of health and stability are in ``test_golden.py``."""
         summary, codes = summary_of(report), sorted((report / "codes").iterdir())
@@ -163,13 +154,10 @@ class TestReport:
         [
             ("metrics.json", '"format": 1', '"format": 2', "format 2 is not 1"),
             ("metrics.json", '"digits": 3', '"digits": "3"', "metrics.pesq.digits must be of type int"),
-            ("metrics.json", ".*", "[]", "make the report again with codec-evaluate"),
-            ("metrics.json", ".*", "[" * 100_000, "make the report again with codec-evaluate"),
             ("per_file.csv", "speaker", "name", "has no 'speaker'"),
-            ("per_file.csv", "model-3,1", "model-3,one", "per_file.csv: could not convert"),
             ("per_file.csv", "\na,", "\nz\na,", "make the report again with codec-evaluate"),
         ],
-        ids=range(7),
+        ids=range(4),
     )
     def test_that_is_damaged(
         self, name: str, old: str, new: str, message: str, report: Path, tmp_path: Path, refused: Refused
@@ -192,9 +180,8 @@ def test_every_system_is_loaded_once(tiny_model_folder: Path, tmp_path: Path, mo
         soundfile.write(tmp_path / f"{name}.wav", samples, 16000, subtype="FLOAT")
     records = [Record(f"{n}/x", str(tmp_path / f"{n}.wav"), 16000, 16000) for n in ("stereo", "loud")]
     write_manifest(tmp_path / "m.jsonl", records)
-    command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--no-stability"]
-    command += ["--metrics", "mel", "si_sdr", "--baselines", "--out", str(tmp_path / "r"), "--workers", "1"]
-    assert evaluate_main([*command, "--num-quantizers", "2", "1"]) == 0
+    options = ("--no-stability", "--num-quantizers", 2, 1)
+    assert evaluate_main(command(tmp_path / "m.jsonl", tiny_model_folder, tmp_path / "r", *options)) == 0
     assert [mock.call_count for mock in calls.values()] == [1, 1, 2]  # of two files, one refused; with 2 and 1 stages
     found = results(tmp_path / "r", "model-2")["mel"]
     assert (found["n"], found["failed"]) == (1, 1) and "reaches 50" in next(iter(found["reasons"]))
@@ -206,42 +193,40 @@ def test_every_system_is_loaded_once(tiny_model_folder: Path, tmp_path: Path, mo
 def test_where_every_utterance_fails_there_is_a_report(tiny_model_folder: Path, tmp_path: Path, stderr: Said) -> None:
     out = tmp_path / "r"
     write_manifest(tmp_path / "m.jsonl", [Record(name, f"{tmp_path}/gone.wav", 16000, 16000) for name in "ab"])
-    command = ["--manifest", str(tmp_path / "m.jsonl"), "--model", str(tiny_model_folder), "--metrics", "mel"]
-    assert evaluate_main([*command, "--baselines", "--workers", "1", "--out", str(out)]) == 1
+    assert evaluate_main(command(tmp_path / "m.jsonl", tiny_model_folder, out)) == 1
     assert "no metric has a value for any of the 2 utterances; see " in stderr()
     assert (out / "index.html").exists() and {row.id for row in read_rows(out, Results.read(out))} == {"a", "b"}
 
 
-RATES = [(rate, rate, f"its rate of {rate} Hz is below 1000, or none of FLAC's") for rate in (8, 768_000, 96_001)]
-
-
-@pytest.mark.parametrize(("length", "rate", "message"), [(968_001, 8000, "longer"), *RATES, (8, 8000, "divide 16")])
-def test_files_that_cannot_be_measured_are_a_reason(tmp_path: Path, length: int, rate: int, message: str) -> None:
+def test_files_that_cannot_be_measured_are_a_reason(tmp_path: Path) -> None:
     """Whatever the manifest says of them. One of them ended an evaluation of thousands."""
-    soundfile.write(tmp_path / "x.wav", np.full(length, 20.0), rate, "FLOAT")
-    with pytest.raises(CodecError, match=message):
-        read_utterance(Record("x", str(tmp_path / "x.wav"), rate, rate))
+    for length, rate, message in ((968_001, 8000, "longer"), (8, 768_000, "none of FLAC's"), (8, 8000, "divide 16")):
+        soundfile.write(tmp_path / "x.wav", np.full(length, 20.0), rate, "FLOAT")
+        with pytest.raises(CodecError, match=message):
+            read_utterance(Record("x", str(tmp_path / "x.wav"), rate, rate))
 
 
 class TestResuming:
-    def test_goes_on_after_a_kill(self, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_goes_on_after_a_kill(
+        self, manifest: Path, tiny_model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         """In the middle of a line; what is kept to listen to are the two that have a value, and the examples."""
-        out = tmp_path / "r"
-        command = [*command, "--out", str(out), "--metrics", "lines", "mel", "--no-stability"]
-        assert evaluate_main(command) == 0
+        out, options = tmp_path / "r", ("--metrics", "lines", "mel", "--no-stability", "--examples", 1)
+        arguments = command(manifest, tiny_model_folder, out, *options)
+        assert evaluate_main(arguments) == 0
         whole = (out / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         before = results(out, "model-3")
         (out / "rows.jsonl").write_text("".join(whole[:2]) + whole[2][:50], encoding="utf-8")
         (out / "audio" / "000003").mkdir()  # its audio was being written
         capsys.readouterr()
-        assert evaluate_main(command) == 0
+        assert evaluate_main(arguments) == 0
         assert "2 of 5 utterances were measured before" in capsys.readouterr().out
         again = (out / "rows.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         assert again[:2] == whole[:2] and len(again) == 5 and results(out, "model-3") == before
         assert sorted(path.name for path in (out / "audio").iterdir()) == [f"{index:06d}" for index in (0, 1, 2)]
         examples = [("short", "example"), ("a", "worst"), ("b", "worst")]
         assert [(each["id"], each["why"]) for each in summary_of(out)["examples"]] == examples
-        assert evaluate_main([*command, "--examples", "5"]) == 0  # measures those again whose audio is gone
+        assert evaluate_main([*arguments, "--examples", "5"]) == 0  # measures those again whose audio is gone
         assert "3 of 5 utterances were measured before" in capsys.readouterr().out
         assert [each["id"] for each in summary_of(out)["examples"]] == ["short", "silent", "a", "b"]
 
@@ -250,28 +235,25 @@ class TestResuming:
         copies = tmp_path / "copies"
         copies.mkdir()
         shutil.copy(manifest.parent / "a.flac", copies)
-        command = ["--manifest", str(manifest), "--model", "none", "--baselines", "--metrics", "mel", "--workers", "1"]
-        command += ["--reconstructions", f"copy={copies}"]
-        out = ["--out", str(tmp_path / "r")]
-        refused(evaluate_main([*command, "--out", str(manifest.parent)]), "not empty and no evaluation")
-        assert evaluate_main(command + out) == 0
+        arguments = command(manifest, "none", tmp_path / "r", "--reconstructions", f"copy={copies}")
+        assert evaluate_main(arguments) == 0
         (tmp_path / "r" / "rows.jsonl").write_text("{}\n")
-        refused(evaluate_main(command + out), "rows.jsonl is damaged")
-        assert evaluate_main([*command, *out, "--force"]) == 0
-        other = tmp_path / "other"
-        other.mkdir()
-        (other / "run.json").write_text('{"name": "of another program"}')
-        refused(evaluate_main([*command, "--out", str(other), "--force"]), "not empty and no evaluation")
+        refused(evaluate_main(arguments), "rows.jsonl is damaged")
+        assert evaluate_main([*arguments, "--force"]) == 0
+        (tmp_path / "run.json").write_text('{"name": "of another program"}')
+        refused(evaluate_main([*arguments, "--out", str(tmp_path), "--force"]), "not empty and no evaluation")
         shutil.copy(manifest.parent / "b.flac", copies)
-        refused(evaluate_main(command + out), "something else")
-        assert evaluate_main([*command, *out, "--force"]) == 0
+        refused(evaluate_main(arguments), "something else")
+        assert evaluate_main([*arguments, "--force"]) == 0
         assert results(tmp_path / "r", "folder-copy")["mel"]["n"] == 2
 
     @pytest.mark.slow
-    def test_several_processes_end_with_a_signal(self, report: Path, command: list[str], tmp_path: Path) -> None:
+    def test_several_processes_end_with_a_signal(
+        self, report: Path, manifest: Path, tiny_model_folder: Path, tmp_path: Path
+    ) -> None:
         code = "from codec.evaluation.commands import evaluate_main as m; raise SystemExit(m())"
-        arguments = [sys.executable, "-c", code, *command, "--workers", "2", "--out", str(tmp_path / "r")]
-        arguments += ["--metrics", "pesq", "stoi", "estoi", "mel", "lsd", "--no-stability"]
+        options = (*WHOLE, "--workers", 2, "--metrics", "pesq", "stoi", "estoi", "mel", "lsd", "--no-stability")
+        arguments = [sys.executable, "-c", code, *command(manifest, tiny_model_folder, tmp_path / "r", *options)]
         process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
         wait_for(lambda: list((tmp_path / "r" / "audio").glob("*")), process)  # the first utterance is being measured
         process.send_signal(signal.SIGINT)
@@ -293,13 +275,13 @@ class TestResuming:
         (["--model", "none"], "nothing to measure"),
         (["--every", "0"], "at least 1"),
         (["--device", "cuda:77"], "use --device cpu"),
-        (["--reconstructions", "tiny=."], "two systems would both be called tiny;"),
         (["--reconstructions", "a b=.", "--reconstructions", "a-b=."], "two systems would both be called folder-a-b"),
     ],
 )
-def test_wrong_use(arguments: list[str], message: str, command: list[str], tmp_path: Path, refused: Refused) -> None:
-    base = [*command[:4], "--workers", "1", "--baselines", "--out", str(tmp_path / "r")]
-    refused(evaluate_main([*base, *arguments]), message)
+def test_wrong_use(
+    arguments: list[str], message: str, manifest: Path, tiny_model_folder: Path, tmp_path: Path, refused: Refused
+) -> None:
+    refused(evaluate_main(command(manifest, tiny_model_folder, tmp_path / "r", *arguments)), message)
     assert not (tmp_path / "r").exists()
 
 
@@ -437,13 +419,9 @@ def test_reports_are_plotted(report: Path, tmp_path: Path, refused: Refused) -> 
         out = tmp_path / f"{len(reports)}.png"
         assert recipe("plot_reports", *reports, "--out", out) == 0 and out.read_bytes().startswith(b"\x89PNG")
         refused(recipe("plot_reports", *reports, "--out", out), "--force overwrites it\n")
-    for arguments, message in (
-        ([tmp_path, "--out", tmp_path / "none.png"], "is no finished report"),
-        ([report, "--out", tmp_path / "none.txt"], "pictures are not written as '.txt'; take .png"),
-        ([f"\u00b2={report}"], "several reports are given as STEP=REPORT"),
-    ):
-        refused(recipe("plot_reports", *arguments), message)
-    assert not list(tmp_path.glob("*none*"))
+    refused(recipe("plot_reports", tmp_path, "--out", tmp_path / "none.png"), "is no finished report")
+    refused(recipe("plot_reports", f"2.5={report}"), "several reports are given as STEP=REPORT")
+    refused(recipe("plot_reports", report, "--out", tmp_path / "none.txt"), "not written as '.txt'; take .png")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no /dev/full")
