@@ -150,17 +150,3 @@ def test_no_sideways_scroll(width: int, chromium: webdriver.Chrome, tmp_path: Pa
     assert page.execute_script(over) == 0
     for box in page.find_elements(By.CSS_SELECTOR, "svg.plot, audio, img"):
         assert box.rect["x"] >= 0 and box.rect["x"] + box.rect["width"] <= width
-
-
-def test_reads_without_script(chromium: webdriver.Chrome, report: Path) -> None:
-    chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
-    try:
-        page = opened(chromium, report, 390)
-        # where there are no scripts, chromedriver may not wait for the whole page
-        rows = (By.CSS_SELECTOR, "#files-table tbody tr")
-        WebDriverWait(page, 60).until(lambda _: len(page.find_elements(*rows)) == 200)
-        assert not page.find_element(By.ID, "files-controls").is_displayed()
-        assert not page.find_element(By.ID, "files-all").is_displayed()
-        assert page.find_element(By.CSS_SELECTOR, "#files-table thead").text.startswith("# File System")
-    finally:
-        chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
