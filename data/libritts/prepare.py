@@ -166,10 +166,7 @@ def read_excluded(files: Sequence[Path]) -> set[str]:
     """Utterance ids, one per line, bare or as paths ("./dev-clean/84/121123/84_121123_000009_000008.wav")."""
     lines: list[str] = []
     for file in files:
-        try:
-            lines += (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
-        except UnicodeDecodeError as error:
-            raise PrepareError(f"{file} is no list of utterances: {error}") from None
+        lines += (line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines())
     return {line.rsplit("/", 1)[-1].removesuffix(".wav") for line in lines if line and not line.startswith("#")}
 
 
