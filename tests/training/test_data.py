@@ -82,12 +82,11 @@ def test_too_many_bad_files_end_a_run(tmp_path: Path, records: list[Record], cap
         SegmentDataset([], 24000, config, seed=0)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, records: list[Record], workers: int) -> None:
-    """To 16 bits, whatever the process; unscaled integers are said, and never drawn, what is a little too loud is softer."""
+def test_speech_in_memory_gives_the_segments_of_the_files(tmp_path: Path, records: list[Record]) -> None:
+    """To 16 bits; unscaled integers are said, and never drawn, what is a little too loud is softer."""
     records[1] = Record("bad", str(tmp_path / "bad.wav"), 240000, 24000)
     soundfile.write(tmp_path / "bad.wav", np.linspace(-30_000, 30_000, 240_000), 24000, "FLOAT")
-    dataset = SegmentDataset(records, 24000, DataConfig(segment_seconds=0.5, workers=workers), seed=0)
+    dataset = SegmentDataset(records, 24000, DataConfig(segment_seconds=0.5), seed=0)
     resident = ResidentDataset(dataset, torch.device("cpu"))
     assert resident.bad == {"bad"} and [int(resident[index]["skipped"]) for index in range(20)] == [1] + 19 * [0]
     dataset.ends = resident.ends

