@@ -56,12 +56,11 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     codec, codes = Codec.from_pretrained(args.model), {}
     if codec.num_quantizers > 1:
         raise CodecError(f"{args.model} has {codec.num_quantizers} codes per frame; take a model of one")
-    names = [record.id.encode(errors="backslashreplace").decode() for record in records]  # safetensors takes no others
-    for name, record in zip(names, tqdm(records, unit=" utt", disable=None), strict=True):
+    for record in tqdm(records, unit=" utt", disable=None):
         samples, rate = read_record(record)
         gain_db = codec.gain_of(samples, rate)  # whoever speaks, one level
-        codes[name] = codec.encode(samples, rate, gain_db=gain_db, refine_steps=args.refine_steps)[0].int()
-    texts = {name: record.text for name, record in zip(names, records, strict=True)}
+        codes[record.id] = codec.encode(samples, rate, gain_db=gain_db, refine_steps=args.refine_steps)[0].int()
+    texts = {record.id: record.text for record in records}
     facts = {"model": args.model, "fingerprint": codec.fingerprint, "texts": json.dumps(texts)}
     args.run.mkdir(parents=True, exist_ok=True)
     with atomic_write(args.run / "tokens.safetensors") as temporary:
@@ -93,7 +92,7 @@ class Corpus:
 
     def prompt(self, text: str) -> Tensor:
         """Ids ``[L]`` of what stands before the codes."""
-        return torch.tensor([*text.encode(errors="surrogateescape"), self.layout.special_ids["begin"]])
+        return torch.tensor([*text.encode(), self.layout.special_ids["begin"]])
 
     def batch(self, names: list[str]) -> tuple[Tensor, Tensor]:
         """Ids ``[B, L]``, padded at the end, and for each the next one to learn, -100 where there is none."""

@@ -1,7 +1,6 @@
 """The TTS recipe in small: manifest to tokens, a few steps, speech while it is written."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from loading import ASSETS, SPEECH, Refused, load_script, recorded
 
 from codec import Codec, audio
-from codec.corpus.manifest import Record, read_manifest, write_manifest
+from codec.corpus.manifest import Record, write_manifest
 from codec.tokens import TokenLayout
 
 pytest.importorskip("transformers")
@@ -59,18 +58,9 @@ def test_a_corpus_becomes_tokens_a_model_and_speech(manifest: Path, tmp_path: Pa
     spoken, rate = audio.load(run / "0.wav")
     assert rate == 24000 and spoken.shape[-1] / rate == pytest.approx(38 / 75 + report["audio_seconds"])
     assert 0 < report["valid_ids"] <= 1 and 0 < report["of_it_decoding"] < report["cpu_seconds_per_second"]
-
-
-@pytest.mark.slow
-def test_ids_and_texts_may_be_any_bytes(manifest: Path, tmp_path: Path) -> None:
-    records = [replace(r, id=f"{r.id}\udce9", text="\udce9") for r in read_manifest(manifest)[1:3]]
-    write_manifest(tmp_path / "odd.jsonl", records)
-    assert tts.main(["prepare", str(tmp_path / "run"), "--manifest", str(tmp_path / "odd.jsonl")]) == 0
-    corpus = tts.Corpus(tmp_path / "run")
-    assert corpus.batch(corpus.train)[0][0, 0] == 0xE9
-    for options in (["--seconds", "nan"], ["--prompt-seconds", "-1"], ["--seconds", "1e308"], ["--count", "9"]):
-        assert tts.main(["generate", str(tmp_path / "run"), *options]) == 1
-    assert tts.main(["prepare", str(tmp_path / "run"), "--manifest", str(manifest)]) == 1  # there are tokens already
+    for wrong in (["--seconds", "nan"], ["--prompt-seconds", "-1"], ["--count", "9"]):
+        assert tts.main(["generate", str(run), *wrong]) == 1
+    assert tts.main(["prepare", str(run), "--manifest", str(manifest)]) == 1  # there are tokens already
 
 
 @pytest.mark.slow
