@@ -155,10 +155,7 @@ def model_card(runs: list[Trained], codec: Codec, evaluation: Results | None) ->
     ]
     notes = runs[0].run / "notes.md"
     if notes.exists():
-        try:
-            parts.append(notes.read_text(encoding="utf-8").strip())
-        except UnicodeDecodeError as error:
-            raise CodecError(f"{notes} is not UTF-8 ({error}); convert it") from None
+        parts.append(notes.read_text(encoding="utf-8").strip())
     return "\n\n".join(parts) + "\n"
 
 

@@ -1,10 +1,11 @@
-"""A corpus to train on."""
+"""A corpus to train on, and a short run of it."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from loading import recorded
+from loading import recipe, recorded
+from training_runs import TWO_STEPS, train
 
 from codec.corpus.manifest import write_manifest
 
@@ -22,3 +23,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("train.jsonl", "dev.jsonl"):
         write_manifest(folder / name, records)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps, with discriminators in the second; to be read only."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    assert train(corpus, folder, *TWO_STEPS, "phases.adversarial=1") == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(run: Path) -> Path:
+    """The model of that run, with its discriminators."""
+    assert recipe("export", run, run.parent / "model", "--with-discriminator") == 0
+    return run.parent / "model"

@@ -7,27 +7,18 @@ import pytest
 import torch
 from loading import Refused, recipe
 from safetensors.torch import load_file
-from training_runs import QUANTIZED, state, train
+from training_runs import TWO_STEPS, state, train
 
 from codec.model import Codec
 from codec.pretrained import find_model
 
-TWO_STEPS = ("phases.steps=2", *QUANTIZED)
 
-
-@pytest.fixture(scope="module")
-def run(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of two steps; to be read only."""
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    assert train(corpus, folder, *TWO_STEPS) == 0
-    return folder
-
-
-def test_export_takes_the_mean_of_runs_of_one_model(corpus: Path, run: Path, tmp_path: Path, refused: Refused) -> None:
+def test_export_takes_the_mean_of_runs_of_one_model(
+    corpus: Path, model: Path, tmp_path: Path, refused: Refused
+) -> None:
     one, other, mean = tmp_path / "one", tmp_path / "other", tmp_path / "mean"
-    assert recipe("export", run, tmp_path / "model") == 0
     for seed, tuned in enumerate((one, other), 5):
-        assert train(corpus, tuned, *TWO_STEPS, f"seed={seed}", flags=("--init", str(tmp_path / "model"))) == 0
+        assert train(corpus, tuned, *TWO_STEPS, f"seed={seed}", flags=("--init", str(model))) == 0
     assert recipe("export", one, mean, "--average-with", other) == 0
     first, second = state(one, 2, "average"), state(other, 2, "average")
     assert any(not torch.equal(first[key], second[key]) for key in first)
@@ -35,7 +26,7 @@ def test_export_takes_the_mean_of_runs_of_one_model(corpus: Path, run: Path, tmp
         torch.testing.assert_close(tensor, (first[key] + second[key]) / 2, rtol=1e-6, atol=1e-8)
     card = (mean / "README.md").read_text()
     assert "mean of the weights of 2 runs" in card and "Seed 5." in card and "Seed 6." in card
-    assert f"began from the weights of {tmp_path / 'model'}" in card
+    assert f"began from the weights of {model}" in card
 
     stranger = tmp_path / "stranger"
     assert train(corpus, stranger, *TWO_STEPS, "seed=9") == 0

@@ -16,6 +16,7 @@ SHORT = ("phases.steps=8", "phases.autoencoder=2", "phases.ramp=2", "phases.adve
 SHORT += ("log.scalars_every=2", "log.valid_every=4", "log.checkpoint_every=4", "data.workers=0")
 SHORT += ("optimizer.warmup_steps=1",)
 QUANTIZED = ("phases.autoencoder=0", "phases.adversarial=-1")
+TWO_STEPS = ("phases.steps=2", *QUANTIZED)
 QUIET = ("--logger", "none")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")  # and a number
 
