@@ -111,7 +111,6 @@ class StudyConfig(Bounded):
         for cell in cells_of(self):  # all, before the first of them trains
             require(cell.quantizer in self.quantizers, f"cell {cell.name}: {cell.quantizer} is not in quantizers")
             require(cell.start in STARTS, f"cell {cell.name}: {cell.start} is no start; there are {', '.join(STARTS)}")
-            require("/" not in cell.name, f"cell {cell.name}: the name is that of a file, which holds no /")
             quantizer = replace(self.quantizers[cell.quantizer], codebook_size=cell.codebook_size)
             try:
                 with Outline():
