@@ -30,22 +30,16 @@ export function gainOf(samples, sampleRate) {
 /** Record the microphone as it is, without what browsers do to calls; returns a function that stops and gives the file. */
 export async function record() {
   const stream = await navigator.mediaDevices.getUserMedia({ audio: { autoGainControl: false, echoCancellation: false, noiseSuppression: false } });
-  const release = () => stream.getTracks().forEach((track) => track.stop()); // or the browser goes on listening
-  try {
-    const recorder = new MediaRecorder(stream, { audioBitsPerSecond: 256000 }), parts = [];
-    recorder.ondataavailable = ({ data }) => parts.push(data);
-    const stopped = new Promise((done) => { recorder.onstop = done; });
-    recorder.start();
-    return async () => {
-      recorder.stop();
-      await stopped;
-      release();
-      return new Blob(parts);
-    };
-  } catch (error) {
-    release();
-    throw error;
-  }
+  const recorder = new MediaRecorder(stream, { audioBitsPerSecond: 256000 }), parts = [];
+  recorder.ondataavailable = ({ data }) => parts.push(data);
+  const stopped = new Promise((done) => { recorder.onstop = done; });
+  recorder.start();
+  return async () => {
+    recorder.stop();
+    await stopped;
+    stream.getTracks().forEach((track) => track.stop()); // or the browser goes on listening
+    return new Blob(parts);
+  };
 }
 
 /** A WAV file of 16 bits. */
