@@ -155,19 +155,16 @@ def test_models_that_cannot_be_are_refused(tiny_config: CodecConfig, tmp_path: P
 
 def test_arguments_that_cannot_be(tiny_model_folder: Path) -> None:
     """The checks are those of Codec (``tests/test_model.py``); here is what arrays have of their own."""
-    onnx = OnnxCodec.from_pretrained(tiny_model_folder)
-    for waveform in (np.zeros(100, np.int16), np.zeros(100, complex), torch.zeros(100), [0.0] * 100):
-        with pytest.raises(CodecError, match="must be a float array"):
-            onnx.encode(waveform, 16000)
-    for codes in (np.zeros((1, 3, 5), np.float32), torch.zeros(1, 3, 5, dtype=torch.int64), [[0] * 5] * 3):
-        with pytest.raises(CodecError, match="codes must be an integer array"):
-            onnx.decode(codes)
-    for use in (partial(onnx.encode, np.zeros(100), 16000), partial(onnx.decode, np.zeros((1, 3, 5), np.int64))):
-        with pytest.raises(CodecError, match="exact=False and refine_steps need torch"):
-            use(exact=False)
-    with pytest.raises(CodecError, match="refine_steps need torch"):
-        onnx.encode(np.zeros(100), 16000, refine_steps=2)
-    with pytest.raises(CodecError, match="bits must be 32 or 8, not 4"):
-        OnnxCodec.from_pretrained(tiny_model_folder, bits=4)
-    with pytest.raises(CodecError, match="num_threads must be"):
-        OnnxCodec.from_pretrained(tiny_model_folder, num_threads=0)
+    onnx, load = OnnxCodec.from_pretrained(tiny_model_folder), partial(OnnxCodec.from_pretrained, tiny_model_folder)
+    samples, codes = np.zeros(100, np.float32), np.zeros((1, 3, 5), np.int64)
+    for use, message in (
+        *((partial(onnx.encode, x, 16000), "a float array") for x in (samples.astype(np.int16), torch.zeros(100))),
+        *((partial(onnx.decode, x), "codes must be an integer array") for x in (codes / 2, torch.from_numpy(codes))),
+        (partial(onnx.encode, samples, 16000, exact=False), "exact=False and refine_steps need torch"),
+        (partial(onnx.decode, codes, exact=False), "exact=False and refine_steps need torch"),
+        (partial(onnx.encode, samples, 16000, refine_steps=2), "refine_steps need torch"),
+        (partial(load, bits=4), "bits must be 32 or 8, not 4"),
+        (partial(load, num_threads=0), "num_threads must be"),
+    ):
+        with pytest.raises(CodecError, match=message):
+            use()

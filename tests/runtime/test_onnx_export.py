@@ -95,10 +95,6 @@ def test_golden_tensors_and_their_checker(tiny_model_folder: Path, tmp_path: Pat
     assert check(output_waveform=audio[..., 1:]).returncode == 1
     assert "golden.json has: waveform\n" in check(output_codes=codes, waveform=audio).stderr
     assert "golden.json has: at all\n" in check().stderr
-    (tmp_path / "golden.json").rename(tmp_path / "mine.safetensors")
-    for names, said in (((), "usage: "), (("mine.safetensors",), f"{tmp_path / 'mine.safetensors'} is no safetensors")):
-        script = (ROOT / "recipes" / "check_golden.py").read_text()
-        assert python(script, tmp_path, *(tmp_path / name for name in names)).stderr.startswith(said)
 
 
 def test_mistakes_are_one_line(tiny_model_folder: Path, tmp_path: Path, refused: Refused) -> None:
@@ -175,19 +171,14 @@ def test_chunks_make_the_whole(tiny_config: CodecConfig, changes: dict[str, Any]
         codes = np.concatenate([*map(encoder.push, pieces), encoder.flush()], axis=-1)
         np.testing.assert_array_equal(codes[0], whole.encode(waveform[0, :, : 40 * hop - 3], 16000)[0])
         pieces = np.array_split(codes[:, :2], 9, axis=-1)
-        audio = np.concatenate([*map(decoder.push, pieces), decoder.flush()], axis=-1)
-        np.testing.assert_allclose(audio, whole.decode(codes, 2), atol=1e-5)
-        decoder.reset()
         first, twin = decoder.push(pieces[0]), copy.copy(decoder)
-        twin.push(pieces[0]), twin.flush()
-        again = np.concatenate([first, *map(decoder.push, pieces[1:]), decoder.flush()], axis=-1)
-        np.testing.assert_array_equal(again, audio)
+        for stream in (twin, decoder):
+            audio = np.concatenate([first, *map(stream.push, pieces[1:]), stream.flush()], axis=-1)
+            np.testing.assert_allclose(audio, whole.decode(codes, 2), atol=1e-5)
         assert (encoder.look_ahead, decoder.look_ahead) == whole.look_aheads
         for stream in (encoder, decoder):
             with pytest.raises(CodecError, match="was flushed"):
                 stream.push(np.zeros((2, 1, 5), np.float32))
-            with pytest.raises(CodecError, match="was flushed"):
-                stream.flush()
             stream.reset()
     for stream, chunk, message in (
         (encoder, np.zeros((2, 1, 5), np.int64), r"must be an array float \[2, 1, n\], not int64"),
