@@ -21,10 +21,10 @@ QUIET = ("--logger", "none")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node")  # and a number
 
 
-def arguments(corpus: Path, run: Path, *settings: str, config: Path = DEBUG) -> list[str]:
+def arguments(corpus: Path, run: Path, *settings: str) -> list[str]:
     """Of train.py, for a short run on a corpus."""
     paths = [f"data.train=[{corpus}/train.jsonl]", f"data.valid=[{corpus}/dev.jsonl]"]
-    return ["--config", str(config), "--out", str(run), "--cpu", "--set", *paths, *SHORT, *settings]
+    return ["--config", str(DEBUG), "--out", str(run), "--cpu", "--set", *paths, *SHORT, *settings]
 
 
 def train(corpus: Path, run: Path, *settings: str, flags: tuple[str, ...] = ()) -> int:
@@ -32,9 +32,9 @@ def train(corpus: Path, run: Path, *settings: str, flags: tuple[str, ...] = ()) 
     return recipe("train", *arguments(corpus, run, *settings), *QUIET, *flags)
 
 
-def command(corpus: Path, run: Path, *settings: str, launcher: Sequence[str] = (), config: Path = DEBUG) -> list[str]:
+def command(corpus: Path, run: Path, *settings: str, launcher: Sequence[str] = ()) -> list[str]:
     """The command line of a run in a process of its own, or in those that a launcher starts."""
-    return [sys.executable, *launcher, str(RECIPES / "train.py"), *arguments(corpus, run, *settings, config=config)]
+    return [sys.executable, *launcher, str(RECIPES / "train.py"), *arguments(corpus, run, *settings)]
 
 
 def start(args: list[str]) -> subprocess.Popen[str]:
