@@ -132,18 +132,17 @@ class Tokenizer:
         """What the shard says of each utterance, in their order; what cannot be read is named in ``skipped``."""
         rows, waveforms, count = [], [], self.facts["num_quantizers"]
         for record in records:
-            name, speaker = (text.encode(errors="backslashreplace").decode() for text in (record.id, record.speaker))
             try:
                 samples, rate = read_record(record)
                 gain_db = gain_of([samples], rate)
                 waveform = resample(samples, rate, self.codec.sample_rate)
                 check_peak(waveform)
             except (CodecError, FileNotFoundError, PermissionError, IsADirectoryError) as error:  # not of the machine
-                place = f"{record.path}:{name}" if record.num_bytes else record.path
+                place = f"{record.path}:{record.id}" if record.num_bytes else record.path
                 skipped.append((place, reason_of(error, record.path)))
                 continue
             facts = {"duration": len(samples) / rate, "num_samples": len(waveform), "num_quantizers": count}
-            rows.append({"id": name, "speaker": speaker, "gain_db": gain_db} | facts)
+            rows.append({"id": record.id, "speaker": record.speaker, "gain_db": gain_db} | facts)
             waveforms.append(torch.from_numpy(waveform))
             if sum(map(len, waveforms)) >= READ_AHEAD * self.at_once * self.codec.sample_rate:
                 yield from self.encoded(rows, waveforms)

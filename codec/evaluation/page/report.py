@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from codec.evaluation.page import plots
 from codec.evaluation.page import results as shown
 from codec.evaluation.results import Results, Row
 from codec.files import write_text
-
-_FORBIDDEN = re.compile("[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in HTML
 
 
 def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
@@ -55,5 +52,5 @@ def write_report(results: Results, rows: Sequence[Row], folder: Path) -> Path:
         arrows=shown.ARROWS,
     )
     target = folder / "index.html"
-    write_text(target, _FORBIDDEN.sub("\ufffd", page))
+    write_text(target, page)
     return target
