@@ -134,52 +134,29 @@ def test_the_plane_shows_what_it_says(tmp_path: Path) -> None:
     assert (tmp_path / "plane.gif").read_bytes()[:3] == b"GIF"
 
 
-@pytest.fixture
-def page(phone: Any) -> Any:
-    """plane.html, opened from disk."""
-    phone.get(Path(run.__file__).with_name("plane.html").as_uri())
-    return phone
-
-
 @pytest.mark.slow
-def test_the_page_shows_what_its_text_says(page: Any) -> None:
+def test_the_page_shows_what_its_text_says(phone: Any) -> None:
+    phone.get(Path(run.__file__).with_name("plane.html").as_uri())
+
     def share(quantizer: str) -> str:
-        return page.find_element(By.ID, f"{quantizer}-share").text
+        return phone.find_element(By.ID, f"{quantizer}-share").text
 
     assert share("vq") == share("simvq") == "100 %", "both start with all codes in use"
-    page.find_element(By.ID, "step").send_keys(Keys.END)
-    assert page.find_element(By.ID, "now").text == "2,000 of 2,000"
+    phone.find_element(By.ID, "step").send_keys(Keys.END)
+    assert phone.find_element(By.ID, "now").text == "2,000 of 2,000"
     for shape in ("islands", "drift"):
-        Select(page.find_element(By.ID, "shape")).select_by_value(shape)
+        Select(phone.find_element(By.ID, "shape")).select_by_value(shape)
         for quantizer in ("vq", "simvq"):
-            said = page.find_element(By.CSS_SELECTOR, f"[data-said={shape}-{quantizer}]").text
+            said = phone.find_element(By.CSS_SELECTOR, f"[data-said={shape}-{quantizer}]").text
             assert share(quantizer) == said, (shape, quantizer)
     for codes in ("64", "512"):
-        Select(page.find_element(By.ID, "codes")).select_by_value(codes)
-        assert page.find_element(By.ID, "vq-used").text.endswith(f" of {codes} codes in use")
+        Select(phone.find_element(By.ID, "codes")).select_by_value(codes)
+        assert phone.find_element(By.ID, "vq-used").text.endswith(f" of {codes} codes in use")
         assert int(share("vq")[:-2]) < 35 and int(share("simvq")[:-2]) > 80
-    page.find_element(By.ID, "play").click()  # from the end: over again
-    assert page.find_element(By.ID, "now").text != "2,000 of 2,000"
-    assert page.execute_script("return document.documentElement.scrollWidth") == 390, "nothing scrolls sideways"
-    assert "://" not in page.page_source, "the page asks for nothing from elsewhere"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("kind", "name"), [("vq", "PlainVQ"), ("simvq", "SimVQ")])
-def test_a_step_of_the_page_is_a_step_of_the_project(page: Any, kind: str, name: str) -> None:
-    quantizer = plane.quantizer_2d(kind, 100, seed=0).double()
-    first, batches = quantizer.codebook.double(), 2 * torch.randn(5, 64, 2, dtype=torch.float64) + 1
-    optimizer = torch.optim.SGD(quantizer.parameters(), lr=1.0)
-    for batch in batches:
-        optimizer.zero_grad()
-        quantizer.quantize(batch.t()[None], 1, 0.0).codebook_loss.mean().backward()  # forward would round to float32
-        optimizer.step()
-    script = f"""
-        const quantizer = new {name}(Float64Array.from(arguments[0]));
-        for (const points of arguments[1]) step(quantizer, points);
-        return [...quantizer.table];"""
-    table = page.execute_script(script, first.flatten().tolist(), batches.flatten(1).tolist())
-    torch.testing.assert_close(torch.tensor(table).view(-1, 2), quantizer.codebook, atol=1e-5, rtol=1e-5)
+    phone.find_element(By.ID, "play").click()  # from the end: over again
+    assert phone.find_element(By.ID, "now").text != "2,000 of 2,000"
+    assert phone.execute_script("return document.documentElement.scrollWidth") == 390, "nothing scrolls sideways"
+    assert "://" not in phone.page_source, "the page asks for nothing from elsewhere"
 
 
 def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, refused: Refused) -> None:
@@ -198,8 +175,6 @@ def test_mistakes_in_a_study_are_named(corpus: Path, tmp_path: Path, refused: Re
     file.write_text("no result\n", encoding="utf-8")
     good = ["--manifest", str(corpus / "train.jsonl"), "--config", str(config), "--out", str(tmp_path)]
     for main, arguments, message in (
-        (run.main, [*good, "--config", str(tmp_path / "nowhere.yaml")], "no such configuration"),
-        (run.main, [*good, "--out", str(file)], "exists"),
         (run.main, [*good, "--only", "nothing"], "no cell of"),
         (report.main, [str(tmp_path)], "no result files"),
         (report.main, [str(file)], "is no result"),
