@@ -14,8 +14,7 @@ from loading import SPEECH, Refused, Said, Speech, load_script, resize
 
 from codec import Codec, CodecConfig
 
-CHROMIUM = ["headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking"]
-CHROMIUM += ["disable-component-update", "disable-sync", "autoplay-policy=no-user-gesture-required"]
+CHROMIUM = ["headless", "no-sandbox", "disable-background-networking", "autoplay-policy=no-user-gesture-required"]
 CHROMIUM += ["disable-dev-shm-usage"]  # containers have little of it
 CHROMIUM += ["use-fake-device-for-media-stream", "use-fake-ui-for-media-stream"]
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # of sessions that tests open themselves

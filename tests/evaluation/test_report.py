@@ -118,15 +118,13 @@ def test_mean_spectra(page: Page) -> None:
     assert "20 wide-band files" in page.text
 
 
-def test_results_by_source(page: Page, tmp_path: Path) -> None:
+def test_results_by_source(page: Page) -> None:
     assert re.findall(r"<summary>(.*?) <small>", page.source) == ["PESQ-WB", "STOI", "SI-SDR", "Mel distance"]
     rows = page.rows("results")[len(SYSTEMS) + 1 :]
     assert rows[0] == ["System", "source not given", SOURCE]
     assert rows[1][1:] == ["not measured"] * 2
     found = next(row[1:] for row in rows if row[0] == "default, 8 quantizers")
     assert found == ["2.718 n 3", "2.346 [2.100, 2.500] n 106 · 2 failed"]
-    alone = tuple(replace(system, by_source={}) for system in make_results().systems)
-    assert "By source" not in Page(make_report(tmp_path, 2, make_results(systems=alone))).text
 
 
 def test_how_it_was_measured_and_facts(page: Page) -> None:
@@ -152,28 +150,24 @@ def test_worst_file_comes_first_and_no_value_is_the_worst(page: Page) -> None:
 
 
 def test_least_report(tmp_path: Path) -> None:
-    """One system without a bitrate, one metric without a value, no file, and no part that may be missing."""
+    """One system without a bitrate, one metric without a value, no file, source, or part that may be missing."""
     system = replace(make_results().systems[-1], results={"pesq": NOTHING})
     optional = dict.fromkeys(["absent", "model", "spectra", "health", "stability", "examples"])
     results = make_results(systems=(system,), metrics={"pesq": METRICS["pesq"]}, **optional)
     page = Page(make_report(tmp_path, 0, results))
     assert "No system has both a bitrate and a value to plot." in page.text
-    assert "nan" not in page.text.lower() and "None" not in page.text
+    assert "nan" not in page.text.lower() and "None" not in page.text and "By source" not in page.text
 
 
 def test_spectrograms_show_a_tone_where_it_is(tmp_path: Path) -> None:
-    """And silence is dark; of any length they have one size."""
+    """And silence is dark."""
     tone = 0.5 * np.sin(2 * np.pi * 1000 * np.arange(24000) / 24000)
     for name, samples in (("a.wav", tone), ("silent.wav", 0 * tone)):
         soundfile.write(tmp_path / name, samples, 24000)
     images, rate = spectrograms([tmp_path / "a.wav", tmp_path / "silent.wav"])
     loud, silent = (np.asarray(Image.open(BytesIO(image))) for image in images)
     assert abs((160 - loud[:, 240].argmax()) / 160 - height_of(1000, 24000)) < 0.02
-    assert rate == 24000 and loud.max() == 63 and silent.max() == 0
-    for samples in (1, 100, 24000 * 70):
-        soundfile.write(tmp_path / "a.wav", np.zeros(samples), 24000)
-        (image,), _ = spectrograms([tmp_path / "a.wav"])
-        assert np.asarray(Image.open(BytesIO(image))).shape == (160, 480)
+    assert rate == 24000 and loud.max() == 63 and silent.max() == 0 and loud.shape == (160, 480)
 
 
 def test_numbers_and_ticks() -> None:
