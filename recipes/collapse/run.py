@@ -27,14 +27,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, require, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
-from codec.errors import CodecError, Parser, run_command
+from codec.errors import Parser, run_command
 from codec.evaluation.metrics import MetricError, Pair, mel_distance, pesq_wb
 from codec.files import atomic_write, write_text
 from codec.health import CodebookCounter, effective_dimension, stage_health
@@ -140,7 +139,6 @@ def load_study(path: Path) -> StudyConfig:
     Raises:
         ConfigError: not YAML, unknown key, wrong type, a cell of an unknown quantizer.
     """
-    require(path.is_file(), f"{path}: no such configuration; essential.yaml beside this script is one")
     values = read_yaml(path)
     try:
         return from_dict(StudyConfig, values)
@@ -227,10 +225,7 @@ class Study:
             tensors = {k: v.cpu() for k, v in codec.state_dict().items() if not k.startswith("quantizer.")}
             with atomic_write(path) as temporary:
                 save_file(tensors, temporary)
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise CodecError(f"{path} is damaged ({error}); remove it, and its steps are trained again") from None
+        return load_file(path)
 
     def first_step(self, cell: Cell) -> int:
         """The step from which on the cell's codec is quantized."""
