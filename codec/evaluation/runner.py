@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, astuple, replace
 from functools import partial
-from importlib.metadata import distributions
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -147,8 +147,7 @@ def _digest(values: Iterable[Sequence[object]]) -> str:
 def software_versions(metrics: Sequence[str]) -> dict[str, str]:
     """Versions of this package, of Python, and of all packages that influence the values of ``metrics``."""
     packages = dict.fromkeys([*PACKAGES, *(KNOWN[name].package or "torch" for name in metrics)])
-    versions = {name: [each.version for each in distributions(name=name)] for name in packages if find_spec(name)}
-    installed = {name: (found or ["of unknown version"])[0] for name, found in versions.items()}  # of a mere folder
+    installed = {name: version(name) for name in packages if find_spec(name)}
     return {"codec": __version__, "python": platform.python_version(), **installed}
 
 
