@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 LONGEST = 60  # seconds of an utterance: the memory of a forward pass grows with them
-NONE_READABLE = "data.valid: none of {} files can be read; prepare the data again"
 log = logging.getLogger(__name__)
 
 
@@ -153,18 +152,14 @@ def check_readable(records: list[Record], codec: Codec) -> None:
     if any(record.duration > LONGEST for record in records):
         log.warning("validation takes the first %d s of longer utterances", LONGEST)
     if next(readable(records, codec), None) is None:
-        raise ManifestError(NONE_READABLE.format(len(records)))
+        raise ManifestError(f"data.valid: none of {len(records)} files can be read; prepare the data again")
 
 
 @torch.no_grad()
 def validate(
     codec: Codec, records: list[Record], spectral: SpectralLoss, quantize: bool, accelerator: Accelerator
 ) -> dict[str, float]:
-    """Mean losses and codebook health over all utterances; every process takes its share, each utterance counts once.
-
-    Raises:
-        ManifestError: none of them can be read.
-    """
+    """Mean losses and codebook health over all utterances; every process takes its share, each utterance counts once."""
     counter = CodebookCounter(codec.num_quantizers, codec.codebook_size)
     sums = torch.zeros(len(spectral.terms) + 1, dtype=torch.float64)  # of each term, and the number of utterances
     for record, waveform in readable(records[accelerator.process_index :: accelerator.num_processes], codec):
@@ -175,8 +170,6 @@ def validate(
         if output.codes is not None:
             counter.add(output.codes)
     *totals, count = accelerator.reduce(sums.float().to(accelerator.device), "sum").cpu()
-    if not count:
-        raise ManifestError(NONE_READABLE.format(len(records)))
     values = {f"valid/{name}": float(total / count) for name, total in zip(spectral.terms, totals, strict=True)}
     values["valid/utterances"] = float(count)
     if quantize:

@@ -135,5 +135,3 @@ def test_validation_skips_what_cannot_be_read(
     values = tracking.validate(Codec(tiny_config), [gone, loud, records[1]], spectral, False, accelerator)
     assert values["valid/utterances"] == 1 and values["valid/mel"] > 0
     assert "skipped gone.wav" in caplog.text and f"skipped {loud.path}: waveform must be in" in caplog.text
-    with pytest.raises(ManifestError, match="none of 1 files can be read"):
-        tracking.validate(Codec(tiny_config), [gone], spectral, False, accelerator)
