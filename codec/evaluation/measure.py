@@ -111,14 +111,13 @@ def read_utterance(record: Record) -> tuple[Record, Waveform]:
 
     Raises CodecError if it cannot be measured, or kept as FLAC, and OSError if it is not there.
     """
+    if record.duration > LONGEST:  # before it fills the memory
+        raise CodecError(f"longer than {LONGEST} s; cut it into utterances")
     waveform, sample_rate = read_record(record)
     if not RATES[0] <= sample_rate <= 655_350 or (sample_rate >= 2**16 and sample_rate % 10):  # FLAC has no others
         raise CodecError(f"its rate of {sample_rate} Hz is below {RATES[0]}, or none of FLAC's; resample it")
-    record = replace(record, sample_rate=sample_rate, num_samples=len(waveform))
-    if record.duration > LONGEST:
-        raise CodecError(f"longer than {LONGEST} s; cut it into utterances")
     check_peak(waveform)
-    return record, waveform
+    return replace(record, sample_rate=sample_rate, num_samples=len(waveform)), waveform
 
 
 def measure_utterance(plan: Plan, item: tuple[int, Record]) -> Measured:
