@@ -6,16 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from codec.errors import CodecError
 
-Kept = TypeVar("Kept")
 Init = Literal["first_batch"] | None
 Gradient = Literal["ste", "rotation"]
 CPU_TILE = (1024, 2048)  # points x codes: 8 MiB of distances, overwritten tile by tile, stay in the processor's cache
@@ -69,8 +67,8 @@ class Quantizer(nn.Module, ABC):
 
     Codes are found in float32, outside autocast; of equal distances the lowest index is taken. Latents are not checked for
     NaN, which gets some code. In eval mode a quantizer does not change, and each item of a batch gets what it gets alone,
-    except for rounding. Tables computed from the weights are kept then: after writes through ``.data``, which torch does
-    not count, call ``eval()`` again. Single quantizers have a ``codebook``, their points ``[V, d]``.
+    except for rounding. Tables computed from the weights are kept then: after writes that torch does not count (through
+    ``.data``, by a fused optimizer) call ``eval()`` again. Single quantizers have a ``codebook``, their points ``[V, d]``.
     """
 
     num_quantizers = 1
@@ -172,19 +170,18 @@ class Quantizer(nn.Module, ABC):
         if distributed.is_available() and distributed.is_initialized():
             for tensor in self.state_dict().values():
                 distributed.broadcast(tensor, src=0)
-            count_write()
+            self.train(self.training)  # forgets what was kept, as torch does not count these writes
 
-    def kept(self, name: str, tensors: list[Tensor], compute: Callable[[], Kept]) -> Kept:
-        """A value that follows from these tensors, computed again only after one changed or any optimizer made a step."""
+    def kept(self, name: str, tensors: list[Tensor], compute: Callable[[], Any]) -> Any:
+        """A value that follows from these tensors, computed again only after torch has counted a write to one of them."""
         try:
-            writes = [(tensor.data_ptr(), tensor._version) for tensor in tensors]  # torch counts most writes to each
+            writes = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         except RuntimeError:  # a tensor made in inference mode has no count, a tensor of torch.func no memory
             return compute()
-        cached, writes = self._cache.get(name), [(uncounted, 0), *writes]
-        if cached is None or cached[0] != writes:
+        if name not in self._cache or self._cache[name][0] != writes:
             held = [tensor.detach() for tensor in tensors]  # keep their memory: no other tensor gets their address
-            self._cache[name] = cached = writes, held, compute()
-        return cached[2]
+            self._cache[name] = writes, held, compute()
+        return self._cache[name][2]
 
     def train(self, mode: bool = True) -> Quantizer:
         self._cache.clear()  # writes through ``.data``, as when weights are averaged, are not counted
@@ -217,18 +214,6 @@ class Quantizer(nn.Module, ABC):
             whole = points.new_full((*mask.shape, points.shape[-1]), fill)
             whole[mask] = points[0]
         return whole.movedim(-1, 1) if first else whole
-
-
-uncounted = 0  # number of writes that torch may not have counted, to any tensor
-
-
-def count_write(*_: object) -> None:
-    """Count one uncounted write, after which every kept value is computed again."""
-    global uncounted
-    uncounted += 1
-
-
-register_optimizer_step_post_hook(count_write)  # fused optimizers write without a count
 
 
 # ---- tables of codes --------------------------------------------------------------------------------------------------

@@ -105,9 +105,6 @@ def test_a_kept_table_follows_tensors_that_are_put_in_place_of_others() -> None:
         table = quantizer.map_basis(quantizer.basis)
         assert torch.equal(quantizer.codebook, table) and not torch.equal(table, before)
     assert quantizer.codebook is quantizer.codebook
-    quantizer.weight.grad = torch.ones(4, 4)
-    torch.optim.Adam([quantizer.weight], fused=True).step()
-    assert torch.equal(quantizer.codebook, quantizer.map_basis(quantizer.basis)), "a write that torch does not count"
     quantizer.weight.data.mul_(2)  # as averages of weights are put in, which torch does not count
     assert torch.equal(quantizer.eval().codebook, quantizer.map_basis(quantizer.basis))
     assert not torch.equal(quantizer.bfloat16().float().codebook, table)
