@@ -30,13 +30,6 @@ def one_of(name: str, value: Any, *known: Any) -> None:
         raise CodecError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
 
 
-def at_least_one(**sizes: Any) -> None:
-    """Raise a CodecError if one of the sizes is not a whole number from 1 on."""
-    for name, size in sizes.items():
-        if not (hasattr(size, "__index__") and size >= 1):
-            raise CodecError(f"{name} must be a whole number from 1 on, not {size!r}")
-
-
 @dataclass
 class QuantizerOutput:
     """What a quantizer returns; unpacks as ``quantized, codes, loss``. B batch (1 with a mask), K stages used.
@@ -77,7 +70,6 @@ class Quantizer(nn.Module, ABC):
     def __init__(self, dim: int, codebook_size: int, channel_first: bool = True, init: Init = None) -> None:
         super().__init__()
         one_of("init", init, "first_batch", None)
-        at_least_one(dim=dim, codebook_size=codebook_size)
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
         self._cache: dict[str, tuple[object, list[Tensor], Any]] = {}
         self._awaits_start = init is not None
@@ -117,8 +109,8 @@ class Quantizer(nn.Module, ABC):
         as one long item, so that ``dropout`` draws once for it.
 
         Raises:
-            CodecError: latents of another width; a first batch that does not vary; in training, no frame at all; no stage,
-                or more than there are; a quantizer in half or double precision, which would give other codes.
+            CodecError: latents of another width; a first batch that does not vary; no stage, or more than there are; a
+                quantizer in half or double precision, which would give other codes.
         """
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.num_quantizers:
@@ -127,8 +119,6 @@ class Quantizer(nn.Module, ABC):
         if next(floats, torch.float32) != torch.float32:
             raise CodecError("a quantizer computes in float32: use quantizer.float(), and autocast around the model")
         frames = self._frames(latents, mask)
-        if self.training and not frames.shape[-1]:
-            raise CodecError("there is nothing to learn from: no frame, or a mask that is False everywhere")
         if self._awaits_start and self.training:
             if not self.started:
                 self.initialize(latents, mask)
@@ -325,7 +315,6 @@ def start_projections(project_in: nn.Module, project_out: nn.Module, latents: Te
 
 def random_table(codebook_size: int, dim: int) -> Tensor:
     """Codes ``[V, d]`` from N(0, 1/d), rounded to ``TABLE_TYPE``, in float32."""
-    at_least_one(codebook_size=codebook_size, codebook_dim=dim)
     return torch.randn(codebook_size, dim).mul_(dim**-0.5).to(TABLE_TYPE).float()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from codec.errors import CodecError
-from codec.quantizers.base import at_least_one, start_projections
+from codec.quantizers.base import start_projections
 from codec.quantizers.vq import ENTROPY, Compared, mean_entropy
 
 WEAKEST = 0.01  # in bfloat16 latents are rounded by up to half of that
@@ -25,8 +25,7 @@ def grid_levels(codebook_size: int, most_bits: int = 3) -> tuple[int, ...]:
     Raises:
         CodecError: V is not a power of two.
     """
-    at_least_one(codebook_size=codebook_size)
-    bits = int(codebook_size).bit_length() - 1
+    bits = codebook_size.bit_length() - 1
     if codebook_size != 2**bits:
         raise CodecError(f"codebook_size must be a power of two for this kind, not {codebook_size}")
     dims = -(-bits // most_bits)

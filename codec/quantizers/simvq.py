@@ -191,7 +191,6 @@ class ResidualQuantizer(Quantizer):
         init: Init = None,
         **settings: Any,
     ) -> None:
-        base.at_least_one(num_quantizers=num_quantizers)
         stages = [stage(dim, **settings) for _ in range(num_quantizers)]
         super().__init__(dim, stages[0].codebook_size, channel_first, init)
         self.num_quantizers = num_quantizers
