@@ -31,7 +31,7 @@ def convert(
         settings: other arguments of SimVQ, such as ``gradient``.
 
     Raises:
-        CodecError: another layout.
+        CodecError: another layout; of other shapes torch raises a RuntimeError.
     """
     if not isinstance(source, Mapping) or not any(name.startswith(STACK) for name in source):
         return _single(source, channel_first=channel_first, **settings)
@@ -48,17 +48,9 @@ def _single(tensors: Mapping[str, Tensor] | tuple[Tensor, ...], **settings: Any)
         if names is None:
             raise CodecError(f"no known layout of SimVQ: {', '.join(tensors)}; give (table, weight, bias) instead")
         tensors = tuple(tensors[name] for name in names if name in tensors)
-    if len(tensors) not in (2, 3) or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise CodecError("give tensors (table, weight), or (table, weight, bias)")
-    if tensors[0].shape[1:] != tensors[1].shape[1:]:
-        raise CodecError(f"weight must be [D, d] for a table [V, d], not {list(tensors[1].shape)}")
-    table, weight, bias = tensors if len(tensors) == 3 else (*tensors, tensors[1].new_zeros(len(tensors[1])))
-    if bias.shape != weight.shape[:1]:
-        raise CodecError(f"bias must be [{len(weight)}] for this weight, not {list(bias.shape)}")
+    table, weight, bias = (*tensors, tensors[1].new_zeros(len(tensors[1])))[:3]
     if table.shape[1] != len(weight):
         table, weight, bias = table @ weight.t() + bias, torch.eye(len(weight)), torch.zeros_like(bias)
     quantizer = SimVQ(len(weight), basis=table.float().cpu(), init=None, **settings).eval()
-    if quantizer.bias is None or quantizer.weight.shape != weight.shape:
-        raise CodecError("what is converted has a dense map and a bias: leave map and map_bias out")
     quantizer.load_state_dict(quantizer.state_dict() | {"weight": weight.t(), "bias": bias})
     return quantizer

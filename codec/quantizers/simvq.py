@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from codec.errors import CodecError
 from codec.quantizers import base
 from codec.quantizers.base import Gradient, Init, Quantizer, QuantizerOutput, one_of
 
@@ -64,8 +63,6 @@ class SimVQ(Quantizer):
     ) -> None:
         origin = "given" if isinstance(basis, Tensor) else basis
         if isinstance(basis, Tensor):
-            if basis.ndim != 2:
-                raise CodecError(f"basis must be [V, d], not {list(basis.shape)}")
             table = basis.detach().clone().float()
         else:  # drawn before the projections, so that a seed gives the same table with and without them
             one_of("basis", basis, "frozen", "learnable", "data")
