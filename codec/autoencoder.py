@@ -211,26 +211,20 @@ class ISTFTHead(nn.Module):
     Frame i covers the samples from ``i * hop - offset`` on, with ``offset = (n_fft - hop) / 2``, or 0 if ``causal``.
     """
 
-    window: Tensor
-
     def __init__(self, channels: int, n_fft: int, hop_length: int, causal: bool) -> None:
         super().__init__()
         self.n_fft, self.hop_length, self.overlap = n_fft, hop_length, n_fft // hop_length
         self.causal, self.offset = causal, 0 if causal else (n_fft - hop_length) // 2
         self.output = Linear(channels, n_fft + 2)
-        self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
 
-    def _apply(self, *args: Any, **settings: Any) -> ISTFTHead:
-        before = self.window.dtype
-        super()._apply(*args, **settings)
-        if self.window.dtype != before:  # computed again: float() does not bring back the digits that half() removed
-            self.window = torch.hann_window(self.n_fft, dtype=torch.float32, device="cpu").to(self.window)
-        return self
+    @property
+    def window(self) -> Tensor:
+        """``[n_fft]``; made anew each time, as a buffer would lose digits in ``half()``."""
+        return torch.hann_window(self.n_fft, dtype=torch.float32, device=self.output.weight.device)
 
     def forward(self, x: Tensor) -> Tensor:
-        windows = self.window.square().expand(1, x.shape[1], -1)
-        covered = slice(self.offset, self.offset + x.shape[1] * self.hop_length)
-        return self._ratio(self._overlap_add(self._frames(x))[:, covered], self._overlap_add(windows)[:, covered])
+        sums = self._sums(x, x.new_ones(x.shape[:2]))[..., self.offset :]
+        return self._ratio(sums[..., : x.shape[1] * self.hop_length])
 
     def push_frames(self, x: Tensor, exists: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
         """The next frames ``[B, n, C]`` of a stream -> ``[B, n * hop]``, ``offset`` samples late, and the sums to hold.
@@ -239,34 +233,29 @@ class ISTFTHead(nn.Module):
             exists: ``[B, n]``, which of the frames belong to their row.
             held: ``[B, 2, n_fft - hop]``, the sums of windowed frames and of squared windows that later frames add to.
         """
-        parts = torch.stack([self._frames(x), self.window.square().expand(*x.shape[:2], -1)], dim=1)
-        parts = parts * exists[:, None, :, None]  # [B, 2, n, n_fft]
         count = x.shape[1] * self.hop_length
-        sums = F.pad(held, (0, count)) + self._overlap_add(parts.flatten(0, 1)).unflatten(0, held.shape[:2])
-        audio, envelope = sums[..., :count].unbind(1)
-        return self._ratio(audio, envelope), sums[..., count:].clone()
+        sums = F.pad(held, (0, count)) + self._sums(x, exists)
+        return self._ratio(sums[..., :count]), sums[..., count:].clone()
 
-    def _ratio(self, audio: Tensor, envelope: Tensor) -> Tensor:
-        """Sums of windowed frames ``[B, N * hop]`` over those of squared windows."""
+    def _ratio(self, sums: Tensor) -> Tensor:
+        """Sums of windowed frames over those of squared windows, ``[B, 2, N * hop] -> [B, N * hop]``."""
+        audio, envelope = sums.unbind(1)
         if self.causal:  # as if frames had come before the first
             envelope = self.window.square().view(self.overlap, -1).sum(dim=0).repeat(audio.shape[1] // self.hop_length)
         return audio / envelope.clamp(min=1e-11)
 
-    def _frames(self, x: Tensor) -> Tensor:
-        """Windowed frames of the waveform, ``[B, N, C] -> [B, N, n_fft]``."""
+    def _sums(self, x: Tensor, exists: Tensor) -> Tensor:
+        """Both sums over frames ``[B, N, C]``, of those that exist ``[B, N]``: ``[B, 2, (N - 1) * hop + n_fft]``."""
         log_magnitude, phase = self.output(x).float().chunk(2, dim=-1)
         magnitude = torch.exp(log_magnitude.clamp(max=math.log(100.0)))
         spectrum = torch.complex(magnitude * torch.cos(phase), magnitude * torch.sin(phase))
-        return torch.fft.irfft(spectrum, n=self.n_fft, dim=-1) * self.window
-
-    def _overlap_add(self, frames: Tensor) -> Tensor:
-        """Sum ``[B, N, n_fft]`` at steps of the hop: ``[B, (N - 1) * hop + n_fft]``."""
-        extra = self.overlap - 1
-        parts = frames.unflatten(2, (self.overlap, self.hop_length)).unbind(2)
-        total = F.pad(parts[0], (0, 0, 0, extra))
-        for shift, part in enumerate(parts[1:], start=1):
-            total = total + F.pad(part, (0, 0, shift, extra - shift))
-        return total.flatten(1)
+        frames = torch.fft.irfft(spectrum, n=self.n_fft, dim=-1) * self.window
+        parts = torch.stack([frames, self.window.square().expand_as(frames)], dim=1) * exists[:, None, :, None]
+        shifted = [
+            F.pad(part, (0, 0, shift, self.overlap - 1 - shift))
+            for shift, part in enumerate(parts.unflatten(3, (self.overlap, self.hop_length)).unbind(3))
+        ]
+        return sum(shifted[1:], shifted[0]).flatten(2)
 
 
 class Decoder(nn.Module):

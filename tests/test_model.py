@@ -303,7 +303,6 @@ def test_fingerprint_follows_what_codes_mean(model: Codec, monkeypatch: pytest.M
     assert other.fingerprint == make(model.config).fingerprint
     assert copy.deepcopy(other).bfloat16().fingerprint != model.fingerprint
     assert other.half().fingerprint != model.fingerprint
-    assert torch.equal(other.float().decoder.head.window, model.decoder.head.window)
     assert make(dataclasses.replace(model.config, sample_rate=16000)).fingerprint != model.fingerprint
     deeper = dataclasses.replace(model.config.decoder, depth=model.config.decoder.depth + 1)
     for first_decoder in (None, model.config.decoder):
