@@ -18,7 +18,7 @@ many samples the output lags behind the input.
 
 from __future__ import annotations
 
-import hashlib
+import functools
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from codec.autoencoder import Decoder, Encoder, Layer, float32_inference
 from codec.base import FOREVER, MOST_ROWS, as_array, checked_lengths, kind_of
 from codec.config import lag, whole_number
 from codec.errors import CodecError
-from codec.level import LARGEST_PEAK, check_peak
+from codec.level import check_peak
 from codec.quantizers import Quantizer
 
 Stream = TypeVar("Stream", bound="_Stream")
@@ -43,11 +43,6 @@ def as_tensor(values: Any, integers: bool) -> Tensor | None:
     if integers:
         return values.long() if "int" in str(values.dtype) else None
     return values.float() if values.is_floating_point() else None
-
-
-def _row_prefix(fits: Tensor) -> str:
-    """The beginning of an error: the first row of ``[B, ...]`` that is not all True; "" if there is only one row."""
-    return f"row {int((~fits.flatten(1).all(dim=1)).nonzero()[0])}: " if len(fits) > 1 else ""
 
 
 class _Stream:
@@ -73,9 +68,7 @@ class _Stream:
         self.state = {
             "age": weight.new_zeros(batch, 1, dtype=torch.int64),  # frames since each row's start; below 0 before it
             "total": weight.new_full((batch, 1), FOREVER, dtype=torch.int64),  # frames of each row
-            "flushed": weight.new_zeros(batch, dtype=torch.bool),
         }
-        self._weight = weight
         self._layers: list[tuple[Layer, int, int]] = []  # each with its outputs per frame and its delay
         self.delay = 0
         for layer in layers:
@@ -88,29 +81,16 @@ class _Stream:
     def device(self) -> torch.device:
         return self.state["age"].device
 
-    def __copy__(self: Stream) -> Stream:
-        """Another stream of the same model that goes on from here by itself."""
-        other = object.__new__(type(self))
-        other.__dict__ |= self.__dict__ | {"state": dict(self.state)}
-        return other
-
     def state_dict(self) -> dict[str, Tensor]:
-        """A copy of the state, to save or to go back to, with a hash that tells its model."""
-        digest = hashlib.sha256(self._weight.float().cpu().numpy().data).digest()  # one layer tells models apart
-        model = torch.tensor(list(digest), dtype=torch.uint8)
-        return {name: tensor.clone() for name, tensor in self.state.items()} | {"model": model}
+        """A copy of the state, to save or to go back to."""
+        return {name: tensor.clone() for name, tensor in self.state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go back to a state of a stream of the same model and batch size."""
-
-        def kinds(tensors: dict[str, Tensor]) -> dict[str, object]:
-            return {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
-
-        fits = isinstance(state, dict) and all(isinstance(tensor, Tensor) for tensor in state.values())
-        own = self.state_dict()
-        if not fits or kinds(state) != kinds(own) or not torch.equal(state["model"].cpu(), own["model"]):
+        shapes, own = ({name: tensor.shape for name, tensor in each.items()} for each in (state, self.state))
+        if shapes != own:
             raise CodecError("the state is of another model, or of another batch size")
-        self.state = {name: state[name].clone().to(self.device) for name in self.state}
+        self.state = {name: tensor.clone().to(self.device) for name, tensor in state.items()}
 
     def to(self: Stream, device: str | torch.device) -> Stream:
         """Move the state; move the model separately."""
@@ -118,16 +98,10 @@ class _Stream:
         return self
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
-        """Begin anew in these rows (default: in all).
-
-        Raises:
-            CodecError: no such row; or single rows of a stream that was flushed.
-        """
+        """Begin anew in these rows (default: in all); CodecError: no such row."""
         chosen = self._row_indices(rows)
-        if len(set(chosen)) < self.batch_size and self.state["flushed"].any():
-            raise CodecError("the stream was flushed: reset all rows")
         # a copy: what was made in inference mode cannot be written to outside of it, and another stream may share it
-        self.state = {name: tensor.clone() for name, tensor in self.state.items()}
+        self.state = self.state_dict()
         for name, tensor in self.state.items():
             tensor[chosen] = FOREVER if name == "total" else 0
 
@@ -137,26 +111,23 @@ class _Stream:
 
     def _checked_chunk(self, values: Any, integers: bool, rows: int, expected: str) -> Tensor:
         """A chunk ``[B, rows, n]`` as float32 or int64, on the device of the state."""
-        if self.state["flushed"].any():
-            raise CodecError("the stream was flushed: reset it before the next chunk")
+        self.state = dict(self.state)  # a ``copy.copy`` of the stream keeps its own
         chunk = as_tensor(values, integers)
         if chunk is None or chunk.dim() != 3 or chunk.shape[:2] != (self.batch_size, rows):
             raise CodecError(f"{expected} with B = {self.batch_size}, not {kind_of(values)}")
         return chunk.to(self.device)
 
-    def _valid_mask(self, count: int, delay: int, per_frame: int = 1) -> Tensor:
-        """Which ``[B, count]`` of a layer's next outputs (``per_frame`` a frame, ``delay`` late) belong to their row."""
-        index = self.state["age"] * per_frame - delay + torch.arange(count, device=self.device)
+    def _valid_mask(self, frames: int, delay: int, per_frame: int = 1) -> Tensor:
+        """Which of a layer's next outputs ``[B, frames * per_frame]``, ``delay`` of them late, belong to their row."""
+        index = self.state["age"] * per_frame - delay + torch.arange(frames * per_frame, device=self.device)
         return (index >= 0) & (index < self.state["total"] * per_frame)
 
     def _through_layers(self, x: Tensor, frames: int) -> Tensor:
-        masks: dict[tuple[int, int], Tensor] = {}  # most layers share theirs
+        mask = functools.cache(functools.partial(self._valid_mask, frames))  # most layers share theirs
         for number, (layer, per_frame, delay) in enumerate(self._layers):
             name = f"layer_{number}"
             x, self.state[name] = layer.push(x, self.state[name])
-            if (per_frame, delay) not in masks:
-                masks[per_frame, delay] = self._valid_mask(frames * per_frame, delay, per_frame)[..., None]
-            x = x * masks[per_frame, delay]
+            x = x * mask(delay, per_frame)[..., None]
         return x
 
     def _advance_and_trim(self, output: Tensor, valid: Tensor, frames: int) -> Tensor:
@@ -200,19 +171,18 @@ class StreamingEncoder(_Stream):
                 pushed later, until it is reset.
 
         Raises:
-            CodecError: another shape or type, NaN, or the stream was flushed; the state is as before.
+            CodecError: another shape or type, NaN, or without ``lengths`` a stream whose rows have all ended, as after
+                flush; the state is as before.
         """
+        if lengths is None and bool((self.state["total"] < FOREVER).all()):
+            raise CodecError("every row has ended: reset the stream before the next chunk")
         samples = self._checked_chunk(samples, False, 1, "samples must be a float tensor [B, 1, T]")
         count, hop, rest, waiting = samples.shape[-1], self.hop_length, self.state["rest"], self.state["waiting"]
         lengths = checked_lengths(lengths, self.batch_size, count, least=0)
         ends = torch.tensor(lengths, device=self.device)[:, None]
         own = (torch.arange(count, device=self.device) < ends) & (self.state["total"] == FOREVER)
         samples = torch.where(own[:, None], samples, 0)
-        try:
-            check_peak(samples)
-        except CodecError as error:
-            fits = samples.abs() <= LARGEST_PEAK  # also False for NaN
-            raise CodecError(f"{_row_prefix(fits)}{error}") from None
+        check_peak(samples)
         with float32_inference(self.encoder.output.weight):
             joined = torch.cat([rest, samples], dim=-1)
             frames = self.state["age"] - (-(ends + waiting) // hop)  # of a row that ends in this chunk
@@ -223,7 +193,7 @@ class StreamingEncoder(_Stream):
             if not new:
                 return self._advance_and_trim(ends.new_zeros(self.batch_size, self.num_quantizers, 0), own[:, :0], 0)
             places = rest.shape[-1] - waiting + torch.arange(new * hop, device=self.device)  # of each row's frames
-            x = joined.transpose(1, 2).gather(1, places[..., None]) * self._valid_mask(new * hop, 0, hop)[..., None]
+            x = joined.transpose(1, 2).gather(1, places[..., None]) * self._valid_mask(new, 0, hop)[..., None]
             x = self._through_layers(x, new)
             latents = self.encoder.output(self.encoder.norm(x)).transpose(1, 2)
             codes, valid = self.quantizer(latents, self.num_quantizers).codes, self._valid_mask(new, self.delay)
@@ -234,9 +204,7 @@ class StreamingEncoder(_Stream):
         waiting = self.state["waiting"]
         frames = self.delay - (-int(waiting.max()) // self.hop_length)
         missing = frames * self.hop_length - int(waiting.min()) + 1
-        codes = self.push(self.state["rest"].new_zeros(self.batch_size, 1, missing), [0] * self.batch_size)
-        self.state["flushed"] = torch.ones_like(self.state["flushed"])
-        return codes
+        return self.push(self.state["rest"].new_zeros(self.batch_size, 1, missing), [0] * self.batch_size)
 
 
 class StreamingDecoder(_Stream):
@@ -263,18 +231,16 @@ class StreamingDecoder(_Stream):
                 frame, as StreamingEncoder gives it, means that the row has not begun yet, or has ended.
 
         Raises:
-            CodecError: another shape or type, codes that the model does not have, a row that goes on after its end, or
-                the stream was flushed; the state is as before.
+            CodecError: another shape or type, codes that the model does not have, or a row that goes on after its end;
+                the state is as before.
         """
         expected = f"codes must be integers [B, K, n], K = {self.num_quantizers},"
         codes = self._checked_chunk(codes, True, self.num_quantizers, expected)
         new, hop = codes.shape[-1], self.hop_length
         present = codes[:, 0] >= 0  # [B, n]
         size = self.quantizer.codebook_size
-        fits = torch.where(present[:, None], (codes >= 0) & (codes < size), codes == -1)
-        if not bool(fits.all()):
-            reason = f"codes must be from 0 to {size - 1}, or -1 in all stages; are they of another model?"
-            raise CodecError(f"{_row_prefix(fits)}{reason}")
+        if not torch.where(present[:, None], (codes >= 0) & (codes < size), codes == -1).all():
+            raise CodecError(f"codes must be from 0 to {size - 1}, or -1 in all stages; are they of another model?")
         with float32_inference(self.decoder.input.weight):
             if not new:
                 return self._advance_and_trim(self.state["sums"][:, :1, :0], present, 0)
@@ -283,15 +249,13 @@ class StreamingDecoder(_Stream):
             x = self._through_layers(x * self._valid_mask(new, 0)[..., None], new)
             sums, exists = self.state["sums"], self._valid_mask(new, self.delay)
             samples, self.state["sums"] = self.decoder.head.push_frames(self.decoder.norm(x), exists, sums)
-            valid = self._valid_mask(new * hop, self.look_ahead, hop)
+            valid = self._valid_mask(new, self.look_ahead, hop)
             return self._advance_and_trim((samples * valid)[:, None], valid, new)
 
     def flush(self) -> Tensor:
         """End every row where it stands; the rest of the samples ``[B, 1, t]``."""
         missing = self.delay - (-self.offset // self.hop_length)
-        samples = self.push(torch.full((self.batch_size, self.num_quantizers, missing + 1), -1, device=self.device))
-        self.state["flushed"] = torch.ones_like(self.state["flushed"])
-        return samples
+        return self.push(torch.full((self.batch_size, self.num_quantizers, missing + 1), -1, device=self.device))
 
     def _age_and_total(self, present: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Age and total ``[B, 1]`` of rows that may begin or end within this chunk."""
@@ -301,7 +265,6 @@ class StreamingDecoder(_Stream):
         index = age + place  # [B, n]
         end = torch.where((index >= 0) & ~present, index, FOREVER).amin(dim=1, keepdim=True)
         total = torch.minimum(self.state["total"], end)
-        resumed = (present & (index >= total)).any(dim=1)
-        if bool(resumed.any()):
-            raise CodecError(f"row {int(resumed.nonzero()[0])} has ended: reset it before its next frame")
+        if (present & (index >= total)).any():
+            raise CodecError("a row goes on after its end: reset it before its next frame")
         return age, total
