@@ -36,8 +36,7 @@ def float32_inference(weight: Tensor) -> Iterator[None]:
         CodecError: the weights are in another type.
     """
     if weight.dtype != torch.float32:
-        text = f"the model's weights are {weight.dtype}, which would give other codes; load it anew"
-        raise CodecError(f"{text}: float() does not bring back digits that are lost")
+        raise CodecError(f"the model's weights are {weight.dtype}, which would give other codes; load it anew")
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         yield
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from codec.errors import CodecError
 from codec.quantizers.simvq import ResidualQuantizer, SimVQ
@@ -21,12 +22,12 @@ LAYOUTS = (  # names of the frozen table, and of the linear layer behind it, who
 def convert(
     source: Mapping[str, Tensor] | tuple[Tensor, ...], channel_first: bool = True, **settings: Any
 ) -> SimVQ | ResidualQuantizer:
-    """A SimVQ in eval mode with the codebook ``table @ weight.T + bias``, or a stack of them, to use or to train on.
+    """A SimVQ in eval mode on the codebook ``table @ weight.T + bias`` as its basis, or a stack of them; it can learn on.
 
     Args:
         source: the state dict of a SimVQ of one of ``LAYOUTS`` or of vector-quantize-pytorch's ResidualSimVQ, without a
             prefix of the names; or the weights ``(table [V, d], weight [D, d])`` of an Embedding and a Linear, and its bias
-            ``[D]`` as a third if it has one. If d is not D the whole codebook ``[V, D]`` becomes the basis.
+            ``[D]`` as a third if it has one.
         channel_first: where the latents have their channels; see Quantizer.
         settings: other arguments of SimVQ, such as ``gradient``.
 
@@ -48,9 +49,5 @@ def _single(tensors: Mapping[str, Tensor] | tuple[Tensor, ...], **settings: Any)
         if names is None:
             raise CodecError(f"no known layout of SimVQ: {', '.join(tensors)}; give (table, weight, bias) instead")
         tensors = tuple(tensors[name] for name in names if name in tensors)
-    table, weight, bias = (*tensors, tensors[1].new_zeros(len(tensors[1])))[:3]
-    if table.shape[1] != len(weight):
-        table, weight, bias = table @ weight.t() + bias, torch.eye(len(weight)), torch.zeros_like(bias)
-    quantizer = SimVQ(len(weight), basis=table.float().cpu(), init=None, **settings).eval()
-    quantizer.load_state_dict(quantizer.state_dict() | {"weight": weight.t(), "bias": bias})
-    return quantizer
+    codebook = F.linear(*(tensor.float().cpu() for tensor in tensors))
+    return SimVQ(codebook.shape[1], basis=codebook, init=None, **settings).eval()
