@@ -179,13 +179,12 @@ class Quantizer(nn.Module, ABC):
 
     def points(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """Latents or codes in any layout as ``[B, N, C]``; with a mask as ``[1, M, C]``."""
-        last = values.movedim(1, -1) if self.channel_first and values.ndim > 2 else values
-        if mask is not None:
-            shape = list(last.shape[:-1])
-            if mask.dtype != torch.bool or list(mask.shape) != shape:
-                raise CodecError(f"mask must be bool {shape} for these latents, not {mask.dtype} {list(mask.shape)}")
-            return last[mask][None]
-        return last.flatten(1, -2) if values.ndim > 2 else last[None]
+        last = values.movedim(1, -1) if self.channel_first else values
+        if mask is None:
+            return last.flatten(1, -2) if values.ndim > 2 else last[None]
+        if mask.dtype != torch.bool or mask.shape != last.shape[:-1]:
+            raise CodecError(f"mask must be bool {list(last.shape[:-1])}, not {mask.dtype} {list(mask.shape)}")
+        return last[mask][None]
 
     def _frames(self, latents: Tensor, mask: Tensor | None) -> Tensor:
         frames = self.points(latents, mask).transpose(1, 2)  # [B, D, N]
@@ -196,14 +195,14 @@ class Quantizer(nn.Module, ABC):
 
     def _restore_layout(self, values: Tensor, like: Tensor, mask: Tensor | None, fill: float) -> Tensor:
         """``[B, C, N]`` in the layout of ``like``; ``fill`` where the mask is False."""
-        points, first = values.transpose(1, 2), self.channel_first and like.ndim > 2
+        points = values.transpose(1, 2)
+        shape = (*(like.movedim(1, -1) if self.channel_first else like).shape[:-1], points.shape[-1])
         if mask is None:
-            shape = like.shape[:1] + like.shape[2:] if first else like.shape[:-1]
-            whole = points.reshape(*shape, points.shape[-1])
+            whole = points.reshape(shape)
         else:
-            whole = points.new_full((*mask.shape, points.shape[-1]), fill)
+            whole = points.new_full(shape, fill)
             whole[mask] = points[0]
-        return whole.movedim(-1, 1) if first else whole
+        return whole.movedim(-1, 1) if self.channel_first else whole
 
 
 # ---- tables of codes --------------------------------------------------------------------------------------------------

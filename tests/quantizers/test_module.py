@@ -140,7 +140,7 @@ STACK = ResidualSimVQ(**SMALL, num_quantizers=2, init=None)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: STACK(X, mask=torch.ones(9, 1, dtype=torch.bool)), r"mask must be bool \[1, 9\] .*, not .* \[9, 1\]"),
+        (lambda: STACK(X, mask=torch.ones(9, 1, dtype=torch.bool)), r"mask must be bool \[1, 9\], not .* \[9, 1\]"),
         (lambda: STACK.decode(torch.zeros(1, 3, 9, dtype=torch.int64)), "codes of 3 stages; there are 2"),
         (lambda: STACK(X, num_quantizers=3), "num_quantizers must be from 1 to 2, not 3"),
         (lambda: STACK(X[:, :5]), "5 channels"),
