@@ -43,8 +43,7 @@ def float32_inference(weight: Tensor) -> Iterator[None]:
 
 def eager_inference() -> bool:
     """Whether a faster way may be taken: no gradients are wanted, nor a graph recorded, which must fit every size."""
-    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
-    return not (torch.is_grad_enabled() or graph)
+    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
 
 
 class Linear(nn.Linear):
