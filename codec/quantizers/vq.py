@@ -85,6 +85,8 @@ class VQ(Compared):
     move tables in other ways.
     """
 
+    embedding: Tensor  # the codes [V, d], with whatever gradient they have
+
     def add_table(self, codebook_dim: int) -> None:
         self.embedding = nn.Parameter(base.random_table(self.codebook_size, codebook_dim))
 
@@ -92,20 +94,16 @@ class VQ(Compared):
         """Replace the table ``[V, d]``, in place."""
         self.embedding.copy_(table)
 
-    def table(self) -> Tensor:
-        """The codes ``[V, d]`` in the lookup space, with whatever gradient they have."""
-        return self.embedding
-
     @property
     def codebook(self) -> Tensor:
         """The codes ``[V, d]`` without gradient, float32."""
-        return self.table().detach().float()
+        return self.embedding.detach()
 
     def search(self, z: Tensor) -> Tensor:
         return base.nearest(z, self.codebook)
 
     def rows(self, codes: Tensor) -> Tensor:
-        return F.embedding(codes, self.table())
+        return F.embedding(codes, self.embedding)
 
     def match(self, latents: Tensor) -> None:
         """Data-matched start: projections from principal components, the table from points that the lookup then sees."""
@@ -113,7 +111,7 @@ class VQ(Compared):
         self.set_table(base.sampled_points(points, self.codebook_size))
 
     def codebook_state(self) -> list[Tensor]:
-        return [self.table(), *self.project_out.parameters()]
+        return [self.embedding, *self.project_out.parameters()]
 
 
 class FactorisedVQ(VQ):
@@ -136,8 +134,8 @@ class Refreshed(VQ):
 
     updates: Tensor
 
-    def add_table(self, codebook_dim: int) -> None:
-        super().add_table(codebook_dim)
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        super().__init__(*args, **settings)
         self.register_buffer("updates", torch.zeros((), dtype=torch.int64))
 
     @torch.no_grad()
@@ -175,18 +173,17 @@ class EMAVQ(Refreshed):
     sums: Tensor
 
     def add_table(self, codebook_dim: int) -> None:
-        super().add_table(codebook_dim)
         self.register_buffer("counts", torch.ones(self.codebook_size))
-        self.register_buffer("sums", self.embedding.detach())
-        del self.embedding
+        self.register_buffer("sums", base.random_table(self.codebook_size, codebook_dim))
+
+    @property
+    def embedding(self) -> Tensor:  # type: ignore[override]
+        return self.sums / self.counts[:, None]
 
     def set_table(self, table: Tensor) -> None:
         self.counts.fill_(1.0)
         self.sums.copy_(table)
         self.updates.zero_()
-
-    def table(self) -> Tensor:
-        return self.sums / self.counts[:, None]
 
     def refresh(self, points: Tensor, hits: Tensor, sums: Tensor, generator: torch.Generator) -> None:
         fair = float(hits.sum()) / self.codebook_size
