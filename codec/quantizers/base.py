@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -115,8 +114,7 @@ class Quantizer(nn.Module, ABC):
         count = self.num_quantizers if num_quantizers is None else num_quantizers
         if not 1 <= count <= self.num_quantizers:
             raise CodecError(f"num_quantizers must be from 1 to {self.num_quantizers}, not {count}")
-        floats = (each.dtype for each in chain(self.parameters(), self.buffers()) if each.is_floating_point())
-        if next(floats, torch.float32) != torch.float32:
+        if self.codebook_state()[0].dtype in (torch.float16, torch.bfloat16, torch.float64):
             raise CodecError("a quantizer computes in float32: use quantizer.float(), and autocast around the model")
         frames = self._frames(latents, mask)
         if self._awaits_start and self.training:
@@ -212,43 +210,42 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
     """Index ``[M]`` of the row of ``codebook`` ``[V, d]`` nearest to each of ``points`` ``[M, d]``; ties to the lowest.
 
     ``|p - c|^2 = |p|^2 - 2 p.c + |c|^2``, where the first term is the same for all codes and is left out; ``squared`` is the
-    last one, ``[V]``, if the caller has it. Computed in float32, outside autocast, as half precision confuses near codes.
-    There is no gradient.
+    last one, ``[V]``, if the caller has it. Call it outside autocast: half precision confuses near codes. There is no
+    gradient.
 
     >>> nearest(torch.tensor([[0.9, 0.2]]), torch.tensor([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]]))
     tensor([1])
     """
-    with torch.no_grad(), torch.autocast(points.device.type, enabled=False):
-        # detached as well: an exported graph forgets no_grad, and products into given memory refuse gradients
-        points, codebook = points.detach().float(), codebook.detach().float()
-        squared = codebook.square().sum(dim=1) if squared is None else squared.detach()
-        if missing := -len(codebook) % GROUP:  # fill up the last group with codes that are infinitely far away
-            codebook, squared = F.pad(codebook, (0, 0, 0, missing)), F.pad(squared, (0, missing), value=torch.inf)
-        rows, columns = CPU_TILE
-        if points.device.type != "cpu":
-            rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
-        elif not torch.compiler.is_compiling() and len(points) < rows:
-            # the same memory holds more codes: all, for a frame of a stream
-            columns = rows * columns // max(len(points), 1) // GROUP * GROUP
-        parts = [points] if torch.compiler.is_exporting() else points.split(rows)  # an exported loop has a fixed length
-        tiles = list(zip(codebook.split(columns), squared.split(columns), strict=True))
-        memory = points.new_empty(parts[0].shape[0], min(columns, len(codebook)))
-        found = []
-        for part in parts:
-            each = torch.arange(part.shape[0], device=part.device)
-            least = part.new_full(part.shape[:1], torch.inf)
-            index, first = torch.zeros_like(least, dtype=torch.int64), 0
-            for codes, norms in tiles:
-                distances = torch.addmm(norms, part, codes.t(), alpha=-2, out=memory[: part.shape[0], : len(codes)])
-                # torch finds a minimum ten times faster than its index: so find a group of codes first, then one of them
-                groups = distances.unflatten(1, (-1, GROUP))
-                distance, group = groups.amin(dim=2).min(dim=1)
-                local = group * GROUP + groups[each, group].argmin(dim=1)
-                closer = distance < least  # not <=: of equal ones the earlier has the lower index
-                least, index = torch.where(closer, distance, least), torch.where(closer, local + first, index)
-                first += len(codes)
-            found.append(index)
-        return torch.cat(found)
+    # detached: products into given memory refuse gradients, and an exported graph would forget no_grad
+    points, codebook = points.detach().float(), codebook.detach().float()
+    squared = codebook.square().sum(dim=1) if squared is None else squared.detach()
+    if missing := -len(codebook) % GROUP:  # fill up the last group with codes that are infinitely far away
+        codebook, squared = F.pad(codebook, (0, 0, 0, missing)), F.pad(squared, (0, missing), value=torch.inf)
+    rows, columns = CPU_TILE
+    if points.device.type != "cpu":
+        rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
+    elif not torch.compiler.is_compiling() and len(points) < rows:
+        # the same memory holds more codes: all, for a frame of a stream
+        columns = rows * columns // max(len(points), 1) // GROUP * GROUP
+    parts = [points] if torch.compiler.is_exporting() else points.split(rows)  # an exported loop has a fixed length
+    tiles = list(zip(codebook.split(columns), squared.split(columns), strict=True))
+    memory = points.new_empty(parts[0].shape[0], min(columns, len(codebook)))
+    found = []
+    for part in parts:
+        each = torch.arange(part.shape[0], device=part.device)
+        least = part.new_full(part.shape[:1], torch.inf)
+        index, first = torch.zeros_like(least, dtype=torch.int64), 0
+        for codes, norms in tiles:
+            distances = torch.addmm(norms, part, codes.t(), alpha=-2, out=memory[: part.shape[0], : len(codes)])
+            # torch finds a minimum ten times faster than its index: so find a group of codes first, then one of them
+            groups = distances.unflatten(1, (-1, GROUP))
+            distance, group = groups.amin(dim=2).min(dim=1)
+            local = group * GROUP + groups[each, group].argmin(dim=1)
+            closer = distance < least  # not <=: of equal ones the earlier has the lower index
+            least, index = torch.where(closer, distance, least), torch.where(closer, local + first, index)
+            first += len(codes)
+        found.append(index)
+    return torch.cat(found)
 
 
 def pass_gradient(z: Tensor, chosen: Tensor, how: Gradient) -> Tensor:
