@@ -54,9 +54,7 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not eager_inference():  # asked first: in a graph the number of rows is not known
-            return super().forward(x)
-        count = x.numel() // self.in_features
+        count = x.numel() // self.in_features if eager_inference() else 0  # in a graph it is not known
         faster = count in TRANSPOSED if ONEDNN is None else count >= FEW_ROWS
         plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not (faster and plain):

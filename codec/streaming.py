@@ -193,8 +193,7 @@ class StreamingEncoder(_Stream):
             if not new:
                 return self._advance_and_trim(ends.new_zeros(self.batch_size, self.num_quantizers, 0), own[:, :0], 0)
             places = rest.shape[-1] - waiting + torch.arange(new * hop, device=self.device)  # of each row's frames
-            x = joined.transpose(1, 2).gather(1, places[..., None]) * self._valid_mask(new, 0, hop)[..., None]
-            x = self._through_layers(x, new)
+            x = self._through_layers(joined.transpose(1, 2).gather(1, places[..., None]), new)
             latents = self.encoder.output(self.encoder.norm(x)).transpose(1, 2)
             codes, valid = self.quantizer(latents, self.num_quantizers).codes, self._valid_mask(new, self.delay)
             return self._advance_and_trim(torch.where(valid[:, None], codes, -1), valid, new)

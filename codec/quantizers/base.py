@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,10 +24,11 @@ TABLE_TYPE = torch.float8_e4m3fn  # random numbers need few bits: stored so, a f
 COMMITMENT = 0.25  # weight of the commitment loss in ``QuantizerOutput.loss``: beta of arXiv 1711.00937
 
 
-def one_of(name: str, value: Any, *known: Any) -> None:
-    """Raise a CodecError if the value of an option is none of the known ones."""
+def one_of(name: str, value: Any, *known: Any) -> Any:
+    """The value of an option; a CodecError if it is none of the known ones."""
     if value not in known:
         raise CodecError(f"{name} must be one of {', '.join(map(repr, known))}, not {value!r}")
+    return value
 
 
 @dataclass
@@ -68,11 +70,10 @@ class Quantizer(nn.Module, ABC):
 
     def __init__(self, dim: int, codebook_size: int, channel_first: bool = True, init: Init = None) -> None:
         super().__init__()
-        one_of("init", init, "first_batch", None)
         self.dim, self.codebook_size, self.channel_first = dim, codebook_size, channel_first
         self._cache: dict[str, tuple[object, list[Tensor], Any]] = {}
-        self._awaits_start = init is not None
-        if init is not None:
+        self._awaits_start = one_of("init", init, "first_batch", None) is not None
+        if self._awaits_start:
             self.register_buffer("started", torch.tensor(False))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -161,7 +162,9 @@ class Quantizer(nn.Module, ABC):
             self.train(self.training)  # forgets what was kept, as torch does not count these writes
 
     def kept(self, name: str, tensors: list[Tensor], compute: Callable[[], Any]) -> Any:
-        """A value that follows from these tensors, computed again only after torch has counted a write to one of them."""
+        """A value that follows from these tensors; in eval mode it is kept until torch has counted a write to one."""
+        if self.training or torch.compiler.is_compiling():
+            return compute()
         try:
             writes = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
         except RuntimeError:  # a tensor made in inference mode has no count, a tensor of torch.func no memory
@@ -219,8 +222,7 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
     # detached: products into given memory refuse gradients, and an exported graph would forget no_grad
     points, codebook = points.detach().float(), codebook.detach().float()
     squared = codebook.square().sum(dim=1) if squared is None else squared.detach()
-    if missing := -len(codebook) % GROUP:  # fill up the last group with codes that are infinitely far away
-        codebook, squared = F.pad(codebook, (0, 0, 0, missing)), F.pad(squared, (0, missing), value=torch.inf)
+    size = math.gcd(len(codebook), GROUP)  # of the groups, so that all are full
     rows, columns = CPU_TILE
     if points.device.type != "cpu":
         rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
@@ -238,9 +240,9 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
         for codes, norms in tiles:
             distances = torch.addmm(norms, part, codes.t(), alpha=-2, out=memory[: part.shape[0], : len(codes)])
             # torch finds a minimum ten times faster than its index: so find a group of codes first, then one of them
-            groups = distances.unflatten(1, (-1, GROUP))
+            groups = distances.unflatten(1, (-1, size))
             distance, group = groups.amin(dim=2).min(dim=1)
-            local = group * GROUP + groups[each, group].argmin(dim=1)
+            local = group * size + groups[each, group].argmin(dim=1)
             closer = distance < least  # not <=: of equal ones the earlier has the lower index
             least, index = torch.where(closer, distance, least), torch.where(closer, local + first, index)
             first += len(codes)

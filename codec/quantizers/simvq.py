@@ -61,16 +61,15 @@ class SimVQ(Quantizer):
         channel_first: bool = True,
         init: Init = "first_batch",
     ) -> None:
-        origin = "given" if isinstance(basis, Tensor) else basis
         if isinstance(basis, Tensor):
-            table = basis.detach().clone().float()
+            origin, table = "given", basis.detach().clone().float()
         else:  # drawn before the projections, so that a seed gives the same table with and without them
-            one_of("basis", basis, "frozen", "learnable", "data")
+            origin = one_of("basis", basis, "frozen", "learnable", "data")
             table = base.random_table(codebook_size, codebook_dim)
-        one_of("map", map, "dense", "diagonal")
-        one_of("gradient", gradient, "ste", "rotation")
         super().__init__(dim, len(table), channel_first, init)
-        self.origin, self.gradient, self.diagonal, d = origin, gradient, map == "diagonal", table.shape[1]
+        self.origin, d = origin, table.shape[1]
+        self.diagonal = one_of("map", map, "dense", "diagonal") == "diagonal"
+        self.gradient = one_of("gradient", gradient, "ste", "rotation")
         if origin == "learnable":
             self.basis = nn.Parameter(table)
         else:
@@ -111,8 +110,6 @@ class SimVQ(Quantizer):
     @property
     def _table(self) -> tuple[Tensor, Tensor]:
         """The codebook and the squared lengths ``[V]`` of its rows; kept in eval mode, where W then costs no time."""
-        if self.training or torch.compiler.is_compiling():
-            return self._compute_table()
         tensors = [tensor for tensor in (self.basis, self.weight, self.bias) if tensor is not None]
         return self.kept("table", tensors, self._compute_table)
 

@@ -31,8 +31,7 @@ class Compared(Quantizer):
         self, dim: int, codebook_size: int, codebook_dim: int, gradient: Gradient = "ste", **layout: Any
     ) -> None:
         super().__init__(dim, codebook_size, **layout)
-        base.one_of("gradient", gradient, "ste", "rotation")
-        self.gradient = gradient
+        self.gradient = base.one_of("gradient", gradient, "ste", "rotation")
         self.add_table(codebook_dim)  # drawn before the projections, as the basis of SimVQ is
         self.project_in, self.project_out = base.projections(dim, codebook_dim)
 
