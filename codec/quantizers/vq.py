@@ -121,7 +121,7 @@ class FactorisedVQ(VQ):
     """
 
     def search(self, z: Tensor) -> Tensor:
-        return base.nearest(F.normalize(z.float(), dim=-1), F.normalize(self.codebook, dim=-1))
+        return base.nearest(F.normalize(z, dim=-1), F.normalize(self.codebook, dim=-1))
 
 
 class Refreshed(VQ):
@@ -231,23 +231,18 @@ class IndexVQ(VQ):
     z to what is carried on (the paper's double quantization loss: it reaches z and, by the softmax, every row), and the
     entropy of each choice less that of the mean choice, in nats, times ``ENTROPY``. These entropies are of the logits over
     ``TEMPERATURE``, as in the authors' code: at temperature 1 the softmax over thousands of short rows is flat, and stays
-    so while every point chooses one and the same row. A training step holds softmax rows of all codes, ``[M, V]``.
+    so while every point chooses one and the same row. It holds softmax rows of all codes, ``[M, V]``.
     """
 
     def search(self, z: Tensor) -> Tensor:
-        rows = max(1, base.SEARCH_ELEMENTS // self.codebook_size)
-        return torch.cat([(part.float() @ self.codebook.t()).argmax(dim=1) for part in z.split(rows)])
+        return (z @ self.codebook.t()).argmax(dim=1)
 
     def carry(self, z: Tensor, chosen: Tensor) -> Tensor:
-        if not torch.is_grad_enabled():
-            return chosen
         soft = F.softmax(z @ self.embedding.t(), dim=-1)
         return chosen + (soft - soft.detach()) @ self.embedding.detach()  # the second part is zero in value
 
     def losses(self, z: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         commitment, distance = super().losses(z, chosen)
-        if not torch.is_grad_enabled():
-            return commitment, distance
         double = (self.carry(z, chosen) - z).square().mean(dim=(1, 2))
         log = F.log_softmax(z @ self.embedding.t() / TEMPERATURE, dim=-1)  # [B, N, V]
         each = -(log.exp() * log).sum(dim=-1).mean(dim=1)
