@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from codec.errors import CodecError
 from codec.quantizers.base import Quantizer, QuantizerOutput
 from codec.quantizers.convert import convert
 from codec.quantizers.grid import FSQ, LFQ, LatticeVQ
@@ -49,6 +48,7 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
 
     Raises:
         ConfigError: no such kind, or a setting that the kind does not know.
+        CodecError: a number of codes that the kind cannot have.
     """
     from codec.config import ConfigError  # here: a quantizer alone does not need it
 
@@ -69,7 +69,4 @@ def build_quantizer(config: QuantizerConfig, dim: int) -> Quantizer:
             raise ConfigError(f"quantizer.{name} means nothing to {kind}: leave {value!r} out, or set {allowed[-1]!r}")
     if settings.get("gradient") == "straight_through":
         settings["gradient"] = "ste"
-    try:
-        return QUANTIZERS[kind](dim, **settings)
-    except CodecError as error:
-        raise ConfigError(f"quantizer.{error}") from None
+    return QUANTIZERS[kind](dim, **settings)

@@ -114,7 +114,7 @@ class StudyConfig(Bounded):
             try:
                 with Outline():
                     build_quantizer(quantizer, self.model.latent_dim)
-            except ConfigError as error:
+            except CodecError as error:
                 raise ConfigError(f"cell {cell.name}: {error}") from None
 
 

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from codec import health
 from codec.config import ConfigError, QuantizerConfig
+from codec.errors import CodecError
 from codec.quantizers import QUANTIZERS, Quantizer, ResidualSimVQ, SimVQ, base, build_quantizer, grid, simvq
 from codec.quantizers.base import nearest, pass_gradient
 from codec.quantizers.grid import FSQ
@@ -147,7 +148,7 @@ def test_settings_that_a_kind_cannot_use_are_named() -> None:
     for kind, setting in useless.items():
         with pytest.raises(ConfigError, match=f"quantizer.{next(iter(setting))} means nothing to {kind}"):
             make(kind, **setting)
-    with pytest.raises(ConfigError, match="codebook_size must be a power of two"):
+    with pytest.raises(CodecError, match="codebook_size must be a power of two"):
         make("fsq", codebook_size=1000)
 
 
