@@ -97,6 +97,16 @@ def test_rows_begin_and_end_by_themselves(codec: Codec) -> None:
     assert torch.allclose(samples[1][there[1]], expected, atol=1e-5)
     assert not samples[~there].any()
 
+    with pytest.raises(CodecError, match="every row has ended"):  # by the flush
+        encoder.push(batch)
+    with pytest.raises(CodecError, match="goes on after its end"):
+        decoder.push(codes)
+    encoder.reset([1]), decoder.reset([1])
+    codes = torch.cat([encoder.push(first.expand(2, 1, -1)), encoder.flush()], dim=-1)
+    assert (codes[0] == -1).all() and torch.equal(codes[1][:, codes[1, 0] >= 0], ends[0])
+    samples, there = decoder.push(codes)[:, 0], decoder.valid
+    assert torch.allclose(samples[1][there[1]], codec.decode(ends[0])[0, 0, : there.sum()], atol=1e-5)
+
 
 def test_rows_begin_anew_within_a_frame(codec: Codec) -> None:
     """Whatever the others wait for; what is final before comes, too."""
@@ -150,13 +160,11 @@ BAD_SAMPLES: list[tuple[Any, Any, str]] = [
     (torch.full((2, 1, 80), 32767.0), None, r"in \[-1, 1\], but"),
     (np.zeros((2, 1, 80), np.int16), None, r"float tensor.*not int16 \[2, 1, 80\]"),
     (torch.zeros(2, 1, 80), [80], "lengths must be 2"),
-    (torch.zeros(2, 1, 80), [80, 81], "from 0 to 80"),
 ]
 BAD_CODES: list[tuple[Any, str]] = [
     (CODES[:, :2], "K = 3"),
     (CODES.float(), "must be integers"),
     (CODES + 32, "from 0 to 31"),
-    (CODES[0], "B = 1"),
     (CODES.tolist(), "must be integers.*not list"),
     (torch.tensor([0, -1, 0]).view(1, 3, 1), "-1 in all stages"),
     (torch.tensor([-1, 0]).expand(1, 3, 2), "goes on after its end"),
@@ -178,32 +186,11 @@ def test_bad_chunks_leave_the_state_as_it_was(codec: Codec) -> None:
         assert all(torch.equal(value, kept[name]) for name, value in stream.state.items())
 
 
-def test_after_a_flush_rows_begin_anew(codec: Codec) -> None:
-    """All or some of them; nothing is taken before."""
-    waveform = speech(8, 1000)
-    codes, batch = codec.encode(waveform, codec.sample_rate), waveform.expand(2, 1, -1)
-    encoder, decoder = codec.streaming_encoder(2), codec.streaming_decoder(2)
-    for rows in ([0, 1], [1], [0]):
-        encoder.reset(rows), decoder.reset(rows)
-        found = torch.cat([encoder.push(batch), encoder.flush()], dim=-1)
-        outputs = [(decoder.push(found), decoder.valid), (decoder.flush(), decoder.valid)]
-        samples, there = (torch.cat(parts, dim=-1) for parts in zip(*outputs, strict=True))
-        for row in rows:
-            assert torch.equal(found[row][:, found[row, 0] >= 0], codes[0])
-            assert torch.allclose(samples[row, 0, there[row]], codec.decode(codes)[0, 0], atol=1e-5)
-        with pytest.raises(CodecError, match="every row has ended"):
-            encoder.push(batch)
-        with pytest.raises(CodecError, match="goes on after its end"):
-            decoder.push(codes.expand(2, -1, -1))
-    for rows in ([2], [-1]):
-        with pytest.raises(CodecError, match="rows must be"):
-            encoder.reset(rows)
-
-
 def test_no_such_batch_and_no_such_state(codec: Codec) -> None:
-    for batch_size in (0, 2**40):
-        with pytest.raises(CodecError, match="batch_size must be"):
-            codec.streaming_decoder(batch_size)
+    with pytest.raises(CodecError, match="batch_size must be"):
+        codec.streaming_decoder(2**40)
+    with pytest.raises(CodecError, match="rows must be"):
+        codec.streaming_encoder().reset([1])
     for other in (codec.streaming_decoder(), codec.streaming_encoder(2)):
         with pytest.raises(CodecError, match="of another model"):
             codec.streaming_encoder().load_state_dict(other.state_dict())

@@ -302,12 +302,3 @@ def test_rotation_takes_the_point_to_its_code_and_keeps_angles() -> None:
     assert torch.equal(out, e)
     out.sum().backward()
     assert z.grad is not None and torch.isfinite(z.grad).all() and z.grad[0].abs().max() <= 1
-
-
-@pytest.mark.parametrize("kind", ["vq", "ema_vq", "fsq", "lattice_vq"])
-def test_compared_quantizers_go_into_any_model(kind: str) -> None:
-    """Channels last, and a start at the first batch."""
-    settings = {} if kind in GRIDS else {"codebook_dim": 4}
-    quantizer = QUANTIZERS[kind](DIM, codebook_size=64, **settings, channel_first=False, init="first_batch")
-    quantized, codes, _ = quantizer(latents().transpose(1, 2))
-    assert quantized.shape == (3, 40, DIM) and codes.shape == (3, 40, 1) and quantizer.started
