@@ -99,15 +99,12 @@ class _Stream:
 
     def reset(self, rows: Sequence[int] | None = None) -> None:
         """Begin anew in these rows (default: in all); CodecError: no such row."""
-        chosen = self._row_indices(rows)
+        rows = range(self.batch_size) if rows is None else rows
+        chosen = [whole_number("rows", row, 0, self.batch_size - 1) for row in rows]
         # a copy: what was made in inference mode cannot be written to outside of it, and another stream may share it
         self.state = self.state_dict()
         for name, tensor in self.state.items():
             tensor[chosen] = FOREVER if name == "total" else 0
-
-    def _row_indices(self, rows: Sequence[int] | None) -> list[int]:
-        every = range(self.batch_size)
-        return [whole_number("rows", row, 0, self.batch_size - 1) for row in (every if rows is None else rows)]
 
     def _checked_chunk(self, values: Any, integers: bool, rows: int, expected: str) -> Tensor:
         """A chunk ``[B, rows, n]`` as float32 or int64, on the device of the state."""
@@ -157,10 +154,10 @@ class StreamingEncoder(_Stream):
         the next frame, so that their output comes up to a frame later. No row ever waits with two full frames of samples.
         """
         super().reset(rows)
-        chosen, waiting = self._row_indices(rows), self.state["waiting"]
-        others = [row for row in range(self.batch_size) if row not in chosen]
-        if others and waiting[others].min() > 0:  # their first frame comes after one of zeros
-            waiting[chosen], self.state["age"][chosen] = self.hop_length, -1
+        age, waiting = self.state["age"], self.state["waiting"]
+        new = (age == 0) & (waiting == 0)
+        if not new.all() and waiting[~new].min() > 0:  # the first frame of new rows comes after one of zeros
+            waiting[new], age[new] = self.hop_length, -1
 
     def push(self, samples: Tensor, lengths: Sequence[int] | None = None) -> Tensor:
         """Codes int64 ``[B, K, n]`` that are final now; n may be 0, and -1 stands where a row has no frame.
@@ -243,7 +240,15 @@ class StreamingDecoder(_Stream):
         with float32_inference(self.decoder.input.weight):
             if not new:
                 return self._advance_and_trim(self.state["sums"][:, :1, :0], present, 0)
-            self.state["age"], self.state["total"] = self._age_and_total(present, new)
+            place = torch.arange(new, device=self.device)
+            first = torch.where(present, place, new).amin(dim=1, keepdim=True)
+            age = torch.where(self.state["age"] == 0, -first, self.state["age"])  # a row begins with its first frame
+            index = age + place  # [B, n]
+            end = torch.where((index >= 0) & ~present, index, FOREVER).amin(dim=1, keepdim=True)
+            total = torch.minimum(self.state["total"], end)
+            if (present & (index >= total)).any():
+                raise CodecError("a row goes on after its end: reset it before its next frame")
+            self.state["age"], self.state["total"] = age, total
             x = self.decoder.input(self.quantizer.decode(codes.clamp(min=0)).transpose(1, 2))
             x = self._through_layers(x * self._valid_mask(new, 0)[..., None], new)
             sums, exists = self.state["sums"], self._valid_mask(new, self.delay)
@@ -255,15 +260,3 @@ class StreamingDecoder(_Stream):
         """End every row where it stands; the rest of the samples ``[B, 1, t]``."""
         missing = self.delay - (-self.offset // self.hop_length)
         return self.push(torch.full((self.batch_size, self.num_quantizers, missing + 1), -1, device=self.device))
-
-    def _age_and_total(self, present: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Age and total ``[B, 1]`` of rows that may begin or end within this chunk."""
-        place = torch.arange(count, device=self.device)
-        first = torch.where(present, place, count).amin(dim=1, keepdim=True)
-        age = torch.where(self.state["age"] == 0, -first, self.state["age"])  # a row begins with its first frame
-        index = age + place  # [B, n]
-        end = torch.where((index >= 0) & ~present, index, FOREVER).amin(dim=1, keepdim=True)
-        total = torch.minimum(self.state["total"], end)
-        if (present & (index >= total)).any():
-            raise CodecError("a row goes on after its end: reset it before its next frame")
-        return age, total

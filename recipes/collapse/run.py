@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from codec.config import CodecConfig, ConfigError, QuantizerConfig, from_dict, require, to_dict
 from codec.corpus.manifest import ManifestError, Record, read_manifest, summary
-from codec.errors import Parser, run_command
+from codec.errors import CodecError, Parser, run_command
 from codec.evaluation.metrics import MetricError, Pair, mel_distance, pesq_wb
 from codec.files import atomic_write, write_text
 from codec.health import CodebookCounter, effective_dimension, stage_health
