@@ -110,8 +110,7 @@ class SimVQ(Quantizer):
     @property
     def _table(self) -> tuple[Tensor, Tensor]:
         """The codebook and the squared lengths ``[V]`` of its rows; kept in eval mode, where W then costs no time."""
-        tensors = [tensor for tensor in (self.basis, self.weight, self.bias) if tensor is not None]
-        return self.kept("table", tensors, self._compute_table)
+        return self.kept("table", self.codebook_state(), self._compute_table)
 
     def _compute_table(self) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), torch.autocast(self.basis.device.type, enabled=False):
