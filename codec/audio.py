@@ -19,7 +19,7 @@ from codec.audio_parts import AudioError as AudioError  # part of this module to
 from codec.audio_parts import Part, find_parts, incomplete
 from codec.config import whole_number
 from codec.errors import CodecError, install_command
-from codec.files import as_path, atomic_write, check_binary
+from codec.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,7 +84,7 @@ def save(path: str | Path, waveform: Tensor | NDArray[Any], sample_rate: int) ->
         CodecError: the sample rate is no whole number; the disk is full.
         OSError: the file cannot be written.
     """
-    rate, path = whole_number("sample_rate", sample_rate, 1, 2**31 - 1), as_path(path)
+    rate, path = whole_number("sample_rate", sample_rate, 1, 2**31 - 1), Path(path)
     if not isinstance(waveform, np.ndarray) and hasattr(waveform, "detach") and waveform.is_floating_point():
         waveform = waveform.detach().cpu().double()  # NumPy has no bfloat16
     samples = np.asarray(waveform)
@@ -196,8 +196,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         self.num_samples, self._loudest, self._mixed = 0, 0.0, 0.0
         with ExitStack() as stack:
             if not hasattr(path, "read"):
-                path = stack.enter_context(open(as_path(path), "rb"))
-            check_binary(path, "read")
+                path = stack.enter_context(open(path, "rb"))
             self._parts = find_parts(cast(BinaryIO, path), self.name)
             with closing(self._open(self._parts[0])) as decoder:
                 self.sample_rate: int = decoder.samplerate

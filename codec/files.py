@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import json
 import os
 import stat
@@ -13,19 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from codec.errors import CodecError
-
-
-def as_path(path: Any) -> Path:
-    """A path given by a user; a CodecError if it is not a path."""
-    if isinstance(path, (str, os.PathLike)) and "\0" not in str(path):
-        return Path(path)
-    raise CodecError(f"a path must be a string or a Path, not {path!r}")
-
-
-def check_binary(file: Any, method: str) -> None:
-    """Raise a CodecError if this is not a file open in binary mode for the ``method``, "read" or "write"."""
-    if isinstance(file, io.TextIOBase) or not hasattr(file, method):
-        raise CodecError(f"a file must be open in binary mode to {method}, not {file!r}")
 
 
 @contextmanager
@@ -39,8 +25,7 @@ def atomic_write(path: str | Path, replace: bool = True) -> Iterator[Path]:
     Raises:
         OSError: the folder is missing or read-only, the disk is full; ``path`` is a folder, pipe, device or link to itself.
     """
-    path = as_path(path)
-    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # write to what the link points to
+    path = Path(os.path.realpath(path)) if os.path.islink(path) else Path(path)  # write to what the link points to
     mode = None
     with suppress(FileNotFoundError):
         mode = path.stat().st_mode
