@@ -104,17 +104,26 @@ class DepthwiseConv(Layer):
         super().__init__(channels, context)
         self.conv = nn.Conv2d(channels, channels, (1, self.left + 1 + self.right), groups=channels)
 
+    def forward(self, x: Tensor) -> Tensor:
+        padding = max(self.left, self.right)  # the convolution pads both ends alike, without a copy of its input
+        y = self._convolved(x, padding)[:, padding - self.left :]
+        return y[:, : x.shape[1]]
+
     def unpadded(self, x: Tensor) -> Tensor:
-        weight, bias = self.conv.parameters()
         if x.is_cpu and eager_inference() and x.shape[:-1].numel() < FEW_ROWS:  # single frames of streams
+            weight, bias = self.conv.parameters()
             taps = x.unfold(1, weight.shape[-1], 1)  # [B, N, C, kernel_size]
             return torch.sum(taps * weight[:, 0, 0], dim=-1) + bias
+        return self._convolved(x, 0)
+
+    def _convolved(self, x: Tensor, padding: int) -> Tensor:
         x = x.transpose(1, 2).unsqueeze(2)  # [B, C, 1, N], still channels-last in memory
+        weight, bias = self.conv.parameters()
         if x.is_cuda and x.dtype == weight.dtype and eager_inference():
             # torch's own kernel: cuDNN prepares itself for every new length, which takes thirty times as long as encoding
-            y = torch.ops.aten._conv_depthwise2d(x, weight, weight.shape[2:], bias, (1, 1), (0, 0), (1, 1))
+            y = torch.ops.aten._conv_depthwise2d(x, weight, weight.shape[2:], bias, (1, 1), (0, padding), (1, 1))
         else:
-            y = F.conv2d(x, weight, bias, groups=len(weight))
+            y = F.conv2d(x, weight, bias, padding=(0, padding), groups=len(weight))
         return y.squeeze(2).transpose(1, 2)
 
 
@@ -132,9 +141,15 @@ class ConvNeXtBlock(Layer):
         self.project = Linear(4 * channels, channels)
         self.scale = nn.Parameter(torch.full((channels,), scale))
 
+    def forward(self, x: Tensor) -> Tensor:
+        return self._add_perceptron(x, self.depthwise(x))
+
     def unpadded(self, x: Tensor) -> Tensor:
         y = self.depthwise.unpadded(x)
-        x = x[:, self.left : self.left + y.shape[1]]
+        return self._add_perceptron(x[:, self.left : self.left + y.shape[1]], y)
+
+    def _add_perceptron(self, x: Tensor, y: Tensor) -> Tensor:
+        """``x`` plus the perceptron of ``y``, the depthwise convolution of ``x``."""
         if not eager_inference():
             return x + self.scale * self.perceptron(y)
         # piece by piece: the hidden activations stay in the cache, which saves a fifth of the encoder's time
@@ -156,6 +171,7 @@ class Downsample(Layer):
         self.linear = Linear(2 * self.stride * in_channels, out_channels)
 
     def unpadded(self, x: Tensor) -> Tensor:
+        assert x.shape[1] % self.stride == 0, "the length must be a multiple of the stride"
         x = x.reshape(x.shape[0], -1, self.stride * x.shape[2])
         return self.linear(torch.cat([x[:, :-1], x[:, 1:]], dim=-1))
 
