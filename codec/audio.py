@@ -15,8 +15,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from codec.audio_parts import MOST_BEHIND, Part, find_parts, incomplete
 from codec.audio_parts import AudioError as AudioError  # part of this module too
-from codec.audio_parts import Part, find_parts, incomplete
 from codec.config import whole_number
 from codec.errors import CodecError, install_command
 from codec.files import atomic_write
@@ -38,7 +38,6 @@ MP3_FRAME = 1152  # samples at most; some encoders count one frame more than the
 MP3_LEAD = 2**14  # samples that an MP3 decoder must read before a place to be right there
 CANCELLING_DB = 6.0  # channels cancel if their mix is softer by this than with all but the loudest one silent
 UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header does not tell it
-MOST_BEHIND = 2**15  # bytes that may stand behind the audio without a word, as titles do
 WRITE_SAMPLES = 2**16  # to write at once: libsndfile's Vorbis encoder crashes on blocks of some millions
 LOUD = 2.0  # times full scale, which decoded speech exceeds by some tenths: by more only if its recording does
 WAV_BYTES = 2**32 - 4096  # the size fields of a WAV file have 32 bits; longer ones are written as RF64
@@ -114,7 +113,7 @@ class _SequentialFile(soundfile.SoundFile):  # type: ignore[misc]
 class _AvFile:
     """The audio of a file, read by PyAV; it has what is used here of ``soundfile.SoundFile``, and cannot seek."""
 
-    frames, subtype = 0, ""  # the length is not known before the end
+    frames, format, subtype = 0, "", ""  # the length is not known before the end
 
     def __init__(self, part: Part, name: str) -> None:
         import av
@@ -224,7 +223,8 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             decoder.close()
             raise AudioError(f"{self.name} has no channel {channel}, only {decoder.channels}")
         if part.num_samples is None:
-            part.num_samples = decoder.frames if decoder.frames < UNKNOWN_LENGTH else 0
+            guessed = decoder.frames >= UNKNOWN_LENGTH or (decoder.format, decoder.subtype) == ("WAV", "MPEG_LAYER_III")
+            part.num_samples = 0 if guessed else decoder.frames
         return decoder
 
     def blocks(self) -> Iterator[Block]:
@@ -273,6 +273,10 @@ class AudioReader(AbstractContextManager["AudioReader"]):
         behind = part.size - part.tell()
         if behind > MOST_BEHIND and isinstance(decoder, _SequentialFile):
             note = f"{behind:,} bytes behind its audio are left out"
+            if decoder.format == "FLAC":  # as ffmpeg joins them: the header tells of the first one only
+                raise AudioError(
+                    f"{self.name} is of several joined files, of which one would be read; convert it first"
+                )
         if note:
             log.warning("%s: %s; %.1f s are read", self.name, note, read / decoder.samplerate)
 

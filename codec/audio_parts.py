@@ -14,6 +14,8 @@ from typing import BinaryIO, Literal
 from codec.errors import CodecError
 
 BLOCK_BYTES = 2**16  # to search at once
+MOST_BEHIND = 2**15  # bytes that may stand behind the audio without a word, as titles do
+HEAD_BYTES = 8  # at most of these precede the samples in their chunk, and are the size that a killed writer leaves
 PATTERN_BYTES = 64  # the longest that is searched for
 # sizes that programs write to a pipe, where they cannot correct them at the end
 UNKNOWN_SIZES = (
@@ -116,13 +118,14 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
     return [whole]
 
 
-CHUNKED = (b"RIFF", b"RF64", b"FORM", b"caff")  # WAV, long WAV, AIFF, CAF
+CHUNKED = (b"RIFF", b"RF64", b"BW64", b"FORM", b"caff")  # WAV, long WAV by two names, AIFF, CAF
+TITLES = (b"LIST", b"id3 ", b"ID3 ")  # chunks that may follow samples
 
 
 def _chunked_parts(whole: Part, name: str) -> list[Part]:
     """Files of chunks one after another; a chunk is an id, a size, and data, which all but CAF pad to an even size."""
     parts: list[Part] = []
-    position, magic = 0, whole.at(0, 4)
+    position, samples_end, magic = 0, 0, whole.at(0, 4)
     is_caf = magic == b"caff"
     order: Literal["big", "little"] = "big" if is_caf or magic == b"FORM" else "little"
     while re.match(rb"[ -~]{4}.{4}", head := whole.at(position, 12 if is_caf else 8), re.DOTALL):
@@ -132,21 +135,27 @@ def _chunked_parts(whole: Part, name: str) -> list[Part]:
                 parts[-1].stop = position
             part = Part(whole.file, position, whole.size)
             parts.append(part)
+            if kind == b"BW64":  # libsndfile knows it by the other name
+                part.head, part.start = b"RF64", position + 4
             magic, long_size, size = kind, int.from_bytes(whole.at(position + 28, 8), "little"), -4 if is_caf else 4
         elif kind in (b"data", b"SSND"):
-            size, there = long_size if magic == b"RF64" and size == 2**32 - 1 else size, whole.size - data
-            if size == 0 or (size > there and any(size in sizes for sizes in UNKNOWN_SIZES)):
+            size, there = long_size if magic in (b"RF64", b"BW64") and size == 2**32 - 1 else size, whole.size - data
+            killed = size <= HEAD_BYTES < there and whole.at(data + size, 4) not in TITLES
+            if killed or (size > there and any(size in sizes for sizes in UNKNOWN_SIZES)):
                 size = min(there, 256 ** len(head[4:]) - 1)
-                part.head = whole.at(part.start, position + 4 - part.start) + size.to_bytes(len(head[4:]), order)
+                part.head += whole.at(part.start, position + 4 - part.start) + size.to_bytes(len(head[4:]), order)
                 part.start = data
             elif size > there:
                 raise incomplete(name, there, size, "bytes of samples")
+            samples_end = data + size
         position = data + size + size % 2 * (not is_caf)
+    if samples_end and position >= whole.size:  # only titles and other chunks follow
+        parts[-1].stop = min(samples_end, whole.size)
     return parts
 
 
 EBML, SEGMENT, CLUSTER = bytes.fromhex("1A45DFA3"), bytes.fromhex("18538067"), bytes.fromhex("1F43B675")
-FIRST_BOX, FIRST_ELEMENT = rb"\0\0\0.ftyp", re.escape(EBML) + b".{1,40}?(?:webm|matroska)"
+FIRST_BOX = rb"\0\0\0.ftyp"
 
 
 def _matroska_parts(whole: Part, name: str) -> list[Part]:
@@ -154,19 +163,25 @@ def _matroska_parts(whole: Part, name: str) -> list[Part]:
 
     A recorder does not know how long a segment or a cluster becomes, so the elements inside are passed over by their sizes.
     """
-    position = end = 0
+    starts, position, end, told = [], 0, 0, 0  # told: the end of the last segment of known size
     while position < whole.size:
         head = whole.at(position, 12)
+        if head[:4] == EBML:
+            starts.append(position)
+        elif position == told:
+            break
         id_bytes = 9 - head[0].bit_length()  # the first bit that is set tells how many, here and in sizes
         size_bytes = 9 - max(head[id_bytes:][:1], default=0).bit_length()
         unknown = 2 ** (7 * size_bytes) - 1  # this size means: not known
         size = int.from_bytes(head[id_bytes:][:size_bytes], "big") & unknown
         position += id_bytes + size_bytes
         end = max(end, position + size * (size != unknown))
+        if head[:id_bytes] == SEGMENT and size != unknown:
+            told = position + size
         position += size * (head[:id_bytes] not in (SEGMENT, CLUSTER))
     if end > whole.size:
         raise AudioError(f"{name} is damaged: its end is missing")
-    return whole.split(FIRST_ELEMENT)
+    return [Part(whole.file, *ends) for ends in pairwise([*starts, position])]
 
 
 # ---- Ogg --------------------------------------------------------------------------------------------------------------
@@ -180,7 +195,15 @@ def _ogg_parts(whole: Part, name: str) -> list[Part]:
 
     What is missing further in, libsndfile's number of samples tells; behind the head of a recorded broadcast it is none.
     """
-    parts = whole.split(FIRST_PAGE)
+    parts: list[Part] = []
+    is_page = False  # whether the link before is one page
+    for link in whole.split(FIRST_PAGE):
+        if is_page:  # all streams of a film have their first pages before all others
+            parts[-1].stop = link.stop
+        else:
+            parts.append(link)
+        page = link.at(0, 27 + 255)
+        is_page = link.size == 27 + sum(page[26:27]) + sum(page[27:][: page[26]])
     for part in parts:
         tail = part.at(max(0, part.size - PAGE_BYTES), PAGE_BYTES)
         page = tail[tail.rfind(b"OggS\0") :]
@@ -212,8 +235,13 @@ def _mp3_parts(whole: Part, name: str) -> list[Part]:
         head = whole.at(start, PATTERN_BYTES)
         info = re.match(INFO, head, re.DOTALL)
         size = int.from_bytes(info[2], "big") if info and info[1][0] & 3 == 3 else 0
+        behind = whole.at(start + size, 4096)
+        if size and behind.count(head[:2]) > 2 and not re.match(FRAME + rb"|TAG|ID3|APE|LYR", behind):
+            size = 0  # frames were put in since, as advertisements into a podcast
         if head[:3] == b"TAG":
             start += 128
+        elif head[:8] == b"APETAGEX":
+            start += 32 + int.from_bytes(head[12:16], "little")
         elif head[:3] == b"ID3":
             start += 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
         elif size > whole.size - start:
@@ -226,7 +254,10 @@ def _mp3_parts(whole: Part, name: str) -> list[Part]:
             parts.append(Part(whole.file, start, stop, _endless(head), 0))
             start = stop
         else:  # other tags, or zeros
-            start = whole.find(INFO, start)
+            following = whole.find(INFO, start)
+            if parts and following - start > MOST_BEHIND:
+                parts[-1].note = f"{following - start:,} bytes behind its audio are left out"
+            start = following
     return parts
 
 

@@ -43,7 +43,8 @@ def float32_inference(weight: Tensor) -> Iterator[None]:
 
 def eager_inference() -> bool:
     """Whether a faster way may be taken: no gradients are wanted, nor a graph recorded, which must fit every size."""
-    return not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+    graph = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return not (torch.is_grad_enabled() or graph)
 
 
 class Linear(nn.Linear):
@@ -150,7 +151,7 @@ class ConvNeXtBlock(Layer):
 
     def _add_perceptron(self, x: Tensor, y: Tensor) -> Tensor:
         """``x`` plus the perceptron of ``y``, the depthwise convolution of ``x``."""
-        if not eager_inference():
+        if not eager_inference() or torch.is_autocast_enabled(x.device.type):
             return x + self.scale * self.perceptron(y)
         # piece by piece: the hidden activations stay in the cache, which saves a fifth of the encoder's time
         rows = max(1, HIDDEN_ELEMENTS // self.expand.out_features)

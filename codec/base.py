@@ -101,7 +101,7 @@ class CodecBase(Generic[Signal]):
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of a waveform of ``num_samples`` at the model's sample rate; the last one may be partly filled."""
-        return -(-num_samples // self.hop_length)
+        return -(-int(num_samples) // self.hop_length)
 
     def header(
         self, num_samples: int | None, sample_rate: int, num_quantizers: int | None = None, gain_db: float = 0.0
@@ -241,7 +241,7 @@ class CodecBase(Generic[Signal]):
 
     def decode_blocks(self, blocks: Iterable[Signal | NDArray[Any]]) -> Iterator[Signal]:
         """Waveform ``[t]``, window by window, of the codes of one item given in blocks ``[k, n]``; see encode_blocks."""
-        checked = (self._checked_codes(block, "[k, n]") for block in blocks)
+        checked = self._each_block(blocks, lambda block: self._checked_codes(block, "[k, n]"))
         return self._compute_windows(self._decoded, [checked], self.decoder_context, 1)
 
     def _mono_items(self, waveform: Any, sample_rate: int, lengths: Any) -> tuple[list[Signal], int]:
@@ -272,7 +272,7 @@ class CodecBase(Generic[Signal]):
 
     def _codes_by_window(self, count: int, refine_steps: int, *items: Any) -> Iterator[Signal]:
         """Codes ``[K, n]``, window by window, of one item after another, each in blocks ``[T]``."""
-        checked = (map(self._checked_block, blocks) for blocks in items)
+        checked = (self._each_block(blocks, self._checked_block) for blocks in items)
         if not refine_steps:
             frames = self._compute_windows(self._encoded, checked, self.encoder_context, self.hop_length)
             return (self._codes_of(each, count) for each in frames)
@@ -362,12 +362,14 @@ class CodecBase(Generic[Signal]):
 
     def _checked(self, values: Any, name: str, shape: str, others: str = "", integers: bool = False) -> Signal:
         """The values as float32 or int64; a CodecError if not of the ``shape``, which it names with the ``others``."""
-        array = self._array(values, integers=integers)
-        if array is None or array.ndim != len(shape.split(",")):
+        array, axes = self._array(values, integers=integers), shape.strip("[]").split(", ")
+        sizes = () if array is None else tuple(array.shape)
+        if len(sizes) != len(axes) or any(a.isdigit() and a != str(b) for a, b in zip(axes, sizes, strict=True)):
             kind = f"{'an integer' if integers else 'a float'} {self._noun} {shape}{others}"
-            advice = "; divide 16-bit values by 32768" if "int16" in kind_of(values) else ""
+            unscaled = not integers and "int" in str(getattr(values, "dtype", ""))
+            advice = "; divide 16-bit values by 32768" if unscaled else ""
             raise CodecError(f"{name} must be {kind}, not {kind_of(values)}{advice}")
-        if 0 in array.shape and array.ndim == 3:  # a block may be empty
+        if 0 in sizes and len(sizes) == 3:  # a block may be empty
             raise CodecError(f"{name} must not be empty")
         return array
 
@@ -376,6 +378,12 @@ class CodecBase(Generic[Signal]):
         block = self._checked(values, "a block", "[T]")
         check_peak(block)
         return block
+
+    def _each_block(self, blocks: Iterable[Any], check: Callable[[Any], Signal]) -> Iterator[Signal]:
+        """The checked blocks of an iterable; a single array is refused, as its rows would be taken for blocks."""
+        if hasattr(blocks, "shape"):
+            raise CodecError(f"blocks must be a list or another iterable of {self._noun}s, not {kind_of(blocks)}")
+        return map(check, blocks)
 
     # ---- what a subclass provides ---------------------------------------------------------------------------------
 
@@ -436,7 +444,7 @@ def checked_lengths(lengths: Any, batch: int, longest: int, least: int = 1) -> l
 
 def _checked_gains(gain_db: Any, batch: int) -> list[float]:
     """Gains as a list with one for each item."""
-    gains = np.asarray(gain_db, float)
+    gains = np.asarray(gain_db.tolist() if hasattr(gain_db, "tolist") else gain_db, float)
     if gains.shape not in ((), (batch,)) or not (abs(gains) <= MOST_DB).all():
         allowed = f"from {-MOST_DB:g} to {MOST_DB:g}, or one for each of {batch} items"
         raise CodecError(f"gain_db must be a number {allowed}, not {gain_db!r}")

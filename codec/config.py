@@ -163,6 +163,7 @@ class EncoderConfig:
         entries = {len(self.strides), len(self.widths), len(self.depths)}
         require(len(entries) == 1 and 0 not in entries, "strides, widths and depths must each have one entry per stage")
         require(min(*self.strides, *self.widths) >= 1, "strides and widths must be at least 1")
+        require(min(self.depths) >= 0, "depths must not be negative")
         require(self.kernel_size % 2 == 1, "kernel_size must be odd")
 
 

@@ -193,7 +193,7 @@ def _read_header(stream: IO[bytes]) -> tuple[int, Header]:
     start = stream.read(len(MAGIC) + 1)
     if not start.startswith(MAGIC):
         raise ContainerError("not a .codes file" if start else "the file is empty")
-    version = start[-1]
+    version = start[-1] if len(start) > len(MAGIC) else VERSION
     if version not in _FIXED:
         raise ContainerError(f"format version {version}; this program reads versions 1 to {VERSION}: upgrade it")
     size = _FIXED[version].size
@@ -305,6 +305,8 @@ class Writer:
     def end(self, num_samples: int, codes: ArrayLike) -> None:
         """Send the length, in samples of the original, and the last codes. Errors as :func:`dumps`."""
         header = replace(self._header, num_samples=num_samples)
+        if header.num_frames < self._frames:
+            raise ContainerError(f"num_samples {num_samples} is less than the {self._frames} written frames hold")
         codes = _checked(codes, header, header.num_frames - self._frames)
         self._send(bytes(3) + _with_checksum(struct.pack("<Q", header.num_samples)) + _pack_blocks(codes, header))
 
@@ -340,6 +342,8 @@ def dumps(header: Header, codes: ArrayLike) -> bytes:
     Raises:
         ContainerError: codes that do not fit the header.
     """
+    if header.num_samples is None:
+        raise ContainerError("the header must have a num_samples, as Codec.header gives it")
     return pack_header(header) + _pack_blocks(_checked(codes, header, header.num_frames), header)
 
 

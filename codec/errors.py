@@ -23,6 +23,7 @@ import gc
 import io
 import math
 import os
+import re
 import signal
 import sys
 import threading
@@ -79,8 +80,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Any = None, namespace: Any = None, intermixed: bool = False) -> Any:
         """Refuse empty arguments, as an unset variable of a shell gives them: as paths they would be this folder."""
-        if "" in (sys.argv[1:] if args is None else args):
-            self.error("an argument is empty")
+        for each in sys.argv[1:] if args is None else args:
+            if re.fullmatch(r"(--[\w-]+=)?", each):
+                self.error(f"an argument is empty: {each}")
         return (super().parse_intermixed_args if intermixed else super().parse_args)(args, namespace)
 
     def error(self, message: str) -> NoReturn:

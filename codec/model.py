@@ -128,7 +128,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         No gradients pass; use ``codec.decoder(latents)`` for that, which computes all at once and rounds differently.
         ``decode(codes)`` is ``decode_latents(quantizer.decode(codes))``, window by window. CodecError: another shape or type.
         """
-        latents = self._checked(latents, "latents", "[B, D, N]")
+        latents = self._checked(latents, "latents", f"[B, {self.config.latent_dim}, N]")
         windows = self._compute_windows(self._decoded_latents, ([item] for item in latents), self.decoder_context, 1)
         return torch.cat(list(windows)).view(len(latents), 1, -1)
 
@@ -206,8 +206,11 @@ class Codec(nn.Module, CodecBase[Tensor]):
             ModelError: no such model or device, or its files cannot be used; says what to do.
         """
         folder, config, name = read_model(model)
-        with torch.device("cpu"), Outline():  # whatever torch's default device is
-            codec = cls(config, name)
+        try:
+            with torch.device("cpu"), Outline():  # whatever torch's default device is
+                codec = cls(config, name)
+        except CodecError as error:
+            raise ModelError(f"{folder / 'config.json'} cannot be used: {error}") from None
         load_weights(codec, folder / "model.safetensors")
         try:
             torch.zeros(1, device=device).item()  # some devices can be named but not used

@@ -165,6 +165,7 @@ def undelay(delayed: Ids) -> Ids:
 def _array(ids: Any, name: str, shape: str) -> NDArray[np.int64]:
     """A copy of ``ids`` as int64; a CodecError if they are not integers of that shape. ``...`` is any number of axes."""
     array, axes = np.asarray(ids.cpu() if hasattr(ids, "cpu") else ids), shape.count(",") + ("..." not in shape)
+    array = array if array.size else array.astype(np.int64)  # an empty list, which is float64
     fits = array.ndim >= axes if "..." in shape else array.ndim == axes
     if array.dtype.kind not in "iu" or not fits or 0 in array.shape[-axes:-1]:
         raise CodecError(f"{name} must be integers {shape}, not {array.dtype} {list(array.shape)}")

@@ -166,9 +166,20 @@ def test_what_follows_the_samples(caplog: pytest.LogCaptureFixture) -> None:
     flac = noise_as("FLAC")
     assert len(decoded(with_size(20_000))) == 10_000
     assert "76,000 bytes behind its audio are left out; 0.4 s are read" in caplog.text
+    with pytest.raises(AudioError, match="several joined files"):
+        decoded(flac + flac)
+    title = b"id3 " + (40_000).to_bytes(4, "little") + bytes(40_000)
     caplog.clear()
-    np.testing.assert_array_equal(decoded(flac + flac), decoded(flac))
-    assert "bytes behind its audio are left out; 2.0 s are read" in caplog.text
+    assert len(decoded(noise_as("WAV") + title)) == len(NOISE) and not caplog.text
+    with pytest.raises(AudioError, match="holds no samples"):
+        decoded(with_size(0)[:44] + title)
+
+
+def test_advertisements_in_a_podcast() -> None:
+    """The Info frame of the podcast does not count them."""
+    podcast = mp3()
+    frames = [podcast.find(podcast[:2], start) for start in (500, len(podcast) // 2)]
+    assert len(decoded(podcast[: frames[1]] + podcast[frames[0] :] + podcast[frames[1] :])) > 1.9 * len(NOISE)
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])

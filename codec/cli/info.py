@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def environment() -> dict[str, Any]:
 
 
 def _devices() -> list[str]:
+    if not find_spec("torch"):
+        return ["cpu"]
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: of a library that it loads

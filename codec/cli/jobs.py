@@ -53,12 +53,15 @@ def plan_jobs(
             raise UsageError("stdin has no name for a file in the output folder; give OUTPUT instead of -o")
         folder, sources = (path, files_below(path, source_suffixes)) if path.is_dir() else (path.parent, [path])
         for source in sources:
-            target = (Path(output_dir) / source.relative_to(folder)).with_suffix(target_suffixes[0])
+            inside = Path(output_dir) / source.relative_to(folder)
+            stem = inside.stem if inside.suffix.lower() in source_suffixes else inside.name  # .2024 is no suffix
+            target = inside.with_name(stem + target_suffixes[0])
             other = jobs.setdefault(target, Job(source, target)).source
             if os.path.realpath(other) != os.path.realpath(source):
                 raise UsageError(f"{other} and {source} would both become {target}; rename one of them")
     if not jobs:
-        raise UsageError(f"nothing to do: no file of a kind that is read here in {' '.join(paths)}")
+        kind = next(iter(source_suffixes)) if len(source_suffixes) == 1 else "audio"
+        raise UsageError(f"nothing to do: no {kind} file in {' '.join(paths)}")
     return list(jobs.values())
 
 
@@ -73,6 +76,8 @@ def _pair(paths: Sequence[str], target_suffixes: Sequence[str]) -> Job:
     if target != STREAM and target.suffix.lower() not in target_suffixes:
         suffix = target_suffixes[0] if len(target_suffixes) == 1 else "an audio suffix as .wav or .flac"
         raise UsageError(f"OUTPUT must end in {suffix}, not {target.name!r}; several inputs need -o DIR")
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder; give -o {target}")
     return Job(source, target)
 
 

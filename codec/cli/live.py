@@ -17,8 +17,8 @@ from typing import IO, Any, BinaryIO
 import numpy as np
 import soundfile
 
-from codec.audio import MOST_BEHIND, AudioError, Block, resample_blocks, to_pcm
-from codec.audio_parts import UNKNOWN_SIZES, incomplete
+from codec.audio import AudioError, Block, resample_blocks, to_pcm
+from codec.audio_parts import MOST_BEHIND, UNKNOWN_SIZES, incomplete
 from codec.base import CodecBase
 from codec.container import Codes, Writer
 from codec.errors import at_interrupt, drop_output
@@ -119,6 +119,8 @@ def stdout() -> Iterator[IO[bytes]]:
         sys.stdout.buffer.flush()
     except BaseException as error:
         drop_output()  # what it still holds might block, or fail again
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt("the end of what went to stdout is missing") from None
         if isinstance(error, OSError):
             raise OSError(error.errno, error.strerror, "stdout") from None
         raise

@@ -91,7 +91,8 @@ class Worker:
             return True
         if not self.args.force:
             other = " but is damaged, or was made otherwise (input or settings)" if compared else ""
-            raise FileExistsError(f"{job.target} exists{other}; --force overwrites it")
+            leave = "" if compared or job.is_stream else ", --skip-existing leaves it"
+            raise FileExistsError(f"{job.target} exists{other}; --force overwrites it{leave}")
         return False
 
 
@@ -140,11 +141,11 @@ class FileEncoder(Worker):
         if pipe is not None:
             if self.args.refine_steps:
                 raise UsageError("--refine-steps is for files; pipes of WAV or raw samples to stdout are encoded live")
+            self._tell_of_mixing(pipe.channels)
             encode_live(self.codec, pipe, self.num_quantizers)
             return
         with self._open(job, head) as reader, _output(job, self.args.force) as path:
-            if self.args.channel is None and reader.channels > 1:
-                log.info("channels are mixed down to one; --channel takes one of them")
+            self._tell_of_mixing(reader.channels)
             gain_db = self._gain_of(reader)
             blocks = resample_blocks(reader.blocks(), reader.sample_rate, self.codec.sample_rate)
             samples = (block * np.float32(factor(-gain_db)) for block in blocks)
@@ -153,6 +154,10 @@ class FileEncoder(Worker):
             codes = [self.codec.to_numpy(window).astype(np.uint32) for window in windows]
             header = self.codec.header(reader.num_samples, reader.sample_rate, self.num_quantizers, gain_db)
             path.write_bytes(container.dumps(header, np.concatenate(codes, axis=1)))
+
+    def _tell_of_mixing(self, channels: int) -> None:
+        if self.args.channel is None and channels > 1:
+            log.info("channels are mixed down to one; --channel takes one of them")
 
     def _gain_of(self, reader: AudioReader) -> float:
         """The gain in dB of the input, for which it is read once more."""
@@ -183,8 +188,9 @@ class FileDecoder(Worker):
             deque(codes.blocks(), 0)  # the length may stand at the end
         rate = codes.header.sample_rate if self.args.native_rate else codes.header.original_sample_rate
         with suppress(AudioError), AudioReader(job.target) as reader:
-            there = sum(map(len, reader.blocks()))
-            return (reader.sample_rate, reader.channels, there) == (rate, 1, codes.header.length_at(rate))
+            length = codes.header.length_at(rate)
+            there = sum(map(len, reader.blocks())) if length else reader.claimed_samples
+            return (reader.sample_rate, reader.channels, there) == (rate, 1, length)
         return False
 
     def convert(self, job: Job) -> None:
@@ -272,7 +278,8 @@ def _output(job: Job, overwrite: bool) -> Iterator[Path]:
     It is made at once, so that a folder that cannot be written to is noticed before the long work.
     """
     if job.target != STREAM:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):  # of a file; opening it says what is wrong
+            job.target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(job.target, replace=overwrite) as temporary:
             yield temporary
         return

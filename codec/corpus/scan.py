@@ -56,7 +56,10 @@ def probe(
 
 def _probe_file(path: Path, min_seconds: float) -> Record | BadFile:
     try:
+        str(path).encode()
         num_samples, sample_rate = measure(path)
+    except UnicodeEncodeError:
+        return BadFile(path, "its name is not UTF-8, as manifests and all that follows from them are; rename it")
     except (AudioError, OSError) as error:
         return BadFile(path, reason_of(error, path))
     if not num_samples >= min_seconds * sample_rate:  # also if that is NaN

@@ -56,9 +56,12 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
                 archive = tarfile.TarFile(fileobj=file)
     except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
         # ValueError: a wrong number in a header
+        reason, _, _ = one_line(error).partition(
+            ":"
+        )  # what comes behind it are the reasons of all kinds of compression
         if isinstance(error, CodecError) or getattr(error, "errno", None):
             raise
-        raise PrepareError(f"{shard} is no tar file, or a damaged one ({one_line(error)}); fetch it again") from None
+        raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None
 
 
 def _is_visible(shard: Path, member: tarfile.TarInfo) -> bool:

@@ -202,7 +202,7 @@ def _lengths(padding_mask: Tensor | None) -> list[int] | None:
     three_axes = getattr(padding_mask, "ndim", 0) == 3 and padding_mask.shape[1] == 1
     mask = padding_mask[:, 0] if three_axes else padding_mask
     if getattr(mask, "ndim", 0) != 2:
-        raise CodecError(f"padding_mask must be [B, T] or [B, 1, T], not {kind_of(padding_mask)}; there are no scales")
+        raise CodecError(f"padding_mask must be [B, T] or [B, 1, T], not {kind_of(padding_mask)}")
     mask = torch.as_tensor(mask).bool()
     if not mask[:, :1].all() or (mask[:, 1:] > mask[:, :-1]).any():
         raise CodecError("padding_mask must be ones, at least one, and then zeros per item: pad on the right")

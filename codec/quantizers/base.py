@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -222,7 +221,8 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
     # detached: products into given memory refuse gradients, and an exported graph would forget no_grad
     points, codebook = points.detach().float(), codebook.detach().float()
     squared = codebook.square().sum(dim=1) if squared is None else squared.detach()
-    size = math.gcd(len(codebook), GROUP)  # of the groups, so that all are full
+    if missing := -len(codebook) % GROUP:  # fill up the last group with codes that are infinitely far away
+        codebook, squared = F.pad(codebook, (0, 0, 0, missing)), F.pad(squared, (0, missing), value=torch.inf)
     rows, columns = CPU_TILE
     if points.device.type != "cpu":
         rows, columns = max(1, SEARCH_ELEMENTS // len(codebook)), len(codebook)
@@ -240,9 +240,9 @@ def nearest(points: Tensor, codebook: Tensor, squared: Tensor | None = None) -> 
         for codes, norms in tiles:
             distances = torch.addmm(norms, part, codes.t(), alpha=-2, out=memory[: part.shape[0], : len(codes)])
             # torch finds a minimum ten times faster than its index: so find a group of codes first, then one of them
-            groups = distances.unflatten(1, (-1, size))
+            groups = distances.unflatten(1, (-1, GROUP))
             distance, group = groups.amin(dim=2).min(dim=1)
-            local = group * size + groups[each, group].argmin(dim=1)
+            local = group * GROUP + groups[each, group].argmin(dim=1)
             closer = distance < least  # not <=: of equal ones the earlier has the lower index
             least, index = torch.where(closer, distance, least), torch.where(closer, local + first, index)
             first += len(codes)

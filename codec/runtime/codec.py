@@ -140,7 +140,7 @@ class OnnxCodec(CodecBase[NDArray[Any]]):
         return np.pad(signal, [(0, 0)] * (signal.ndim - 1) + [(0, count)])
 
     def _encoded_at_once(self, *_: Any, **__: Any) -> Any:
-        raise CodecError("exact=False and refine_steps need torch: take Codec, or --backend torch")
+        raise CodecError("refine_steps and exact=False need torch: take Codec, or --backend torch")
 
     _decoded_at_once = _refined = _encoded_at_once
 

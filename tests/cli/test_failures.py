@@ -55,8 +55,9 @@ USAGE: list[tuple[Any, str]] = [
     (["encode", "folder", "out.codes"], "folder is a folder; give -o DIR"),
     (["encode", "-", "-o", "out"], "stdin has no name"),
     (["encode", "in.wav", "-"], "stdout is a terminal"),
-    (["decode", "dir.codes", "-o", "out"], "no file of a kind that is read here in dir.codes"),
+    (["decode", "dir.codes", "-o", "out"], "no .codes file in dir.codes"),
     (["encode", "", "-o", "out"], "an argument is empty"),
+    (["info", "--model="], "an argument is empty: --model="),
     (["encode", "in.wav", "out.codes", "--bitrate", "nan"], "--bitrate must be positive"),
     (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
     (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
@@ -92,7 +93,7 @@ def test_mistakes_are_one_line(run: Run, one_line: Said, header: Header, code: i
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere such names cannot be")
 @pytest.mark.parametrize("stem", ["a\nb", "two  blanks", "\x1b[31m", os.fsdecode(b"caf\xe9")])
-def test_any_name_is_said_once_on_one_line(
+def test_any_name_is_said_on_one_line(
     run: Run, refused: Refused, header: Header, capsys: pytest.CaptureFixture[str], stem: str
 ) -> None:
     Path(f"{stem}.wav").write_bytes(b"RIFF")

@@ -138,6 +138,7 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.C
     for name in ("é.wav", "x.flac", "x.ogg", "x.mp3", "y.FLAC", ".hidden/z.wav"):
         write_audio(tmp_path / "in" / name)
     write_audio(tmp_path / "in/a/b/y.opus", format="OGG", subtype="OPUS")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/caf\xe9.wav")).touch()
     (tmp_path / "in/notes.txt").write_text("no audio")
     (tmp_path / "m").mkdir()
     (tmp_path / "m/test.jsonl").write_text("")
@@ -149,6 +150,7 @@ def test_folder_without_speakers_splits_by_file(tmp_path: Path, capsys: pytest.C
     assert sorted(record.id for record in records) == ["a/b/y.opus", "x.flac", "x.mp3", "x.ogg", "y.FLAC", "é.wav"]
     for record in records:
         assert record.speaker == "" and len(read_record(record)[0]) >= record.num_samples
+    assert b"caf\xe9.wav\tits name is not UTF-8" in (tmp_path / "m/skipped.tsv").read_bytes()
 
 
 def test_a_subfolder_that_cannot_be_read_is_an_error(

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from codec.config import CodecConfig, ConfigError
+from codec.autoencoder import DepthwiseConv
+from codec.config import CodecConfig, ConfigError, Reach
 from codec.model import Codec
 from codec.training.config import OptimizerConfig
-from codec.training.networks import JointCodec, codec_optimizers, set_learning_rates, start_codec
+from codec.training.networks import JointCodec, codec_optimizers, copy_blocks, set_learning_rates, start_codec
 
 
 def test_blocks_that_the_model_lacks_begin_as_the_identity(tiny_config: CodecConfig) -> None:
@@ -38,6 +39,16 @@ def test_further_decoders_learn_to_decode_the_same_codes(tiny_config: CodecConfi
         assert gradient.abs().max() > 0
     assert [sum(layer.right for layer in other.layers) for other in joint.others] == [0, 1]  # beyond the window's two
     assert len(joint.eval()(waveform).waveform) == 2  # in use there is one
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_filters_that_look_less_or_further_ahead_keep_their_taps_in_time(causal: bool) -> None:
+    source, grown = (DepthwiseConv(4, Reach(6 - ahead, ahead)) for ahead in (not causal, causal))
+    source.conv.weight.data[..., : source.left - 3] = 0  # but those from 3 steps before to now, which both have
+    source.conv.weight.data[..., source.left + 1 :] = 0
+    copy_blocks(torch.nn.Sequential(grown), torch.nn.Sequential(source))
+    x = torch.randn(2, 20, 4)
+    torch.testing.assert_close(grown(x), source(x))
 
 
 def test_an_encoder_that_looks_less_far_loses_the_future_of_its_last_blocks(tiny_config: CodecConfig) -> None:
