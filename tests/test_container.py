@@ -165,7 +165,7 @@ def test_what_does_not_fit_is_refused() -> None:
     for codes in BAD_CODES:
         with pytest.raises(ContainerError, match="codes must be"):
             dumps(HEADER, codes)
-    with pytest.raises(ContainerError, match="codes must be"):
+    with pytest.raises(ContainerError, match="the header must have a num_samples"):
         dumps(*make(10, num_samples=None))
 
 
@@ -178,7 +178,7 @@ def test_a_writer_refuses_what_does_not_fit() -> None:
         lambda: writer.end(3200, CODES),
         lambda: writer.end(1, CODES[:, :0]),
     ):
-        with pytest.raises(ContainerError, match="codes must be"):
+        with pytest.raises(ContainerError, match=r"codes must be|written frames"):
             call()
     writer.end(np.int64(3200), CODES[:, 4:])  # type: ignore[arg-type]
 

@@ -38,7 +38,7 @@ FAILURES: list[tuple[Any, str]] = [
     (["encode", "integers.wav", "x.codes"], "integers.wav: waveform must be in [-1, 1], but reaches 32767; divide"),
     (["encode", "good.codes", "x.codes"], "good.codes is not audio that libsndfile reads"),
     (["encode", "nowhere.wav", "x.codes"], "error: nowhere.wav: No such file or directory"),
-    (["encode", "in.wav", "empty.wav/x.codes"], "error: empty.wav: File exists"),
+    (["encode", "in.wav", "empty.wav/x.codes"], "error: empty.wav/x.codes: Not a directory"),
     (["encode", "in.wav", "x" * 300 + ".codes"], "File name too long"),
     (["encode", "in.wav", "x.codes", "--model", "nonsense"], "error: no model 'nonsense': give a shipped name"),
     (["encode", "in.wav", "x.codes", "--num-quantizers", "4"], "error: --num-quantizers 4: there are only 3"),

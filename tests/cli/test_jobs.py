@@ -46,6 +46,10 @@ def test_two_inputs_for_one_output(run: Run, one_line: Said) -> None:
     assert run("encode", "in", "-o", "out") == 2
     assert "in/a.flac and in/a.wav would both become out/a.codes; rename one of them" in one_line()
     assert not Path("out").exists()
+    for name in ("talk.2024", "talk.2025"):
+        Path(name).write_bytes(Path("in/a.wav").read_bytes())
+    assert run("encode", "talk.2024", "talk.2025", "-o", "dated") == 0
+    assert names("dated") == ["talk.2024.codes", "talk.2025.codes"]
 
 
 def test_a_stopped_run_goes_on(run: Run, sound: Samples, capsys: pytest.CaptureFixture[str]) -> None:
