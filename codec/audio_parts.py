@@ -202,18 +202,21 @@ def _ogg_parts(whole: Part, name: str) -> list[Part]:
             parts[-1].stop = link.stop
         else:
             parts.append(link)
-        page = link.at(0, 27 + 255)
-        is_page = link.size == 27 + sum(page[26:27]) + sum(page[27:][: page[26]])
+        is_page = link.size == _page_size(link.at(0, 27 + 255))
     for part in parts:
         tail = part.at(max(0, part.size - PAGE_BYTES), PAGE_BYTES)
         page = tail[tail.rfind(b"OggS\0") :]
-        missing = 27 + sum(page[26:27]) + sum(page[27 : 27 + sum(page[26:27])]) - len(page)
+        missing = _page_size(page) - len(page)
         last = page[5:6] >= b"\4"  # the bit of the last page is the highest one of three
         if missing > 0 or (missing and not last):
             raise AudioError(f"{name} is damaged: its end is missing")
         if not last:
             part.note = "an Ogg stream in it has no last page and may be cut short"
     return parts
+
+
+def _page_size(page: bytes) -> int:
+    return 27 + sum(page[26:27]) + sum(page[27:][: sum(page[26:27])])
 
 
 # ---- MP3 --------------------------------------------------------------------------------------------------------------
