@@ -170,10 +170,10 @@ class _AvFile:
 class AudioReader(AbstractContextManager["AudioReader"]):
     """One audio file as mono blocks; ``sample_rate`` (Hz) and ``channels`` are known once it is open.
 
-    libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. Joined files (WAV, AIFF, Ogg, MP3, MP4, Matroska)
-    are read one after the other. A cut file is refused if its header tells its length; one of a pipe, a broadcast or a
-    killed writer is read to its end. Rare formats as VOC and PVF are read as libsndfile reads them, cut or not. Doubts are
-    logged after all is read.
+    libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. Joined files (WAV, AIFF, CAF, FLAC, Ogg, MP3,
+    MP4, Matroska) are read one after the other. A cut file is refused if its header tells its length; one of a pipe, a
+    broadcast or a killed writer is read to its end, but for W64 and AU. Rare formats as VOC and PVF are read as libsndfile
+    reads them, cut or not. Doubts are logged after all is read.
 
     Args:
         path: of the file; or an open binary file.
@@ -270,13 +270,9 @@ class AudioReader(AbstractContextManager["AudioReader"]):
             if claimed - read > MP3_FRAME or decoder.subtype != "MPEG_LAYER_III":
                 raise error
             log.warning(error)
-        behind = part.size - part.tell()
+        behind = part.size - part.titles - part.tell()
         if behind > MOST_BEHIND and isinstance(decoder, _SequentialFile):
             note = f"{behind:,} bytes behind its audio are left out"
-            if decoder.format == "FLAC":  # as ffmpeg joins them: the header tells of the first one only
-                raise AudioError(
-                    f"{self.name} is of several joined files, of which one would be read; convert it first"
-                )
         if note:
             log.warning("%s: %s; %.1f s are read", self.name, note, read / decoder.samplerate)
 

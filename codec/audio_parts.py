@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import re
 from itertools import pairwise
-from typing import BinaryIO, Literal
+from typing import BinaryIO, Literal, cast
 
 from codec.errors import CodecError
 
@@ -39,14 +39,15 @@ class Part:
     """A range of a file as a file that a decoder can read, with some bytes before it.
 
     ``num_samples`` per channel are those of the header: 0 if it does not tell, None if the decoder's own count is exact.
-    ``note`` is what a user should know about the part, "" if there is nothing.
+    ``note`` is what a user should know about the part, "" if there is nothing. ``titles`` are the bytes of chunks
+    that follow its samples.
     """
 
     def __init__(
         self, file: BinaryIO, start: int, stop: int, head: bytes = b"", num_samples: int | None = None
     ) -> None:
         self.file, self.start, self.stop, self.head, self.num_samples = file, start, stop, head, num_samples
-        self.note, self._position = "", 0
+        self.note, self.titles, self._position = "", 0, 0
 
     @property
     def size(self) -> int:
@@ -99,10 +100,14 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
     if not whole.size:
         raise AudioError(f"{name} is empty")
     head = whole.at(0, 1024)
+    if head[:3] == b"ID3" and (untagged := Part(file, _id3_bytes(head), whole.size)).at(0, 4) in TAGGED:
+        return find_parts(cast(BinaryIO, untagged), name)
     if head[:4] in CHUNKED:
         return _chunked_parts(whole, name) or [whole]
     if head[:4] == b"OggS":
         return _ogg_parts(whole, name)
+    if head[:4] == b"fLaC":
+        return whole.split(FIRST_BLOCK)
     if head[4:8] == b"ftyp":
         return whole.split(FIRST_BOX)
     if head[:4] == EBML:
@@ -119,7 +124,7 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
 
 
 CHUNKED = (b"RIFF", b"RF64", b"BW64", b"FORM", b"caff")  # WAV, long WAV by two names, AIFF, CAF
-TITLES = (b"LIST", b"id3 ", b"ID3 ")  # chunks that may follow samples
+TAGGED = (*CHUNKED, b"OggS", b"fLaC", b".snd", b"riff")  # how files begin before which some programs put an ID3 tag
 
 
 def _chunked_parts(whole: Part, name: str) -> list[Part]:
@@ -133,16 +138,18 @@ def _chunked_parts(whole: Part, name: str) -> list[Part]:
         if kind in CHUNKED:
             if parts:
                 parts[-1].stop = position
-            part = Part(whole.file, position, whole.size)
+            # libsndfile knows BW64 by the other name
+            part = Part(whole.file, position + 4, whole.size, b"RF64" if kind == b"BW64" else kind)
             parts.append(part)
-            if kind == b"BW64":  # libsndfile knows it by the other name
-                part.head, part.start = b"RF64", position + 4
             magic, long_size, size = kind, int.from_bytes(whole.at(position + 28, 8), "little"), -4 if is_caf else 4
         elif kind in (b"data", b"SSND"):
             size, there = long_size if magic in (b"RF64", b"BW64") and size == 2**32 - 1 else size, whole.size - data
-            killed = size <= HEAD_BYTES < there and whole.at(data + size, 4) not in TITLES
+            following = whole.at(data + size + size % 2 * (not is_caf), 8)
+            is_chunk = re.match(rb"[ -~]{4}", following) and int.from_bytes(following[4:], order) <= there
+            killed = size <= HEAD_BYTES < there and not is_chunk
             if killed or (size > there and any(size in sizes for sizes in UNKNOWN_SIZES)):
                 size = min(there, 256 ** len(head[4:]) - 1)
+                part.head = b"RIFF" if part.head == b"RF64" else part.head  # whose size is elsewhere
                 part.head += whole.at(part.start, position + 4 - part.start) + size.to_bytes(len(head[4:]), order)
                 part.start = data
             elif size > there:
@@ -150,12 +157,12 @@ def _chunked_parts(whole: Part, name: str) -> list[Part]:
             samples_end = data + size
         position = data + size + size % 2 * (not is_caf)
     if samples_end and position >= whole.size:  # only titles and other chunks follow
-        parts[-1].stop = min(samples_end, whole.size)
+        parts[-1].titles = max(whole.size - samples_end, 0)
     return parts
 
 
 EBML, SEGMENT, CLUSTER = bytes.fromhex("1A45DFA3"), bytes.fromhex("18538067"), bytes.fromhex("1F43B675")
-FIRST_BOX = rb"\0\0\0.ftyp"
+FIRST_BOX, FIRST_BLOCK = rb"\0\0\0.ftyp", rb"fLaC[\0\x80]\0\0\x22"
 
 
 def _matroska_parts(whole: Part, name: str) -> list[Part]:
@@ -224,7 +231,7 @@ def _page_size(page: bytes) -> int:
 FRAME = rb"\xff[\xe2\xe3\xf2\xf3\xfa\xfb][\x10-\xef]"  # how a frame begins
 # the first frame of most encoders has no audio, but flags and, if both lowest ones are set, the numbers of frames and bytes
 INFO = FRAME + rb".(?:.{9}|.{17}|.{32})(?:..)?(?:Xing|Info)\0\0\0(.).{4}(.{4})"
-LEAST_BYTES = 2048  # more than a frame: what is shorter is no stream
+LEAST_BYTES = 512  # more than most frames: what is shorter is no stream
 
 
 def _mp3_parts(whole: Part, name: str) -> list[Part]:
@@ -238,7 +245,7 @@ def _mp3_parts(whole: Part, name: str) -> list[Part]:
         head = whole.at(start, PATTERN_BYTES)
         info = re.match(INFO, head, re.DOTALL)
         size = int.from_bytes(info[2], "big") if info and info[1][0] & 3 == 3 else 0
-        behind = whole.at(start + size, 4096)
+        behind = re.split(INFO, whole.at(start + size, 4096), maxsplit=1, flags=re.DOTALL)[0]
         if size and behind.count(head[:2]) > 2 and not re.match(FRAME + rb"|TAG|ID3|APE|LYR", behind):
             size = 0  # frames were put in since, as advertisements into a podcast
         if head[:3] == b"TAG":
@@ -246,7 +253,7 @@ def _mp3_parts(whole: Part, name: str) -> list[Part]:
         elif head[:8] == b"APETAGEX":
             start += 32 + int.from_bytes(head[12:16], "little")
         elif head[:3] == b"ID3":
-            start += 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
+            start += _id3_bytes(head)
         elif size > whole.size - start:
             raise incomplete(name, whole.size - start, size, "bytes of MP3")
         elif size:
@@ -262,6 +269,10 @@ def _mp3_parts(whole: Part, name: str) -> list[Part]:
                 parts[-1].note = f"{following - start:,} bytes behind its audio are left out"
             start = following
     return parts
+
+
+def _id3_bytes(head: bytes) -> int:
+    return 10 + sum(byte << 7 * (3 - i) for i, byte in enumerate(head[6:10]))
 
 
 def _endless(frame: bytes) -> bytes:

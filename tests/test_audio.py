@@ -163,16 +163,17 @@ def test_files_that_are_cut_short(file_format: str, left: float) -> None:
 
 
 def test_what_follows_the_samples(caplog: pytest.LogCaptureFixture) -> None:
-    flac = noise_as("FLAC")
     assert len(decoded(with_size(20_000))) == 10_000
     assert "76,000 bytes behind its audio are left out; 0.4 s are read" in caplog.text
-    with pytest.raises(AudioError, match="several joined files"):
-        decoded(flac + flac)
     title = b"id3 " + (40_000).to_bytes(4, "little") + bytes(40_000)
     caplog.clear()
     assert len(decoded(noise_as("WAV") + title)) == len(NOISE) and not caplog.text
-    with pytest.raises(AudioError, match="holds no samples"):
-        decoded(with_size(0)[:44] + title)
+    for kind in (b"id3 ", b"bext", b"cue "):
+        with pytest.raises(AudioError, match="holds no samples"):
+            decoded(with_size(0)[:44] + kind + title[4:])
+    aiff = noise_as("AIFF")
+    for moved in (noise_as("CAF", subtype="ALAC_16"), aiff[:12] + aiff[38:] + aiff[12:38]):
+        assert len(decoded(moved)) == len(NOISE) and not caplog.text
 
 
 def test_advertisements_in_a_podcast() -> None:
@@ -207,6 +208,8 @@ def test_lost_pages_of_ogg(subtype: str, caplog: pytest.LogCaptureFixture) -> No
         [ogg("VORBIS"), ogg("VORBIS", np.stack([NOISE, NOISE], 1)[:44_100], 44_100)],
         [mp3(), mp3(mode="CONSTANT"), ID3 + mp3() + ID3V1],
         [mp3(), mp3(np.stack([NOISE, NOISE], 1)), mp3(NOISE[:44_100], 44_100)],
+        [noise_as("FLAC"), noise_as("FLAC")],
+        [mp3(), mp3(NOISE[:480])],
         [noise_as("WAV"), noise_as("WAV")[:36] + b"LIST\4\0\0\0abcd" + noise_as("WAV")[36:]],
     ],
 )
@@ -239,6 +242,12 @@ def test_mp3_with_tags(info: bool, caplog: pytest.LogCaptureFixture) -> None:
     whole = decoded(data)
     for tagged in (ID3 + data, ID3 + ID3 + data, data + ape, data + ID3V1, data + ape + ID3V1):
         np.testing.assert_array_equal(decoded(tagged), whole)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("form", ["WAV", "AIFF", "FLAC", "AU", "CAF", "W64", "OGG"])
+def test_a_tag_before_other_formats(form: str, caplog: pytest.LogCaptureFixture) -> None:
+    np.testing.assert_array_equal(decoded(ID3 + noise_as(form)), decoded(noise_as(form)))
     assert not caplog.text
 
 
