@@ -172,7 +172,7 @@ class AudioReader(AbstractContextManager["AudioReader"]):
 
     libsndfile decodes what it knows, PyAV (the extra ``formats``) the rest. Joined files (WAV, AIFF, CAF, FLAC, Ogg, MP3,
     MP4, Matroska) are read one after the other. A cut file is refused if its header tells its length; one of a pipe, a
-    broadcast or a killed writer is read to its end, but for W64 and AU. Rare formats as VOC and PVF are read as libsndfile
+    broadcast or a killed writer is read to its end, but for AU. Rare formats as VOC and PVF are read as libsndfile
     reads them, cut or not. Doubts are logged after all is read.
 
     Args:

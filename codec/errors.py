@@ -82,7 +82,7 @@ class Parser(argparse.ArgumentParser):
         """Refuse empty arguments, as an unset variable of a shell gives them: as paths they would be this folder."""
         for each in sys.argv[1:] if args is None else args:
             if re.fullmatch(r"(--[\w-]+=)?", each):
-                self.error(f"an argument is empty: {each}")
+                self.error(f"an argument is empty: {each!r}")
         return (super().parse_intermixed_args if intermixed else super().parse_args)(args, namespace)
 
     def error(self, message: str) -> NoReturn:
@@ -107,7 +107,7 @@ def install_command(package: str) -> str:
     """How to install a package: by its extra; alone if torch is missing, which an extra would bring, too."""
     from importlib.metadata import distributions  # here: it takes some time
 
-    if not any(distributions(name="torch")):
+    if package not in EXTRAS or not any(distributions(name="torch")):
         return f"pip install {package}".replace("yaml", "PyYAML")
     if any(distributions(name=DISTRIBUTION)):
         return f"pip install '{DISTRIBUTION}[{EXTRAS[package]}]'"
@@ -153,6 +153,9 @@ def run_command(name: str, work: Callable[[], int], interrupted: str = "nothing 
     for number in STOPPING if threading.current_thread() is threading.main_thread() else ():
         if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup stays in force
             signal.signal(number, _interrupt)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115
+    with suppress(OSError, ValueError, AttributeError):  # no descriptor; an older Python on Windows
+        os.set_blocking(sys.stdin.fileno(), True)  # otherwise a pause in the input would look like its end
     # if they are closed: what is written there must not go into a file that was opened with their number
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115

@@ -214,7 +214,7 @@ class Codec(nn.Module, CodecBase[Tensor]):
         load_weights(codec, folder / "model.safetensors")
         try:
             torch.zeros(1, device=device).item()  # some devices can be named but not used
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, ImportError) as error:
             reason = str(error).partition("\n")[0].partition(". ")[0]
             raise ModelError(f"device {device} cannot be used here: {reason}; use --device cpu") from None
         return codec.to(device).eval()

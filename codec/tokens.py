@@ -9,7 +9,8 @@ model writes them in one of three patterns, which are the same with one stage:
 
 In the output of a language model, ``invalid`` says what to do with a frame that is not complete: "refuse" raises an error,
 "drop" leaves it out and moves later frames up, "mask" makes all its codes -1, which ``Codec.decode`` refuses and which ends a
-row of a streaming decoder. All functions raise CodecError for anything but integers of the right shape.
+row of a streaming decoder. All functions raise CodecError for arrays that are not integers of the
+right shape.
 """
 
 from __future__ import annotations

@@ -14,6 +14,12 @@ BACKENDS = ("torch", "onnx")
 DECODERS = (*BACKENDS, "onnx8")  # not for encoding, where 8 bits give other codes
 
 
+def torch_is_here() -> bool:
+    """Whether torch is installed; an uninstall may leave a mere folder of that name, which has no origin."""
+    spec = find_spec("torch")
+    return spec is not None and spec.origin is not None
+
+
 def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads: int | None = None) -> CodecBase[Any]:
     """A model run by the backend; by default torch if it is installed, else ONNX Runtime, with its own number of threads.
 
@@ -22,7 +28,7 @@ def load_codec(model: str, backend: str | None, device: str = "cpu", num_threads
         UsageError: a device that the backend does not have.
         ImportError, OSError: torch is missing though it was asked for, or cannot be used.
     """
-    if backend == "torch" or (backend is None and find_spec("torch")):
+    if backend == "torch" or (backend is None and torch_is_here()):
         from codec.model import Codec
 
         if num_threads is not None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from codec import __version__, container
-from codec.cli.backends import load_codec
+from codec.cli.backends import load_codec, torch_is_here
 from codec.cli.jobs import files_below
 from codec.errors import EXTRAS, install_command
 from codec.pretrained import FILES, find_model, shipped_models, shipped_name
@@ -34,7 +33,7 @@ def environment() -> dict[str, Any]:
 
 
 def _devices() -> list[str]:
-    if not find_spec("torch"):
+    if not torch_is_here():
         return ["cpu"]
     try:
         import torch

@@ -213,7 +213,7 @@ class FileDecoder(Worker):
             if live:
                 send_live(signal, rate, self.args.raw)
                 return
-            length, name = header.length_at(rate) or 0, str(job.target)
+            length, name = header.length_at(rate) or 0, None if job.target == STREAM else str(job.target)
             with _output(job, self.args.force) as path, AudioWriter(path, rate, length, name) as writer:
                 for block in self.with_bar(signal, rate, header.duration):
                     writer.write(block)

@@ -97,6 +97,8 @@ def parse_record(text: str | bytes, **known: object) -> Record:
         if type(values.get("speaker")) is int:
             values["speaker"] = str(values["speaker"])
         record = from_dict(Record, values, ignore_unknown=True)
+        texts = (value for value in vars(record).values() if isinstance(value, str))
+        "".join(texts).encode()  # reports and shards take no other text
     except ValueError as error:  # no JSON or text, a wrong type
         raise ManifestError(str(error)) from None
     numbers = (record.num_samples, record.sample_rate, record.bandwidth_hz, record.offset, record.num_bytes)
@@ -117,7 +119,7 @@ def read_manifest(path: str | Path) -> list[Record]:
     folder = Path(path).parent.resolve()
     records: list[Record] = []
     lines: dict[str, int] = {}  # id -> its line
-    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # names of files may be any bytes
+    with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:  # told by its line, below
         for number, line in enumerate(file, start=1):
             if not line.strip():
                 continue

@@ -56,11 +56,9 @@ def walk(shard: Path, in_place: bool, take: Callable[[tarfile.TarFile, tarfile.T
                 archive = tarfile.TarFile(fileobj=file)
     except (tarfile.TarError, EOFError, ValueError, zlib.error, lzma.LZMAError, OSError) as error:
         # ValueError: a wrong number in a header
-        reason, _, _ = one_line(error).partition(
-            ":"
-        )  # what comes behind it are the reasons of all kinds of compression
         if isinstance(error, CodecError) or getattr(error, "errno", None):
             raise
+        reason = one_line(error).partition(":")[0]  # what follows are the reasons of all kinds of compression
         raise PrepareError(f"{shard} is no tar file, or a damaged one ({reason}); fetch it again") from None
 
 

@@ -57,7 +57,7 @@ USAGE: list[tuple[Any, str]] = [
     (["encode", "in.wav", "-"], "stdout is a terminal"),
     (["decode", "dir.codes", "-o", "out"], "no .codes file in dir.codes"),
     (["encode", "", "-o", "out"], "an argument is empty"),
-    (["info", "--model="], "an argument is empty: --model="),
+    (["info", "--model="], "an argument is empty: '--model='"),
     (["encode", "in.wav", "out.codes", "--bitrate", "nan"], "--bitrate must be positive"),
     (["encode", "in.wav", "a.codes", "--bitrate=1", "--num-quantizers=1"], "not allowed with argument --bitrate"),
     (["decode", "a.codes", "-o", "out", "--format", "nonsense"], "--format nonsense: not written here; take wav"),
