@@ -35,6 +35,7 @@ AV_SUFFIXES = {".3g2", ".3gp", ".aac", ".amr", ".bw64", ".m4a", ".m4b", ".mka", 
 AV_BLOCKS = 200  # to read at once, mostly of 20 to 50 ms
 AV_SLACK = 0.1  # s: times in WebM files are rounded, and include what the encoder puts before the audio
 MP3_FRAME = 1152  # samples at most; some encoders count one frame more than there is
+MP3_BEHIND = 2**11  # bytes at most behind the last frame of MP3 without a header of its length: tags, a cut frame
 MP3_LEAD = 2**14  # samples that an MP3 decoder must read before a place to be right there
 CANCELLING_DB = 6.0  # channels cancel if their mix is softer by this than with all but the loudest one silent
 UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's number of samples if the header does not tell it
@@ -271,6 +272,8 @@ class AudioReader(AbstractContextManager["AudioReader"]):
                 raise error
             log.warning(error)
         behind = part.size - part.titles - part.tell()
+        if behind > MP3_BEHIND and decoder.subtype == "MPEG_LAYER_III" and not claimed:  # a decoder stops at a gap
+            raise AudioError(f"{self.name} is damaged: {behind:,} bytes of MP3 cannot be read; convert it first")
         if behind > MOST_BEHIND and isinstance(decoder, _SequentialFile):
             note = f"{behind:,} bytes behind its audio are left out"
         if note:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import zlib
 from itertools import pairwise
 from typing import BinaryIO, Literal, cast
 
@@ -100,8 +101,10 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
     if not whole.size:
         raise AudioError(f"{name} is empty")
     head = whole.at(0, 1024)
-    if head[:3] == b"ID3" and (untagged := Part(file, _id3_bytes(head), whole.size)).at(0, 4) in TAGGED:
-        return find_parts(cast(BinaryIO, untagged), name)
+    if head[:3] == b"ID3":  # some programs put such a tag before any format
+        untagged = Part(file, _id3_bytes(head), whole.size)
+        if untagged.size > 0 and not re.match(FRAME + rb"|\0{4}", untagged.at(0, 4)):
+            return find_parts(cast(BinaryIO, untagged), name)
     if head[:4] in CHUNKED:
         return _chunked_parts(whole, name) or [whole]
     if head[:4] == b"OggS":
@@ -124,7 +127,6 @@ def find_parts(file: BinaryIO, name: str) -> list[Part]:
 
 
 CHUNKED = (b"RIFF", b"RF64", b"BW64", b"FORM", b"caff")  # WAV, long WAV by two names, AIFF, CAF
-TAGGED = (*CHUNKED, b"OggS", b"fLaC", b".snd", b"riff")  # how files begin before which some programs put an ID3 tag
 
 
 def _chunked_parts(whole: Part, name: str) -> list[Part]:
@@ -195,6 +197,7 @@ def _matroska_parts(whole: Part, name: str) -> list[Part]:
 
 FIRST_PAGE = rb"OggS\0[\2\3]\0{8}"
 PAGE_BYTES = 2**16  # no page is longer
+REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 def _ogg_parts(whole: Part, name: str) -> list[Part]:
@@ -214,8 +217,9 @@ def _ogg_parts(whole: Part, name: str) -> list[Part]:
         tail = part.at(max(0, part.size - PAGE_BYTES), PAGE_BYTES)
         page = tail[tail.rfind(b"OggS\0") :]
         missing = _page_size(page) - len(page)
+        page = page[: _page_size(page)]
         last = page[5:6] >= b"\4"  # the bit of the last page is the highest one of three
-        if missing > 0 or (missing and not last):
+        if missing > 0 or (missing and not last) or not _is_whole(page):
             raise AudioError(f"{name} is damaged: its end is missing")
         if not last:
             part.note = "an Ogg stream in it has no last page and may be cut short"
@@ -224,6 +228,12 @@ def _ogg_parts(whole: Part, name: str) -> list[Part]:
 
 def _page_size(page: bytes) -> int:
     return 27 + sum(page[26:27]) + sum(page[27:][: sum(page[26:27])])
+
+
+def _is_whole(page: bytes) -> bool:
+    """Whether its checksum is right: zlib's CRC-32, but with bits in reverse order, zeros in its place, and no inversion."""
+    crc = zlib.crc32((page[:22] + bytes(4) + page[26:]).translate(REVERSED_BITS), 2**32 - 1) ^ 2**32 - 1
+    return crc.to_bytes(4, "big").translate(REVERSED_BITS) == page[22:26]
 
 
 # ---- MP3 --------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,14 @@ def test_what_follows_the_samples(caplog: pytest.LogCaptureFixture) -> None:
     aiff = noise_as("AIFF")
     for moved in (noise_as("CAF", subtype="ALAC_16"), aiff[:12] + aiff[38:] + aiff[12:38]):
         assert len(decoded(moved)) == len(NOISE) and not caplog.text
+
+
+def test_a_gap_in_mp3_without_a_header_of_its_length() -> None:
+    """At some of them the decoder stops without an error."""
+    data = mp3(np.tile(NOISE, 3), info=False)
+    for start in range(len(data) // 3, len(data) // 2, 331):
+        with suppress(AudioError):
+            assert len(decoded(data[:start] + data[start + 1500 :])) > 2.5 * len(NOISE)
 
 
 def test_advertisements_in_a_podcast() -> None:
